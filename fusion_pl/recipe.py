@@ -1,0 +1,107 @@
+"""What a part was built from, so that a checkpoint can build it again: plain data, never pickled code."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Collection
+from typing import Any, TypedDict, TypeVar
+
+from fusion_pl.types import UserError
+
+PLAIN = (str, int, float, bool, type(None))
+PartT = TypeVar("PartT", bound="Recorded")
+
+
+class Recipe(TypedDict):
+    """A class and the arguments of its constructor, written as in the YAML."""
+
+    class_path: str
+    init_args: dict[str, Any]
+
+
+class Recorded:
+    """Base of every pluggable part: remembers its constructor's arguments, whoever wrote the subclass.
+
+    Example:
+        >>> class Part(Recorded):
+        ...     def __init__(self, width: int, depth: int = 2): ...
+        >>> Part(8).init_args
+        {'width': 8}
+    """
+
+    init_args: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
+
+
+def _recording(init: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(init)
+    def wrapper(self: Recorded, *args: Any, **kwargs: Any) -> None:
+        if "init_args" not in self.__dict__:  # the outermost constructor runs first; its arguments are the user's
+            bound = inspect.signature(init).bind(self, *args, **kwargs)
+            _, *rest = bound.arguments.items()
+            extra = bound.arguments.get("kwargs", {})
+            self.__dict__["init_args"] = {k: v for k, v in rest if k != "kwargs"} | extra
+        init(self, *args, **kwargs)
+
+    return wrapper
+
+
+def recipe_of(part: Recorded, without: Collection[str] = ()) -> Recipe:
+    """Return how to build ``part`` again.
+
+    Args:
+        part: an encoder or a head.
+        without: arguments that are not the user's, such as widths that come from other parts.
+
+    Raises:
+        UserError: where an argument is not plain data, so that no checkpoint could carry it.
+    """
+    path = f"{type(part).__module__}.{type(part).__qualname__}"
+    args = {key: value for key, value in part.init_args.items() if key not in without}
+    return Recipe(class_path=path, init_args={key: _plain(value, f"{path}({key}=…)") for key, value in args.items()})
+
+
+def _plain(value: Any, where: str) -> Any:
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item, where) for key, item in value.items()}
+    raise UserError(
+        f"{where} is a {type(value).__name__}: a checkpoint carries only text, numbers, lists and dictionaries, so give the "
+        "part plain arguments and let it build the rest"
+    )
+
+
+def class_of(path: str, base: type[PartT], trust: Collection[str] = ()) -> type[PartT]:
+    """Find a part's class by its path, and refuse what could run somebody else's code.
+
+    Args:
+        path: as in ``class_path``.
+        base: what it must be a subclass of.
+        trust: top-level packages that the user allows besides fusion_pl.
+
+    Raises:
+        UserError: where the package is not trusted, not installed, or the name is not a ``base``.
+    """
+    module, _, name = path.rpartition(".")
+    package = module.partition(".")[0]
+    if package not in {"fusion_pl", *trust}:
+        raise UserError(
+            f"the checkpoint asks for {path}, which is not part of fusion-pl: loading it runs that package's code; if you "
+            f"trust it, say so with --trust {package} (in Python: trust=[{package!r}])"
+        )
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"the checkpoint asks for {path}, which cannot be imported here: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"the checkpoint asks for {path}, which is not a {base.__name__}: the file is damaged or tampered with")
+    return found

@@ -1,0 +1,120 @@
+"""What travels through fusion-pl, in the order in which it travels.
+
+Shape letters mean the same everywhere: B samples of a batch, P of them that have an input, T tokens, D channels of an
+input, M inputs, F fused channels, C classes, N audio samples. Every mask is **True = real**.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Kind = Literal["text", "image", "audio"]
+
+
+class UserError(ValueError):
+    """Something the user can mend: the message says what is wrong, where, and what to do."""
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that the user named and that is not there."""
+
+
+class Waveform(NamedTuple):
+    """Sound as read from disk.
+
+    Attributes:
+        samples: mono, in [-1, 1].
+        rate: samples a second, in Hz.
+    """
+
+    samples: Float[Tensor, " N"]
+    rate: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One aligned example; an input it lacks is a key that ``inputs`` lacks.
+
+    Attributes:
+        id: the user's name for it, or its row.
+        inputs: name of the input -> ``str``, ``PIL.Image.Image`` or ``Waveform``.
+        target: index of the class, or None where it is not known.
+        bad_files: what could not be read, one sentence each.
+    """
+
+    id: str
+    inputs: dict[str, Any]
+    target: int | None = None
+    bad_files: tuple[str, ...] = field(default=())
+
+
+class Batch(NamedTuple):
+    """B samples, ready for the model.
+
+    Attributes:
+        inputs: name -> keyword arguments of that input's encoder. Their P rows are the samples that *have* the input, in
+            the order of the batch (one blank row where none has it), so nothing is computed for a missing input.
+        present: name -> which of the B samples have it.
+        target: class indices, or None when predicting.
+        ids: B names.
+        bad_files: what could not be read, one sentence each.
+    """
+
+    inputs: dict[str, dict[str, Tensor]]
+    present: dict[str, Bool[Tensor, " B"]]
+    target: Int[Tensor, " B"] | None
+    ids: list[str]
+    bad_files: list[str]
+
+
+class Encoded(NamedTuple):
+    """One input after its encoder.
+
+    Attributes:
+        tokens: the sequence; zeros where ``mask`` is False.
+        mask: True = real token; a row of False = the sample lacks this input.
+        pooled: one vector a sample; zeros where the input is missing.
+        levels: hidden states by depth, only where the encoder was asked for them.
+    """
+
+    tokens: Float[Tensor, "B T D"]
+    mask: Bool[Tensor, "B T"]
+    pooled: Float[Tensor, "B D"]
+    levels: tuple[Float[Tensor, "B T D"], ...] = ()
+
+
+class Fused(NamedTuple):
+    """What a fusion head returns.
+
+    Attributes:
+        logits: of the classes.
+        vector: the joint embedding (None for decision-level heads).
+        weights: how much each input counted, summing to 1 over the present ones (None where the head does not know).
+        input_logits: each input's own decision, where the head makes them.
+    """
+
+    logits: Float[Tensor, "B C"]
+    vector: Float[Tensor, "B F"] | None = None
+    weights: Float[Tensor, "B M"] | None = None
+    input_logits: dict[str, Float[Tensor, "B C"]] = {}  # noqa: RUF012 - a NamedTuple default, never mutated
+
+
+@runtime_checkable
+class Processor(Protocol):
+    """Turns opened values of one input into its encoder's keyword arguments; runs in the loader's workers."""
+
+    kind: Kind
+
+    def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
+        """Process and pad P values.
+
+        Args:
+            values: P times ``str``, ``PIL.Image.Image`` or ``Waveform``, by ``kind``.
+            training: whether random crops are wanted.
+        """
+        ...
