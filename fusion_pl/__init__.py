@@ -1,0 +1,21 @@
+"""Classify things that come as text, images and sound together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["FusionClassifier", "Predictor", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the heavy parts when they are first asked for, so that ``fusion-pl --help`` answers at once."""
+    if name == "Predictor":
+        from fusion_pl.predict import Predictor
+
+        return Predictor
+    if name == "FusionClassifier":
+        from fusion_pl.module import FusionClassifier
+
+        return FusionClassifier
+    raise AttributeError(f"module 'fusion_pl' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""How a run goes: optimisation recipes and callbacks, one file each."""
