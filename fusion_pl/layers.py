@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from fusion_pl.types import Encoded
+from fusion_pl.types import Encoded, UserError
+
+NO_WEIGHT = -1e4  # log of a weight of zero: its exponential is exactly 0, yet alone it still normalises to 1
 
 
 def masked_mean(values: Float[Tensor, "*B T D"], mask: Bool[Tensor, "*B T"]) -> Float[Tensor, "*B D"]:
@@ -41,7 +45,8 @@ def masked_softmax(scores: Float[Tensor, "*B M"], mask: Bool[Tensor, "*B M"]) ->
 def spread(encoded: Encoded, present: Bool[Tensor, " B"]) -> Encoded:
     """Give the P rows that an encoder computed their places among the B samples of the batch; the others become zeros.
 
-    A gather with fixed B, so that nothing waits for the GPU to count; the result does not depend on what a blank row held.
+    A gather with fixed B, so that nothing waits for the GPU to count; the result does not depend on what a blank row
+    held.
 
     Args:
         encoded: P rows, in the order of the present samples.
@@ -53,5 +58,124 @@ def spread(encoded: Encoded, present: Bool[Tensor, " B"]) -> Encoded:
         return rows[row].masked_fill(~present.view(-1, *[1] * (rows.dim() - 1)), 0)
 
     return Encoded(
-        place(encoded.tokens), place(encoded.mask), place(encoded.pooled), tuple(place(level) for level in encoded.levels)
+        place(encoded.tokens),
+        place(encoded.mask),
+        place(encoded.pooled),
+        tuple(place(level) for level in encoded.levels),
     )
+
+
+def mlp(dim: int, hidden: int, out: int, dropout: float) -> nn.Sequential:
+    """Build ``Linear -> GELU -> Dropout -> Linear``."""
+    return nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, out))
+
+
+class Project(nn.Module):
+    """Bring real vectors to another width, and give zeros where there is none, whatever stood there.
+
+    ``y = W · LayerNorm(x) + b``
+
+    Args:
+        dim: channels D of x.
+        out: channels F of y.
+        bias: whether there is a b.
+    """
+
+    def __init__(self, dim: int, out: int, bias: bool = True) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.linear = nn.Linear(dim, out, bias=bias)
+
+    def forward(self, values: Float[Tensor, "*B D"], real: Bool[Tensor, "*B"]) -> Float[Tensor, "*B F"]:
+        """Project; ``real`` says which vectors to believe."""
+        blank = ~real.unsqueeze(-1)
+        # Before, so that no NaN enters the arithmetic (nor its gradient); after, because the bias is not zero.
+        projected: Tensor = self.linear(self.norm(values.masked_fill(blank, 0.0)))
+        return projected.masked_fill(blank, 0.0)
+
+
+class ProjectPooled(nn.ModuleDict):
+    """Bring every input's pooled vector to one width; zeros where the input is missing.
+
+    Args:
+        dims: name of the input -> its channels D.
+        dim: the common width F.
+    """
+
+    def __init__(self, dims: dict[str, int], dim: int) -> None:
+        super().__init__({name: Project(channels, dim) for name, channels in dims.items()})
+
+    def forward(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M F"]:
+        """Project and stack, in the order of ``dims``."""
+        encoded = [(project, inputs[name]) for name, project in self.items()]
+        return torch.stack([project(one.pooled, one.mask.any(-1)) for project, one in encoded], dim=1)
+
+
+class InputWeights(nn.Module):
+    """Say how much each input of a sample counts: the softmax of its scores over the inputs that are present.
+
+    The score of input m with the vector ``u_m`` is, by ``weights``:
+
+    - a number for each input: ``log w_m``, so that the present ones share in the proportion that was given. Where all
+      present ones were given 0 they count equally.
+    - ``"equal"``: 0.
+    - ``"global"``: ``o_m``, one learned number for each input.
+    - ``"sample"``: ``o_m + v · tanh(V u_m)``, learned, from what this sample's input holds.
+
+    Source: "Attention-based Deep Multiple Instance Learning", arXiv:1802.04712, equation 8, for ``"sample"``; the
+    offset ``o_m`` is ours, because inputs, unlike the members of a bag, differ in kind.
+
+    Args:
+        names: of the inputs, in the order of M.
+        dim: channels F of ``u_m``.
+        weights: as above.
+
+    Raises:
+        UserError: where given weights are not one number >= 0 for each input, or are all 0.
+    """
+
+    given: Tensor | None
+
+    def __init__(self, names: list[str], dim: int, weights: dict[str, float] | str) -> None:
+        super().__init__()
+        learned = isinstance(weights, str) and weights != "equal"
+        if learned and weights not in {"global", "sample"}:
+            raise UserError(
+                f"the fusion head has weights: {weights!r}, expected global, sample, or a number for each input: "
+                f"{{{', '.join(f'{name}: 1.0' for name in names)}}}"
+            )
+        scores = (
+            None if learned else _scores(names, weights if isinstance(weights, dict) else dict.fromkeys(names, 1.0))
+        )
+        self.register_buffer("given", scores, persistent=False)  # the configuration carries it
+        self.offset = nn.Parameter(torch.zeros(len(names))) if learned else None
+        self.gate = None
+        if weights == "sample":
+            self.gate = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, 1, bias=False))
+
+    def forward(self, vectors: Float[Tensor, "B M F"], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+        """Return the logarithms of the weights; where an input is missing they are too low to count.
+
+        A sample without any input gets equal weights, which its caller has to blank: no logarithm says "none" and has a
+        gradient.
+        """
+        scores = self.given if self.offset is None else self.offset
+        assert scores is not None
+        if self.gate is not None:
+            scores = scores + self.gate(vectors).squeeze(-1)
+        lowest = torch.finfo(scores.dtype).min
+        return scores.expand(present.shape).masked_fill(~present, lowest).log_softmax(-1)
+
+
+def _scores(names: list[str], weights: dict[str, float]) -> Float[Tensor, " M"]:
+    if set(weights) != set(names):
+        raise UserError(
+            f"the fusion head's weights name {', '.join(weights) or 'nothing'}, but the model's inputs are "
+            f"{', '.join(names)}: give one number for each of them"
+        )
+    for name, weight in weights.items():
+        if not (math.isfinite(weight) and weight >= 0):
+            raise UserError(f"the fusion head's weight of {name} is {weight}, expected a number that is 0 or more")
+    if not any(weights.values()):
+        raise UserError("the fusion head's weights are all 0: give at least one input a weight above 0")
+    return torch.tensor([math.log(weights[name]) if weights[name] else NO_WEIGHT for name in names])

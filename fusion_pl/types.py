@@ -62,14 +62,14 @@ class Batch(NamedTuple):
         present: name -> which of the B samples have it.
         target: class indices, or None when predicting.
         ids: B names.
-        bad_files: what could not be read, one sentence each.
+        bad_files: B times what could not be read of that sample, one sentence each.
     """
 
     inputs: dict[str, dict[str, Tensor]]
     present: dict[str, Bool[Tensor, " B"]]
     target: Int[Tensor, " B"] | None
     ids: list[str]
-    bad_files: list[str]
+    bad_files: list[tuple[str, ...]]
 
 
 class Encoded(NamedTuple):

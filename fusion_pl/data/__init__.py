@@ -1,1 +1,6 @@
 """From files to batches."""
+
+from fusion_pl.data.base import FusionData
+from fusion_pl.data.manifest import ManifestData
+
+__all__ = ["FusionData", "ManifestData"]

@@ -44,3 +44,21 @@ class Fusion(Recorded, nn.Module, ABC):
     def present(self, inputs: dict[str, Encoded]) -> Bool[Tensor, "B M"]:
         """Return which sample has which input, in the order of ``dims``."""
         return torch.stack([inputs[name].mask.any(-1) for name in self.names], dim=-1)
+
+
+def check_sizes(head: str, dropout: float, **sizes: int) -> None:
+    """Refuse arguments that no layer can be built from.
+
+    Args:
+        head: its class name, for the message.
+        dropout: a probability.
+        **sizes: name of an argument -> its value, a whole number of at least 1.
+
+    Raises:
+        UserError: at the first one that is out of range.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{head} was given {name}={size}, expected a whole number of at least 1")
+    if not 0 <= dropout < 1:
+        raise UserError(f"{head} was given dropout={dropout}, expected a probability: at least 0 and below 1")

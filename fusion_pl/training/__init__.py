@@ -1,1 +1,5 @@
 """How a run goes: optimisation recipes and callbacks, one file each."""
+
+from fusion_pl.training.optimisation import WarmupCosine
+
+__all__ = ["WarmupCosine"]

@@ -1,0 +1,58 @@
+"""The command ``fusion-pl``: answers help, version and slips at once; the rest waits for the libraries to load."""
+
+from __future__ import annotations
+
+import sys
+
+from fusion_pl import __version__
+
+HELP = """\
+usage: fusion-pl VERB [options]
+
+Classify things that come as text, images and sound together.
+
+verbs:
+  fit       train:      fusion-pl fit --config configs/keypad.yaml
+  validate  measure on the validation split:
+                        fusion-pl validate --config configs/keypad.yaml
+  test      measure on the test split, with the best checkpoint of the newest run unless --ckpt_path names one:
+                        fusion-pl test --config configs/keypad.yaml
+  predict   classify the rows of a manifest with a checkpoint alone:
+                        fusion-pl predict --ckpt_path best.ckpt --data.manifest new.csv --output predictions.csv
+
+options:
+  --help     show this text; after a verb, all of its options (fusion-pl fit --help)
+  --version  show the version
+
+Every value of a configuration can be given on the command line, later ones win:
+  fusion-pl fit --config configs/keypad.yaml --trainer.max_epochs 5 --data.batch_size 16
+  fusion-pl fit --config configs/keypad.yaml --model.fusion fusion_pl.fusion.CrossAttention
+  fusion-pl fit --config configs/keypad.yaml --ckpt_path last        # go on where a run stopped
+"""
+VERBS = ("fit", "validate", "test", "predict")
+
+
+def main() -> int:
+    """Run the command and return its exit code: 0, or 2 for what the user can mend."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(HELP, end="")
+        return 0
+    verb = arguments[0]
+    if verb in {"-V", "--version"}:
+        print(f"fusion-pl {__version__}")
+        return 0
+    if verb not in VERBS:
+        import difflib
+
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(VERBS)}"
+        print(f"fusion-pl: error: there is no verb {verb!r}; {hint} (fusion-pl --help)", file=sys.stderr)
+        return 2
+    from fusion_pl.cli import run
+
+    return run(verb, arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

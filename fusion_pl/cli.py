@@ -1,0 +1,196 @@
+"""The doors behind ``fusion-pl fit | validate | test | predict``: the two crossings between data and model are here."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks.throughput_monitor import ThroughputMonitor
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+
+from fusion_pl.data.base import FusionData
+from fusion_pl.module import FusionClassifier
+from fusion_pl.training.hardware import favoured_precision
+from fusion_pl.training.interrupt import SaveWhenStopped
+from fusion_pl.training.results import WriteResults
+from fusion_pl.types import Batch, MissingFileError, UserError
+
+LOGGER = {
+    "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+    "init_args": {"save_dir": "lightning_logs", "name": "", "default_hp_metric": False},
+}
+
+
+class FusionCLI(LightningCLI):
+    """LightningCLI with this project's two crossings, its callbacks and its way to find checkpoints."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Name the verbs and what of Lightning's arguments is not the user's to give."""
+        hidden = {"model", "datamodule", "weights_only"}
+        return {
+            "fit": hidden | {"train_dataloaders", "val_dataloaders"},
+            "validate": hidden | {"dataloaders"},
+            "test": hidden | {"dataloaders"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add early stopping and checkpoints as sections of their own, and hand the data's classes to the model."""
+        parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.set_defaults(
+            {"early_stopping.monitor": "val/loss", "early_stopping.mode": "min", "early_stopping.patience": 10}
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/accuracy",
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                "checkpoint.save_last": True,
+                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Find the checkpoint that ``best`` and ``last`` mean, before anything slow is done."""
+        config = self.config[self.config.subcommand]
+        default = None if self.config.subcommand == "fit" else "best"
+        config.ckpt_path = find_checkpoint(config.ckpt_path or default, config.trainer.logger)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Hand the processors to the data, and choose what the hardware favours where the user chose nothing."""
+        self.datamodule.processors = self.model.processors
+        self.stopper = SaveWhenStopped()
+        config = self.config[self.config.subcommand]
+        callbacks = [RichProgressBar(), self.stopper, WriteResults(config.as_dict())]
+        if config.trainer.logger is not False:
+            callbacks += [LearningRateMonitor(), ThroughputMonitor(batch_size_fn=_count, window_size=20)]
+        given = self._get(self.config_init, "trainer")
+        if given.precision is None:
+            kwargs["precision"] = config.trainer.precision = favoured_precision(self.model, given.accelerator)
+        kwargs["callbacks"] = [*(given.callbacks or []), *callbacks]
+        return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except SIGTERMException as stop:
+            if self.stopper.saved and self.trainer.is_global_zero:
+                print(f"Stopped; saved {self.stopper.saved}. Go on with the same command and --ckpt_path {self.stopper.saved}")
+            raise SystemExit(128 + (self.stopper.signal or signal.SIGTERM)) from stop
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        # Without weights_only a checkpoint could run code while it is loaded.
+        return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+
+
+def _count(batch: Batch) -> int:
+    return len(batch.ids)
+
+
+def find_checkpoint(wanted: str | None, logger: Namespace | bool | None) -> str | None:
+    """Return the file that ``best``, ``last`` or a path means.
+
+    Args:
+        wanted: a path, or the name of a file among the newest run's checkpoints without its ending.
+        logger: the run's logger configuration, which says where runs are.
+
+    Raises:
+        MissingFileError: where there is no such file.
+    """
+    if wanted is None:
+        return None
+    if wanted not in {"best", "last"}:
+        if not Path(wanted).is_file():
+            raise MissingFileError(f"there is no checkpoint {wanted}: check --ckpt_path, or give best or last")
+        return wanted
+    args = logger.init_args if isinstance(logger, Namespace) else {"save_dir": "lightning_logs", "name": ""}
+    runs = Path(args["save_dir"]) / (args.get("name") or "")
+    found = sorted(runs.glob(f"version_*/checkpoints/{wanted}.ckpt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise MissingFileError(
+            f"there is no {wanted}.ckpt below {runs}/version_*/checkpoints: train first with fusion-pl fit, or give --ckpt_path a file"
+        )
+    return str(found[-1])
+
+
+def run(verb: str, arguments: list[str]) -> int:
+    """Run a verb.
+
+    Args:
+        verb: fit, validate, test or predict.
+        arguments: what follows it on the command line.
+
+    Returns:
+        0, 2 after a mistake that the user can mend, 130 or 143 when stopped.
+    """
+    _quiet()
+    try:
+        if verb == "predict":
+            from fusion_pl.predict_files import predict_command
+
+            predict_command(arguments)
+        else:
+            _train(verb, arguments)
+    except (UserError, MisconfigurationException) as error:
+        return _say(_original(str(error)))
+    except ArgumentError as error:
+        return _say(_shortened(str(error)))
+    except torch.OutOfMemoryError:
+        return _say("the device is out of memory: lower --data.batch_size, or freeze the encoders (freeze: all)")
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM}:
+            raise
+        return _say(f"cannot write {error.filename or 'a file'}: {error.strerror}; make room or choose another folder and go on")
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+def _train(verb: str, arguments: list[str]) -> None:
+    sys.argv[1:] = [verb, *arguments]  # what Lightning starts further processes with
+    FusionCLI(
+        FusionClassifier,
+        FusionData,
+        subclass_mode_data=True,
+        trainer_defaults={"logger": LOGGER, "max_epochs": 20},
+        seed_everything_default=0,
+        parser_kwargs={"prog": "fusion-pl", "exit_on_error": False},
+        auto_configure_optimizers=False,
+    )
+
+
+def _say(sentence: str) -> int:
+    print(f"fusion-pl: error: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _original(message: str) -> str:
+    """Return the sentence that a loader's worker wrapped into its traceback."""
+    found = re.search(r"(?:UserError|MissingFileError): (.*)\Z", message, re.DOTALL)
+    return found.group(1).strip() if found and "Traceback" in message else message
+
+
+def _shortened(message: str) -> str:
+    return message
+
+
+def _quiet() -> None:
+    """Silence what a user can do nothing about."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()
+    )
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")

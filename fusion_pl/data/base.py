@@ -1,0 +1,171 @@
+"""What every data set promises: classes, and loaders that open, process and pad in their workers."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sized
+from itertools import chain
+from typing import Any, Literal, cast
+
+import torch
+from lightning.fabric.utilities.data import suggested_max_num_workers
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from torch import distributed, nn
+from torch.utils.data import DataLoader, Dataset
+
+from fusion_pl.data.collate import Collate
+from fusion_pl.data.rows import OnBadFile
+from fusion_pl.data.splits import Split
+from fusion_pl.types import Batch, Processor, Sample, UserError
+
+MOST_WORKERS = 16  # beyond it the main process, which takes the batches in, is what limits
+SHOWN = 3
+
+_log = logging.getLogger(__name__)
+
+
+class FusionData(LightningDataModule, ABC):
+    """Gives batches of aligned inputs. To write your own data set, set ``classes``, ``class_counts`` and ``samples``.
+
+    Args:
+        batch_size: samples of a batch, for each process.
+        num_workers: processes that open and process files; 0 does it in the main one, None chooses from the cores.
+        seed: of the order of the training samples, and of drawn splits.
+        augment: name of the input -> what changes its opened value in training: a PIL image for images (the transforms
+            of torchvision.transforms.v2 fit), a ``Waveform`` for sound, ``str`` for text.
+        on_bad_file: what to do with a file that cannot be decoded: ``raise``, or treat the input as ``missing`` and
+            list the file at the end.
+        allow_outside: whether files outside the root may be read.
+
+    Raises:
+        UserError: where a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        num_workers: int | None = None,
+        seed: int = 0,
+        augment: dict[str, nn.Module] | None = None,
+        on_bad_file: Literal["raise", "missing"] = "raise",
+        allow_outside: bool = False,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise UserError(f"batch_size must be 1 or more, got {batch_size}")
+        if num_workers is not None and num_workers < 0:
+            raise UserError(f"num_workers must be 0 or more, or null to choose it from the cores, got {num_workers}")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.augment = augment or {}
+        self.on_bad_file: OnBadFile = on_bad_file
+        self.allow_outside = allow_outside
+        self._processors: dict[str, Processor] | None = None
+        self._bad_files: dict[str, None] = {}  # a set that keeps the order
+
+    @property
+    @abstractmethod
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the targets; known as soon as the data set is built."""
+
+    @property
+    @abstractmethod
+    def class_counts(self) -> list[int]:
+        """Training samples of each class, in the order of ``classes``."""
+
+    @abstractmethod
+    def samples(self, split: Split | Literal["predict"]) -> Dataset[Sample]:
+        """Return the samples of a split as a map-style data set that can be pickled into the loader's workers."""
+
+    @property
+    def processors(self) -> Mapping[str, Processor]:
+        """Name of the input -> its processor; the model's, assigned after both are built.
+
+        Raises:
+            UserError: where nobody has assigned them.
+        """
+        if self._processors is None:
+            raise UserError(
+                "the data has no processors yet, so it cannot say what a column holds: assign data.processors = "
+                "model.processors first (the fusion-pl command does it by itself)"
+            )
+        return self._processors
+
+    @processors.setter
+    def processors(self, processors: Mapping[str, Processor]) -> None:
+        unknown = sorted(self.augment.keys() - processors.keys())
+        if unknown:
+            raise UserError(f"data.augment names {unknown[0]!r}, but the model's inputs are {', '.join(processors)}")
+        self._processors = dict(processors)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Name of the input -> where it comes from; the same name, unless the data set maps it."""
+        return {name: name for name in self.processors}
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Give the training samples in a seeded random order, with augmentation and random crops."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Give every validation sample once, in order, however many processes share them."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Give every test sample once, in order, however many processes share them."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        """Give every sample once, in order, without targets."""
+        return self._loader("predict")
+
+    def _loader(self, split: Split | Literal["predict"]) -> DataLoader[Sample]:
+        training = split == "train"
+        samples = self.samples(split)
+        workers = self.num_workers
+        if workers is None:
+            workers = min(MOST_WORKERS, suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1))
+        epoch = self.trainer.current_epoch if self.trainer else 0  # a resumed run must not repeat its first order
+        return DataLoader(
+            dataset=samples,
+            batch_size=self.batch_size,
+            shuffle=training,
+            sampler=None if training else _share(samples, split),
+            num_workers=workers,
+            collate_fn=Collate(self.processors, training=training),
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            generator=torch.Generator().manual_seed(self.seed + epoch),
+        )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Note which files could not be read: the workers know, but only this process lives until the end."""
+        del dataloader_idx
+        if isinstance(batch, Batch):
+            self._bad_files.update(dict.fromkeys(chain.from_iterable(batch.bad_files)))
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        """Say which files could not be read."""
+        bad = list(self._bad_files)
+        self._bad_files.clear()
+        if bad:
+            first = "\n  ".join(bad[:SHOWN]) + (f"\n  … and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
+            files = "1 file" if len(bad) == 1 else f"{len(bad)} files"
+            _log.warning("%s: %s could not be read and counted as missing:\n  %s", stage, files, first)
+
+
+def _share(samples: Dataset[Sample], split: str) -> UnrepeatedDistributedSampler | None:
+    """Deal the samples out to the processes; what Lightning injects would repeat some, and so falsify the metrics."""
+    processes = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    if processes == 1:
+        return None
+    size = len(cast(Sized, samples))
+    if size < processes:
+        raise UserError(
+            f"{split} has {size} samples for {processes} processes: use trainer.devices={max(size, 1)} or fewer"
+        )
+    return UnrepeatedDistributedSampler(samples, shuffle=False)

@@ -1,0 +1,173 @@
+"""Pretrained audio encoders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fusion_pl.encoders.audio_features import Features, MaskedFeatures, Patches, Repeated, Samples, Whisper
+from fusion_pl.encoders.hub import read, saved
+from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
+from fusion_pl.types import Encoded, Kind, UserError, Waveform
+
+ON_SAMPLES = ("wav2vec2", "hubert", "wavlm")
+KNOWN = (*ON_SAMPLES, "whisper", "audio-spectrogram-transformer", "clap")
+
+
+@lru_cache(maxsize=32)  # its filter is worth keeping, and depends on nothing but the two rates
+def _resampler(rate: int, target: int) -> nn.Module:
+    from torchaudio.transforms import Resample
+
+    made: nn.Module = Resample(rate, target)
+    return made
+
+
+class AudioProcessor:
+    """Turns clips of any rate into what the model takes: cut, resampled, padded.
+
+    Args:
+        features: of the model's family.
+        max_seconds: the rest of a longer clip is cut off, at random in training and on both sides alike otherwise.
+    """
+
+    kind: Kind = "audio"
+
+    def __init__(self, features: Features, max_seconds: float) -> None:
+        self.features = features
+        self.max_seconds = max_seconds
+
+    def __call__(self, values: Sequence[Waveform], training: bool = False) -> dict[str, Tensor]:
+        """Process P clips."""
+        return self.features([self._one(clip, training).numpy() for clip in values])
+
+    def _one(self, clip: Waveform, training: bool) -> Float[Tensor, " N"]:
+        rate = self.features.rate
+        longest = min(math.ceil(self.max_seconds * rate), self.features.longest or math.inf)
+        samples = _crop(clip.samples.float(), math.ceil(longest * clip.rate / rate), training)  # fewer to resample
+        if clip.rate != rate:
+            samples = _resampler(clip.rate, rate)(samples)
+        samples = samples[: int(longest)]
+        return F.pad(samples, (0, max(0, self.features.shortest - len(samples))))
+
+
+def _crop(samples: Float[Tensor, " N"], length: int, training: bool) -> Float[Tensor, " n"]:
+    spare = max(0, len(samples) - length)
+    start = int(torch.randint(spare + 1, ())) if training else spare // 2
+    return samples[start : start + length]
+
+
+class AudioEncoder(PretrainedEncoder):
+    """Encode sound with a pretrained model: Wav2Vec2, HuBERT, WavLM, Whisper's encoder, AST or CLAP's audio tower.
+
+    Args:
+        pretrained: a folder, or a name on the hub.
+        weights: whether to use its weights, or only its architecture.
+        freeze: "all", "none", or how many blocks from the bottom (then the convolutions below them are frozen too).
+        pooling: how tokens become one vector: their mean, their maximum, or the class token (AST).
+        max_seconds: longest clip, in seconds; models with a window of fixed length take no more than it.
+        levels: depths whose hidden states are wanted: 0 = below the first block, -1 = last (not for CLAP).
+
+    Raises:
+        UserError: where the model cannot be read, or an argument does not fit it.
+    """
+
+    tower = ("audio_model", "audio_encoder")
+    part = "audio_config"
+
+    def __init__(
+        self,
+        pretrained: str,
+        weights: bool = True,
+        freeze: Freeze = "none",
+        pooling: Pooling = "mean",
+        max_seconds: float = 10.0,
+        levels: list[int] | None = None,
+    ) -> None:
+        super().__init__(pretrained, weights, freeze, pooling, levels)
+        if max_seconds <= 0:
+            raise UserError(f"max_seconds: {max_seconds} is not a length in seconds: give more than 0, such as 10")
+        self.processor = AudioProcessor(self._features(), max_seconds)
+        clap = self.config.model_type == "clap"
+        if clap:
+            self.dim = int(self.model.num_features)
+            if levels:
+                raise UserError("levels: CLAP folds time into its maps, so its inner levels are no sequences: leave them out")
+        self._check(self.config.model_type == "audio-spectrogram-transformer", len(self._blocks()[1]) + 1)
+
+    def _build(self) -> nn.Module:
+        config = self.config
+        if config.model_type not in KNOWN:
+            raise UserError(
+                f"pretrained: {self.source} is a {config.model_type!r} model; AudioEncoder knows the masks of "
+                f"{', '.join(KNOWN)}: choose one of those"
+            )
+        # What is switched off leaves parameters without a gradient, now and then or always.
+        if config.model_type in ON_SAMPLES:
+            config.apply_spec_augment = False
+            config.layerdrop = 0.0
+            config.add_adapter = False
+        elif config.model_type == "whisper":
+            config.encoder_layerdrop = 0.0
+        elif config.model_type == "clap":
+            config.audio_config.enable_fusion = False  # it joins crops of a long clip; ours fit the window
+        return super()._build()
+
+    def _prepare(self, model: Any) -> nn.Module:
+        if self.config.model_type in ON_SAMPLES:
+            over_time = self.config.feat_extract_norm == "group"
+            model.feature_extractor = MaskedFeatures(model.feature_extractor.conv_layers, over_time)
+        return super()._prepare(model)
+
+    def _features(self) -> Features:
+        from transformers import AutoFeatureExtractor
+
+        extractor = read(AutoFeatureExtractor.from_pretrained, self.source, "feature extractor (preprocessor_config.json)")
+        self._files |= saved(extractor)
+        config: Any = self.config
+        if config.model_type == "whisper":
+            return Whisper(extractor)
+        if config.model_type == "clap":
+            audio = config.audio_config
+            side = audio.spec_size // audio.patch_stride[0] // 2 ** (len(audio.depths) - 1)
+            fold = audio.spec_size // audio.num_mel_bins
+            return Repeated(extractor, times=side * fold, across=side // fold)
+        if config.model_type == "audio-spectrogram-transformer":
+            across = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+            return Patches(extractor, config.patch_size, config.time_stride, across)
+        shortest = 1
+        for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+            shortest = (shortest - 1) * stride + kernel
+        return Samples(extractor, shortest)
+
+    def forward(self, values: Tensor, mask: Bool[Tensor, "B T"]) -> Encoded:  # type: ignore[override]
+        """Encode P clips.
+
+        Args:
+            values: samples or spectrograms, as the model takes them.
+            mask: True = real sample (Wav2Vec2, HuBERT, WavLM) or real token (the others).
+        """
+        kind = self.config.model_type
+        if kind in ON_SAMPLES:
+            out = self._call(input_values=torch.stack([values, mask.to(values.dtype)]), attention_mask=mask.long())
+            return self._encoded(out.last_hidden_state, self._token_mask(mask), out.hidden_states)
+        if kind == "clap":
+            tokens = self._call(input_features=values).last_hidden_state.flatten(2).transpose(1, 2)
+            return self._encoded(tokens, mask)
+        name = "input_features" if kind == "whisper" else "input_values"
+        out = self._call(**{name: values})
+        width = mask.shape[1]  # of Whisper's 1500 tokens, only those up to the batch's longest clip go on
+        return self._encoded(out.last_hidden_state[:, :width], mask, [h[:, :width] for h in out.hidden_states or ()])
+
+    def _token_mask(self, mask: Bool[Tensor, "B N"]) -> Bool[Tensor, "B T"]:
+        """Shrink the mask of samples as the convolutions shrink the samples."""
+        width, lengths = mask.shape[1], mask.sum(-1)
+        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
+            width, lengths = (width - kernel) // stride + 1, (lengths - kernel) // stride + 1
+        return torch.arange(width, device=mask.device) < lengths[:, None]

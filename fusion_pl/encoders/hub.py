@@ -1,0 +1,101 @@
+"""Reads models from a folder or from Hugging Face's hub, and says in one sentence what is missing."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from fusion_pl.types import MissingFileError, UserError
+
+ReadT = TypeVar("ReadT")
+
+
+class Savable(Protocol):
+    """A tokenizer, image processor or feature extractor."""
+
+    def save_pretrained(self, folder: str) -> Any:
+        """Write its files into ``folder``."""
+        ...
+
+
+def locate(pretrained: str) -> str:
+    """Tell a folder from a hub name.
+
+    Returns:
+        the folder's path, or the name as it was given.
+
+    Raises:
+        MissingFileError: where it can only be a folder and is none, or holds no ``config.json``.
+    """
+    path = Path(pretrained).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise MissingFileError(
+                f"pretrained: the folder {pretrained} holds no config.json: point at a model written by save_pretrained, or "
+                f"fetch one with `hf download NAME --local-dir {pretrained}`"
+            )
+        return str(path)
+    if path.is_absolute() or pretrained.startswith((".", "~")) or len(path.parts) != len(pretrained.split("/")) <= 2:
+        raise MissingFileError(
+            f"pretrained: there is no folder {pretrained}: check the path, or fetch a model into it with "
+            f"`hf download NAME --local-dir {pretrained}`"
+        )
+    return pretrained
+
+
+def read(reader: Callable[..., ReadT], source: str, what: str, **options: Any) -> ReadT:
+    """Call a ``from_pretrained``, quietly; its many ways of failing become one sentence.
+
+    Args:
+        reader: of a transformers class.
+        source: what ``locate`` returned.
+        what: is read, in words, such as "tokenizer".
+        **options: for ``reader``.
+
+    Raises:
+        UserError: where the files are not there, or this transformers does not know them.
+    """
+    try:
+        with quiet(bars=not Path(source).is_dir()):  # a download is worth a bar, reading a folder is not
+            return reader(source, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        if Path(source).is_dir():
+            raise MissingFileError(f"pretrained: no {what} could be read from the folder {source}: {reason}") from error
+        raise UserError(
+            f"pretrained: the {what} of {source} is neither in a folder of that name nor in Hugging Face's cache, and could "
+            f"not be downloaded: where there is a connection, run `hf download {source} --local-dir FOLDER`, then set "
+            f"pretrained: FOLDER ({reason})"
+        ) from error
+
+
+@contextmanager
+def quiet(bars: bool = False) -> Iterator[None]:
+    """Keep transformers' load report to itself: it lists heads that an encoder leaves out on purpose."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    levels = logging.get_verbosity(), hub_logging.get_verbosity()
+    had_bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    hub_logging.set_verbosity(logging.ERROR)
+    if not bars:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(levels[0])
+        hub_logging.set_verbosity(levels[1])
+        if had_bars:
+            logging.enable_progress_bar()
+
+
+def saved(part: Savable) -> dict[str, bytes]:
+    """Return the files that ``part`` writes: name -> content."""
+    with tempfile.TemporaryDirectory() as folder:
+        with quiet():
+            part.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}

@@ -1,0 +1,193 @@
+"""Pretrained image encoders: transformers and convolutional networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from fusion_pl.encoders.hub import read, saved
+from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
+from fusion_pl.types import Encoded, Kind, MissingFileError, UserError
+
+LONGEST_ASPECT = 4  # of a picture whose shorter edge decides its size
+FINAL_NORMS = {"clip_vision_model": "post_layernorm", "convnext": "layernorm", "convnextv2": "layernorm"}
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """Turns pictures into bytes of one size. They stay bytes until they reach the model, a quarter of what floats weigh.
+
+    Attributes:
+        size: height and width of the result, in pixels.
+        edge: what the shorter edge is resized to before the centre is cut out; None = the whole picture is squeezed.
+        resample: Pillow's number of the interpolation.
+    """
+
+    size: int
+    edge: int | None
+    resample: int
+    kind: Kind = "image"
+
+    def __call__(self, values: Sequence[Image.Image], training: bool = False) -> dict[str, Tensor]:
+        """Process P pictures of any mode and size."""
+        del training
+        return {"pixel_values": torch.stack([self._one(picture) for picture in values])}
+
+    def _one(self, picture: Image.Image) -> UInt8[Tensor, "3 S S"]:
+        from torchvision.transforms.v2 import functional as tv
+
+        pixels = tv.pil_to_tensor(picture if picture.mode == "RGB" else picture.convert("RGB"))
+        height, width = self.size, self.size
+        if self.edge is not None:
+            pixels = _centre(pixels, pixels.shape[2] * LONGEST_ASPECT, pixels.shape[1] * LONGEST_ASPECT)
+            short = min(pixels.shape[1:])
+            height, width = (int(self.edge * side / short) for side in pixels.shape[1:])
+        if pixels.shape[1:] != (height, width):
+            pixels = tv.resize(pixels, [height, width], interpolation=self.resample, antialias=True)
+        return _centre(pixels, self.size, self.size)
+
+
+def _centre(pixels: UInt8[Tensor, "3 H W"], height: int, width: int) -> UInt8[Tensor, "3 h w"]:
+    top, left = max(0, pixels.shape[1] - height) // 2, max(0, pixels.shape[2] - width) // 2
+    return pixels[:, top : top + height, left : left + width]
+
+
+class ImageEncoder(PretrainedEncoder):
+    """Encode pictures with a pretrained vision model; a convolutional map of H × W becomes H·W tokens.
+
+    Args:
+        pretrained: a folder, or a name on the hub.
+        weights: whether to use its weights, or only its architecture.
+        freeze: "all", "none", or how many blocks from the bottom (then the embeddings are frozen too); a block of a
+            network with stages is a stage.
+        pooling: how tokens become one vector: their mean, their maximum, or the class token.
+        image_size: height and width in pixels; None = what the model was trained with.
+        channels_last: memory layout; None = channels last for convolutional networks, about twice as fast on a CPU.
+        levels: depths whose hidden states are wanted: 0 = first, -1 = last.
+
+    Raises:
+        UserError: where the model cannot be read, or an argument does not fit it.
+    """
+
+    tower = ("vision_model",)
+    part = "vision_config"
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        pretrained: str,
+        weights: bool = True,
+        freeze: Freeze = "none",
+        pooling: Pooling = "mean",
+        image_size: int | None = None,
+        channels_last: bool | None = None,
+        levels: list[int] | None = None,
+    ) -> None:
+        super().__init__(pretrained, weights, freeze, pooling, levels)
+        if image_size is not None and image_size < 1:
+            raise UserError(f"image_size: {image_size} is not a number of pixels: give at least 1, such as 224")
+        names = [name.lower() for name, _ in self.model.named_modules()]
+        self.convolutional = not any("attention" in name or "attn" in name for name in names)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        if channels_last is None and self.convolutional:
+            self.memory_format = torch.channels_last
+        self.model.to(memory_format=self.memory_format)
+        settings = self._settings()
+        self.processor = _processor(settings, image_size)
+        self._fit(self.processor.size)
+        self._normalise(settings)
+        class_token = any(name.endswith(("cls_token", "class_embedding")) for name, _ in self.model.named_parameters())
+        self._check(class_token, self._probe() if self.convolutional else len(self._blocks()[1]) + 1)
+
+    def _prepare(self, model: nn.Module) -> nn.Module:
+        model = super()._prepare(model)
+        if hasattr(model, "use_head"):  # SigLIP's attention pooling
+            model.use_head = False
+        return model
+
+    def _settings(self) -> dict[str, Any]:
+        from transformers import AutoImageProcessor
+
+        try:
+            found = read(AutoImageProcessor.from_pretrained, self.source, "image processor (preprocessor_config.json)")
+        except MissingFileError:
+            if self.pretrained_weights:
+                raise
+            return {"size": {"height": 224, "width": 224}}  # an architecture alone: any sensible processing will do
+        self._files |= saved(found)
+        return dict(found.to_dict())
+
+    def _fit(self, size: int) -> None:
+        """See to it that a transformer trained at another size stretches its position table."""
+        trained = getattr(self.config, "image_size", size)
+        self.stretch = not self.convolutional and size != (trained if isinstance(trained, int) else trained[0])
+        patch = getattr(self.config, "patch_size", 1)
+        if not self.convolutional and size < patch:
+            raise UserError(f"image_size: {size} is smaller than one patch ({patch} pixels) of {self.source}")
+
+    def _normalise(self, settings: dict[str, Any]) -> None:
+        """Keep (pixel · factor - mean) / std as one multiplication and one addition."""
+        plain = settings.get("do_normalize", True) is False
+        mean = torch.tensor([0.0] * 3 if plain else settings.get("image_mean") or [0.485, 0.456, 0.406])
+        std = torch.tensor([1.0] * 3 if plain else settings.get("image_std") or [0.229, 0.224, 0.225])
+        factor = float(settings.get("rescale_factor") or 1 / 255)
+        self.register_buffer("scale", (factor / std).view(3, 1, 1), persistent=False)
+        self.register_buffer("shift", (-mean / std).view(3, 1, 1), persistent=False)
+
+    def _probe(self) -> int:
+        """Learn a convolutional network's width by a look at a small blank picture; return how many depths it shows."""
+        training, levels, self.levels = self.model.training, self.levels, [0]
+        self.model.eval()
+        with torch.no_grad():
+            out = self._call(pixel_values=torch.zeros(1, 3, 64, 64))
+        self.model.train(training)
+        self.levels = levels
+        self.dim = out.last_hidden_state.shape[1]
+        return len(out.hidden_states)
+
+    def forward(self, pixel_values: UInt8[Tensor, "B 3 S S"]) -> Encoded:  # type: ignore[override]
+        """Encode P pictures.
+
+        Args:
+            pixel_values: red, green and blue in 0 … 255.
+        """
+        pixels = (pixel_values * self.scale + self.shift).contiguous(memory_format=self.memory_format)
+        stretch = {"interpolate_pos_encoding": True} if self.stretch else {}
+        out = self._call(pixel_values=pixels, **stretch)
+        tokens = _as_tokens(out.last_hidden_state)
+        norm = FINAL_NORMS.get(self.config.model_type)
+        if norm is not None:  # these models apply it to their own pooled vector only
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.freeze != "all"):
+                tokens = getattr(self.model, norm)(tokens)
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return self._encoded(tokens, mask, [_as_tokens(state) for state in out.hidden_states or ()])
+
+
+def _as_tokens(state: Tensor) -> Tensor:
+    return state.flatten(2).transpose(1, 2) if state.dim() == 4 else state
+
+
+def _processor(settings: dict[str, Any], image_size: int | None) -> ImageProcessor:
+    """Restate the processor of transformers: squeeze, or resize the shorter edge and cut out the centre."""
+    size = dict(settings.get("size") or {"height": 224})
+    short = size.get("shortest_edge")
+    edge: int | None = None
+    target = int(short or size.get("height") or size.get("longest_edge") or 224)
+    if settings.get("crop_pct") is not None and short:  # ConvNeXt and ResNet
+        edge = int(target / settings["crop_pct"]) if target < 384 else None
+    elif settings.get("do_center_crop"):
+        crop = settings.get("crop_size") or target
+        edge, target = target, int(crop if isinstance(crop, int) else crop["height"])
+    elif short:
+        edge = target
+    if image_size is not None:
+        edge, target = (None if edge is None else max(image_size, round(edge * image_size / target))), image_size
+    resample = settings.get("resample")
+    return ImageProcessor(target, edge, Image.Resampling.BILINEAR if resample is None else int(resample))

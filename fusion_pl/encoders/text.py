@@ -1,0 +1,124 @@
+"""Pretrained text encoders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from fusion_pl.encoders.hub import read, saved
+from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
+from fusion_pl.types import Encoded, Kind, UserError
+
+
+class TextProcessor:
+    """Turns strings into token numbers, padded to the longest of the batch.
+
+    Args:
+        tokenizer: of transformers.
+        max_tokens: the rest of a longer text is cut off.
+    """
+
+    kind: Kind = "text"
+
+    def __init__(self, tokenizer: Any, max_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+
+    def __call__(self, values: Sequence[str], training: bool = False) -> dict[str, Tensor]:
+        """Tokenize P strings; an empty one has at least one token."""
+        del training
+        made = self.tokenizer(
+            list(values),
+            padding=True,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_attention_mask=True,
+            return_token_type_ids=False,
+            return_tensors="pt",
+        )
+        ids, mask = made["input_ids"].long(), made["attention_mask"].bool()
+        if ids.shape[1] == 0:  # nothing but empty strings, and a tokenizer that adds no special tokens
+            ids = ids.new_full((len(values), 1), self.tokenizer.pad_token_id)
+            mask = torch.zeros_like(ids, dtype=torch.bool)
+        mask[:, 0] = True
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+class TextEncoder(PretrainedEncoder):
+    """Encode text with a pretrained language model, one token a word piece.
+
+    Args:
+        pretrained: a folder, or a name on the hub.
+        weights: whether to use its weights, or only its architecture.
+        freeze: "all", "none", or how many blocks from the bottom (then the embeddings are frozen too).
+        pooling: how tokens become one vector: their mean, their maximum, or the class token.
+        max_tokens: longest text, in tokens with the special ones.
+        levels: depths whose hidden states are wanted: 0 = embeddings, -1 = last block.
+
+    Raises:
+        UserError: where the model cannot be read, or an argument does not fit it.
+    """
+
+    tower = ("text_model",)
+    part = "text_config"
+
+    def __init__(
+        self,
+        pretrained: str,
+        weights: bool = True,
+        freeze: Freeze = "none",
+        pooling: Pooling = "mean",
+        max_tokens: int = 128,
+        levels: list[int] | None = None,
+    ) -> None:
+        super().__init__(pretrained, weights, freeze, pooling, levels)
+        tokenizer = self._tokenizer()
+        limit = self._positions()
+        if not 1 <= max_tokens <= (limit or max_tokens):
+            raise UserError(f"max_tokens: {max_tokens} is not between 1 and the {limit or 'many'} that {pretrained} takes")
+        self.processor = TextProcessor(tokenizer, max_tokens)
+        self._check(tokenizer.cls_token is not None, len(self._blocks()[1]) + 1)
+
+    @property
+    def _auto(self) -> Any:
+        from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModelForTextEncoding
+
+        return AutoModelForTextEncoding if type(self.config) in MODEL_FOR_TEXT_ENCODING_MAPPING else super()._auto
+
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        # The loader's workers are the parallelism; a tokenizer's own threads would not survive their fork.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        tokenizer = read(AutoTokenizer.from_pretrained, self.source, "tokenizer")
+        tokenizer.padding_side = "right"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer.pad_token is None:
+            raise UserError(f"pretrained: the tokenizer of {self.source} has no padding token: set pad_token in its files")
+        self._files |= saved(tokenizer)
+        return tokenizer
+
+    def _positions(self) -> int | None:
+        """Return how many tokens the position table holds; None where positions are relative."""
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "position_embedding")):
+                return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        return None
+
+    def forward(  # type: ignore[override]  # names what the processor makes
+        self, input_ids: Int[Tensor, "B T"], attention_mask: Tensor
+    ) -> Encoded:
+        """Encode P texts.
+
+        Args:
+            input_ids: token numbers.
+            attention_mask: True = real token.
+        """
+        out = self._call(input_ids=input_ids, attention_mask=attention_mask.long())
+        return self._encoded(out.last_hidden_state, attention_mask, out.hidden_states)

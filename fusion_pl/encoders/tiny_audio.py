@@ -1,0 +1,102 @@
+"""A small audio encoder, trained from scratch on log-mel spectrograms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torchaudio.functional import resample
+from torchaudio.transforms import MelSpectrogram
+
+from fusion_pl.encoders.base import Encoder
+from fusion_pl.encoders.convolution import MaskedConv, MeanMax
+from fusion_pl.types import Encoded, Kind, Waveform
+
+WINDOW, HOP = 0.032, 0.010  # seconds
+
+
+class LogMel:
+    """Turn sounds into log-mel spectrograms that do not depend on how loud the recording is.
+
+    A clip counts as followed by silence up to its last whole window, so that padding it to the batch's longest adds frames
+    (which the mask hides) and changes none.
+
+    Args:
+        rate: sounds are resampled to this, in Hz.
+        max_seconds: longer sounds are cut: somewhere in training, to their middle otherwise.
+        n_mels: bands.
+    """
+
+    kind: Kind = "audio"
+
+    def __init__(self, rate: int, max_seconds: float, n_mels: int) -> None:
+        self.rate, self.n_mels = rate, n_mels
+        self.max_samples = max(1, round(max_seconds * rate))
+        self.hop = round(HOP * rate)
+        self.window = round(WINDOW * rate)
+        self.spectrogram = MelSpectrogram(rate, n_fft=self.window, hop_length=self.hop, n_mels=n_mels, center=False)
+
+    def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
+        """Return ``mels`` (P, T, n_mels) and ``mask`` (P, T)."""
+        clips = [self._clip(value, training) for value in values]
+        lengths = torch.tensor([clip.numel() for clip in clips])
+        frames = 1 + ((lengths - self.window).clamp(min=0) + self.hop - 1) // self.hop
+        most = int(frames.max())
+        sound = torch.zeros(len(clips), self.window + (most - 1) * self.hop)
+        for row, clip in zip(sound, clips, strict=True):
+            row[: clip.numel()] = clip
+        mels = self.spectrogram(sound).add(1e-3).log().transpose(1, 2)
+        mask = torch.arange(most) < frames.unsqueeze(1)
+        return {"mels": mels.masked_fill(~mask.unsqueeze(-1), 0), "mask": mask}
+
+    def _clip(self, sound: Waveform, training: bool) -> Float[Tensor, " N"]:
+        samples = sound.samples.float()
+        if sound.rate != self.rate and samples.numel():
+            samples = resample(samples, sound.rate, self.rate)
+        spare = samples.numel() - self.max_samples
+        if spare > 0:
+            start = int(torch.randint(spare + 1, ())) if training else spare // 2
+            samples = samples[start : start + self.max_samples]
+        samples = samples - samples.mean() if samples.numel() else samples
+        loudness = samples.square().mean().sqrt() if samples.numel() else samples.new_ones(())
+        return samples / loudness.clamp(min=1e-5)
+
+
+class TinyAudio(Encoder):
+    """Encode sounds by convolutions over their log-mel spectrogram; a token stands for about 20 ms.
+
+    Args:
+        dim: channels D.
+        rate: sounds are resampled to this, in Hz; 8,000 keeps what a telephone does.
+        max_seconds: longest sound.
+        n_mels: bands of the spectrogram.
+        num_layers: convolutions after the first.
+        dropout: probability that an activation is dropped.
+    """
+
+    def __init__(
+        self,
+        dim: int = 64,
+        rate: int = 8000,
+        max_seconds: float = 4.0,
+        n_mels: int = 40,
+        num_layers: int = 3,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.processor = LogMel(rate, max_seconds, n_mels)
+        first = MaskedConv(n_mels, dim, stride=2, dropout=dropout)
+        rest = [MaskedConv(dim, dim, dropout=dropout) for _ in range(num_layers)]
+        self.layers = nn.ModuleList([first, *rest])
+        self.pool = MeanMax(dim)
+
+    def forward(self, mels: Float[Tensor, "P T K"], mask: Bool[Tensor, "P T"]) -> Encoded:  # type: ignore[override]
+        """Return a token for every second frame."""
+        tokens = mels
+        for layer in self.layers:
+            tokens, mask = layer(tokens, mask)
+        return Encoded(tokens, mask, self.pool(tokens, mask))

@@ -1,0 +1,83 @@
+"""A small image encoder, trained from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as image_functional
+
+from fusion_pl.encoders.base import Encoder
+from fusion_pl.encoders.convolution import MeanMax
+from fusion_pl.types import Encoded, Kind, UserError
+
+
+class Pixels:
+    """Turn pictures into equally large tensors with values in [-1, 1].
+
+    Args:
+        image_size: height and width, in pixels; the picture's own proportions are not kept.
+        channels: 1 (grey) or 3 (RGB).
+    """
+
+    kind: Kind = "image"
+
+    def __init__(self, image_size: int, channels: int) -> None:
+        if channels not in {1, 3}:
+            raise UserError(f"TinyImage(channels={channels}): expected 1 (grey) or 3 (RGB)")
+        if image_size < 8:
+            raise UserError(f"TinyImage(image_size={image_size}): expected at least 8 pixels")
+        self.image_size = image_size
+        self.mode = "L" if channels == 1 else "RGB"
+
+    def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
+        """Return ``pixels``, (P, channels, image_size, image_size)."""
+        del training
+        size = (self.image_size, self.image_size)
+        pictures = (picture.convert(self.mode) for picture in values)
+        resized = [picture if picture.size == size else picture.resize(size) for picture in pictures]
+        pixels = torch.stack([image_functional.pil_to_tensor(picture) for picture in resized])
+        return {"pixels": pixels.float().div(127.5).sub(1)}
+
+
+class TinyImage(Encoder):
+    """Encode pictures by a small convolutional network; each token is a patch of four by four pixels and its surroundings.
+
+    Args:
+        dim: channels D.
+        image_size: pictures are resized to this height and width, in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        dropout: probability that a channel of a patch is dropped.
+    """
+
+    def __init__(self, dim: int = 64, image_size: int = 32, channels: int = 3, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.dim = dim
+        self.processor = Pixels(image_size, channels)
+        self.layers = nn.Sequential(
+            _conv(channels, dim // 2),
+            nn.MaxPool2d(2),
+            _conv(dim // 2, dim),
+            nn.MaxPool2d(2),
+            _conv(dim, dim),
+            nn.Dropout(dropout),
+        )
+        self.pool = MeanMax(dim)
+
+    def forward(self, pixels: Float[Tensor, "P K S S"]) -> Encoded:  # type: ignore[override]
+        """Return a token per patch, row by row."""
+        tokens = self.layers(pixels).flatten(2).transpose(1, 2)
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return Encoded(tokens, mask, self.pool(tokens, mask))
+
+
+def _conv(channels_in: int, channels_out: int) -> nn.Sequential:
+    # Groups rather than a batch's statistics: a row must not depend on its neighbours, in training either.
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
+        nn.GroupNorm(8, channels_out),
+        nn.ReLU(),
+    )

@@ -1,0 +1,65 @@
+"""A small text encoder, trained from scratch on bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from fusion_pl.encoders.base import Encoder
+from fusion_pl.encoders.convolution import MaskedConv, MeanMax
+from fusion_pl.types import Encoded, Kind, UserError
+
+BEGIN = 256  # the one token that is not a byte; it makes the empty text a sequence too
+
+
+class Utf8Bytes:
+    """Turn texts into bytes: every language and emoji, and no vocabulary to store.
+
+    Args:
+        max_tokens: longest sequence, the begin token included; what comes later is cut.
+    """
+
+    kind: Kind = "text"
+
+    def __init__(self, max_tokens: int) -> None:
+        if max_tokens < 1:
+            raise UserError(f"TinyText(max_tokens={max_tokens}): expected at least 1, for the begin token")
+        self.max_tokens = max_tokens
+
+    def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
+        """Return ``ids`` and ``mask``, both (P, T)."""
+        del training
+        rows = [torch.tensor([BEGIN, *str(text).encode()[: self.max_tokens - 1]]) for text in values]
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return {"ids": ids, "mask": torch.arange(ids.shape[1]) < lengths.unsqueeze(1)}
+
+
+class TinyText(Encoder):
+    """Encode texts by convolutions over their bytes; good for short texts and for spelling, not for meaning.
+
+    Args:
+        dim: channels D.
+        num_layers: convolutions; each sees two bytes further, either way.
+        max_tokens: longest text in bytes, plus one.
+        dropout: probability that an activation is dropped.
+    """
+
+    def __init__(self, dim: int = 64, num_layers: int = 3, max_tokens: int = 256, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.dim = dim
+        self.processor = Utf8Bytes(max_tokens)
+        self.embed = nn.Embedding(BEGIN + 1, dim)
+        self.layers = nn.ModuleList(MaskedConv(dim, dim, dropout=dropout) for _ in range(num_layers))
+        self.pool = MeanMax(dim)
+
+    def forward(self, ids: Int[Tensor, "P T"], mask: Bool[Tensor, "P T"]) -> Encoded:  # type: ignore[override]
+        """Return a token per byte."""
+        tokens = self.embed(ids)
+        for layer in self.layers:
+            tokens, mask = layer(tokens, mask)
+        return Encoded(tokens, mask, self.pool(tokens, mask))

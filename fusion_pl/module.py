@@ -1,0 +1,188 @@
+"""The whole model on one screen: encode each input, fuse, classify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from fusion_pl.encoders.base import Encoder
+from fusion_pl.fusion.base import Fusion
+from fusion_pl.layers import spread
+from fusion_pl.metrics import balanced_weights, classification_metrics, confusion_matrix
+from fusion_pl.recipe import Recipe, recipe_of
+from fusion_pl.training.optimisation import WarmupCosine, parameter_groups
+from fusion_pl.types import Batch, Encoded, Fused, Processor, UserError
+
+FusionFactory = Callable[[dict[str, int], int], Fusion]
+CHECKPOINT_FORMAT = 1
+
+
+class FusionClassifier(LightningModule):
+    """Classify samples of text, images and sound: one encoder per input, joined by a fusion head.
+
+    Args:
+        encoders: name of the input -> its encoder. Names are yours: a column of the manifest, unless ``data.inputs`` maps them.
+        fusion: builds the head from the encoders' widths and the number of classes.
+        classes: names of the classes, in the order of the targets. From the command line they come from the data.
+        optimizer: made from parameter groups; norms and biases get no weight decay.
+        lr_scheduler: warm-up and cosine by step; one of your own is stepped once an epoch.
+        pretrained_lr_factor: learning rate of pretrained encoders relative to the optimizer's.
+        label_smoothing: share of the target spread over all classes in training, in [0, 1).
+        class_weights: of the training loss: one number a class, or ``balanced`` (inverse frequency in the training data).
+
+    Raises:
+        UserError: for a name that cannot be used, fewer than two classes, or options that do not fit them.
+
+    Example:
+        >>> from fusion_pl.encoders import TinyText
+        >>> from fusion_pl.fusion import Mean
+        >>> model = FusionClassifier({"title": TinyText()}, Mean, classes=["ham", "spam"])
+        >>> sorted(model.processors)
+        ['title']
+    """
+
+    def __init__(
+        self,
+        encoders: dict[str, Encoder],
+        fusion: FusionFactory,
+        classes: list[str],
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01),
+        lr_scheduler: LRSchedulerCallable = lambda optimizer: WarmupCosine(optimizer, warmup=0.05),
+        pretrained_lr_factor: float = 0.1,
+        label_smoothing: float = 0.0,
+        class_weights: Literal["balanced"] | list[float] | None = None,
+    ) -> None:
+        super().__init__()
+        _check(list(encoders), classes, label_smoothing, class_weights)
+        self.classes = list(classes)
+        self.encoders = nn.ModuleDict(encoders)
+        self.fusion = fusion({name: encoder.dim for name, encoder in encoders.items()}, len(classes))
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.pretrained_lr_factor = pretrained_lr_factor
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
+        self.register_buffer("loss_weights", None, persistent=False)
+        self.measures = nn.ModuleDict(
+            {stage: classification_metrics(len(classes), f"{stage}/") for stage in ("val", "test")}
+        )
+        self.confusion = confusion_matrix(len(classes))
+        self.recipe()  # what a checkpoint could not carry is refused now, not after an hour of training
+
+    @property
+    def processors(self) -> dict[str, Processor]:
+        """What turns opened values into the encoders' tensors: name of the input -> processor."""
+        return {name: encoder.processor for name, encoder in self._encoders()}
+
+    def _encoders(self) -> list[tuple[str, Encoder]]:
+        return [(name, encoder) for name, encoder in self.encoders.items() if isinstance(encoder, Encoder)]
+
+    def setup(self, stage: str) -> None:
+        """Load pretrained weights and weigh the classes, when training starts."""
+        if stage != "fit":
+            return
+        for _, encoder in self._encoders():
+            encoder.load_pretrained()
+        if self.class_weights == "balanced":
+            counts = getattr(getattr(self.trainer, "datamodule", None), "class_counts", None)
+            if counts is None:
+                raise UserError("class_weights: balanced counts the training samples of a FusionData; give one number a class")
+            self.loss_weights = balanced_weights(counts).to(self.device)
+        elif self.class_weights is not None:
+            self.loss_weights = torch.tensor(self.class_weights, device=self.device)
+
+    def encode(self, batch: Batch) -> dict[str, Encoded]:
+        """Encode every input of a batch; a sample that lacks one gets zeros and a mask of False there."""
+        return {
+            name: spread(encoder(**batch.inputs[name]), batch.present[name]) for name, encoder in self._encoders()
+        }
+
+    def forward(self, batch: Batch) -> Fused:
+        """Return what the fusion head makes of a batch."""
+        fused: Fused = self.fusion(self.encode(batch))
+        return fused
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        assert batch.target is not None
+        logits = self(batch).logits.float()
+        loss = cross_entropy(logits, batch.target, self.loss_weights, label_smoothing=self.label_smoothing)
+        size = len(batch.ids)
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size, sync_dist=True)
+        right = (logits.detach().argmax(-1) == batch.target).float().mean()
+        self.log("train/accuracy", right, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a validation batch."""
+        self._measure(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Measure a test batch."""
+        self._measure(batch, "test")
+
+    def _measure(self, batch: Batch, stage: Literal["val", "test"]) -> None:
+        assert batch.target is not None
+        fused = self(batch)
+        logits, size = fused.logits.float(), len(batch.ids)
+        loss = cross_entropy(logits, batch.target)  # neither smoothed nor weighted: comparable between runs
+        self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
+        measures: Any = self.measures[stage]
+        measures.update(logits.softmax(-1), batch.target)
+        self.log_dict(measures, prog_bar=False, batch_size=size)
+        self.confusion.update(logits, batch.target)
+        if fused.weights is not None:
+            for name, weight in zip(self.encoders, fused.weights.float().mean(0), strict=True):
+                self.log(f"{stage}/weight/{name}", weight, batch_size=size, sync_dist=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build optimizer and schedule; pretrained encoders start at ``pretrained_lr_factor`` times the rate."""
+        slow = [encoder for _, encoder in self._encoders() if encoder.pretrained_weights]
+        optimizer = self.optimizer(parameter_groups(slow, self, self.pretrained_lr_factor))
+        for group in optimizer.param_groups:
+            group["lr"] *= group["lr_factor"]
+        scheduler = self.lr_scheduler(optimizer)
+        if isinstance(scheduler, WarmupCosine):
+            if scheduler.total_steps is None:
+                scheduler.set_total_steps(int(self.trainer.estimated_stepping_batches))
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}  # type: ignore[typeddict-item]
+
+    def recipe(self) -> dict[str, Any]:
+        """Return how to build this model again, as plain data."""
+        encoders: dict[str, Recipe] = {name: recipe_of(encoder) for name, encoder in self._encoders()}
+        return {
+            "format": CHECKPOINT_FORMAT,
+            "classes": self.classes,
+            "encoders": encoders,
+            "fusion": recipe_of(self.fusion, without=("dims", "num_classes")),
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put all that inference needs into the checkpoint: recipe, the encoders' files, the manifest's columns."""
+        data = getattr(self._trainer, "datamodule", None)
+        checkpoint["fusion_pl"] = self.recipe() | {
+            "files": {name: encoder.files() for name, encoder in self._encoders()},
+            "columns": dict(getattr(data, "columns", {name: name for name in self.encoders})),
+        }
+
+
+def _check(names: list[str], classes: list[str], label_smoothing: float, class_weights: object) -> None:
+    if not names:
+        raise UserError("model.encoders is empty: name at least one input and its encoder")
+    for name in names:
+        if not name or "." in name or hasattr(nn.ModuleDict(), name):
+            raise UserError(f"an input cannot be named {name!r}: choose a name without a dot that torch does not use itself")
+    if len(classes) < 2:
+        raise UserError(f"a classifier needs at least two classes, and the data has {len(classes)}: {classes}")
+    if not 0 <= label_smoothing < 1:
+        raise UserError(f"model.label_smoothing must be at least 0 and below 1, not {label_smoothing}")
+    if isinstance(class_weights, list) and len(class_weights) != len(classes):
+        raise UserError(
+            f"model.class_weights has {len(class_weights)} numbers for {len(classes)} classes: give one for each of {classes}"
+        )

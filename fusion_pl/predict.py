@@ -1,0 +1,219 @@
+"""From a checkpoint alone to predictions."""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fusion_pl.data.collate import Collate
+from fusion_pl.data.media import as_value
+from fusion_pl.encoders.base import Encoder
+from fusion_pl.fusion.base import Fusion
+from fusion_pl.module import CHECKPOINT_FORMAT, FusionClassifier
+from fusion_pl.recipe import Recipe, class_of
+from fusion_pl.types import Batch, MissingFileError, Sample, UserError
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of one sample.
+
+    Attributes:
+        id: the sample's.
+        label: name of the likeliest class; None where there is an ``error``.
+        probability: of that class.
+        probabilities: of every class, by name.
+        weights: how much each input counted, where the fusion head knows; 0 for a missing one.
+        error: why there is no prediction.
+    """
+
+    id: str
+    label: str | None = None
+    probability: float | None = None
+    probabilities: dict[str, float] | None = None
+    weights: dict[str, float] | None = None
+    error: str | None = None
+
+
+class Predictor:
+    """Classify samples with a trained model, in batches; a bad sample gets its own error and does not spoil the others.
+
+    Args:
+        model: a trained classifier.
+        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        columns: name of the input -> column of a manifest.
+    """
+
+    def __init__(self, model: FusionClassifier, device: str = "auto", columns: dict[str, str] | None = None) -> None:
+        self.device = _device(device)
+        self.model = model.to(self.device).eval()
+        self.processors = model.processors
+        self.classes = model.classes
+        self.columns = columns or {name: name for name in self.processors}
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, device: str = "auto", trust: Collection[str] = ()) -> Predictor:
+        """Build the model that a checkpoint carries; needs no hub, no configuration and no other file.
+
+        Args:
+            path: the file that ``fusion-pl fit`` wrote.
+            device: see the class.
+            trust: packages besides fusion_pl whose encoders and heads may run.
+
+        Raises:
+            MissingFileError: where there is no such file.
+            UserError: for a file that is damaged or none of ours, or that asks for code which is not trusted.
+        """
+        checkpoint = read_checkpoint(path)
+        return cls(build_model(checkpoint, path, trust), device, checkpoint["fusion_pl"]["columns"])
+
+    @overload
+    def predict(self, samples: Mapping[str, Any], batch_size: int = 32) -> Prediction: ...
+
+    @overload
+    def predict(self, samples: Sequence[Mapping[str, Any]], batch_size: int = 32) -> list[Prediction]: ...
+
+    def predict(
+        self, samples: Mapping[str, Any] | Sequence[Mapping[str, Any]], batch_size: int = 32
+    ) -> Prediction | list[Prediction]:
+        """Classify one sample or many.
+
+        Args:
+            samples: name of the input -> text; path, PIL image, array or tensor of an image; path, (array, rate) or
+                ``Waveform`` of a sound. An input that is left out or None is missing.
+            batch_size: how many are computed at once.
+
+        Example:
+            >>> from fusion_pl.encoders import TinyText
+            >>> from fusion_pl.fusion import Mean
+            >>> predictor = Predictor(FusionClassifier({"title": TinyText()}, Mean, ["ham", "spam"]), device="cpu")
+            >>> predictor.predict({"title": "hello"}).error is None
+            True
+            >>> predictor.predict({"photo": "a.png"}).error
+            "this model has no input 'photo'; it takes: title"
+        """
+        if isinstance(samples, Mapping):
+            return self.predict([samples], batch_size)[0]
+        opened = [self._open(str(row), sample) for row, sample in enumerate(samples)]
+        collate = Collate(self.processors)
+        batches = (collate(opened[i : i + batch_size]) for i in range(0, len(opened), batch_size))
+        return list(self.predict_batches(batches))
+
+    @torch.inference_mode()
+    def predict_batches(self, batches: Iterable[Batch]) -> Iterator[Prediction]:
+        """Classify what a loader yields, in its order."""
+        for batch in batches:
+            fused = self.model(self.model.transfer_batch_to_device(batch, self.device, 0))
+            probabilities = fused.logits.float().softmax(-1).cpu()
+            weights = None if fused.weights is None else fused.weights.float().cpu()
+            present = torch.stack([batch.present[name] for name in self.processors], dim=-1).any(-1)
+            for row, sample_id in enumerate(batch.ids):
+                if bad := batch.bad_files[row]:
+                    yield Prediction(sample_id, error="; ".join(bad))
+                elif not present[row]:
+                    takes = ", ".join(self.processors)
+                    yield Prediction(sample_id, error=f"the sample has none of the model's inputs; it takes: {takes}")
+                else:
+                    yield self._prediction(sample_id, probabilities[row], None if weights is None else weights[row])
+
+    def _prediction(self, sample_id: str, probabilities: Float[Tensor, " C"], weights: Tensor | None) -> Prediction:
+        best = int(probabilities.argmax())
+        return Prediction(
+            id=sample_id,
+            label=self.classes[best],
+            probability=float(probabilities[best]),
+            probabilities=dict(zip(self.classes, probabilities.tolist(), strict=True)),
+            weights=None if weights is None else dict(zip(self.processors, weights.tolist(), strict=True)),
+        )
+
+    def _open(self, sample_id: str, values: Mapping[str, Any]) -> Sample:
+        try:
+            for name in values:
+                if name not in self.processors:
+                    raise UserError(f"this model has no input {name!r}; it takes: {', '.join(self.processors)}")
+            given = {name: value for name, value in values.items() if value is not None}
+            opened = {name: as_value(self.processors[name].kind, value) for name, value in given.items()}
+        except UserError as error:
+            return Sample(sample_id, {}, bad_files=(str(error),))
+        return Sample(sample_id, opened)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"there is no device {name!r} here ({str(error).splitlines()[0]}): give auto, cpu or cuda") from error
+    return device
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint as plain data; nothing in it is executed.
+
+    Raises:
+        MissingFileError: where there is no such file.
+        UserError: where it is damaged, holds code, or was not written by fusion-pl.
+    """
+    if not Path(path).is_file():
+        raise MissingFileError(f"there is no checkpoint {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+        raise UserError(
+            f"{path} is not a checkpoint that can be read safely: it is damaged, or it holds more than plain data "
+            f"({str(error).strip().splitlines()[0]})"
+        ) from error
+    ours = checkpoint.get("fusion_pl") if isinstance(checkpoint, dict) else None
+    if not isinstance(ours, dict):
+        raise UserError(f"{path} is a checkpoint, but not one that fusion-pl wrote: it does not say what model it holds")
+    if ours.get("format") != CHECKPOINT_FORMAT:
+        raise UserError(f"{path} has format {ours.get('format')}, this fusion-pl reads {CHECKPOINT_FORMAT}: install a matching version")
+    return checkpoint
+
+
+def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[str] = ()) -> FusionClassifier:
+    """Build the model that a checkpoint describes and give it the checkpoint's weights.
+
+    Args:
+        checkpoint: what ``read_checkpoint`` returned.
+        path: where it came from, for messages.
+        trust: packages besides fusion_pl whose encoders and heads may run.
+
+    Raises:
+        UserError: where the recipe asks for code that is not trusted, or does not fit the weights.
+    """
+    recipe = checkpoint["fusion_pl"]
+    try:
+        head = class_of(recipe["fusion"]["class_path"], Fusion, trust)
+        encoders = {
+            name: _encoder(part, recipe["files"].get(name, {}), trust) for name, part in recipe["encoders"].items()
+        }
+        model = FusionClassifier(
+            encoders, lambda dims, num_classes: head(dims, num_classes, **recipe["fusion"]["init_args"]), recipe["classes"]
+        )
+        model.load_state_dict(checkpoint["state_dict"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        what = str(error).strip().splitlines()[0]
+        raise UserError(f"{path} does not hold together ({what}): it is damaged, or from another version") from error
+    return model
+
+
+def _encoder(recipe: Recipe, files: dict[str, bytes], trust: Collection[str]) -> Encoder:
+    found = class_of(recipe["class_path"], Encoder, trust)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            if Path(name).name != name:
+                raise UserError(f"the checkpoint holds a file named {name!r}, which points out of its folder: it was tampered with")
+            (Path(folder) / name).write_bytes(content)
+        return found.from_files(recipe["init_args"], folder)

@@ -1,0 +1,76 @@
+"""Which parameters learn how fast, and when."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class WarmupCosine(LambdaLR):
+    r"""Raise the learning rate linearly, then lower it to zero along a half cosine, step by step.
+
+    .. math:: \eta_t = \eta \min\left(\frac{t + 1}{w},\; \frac{1 + \cos(\pi \frac{t - w}{n - w})}{2}\right)
+
+    with :math:`n` steps in all and :math:`w` of them warm-up. Source: cosine annealing of 1608.03983 without restarts.
+
+    Args:
+        optimizer: whose rates to set.
+        warmup: share of the steps that warm up, in [0, 1).
+        total_steps: optimisation steps of the run; left out, the module fills in what the trainer expects.
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup: float = 0.05, total_steps: int | None = None) -> None:
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup is a share of the run's steps, at least 0 and below 1, not {warmup}")
+        self.warmup = warmup
+        self.total_steps = total_steps
+        super().__init__(optimizer, self.factor)
+
+    def factor(self, step: int) -> float:
+        """Return the share of the full learning rate at a step counted from 0."""
+        total = self.total_steps or 1
+        warm = math.ceil(self.warmup * total)
+        if step < warm:
+            return (step + 1) / warm
+        return (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm)))) / 2
+
+    def set_total_steps(self, total_steps: int) -> None:
+        """Say how long the run is, before its first step."""
+        self.total_steps = total_steps
+        for group, rate in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = rate * self.factor(self.last_epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state without the length of the run: a run that goes on may be given a new one."""
+        return {key: value for key, value in super().state_dict().items() if key != "total_steps"}
+
+
+def parameter_groups(
+    pretrained: Iterable[nn.Module], model: nn.Module, lr_factor: float
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters: pretrained or new, with or without weight decay.
+
+    Norms and biases (one-dimensional parameters) get no decay; ``lr_factor`` is noted in the groups of the pretrained ones.
+
+    Args:
+        pretrained: encoders that start from pretrained weights.
+        model: everything.
+        lr_factor: what a pretrained group's learning rate is multiplied with.
+    """
+    slow = {id(p) for module in pretrained for p in module.parameters()}
+    groups: dict[str, dict[str, Any]] = {}
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        name = "pretrained" if id(parameter) in slow else "new"
+        group: dict[str, Any] = {"params": [], "lr_factor": lr_factor if name == "pretrained" else 1.0}
+        if parameter.ndim <= 1:
+            name += "_no_decay"
+            group["weight_decay"] = 0.0
+        groups.setdefault(name, group | {"name": name})["params"].append(parameter)
+    return list(groups.values())

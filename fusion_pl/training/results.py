@@ -1,0 +1,155 @@
+"""What a run leaves behind: ``metrics.json``, the same as a table, a confusion matrix and hyper-parameters in TensorBoard."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.table import Table
+
+from fusion_pl.metrics import per_class
+
+PACKAGES = ("fusion-pl", "lightning", "torch", "torchmetrics", "torchvision", "torchaudio", "transformers")
+MOST_CLASSES_DRAWN = 60  # a larger confusion matrix cannot be read as a picture
+
+
+class WriteResults(Callback):
+    """Write and print the results of ``fit``, ``validate`` and ``test``; draw the confusion matrix.
+
+    ``fit`` reports the validation that the best checkpoint was chosen by.
+
+    Args:
+        hyper_parameters: the run's configuration, shown in TensorBoard beside the best metric.
+    """
+
+    def __init__(self, hyper_parameters: dict[str, Any] | None = None) -> None:
+        self.hyper_parameters = hyper_parameters or {}
+        self.history: list[dict[str, Any]] = []
+        self.started = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Carry the validations so far, so that a run that goes on reports the best of all."""
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the validations of the run that goes on."""
+        self.history = state_dict["history"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start the clock."""
+        self.started = time.monotonic()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the validation's mistakes by class."""
+        self._confusion(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the test's mistakes by class."""
+        self._confusion(trainer, pl_module, "test")
+
+    def _confusion(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        confusion: Any = module.confusion
+        matrix = confusion.compute().cpu()  # by every process: it waits for the others
+        if trainer.sanity_checking:
+            confusion.reset()
+            return
+        self.per_class = per_class(matrix, module.classes)  # type: ignore[arg-type]
+        self.samples = {stage: int(matrix.sum())}
+        logger = trainer.logger
+        if trainer.is_global_zero and isinstance(logger, TensorBoardLogger) and len(matrix) <= MOST_CLASSES_DRAWN:
+            from matplotlib import pyplot
+
+            figure, axes = confusion.plot(matrix, labels=module.classes)
+            axes.set(title=f"{stage}: row = true, column = predicted")
+            logger.experiment.add_figure(f"{stage}/confusion", figure, trainer.global_step)
+            pyplot.close(figure)
+        confusion.reset()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember a validation of ``fit``; report one of ``validate``."""
+        if trainer.sanity_checking:
+            return
+        result = self._result(trainer, "val/")
+        if trainer.state.fn == "fit":
+            self.history.append(result | {"epoch": trainer.current_epoch})
+        else:
+            self._report(trainer, result)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report a test."""
+        self._report(trainer, self._result(trainer, "test/"))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report the validation that the best checkpoint was chosen by."""
+        if not self.history:
+            return
+        chosen: Any = trainer.checkpoint_callback
+        monitor, score = getattr(chosen, "monitor", None), getattr(chosen, "best_model_score", None)
+        # The same number, read at the same moment: nothing is rounded in between.
+        same = [r for r in self.history if score is not None and r["metrics"].get(monitor) == float(score)]
+        best = (same or self.history[-1:])[0]
+        counts = getattr(trainer.datamodule, "class_counts", None)  # type: ignore[attr-defined]
+        train = {"train": sum(counts)} if counts else {}
+        self._report(
+            trainer,
+            best | {"samples": train | best["samples"], "epochs": trainer.current_epoch},
+            checkpoint=getattr(chosen, "best_model_path", "") or None,
+        )
+        logger = trainer.logger
+        if trainer.is_global_zero and isinstance(logger, TensorBoardLogger) and monitor in best["metrics"]:
+            logger.log_hyperparams(self.hyper_parameters, {f"best/{monitor}": best["metrics"][monitor]})
+            logger.save()
+
+    def _result(self, trainer: Trainer, prefix: str) -> dict[str, Any]:
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
+        return {"metrics": metrics, "per_class": self.per_class, "samples": self.samples}
+
+    def _report(self, trainer: Trainer, result: dict[str, Any], checkpoint: str | None = None) -> None:
+        if not trainer.is_global_zero:
+            return
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        written = {
+            "verb": trainer.state.fn,
+            **result,
+            "seed": int(seed) if seed is not None else None,
+            "checkpoint": checkpoint or trainer.ckpt_path,
+            "processes": trainer.world_size,
+            "precision": str(trainer.precision),
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "device": _device(trainer),
+            "seconds": round(time.monotonic() - self.started, 2),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.json"
+        path.write_text(json.dumps(written, indent=2, default=str) + "\n", encoding="utf-8")
+        _print(written, path)
+
+
+def _device(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _print(result: dict[str, Any], path: Path) -> None:
+    samples = ", ".join(f"{count} {split}" for split, count in result["samples"].items())
+    table = Table(title=f"{result['verb']}: {samples} samples, {result['seconds']:.0f} s")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in result["metrics"].items():
+        table.add_row(name, f"{value:.4f}")
+    if len(result["per_class"]) <= MOST_CLASSES_DRAWN:
+        table.add_section()
+        for name, row in result["per_class"].items():
+            table.add_row(f"F1 of {name} ({row['samples']} samples)", f"{row['f1']:.4f}")
+    console = Console()
+    console.print(table)
+    console.print(f"Written to {path}" + (f"; checkpoint {result['checkpoint']}" if result["checkpoint"] else ""))

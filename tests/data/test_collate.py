@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from PIL import Image
+
+from fusion_pl.data.collate import Collate
+from fusion_pl.data.rows import LoadError
+from fusion_pl.types import Sample, UserError, Waveform
+
+
+def sound(level):
+    return Waveform(torch.full((10,), level), 8000)
+
+
+def test_a_processor_sees_only_the_samples_that_have_its_input(processors):
+    samples = [
+        Sample("a", {"text": "xyz", "audio": sound(0.5)}, 2),
+        Sample("b", {"audio": sound(0.25)}, 0, ("b was bad",)),
+        Sample("c", {"text": ""}, 1, ("c was bad",)),
+    ]
+    batch = Collate(processors, training=True)(samples)
+    assert batch.inputs["text"]["length"].tolist() == [3, 0]
+    assert batch.inputs["audio"]["level"].tolist() == [0.5, 0.25]
+    assert batch.inputs["audio"]["training"].all()
+    assert {name: mask.tolist() for name, mask in batch.present.items()} == {
+        "text": [True, False, True],
+        "image": [False, False, False],
+        "audio": [True, True, False],
+    }
+    assert batch.target.tolist() == [2, 0, 1]
+    assert batch.target.dtype == torch.int64
+    assert batch.ids == ["a", "b", "c"]
+    assert batch.bad_files == [(), ("b was bad",), ("c was bad",)]
+
+
+def test_an_input_that_no_sample_has_keeps_one_blank_row(processors):
+    batch = Collate(processors)([Sample("a", {}), Sample("b", {})])
+    assert [len(value) for name in processors for value in batch.inputs[name].values()] == [1, 1, 1, 1]
+    assert not any(mask.any() for mask in batch.present.values())
+
+
+def test_a_batch_with_an_unknown_target_has_none(processors):
+    picture = {"image": Image.new("L", (2, 2))}
+    assert Collate(processors)([Sample("a", picture, 1), Sample("b", picture)]).target is None
+
+
+def test_it_travels_to_a_worker(processors):
+    collate = pickle.loads(pickle.dumps(Collate(processors, training=True)))
+    assert collate([Sample("a", {"audio": sound(0.5)})]).inputs["audio"]["training"].tolist() == [True]
+
+
+def test_what_a_processor_refuses_names_input_and_samples():
+    class Picky:
+        kind = "text"
+
+        def __call__(self, values, training=False):
+            raise UserError("too long")
+
+    with pytest.raises(LoadError, match=r"input 'title' of the samples a, c: too long"):
+        Collate({"title": Picky()})([Sample("a", {"title": "x"}), Sample("b", {}), Sample("c", {"title": "y"})])

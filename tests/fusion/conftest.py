@@ -1,0 +1,41 @@
+"""Encoded inputs to feed to heads: unequal widths and lengths, ragged masks, names that only a user would choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from fusion_pl.types import Encoded
+
+DIMS = {"título": 6, "my photo": 10, "voice-2": 5}
+LENGTHS = {"título": 4, "my photo": 6, "voice-2": 3}
+Make = Callable[..., dict[str, Encoded]]
+
+
+def make_inputs(present: list[list[int]], dtype: torch.dtype = torch.float64, seed: int = 0) -> dict[str, Encoded]:
+    """Draw B samples of M inputs; ``present`` is the B x M table of which there are. What is not real is zero."""
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.tensor(present, dtype=torch.bool)
+    inputs = {}
+    for (name, dim), has in zip(list(DIMS.items())[: table.shape[1]], table.T, strict=True):
+        length = LENGTHS[name]
+        kept = torch.randint(1, length + 1, (len(table), 1), generator=generator)
+        mask = (torch.arange(length) < kept) & has.unsqueeze(-1)
+        tokens = torch.randn(len(table), length, dim, generator=generator, dtype=dtype)
+        pooled = torch.randn(len(table), dim, generator=generator, dtype=dtype)
+        inputs[name] = Encoded(
+            tokens.masked_fill(~mask.unsqueeze(-1), 0), mask, pooled.masked_fill(~has.unsqueeze(-1), 0)
+        )
+    return inputs
+
+
+@pytest.fixture
+def make() -> Make:
+    return make_inputs
+
+
+@pytest.fixture
+def dims() -> dict[str, int]:
+    return dict(DIMS)

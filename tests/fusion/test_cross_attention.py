@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fusion_pl.fusion import CrossAttention
+from fusion_pl.fusion.cross_attention import across
+from fusion_pl.types import UserError
+
+PRESENT = [[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]]
+
+
+def attend(layer, queries, keys):
+    """One token's queries over a list of keys, one head after the other."""
+    size = queries.shape[0] // layer.num_heads
+    weight_q, weight_k, weight_v = layer.query_key_value.weight.chunk(3)
+    heads = []
+    for h in range(layer.num_heads):
+        rows = slice(h * size, (h + 1) * size)
+        scores = torch.stack([(weight_q[rows] @ queries) @ (weight_k[rows] @ key) / size**0.5 for key in keys])
+        shares = scores.exp() / scores.exp().sum()
+        heads.append(sum(share * (weight_v[rows] @ key) for share, key in zip(shares, keys, strict=True)))
+    return layer.join_heads(torch.cat(heads))
+
+
+def restate(head, inputs, row):
+    """The head for one sample: only real tokens exist, and every token is handled by itself."""
+    tokens = [
+        (i, head.project[name].linear(head.project[name].norm(one.tokens[row, t])) + head.embedding[i])
+        for i, (name, one) in enumerate(inputs.items())
+        for t in range(one.mask.shape[1])
+        if one.mask[row, t]
+    ]
+    for layer in head.layers:
+        normed = [(i, layer.norm_attention(x)) for i, x in tokens]
+        after = []
+        for (i, x), (_, query) in zip(tokens, normed, strict=True):
+            keys = [key for j, key in normed if j != i] or [key for _, key in normed]
+            y = x + attend(layer, query, keys)
+            after.append((i, y + layer.mlp(layer.norm_mlp(y))))
+        tokens = after
+    pooled = []
+    for i in sorted({i for i, _ in tokens}):
+        own = [head.norm(x) for j, x in tokens if j == i]
+        pooled.append(sum(own) / len(own))
+    return sum(pooled) / len(pooled) if pooled else torch.zeros_like(head.norm.bias)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_equals_its_formula(dims, make, count):
+    chosen = dict(list(dims.items())[:count])
+    head = CrossAttention(chosen, num_classes=4, dim=8, num_heads=2, num_layers=2).double().eval()
+    inputs = make([table[-count:] for table in PRESENT])
+    fused = head(inputs)
+    for row in range(len(PRESENT)):
+        expected = restate(head, inputs, row)
+        torch.testing.assert_close(fused.vector[row], expected)
+        torch.testing.assert_close(fused.logits[row], head.classify(expected))
+
+
+def test_what_may_attend_to_what():
+    real = torch.tensor([[1, 1, 0, 1, 1]] * 3, dtype=torch.bool)
+    real[1, 3:] = False
+    real[2] = False
+    present = torch.tensor([[1, 1], [1, 0], [0, 0]], dtype=torch.bool)
+    both, alone, none = across(real, present, [3, 2]).squeeze(1).int().tolist()
+    assert both == [[0, 0, 0, 1, 1]] * 3 + [[1, 1, 0, 0, 0]] * 2
+    assert alone[:3] == [[1, 1, 0, 0, 0]] * 3
+    assert none == [[1] * 5] * 5
+
+
+def test_an_embedding_tells_inputs_apart(dims, make):
+    first = next(iter(dims))
+    head = CrossAttention({first: dims[first], "same": dims[first]}, num_classes=4).double().eval()
+    one = make([[1]])[first]
+    head.project["same"].load_state_dict(head.project[first].state_dict())
+    before = head({first: one, "same": one}).logits
+    with torch.no_grad():
+        head.embedding[1] += 1.0 * torch.arange(head.embedding.shape[1])
+    assert not torch.allclose(head({first: one, "same": one}).logits, before)
+
+
+def test_attention_is_dropped_in_training_only(dims, make):
+    head = CrossAttention(dims, num_classes=4, dropout=0.5).double()
+    inputs = make([[1, 1, 1]])
+    assert not torch.equal(head(inputs).logits, head(inputs).logits)
+    head.eval()
+    assert torch.equal(head(inputs).logits, head(inputs).logits)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"dim": 10, "num_heads": 4}, "dim=10 and num_heads=4: .* must be a multiple of num_heads"),
+        ({"num_layers": 0}, "CrossAttention was given num_layers=0, expected a whole number of at least 1"),
+    ],
+)
+def test_refuses_what_cannot_be_built(dims, args, message):
+    with pytest.raises(UserError, match=message):
+        CrossAttention(dims, num_classes=4, **args)

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fusion_pl.layers import (
+    InputWeights,
+    Project,
+    ProjectPooled,
+    masked_max,
+    masked_mean,
+    masked_softmax,
+    mlp,
+    spread,
+)
+from fusion_pl.types import Encoded, UserError
+
+NAN = float("nan")
+# 0 where a real value stands, NaN where the mask forbids to look.
+MASK = torch.tensor([[True, True, False], [False, True, False], [False, False, False]])
+
+
+@pytest.fixture
+def values():
+    drawn = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 5
+    return drawn.masked_fill(~MASK.unsqueeze(-1), NAN)
+
+
+@pytest.mark.parametrize(("pool", "plain"), [(masked_mean, lambda x: x.mean(0)), (masked_max, lambda x: x.amax(0))])
+def test_masked_pooling_reads_real_entries_only(values, pool, plain):
+    pooled = pool(values, MASK)
+    for row in range(3):
+        kept = values[row][MASK[row]]
+        expected = plain(kept) if len(kept) else torch.zeros(4, dtype=torch.float64)
+        torch.testing.assert_close(pooled[row], expected)
+
+
+@pytest.mark.parametrize("pool", [masked_mean, masked_max])
+def test_masked_pooling_has_a_finite_gradient(values, pool):
+    values.requires_grad_()
+    pool(values, MASK).sum().backward()
+    assert values.grad.isfinite().all()
+    assert (values.grad[~MASK] == 0).all()
+
+
+def test_masked_softmax_is_a_softmax_over_the_real(values):
+    scores = values[:, :, 0]
+    weights = masked_softmax(scores, MASK)
+    for row in range(3):
+        assert (weights[row][~MASK[row]] == 0).all()
+        torch.testing.assert_close(weights[row][MASK[row]], scores[row][MASK[row]].softmax(-1))
+
+
+def test_spread_puts_rows_in_their_places():
+    tokens = torch.arange(1.0, 13.0).view(2, 3, 2)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    rows = Encoded(tokens, mask, tokens[:, 0], (tokens * 2,))
+    placed = spread(rows, torch.tensor([False, True, False, True]))
+    for of, to in ((0, 1), (1, 3)):
+        assert torch.equal(placed.tokens[to], tokens[of])
+        assert torch.equal(placed.mask[to], mask[of])
+        assert torch.equal(placed.pooled[to], tokens[of, 0])
+        assert torch.equal(placed.levels[0][to], tokens[of] * 2)
+    for missing in (0, 2):
+        assert not placed.mask[missing].any()
+        assert not placed.tokens[missing].any()
+        assert not placed.pooled[missing].any()
+
+
+def test_spread_ignores_the_blank_row_of_an_input_that_nobody_has():
+    blank = Encoded(torch.full((1, 3, 2), NAN), torch.ones(1, 3, dtype=torch.bool), torch.full((1, 2), NAN))
+    placed = spread(blank, torch.zeros(4, dtype=torch.bool))
+    assert placed.tokens.shape == (4, 3, 2)
+    assert not placed.mask.any()
+    assert not placed.tokens.any()
+    assert not placed.pooled.any()
+
+
+def test_project_is_a_linear_map_of_the_normalised_vector(values):
+    layer = Project(4, 6).double()
+    projected = layer(values, MASK)
+    for row, column in MASK.nonzero().tolist():
+        x = values[row, column]
+        normed = (x - x.mean()) / (((x - x.mean()) ** 2).mean() + layer.norm.eps).sqrt()
+        torch.testing.assert_close(projected[row, column], layer.linear.weight @ normed + layer.linear.bias)
+    assert (projected[~MASK] == 0).all()
+
+
+def test_project_pooled_stacks_in_the_order_of_dims():
+    layer = ProjectPooled({"b": 4, "a": 2}, dim=3)
+    real = torch.ones(5, 1, dtype=torch.bool)
+    inputs = {"a": Encoded(torch.ones(5, 1, 2), real, torch.ones(5, 2))}
+    inputs["b"] = Encoded(torch.ones(5, 1, 4), ~real, torch.ones(5, 4))
+    stacked = layer(inputs)
+    assert stacked.shape == (5, 2, 3)
+    assert (stacked[:, 0] == 0).all()
+    torch.testing.assert_close(stacked[:, 1], layer["a"](inputs["a"].pooled, real[:, 0]))
+
+
+def test_mlp_drops_out_between_its_layers():
+    layer = mlp(3, 5, 2, dropout=0.5)
+    x = torch.randn(4, 3)
+    assert not torch.equal(layer(x), layer(x))
+    layer.eval()
+    first, _, _, last = layer
+    torch.testing.assert_close(layer(x), last(torch.nn.functional.gelu(first(x))))
+
+
+def test_input_weights_are_logarithms_of_shares():
+    weigh = InputWeights(["a", "b", "c"], dim=2, weights={"c": 3.0, "a": 1.0, "b": 0.0})
+    present = torch.tensor([[True, True, True], [False, True, True], [False, True, False]])
+    shares = weigh(torch.zeros(3, 3, 2), present).exp()
+    torch.testing.assert_close(shares, torch.tensor([[0.25, 0, 0.75], [0, 0, 1], [0, 1, 0]]))
+    assert not list(weigh.parameters())
+
+
+def test_input_weights_without_any_input_have_a_finite_gradient():
+    weigh = InputWeights(["a", "b"], dim=2, weights="sample")
+    weigh(torch.randn(1, 2, 2), torch.zeros(1, 2, dtype=torch.bool)).exp().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in weigh.parameters())
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("sampled", "weights: 'sampled', expected global, sample, or a number for each input: {a: 1.0, b: 1.0}"),
+        ({"a": 1.0}, "weights name a, but the model's inputs are a, b"),
+        ({"a": 1.0, "b": math.nan}, "weight of b is nan, expected a number that is 0 or more"),
+    ],
+)
+def test_input_weights_refuse_what_they_cannot_be(weights, message):
+    with pytest.raises(UserError, match=message):
+        InputWeights(["a", "b"], dim=2, weights=weights)
