@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import re
 import signal
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.throughput_monitor import ThroughputMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fusion_pl.data.base import FusionData
+from fusion_pl.errors import sentence
 from fusion_pl.module import FusionClassifier
+from fusion_pl.predict import read_checkpoint
 from fusion_pl.training.hardware import favoured_precision
 from fusion_pl.training.interrupt import SaveWhenStopped
 from fusion_pl.training.results import WriteResults
@@ -64,6 +63,9 @@ class FusionCLI(LightningCLI):
             }
         )
 
+    def _parse_ckpt_path(self) -> None:
+        """Take nothing of the configuration from a checkpoint: ours carries a recipe, which ``_check`` compares."""
+
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint that ``best`` and ``last`` mean, before anything slow is done."""
         config = self.config[self.config.subcommand]
@@ -73,8 +75,10 @@ class FusionCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Hand the processors to the data, and choose what the hardware favours where the user chose nothing."""
         self.datamodule.processors = self.model.processors
-        self.stopper = SaveWhenStopped()
         config = self.config[self.config.subcommand]
+        if config.ckpt_path:
+            _check(self.model, config.ckpt_path)
+        self.stopper = SaveWhenStopped()
         callbacks = [RichProgressBar(), self.stopper, WriteResults(config.as_dict())]
         if config.trainer.logger is not False:
             callbacks += [LearningRateMonitor(), ThroughputMonitor(batch_size_fn=_count, window_size=20)]
@@ -95,6 +99,25 @@ class FusionCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # Without weights_only a checkpoint could run code while it is loaded.
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+
+
+def _check(model: FusionClassifier, path: str) -> None:
+    """Refuse a checkpoint of another model in a sentence, instead of a list of tensors that do not fit."""
+    saved, wanted = (_outline(recipe) for recipe in (read_checkpoint(path)["fusion_pl"], model.recipe()))
+    for key, value in wanted.items():
+        if saved[key] != value:
+            raise UserError(
+                f"{path} was trained with other {key} ({saved[key]}) than this configuration asks for ({value}): give the "
+                "config.yaml that lies beside its run's logs"
+            )
+
+
+def _outline(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "classes": recipe["classes"],
+        "encoders": {name: part["class_path"] for name, part in recipe["encoders"].items()},
+        "fusion": recipe["fusion"]["class_path"],
+    }
 
 
 def _count(batch: Batch) -> int:
@@ -145,18 +168,14 @@ def run(verb: str, arguments: list[str]) -> int:
             predict_command(arguments)
         else:
             _train(verb, arguments)
-    except (UserError, MisconfigurationException) as error:
-        return _say(_original(str(error)))
-    except ArgumentError as error:
-        return _say(_shortened(str(error)))
-    except torch.OutOfMemoryError:
-        return _say("the device is out of memory: lower --data.batch_size, or freeze the encoders (freeze: all)")
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT, errno.EPERM}:
-            raise
-        return _say(f"cannot write {error.filename or 'a file'}: {error.strerror}; make room or choose another folder and go on")
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except Exception as error:
+        said = sentence(error)
+        if said is None:
+            raise
+        print(f"fusion-pl: error: {said}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -171,21 +190,6 @@ def _train(verb: str, arguments: list[str]) -> None:
         parser_kwargs={"prog": "fusion-pl", "exit_on_error": False},
         auto_configure_optimizers=False,
     )
-
-
-def _say(sentence: str) -> int:
-    print(f"fusion-pl: error: {sentence}", file=sys.stderr)
-    return 2
-
-
-def _original(message: str) -> str:
-    """Return the sentence that a loader's worker wrapped into its traceback."""
-    found = re.search(r"(?:UserError|MissingFileError): (.*)\Z", message, re.DOTALL)
-    return found.group(1).strip() if found and "Traceback" in message else message
-
-
-def _shortened(message: str) -> str:
-    return message
 
 
 def _quiet() -> None:

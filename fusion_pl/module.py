@@ -113,7 +113,8 @@ class FusionClassifier(LightningModule):
         logits = self(batch).logits.float()
         loss = cross_entropy(logits, batch.target, self.loss_weights, label_smoothing=self.label_smoothing)
         size = len(batch.ids)
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size, sync_dist=True)
+        self.log("train/loss_step", loss, prog_bar=True, batch_size=size)  # this process's: nobody waits for the others
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         right = (logits.detach().argmax(-1) == batch.target).float().mean()
         self.log("train/accuracy", right, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return loss

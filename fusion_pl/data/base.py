@@ -150,12 +150,13 @@ class FusionData(LightningDataModule, ABC):
 
     def teardown(self, stage: str) -> None:
         """Say which files could not be read."""
+        del stage
         bad = list(self._bad_files)
         self._bad_files.clear()
         if bad:
             first = "\n  ".join(bad[:SHOWN]) + (f"\n  … and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
             files = "1 file" if len(bad) == 1 else f"{len(bad)} files"
-            _log.warning("%s: %s could not be read and counted as missing:\n  %s", stage, files, first)
+            _log.warning("%s could not be read and counted as missing:\n  %s", files, first)
 
 
 def _share(samples: Dataset[Sample], split: str) -> UnrepeatedDistributedSampler | None:

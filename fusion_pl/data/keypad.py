@@ -30,11 +30,11 @@ MARKER, MANIFEST, LOCK = ".keypad.json", "manifest.csv", ".keypad.lock"
 
 # Drawn for each input by itself, so that what one hides another mostly shows.
 MISSING = 0.125
-UNREADABLE = 0.12
+UNREADABLE = 0.1
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
-FILLERS = [*LETTERS, *"-.*_~"]
+FILLERS = [*LETTERS, *"-.*_~" * 4]
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Italic")
 SIDE = 32  # pixels
 RATE = 8000  # Hz, as on the telephone line
@@ -60,7 +60,7 @@ class Press(NamedTuple):
 def press(digit: int, rng: Generator) -> Press:
     """Draw one sample of a digit.
 
-    Each input is missing with probability 0.125 and, where it is there, unreadable with 0.12, whatever the others are;
+    Each input is missing with probability 0.125 and, where it is there, unreadable with 0.1, whatever the others are;
     samples without any readable input are drawn again, so that no label is a guess.
 
     Args:
@@ -72,16 +72,14 @@ def press(digit: int, rng: Generator) -> Press:
         clear = rng.random(3) >= UNREADABLE
         if (there & clear).any():
             break
-    text, image, audio = (
-        draw(digit, bool(readable), rng) for draw, readable in zip((_write, _render, _dial), clear, strict=True)
-    )
+    text, image, audio = _write(digit, clear[0], rng), _render(digit, clear[1], rng), _dial(digit, clear[2], rng)
     return Press(text if there[0] else None, image if there[1] else None, audio if there[2] else None)
 
 
-def _write(digit: int, readable: bool, rng: Generator) -> str:
+def _write(digit: int, readable: np.bool, rng: Generator) -> str:
     """Hide the number word, with up to two typos, in other characters; scramble it where it is not readable."""
     word = list(WORDS[digit]) if readable else list(rng.choice(FILLERS, len(WORDS[digit])))
-    for _ in range(rng.choice(3, p=(0.65, 0.3, 0.05)) if len(word) > 3 else int(rng.random() < 0.3)):
+    for _ in range(rng.choice(3, p=(0.65, 0.3, 0.05)) if len(word) > 3 else int(rng.random() < 0.2)):
         place = rng.integers(len(word))
         word[place] = "" if rng.random() < 0.4 else rng.choice(LETTERS)
     before, after = (rng.choice(FILLERS, rng.integers(2, 8)) for _ in range(2))
@@ -95,7 +93,7 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf", size)
 
 
-def _render(digit: int, readable: bool, rng: Generator) -> Image.Image:
+def _render(digit: int, readable: np.bool, rng: Generator) -> Image.Image:
     """Render the digit in some font, place and angle behind a bar and noise; wash it out where it is not readable."""
     ink = Image.new("L", (SIDE, SIDE))
     place = SIDE / 2 + rng.uniform(-3, 3, 2)
@@ -107,11 +105,11 @@ def _render(digit: int, readable: bool, rng: Generator) -> Image.Image:
     top, left = rng.integers(0, SIDE - 8, 2)
     height, width = rng.permutation([rng.integers(2, 5), rng.integers(6, 16)])
     light[top : top + height, left : left + width] = rng.uniform(0.0, 0.9)
-    light += rng.normal(0.0, rng.uniform(0.05, 0.16), light.shape)
+    light += rng.normal(0.0, rng.uniform(0.05, 0.14), light.shape)
     return Image.fromarray((light.clip(0, 1) * 255).astype(np.uint8))
 
 
-def _dial(digit: int, readable: bool, rng: Generator) -> Int16[np.ndarray, " N"]:
+def _dial(digit: int, readable: np.bool, rng: Generator) -> Int16[np.ndarray, " N"]:
     """Sound the key's two tones somewhere in noise; mask one or both of them where it is not readable.
 
     Formula: x(t) = a (g₁ sin(2π f₁ t + φ₁) + g₂ sin(2π f₂ t + φ₂)) + n(t), f₁ by row and f₂ by column of the keypad.
@@ -120,7 +118,7 @@ def _dial(digit: int, readable: bool, rng: Generator) -> Int16[np.ndarray, " N"]
     time = np.arange(rng.integers(int(0.25 * RATE), int(0.5 * RATE) + 1)) / RATE
     gains = rng.uniform(0.8, 1.2, 2)
     if not readable:
-        gains *= [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0)][rng.choice(3, p=(0.6, 0.2, 0.2))]
+        gains *= [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0)][rng.choice(3, p=(0.8, 0.1, 0.1))]
     phases = rng.uniform(0, 2 * np.pi, (2, 1))
     tones = np.sin(2 * np.pi * np.outer((LOW[row], HIGH[column]), time) + phases)
     seconds = rng.uniform(0.1, 0.2)
@@ -129,7 +127,8 @@ def _dial(digit: int, readable: bool, rng: Generator) -> Int16[np.ndarray, " N"]
     decibels = rng.uniform(-4, 8)  # power of both tones over that of the noise, while they sound
     signal: Float[np.ndarray, " N"] = gains @ tones * heard + rng.normal(0.0, 10 ** (-decibels / 20), len(time))
     level = rng.uniform(0.1, 0.6)
-    return (signal / np.abs(signal).max() * level * 32767).astype(np.int16)
+    samples: Int16[np.ndarray, " N"] = (signal / np.abs(signal).max() * level * 32767).astype(np.int16)
+    return samples
 
 
 def write_keypad(folder: str | Path, seed: int = 0, sizes: Mapping[str, int] = SIZES) -> Path:
@@ -147,32 +146,32 @@ def write_keypad(folder: str | Path, seed: int = 0, sizes: Mapping[str, int] = S
         Path of ``manifest.csv`` with the columns id, text, image, audio, label and split.
 
     Raises:
-        UserError: where the folder holds something else or cannot be written.
+        UserError: where the folder holds something else or cannot be written, or the seed is negative.
     """
     folder = Path(folder)
     wanted = {"version": VERSION, "seed": seed, "sizes": dict(sizes)}
-    manifest = folder / MANIFEST
-    if _finished(folder, wanted):
-        return manifest
+    if seed < 0:
+        raise UserError(f"the seed of the demo data must be 0 or more, got {seed}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _refuse_other_files(folder, wanted)
-        with FileLock(folder / LOCK):
-            if not _finished(folder, wanted):
-                _fill(folder, wanted)
+        if not _finished(folder, wanted):  # asked before anything is written, so that a read-only copy can be used
+            folder.mkdir(parents=True, exist_ok=True)
+            _refuse_other_files(folder, wanted)
+            with FileLock(folder / LOCK):
+                if not _finished(folder, wanted):
+                    _fill(folder, wanted)
     except OSError as error:
         raise UserError(
-            f"the demo data cannot be written to {folder}: {error.strerror or error}; it needs about 40 MB, so free some "
-            "space or name another folder"
+            f"the demo data cannot be written to {folder} ({error.strerror or error}): make room for about 40 MB "
+            "there, or name another folder"
         ) from error
-    return manifest
+    return folder / MANIFEST
 
 
 def _marker(folder: Path) -> Any:
     """Return what the folder was written from; None where the marker is absent or was cut short."""
     try:
         return json.loads((folder / MARKER).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 
 
@@ -198,14 +197,15 @@ def _refuse_other_files(folder: Path, wanted: Mapping[str, Any]) -> None:
     others = sorted(set(_names(folder)) - {LOCK})
     if others and not (folder / MARKER).exists():
         raise UserError(
-            f"{folder} holds files that are not the demo data, such as {others[0]}: name another folder for it, or move them"
+            f"{folder} holds files that are not the demo data, such as {others[0]}: name another folder for "
+            "it, or move them"
         )
     found = _marker(folder)
     same = found is None or all(found.get(key) == wanted[key] for key in ("seed", "sizes"))
     if not same and (folder / MANIFEST).exists():
         raise UserError(
-            f"{folder} holds the demo data with seed {found['seed']} and sizes {found['sizes']}, but seed {wanted['seed']} "
-            f"and sizes {wanted['sizes']} are asked for: name another folder, or delete this one"
+            f"{folder} holds the demo data with seed {found['seed']} and sizes {found['sizes']}, but seed "
+            f"{wanted['seed']} and sizes {wanted['sizes']} are asked for: name another folder, or delete this one"
         )
 
 
@@ -234,7 +234,7 @@ def _rows(folder: Path, seed: int, sizes: Mapping[str, int]) -> Iterator[tuple[s
         text, image, audio = press(digit, np.random.default_rng([seed, index]))
         image_path, audio_path = f"images/{index:05d}.png", f"audio/{index:05d}.wav"
         if image is not None:
-            image.save(folder / image_path)
+            image.save(folder / image_path, compress_level=1)  # noise: more would cost time and save nothing
         if audio is not None:
             with wave.open(str(folder / audio_path), "wb") as file:
                 file.setparams((1, 2, RATE, 0, "NONE", ""))

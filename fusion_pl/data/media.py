@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import struct
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import soundfile
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fusion_pl.types import Kind, MissingFileError, UserError, Waveform
@@ -34,17 +33,26 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         UserError: where the file is missing, not a picture, truncated or unreasonably large.
     """
     try:
-        # Between one and two times its limit Pillow only warns; a warning in a worker is read by nobody.
-        with warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-            image = Image.open(path)
-        with image:
+        with Image.open(path) as image:
+            # Between one and two times its limit Pillow only warns, and a warning in a worker is read by nobody.
+            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(
+                    f"{image.width} × {image.height} pixels exceed Pillow's limit of {Image.MAX_IMAGE_PIXELS}"
+                )
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
+            if (
+                image.info
+            ):  # without metadata there is no orientation, and looking for it takes a tenth of a small picture
+                ImageOps.exif_transpose(image, in_place=True)
             return _eight_bit(image)
     except FileNotFoundError as error:
         raise MissingFileError(f"{path} does not exist") from error
+    except UnidentifiedImageError as error:
+        raise UserError(
+            f"{path} cannot be read as a picture (no known format): replace it or empty its cell"
+        ) from error
     except (Image.DecompressionBombWarning, *DAMAGED) as error:
-        raise UserError(f"{path} cannot be read as a picture ({error}): replace the file or empty its cell") from error
+        raise UserError(f"{path} cannot be read as a picture ({error}): replace it or empty its cell") from error
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -76,21 +84,23 @@ def read_audio(path: str | os.PathLike[str]) -> Waveform:
         UserError: where the file is missing, not sound, empty, or holds NaN or infinity.
     """
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            samples = file.read(dtype="float32", always_2d=True).T
+            rate, floats = file.samplerate, file.subtype in ("FLOAT", "DOUBLE")
     except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a suffix that means headerless samples
         if not os.path.exists(path):
             raise MissingFileError(f"{path} does not exist") from error
         reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
         raise UserError(f"{path} cannot be read as sound ({reason}): expected wav, flac, ogg or mp3") from error
-    return _mono(samples.T, rate, str(path))
+    return _mono(samples, rate, str(path), floats)
 
 
-def _mono(samples: NDArray[Any], rate: int, where: str) -> Waveform:
-    """Mix (channels, N) to one channel and refuse what would poison a network."""
+def _mono(samples: NDArray[Any], rate: int, where: str, floats: bool = True) -> Waveform:
+    """Mix (channels, N) to one channel and refuse what would poison a network; only ``floats`` can hold that."""
     mixed = samples[0] if len(samples) == 1 else samples.mean(axis=0)
     if not mixed.size:
         raise UserError(f"{where} holds no samples: replace it or leave this input out")
-    if not np.isfinite(mixed).all():
+    if floats and not np.isfinite(mixed).all():
         raise UserError(f"{where} holds NaN or infinite samples: replace it or leave this input out")
     return Waveform(torch.from_numpy(np.ascontiguousarray(mixed, dtype=np.float32)), int(rate))
 

@@ -1,5 +1,11 @@
 """One encoder per input: from the processor's tensors to tokens, mask and a vector."""
 
+from fusion_pl.encoders.audio import AudioEncoder
 from fusion_pl.encoders.base import Encoder
+from fusion_pl.encoders.image import ImageEncoder
+from fusion_pl.encoders.text import TextEncoder
+from fusion_pl.encoders.tiny_audio import TinyAudio
+from fusion_pl.encoders.tiny_image import TinyImage
+from fusion_pl.encoders.tiny_text import TinyText
 
-__all__ = ["Encoder"]
+__all__ = ["AudioEncoder", "Encoder", "ImageEncoder", "TextEncoder", "TinyAudio", "TinyImage", "TinyText"]

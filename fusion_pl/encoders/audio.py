@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -18,6 +19,7 @@ from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
 from fusion_pl.types import Encoded, Kind, UserError, Waveform
 
 ON_SAMPLES = ("wav2vec2", "hubert", "wavlm")
+EXTRACTOR = "feature extractor (preprocessor_config.json)"
 KNOWN = (*ON_SAMPLES, "whisper", "audio-spectrogram-transformer", "clap")
 
 
@@ -94,11 +96,13 @@ class AudioEncoder(PretrainedEncoder):
         if max_seconds <= 0:
             raise UserError(f"max_seconds: {max_seconds} is not a length in seconds: give more than 0, such as 10")
         self.processor = AudioProcessor(self._features(), max_seconds)
-        clap = self.config.model_type == "clap"
-        if clap:
-            self.dim = int(self.model.num_features)
+        if self.config.model_type == "clap":
+            audio = self.config.audio_config
+            self.dim = audio.patch_embeds_hidden_size * 2 ** (len(audio.depths) - 1)
             if levels:
-                raise UserError("levels: CLAP folds time into its maps, so its inner levels are no sequences: leave them out")
+                raise UserError(
+                    "levels: CLAP folds time into its maps, so it has no sequences to show: leave levels out"
+                )
         self._check(self.config.model_type == "audio-spectrogram-transformer", len(self._blocks()[1]) + 1)
 
     def _build(self) -> nn.Module:
@@ -128,7 +132,7 @@ class AudioEncoder(PretrainedEncoder):
     def _features(self) -> Features:
         from transformers import AutoFeatureExtractor
 
-        extractor = read(AutoFeatureExtractor.from_pretrained, self.source, "feature extractor (preprocessor_config.json)")
+        extractor = read(AutoFeatureExtractor.from_pretrained, self.source, EXTRACTOR)
         self._files |= saved(extractor)
         config: Any = self.config
         if config.model_type == "whisper":
@@ -164,6 +168,13 @@ class AudioEncoder(PretrainedEncoder):
         out = self._call(**{name: values})
         width = mask.shape[1]  # of Whisper's 1500 tokens, only those up to the batch's longest clip go on
         return self._encoded(out.last_hidden_state[:, :width], mask, [h[:, :width] for h in out.hidden_states or ()])
+
+    def _call(self, **inputs: Any) -> Any:
+        if self.config.model_type != "wavlm":
+            return super()._call(**inputs)
+        with warnings.catch_warnings():  # its attention mixes a Boolean and a float mask, which torch takes but laments
+            warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
+            return super()._call(**inputs)
 
     def _token_mask(self, mask: Bool[Tensor, "B N"]) -> Bool[Tensor, "B T"]:
         """Shrink the mask of samples as the convolutions shrink the samples."""

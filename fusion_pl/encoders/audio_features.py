@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 Clips = Sequence[np.ndarray]
 
 
+@runtime_checkable
 class Features(Protocol):
     """What a processor needs to know of a model.
 
@@ -25,7 +26,9 @@ class Features(Protocol):
 
     rate: int
     shortest: int
-    longest: int | None
+
+    @property
+    def longest(self) -> int | None: ...  # noqa: D102
 
     def __call__(self, clips: Clips) -> dict[str, Tensor]:
         """Return ``values`` and ``mask`` of P clips."""
@@ -172,7 +175,11 @@ class MaskedFeatures(nn.Module):
 
 
 def _normalise(hidden: Float[Tensor, "B D T"], frames: Tensor, norm: nn.GroupNorm) -> Float[Tensor, "B D T"]:
-    """y = (x - μ) / sqrt(σ² + ε) · weight + bias, with μ and σ² of each channel over the first ``frames`` of time."""
+    """Normalise each channel over the first ``frames`` of time.
+
+    y = (x - μ) / sqrt(σ² + ε) · weight + bias, as Wav2Vec2 does over a clip that is not padded.
+    Source: arXiv:2006.11477.
+    """
     wide = hidden.float()
     real = (torch.arange(hidden.shape[-1], device=hidden.device) < frames[:, None]).unsqueeze(1)
     count = frames.clamp(min=1)[:, None, None]

@@ -6,19 +6,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from fusion_pl.types import MissingFileError, UserError
 
 ReadT = TypeVar("ReadT")
-
-
-class Savable(Protocol):
-    """A tokenizer, image processor or feature extractor."""
-
-    def save_pretrained(self, folder: str) -> Any:
-        """Write its files into ``folder``."""
-        ...
 
 
 def locate(pretrained: str) -> str:
@@ -34,8 +26,8 @@ def locate(pretrained: str) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise MissingFileError(
-                f"pretrained: the folder {pretrained} holds no config.json: point at a model written by save_pretrained, or "
-                f"fetch one with `hf download NAME --local-dir {pretrained}`"
+                f"pretrained: the folder {pretrained} holds no config.json: point at what save_pretrained "
+                f"wrote, or fetch a model with `hf download NAME --local-dir {pretrained}`"
             )
         return str(path)
     if path.is_absolute() or pretrained.startswith((".", "~")) or len(path.parts) != len(pretrained.split("/")) <= 2:
@@ -66,9 +58,9 @@ def read(reader: Callable[..., ReadT], source: str, what: str, **options: Any) -
         if Path(source).is_dir():
             raise MissingFileError(f"pretrained: no {what} could be read from the folder {source}: {reason}") from error
         raise UserError(
-            f"pretrained: the {what} of {source} is neither in a folder of that name nor in Hugging Face's cache, and could "
-            f"not be downloaded: where there is a connection, run `hf download {source} --local-dir FOLDER`, then set "
-            f"pretrained: FOLDER ({reason})"
+            f"pretrained: the {what} of {source} is neither in a folder of that name nor in Hugging Face's cache, and "
+            f"could not be downloaded: where there is a connection, run `hf download {source} --local-dir FOLDER`, "
+            f"then set pretrained: FOLDER ({reason})"
         ) from error
 
 
@@ -93,8 +85,8 @@ def quiet(bars: bool = False) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def saved(part: Savable) -> dict[str, bytes]:
-    """Return the files that ``part`` writes: name -> content."""
+def saved(part: Any) -> dict[str, bytes]:
+    """Return what a configuration, tokenizer or processor writes when it is saved: file name -> content."""
     with tempfile.TemporaryDirectory() as folder:
         with quiet():
             part.save_pretrained(folder)

@@ -1,10 +1,10 @@
-"""What the encoders over pretrained models share: building, loading, freezing, pooling, and travelling in a checkpoint."""
+"""What encoders over pretrained models share: building, loading, freezing, pooling, and travelling in a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,9 +14,6 @@ from fusion_pl.encoders.base import Encoder
 from fusion_pl.encoders.hub import locate, read, saved
 from fusion_pl.layers import masked_max, masked_mean
 from fusion_pl.types import Encoded, UserError
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 Freeze = Literal["all", "none"] | int
 Pooling = Literal["mean", "cls", "max"]
@@ -65,27 +62,30 @@ class PretrainedEncoder(Encoder):
                 parameter.requires_grad_(False)
         self._freeze()
 
-    def _configure(self) -> tuple[PretrainedConfig, dict[str, bytes]]:
+    def _configure(self) -> tuple[Any, dict[str, bytes]]:
         from transformers import MODEL_MAPPING, AutoConfig
 
         config = read(AutoConfig.from_pretrained, self.source, "configuration")
+        self._auto = self._auto_class(config)
         part = getattr(config, self.part, None)
         if part is not None and type(part) in MODEL_MAPPING:  # builds one tower, not both
             config = part
         return config, saved(config)
 
-    @property
-    def _auto(self) -> Any:
+    def _auto_class(self, config: Any) -> Any:
+        """Return what builds and loads the saved model as a whole."""
         from transformers import AutoModel
 
+        del config
         return AutoModel
 
     def _build(self) -> nn.Module:
         try:
-            built: nn.Module = self._auto.from_config(self.config, dtype=torch.float32)
+            built: nn.Module = self._auto_class(self.config).from_config(self.config, dtype=torch.float32)
         except ValueError as error:
             raise UserError(
-                f"pretrained: {self.source} is a {self.config.model_type!r} model, which {type(self).__name__} cannot build"
+                f"pretrained: {self.source} is a {self.config.model_type!r} model, which {type(self).__name__} cannot "
+                "build: choose another model, or another encoder"
             ) from error
         return built
 

@@ -57,7 +57,7 @@ class TextEncoder(PretrainedEncoder):
         weights: whether to use its weights, or only its architecture.
         freeze: "all", "none", or how many blocks from the bottom (then the embeddings are frozen too).
         pooling: how tokens become one vector: their mean, their maximum, or the class token.
-        max_tokens: longest text, in tokens with the special ones.
+        max_tokens: longest text, in tokens with the special ones; no more than the model has positions for.
         levels: depths whose hidden states are wanted: 0 = embeddings, -1 = last block.
 
     Raises:
@@ -78,17 +78,16 @@ class TextEncoder(PretrainedEncoder):
     ) -> None:
         super().__init__(pretrained, weights, freeze, pooling, levels)
         tokenizer = self._tokenizer()
-        limit = self._positions()
-        if not 1 <= max_tokens <= (limit or max_tokens):
-            raise UserError(f"max_tokens: {max_tokens} is not between 1 and the {limit or 'many'} that {pretrained} takes")
-        self.processor = TextProcessor(tokenizer, max_tokens)
+        if max_tokens < 1:
+            raise UserError(f"max_tokens: {max_tokens} is not a number of tokens: give at least 1, such as 128")
+        self.processor = TextProcessor(tokenizer, min(max_tokens, self._positions() or max_tokens))
         self._check(tokenizer.cls_token is not None, len(self._blocks()[1]) + 1)
 
-    @property
-    def _auto(self) -> Any:
+    def _auto_class(self, config: Any) -> Any:
         from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModelForTextEncoding
 
-        return AutoModelForTextEncoding if type(self.config) in MODEL_FOR_TEXT_ENCODING_MAPPING else super()._auto
+        known = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING  # T5 without its decoder
+        return AutoModelForTextEncoding if known else super()._auto_class(config)
 
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
@@ -100,7 +99,7 @@ class TextEncoder(PretrainedEncoder):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if tokenizer.pad_token is None:
-            raise UserError(f"pretrained: the tokenizer of {self.source} has no padding token: set pad_token in its files")
+            raise UserError(f"pretrained: the tokenizer of {self.source} has no padding token: set its pad_token")
         self._files |= saved(tokenizer)
         return tokenizer
 

@@ -16,13 +16,15 @@ from fusion_pl.encoders.convolution import MaskedConv, MeanMax
 from fusion_pl.types import Encoded, Kind, Waveform
 
 WINDOW, HOP = 0.032, 0.010  # seconds
+QUIET = 1e-5  # root mean square under which a clip counts as silence: less than one step of 16 bits
+FLOOR = 1e-3  # power, beside a clip's mean power of about 1 a sample: keeps the logarithm of empty bands finite
 
 
 class LogMel:
     """Turn sounds into log-mel spectrograms that do not depend on how loud the recording is.
 
-    A clip counts as followed by silence up to its last whole window, so that padding it to the batch's longest adds frames
-    (which the mask hides) and changes none.
+    A clip counts as followed by silence up to the end of its last window, so that padding it to the batch's longest
+    adds frames (which the mask hides) and changes none.
 
     Args:
         rate: sounds are resampled to this, in Hz.
@@ -45,36 +47,34 @@ class LogMel:
         lengths = torch.tensor([clip.numel() for clip in clips])
         frames = 1 + ((lengths - self.window).clamp(min=0) + self.hop - 1) // self.hop
         most = int(frames.max())
-        sound = torch.zeros(len(clips), self.window + (most - 1) * self.hop)
-        for row, clip in zip(sound, clips, strict=True):
-            row[: clip.numel()] = clip
-        mels = self.spectrogram(sound).add(1e-3).log().transpose(1, 2)
+        sound = nn.utils.rnn.pad_sequence(clips, batch_first=True)
+        sound = nn.functional.pad(sound, (0, self.window + (most - 1) * self.hop - sound.shape[1]))
+        loudness = (sound.square().sum(1, keepdim=True) / lengths.clamp(min=1).unsqueeze(1)).sqrt()
+        mels = self.spectrogram(sound / loudness.clamp(min=QUIET)).add(FLOOR).log().transpose(1, 2)
         mask = torch.arange(most) < frames.unsqueeze(1)
-        return {"mels": mels.masked_fill(~mask.unsqueeze(-1), 0), "mask": mask}
+        return {"mels": mels * mask.unsqueeze(-1), "mask": mask}
 
     def _clip(self, sound: Waveform, training: bool) -> Float[Tensor, " N"]:
         samples = sound.samples.float()
         if sound.rate != self.rate and samples.numel():
             samples = resample(samples, sound.rate, self.rate)
         spare = samples.numel() - self.max_samples
-        if spare > 0:
-            start = int(torch.randint(spare + 1, ())) if training else spare // 2
-            samples = samples[start : start + self.max_samples]
-        samples = samples - samples.mean() if samples.numel() else samples
-        loudness = samples.square().mean().sqrt() if samples.numel() else samples.new_ones(())
-        return samples / loudness.clamp(min=1e-5)
+        if spare <= 0:
+            return samples
+        start = int(torch.randint(spare + 1, ())) if training else spare // 2
+        return samples[start : start + self.max_samples]
 
 
 class TinyAudio(Encoder):
-    """Encode sounds by convolutions over their log-mel spectrogram; a token stands for about 20 ms.
+    """Encode sounds by convolutions over their log-mel spectrogram; a token stands for 40 ms.
 
     Args:
         dim: channels D.
         rate: sounds are resampled to this, in Hz; 8,000 keeps what a telephone does.
         max_seconds: longest sound.
         n_mels: bands of the spectrogram.
-        num_layers: convolutions after the first.
-        dropout: probability that an activation is dropped.
+        num_layers: convolutions after the two that shorten the sequence.
+        dropout: probability that a channel of the vector is dropped.
     """
 
     def __init__(
@@ -83,19 +83,19 @@ class TinyAudio(Encoder):
         rate: int = 8000,
         max_seconds: float = 4.0,
         n_mels: int = 40,
-        num_layers: int = 3,
+        num_layers: int = 2,
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
         self.dim = dim
         self.processor = LogMel(rate, max_seconds, n_mels)
-        first = MaskedConv(n_mels, dim, stride=2, dropout=dropout)
-        rest = [MaskedConv(dim, dim, dropout=dropout) for _ in range(num_layers)]
-        self.layers = nn.ModuleList([first, *rest])
-        self.pool = MeanMax(dim)
+        first = [MaskedConv(n_mels, dim, stride=2), MaskedConv(dim, dim, stride=2)]
+        rest = [MaskedConv(dim, dim) for _ in range(num_layers)]
+        self.layers = nn.ModuleList([*first, *rest])
+        self.pool = MeanMax(dim, dropout)
 
     def forward(self, mels: Float[Tensor, "P T K"], mask: Bool[Tensor, "P T"]) -> Encoded:  # type: ignore[override]
-        """Return a token for every second frame."""
+        """Return a token for every fourth frame."""
         tokens = mels
         for layer in self.layers:
             tokens, mask = layer(tokens, mask)

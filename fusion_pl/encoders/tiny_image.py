@@ -44,13 +44,13 @@ class Pixels:
 
 
 class TinyImage(Encoder):
-    """Encode pictures by a small convolutional network; each token is a patch of four by four pixels and its surroundings.
+    """Encode pictures by a small convolutional network; a token is a patch of four by four pixels in its surroundings.
 
     Args:
         dim: channels D.
         image_size: pictures are resized to this height and width, in pixels.
         channels: 1 (grey) or 3 (RGB).
-        dropout: probability that a channel of a patch is dropped.
+        dropout: probability that a channel of the vector is dropped.
     """
 
     def __init__(self, dim: int = 64, image_size: int = 32, channels: int = 3, dropout: float = 0.1) -> None:
@@ -58,14 +58,9 @@ class TinyImage(Encoder):
         self.dim = dim
         self.processor = Pixels(image_size, channels)
         self.layers = nn.Sequential(
-            _conv(channels, dim // 2),
-            nn.MaxPool2d(2),
-            _conv(dim // 2, dim),
-            nn.MaxPool2d(2),
-            _conv(dim, dim),
-            nn.Dropout(dropout),
+            _conv(channels, dim // 2, width=5, stride=2), _conv(dim // 2, dim, stride=2), _conv(dim, dim)
         )
-        self.pool = MeanMax(dim)
+        self.pool = MeanMax(dim, dropout)
 
     def forward(self, pixels: Float[Tensor, "P K S S"]) -> Encoded:  # type: ignore[override]
         """Return a token per patch, row by row."""
@@ -74,10 +69,10 @@ class TinyImage(Encoder):
         return Encoded(tokens, mask, self.pool(tokens, mask))
 
 
-def _conv(channels_in: int, channels_out: int) -> nn.Sequential:
+def _conv(channels_in: int, channels_out: int, width: int = 3, stride: int = 1) -> nn.Sequential:
     # Groups rather than a batch's statistics: a row must not depend on its neighbours, in training either.
     return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
-        nn.GroupNorm(8, channels_out),
+        nn.Conv2d(channels_in, channels_out, width, stride, padding=width // 2, bias=False),
+        nn.GroupNorm(4, channels_out),
         nn.ReLU(),
     )

@@ -46,20 +46,20 @@ class TinyText(Encoder):
         dim: channels D.
         num_layers: convolutions; each sees two bytes further, either way.
         max_tokens: longest text in bytes, plus one.
-        dropout: probability that an activation is dropped.
+        dropout: probability that a channel of the vector is dropped.
     """
 
-    def __init__(self, dim: int = 64, num_layers: int = 3, max_tokens: int = 256, dropout: float = 0.1) -> None:
+    def __init__(self, dim: int = 64, num_layers: int = 2, max_tokens: int = 256, dropout: float = 0.1) -> None:
         super().__init__()
         self.dim = dim
         self.processor = Utf8Bytes(max_tokens)
         self.embed = nn.Embedding(BEGIN + 1, dim)
-        self.layers = nn.ModuleList(MaskedConv(dim, dim, dropout=dropout) for _ in range(num_layers))
-        self.pool = MeanMax(dim)
+        self.layers = nn.ModuleList(MaskedConv(dim, dim) for _ in range(num_layers))
+        self.pool = MeanMax(dim, dropout)
 
     def forward(self, ids: Int[Tensor, "P T"], mask: Bool[Tensor, "P T"]) -> Encoded:  # type: ignore[override]
         """Return a token per byte."""
-        tokens = self.embed(ids)
+        tokens = self.embed(ids) * mask.unsqueeze(-1)
         for layer in self.layers:
             tokens, mask = layer(tokens, mask)
         return Encoded(tokens, mask, self.pool(tokens, mask))

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LRScheduler
 
 
-class WarmupCosine(LambdaLR):
+class WarmupCosine(LRScheduler):
     r"""Raise the learning rate linearly, then lower it to zero along a half cosine, step by step.
 
     .. math:: \eta_t = \eta \min\left(\frac{t + 1}{w},\; \frac{1 + \cos(\pi \frac{t - w}{n - w})}{2}\right)
@@ -29,7 +29,7 @@ class WarmupCosine(LambdaLR):
             raise ValueError(f"warmup is a share of the run's steps, at least 0 and below 1, not {warmup}")
         self.warmup = warmup
         self.total_steps = total_steps
-        super().__init__(optimizer, self.factor)
+        super().__init__(optimizer)
 
     def factor(self, step: int) -> float:
         """Return the share of the full learning rate at a step counted from 0."""
@@ -39,11 +39,15 @@ class WarmupCosine(LambdaLR):
             return (step + 1) / warm
         return (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm)))) / 2
 
+    def get_lr(self) -> list[float | Tensor]:
+        """Return each group's rate at the present step."""
+        return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
+
     def set_total_steps(self, total_steps: int) -> None:
         """Say how long the run is, before its first step."""
         self.total_steps = total_steps
-        for group, rate in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = rate * self.factor(self.last_epoch)
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = rate
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state without the length of the run: a run that goes on may be given a new one."""

@@ -9,8 +9,16 @@ from fusion_pl.data.splits import assign, draw, split_of
 
 @pytest.mark.parametrize(
     ("cell", "split"),
-    [("train", "train"), ("Training", "train"), ("valid", "val"), (" dev ", "val"), ("TEST", "test")]
-    + [("tset", None), ("", None), (None, None)],
+    [
+        ("train", "train"),
+        ("Training", "train"),
+        ("valid", "val"),
+        (" dev ", "val"),
+        ("TEST", "test"),
+        ("tset", None),
+        ("", None),
+        (None, None),
+    ],
 )
 def test_spellings_of_a_split(cell, split):
     assert split_of(cell) == split

@@ -9,8 +9,8 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-WORDS = "a an the cat dog sat ran on mat fast slowly red blue sky is was not very old".split()
-SPECIAL = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
+WORDS = ["a", "the", "cat", "dog", "sat", "ran", "on", "mat", "fast", "red", "blue", "sky", "is", "not", "very", "old"]
+SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "unk", "mask")}
 PAD = 1  # not 0, and what RoBERTa's position numbers begin after
 WIDTH = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 TEXT = {"vocab_size": 64, "max_position_embeddings": 40, "pad_token_id": PAD}
@@ -23,7 +23,7 @@ SOUND = {
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 2,
     "mask_time_prob": 0.05,
-    "layerdrop": 0.5,
+    "layerdrop": 0.9,
 }
 TWO_TOWERS = {"text_config": {**WIDTH, **TEXT}, "projection_dim": 16}
 
@@ -105,7 +105,7 @@ AUDIOS: dict[str, Callable[[], hf.PreTrainedModel]] = {
     "whisper": lambda: hf.WhisperModel(
         hf.WhisperConfig(
             vocab_size=64, d_model=16, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, pad_token_id=PAD,
-            decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_mel_bins=20, encoder_layerdrop=0.5,
+            decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_mel_bins=20, encoder_layerdrop=0.9,
             max_source_positions=50, decoder_start_token_id=2, bos_token_id=0, eos_token_id=2,
         )
     ),

@@ -1,0 +1,62 @@
+"""A small aligned data set on disk, and models that are built in milliseconds."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
+from fusion_pl.fusion import Weighted
+from fusion_pl.module import FusionClassifier
+
+CLASSES = ["high", "low"]
+
+
+def write_row(folder, row, label, rng):
+    """Bright picture and high tone for one class, dark and low for the other; the text names neither."""
+    high = label == "high"
+    pixels = np.clip(rng.normal(200 if high else 60, 20, (16, 16)), 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / f"{row}.png")
+    time = np.arange(1600) / 8000
+    soundfile.write(folder / f"{row}.wav", 0.3 * np.sin(2 * math.pi * (1500 if high else 300) * time), 8000)
+    return {"id": f"s{row}", "text": f"number {row}", "image": f"{row}.png", "audio": f"{row}.wav", "label": label}
+
+
+@pytest.fixture(scope="session")
+def manifest(tmp_path_factory):
+    """48 rows in three splits; every sixth lacks its picture, every eighth its sound."""
+    folder = tmp_path_factory.mktemp("aligned")
+    rng = np.random.default_rng(0)
+    rows = []
+    for row in range(48):
+        record = write_row(folder, row, CLASSES[row % 2], rng)
+        record["image"] = "" if row % 6 == 5 else record["image"]
+        record["audio"] = "" if row % 8 == 3 else record["audio"]
+        rows.append(record | {"split": ("train", "train", "val", "test")[row // 12]})
+    path = folder / "manifest.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture
+def encoders():
+    torch.manual_seed(0)
+    return {
+        "text": TinyText(dim=8),
+        "image": TinyImage(dim=16, image_size=16, channels=1),
+        "audio": TinyAudio(dim=8, num_layers=1),
+    }
+
+
+@pytest.fixture
+def model(encoders):
+    return FusionClassifier(encoders, Weighted, CLASSES)

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import logging
+import pickle
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from fusion_pl.data import ManifestData
+from fusion_pl.data.rows import LoadError
+from fusion_pl.types import UserError
+
+
+class Shout(nn.Module):
+    def forward(self, text):
+        return text * 100
+
+
+class Watch(LightningModule):
+    """Learns nothing and notes what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.seen = {"train": [], "val": [], "test": []}
+
+    def training_step(self, batch):
+        self.seen["train"] += batch.ids
+        return self.weight.sum()
+
+    def validation_step(self, batch):
+        self.seen["val"] += batch.ids
+
+    def test_step(self, batch):
+        self.seen["test"] += batch.ids
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.fixture
+def build(toy, processors):
+    def _build(**kwargs):
+        data = ManifestData(toy.write(), **({"num_workers": 0, "batch_size": 3} | kwargs))
+        data.processors = processors
+        return data
+
+    return _build
+
+
+def quiet_trainer(**kwargs):
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return Trainer(accelerator="cpu", devices=1, enable_model_summary=False, log_every_n_steps=1, **options, **kwargs)
+
+
+def ids(loader):
+    return [name for batch in loader for name in batch.ids]
+
+
+def test_training_is_shuffled_by_the_seed_and_evaluation_keeps_its_order(build):
+    data = build()
+    order = ids(data.train_dataloader())
+    assert sorted(order) == [f"s{at}" for at in range(8)]
+    assert order == ids(build().train_dataloader())
+    assert order != ids(build(seed=1).train_dataloader())
+    assert ids(data.val_dataloader()) == ["s8", "s9"]
+    assert ids(data.test_dataloader()) == ["s10", "s11"]
+    loader = data.train_dataloader()
+    assert ids(loader) != ids(loader)
+
+
+def test_the_last_uneven_batch_is_kept(build):
+    assert [len(batch.ids) for batch in build().train_dataloader()] == [3, 3, 2]
+
+
+def test_random_crops_and_augmentation_only_in_training(build):
+    data = build(augment={"text": Shout()})
+    train, val = next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))
+    assert train.inputs["audio"]["training"].all()
+    assert train.inputs["text"]["length"].min() >= 100
+    assert not val.inputs["audio"]["training"].any()
+    assert val.inputs["text"]["length"].max() < 100
+
+
+def test_workers_give_each_row_its_own_content(build, toy):
+    (toy.folder / "5 ü.wav").write_bytes(b"broken")
+    data = build(on_bad_file="missing")
+    loader = DataLoader(
+        data.samples("train"),
+        batch_size=3,
+        num_workers=2,
+        collate_fn=data.train_dataloader().collate_fn,
+    )
+    batches = list(loader)
+    assert ids(batches) == [f"s{at}" for at in range(8)]
+    assert torch.cat([batch.inputs["text"]["length"] for batch in batches]).tolist() == list(range(1, 9))
+    assert torch.cat([batch.inputs["image"]["grey"] for batch in batches]).tolist() == [10 * at for at in range(8)]
+    levels = [at / 16 for at in range(8) if at != 5]
+    assert torch.cat([batch.inputs["audio"]["level"] for batch in batches]).tolist() == levels
+    (sentence,) = [sentence for batch in batches for sentences in batch.bad_files for sentence in sentences]
+    assert "row 7, column 'audio'" in sentence
+
+
+def test_a_bad_file_in_a_worker_is_one_sentence(build, toy):
+    (toy.folder / "8 ü.wav").write_bytes(b"broken")
+    with pytest.raises(LoadError) as caught:
+        list(build(num_workers=1).val_dataloader())
+    assert str(caught.value).startswith(f"{toy.folder}/manifest.csv, row 10, column 'audio': ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # lightning 2.6 beside torch 2.14
+def test_a_trainer_sees_every_sample_and_bad_files_are_listed_once_at_the_end(build, toy, caplog):
+    for at in range(4):
+        (toy.folder / f"{at} ü.png").write_bytes(b"broken")
+    data = build(on_bad_file="missing")
+    model = Watch()
+    with caplog.at_level(logging.WARNING):
+        quiet_trainer(max_epochs=2, num_sanity_val_steps=0).fit(model, datamodule=data)
+    assert sorted(model.seen["train"]) == sorted(2 * [f"s{at}" for at in range(8)])
+    assert model.seen["val"] == ["s8", "s9"] * 2
+    assert "4 files could not be read and counted as missing" in caplog.text
+    assert caplog.text.count("column 'image'") == 3
+    assert "\n  … and 1 more" in caplog.text
+    caplog.clear()
+    quiet_trainer().test(model, datamodule=data)
+    assert model.seen["test"] == ["s10", "s11"]
+    assert "could not be read" not in caplog.text
+
+
+def test_a_resumed_run_does_not_repeat_its_first_order(build):
+    class Trainer:
+        num_devices = 1
+        current_epoch = 3
+
+    data = build()
+    first = ids(data.train_dataloader())
+    data.trainer = Trainer()
+    assert ids(data.train_dataloader()) != first
+
+
+@pytest.mark.parametrize(("cores", "devices", "workers"), [(1, 1, 1), (2, 1, 1), (8, 1, 7), (8, 2, 3), (64, 1, 16)])
+def test_workers_are_chosen_from_the_cores(build, monkeypatch, cores, devices, workers):
+    class Trainer:
+        num_devices = devices
+        current_epoch = 0
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(cores), raising=False)
+    data = build(num_workers=None)
+    data.trainer = Trainer()
+    loader = data.train_dataloader()
+    assert loader.num_workers == workers
+    assert loader.persistent_workers
+
+
+def test_processes_share_the_samples_without_repeating_any(build, monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda *_: 2)
+    shares = []
+    for rank in range(2):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda *_, rank=rank: rank)
+        shares.append(ids(build().predict_dataloader()))
+    assert shares == [[f"s{at}" for at in range(0, 12, 2)], [f"s{at}" for at in range(1, 12, 2)]]
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda *_: 4)
+    with pytest.raises(UserError, match=r"val has 2 samples for 4 processes: use trainer\.devices=2 or fewer"):
+        build().val_dataloader()
+
+
+def test_it_can_be_pickled_into_processes_that_share_nothing(build):
+    data = build(augment={"text": Shout()})
+    data.setup("fit")
+    assert ids(pickle.loads(pickle.dumps(data)).val_dataloader()) == ["s8", "s9"]
+    loader = data.train_dataloader()
+    samples, collate = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn)))
+    assert collate([samples[0]]).inputs["text"]["length"].tolist() == [100]
+
+
+def test_without_processors_it_says_where_they_come_from(toy):
+    data = ManifestData(toy.write())
+    with pytest.raises(UserError, match=r"assign data\.processors = model\.processors first"):
+        data.setup("fit")
+
+
+def test_an_augmentation_of_an_unknown_input_is_refused(build):
+    with pytest.raises(UserError, match=r"data\.augment names 'txt', but the model's inputs are text, image, audio"):
+        build(augment={"txt": Shout()})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"num_workers": -1}, "num_workers must be 0 or more"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(kwargs, message):
+    with pytest.raises(UserError, match=message):
+        ManifestData("m.csv", **kwargs)

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import wave
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fusion_pl.data import Keypad, keypad
+from fusion_pl.data.keypad import press, write_keypad
+from fusion_pl.types import UserError
+
+SMALL = {"train": 20, "val": 10, "test": 10}
+WORDS = {0: "zero", 1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}
+PAD = ("123", "456", "789", "*0#")  # as on every telephone
+ROWS, COLUMNS = (697, 770, 852, 941), (1209, 1336, 1477)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != keypad.LOCK)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def rows_of(manifest: Path) -> list[dict[str, str]]:
+    with manifest.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def presses():
+    return [(index % 10, press(index % 10, np.random.default_rng([7, index]))) for index in range(1000)]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "keypad"
+    return folder, Keypad(str(folder))
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path):
+    first, second, other = (
+        hashes(write_keypad(tmp_path / name, seed, SMALL).parent) for name, seed in (("a", 3), ("b", 3), ("c", 4))
+    )
+    assert first == second
+    shared = [name for name in first.keys() & other.keys() if name.endswith((".png", ".wav"))]
+    assert shared
+    assert all(first[name] != other[name] for name in shared)
+
+
+def test_a_sample_does_not_depend_on_how_many_are_written(tmp_path):
+    few = hashes(write_keypad(tmp_path / "few", sizes={"train": 10}).parent)
+    many = hashes(write_keypad(tmp_path / "many", sizes={"train": 30}).parent)
+    media = {name for name in few if name.startswith(("images", "audio"))}
+    assert media
+    assert all(few[name] == many[name] for name in media)
+    assert rows_of(tmp_path / "few/manifest.csv") == rows_of(tmp_path / "many/manifest.csv")[:10]
+
+
+def test_every_cell_has_its_file_and_every_file_its_cell(tmp_path):
+    manifest = write_keypad(tmp_path / "keypad", sizes=SMALL)
+    rows = rows_of(manifest)
+    assert list(rows[0]) == ["id", "text", "image", "audio", "label", "split"]
+    assert Counter(row["split"] for row in rows) == SMALL
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert all(row["text"] or row["image"] or row["audio"] for row in rows)
+    named = {row[key] for row in rows for key in ("image", "audio")} - {""}
+    written = {str(path.relative_to(manifest.parent)) for path in manifest.parent.glob("*/*")}
+    assert named == written
+    for name in named:
+        if name.endswith(".png"):
+            with Image.open(manifest.parent / name) as image:
+                assert (image.size, image.mode, image.format) == ((32, 32), "L", "PNG")
+        else:
+            with wave.open(str(manifest.parent / name)) as sound:
+                assert (sound.getnchannels(), sound.getsampwidth(), sound.getframerate()) == (1, 2, 8000)
+                assert 0.25 <= sound.getnframes() / 8000 <= 0.5
+
+
+def test_the_full_set_lacks_ten_to_fifteen_percent_of_each_input_and_is_balanced(full):
+    folder, data = full
+    rows = rows_of(folder / "manifest.csv")
+    assert Counter(row["split"] for row in rows) == {"train": 2000, "val": 500, "test": 500}
+    for split in ("train", "val", "test"):
+        mine = [row for row in rows if row["split"] == split]
+        assert set(Counter(row["label"] for row in mine).values()) == {len(mine) // 10}
+    for key in ("text", "image", "audio"):
+        assert 0.10 < np.mean([not row[key] for row in rows]) < 0.15
+    assert data.classes == list("0123456789")
+    assert data.class_counts == [200] * 10
+
+
+def test_most_texts_hold_their_word_and_not_all_do(presses):
+    exact = np.mean([WORDS[digit] in sample.text for digit, sample in presses if sample.text])
+    assert 0.4 < exact < 0.8
+
+
+def test_pictures_of_a_digit_look_alike(presses):
+    def centred_means(samples):
+        means = [
+            np.mean([sample.image for key, sample in samples if key == digit and sample.image], axis=0)
+            for digit in WORDS
+        ]
+        return np.stack(means).reshape(10, -1) - np.mean(means, axis=0).ravel()
+
+    likeness = np.corrcoef(centred_means(presses[:500]), centred_means(presses[500:]))[:10, 10:]
+    assert likeness.argmax(axis=1).tolist() == list(range(10))
+
+
+def test_sounds_are_the_keys_tone_pairs_and_some_are_masked(presses):
+    right = []
+    for digit, sample in presses:
+        if sample.audio is None:
+            continue
+        spectrum = np.abs(np.fft.rfft(sample.audio / 32768, n=8000))  # 1 Hz a bin
+        low, high = (
+            int(np.argmax([spectrum[hertz - 8 : hertz + 9].sum() for hertz in band])) for band in (ROWS, COLUMNS)
+        )
+        right.append(PAD[low][high] == str(digit))
+    assert 0.85 < np.mean(right) < 0.95
+
+
+def test_a_finished_set_is_left_alone(tmp_path):
+    manifest = write_keypad(tmp_path / "keypad", sizes=SMALL)
+    before = {path: path.stat().st_mtime_ns for path in manifest.parent.rglob("*")}
+    assert write_keypad(tmp_path / "keypad", sizes=SMALL) == manifest
+    assert {path: path.stat().st_mtime_ns for path in manifest.parent.rglob("*")} == before
+
+
+@pytest.mark.parametrize("lost", ["manifest.csv", "images/00002.png", "audio", keypad.MARKER])
+def test_what_was_lost_is_written_again_or_refused(tmp_path, lost):
+    folder = write_keypad(tmp_path / "keypad", sizes=SMALL).parent
+    whole = hashes(folder)
+    for path in sorted((folder / lost).rglob("*")) or [folder / lost]:
+        path.unlink()
+    if lost == keypad.MARKER:
+        with pytest.raises(UserError, match="holds files that are not the demo data"):
+            write_keypad(folder, sizes=SMALL)
+        assert whole.keys() - hashes(folder).keys() == {lost}
+    else:
+        write_keypad(folder, sizes=SMALL)
+        assert hashes(folder) == whole
+
+
+def test_a_killed_run_leaves_no_manifest_and_the_next_one_finishes(tmp_path, monkeypatch):
+    whole = hashes(write_keypad(tmp_path / "whole", sizes=SMALL).parent)
+    drawn = iter(range(7))
+
+    def killed(digit, rng):
+        if next(drawn, None) is None:
+            raise KeyboardInterrupt
+        return press(digit, rng)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keypad, "press", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_keypad(tmp_path / "keypad", sizes=SMALL)
+    assert any((tmp_path / "keypad/images").iterdir())
+    assert not (tmp_path / "keypad/manifest.csv").exists()
+    write_keypad(tmp_path / "keypad", sizes=SMALL)
+    found = hashes(tmp_path / "keypad")
+    assert found == whole
+
+
+def test_an_older_version_is_written_anew_without_touching_the_users_files(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(keypad, "VERSION", 0)
+        patch.setattr(keypad, "MISSING", 0.0)
+        folder = write_keypad(tmp_path / "keypad", sizes=SMALL).parent
+    (folder / "images/mine.png").write_bytes(b"mine")
+    write_keypad(folder, sizes=SMALL)
+    assert (folder / "images/mine.png").read_bytes() == b"mine"
+    (folder / "images/mine.png").unlink()
+    assert hashes(folder) == hashes(write_keypad(tmp_path / "new", sizes=SMALL).parent)
+
+
+def test_of_several_at_once_the_first_one_writes(tmp_path, monkeypatch):
+    drawn: list[int] = []
+
+    def counted(digit, rng):
+        drawn.append(digit)
+        return press(digit, rng)
+
+    monkeypatch.setattr(keypad, "press", counted)
+    with ThreadPoolExecutor(3) as pool:
+        manifests = set(pool.map(lambda _: write_keypad(tmp_path / "keypad", sizes=SMALL), range(3)))
+    assert manifests == {tmp_path / "keypad/manifest.csv"}
+    assert len(drawn) == sum(SMALL.values())
+
+
+def test_a_folder_of_the_user_is_refused_and_untouched(tmp_path):
+    (tmp_path / "manifest.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"holds files that are not the demo data, such as manifest\.csv: name another"):
+        write_keypad(tmp_path, sizes=SMALL)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("manifest.csv", "mine")]
+
+
+def test_another_seed_is_refused_in_the_same_folder(tmp_path):
+    before = hashes(write_keypad(tmp_path / "keypad", sizes=SMALL).parent)
+    with pytest.raises(UserError, match=r"with seed 0 .* but seed 1 .* name another folder, or delete this one"):
+        write_keypad(tmp_path / "keypad", seed=1, sizes=SMALL)
+    assert hashes(tmp_path / "keypad") == before
+
+
+def test_a_negative_seed_is_refused(tmp_path):
+    with pytest.raises(UserError, match="must be 0 or more, got -1"):
+        write_keypad(tmp_path / "keypad", seed=-1)
+
+
+def test_a_path_that_cannot_be_a_folder_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UserError, match=r"cannot be written to .*file.keypad \(.+\): make room for about 40 MB there, or"
+    ):
+        write_keypad(tmp_path / "file" / "keypad", sizes=SMALL)
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    def full_disk(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    with pytest.raises(UserError, match=r"cannot be written to .* \(No space left on device\)"):
+        write_keypad(tmp_path / "keypad", sizes=SMALL)

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+from fusion_pl.encoders import AudioEncoder
+from fusion_pl.types import UserError, Waveform
+from tests.encoders import promises
+from tests.encoders.models import AUDIOS, SAMPLED, save_audio, save_text
+
+TOPS = ("encoder.layer_norm", "layernorm", "layer_norm", "norm")
+
+
+def sound(seconds: float, rate: int = 16000, seed: int = 0) -> Waveform:
+    noise = np.random.default_rng(seed).normal(0, 0.1, round(seconds * rate)) + 0.05  # an offset, as cheap gear has
+    return Waveform(torch.tensor(noise, dtype=torch.float32), rate)
+
+
+CLIPS = [sound(0.31), sound(0.6, 8000), sound(0.0), sound(0.0005), sound(0.13, 22050)]
+
+
+@pytest.fixture(scope="module", params=list(AUDIOS))
+def named(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp(request.param)
+    save_audio(request.param, path)
+    return request.param, path
+
+
+@pytest.fixture(scope="module")
+def folder(named):
+    return named[1]
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+    made = AudioEncoder(str(folder))
+    made.load_pretrained()
+    return made
+
+
+@pytest.fixture(scope="module")
+def wav2vec2(tmp_path_factory):
+    path = tmp_path_factory.mktemp("wav2vec2")
+    save_audio("wav2vec2-group", path)
+    return path
+
+
+def test_shapes(encoder):
+    promises.has_right_shapes(encoder, CLIPS)
+
+
+def test_padding_and_neighbours_change_nothing(encoder):
+    promises.ignores_neighbours(encoder, CLIPS)
+
+
+@pytest.mark.parametrize("head", ["tokens", "pooled"])
+def test_every_parameter_learns(encoder, head):
+    promises.trains_every_parameter(encoder, CLIPS, head)  # the saved models would drop nine layers of ten
+
+
+def test_bfloat16(encoder):
+    promises.stays_finite_in_bfloat16(encoder, CLIPS)
+
+
+def test_processor_pickles(encoder):
+    promises.travels_to_workers(encoder, CLIPS)
+
+
+def test_checkpoint_files(folder, tmp_path):
+    promises.survives_its_folder(AudioEncoder, folder, CLIPS, tmp_path)
+
+
+def test_freeze_all(folder):
+    promises.freezes_wholly(AudioEncoder, folder, CLIPS)
+
+
+def test_freeze_bottom(folder):
+    promises.freezes_the_bottom(AudioEncoder, folder, CLIPS, TOPS)
+
+
+def test_levels(named):
+    name, folder = named
+    if name == "clap":
+        with pytest.raises(UserError, match="levels: CLAP folds time"):
+            AudioEncoder(str(folder), levels=[0])
+        return
+    promises.shows_levels(AudioEncoder, folder, CLIPS)
+    out = promises.encode(AudioEncoder(str(folder), levels=[1]), CLIPS)
+    assert not out.levels[0][~out.mask].any()
+
+
+def test_tokens_are_those_of_the_saved_model(named, encoder):
+    """A clip by itself, through the model and the feature extractor as their documentation says."""
+    name, folder = named
+    clip = sound(0.4, seed=3)
+    extractor = hf.AutoFeatureExtractor.from_pretrained(folder)
+    made = extractor(clip.samples.numpy(), sampling_rate=16000, return_tensors="pt")
+    model = hf.AutoModel.from_pretrained(folder).eval()
+    if name == "clap":
+        model, made["is_longer"] = model.audio_model, torch.tensor([[False]])
+    model = model.encoder if name == "whisper" else model
+    with torch.no_grad():
+        expected = model(**made).last_hidden_state
+    expected = expected.flatten(2).transpose(1, 2) if name == "clap" else expected
+    out = promises.encode(encoder, [clip])
+    real = out.mask[0]
+    torch.testing.assert_close(out.tokens[0][real], expected[0, : len(real)][real], rtol=1e-3, atol=1e-4)
+
+
+def test_mask_follows_the_length(named, encoder):
+    name, _ = named
+    seconds = (0.1, 0.3, 0.6)
+    real = promises.encode(encoder, [sound(s) for s in seconds]).mask.sum(-1).tolist()
+    if name in SAMPLED:  # windows of 10, 3 and 2 at strides of 5, 2 and 2
+        expected = [(((round(s * 16000) - 10) // 5 + 1 - 3) // 2 + 1 - 2) // 2 + 1 for s in seconds]
+    elif name == "whisper":  # a token per 20 ms
+        expected = [5, 15, 30]
+    elif name == "ast":  # 2 class tokens, 2 rows of patches: a patch begins every 10 of the 8, 28 and 58 frames
+        expected = [2 + 2 * 1, 2 + 2 * 3, 2 + 2 * 5]
+    else:  # 2 rows of 32 tokens a second, filled by repetition: 10 · 0.1 s, 3 · 0.3 s, 1 · 0.6 s
+        expected = [2 * 32, 2 * 29, 2 * 20]
+    assert real == expected
+
+
+def test_zeros_that_a_folder_would_not_mask(wav2vec2):
+    """The control: the saved model itself changes its mind when a clip is padded; the encoder does not."""
+    clip = sound(0.2, seed=5).samples
+    model = hf.AutoModel.from_pretrained(wav2vec2).eval()
+    mask = (torch.arange(6400) < len(clip)).long()[None]
+    with torch.no_grad():
+        alone = model(clip[None]).last_hidden_state
+        padded = model(torch.nn.functional.pad(clip, (0, 3200))[None], attention_mask=mask).last_hidden_state
+    assert (alone - padded[:, : alone.shape[1]]).abs().max() > 1e-2
+
+
+def test_long_clips_are_cut(encoder):
+    two = sound(2.0, seed=1)
+    longest = encoder.processor.features.longest
+    limited = AudioEncoder(encoder.source, max_seconds=0.25)
+    kept = limited.processor._one(two, training=False)
+    assert len(kept) == 4000
+    torch.testing.assert_close(kept, two.samples[14000:18000])
+    if longest is not None:
+        assert len(encoder.processor._one(two, training=False)) == longest
+        promises.has_right_shapes(encoder, [two, sound(0.1)])
+
+
+def test_training_crops_at_random(wav2vec2):
+    processor = AudioEncoder(str(wav2vec2), max_seconds=0.25).processor
+    clip = Waveform(torch.arange(32000) / 32000, 16000)
+    starts = {float(processor._one(clip, training=True)[0]) for _ in range(8)}
+    assert len(starts) > 4
+    assert len({float(processor._one(clip, training=False)[0]) for _ in range(3)}) == 1
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 44100, 48000])
+def test_any_rate_gives_the_same_pitch(wav2vec2, rate):
+    processor = AudioEncoder(str(wav2vec2)).processor
+    tone = torch.sin(2 * torch.pi * 440 * torch.arange(rate) / rate)
+    heard = processor._one(Waveform(tone, rate), training=False)
+    assert abs(len(heard) - 16000) <= 1
+    peak = torch.fft.rfft(heard).abs().argmax() * 16000 / len(heard)
+    assert abs(float(peak) - 440) < 2
+
+
+def test_a_model_whose_mask_is_not_known(tmp_path):
+    save_text("bert", tmp_path)
+    with pytest.raises(UserError, match="is a 'bert' model; AudioEncoder knows the masks of wav2vec2"):
+        AudioEncoder(str(tmp_path))
+
+
+def test_max_seconds_of_nothing(wav2vec2):
+    with pytest.raises(UserError, match=r"max_seconds: 0\.0 is not a length"):
+        AudioEncoder(str(wav2vec2), max_seconds=0.0)

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers as hf
+
+from fusion_pl.encoders import TextEncoder
+from fusion_pl.types import MissingFileError, UserError
+from tests.encoders import promises
+from tests.encoders.models import TEXTS, WORDS, save_text
+
+TEXTS_OF_A_BATCH = ["the cat sat", "", "a very old dog ran fast on the blue mat", "sky"]
+TOPS = (
+    "encoder.final_layer_norm",
+    "encoder.rel_embeddings",
+    "encoder.LayerNorm",
+    "encoder.conv",
+    "encoder.relative_attention_bias",
+    "final",
+)
+
+
+@pytest.fixture(scope="module", params=list(TEXTS))
+def folder(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp(request.param)
+    save_text(request.param, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+    made = TextEncoder(str(folder))
+    made.load_pretrained()
+    return made
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bert")
+    save_text("bert", path)
+    return path
+
+
+def test_shapes(encoder):
+    promises.has_right_shapes(encoder, TEXTS_OF_A_BATCH)
+
+
+def test_padding_and_neighbours_change_nothing(encoder):
+    promises.ignores_neighbours(encoder, TEXTS_OF_A_BATCH)
+
+
+@pytest.mark.parametrize("head", ["tokens", "pooled"])
+def test_every_parameter_learns(encoder, head):
+    promises.trains_every_parameter(encoder, TEXTS_OF_A_BATCH, head)
+
+
+def test_bfloat16(encoder):
+    promises.stays_finite_in_bfloat16(encoder, TEXTS_OF_A_BATCH)
+
+
+def test_processor_pickles(encoder):
+    promises.travels_to_workers(encoder, TEXTS_OF_A_BATCH)
+
+
+def test_checkpoint_files(folder, tmp_path):
+    promises.survives_its_folder(TextEncoder, folder, TEXTS_OF_A_BATCH, tmp_path)
+
+
+def test_freeze_all(folder):
+    promises.freezes_wholly(TextEncoder, folder, TEXTS_OF_A_BATCH)
+
+
+def test_freeze_bottom(folder):
+    promises.freezes_the_bottom(TextEncoder, folder, TEXTS_OF_A_BATCH, TOPS)
+
+
+def test_levels(folder):
+    promises.shows_levels(TextEncoder, folder, TEXTS_OF_A_BATCH)
+
+
+def test_tokens_are_those_of_the_saved_model(folder, encoder):
+    model = hf.AutoModel.from_pretrained(folder).eval()
+    model = getattr(model, "text_model", getattr(model, "encoder", model) if model.config.is_encoder_decoder else model)
+    ids = torch.tensor([hf.AutoTokenizer.from_pretrained(folder)("a dog sat on the mat")["input_ids"]])
+    with torch.no_grad():
+        expected = model(input_ids=ids).last_hidden_state
+    out = promises.encode(encoder, ["a dog sat on the mat"])
+    torch.testing.assert_close(out.tokens, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_long_text_is_cut_to_the_positions_of_the_model(folder):
+    long = " ".join(WORDS * 5)
+    short = TextEncoder(str(folder), max_tokens=7)
+    assert promises.encode(short, [long]).mask.sum() == 7
+    most = TextEncoder(str(folder), max_tokens=10_000)
+    out = promises.encode(most, [long])
+    absolute = most.config.model_type not in {"t5", "deberta-v2", "modernbert"}
+    assert out.mask.sum() == 40 if absolute else out.mask.sum() > 40
+    assert out.tokens.isfinite().all()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
+def test_pooling(bert, pooling):
+    encoder = TextEncoder(str(bert), pooling=pooling)
+    out = promises.encode(encoder, TEXTS_OF_A_BATCH)
+    for row in range(len(TEXTS_OF_A_BATCH)):
+        real = out.tokens[row][out.mask[row]]
+        expected = {"mean": real.mean(0), "max": real.max(0).values, "cls": real[0]}[pooling]
+        torch.testing.assert_close(out.pooled[row], expected)
+
+
+def test_weights_false_is_the_same_architecture_untrained(bert):
+    trained, fresh = TextEncoder(str(bert)), TextEncoder(str(bert), weights=False)
+    trained.load_pretrained()
+    before = {key: value.clone() for key, value in fresh.state_dict().items()}
+    fresh.load_pretrained()
+    assert trained.pretrained_weights
+    assert not fresh.pretrained_weights
+    assert {k: v.shape for k, v in fresh.state_dict().items()} == {k: v.shape for k, v in trained.state_dict().items()}
+    assert all(torch.equal(value, before[key]) for key, value in fresh.state_dict().items())
+    key = "model.encoder.layer.0.output.dense.weight"
+    assert not torch.equal(fresh.state_dict()[key], trained.state_dict()[key])
+
+
+def test_folder_that_is_not_there(tmp_path):
+    with pytest.raises(MissingFileError, match=r"there is no folder .*nowhere: .*hf download NAME --local-dir"):
+        TextEncoder(str(tmp_path / "nowhere"))
+
+
+def test_folder_without_configuration(tmp_path):
+    with pytest.raises(MissingFileError, match=r"holds no config\.json: .*hf download NAME --local-dir"):
+        TextEncoder(str(tmp_path))
+
+
+def test_folder_without_weights(bert, tmp_path):
+    for file in bert.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    encoder = TextEncoder(str(tmp_path))  # an architecture needs none
+    with pytest.raises(MissingFileError, match="no weights could be read from the folder"):
+        encoder.load_pretrained()
+
+
+def test_weights_that_lack_a_part(bert, tmp_path):
+    hf.BertTokenizerFast.from_pretrained(bert).save_pretrained(tmp_path)
+    model = hf.BertModel.from_pretrained(bert)
+    state = {key: value for key, value in model.state_dict().items() if "layer.1." not in key}
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(UserError, match=r"lack 16 of \d+ tensors of this bert \(first: encoder\.layer\.1\."):
+        TextEncoder(str(tmp_path)).load_pretrained()
+
+
+def test_hub_name_without_a_connection(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"run `hf download nobody/no-such-model --local-dir FOLDER`, then set"):
+        TextEncoder("nobody/no-such-model")
+
+
+def test_class_token_of_a_model_that_has_none(tmp_path):
+    save_text("t5", tmp_path)
+    with pytest.raises(UserError, match=r"pooling: .* has no class token: choose mean or max"):
+        TextEncoder(str(tmp_path), pooling="cls")
+
+
+def test_max_tokens_below_one(bert):
+    with pytest.raises(UserError, match="max_tokens: 0 is not a number of tokens"):
+        TextEncoder(str(bert), max_tokens=0)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch.nn.functional import cross_entropy
+
+from fusion_pl.data import ManifestData
+from fusion_pl.encoders import TinyText
+from fusion_pl.fusion import Concat, Mean, Weighted
+from fusion_pl.module import FusionClassifier
+from fusion_pl.training import WarmupCosine
+from fusion_pl.types import UserError
+
+from .conftest import CLASSES
+
+
+@pytest.fixture
+def data(manifest, model):
+    data = ManifestData(str(manifest), batch_size=5, num_workers=0)
+    data.processors = model.processors
+    data.setup("fit")
+    return data
+
+
+def quiet_trainer(tmp_path, **kwargs):
+    return Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **kwargs,
+    )
+
+
+def test_a_missing_input_cannot_matter(model, data):
+    model.eval()
+    batch = next(iter(data.train_dataloader()))
+    missing = next(name for name in ("image", "audio") if not batch.present[name].all())
+    before = model(batch).logits
+    alone = batch.present[missing].clone()
+    batch.present[missing][:] = False
+    after = model(batch).logits
+    assert torch.equal(before[~alone], after[~alone])
+    assert not torch.equal(before[alone], after[alone])
+
+
+def test_a_sample_does_not_depend_on_its_batch(model, data):
+    model.eval()
+    collate, samples = data.train_dataloader().collate_fn, data.samples("train")
+    together = model(collate([samples[i] for i in range(8)])).logits
+    alone = torch.cat([model(collate([samples[i]])).logits for i in range(8)])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_training_learns_and_every_parameter_moves(model, data, tmp_path):
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    trainer = quiet_trainer(tmp_path, max_epochs=8)
+    trainer.fit(model, datamodule=data)
+    assert not [name for name, parameter in model.named_parameters() if torch.equal(before[name], parameter)]
+    assert trainer.callback_metrics["val/accuracy"] >= 0.9
+    weights = [trainer.callback_metrics[f"val/weight/{name}"].item() for name in model.encoders]
+    assert sum(weights) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_logged_loss_is_the_mean_over_samples(model, data, tmp_path):
+    trainer = quiet_trainer(tmp_path)
+    (logged,) = trainer.validate(model, datamodule=data, verbose=False)
+    model.eval()
+    with torch.no_grad():
+        losses = [cross_entropy(model(b).logits, b.target, reduction="none") for b in data.val_dataloader()]
+    assert logged["val/loss"] == pytest.approx(torch.cat(losses).mean().item(), abs=1e-5)
+
+
+def test_class_weights_and_smoothing_reach_the_loss(encoders, data, tmp_path):
+    model = FusionClassifier(encoders, Concat, CLASSES, class_weights=[1.0, 3.0], label_smoothing=0.2)
+    trainer = quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    trainer.fit(model, datamodule=data)
+    batch = next(iter(data.train_dataloader()))
+    model.eval()
+    model.log = lambda *args, **kwargs: None
+    expected = cross_entropy(model(batch).logits, batch.target, torch.tensor([1.0, 3.0]), label_smoothing=0.2)
+    assert model.training_step(batch, 0).item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_balanced_weights_come_from_the_training_split(encoders, data, tmp_path):
+    model = FusionClassifier(encoders, Concat, CLASSES, class_weights="balanced")
+    quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(model, datamodule=data)
+    assert model.loss_weights.tolist() == [1.0, 1.0]
+
+
+def test_norms_do_not_decay_and_pretrained_weights_learn_slower(model, tmp_path):
+    model.encoders["text"].pretrained_weights = True
+    model.lr_scheduler = lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    optimizer = model.configure_optimizers()["optimizer"]
+    groups = {group["name"]: group for group in optimizer.param_groups}
+    assert {name: group["lr"] for name, group in groups.items()} == pytest.approx(
+        {"pretrained": 1e-4, "pretrained_no_decay": 1e-4, "new": 1e-3, "new_no_decay": 1e-3}
+    )
+    assert groups["new"]["weight_decay"] == groups["pretrained"]["weight_decay"] == 0.01
+    for name in ("new_no_decay", "pretrained_no_decay"):
+        assert groups[name]["weight_decay"] == 0.0
+        assert all(parameter.ndim <= 1 for parameter in groups[name]["params"])
+    assert sum(len(group["params"]) for group in groups.values()) == len(list(model.parameters()))
+
+
+def test_warmup_cosine_follows_its_formula():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = WarmupCosine(optimizer, warmup=0.2)
+    scheduler.set_total_steps(20)
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    rising = [2.0 * (t + 1) / 4 for t in range(4)]
+    falling = [1.0 + math.cos(math.pi * (t - 4) / 16) for t in range(4, 20)]
+    assert rates == pytest.approx(rising + falling)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"encoders": {}}, "model.encoders is empty"),
+        ({"encoders": {"a.b": TinyText()}}, "cannot be named 'a.b'"),
+        ({"encoders": {"keys": TinyText()}}, "cannot be named 'keys'"),
+        ({"classes": ["one"]}, "at least two classes"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"class_weights": [1.0]}, "1 numbers for 2 classes"),
+    ],
+)
+def test_what_cannot_work_is_refused(change, match):
+    arguments = {"encoders": {"text": TinyText()}, "fusion": Mean, "classes": CLASSES} | change
+    with pytest.raises(UserError, match=match):
+        FusionClassifier(**arguments)
+
+
+def test_any_names_and_any_number_of_inputs():
+    names = ["title", "body", "type of thing", "4th"]
+    model = FusionClassifier({name: TinyText() for name in names}, Weighted, ["a", "b", "c"])
+    assert list(model.processors) == names

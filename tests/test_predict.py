@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from PIL import Image
+
+from fusion_pl.data import ManifestData
+from fusion_pl.predict import Predictor, read_checkpoint
+from fusion_pl.types import MissingFileError, UserError, Waveform
+
+from .test_module import quiet_trainer
+
+
+@pytest.fixture
+def checkpoint(manifest, model, tmp_path):
+    """Trained for two epochs and saved."""
+    data = ManifestData(str(manifest), batch_size=6, num_workers=0)
+    data.processors = model.processors
+    trainer: Trainer = quiet_trainer(tmp_path, max_epochs=2)
+    trainer.fit(model, datamodule=data)
+    path = tmp_path / "model.ckpt"
+    trainer.save_checkpoint(path)
+    return path
+
+
+def test_the_checkpoint_alone_gives_the_same_logits(checkpoint, model, manifest):
+    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    folder = manifest.parent
+    samples = [
+        {"text": "number 3", "image": str(folder / "3.png"), "audio": folder / "4.wav"},
+        {"image": folder / "6.png"},
+    ]
+    predictions = predictor.predict(samples)
+    model.eval().cpu()
+    direct = Predictor(model, device="cpu").predict(samples)
+    assert predictions == direct
+    assert predictions[0].label in {"high", "low"}
+    assert sum(predictions[0].probabilities.values()) == pytest.approx(1.0)
+    assert predictions[1].weights == {"text": 0.0, "image": 1.0, "audio": 0.0}
+
+
+def test_every_way_to_give_an_input_is_the_same(checkpoint, manifest):
+    predictor = Predictor.from_checkpoint(checkpoint)
+    picture = Image.open(manifest.parent / "0.png")
+    pixels = np.asarray(picture)
+    expected = predictor.predict({"image": manifest.parent / "0.png"})
+    for value in (picture, pixels, torch.from_numpy(pixels.copy())[None], pixels.astype(np.float32) / 255):
+        assert predictor.predict({"image": value}).probabilities == pytest.approx(expected.probabilities, abs=1e-6)
+    tone = 0.3 * np.sin(np.arange(1600)).astype(np.float32)
+    expected = predictor.predict({"audio": (tone, 8000)})
+    for value in (Waveform(torch.from_numpy(tone), 8000), (torch.from_numpy(tone), 8000), (np.stack([tone, tone]), 8000)):
+        assert predictor.predict({"audio": value}).probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+
+
+def test_a_bad_sample_gets_its_own_error(checkpoint, manifest):
+    predictor = Predictor.from_checkpoint(checkpoint)
+    good = {"text": "number 1", "image": manifest.parent / "1.png"}
+    bad = [
+        {"image": "nowhere.png"},
+        {"imag": "1.png"},
+        {},
+        {"text": None},
+        {"audio": np.zeros(10)},
+        {"text": 5},
+    ]
+    alone = predictor.predict(good)
+    predictions = predictor.predict([good, *bad, good])
+    for one in (predictions[0], predictions[-1]):
+        assert one.error is None
+        assert one.probabilities == pytest.approx(alone.probabilities, abs=1e-6)
+    assert all(one.error and one.label is None for one in predictions[1:-1])
+    assert "nowhere.png" in predictions[1].error
+    assert "no input 'imag'; it takes: text, image, audio" in predictions[2].error
+
+
+def test_an_empty_text_is_present(checkpoint):
+    assert Predictor.from_checkpoint(checkpoint).predict({"text": ""}).error is None
+
+
+def rewrite(path, change):
+    checkpoint = torch.load(path, weights_only=True)
+    change(checkpoint["fusion_pl"])
+    torch.save(checkpoint, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda r: r["fusion"].update(class_path="os.system"), r"asks for os\.system, which is not part of fusion-pl.*--trust os"),
+        (lambda r: r["fusion"].update(class_path="fusion_pl.encoders.TinyText"), "is not a Fusion"),
+        (lambda r: r["encoders"]["text"].update(class_path="fusion_pl.predict.tempfile.mkdtemp"), "cannot be imported"),
+        (lambda r: r["encoders"]["text"]["init_args"].update(dim=16), "does not hold together"),
+        (lambda r: r["encoders"]["text"]["init_args"].update(evil=1), "does not hold together"),
+        (lambda r: r["files"].update(text={"../evil": b"x"}), "points out of its folder"),
+        (lambda r: r.pop("encoders"), "does not hold together"),
+        (lambda r: r.update(format=99), "format 99"),
+    ],
+)
+def test_a_tampered_recipe_is_refused(checkpoint, change, match):
+    rewrite(checkpoint, change)
+    with pytest.raises(UserError, match=match):
+        Predictor.from_checkpoint(checkpoint)
+
+
+class Bomb:
+    def __reduce__(self):
+        return (open, ("bomb-went-off", "w"))
+
+
+def test_code_in_a_checkpoint_does_not_run(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = torch.load(checkpoint, weights_only=True)
+    torch.save(loaded | {"bomb": Bomb()}, checkpoint)
+    with pytest.raises(UserError, match="cannot be read safely|can be read safely"):
+        Predictor.from_checkpoint(checkpoint)
+    assert not (tmp_path / "bomb-went-off").exists()
+
+
+def test_files_that_are_no_checkpoints(tmp_path):
+    with pytest.raises(MissingFileError, match="there is no checkpoint"):
+        read_checkpoint(tmp_path / "none.ckpt")
+    for content in (b"", b"hello", pickle.dumps({"a": 1})):
+        (tmp_path / "x.ckpt").write_bytes(content)
+        with pytest.raises(UserError, match="is not a checkpoint"):
+            read_checkpoint(tmp_path / "x.ckpt")
+    buffer = io.BytesIO()
+    torch.save({"state_dict": {}}, buffer)
+    (tmp_path / "x.ckpt").write_bytes(buffer.getvalue())
+    with pytest.raises(UserError, match="not one that fusion-pl wrote"):
+        read_checkpoint(tmp_path / "x.ckpt")
+    (tmp_path / "x.ckpt").write_bytes(buffer.getvalue()[:-40])
+    with pytest.raises(UserError, match="is not a checkpoint"):
+        read_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_an_unknown_device_is_refused(model):
+    with pytest.raises(UserError, match="there is no device 'cuda:77' here"):
+        Predictor(model, device="cuda:77")
