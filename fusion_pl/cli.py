@@ -25,6 +25,16 @@ from fusion_pl.training.interrupt import SaveWhenStopped
 from fusion_pl.training.results import WriteResults
 from fusion_pl.types import Batch, MissingFileError, UserError
 
+# What Lightning says of its own code, of small data, or of what we leave out on purpose.
+NOISE = (
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    ".*`flops_per_batch`.*",
+    ".*not supported by the model summary.*",
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*dirpath has changed.*",
+    ".*exists and is not empty.*",
+)
 LOGGER = {
     "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
     "init_args": {"save_dir": "lightning_logs", "name": "", "default_hp_metric": False},
@@ -71,6 +81,9 @@ class FusionCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         default = None if self.config.subcommand == "fit" else "best"
         config.ckpt_path = find_checkpoint(config.ckpt_path or default, config.trainer.logger)
+        run = Path(config.ckpt_path).parent.parent if config.ckpt_path else Path()
+        if self.config.subcommand == "fit" and run.parent == _runs(config.trainer.logger):
+            config.trainer.logger.init_args["version"] = run.name  # go on in the same folder, with the same curves
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Hand the processors to the data, and choose what the hardware favours where the user chose nothing."""
@@ -79,10 +92,12 @@ class FusionCLI(LightningCLI):
         if config.ckpt_path:
             _check(self.model, config.ckpt_path)
         self.stopper = SaveWhenStopped()
-        callbacks = [RichProgressBar(), self.stopper, WriteResults(config.as_dict())]
-        if config.trainer.logger is not False:
-            callbacks += [LearningRateMonitor(), ThroughputMonitor(batch_size_fn=_count, window_size=20)]
         given = self._get(self.config_init, "trainer")
+        callbacks = [self.stopper, WriteResults(config.as_dict())]
+        if given.enable_progress_bar is not False:
+            callbacks.append(RichProgressBar())
+        if given.logger is not False:
+            callbacks += [LearningRateMonitor(), ThroughputMonitor(batch_size_fn=_count, window_size=20)]
         if given.precision is None:
             kwargs["precision"] = config.trainer.precision = favoured_precision(self.model, given.accelerator)
         kwargs["callbacks"] = [*(given.callbacks or []), *callbacks]
@@ -140,14 +155,19 @@ def find_checkpoint(wanted: str | None, logger: Namespace | bool | None) -> str 
         if not Path(wanted).is_file():
             raise MissingFileError(f"there is no checkpoint {wanted}: check --ckpt_path, or give best or last")
         return wanted
-    args = logger.init_args if isinstance(logger, Namespace) else {"save_dir": "lightning_logs", "name": ""}
-    runs = Path(args["save_dir"]) / (args.get("name") or "")
+    runs = _runs(logger)
     found = sorted(runs.glob(f"version_*/checkpoints/{wanted}.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise MissingFileError(
             f"there is no {wanted}.ckpt below {runs}/version_*/checkpoints: train first with fusion-pl fit, or give --ckpt_path a file"
         )
     return str(found[-1])
+
+
+def _runs(logger: Namespace | bool | None) -> Path:
+    """Return the folder of which every run makes a new ``version_<n>``."""
+    args = logger.init_args if isinstance(logger, Namespace) else LOGGER["init_args"]
+    return Path(args["save_dir"]) / (args.get("name") or "")
 
 
 def run(verb: str, arguments: list[str]) -> int:
@@ -187,6 +207,7 @@ def _train(verb: str, arguments: list[str]) -> None:
         subclass_mode_data=True,
         trainer_defaults={"logger": LOGGER, "max_epochs": 20},
         seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
         parser_kwargs={"prog": "fusion-pl", "exit_on_error": False},
         auto_configure_optimizers=False,
     )
@@ -197,4 +218,5 @@ def _quiet() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message=message)

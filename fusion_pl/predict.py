@@ -108,11 +108,11 @@ class Predictor:
         batches = (collate(opened[i : i + batch_size]) for i in range(0, len(opened), batch_size))
         return list(self.predict_batches(batches))
 
-    @torch.inference_mode()
     def predict_batches(self, batches: Iterable[Batch]) -> Iterator[Prediction]:
         """Classify what a loader yields, in its order."""
         for batch in batches:
-            fused = self.model(self.model.transfer_batch_to_device(batch, self.device, 0))
+            with torch.inference_mode():
+                fused = self.model(self.model.transfer_batch_to_device(batch, self.device, 0))
             probabilities = fused.logits.float().softmax(-1).cpu()
             weights = None if fused.weights is None else fused.weights.float().cpu()
             present = torch.stack([batch.present[name] for name in self.processors], dim=-1).any(-1)

@@ -91,7 +91,7 @@ class Noise(nn.Module):
                 f"Noise(snr_low={snr_low}, snr_high={snr_high}): the low end is above the high one; swap them"
             )
         self.snr_low, self.snr_high, self.color = snr_low, snr_high, color
-        self.probability = _check(self, "probability", probability, 1)
+        self.probability = _check(self, "probability", probability, 1.0)
 
     def forward(self, waveform: Waveform) -> Waveform:
         """Return the sound with noise relative to its own power; silence stays silent."""
@@ -108,7 +108,8 @@ class Noise(nn.Module):
         longer = _fast_length(length)
         spectrum = torch.randn(longer // 2 + 1, dtype=torch.complex64)
         frequency = torch.arange(spectrum.numel()).clamp(min=1)  # the constant part has no finite power
-        return torch.fft.irfft(spectrum * frequency ** (-self.color / 2), n=longer)[:length]
+        noise: Tensor = torch.fft.irfft(spectrum * frequency ** (-self.color / 2), n=longer)
+        return noise[:length]
 
 
 class Shift(nn.Module):
@@ -143,14 +144,14 @@ class MaskBand(nn.Module):
 
     def __init__(self, width: float = 0.15) -> None:
         super().__init__()
-        self.width = _check(self, "width", width, 1)
+        self.width = _check(self, "width", width, 1.0)
 
     def forward(self, waveform: Waveform) -> Waveform:
         """Return the sound without that band."""
         length = waveform.samples.numel()
         longer = _fast_length(length)
         bins = longer // 2 + 1
-        wide = round(_uniform(0, self.width) * bins)
+        wide = round(_uniform(0.0, self.width) * bins)
         if not wide or not length:
             return waveform
         start = int(torch.randint(bins - wide + 1, ()))
@@ -170,12 +171,12 @@ class MaskTime(nn.Module):
 
     def __init__(self, width: float = 0.15) -> None:
         super().__init__()
-        self.width = _check(self, "width", width, 1)
+        self.width = _check(self, "width", width, 1.0)
 
     def forward(self, waveform: Waveform) -> Waveform:
         """Return the sound with that stretch set to zero."""
         length = waveform.samples.numel()
-        wide = round(_uniform(0, self.width) * length)
+        wide = round(_uniform(0.0, self.width) * length)
         if not wide:
             return waveform
         start = int(torch.randint(length - wide + 1, ()))
@@ -194,7 +195,7 @@ class Typos(nn.Module):
 
     def __init__(self, rate: float = 0.05, alphabet: str = "abcdefghijklmnopqrstuvwxyz") -> None:
         super().__init__()
-        self.rate = _check(self, "rate", rate, 1)
+        self.rate = _check(self, "rate", rate, 1.0)
         if not alphabet:
             raise UserError("Typos(alphabet=''): expected at least one character to replace others with")
         self.alphabet = alphabet

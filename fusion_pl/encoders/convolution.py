@@ -7,6 +7,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fusion_pl.layers import masked_max, masked_mean
+from fusion_pl.types import UserError
+
+
+def check_dim(encoder: str, dim: int) -> int:
+    """Return the channels D of a small encoder.
+
+    Raises:
+        UserError: where they cannot be halved and grouped.
+    """
+    if dim < 8 or dim % 8:
+        raise UserError(f"{encoder}(dim={dim}): expected a positive multiple of 8")
+    return dim
 
 
 class MaskedConv(nn.Module):

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torchaudio.functional import resample
-from torchaudio.transforms import MelSpectrogram
+from torchaudio.transforms import MelScale
 
 from fusion_pl.encoders.base import Encoder
-from fusion_pl.encoders.convolution import MaskedConv, MeanMax
-from fusion_pl.types import Encoded, Kind, Waveform
+from fusion_pl.encoders.convolution import MaskedConv, MeanMax, check_dim
+from fusion_pl.types import Encoded, Kind, UserError, Waveform
 
 WINDOW, HOP = 0.032, 0.010  # seconds
 QUIET = 1e-5  # root mean square under which a clip counts as silence: less than one step of 16 bits
@@ -35,11 +35,15 @@ class LogMel:
     kind: Kind = "audio"
 
     def __init__(self, rate: int, max_seconds: float, n_mels: int) -> None:
-        self.rate, self.n_mels = rate, n_mels
-        self.max_samples = max(1, round(max_seconds * rate))
+        if max_seconds < WINDOW:
+            raise UserError(f"TinyAudio(max_seconds={max_seconds}): expected at least one window of {WINDOW} seconds")
+        if rate < 1000:
+            raise UserError(f"TinyAudio(rate={rate}): expected at least 1000 Hz; speech needs 8000")
+        self.rate = rate
+        self.max_samples = round(max_seconds * rate)
         self.hop = round(HOP * rate)
         self.window = round(WINDOW * rate)
-        self.spectrogram = MelSpectrogram(rate, n_fft=self.window, hop_length=self.hop, n_mels=n_mels, center=False)
+        self.bands = MelScale(n_mels, rate, n_stft=self.window // 2 + 1)
 
     def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
         """Return ``mels`` (P, T, n_mels) and ``mask`` (P, T)."""
@@ -50,9 +54,14 @@ class LogMel:
         sound = nn.utils.rnn.pad_sequence(clips, batch_first=True)
         sound = nn.functional.pad(sound, (0, self.window + (most - 1) * self.hop - sound.shape[1]))
         loudness = (sound.square().sum(1, keepdim=True) / lengths.clamp(min=1).unsqueeze(1)).sqrt()
-        mels = self.spectrogram(sound / loudness.clamp(min=QUIET)).add(FLOOR).log().transpose(1, 2)
+        mels = self.bands(self._power(sound / loudness.clamp(min=QUIET))).add(FLOOR).log().transpose(1, 2)
         mask = torch.arange(most) < frames.unsqueeze(1)
         return {"mels": mels * mask.unsqueeze(-1), "mask": mask}
+
+    def _power(self, sound: Float[Tensor, "P N"]) -> Float[Tensor, "P K T"]:
+        hann = torch.hann_window(self.window)
+        spectrum = torch.stft(sound, self.window, self.hop, window=hann, center=False, return_complex=True)
+        return torch.view_as_real(spectrum).square().sum(-1)  # a fifth of the time of torchaudio's abs() ** 2
 
     def _clip(self, sound: Waveform, training: bool) -> Float[Tensor, " N"]:
         samples = sound.samples.float()
@@ -87,7 +96,7 @@ class TinyAudio(Encoder):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim = check_dim("TinyAudio", dim)
         self.processor = LogMel(rate, max_seconds, n_mels)
         first = [MaskedConv(n_mels, dim, stride=2), MaskedConv(dim, dim, stride=2)]
         rest = [MaskedConv(dim, dim) for _ in range(num_layers)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as image_functional
 
 from fusion_pl.encoders.base import Encoder
-from fusion_pl.encoders.convolution import MeanMax
+from fusion_pl.encoders.convolution import MeanMax, check_dim
 from fusion_pl.types import Encoded, Kind, UserError
 
 
@@ -55,7 +55,7 @@ class TinyImage(Encoder):
 
     def __init__(self, dim: int = 64, image_size: int = 32, channels: int = 3, dropout: float = 0.1) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim = check_dim("TinyImage", dim)
         self.processor = Pixels(image_size, channels)
         self.layers = nn.Sequential(
             _conv(channels, dim // 2, width=5, stride=2), _conv(dim // 2, dim, stride=2), _conv(dim, dim)

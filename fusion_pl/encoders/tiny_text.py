@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from fusion_pl.encoders.base import Encoder
-from fusion_pl.encoders.convolution import MaskedConv, MeanMax
+from fusion_pl.encoders.convolution import MaskedConv, MeanMax, check_dim
 from fusion_pl.types import Encoded, Kind, UserError
 
 BEGIN = 256  # the one token that is not a byte; it makes the empty text a sequence too
@@ -51,7 +51,7 @@ class TinyText(Encoder):
 
     def __init__(self, dim: int = 64, num_layers: int = 2, max_tokens: int = 256, dropout: float = 0.1) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim = check_dim("TinyText", dim)
         self.processor = Utf8Bytes(max_tokens)
         self.embed = nn.Embedding(BEGIN + 1, dim)
         self.layers = nn.ModuleList(MaskedConv(dim, dim) for _ in range(num_layers))

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fusion_pl.metrics import per_class
+from fusion_pl.training.pictures import confusion_picture
 
 PACKAGES = ("fusion-pl", "lightning", "torch", "torchmetrics", "torchvision", "torchaudio", "transformers")
 MOST_CLASSES_DRAWN = 60  # a larger confusion matrix cannot be read as a picture
@@ -65,12 +66,8 @@ class WriteResults(Callback):
         self.samples = {stage: int(matrix.sum())}
         logger = trainer.logger
         if trainer.is_global_zero and isinstance(logger, TensorBoardLogger) and len(matrix) <= MOST_CLASSES_DRAWN:
-            from matplotlib import pyplot
-
-            figure, axes = confusion.plot(matrix, labels=module.classes)
-            axes.set(title=f"{stage}: row = true, column = predicted")
-            logger.experiment.add_figure(f"{stage}/confusion", figure, trainer.global_step)
-            pyplot.close(figure)
+            picture = confusion_picture(matrix, module.classes, stage)  # type: ignore[arg-type]
+            logger.experiment.add_figure(f"{stage}/confusion", picture, trainer.global_step)
         confusion.reset()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -113,12 +110,12 @@ class WriteResults(Callback):
         return {"metrics": metrics, "per_class": self.per_class, "samples": self.samples}
 
     def _report(self, trainer: Trainer, result: dict[str, Any], checkpoint: str | None = None) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asked by every process: the first one tells the others
         if not trainer.is_global_zero:
             return
         seed = os.environ.get("PL_GLOBAL_SEED")
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
         written = {
-            "verb": trainer.state.fn,
+            "verb": trainer.state.fn.value if trainer.state.fn else None,
             **result,
             "seed": int(seed) if seed is not None else None,
             "checkpoint": checkpoint or trainer.ckpt_path,

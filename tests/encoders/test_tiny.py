@@ -1,0 +1,248 @@
+"""What every small encoder promises, checked for each ``Tiny…`` that ``fusion_pl.encoders`` exports, now and later."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torchaudio.transforms import MelSpectrogram
+
+import fusion_pl.encoders
+from fusion_pl.encoders import Encoder, TinyAudio, TinyImage, TinyText
+from fusion_pl.recipe import class_of, recipe_of
+from fusion_pl.types import Encoded, Processor, UserError, Waveform
+
+KINDS = [getattr(fusion_pl.encoders, name) for name in fusion_pl.encoders.__all__ if name.startswith("Tiny")]
+
+
+def sound(seconds: float, rate: int = 8000) -> Waveform:
+    generator = torch.Generator().manual_seed(round(seconds * rate))
+    return Waveform(torch.randn(round(seconds * rate), generator=generator) * 0.1, rate)
+
+
+def picture(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
+    generator = torch.Generator().manual_seed(size[0])
+    pixels = torch.randint(0, 256, (size[1], size[0], 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy()).convert(mode)
+
+
+# Of each kind: ordinary values of several lengths, then the least that can come out of a file.
+VALUES: dict[str, list[Any]] = {
+    "text": ["seven", "a much longer sentence, naïve and 日本語 🙂", "x", ""],
+    "image": [picture((28, 28)), picture((70, 41), "L"), picture((33, 90), "RGBA"), picture((1, 1), "1")],
+    "audio": [sound(0.5), sound(1.31, 16_000), sound(0.0301), sound(0.002), Waveform(torch.zeros(0), 8000)],
+}
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+
+
+@pytest.fixture
+def encoder(kind: type[Encoder]) -> Encoder:
+    torch.manual_seed(0)
+    return kind().eval()
+
+
+def values_of(encoder: Encoder) -> list[Any]:
+    return VALUES[encoder.processor.kind]
+
+
+def assert_same_row(found: Encoded, row: int, wanted: Encoded) -> None:
+    real = found.mask[row]
+    assert int(real.sum()) == int(wanted.mask.sum())
+    torch.testing.assert_close(found.tokens[row][real], wanted.tokens[0][wanted.mask[0]], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.pooled[row], wanted.pooled[0], rtol=1e-4, atol=1e-5)
+
+
+def test_all_three_kinds_are_found() -> None:
+    assert {kind().processor.kind for kind in KINDS} == {"text", "image", "audio"}
+
+
+@every_kind
+def test_shapes_and_masks(encoder: Encoder) -> None:
+    values = values_of(encoder)
+    out = encoder(**encoder.processor(values))
+    assert out.tokens.shape == (*out.mask.shape, encoder.dim)
+    assert out.pooled.shape == (len(values), encoder.dim)
+    assert out.mask.dtype == torch.bool
+    assert out.mask.any(-1).all()
+    assert not out.tokens[~out.mask].any()
+    assert out.tokens.isfinite().all()
+    assert out.pooled.isfinite().all()
+
+
+@every_kind
+def test_different_values_get_different_vectors(encoder: Encoder) -> None:
+    pooled = encoder(**encoder.processor(values_of(encoder))).pooled
+    apart = torch.cdist(pooled, pooled) + torch.eye(len(pooled))
+    assert apart.min() > 1e-3
+
+
+@every_kind
+@pytest.mark.parametrize("training", [False, True])
+def test_a_row_does_not_depend_on_its_neighbours(kind: type[Encoder], training: bool) -> None:
+    """Padding to the longest changes nothing; nor do a batch's statistics, in training either."""
+    encoder = kind(dropout=0.0).train(training)
+    values = values_of(encoder)
+    together = encoder(**encoder.processor(values))
+    for row, value in enumerate(values):
+        assert_same_row(together, row, encoder(**encoder.processor([value])))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not TinyImage])  # which pads nothing
+def test_more_padding_changes_nothing(encoder: Encoder) -> None:
+    batch = encoder.processor(values_of(encoder))
+    wider = {key: torch.nn.functional.pad(value, [0] * 2 * (value.dim() - 2) + [0, 7]) for key, value in batch.items()}
+    narrow, wide = encoder(**batch), encoder(**wider)
+    torch.testing.assert_close(wide.tokens[:, : narrow.tokens.shape[1]], narrow.tokens, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(wide.pooled, narrow.pooled, rtol=1e-4, atol=1e-5)
+    assert int(wide.mask.sum()) == int(narrow.mask.sum())
+
+
+@every_kind
+@pytest.mark.parametrize("head", ["tokens", "pooled"])
+def test_every_parameter_gets_a_gradient(kind: type[Encoder], head: str) -> None:
+    torch.manual_seed(0)
+    encoder = kind().train()
+    out = getattr(encoder(**encoder.processor(values_of(encoder))), head)
+    (out * torch.randn_like(out)).sum().backward()
+    dead = {name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()}
+    assert dead == ({"pool.project.weight", "pool.project.bias"} if head == "tokens" else set())
+
+
+@every_kind
+def test_evaluation_is_deterministic_and_training_drops(encoder: Encoder) -> None:
+    batch = encoder.processor(values_of(encoder))
+    assert torch.equal(encoder(**batch).pooled, encoder(**batch).pooled)
+    encoder.train()
+    assert not torch.equal(encoder(**batch).pooled, encoder(**batch).pooled)
+
+
+@every_kind
+def test_processor_travels_to_workers(encoder: Encoder) -> None:
+    assert isinstance(encoder.processor, Processor)
+    arrived = pickle.loads(pickle.dumps(encoder.processor))
+    values = values_of(encoder)
+    for key, tensor in encoder.processor(values).items():
+        assert torch.equal(arrived(values)[key], tensor)
+
+
+@every_kind
+def test_recipe_builds_the_same_encoder(kind: type[Encoder]) -> None:
+    encoder = kind(dim=32).eval()
+    recipe = json.loads(json.dumps(recipe_of(encoder)))
+    again = class_of(recipe["class_path"], Encoder).from_files(recipe["init_args"], "no folder is needed").eval()
+    again.load_state_dict(encoder.state_dict())
+    assert encoder.files() == {}
+    values = values_of(encoder)
+    assert torch.equal(again(**again.processor(values)).pooled, encoder(**encoder.processor(values)).pooled)
+
+
+@every_kind
+def test_survives_a_deep_copy_and_bfloat16(encoder: Encoder) -> None:
+    batch = encoder.processor(values_of(encoder))
+    exact = encoder(**batch).pooled
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = copy.deepcopy(encoder)(**batch).pooled
+    assert rough.isfinite().all()
+    assert torch.cosine_similarity(rough.float(), exact, dim=-1).min() > 0.98
+
+
+@every_kind
+def test_bad_arguments_are_refused(kind: type[Encoder]) -> None:
+    bad = {"text": ("max_tokens", 0), "image": ("image_size", 4), "audio": ("max_seconds", 0.0)}
+    name, value = bad[kind().processor.kind]
+    with pytest.raises(UserError, match=rf"{kind.__name__}\({name}={value}\): expected"):
+        kind(**{name: value})
+    with pytest.raises(UserError, match=rf"{kind.__name__}\(dim=30\): expected a positive multiple of 8"):
+        kind(dim=30)
+
+
+def test_text_becomes_its_bytes_after_a_begin_token() -> None:
+    batch = TinyText().processor(["añ", ""])
+    assert batch["ids"].tolist() == [[256, *"añ".encode()], [256, 0, 0, 0]]
+    assert batch["mask"].tolist() == [[True] * 4, [True, False, False, False]]
+
+
+def test_long_text_is_cut() -> None:
+    assert TinyText(max_tokens=4).processor(["abcdef"])["ids"].tolist() == [[256, *b"abc"]]
+
+
+def test_pixels_are_the_picture_scaled() -> None:
+    grey = Image.linear_gradient("L")
+    pixels = TinyImage(image_size=256, channels=1).processor([grey])["pixels"]
+    assert pixels.shape == (1, 1, 256, 256)
+    assert pixels.min() == -1
+    assert pixels.max() == 1
+    assert pixels.mean() == pytest.approx(0, abs=1e-4)
+
+
+def test_colours_are_kept() -> None:
+    red = Image.new("RGB", (9, 9), "red")
+    pixels = TinyImage(channels=3).processor([red])["pixels"]
+    assert pixels.amin((0, 2, 3)).tolist() == pixels.amax((0, 2, 3)).tolist() == [1, -1, -1]
+    with pytest.raises(UserError, match=r"TinyImage\(channels=2\): expected 1 \(grey\) or 3 \(RGB\)"):
+        TinyImage(channels=2)
+
+
+def test_a_patch_sees_its_place() -> None:
+    """Token (y, x) changes with the pixels around (4 y, 4 x), not with those of the opposite corner."""
+    torch.manual_seed(0)
+    encoder = TinyImage(image_size=64, channels=1).eval()
+    maps: list[torch.Tensor] = []
+    encoder.layers[0][0].register_forward_hook(lambda module, args, out: maps.append(out.detach()))
+    black = torch.full((1, 1, 64, 64), -1.0)
+    marked = black.clone()
+    marked[..., :4, :4] = 1
+    assert encoder(black).tokens.shape == (1, 16 * 16, 64)
+    encoder(marked)
+    changed = (maps[0] != maps[1]).any(1)[0]
+    assert changed[:4, :4].any()
+    assert not changed[4:, 4:].any()
+
+
+def test_log_mel_is_torchaudios() -> None:
+    """Each clip alone, normalised by its own loudness and cut into whole windows, by torchaudio and nothing else."""
+    processor = TinyAudio(rate=8000, n_mels=24).processor
+    clips = [sound(0.5), sound(0.731), sound(0.032)]
+    batch = processor(clips)
+    transform = MelSpectrogram(8000, n_fft=256, hop_length=80, n_mels=24, center=False)
+    for clip, mels, mask in zip(clips, batch["mels"], batch["mask"], strict=True):
+        samples = clip.samples / clip.samples.pow(2).mean().sqrt()
+        whole = 1 + (len(samples) - 256) // 80
+        wanted = (transform(samples) + 1e-3).log().T
+        assert whole == len(wanted)
+        assert whole <= int(mask.sum()) <= whole + 1  # one more where a rest of samples is filled up with silence
+        torch.testing.assert_close(mels[:whole], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_loudness_does_not_matter() -> None:
+    clip = sound(0.4)
+    processor = TinyAudio().processor
+    loud, soft = (processor([Waveform(clip.samples * gain, 8000)])["mels"] for gain in (5.0, 0.02))
+    torch.testing.assert_close(loud, soft, rtol=1e-4, atol=1e-4)
+
+
+def test_sounds_are_resampled() -> None:
+    """The same tone at two rates has its peak in the same band."""
+    tones = [Waveform(torch.sin(2 * torch.pi * 1000 * torch.arange(rate) / rate), rate) for rate in (8000, 44_100)]
+    batch = TinyAudio(rate=8000).processor(tones)
+    loudest = batch["mels"].mean(1).argmax(-1)
+    assert loudest[0] == loudest[1]
+    assert abs(int(batch["mask"][0].sum()) - int(batch["mask"][1].sum())) <= 1
+
+
+def test_long_sounds_are_cut_to_the_middle_or_at_random() -> None:
+    silence, noise = torch.zeros(8000), sound(1.0).samples
+    long = Waveform(torch.cat([silence, noise, silence]), 8000)
+    processor = TinyAudio(max_seconds=1.0).processor
+    torch.testing.assert_close(processor([long])["mels"], processor([Waveform(noise, 8000)])["mels"])
+    torch.manual_seed(0)
+    crops = [processor([long], training=True)["mels"] for _ in range(4)]
+    assert all(crop.shape == crops[0].shape for crop in crops)
+    assert not torch.equal(crops[0], crops[1])
+    short = processor([Waveform(noise, 8000)], training=True)["mels"]
+    assert torch.equal(short, processor([Waveform(noise, 8000)])["mels"])

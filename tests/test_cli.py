@@ -1,0 +1,234 @@
+"""The commands as a user types them. Most run in this process, because importing the libraries takes most of the time."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fusion_pl.__main__ import HELP, main
+from fusion_pl.cli import run
+
+FUSION_PL = [sys.executable, "-m", "fusion_pl"]
+
+
+def encoder(name, **init_args):
+    return {"class_path": f"fusion_pl.encoders.{name}", "init_args": init_args}
+
+
+@pytest.fixture
+def config(manifest, tmp_path, monkeypatch):
+    """A complete configuration in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    content = {
+        "seed_everything": 1,
+        "model": {
+            "encoders": {
+                "text": encoder("TinyText", dim=8),
+                "image": encoder("TinyImage", dim=16, image_size=16, channels=1),
+                "audio": encoder("TinyAudio", dim=8, num_layers=1),
+            },
+            "fusion": {"class_path": "fusion_pl.fusion.Weighted", "init_args": {"dim": 16}},
+        },
+        "data": {
+            "class_path": "fusion_pl.data.ManifestData",
+            "init_args": {"manifest": str(manifest), "batch_size": 5, "num_workers": 0},
+        },
+        "trainer": {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _restore_argv(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fusion-pl"])
+
+
+def results(folder="lightning_logs", version=0):
+    with open(f"{folder}/version_{version}/metrics.json") as file:
+        return json.load(file)
+
+
+def test_train_test_and_predict(config, manifest, tmp_path, capsys):
+    assert run("fit", ["--config", str(config)]) == 0
+    fitted = results()
+    assert fitted["verb"] == "fit"
+    assert fitted["samples"] == {"train": 24, "val": 12}
+    assert fitted["seed"] == 1
+    assert {"val/accuracy", "val/f1", "val/auroc", "val/calibration_error", "val/loss"} <= fitted["metrics"].keys()
+    assert set(fitted["per_class"]) == {"high", "low"}
+    assert fitted["versions"]["lightning"]
+    assert os.path.samefile(fitted["checkpoint"], "lightning_logs/version_0/checkpoints/best.ckpt")
+    saved = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
+    assert saved["model"]["fusion"]["init_args"]["dropout"] == 0.1  # a default that nobody wrote
+
+    assert run("test", ["--config", "lightning_logs/version_0/config.yaml"]) == 0
+    tested = results(version=1)
+    assert tested["samples"] == {"test": 12}
+    assert os.path.samefile(tested["checkpoint"], fitted["checkpoint"])
+    assert "test/accuracy" in capsys.readouterr().out
+
+    os.rename("lightning_logs/version_0/checkpoints/best.ckpt", "moved.ckpt")
+    arguments = ["--ckpt_path", "moved.ckpt", "--data.manifest", str(manifest), "--data.num_workers", "0"]
+    assert run("predict", [*arguments, "--output", "p.csv"]) == 0
+    with open("p.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == [f"s{i}" for i in range(48)]
+    assert all(float(row["p(high)"]) + float(row["p(low)"]) == pytest.approx(1, abs=1e-5) for row in rows)
+    right = [row["label"] == ("high", "low")[i % 2] for i, row in enumerate(rows)]
+    assert sum(right[36:]) / 12 == pytest.approx(tested["metrics"]["test/accuracy"])
+
+    assert run("predict", [*arguments, "--output", "p.jsonl"]) == 0
+    lines = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
+    assert [line["label"] for line in lines] == [row["label"] for row in rows]
+
+
+def test_tensorboard_has_what_the_readme_promises(config):
+    assert run("fit", ["--config", str(config)]) == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator("lightning_logs/version_0")
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {
+        "train/loss", "train/loss_step", "train/accuracy", "val/loss", "val/accuracy", "val/f1", "val/auroc",
+        "val/calibration_error", "val/weight/text", "val/weight/image", "val/weight/audio", "best/val/accuracy",
+    } <= scalars  # fmt: skip
+    assert any(name.startswith("lr-") for name in scalars)
+    assert any("samples_per_sec" in name for name in scalars)
+    assert "val/confusion" in events.Tags()["images"]
+
+
+def test_a_second_config_and_the_command_line_win(config, tmp_path):
+    (tmp_path / "more.yaml").write_text("trainer: {max_epochs: 1}\nmodel: {fusion: {class_path: fusion_pl.fusion.Mean}}\n")
+    assert run("fit", ["--config", str(config), "--config", "more.yaml", "--data.batch_size", "7"]) == 0
+    saved = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
+    assert saved["model"]["fusion"]["class_path"] == "fusion_pl.fusion.Mean"
+    assert saved["trainer"]["max_epochs"] == 1
+    assert saved["data"]["init_args"]["batch_size"] == 7
+
+
+def test_going_on_stays_in_the_same_run(config):
+    assert run("fit", ["--config", str(config), "--trainer.max_epochs", "1"]) == 0
+    assert run("fit", ["--config", str(config), "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
+    assert results()["epochs"] == 3
+    assert os.listdir("lightning_logs") == ["version_0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--config", "none.yaml"], "File does not exist: 'none.yaml'"),
+        (["--model.fusion", "fusion_pl.fusion.Concatt"], "there is no class 'fusion_pl.fusion.Concatt'"),
+        (["--model.fusion.dimm", "3"], "no option 'dimm'"),
+        (["--model.fusion.dim", "wide"], "model.fusion.dim is wide, expected a whole number"),
+        (["--model.fusion.dim", "0"], "Weighted was given dim=0"),
+        (["--data.batch_sizes", "3"], "no option 'batch_sizes'"),
+        (["--data.manifest", "none.csv"], "the manifest none.csv does not exist"),
+        (["--data.inputs", "{photo: image}"], "data.inputs names 'photo'"),
+        (["--trainer.precision", "17"], "trainer.precision is 17, expected one of"),
+        (["--ckpt_path", "none.ckpt"], "there is no checkpoint none.ckpt"),
+        (["--ckpt_path", "last"], "there is no last.ckpt below lightning_logs"),
+    ],
+)
+def test_a_mistake_is_one_sentence(config, arguments, match, capsys):
+    given = arguments if arguments[0] == "--config" else ["--config", str(config), *arguments]
+    assert run("fit", given) == 2
+    said = capsys.readouterr().err
+    assert match in said
+    assert "Traceback" not in said
+    assert not os.path.exists("lightning_logs")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ([], "required: ckpt_path"),
+        (["--ckpt_path", "none.ckpt", "--data.manifest", "m.csv", "--output", "p.csv"], "there is no checkpoint none.ckpt"),
+        (["--ckpt_path", "none.ckpt", "--data.manifest", "m.csv", "--output", "p.txt"], "written as .csv or .jsonl"),
+        (["--ckpt_path", "none.ckpt", "--data.manifest", "m.csv", "--output", "no/p.csv"], "folder no does not exist"),
+    ],
+)
+def test_a_mistake_in_predict_is_one_sentence(tmp_path, monkeypatch, arguments, match, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("predict", arguments) == 2
+    assert match in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_model_is_named(config, capsys):
+    assert run("fit", ["--config", str(config), "--trainer.max_epochs", "1"]) == 0
+    assert run("test", ["--config", str(config), "--model.fusion", "fusion_pl.fusion.Mean"]) == 2
+    assert "was trained with other fusion" in capsys.readouterr().err
+    assert run("test", ["--config", str(config), "--model.fusion.dim", "8"]) == 2
+    assert "the checkpoint's weights do not fit this configuration" in capsys.readouterr().err
+
+
+def test_help_version_and_a_wrong_verb_do_not_wait_for_the_libraries(monkeypatch, capsys):
+    def answer(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fusion-pl", *arguments])
+        return main(), capsys.readouterr()
+
+    assert answer("--help")[1].out == HELP
+    code, said = answer("fitt")
+    assert code == 2
+    assert "did you mean fit?" in said.err
+    loaded = "import sys; sys.argv = ['fusion-pl', '--help']; from fusion_pl.__main__ import main; main(); print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout
+    assert out.endswith("False\n")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_saves_and_goes_on(config, stop, tmp_path):
+    command = [*FUSION_PL, "fit", "--config", str(config), "--trainer.max_epochs", "100000", "--early_stopping.patience", "100000"]
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+    last = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    process.send_signal(stop)
+    code = process.wait(timeout=60)
+    said = log.read_text()
+    assert code == 128 + stop, said
+    assert "Stopped; saved" in said
+    assert "Traceback" not in said
+    import torch
+
+    saved = torch.load(last, weights_only=True)
+    assert saved["global_step"] > 0
+    more = ["--trainer.max_steps", str(saved["global_step"] + 3), "--trainer.max_epochs", "100000"]
+    assert run("fit", ["--config", str(config), "--ckpt_path", "last", *more]) == 0
+
+
+def test_two_processes_measure_the_same_as_one(config):
+    """12 test samples over two processes in batches of 5: the last batches are uneven."""
+    assert run("fit", ["--config", str(config), "--trainer.max_epochs", "1"]) == 0
+    assert run("test", ["--config", str(config)]) == 0
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "4"]
+    done = subprocess.run([*FUSION_PL, "test", "--config", str(config), *ddp], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, two = results(version=1), results(version=2)
+    assert two["processes"] == 2
+    assert two["samples"] == one["samples"]
+    assert two["per_class"] == one["per_class"]
+    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-5)
+
+
+def test_two_processes_train_in_half_precision(config):
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.precision", "bf16-mixed", "--trainer.max_epochs", "1"]
+    done = subprocess.run([*FUSION_PL, "fit", "--config", str(config), *ddp], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    written = results()
+    assert written["precision"] == "bf16-mixed"
+    assert written["samples"]["val"] == 12
