@@ -34,8 +34,9 @@ NOISE = (
     ".*isinstance.treespec, LeafSpec.*",
     ".*dirpath has changed.*",
     ".*exists and is not empty.*",
+    ".*ended before the epoch ended.*",  # the rest of that epoch is drawn anew: some samples come twice, some never
 )
-LOGGER = {
+LOGGER: dict[str, Any] = {
     "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
     "init_args": {"save_dir": "lightning_logs", "name": "", "default_hp_metric": False},
 }
@@ -59,7 +60,13 @@ class FusionCLI(LightningCLI):
         parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults(
-            {"early_stopping.monitor": "val/loss", "early_stopping.mode": "min", "early_stopping.patience": 10}
+            {
+                "early_stopping.monitor": "val/loss",
+                "early_stopping.mode": "min",
+                "early_stopping.patience": 10,
+                # after a validation: a run that goes on may come to the end of an epoch without one
+                "early_stopping.check_on_train_epoch_end": False,
+            }
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -97,7 +104,7 @@ class FusionCLI(LightningCLI):
         if given.enable_progress_bar is not False:
             callbacks.append(RichProgressBar())
         if given.logger is not False:
-            callbacks += [LearningRateMonitor(), ThroughputMonitor(batch_size_fn=_count, window_size=20)]
+            callbacks += [LearningRateMonitor(), ThroughputMonitor(batch_size_fn=_count, window_size=10)]
         if given.precision is None:
             kwargs["precision"] = config.trainer.precision = favoured_precision(self.model, given.accelerator)
         kwargs["callbacks"] = [*(given.callbacks or []), *callbacks]
@@ -108,7 +115,7 @@ class FusionCLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except SIGTERMException as stop:
             if self.stopper.saved and self.trainer.is_global_zero:
-                print(f"Stopped; saved {self.stopper.saved}. Go on with the same command and --ckpt_path {self.stopper.saved}")
+                print(f"Stopped; saved {self.stopper.saved}. To go on, repeat the command with --ckpt_path last")
             raise SystemExit(128 + (self.stopper.signal or signal.SIGTERM)) from stop
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -122,8 +129,8 @@ def _check(model: FusionClassifier, path: str) -> None:
     for key, value in wanted.items():
         if saved[key] != value:
             raise UserError(
-                f"{path} was trained with other {key} ({saved[key]}) than this configuration asks for ({value}): give the "
-                "config.yaml that lies beside its run's logs"
+                f"{path} was trained with other {key} ({saved[key]}) than this configuration asks for ({value}): "
+                "give the config.yaml that lies beside its run's logs"
             )
 
 
@@ -159,7 +166,8 @@ def find_checkpoint(wanted: str | None, logger: Namespace | bool | None) -> str 
     found = sorted(runs.glob(f"version_*/checkpoints/{wanted}.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise MissingFileError(
-            f"there is no {wanted}.ckpt below {runs}/version_*/checkpoints: train first with fusion-pl fit, or give --ckpt_path a file"
+            f"there is no {wanted}.ckpt below {runs}/version_*/checkpoints: train first with fusion-pl fit, or give "
+            "--ckpt_path a file"
         )
     return str(found[-1])
 

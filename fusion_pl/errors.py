@@ -7,7 +7,7 @@ import re
 
 import torch
 from jsonargparse import ArgumentError
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from fusion_pl.types import UserError
 
@@ -25,10 +25,12 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, torch.OutOfMemoryError):
         return "the device is out of memory: lower --data.batch_size, or freeze encoders (freeze: all)"
     if isinstance(error, RuntimeError) and "loading state_dict" in str(error):
-        return f"the checkpoint's weights do not fit this configuration: give the config.yaml of its run ({_flat(str(error))})"
+        return (
+            f"the checkpoint's weights do not fit this configuration: give its run's config.yaml ({_flat(str(error))})"
+        )
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         name = error.filename or "a file of the run"
-        return f"cannot write {name}: {error.strerror}; make room there or choose another folder, and go on with --ckpt_path last"
+        return f"cannot write {name}: {error.strerror}; make room or choose another folder; --ckpt_path last goes on"
     return None
 
 
@@ -38,13 +40,17 @@ def _parsing(message: str) -> str:
     given = re.findall(r"(?:Given value|Got value): (.+?)(?:\. Got value|$)", message, re.MULTILINE)
     part = re.search(r"class_path='?([\w.]+)", message)
     if found := re.search(r"Option '(.+?)' is not accepted", message):
-        return f"{key}: there is no option {found[1]!r}" + (f" in {part[1]}" if part else "") + "; see fusion-pl fit --help"
+        return (
+            f"{key}: there is no option {found[1]!r}"
+            + (f" in {part[1]}" if part else "")
+            + "; see fusion-pl fit --help"
+        )
     if found := re.search(r"Problem with given class_path '(.+?)':\s+(.+)", message, re.DOTALL):
         return f"{key}: {found[1]} cannot be used: {_flat(found[2])}"
     if found := re.search(r"Expected a (?:dot import path string: |path but )([\w.]+)", message):
         return f"{key}: there is no class {found[1]!r}: give a class path such as fusion_pl.fusion.Concat"
     if message.startswith("Unexpected config"):
-        return "--config must name a YAML file with keys such as model, data and trainer; the file given holds something else"
+        return "--config must name a YAML file with keys such as model, data and trainer; this one holds something else"
     expected = [_type(name) for name in re.findall(r"Expected a (.+?)(?:\. Got value.*)?$", message, re.MULTILINE)]
     if key and given and expected:
         return f"{key} is {given[0]}, expected {' or '.join(dict.fromkeys(expected))}"

@@ -28,14 +28,14 @@ class FusionClassifier(LightningModule):
     """Classify samples of text, images and sound: one encoder per input, joined by a fusion head.
 
     Args:
-        encoders: name of the input -> its encoder. Names are yours: a column of the manifest, unless ``data.inputs`` maps them.
+        encoders: name of the input -> its encoder. Names are yours: a manifest's column, unless ``data.inputs`` maps them.
         fusion: builds the head from the encoders' widths and the number of classes.
         classes: names of the classes, in the order of the targets. From the command line they come from the data.
         optimizer: made from parameter groups; norms and biases get no weight decay.
         lr_scheduler: warm-up and cosine by step; one of your own is stepped once an epoch.
         pretrained_lr_factor: learning rate of pretrained encoders relative to the optimizer's.
         label_smoothing: share of the target spread over all classes in training, in [0, 1).
-        class_weights: of the training loss: one number a class, or ``balanced`` (inverse frequency in the training data).
+        class_weights: of the training loss: one number a class, or ``balanced`` (inverse frequency in training).
 
     Raises:
         UserError: for a name that cannot be used, fewer than two classes, or options that do not fit them.
@@ -91,16 +91,16 @@ class FusionClassifier(LightningModule):
         if self.class_weights == "balanced":
             counts = getattr(getattr(self.trainer, "datamodule", None), "class_counts", None)
             if counts is None:
-                raise UserError("class_weights: balanced counts the training samples of a FusionData; give one number a class")
+                raise UserError(
+                    "class_weights: balanced counts the training samples of a FusionData; give one number a class"
+                )
             self.loss_weights = balanced_weights(counts).to(self.device)
         elif self.class_weights is not None:
             self.loss_weights = torch.tensor(self.class_weights, device=self.device)
 
     def encode(self, batch: Batch) -> dict[str, Encoded]:
         """Encode every input of a batch; a sample that lacks one gets zeros and a mask of False there."""
-        return {
-            name: spread(encoder(**batch.inputs[name]), batch.present[name]) for name, encoder in self._encoders()
-        }
+        return {name: spread(encoder(**batch.inputs[name]), batch.present[name]) for name, encoder in self._encoders()}
 
     def forward(self, batch: Batch) -> Fused:
         """Return what the fusion head makes of a batch."""
@@ -152,7 +152,7 @@ class FusionClassifier(LightningModule):
             if scheduler.total_steps is None:
                 scheduler.set_total_steps(int(self.trainer.estimated_stepping_batches))
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}  # type: ignore[typeddict-item]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
 
     def recipe(self) -> dict[str, Any]:
         """Return how to build this model again, as plain data."""
@@ -178,12 +178,14 @@ def _check(names: list[str], classes: list[str], label_smoothing: float, class_w
         raise UserError("model.encoders is empty: name at least one input and its encoder")
     for name in names:
         if not name or "." in name or hasattr(nn.ModuleDict(), name):
-            raise UserError(f"an input cannot be named {name!r}: choose a name without a dot that torch does not use itself")
+            raise UserError(
+                f"an input cannot be named {name!r}: choose a name without a dot that torch does not use itself"
+            )
     if len(classes) < 2:
         raise UserError(f"a classifier needs at least two classes, and the data has {len(classes)}: {classes}")
     if not 0 <= label_smoothing < 1:
         raise UserError(f"model.label_smoothing must be at least 0 and below 1, not {label_smoothing}")
     if isinstance(class_weights, list) and len(class_weights) != len(classes):
         raise UserError(
-            f"model.class_weights has {len(class_weights)} numbers for {len(classes)} classes: give one for each of {classes}"
+            f"model.class_weights has {len(class_weights)} numbers for {len(classes)} classes: one for each of {classes}"
         )

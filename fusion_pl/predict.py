@@ -155,7 +155,9 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"there is no device {name!r} here ({str(error).splitlines()[0]}): give auto, cpu or cuda") from error
+        raise UserError(
+            f"there is no device {name!r} here ({str(error).splitlines()[0]}): give auto, cpu or cuda"
+        ) from error
     return device
 
 
@@ -169,9 +171,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise MissingFileError(f"there is no checkpoint {path}")
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is not a checkpoint: it is another kind of file, or it was cut off while it was written")
+        raise UserError(
+            f"{path} is not a checkpoint: it is another kind of file, or it was cut off while it was written"
+        )
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
         raise UserError(
             f"{path} is not a checkpoint that can be read safely: it is damaged, or it holds more than plain data "
@@ -179,9 +183,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     ours = checkpoint.get("fusion_pl") if isinstance(checkpoint, dict) else None
     if not isinstance(ours, dict):
-        raise UserError(f"{path} is a checkpoint, but not one that fusion-pl wrote: it does not say what model it holds")
+        raise UserError(
+            f"{path} is a checkpoint, but not one that fusion-pl wrote: it does not say what model it holds"
+        )
     if ours.get("format") != CHECKPOINT_FORMAT:
-        raise UserError(f"{path} has format {ours.get('format')}, this fusion-pl reads {CHECKPOINT_FORMAT}: install a matching version")
+        raise UserError(
+            f"{path} has format {ours.get('format')}, this fusion-pl reads {CHECKPOINT_FORMAT}: install the version it is of"
+        )
     return checkpoint
 
 
@@ -198,12 +206,14 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
     """
     recipe = checkpoint["fusion_pl"]
     try:
-        head = class_of(recipe["fusion"]["class_path"], Fusion, trust)
+        head = class_of(recipe["fusion"]["class_path"], Fusion, trust)  # type: ignore[type-abstract]
         encoders = {
             name: _encoder(part, recipe["files"].get(name, {}), trust) for name, part in recipe["encoders"].items()
         }
         model = FusionClassifier(
-            encoders, lambda dims, num_classes: head(dims, num_classes, **recipe["fusion"]["init_args"]), recipe["classes"]
+            encoders,
+            lambda dims, num_classes: head(dims, num_classes, **recipe["fusion"]["init_args"]),
+            recipe["classes"],
         )
         model.load_state_dict(checkpoint["state_dict"])
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -213,10 +223,12 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
 
 
 def _encoder(recipe: Recipe, files: dict[str, bytes], trust: Collection[str]) -> Encoder:
-    found = class_of(recipe["class_path"], Encoder, trust)
+    found = class_of(recipe["class_path"], Encoder, trust)  # type: ignore[type-abstract]
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             if Path(name).name != name:
-                raise UserError(f"the checkpoint holds a file named {name!r}, which points out of its folder: it was tampered with")
+                raise UserError(
+                    f"the checkpoint holds a file named {name!r}, which points out of its folder: it was tampered with"
+                )
             (Path(folder) / name).write_bytes(content)
         return found.from_files(recipe["init_args"], folder)

@@ -40,7 +40,9 @@ def predict_command(arguments: list[str]) -> None:
     parser.add_argument("--ckpt_path", type=str, required=True, help="the file that fusion-pl fit wrote")
     parser.add_argument("--output", type=str, required=True, help="where to write: a .csv or .jsonl file")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--trust", type=list[str], default=[], help="packages whose encoders and heads may run", nargs="*")
+    parser.add_argument(
+        "--trust", type=list[str], default=[], help="packages whose encoders and heads may run", nargs="*"
+    )
     parser.add_class_arguments(ManifestData, "data", skip=TRAINING_ONLY)
     config = parser.parse_args(arguments)
     write = _writer(config.output)  # a wrong ending is told before anything is loaded
@@ -91,7 +93,9 @@ def _whole(path: str) -> Iterator[TextIO]:
         partial.unlink(missing_ok=True)
 
 
-def _csv(file: TextIO, predictions: Iterable[Prediction], classes: list[str], inputs: list[str]) -> Iterator[Prediction]:
+def _csv(
+    file: TextIO, predictions: Iterable[Prediction], classes: list[str], inputs: list[str]
+) -> Iterator[Prediction]:
     writer = csv.writer(file)
     writer.writerow(
         ["id", "label", "probability", *(f"p({c})" for c in classes), *(f"weight({name})" for name in inputs), "error"]

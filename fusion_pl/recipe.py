@@ -75,8 +75,8 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item, where) for key, item in value.items()}
     raise UserError(
-        f"{where} is a {type(value).__name__}: a checkpoint carries only text, numbers, lists and dictionaries, so give the "
-        "part plain arguments and let it build the rest"
+        f"{where} is a {type(value).__name__}: a checkpoint carries only text, numbers, lists and dictionaries, so give "
+        "the part plain arguments and let it build the rest"
     )
 
 
@@ -95,13 +95,15 @@ def class_of(path: str, base: type[PartT], trust: Collection[str] = ()) -> type[
     package = module.partition(".")[0]
     if package not in {"fusion_pl", *trust}:
         raise UserError(
-            f"the checkpoint asks for {path}, which is not part of fusion-pl: loading it runs that package's code; if you "
-            f"trust it, say so with --trust {package} (in Python: trust=[{package!r}])"
+            f"the checkpoint asks for {path}, which is not part of fusion-pl: loading it runs that package's code; if "
+            f"you trust it, say so with --trust {package} (in Python: trust=[{package!r}])"
         )
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"the checkpoint asks for {path}, which cannot be imported here: {error}") from error
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise UserError(f"the checkpoint asks for {path}, which is not a {base.__name__}: the file is damaged or tampered with")
+        raise UserError(
+            f"the checkpoint asks for {path}, which is not a {base.__name__}: the file is damaged or tampered with"
+        )
     return found

@@ -57,8 +57,8 @@ class Batch(NamedTuple):
     """B samples, ready for the model.
 
     Attributes:
-        inputs: name -> keyword arguments of that input's encoder. Their P rows are the samples that *have* the input, in
-            the order of the batch (one blank row where none has it), so nothing is computed for a missing input.
+        inputs: name -> keyword arguments of that input's encoder. Their P rows are the samples that *have* the input,
+            in the order of the batch (one blank row where none has it), so nothing is computed for a missing input.
         present: name -> which of the B samples have it.
         target: class indices, or None when predicting.
         ids: B names.

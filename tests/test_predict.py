@@ -53,7 +53,11 @@ def test_every_way_to_give_an_input_is_the_same(checkpoint, manifest):
         assert predictor.predict({"image": value}).probabilities == pytest.approx(expected.probabilities, abs=1e-6)
     tone = 0.3 * np.sin(np.arange(1600)).astype(np.float32)
     expected = predictor.predict({"audio": (tone, 8000)})
-    for value in (Waveform(torch.from_numpy(tone), 8000), (torch.from_numpy(tone), 8000), (np.stack([tone, tone]), 8000)):
+    for value in (
+        Waveform(torch.from_numpy(tone), 8000),
+        (torch.from_numpy(tone), 8000),
+        (np.stack([tone, tone]), 8000),
+    ):
         assert predictor.predict({"audio": value}).probabilities == pytest.approx(expected.probabilities, abs=1e-5)
 
 
@@ -91,7 +95,10 @@ def rewrite(path, change):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (lambda r: r["fusion"].update(class_path="os.system"), r"asks for os\.system, which is not part of fusion-pl.*--trust os"),
+        (
+            lambda r: r["fusion"].update(class_path="os.system"),
+            r"asks for os\.system, which is not part of fusion-pl.*--trust os",
+        ),
         (lambda r: r["fusion"].update(class_path="fusion_pl.encoders.TinyText"), "is not a Fusion"),
         (lambda r: r["encoders"]["text"].update(class_path="fusion_pl.predict.tempfile.mkdtemp"), "cannot be imported"),
         (lambda r: r["encoders"]["text"]["init_args"].update(dim=16), "does not hold together"),
@@ -116,7 +123,7 @@ def test_code_in_a_checkpoint_does_not_run(checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     loaded = torch.load(checkpoint, weights_only=True)
     torch.save(loaded | {"bomb": Bomb()}, checkpoint)
-    with pytest.raises(UserError, match="cannot be read safely|can be read safely"):
+    with pytest.raises(UserError, match="can be read safely"):
         Predictor.from_checkpoint(checkpoint)
     assert not (tmp_path / "bomb-went-off").exists()
 

@@ -29,10 +29,16 @@ def favoured_precision(model: nn.Module, accelerator: str = "auto") -> str:
     else:
         return "32-true"
     if not able:
-        rank_zero_info(f"Precision 32-true: this {device} has no bfloat16 units (--trainer.precision bf16-mixed to insist).")
+        rank_zero_info(
+            f"Precision 32-true: this {device} has no bfloat16 units (--trainer.precision bf16-mixed to insist)."
+        )
         return "32-true"
     if parameters < SMALLEST_MODEL_FOR_BF16:
-        rank_zero_info("Precision 32-true: the model is too small to gain from bfloat16 (--trainer.precision bf16-mixed).")
+        rank_zero_info(
+            "Precision 32-true: the model is too small to gain from bfloat16 (--trainer.precision bf16-mixed)."
+        )
         return "32-true"
-    rank_zero_info(f"Precision bf16-mixed: this {device} computes it faster (--trainer.precision 32-true to switch off).")
+    rank_zero_info(
+        f"Precision bf16-mixed: this {device} computes it faster (--trainer.precision 32-true to switch off)."
+    )
     return "bf16-mixed"

@@ -54,12 +54,10 @@ class WarmupCosine(LRScheduler):
         return {key: value for key, value in super().state_dict().items() if key != "total_steps"}
 
 
-def parameter_groups(
-    pretrained: Iterable[nn.Module], model: nn.Module, lr_factor: float
-) -> list[dict[str, Any]]:
+def parameter_groups(pretrained: Iterable[nn.Module], model: nn.Module, lr_factor: float) -> list[dict[str, Any]]:
     """Split the trainable parameters: pretrained or new, with or without weight decay.
 
-    Norms and biases (one-dimensional parameters) get no decay; ``lr_factor`` is noted in the groups of the pretrained ones.
+    Norms and biases (one-dimensional parameters) get no decay; ``lr_factor`` is noted in the groups of pretrained ones.
 
     Args:
         pretrained: encoders that start from pretrained weights.

@@ -10,7 +10,7 @@ MOST_CELLS_LABELLED = 400
 
 
 def confusion_picture(confusion: Int[Tensor, "C C"], classes: list[str], title: str) -> Figure:
-    """Draw a confusion matrix: a row is a true class, a column a predicted one, a cell's colour its share of the row."""
+    """Draw a confusion matrix: a row is a true class, a column a predicted one, a colour the share of its row."""
     counts = confusion.numpy()
     size = 2.5 + 0.4 * len(classes)
     figure = Figure(figsize=(size, size), layout="constrained")

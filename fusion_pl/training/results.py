@@ -1,4 +1,4 @@
-"""What a run leaves behind: ``metrics.json``, the same as a table, a confusion matrix and hyper-parameters in TensorBoard."""
+"""What a run leaves behind: ``metrics.json``, the same as a table, confusion and hyper-parameters in TensorBoard."""
 
 from __future__ import annotations
 
@@ -110,7 +110,9 @@ class WriteResults(Callback):
         return {"metrics": metrics, "per_class": self.per_class, "samples": self.samples}
 
     def _report(self, trainer: Trainer, result: dict[str, Any], checkpoint: str | None = None) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asked by every process: the first one tells the others
+        folder = Path(
+            trainer.log_dir or trainer.default_root_dir
+        )  # asked by every process: the first one tells the others
         if not trainer.is_global_zero:
             return
         seed = os.environ.get("PL_GLOBAL_SEED")
