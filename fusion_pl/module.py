@@ -28,7 +28,7 @@ class FusionClassifier(LightningModule):
     """Classify samples of text, images and sound: one encoder per input, joined by a fusion head.
 
     Args:
-        encoders: name of the input -> its encoder. Names are yours: a manifest's column, unless ``data.inputs`` maps them.
+        encoders: name of the input -> its encoder. Names are yours: columns, unless ``data.inputs`` maps them.
         fusion: builds the head from the encoders' widths and the number of classes.
         classes: names of the classes, in the order of the targets. From the command line they come from the data.
         optimizer: made from parameter groups; norms and biases get no weight decay.
@@ -187,5 +187,5 @@ def _check(names: list[str], classes: list[str], label_smoothing: float, class_w
         raise UserError(f"model.label_smoothing must be at least 0 and below 1, not {label_smoothing}")
     if isinstance(class_weights, list) and len(class_weights) != len(classes):
         raise UserError(
-            f"model.class_weights has {len(class_weights)} numbers for {len(classes)} classes: one for each of {classes}"
+            f"model.class_weights has {len(class_weights)} numbers for {len(classes)} classes: one each for {classes}"
         )

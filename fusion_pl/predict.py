@@ -188,7 +188,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     if ours.get("format") != CHECKPOINT_FORMAT:
         raise UserError(
-            f"{path} has format {ours.get('format')}, this fusion-pl reads {CHECKPOINT_FORMAT}: install the version it is of"
+            f"{path} has format {ours.get('format')}, this fusion-pl reads {CHECKPOINT_FORMAT}: install another version"
         )
     return checkpoint
 

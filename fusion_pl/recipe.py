@@ -75,7 +75,7 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item, where) for key, item in value.items()}
     raise UserError(
-        f"{where} is a {type(value).__name__}: a checkpoint carries only text, numbers, lists and dictionaries, so give "
+        f"{where} is a {type(value).__name__}: a checkpoint carries only text, numbers, lists and dictionaries; give "
         "the part plain arguments and let it build the rest"
     )
 

@@ -18,7 +18,7 @@ class Encoder(Recorded, nn.Module, ABC):
 
     Attributes:
         dim: channels D of tokens and vector.
-        processor: turns opened values into the keyword arguments of ``forward``; its ``kind`` says how a file is opened.
+        processor: turns opened values into keyword arguments of ``forward``; its ``kind`` says how a file is opened.
         pretrained_weights: whether ``load_pretrained`` has weights to load; such an encoder learns at a lower rate.
     """
 
