@@ -77,6 +77,7 @@ class FusionCLI(LightningCLI):
                 "checkpoint.save_last": True,
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.enable_version_counter": False,
+                "checkpoint.save_on_train_epoch_end": False,
             }
         )
 
