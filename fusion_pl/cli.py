@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.throughput_monitor import ThroughputMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -20,7 +22,7 @@ from fusion_pl.data.base import FusionData
 from fusion_pl.errors import sentence
 from fusion_pl.module import FusionClassifier
 from fusion_pl.predict import read_checkpoint
-from fusion_pl.training.hardware import favoured_precision
+from fusion_pl.training.hardware import favoured_precision, favoured_threads, keep_memory
 from fusion_pl.training.interrupt import SaveWhenStopped
 from fusion_pl.training.results import WriteResults
 from fusion_pl.types import Batch, MissingFileError, UserError
@@ -36,6 +38,7 @@ NOISE = (
     ".*exists and is not empty.*",
     ".*ended before the epoch ended.*",  # the rest of that epoch is drawn anew: some samples come twice, some never
 )
+CHATTER = ("litlogger", "TPU available", "Loading `train_dataloader`")
 LOGGER: dict[str, Any] = {
     "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
     "init_args": {"save_dir": "lightning_logs", "name": "", "default_hp_metric": False},
@@ -58,6 +61,18 @@ class FusionCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add early stopping and checkpoints as sections of their own, and hand the data's classes to the model."""
         parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
+        parser.add_argument(
+            "--threads",
+            type=int | None,
+            default=None,
+            help="Threads that compute on a CPU; null leaves a small model's loader its cores, else takes all.",
+        )
+        parser.add_argument(
+            "--keep_memory",
+            type=bool,
+            default=True,
+            help="When training on a CPU, keep freed memory for the next step instead of returning it to the system.",
+        )
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults(
             {
@@ -103,13 +118,19 @@ class FusionCLI(LightningCLI):
         given = self._get(self.config_init, "trainer")
         callbacks = [self.stopper, WriteResults(config.as_dict())]
         if given.enable_progress_bar is not False:
-            callbacks.append(RichProgressBar())
+            callbacks.append(ProgressBar())
         if given.logger is not False:
             callbacks += [LearningRateMonitor(), ThroughputMonitor(batch_size_fn=_count, window_size=10)]
         if given.precision is None:
             kwargs["precision"] = config.trainer.precision = favoured_precision(self.model, given.accelerator)
         kwargs["callbacks"] = [*(given.callbacks or []), *callbacks]
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if trainer.strategy.root_device.type == "cpu":
+            if config.threads is not None or (trainer.num_devices == 1 and "OMP_NUM_THREADS" not in os.environ):
+                torch.set_num_threads(config.threads or favoured_threads(self.model, self.datamodule.workers))
+            if self.config.subcommand == "fit" and config.keep_memory:
+                keep_memory()
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -141,6 +162,14 @@ def _outline(recipe: dict[str, Any]) -> dict[str, Any]:
         "encoders": {name: part["class_path"] for name, part in recipe["encoders"].items()},
         "fusion": recipe["fusion"]["class_path"],
     }
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's, without the version number, which the run's folder shows already."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Return what stands beside the bar."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
 def _count(batch: Batch) -> int:
@@ -225,7 +254,7 @@ def _train(verb: str, arguments: list[str]) -> None:
 def _quiet() -> None:
     """Silence what a user can do nothing about."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "litlogger" not in record.getMessage()
+        lambda record: not any(said in record.getMessage() for said in CHATTER)
     )
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)

@@ -17,7 +17,8 @@ from fusion_pl.fusion.base import Fusion
 from fusion_pl.layers import spread
 from fusion_pl.metrics import balanced_weights, classification_metrics, confusion_matrix
 from fusion_pl.recipe import Recipe, recipe_of
-from fusion_pl.training.optimisation import WarmupCosine, parameter_groups
+from fusion_pl.training.loss import Loss
+from fusion_pl.training.optimisation import WarmupCosine, fuse, parameter_groups
 from fusion_pl.types import Batch, Encoded, Fused, Processor, UserError
 
 FusionFactory = Callable[[dict[str, int], int], Fusion]
@@ -34,8 +35,7 @@ class FusionClassifier(LightningModule):
         optimizer: made from parameter groups; norms and biases get no weight decay.
         lr_scheduler: warm-up and cosine by step; one of your own is stepped once an epoch.
         pretrained_lr_factor: learning rate of pretrained encoders relative to the optimizer's.
-        label_smoothing: share of the target spread over all classes in training, in [0, 1).
-        class_weights: of the training loss: one number a class, or ``balanced`` (inverse frequency in training).
+        loss: label smoothing, class weights, and whether every input also learns to decide by itself.
 
     Raises:
         UserError: for a name that cannot be used, fewer than two classes, or options that do not fit them.
@@ -56,17 +56,22 @@ class FusionClassifier(LightningModule):
         optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.01),
         lr_scheduler: LRSchedulerCallable = lambda optimizer: WarmupCosine(optimizer, warmup=0.05),
         pretrained_lr_factor: float = 0.1,
-        label_smoothing: float = 0.0,
-        class_weights: Literal["balanced"] | list[float] | None = None,
+        loss: Loss | None = None,
     ) -> None:
         super().__init__()
-        _check(list(encoders), classes, label_smoothing, class_weights)
+        self.loss = loss or Loss()
+        self.loss.check(classes)
+        _check(list(encoders), classes)
         self.classes = list(classes)
         self.encoders = nn.ModuleDict(encoders)
         self.fusion = fusion({name: encoder.dim for name, encoder in encoders.items()}, len(classes))
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.pretrained_lr_factor = pretrained_lr_factor
-        self.label_smoothing, self.class_weights = label_smoothing, class_weights
+        # Each input's own decision, for training: part of the model where the loss asks for it.
+        own = encoders.items() if self.loss.inputs else ()
+        self.deciders = nn.ModuleDict(
+            {name: nn.Sequential(nn.LayerNorm(e.dim), nn.Linear(e.dim, len(classes))) for name, e in own}
+        )
         self.register_buffer("loss_weights", None, persistent=False)
         self.measures = nn.ModuleDict(
             {stage: classification_metrics(len(classes), f"{stage}/") for stage in ("val", "test")}
@@ -88,15 +93,15 @@ class FusionClassifier(LightningModule):
             return
         for _, encoder in self._encoders():
             encoder.load_pretrained()
-        if self.class_weights == "balanced":
+        if self.loss.class_weights == "balanced":
             counts = getattr(getattr(self.trainer, "datamodule", None), "class_counts", None)
             if counts is None:
                 raise UserError(
                     "class_weights: balanced counts the training samples of a FusionData; give one number a class"
                 )
             self.loss_weights = balanced_weights(counts).to(self.device)
-        elif self.class_weights is not None:
-            self.loss_weights = torch.tensor(self.class_weights, device=self.device)
+        elif self.loss.class_weights is not None:
+            self.loss_weights = torch.tensor(self.loss.class_weights, device=self.device)
 
     def encode(self, batch: Batch) -> dict[str, Encoded]:
         """Encode every input of a batch; a sample that lacks one gets zeros and a mask of False there."""
@@ -110,14 +115,24 @@ class FusionClassifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         assert batch.target is not None
-        logits = self(batch).logits.float()
-        loss = cross_entropy(logits, batch.target, self.loss_weights, label_smoothing=self.label_smoothing)
+        encoded = self.encode(batch)
+        logits = self.fusion(encoded).logits.float()
+        loss = self._cross_entropy(logits, batch.target)
+        for name, decide in self.deciders.items():
+            # Sums over the batch, so that one without this input gives zero, and every parameter takes part.
+            present = batch.present[name]
+            losses = self._cross_entropy(decide(encoded[name].pooled).float(), batch.target, reduction="none")
+            loss = loss + self.loss.inputs * losses.masked_fill(~present, 0.0).sum() / len(present)
         size = len(batch.ids)
         self.log("train/loss_step", loss, prog_bar=True, batch_size=size)  # this process's: nobody waits for the others
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         right = (logits.detach().argmax(-1) == batch.target).float().mean()
         self.log("train/accuracy", right, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return loss
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+        smoothing = self.loss.label_smoothing
+        return cross_entropy(logits, target, self.loss_weights, label_smoothing=smoothing, reduction=reduction)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure a validation batch."""
@@ -147,6 +162,7 @@ class FusionClassifier(LightningModule):
         optimizer = self.optimizer(parameter_groups(slow, self, self.pretrained_lr_factor))
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_factor"]
+        fuse(optimizer)
         scheduler = self.lr_scheduler(optimizer)
         if isinstance(scheduler, WarmupCosine):
             if scheduler.total_steps is None:
@@ -173,7 +189,7 @@ class FusionClassifier(LightningModule):
         }
 
 
-def _check(names: list[str], classes: list[str], label_smoothing: float, class_weights: object) -> None:
+def _check(names: list[str], classes: list[str]) -> None:
     if not names:
         raise UserError("model.encoders is empty: name at least one input and its encoder")
     for name in names:
@@ -183,9 +199,3 @@ def _check(names: list[str], classes: list[str], label_smoothing: float, class_w
             )
     if len(classes) < 2:
         raise UserError(f"a classifier needs at least two classes, and the data has {len(classes)}: {classes}")
-    if not 0 <= label_smoothing < 1:
-        raise UserError(f"model.label_smoothing must be at least 0 and below 1, not {label_smoothing}")
-    if isinstance(class_weights, list) and len(class_weights) != len(classes):
-        raise UserError(
-            f"model.class_weights has {len(class_weights)} numbers for {len(classes)} classes: one each for {classes}"
-        )

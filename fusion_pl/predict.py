@@ -215,7 +215,8 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
             lambda dims, num_classes: head(dims, num_classes, **recipe["fusion"]["init_args"]),
             recipe["classes"],
         )
-        model.load_state_dict(checkpoint["state_dict"])
+        weights = checkpoint["state_dict"].items()
+        model.load_state_dict({key: value for key, value in weights if not key.startswith("deciders.")})
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         what = str(error).strip().splitlines()[0]
         raise UserError(f"{path} does not hold together ({what}): it is damaged, or from another version") from error

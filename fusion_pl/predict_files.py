@@ -40,9 +40,7 @@ def predict_command(arguments: list[str]) -> None:
     parser.add_argument("--ckpt_path", type=str, required=True, help="the file that fusion-pl fit wrote")
     parser.add_argument("--output", type=str, required=True, help="where to write: a .csv or .jsonl file")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument(
-        "--trust", type=list[str], default=[], help="packages whose encoders and heads may run", nargs="*"
-    )
+    parser.add_argument("--trust", type=str, default=[], help="packages whose encoders and heads may run", nargs="*")
     parser.add_class_arguments(ManifestData, "data", skip=TRAINING_ONLY)
     config = parser.parse_args(arguments)
     write = _writer(config.output)  # a wrong ending is told before anything is loaded

@@ -11,7 +11,8 @@ from fusion_pl.data import ManifestData
 from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Concat, Mean, Weighted
 from fusion_pl.module import FusionClassifier
-from fusion_pl.training import WarmupCosine
+from fusion_pl.predict import Predictor
+from fusion_pl.training import Loss, WarmupCosine
 from fusion_pl.types import UserError
 
 from .conftest import CLASSES
@@ -77,7 +78,7 @@ def test_the_logged_loss_is_the_mean_over_samples(model, data, tmp_path):
 
 
 def test_class_weights_and_smoothing_reach_the_loss(encoders, data, tmp_path):
-    model = FusionClassifier(encoders, Concat, CLASSES, class_weights=[1.0, 3.0], label_smoothing=0.2)
+    model = FusionClassifier(encoders, Concat, CLASSES, loss=Loss(label_smoothing=0.2, class_weights=[1.0, 3.0]))
     trainer = quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0)
     trainer.fit(model, datamodule=data)
     batch = next(iter(data.train_dataloader()))
@@ -87,8 +88,33 @@ def test_class_weights_and_smoothing_reach_the_loss(encoders, data, tmp_path):
     assert model.training_step(batch, 0).item() == pytest.approx(expected.item(), abs=1e-6)
 
 
+def test_every_input_may_learn_to_decide_by_itself(encoders, data, tmp_path):
+    model = FusionClassifier(encoders, Concat, CLASSES, loss=Loss(inputs=0.7))
+    trainer = quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    trainer.fit(model, datamodule=data)
+    batch = next(iter(data.train_dataloader()))
+    model.eval()
+    model.log = lambda *args, **kwargs: None
+    expected = cross_entropy(model(batch).logits, batch.target)
+    for name, encoded in model.encode(batch).items():
+        own = [model.deciders[name](encoded.pooled[i]) for i in range(5) if batch.present[name][i]]
+        wanted = batch.target[batch.present[name]]
+        expected = expected + 0.7 * cross_entropy(torch.stack(own), wanted, reduction="sum") / 5
+    assert model.training_step(batch, 0).item() == pytest.approx(expected.item(), abs=1e-5)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    assert Predictor.from_checkpoint(tmp_path / "model.ckpt").predict({"text": "hello"}).error is None
+
+
+@pytest.mark.parametrize(
+    ("change", "match"), [({"label_smoothing": 1.0}, "label_smoothing"), ({"inputs": -1.0}, "inputs")]
+)
+def test_a_loss_out_of_range_is_refused(change, match):
+    with pytest.raises(UserError, match=match):
+        Loss(**change)
+
+
 def test_balanced_weights_come_from_the_training_split(encoders, data, tmp_path):
-    model = FusionClassifier(encoders, Concat, CLASSES, class_weights="balanced")
+    model = FusionClassifier(encoders, Concat, CLASSES, loss=Loss(class_weights="balanced"))
     quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(model, datamodule=data)
     assert model.loss_weights.tolist() == [1.0, 1.0]
 
@@ -130,8 +156,7 @@ def test_warmup_cosine_follows_its_formula():
         ({"encoders": {"a.b": TinyText()}}, "cannot be named 'a.b'"),
         ({"encoders": {"keys": TinyText()}}, "cannot be named 'keys'"),
         ({"classes": ["one"]}, "at least two classes"),
-        ({"label_smoothing": 1.0}, "label_smoothing"),
-        ({"class_weights": [1.0]}, "1 numbers for 2 classes"),
+        ({"loss": Loss(class_weights=[1.0])}, "has 1 numbers, expected one for each"),
     ],
 )
 def test_what_cannot_work_is_refused(change, match):

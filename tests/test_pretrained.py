@@ -58,10 +58,14 @@ def test_folders_are_needed_for_training_only(manifest, tmp_path, capsys):
     from transformers import AutoModel
 
     original = AutoModel.from_pretrained("i").state_dict()
-    frozen = {name.rpartition("model.")[2]: value for name, value in trained.items() if name.startswith("encoders.image")}
+    frozen = {
+        name.rpartition("model.")[2]: value for name, value in trained.items() if name.startswith("encoders.image")
+    }
     assert torch.equal(frozen["embeddings.cls_token"], original["embeddings.cls_token"])
 
-    before = Predictor.from_checkpoint(best, device="cpu").predict({"text": "number 1", "image": manifest.parent / "0.png"})
+    before = Predictor.from_checkpoint(best, device="cpu").predict(
+        {"text": "number 1", "image": manifest.parent / "0.png"}
+    )
     for folder in "tia":
         shutil.rmtree(tmp_path / folder)
     best.rename("alone.ckpt")

@@ -106,6 +106,13 @@ class FusionData(LightningDataModule, ABC):
         """Name of the input -> where it comes from; the same name, unless the data set maps it."""
         return {name: name for name in self.processors}
 
+    @property
+    def workers(self) -> int:
+        """Processes that open and process files, chosen from the cores where ``num_workers`` is None."""
+        if self.num_workers is not None:
+            return self.num_workers
+        return min(MOST_WORKERS, suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1))
+
     def train_dataloader(self) -> DataLoader[Sample]:
         """Give the training samples in a seeded random order, with augmentation and random crops."""
         return self._loader("train")
@@ -125,9 +132,7 @@ class FusionData(LightningDataModule, ABC):
     def _loader(self, split: Split | Literal["predict"]) -> DataLoader[Sample]:
         training = split == "train"
         samples = self.samples(split)
-        workers = self.num_workers
-        if workers is None:
-            workers = min(MOST_WORKERS, suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1))
+        workers = self.workers
         epoch = self.trainer.current_epoch if self.trainer else 0  # a resumed run must not repeat its first order
         return DataLoader(
             dataset=samples,

@@ -87,6 +87,17 @@ class Rows(Dataset[Sample]):
                 raise
             return Sample(self.ids[index], {}, self.targets[index], (str(error),))
 
+    def _augmented(self, column: Column, value: Any, index: int) -> Any:
+        assert column.augment is not None
+        try:
+            return column.augment(value)
+        except (ValueError, TypeError, RuntimeError) as error:  # somebody else's transform, with the user's arguments
+            name = type(column.augment).__name__
+            raise LoadError(
+                f"data.augment: {name} failed on input {column.input!r} of {self.source}, row {self.numbers[index]} "
+                f"({error}): check its arguments"
+            ) from error
+
     def _open(self, index: int) -> Sample:
         if index in self.faults:
             raise LoadError(f"{self.source}, row {self.numbers[index]}: {self.faults[index]}")
@@ -104,7 +115,7 @@ class Rows(Dataset[Sample]):
                     raise LoadError(sentence) from error
                 bad += (sentence,)
                 continue
-            inputs[column.input] = value if column.augment is None else column.augment(value)
+            inputs[column.input] = value if column.augment is None else self._augmented(column, value, index)
         if not inputs:
             why = "; ".join(bad) or f"{self.source}, row {self.numbers[index]}: all its inputs are empty"
             raise LoadError(f"{why}: no input is left, so remove the row")

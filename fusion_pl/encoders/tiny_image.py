@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as image_functional
 
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.encoders.convolution import MeanMax, check_dim
@@ -39,8 +39,9 @@ class Pixels:
         size = (self.image_size, self.image_size)
         pictures = (picture.convert(self.mode) for picture in values)
         resized = [picture if picture.size == size else picture.resize(size) for picture in pictures]
-        pixels = torch.stack([image_functional.pil_to_tensor(picture) for picture in resized])
-        return {"pixels": pixels.float().div(127.5).sub(1)}
+        pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in resized]))
+        pixels = pixels.unsqueeze(1) if self.mode == "L" else pixels.movedim(-1, 1)
+        return {"pixels": pixels.to(torch.float, memory_format=torch.contiguous_format).div_(127.5).sub_(1)}
 
 
 class TinyImage(Encoder):

@@ -33,9 +33,13 @@ class Utf8Bytes:
     def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
         """Return ``ids`` and ``mask``, both (P, T)."""
         del training
-        rows = [torch.tensor([BEGIN, *str(text).encode()[: self.max_tokens - 1]]) for text in values]
-        lengths = torch.tensor([len(row) for row in rows])
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        texts = [str(text).encode()[: self.max_tokens - 1] for text in values]
+        lengths = torch.tensor([1 + len(text) for text in texts])
+        ids = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long)
+        ids[:, 0] = BEGIN
+        padded = b"".join(text.ljust(ids.shape[1] - 1, b"\0") for text in texts)
+        if padded:  # one tensor for all: a tensor for each text takes longer than all the rest
+            ids[:, 1:] = torch.frombuffer(bytearray(padded), dtype=torch.uint8).view(len(texts), -1)
         return {"ids": ids, "mask": torch.arange(ids.shape[1]) < lengths.unsqueeze(1)}
 
 

@@ -1,5 +1,6 @@
 """How a run goes: optimisation recipes and callbacks, one file each."""
 
+from fusion_pl.training.loss import Loss
 from fusion_pl.training.optimisation import WarmupCosine
 
-__all__ = ["WarmupCosine"]
+__all__ = ["Loss", "WarmupCosine"]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -76,3 +77,21 @@ def parameter_groups(pretrained: Iterable[nn.Module], model: nn.Module, lr_facto
             group["weight_decay"] = 0.0
         groups.setdefault(name, group | {"name": name})["params"].append(parameter)
     return list(groups.values())
+
+
+def fuse(optimizer: Optimizer) -> None:
+    """Let torch update each parameter in one pass where it is able to and the user left it open, and say so.
+
+    On a CPU the default makes a dozen passes over the memory of every parameter; a GPU's default is good already.
+
+    Args:
+        optimizer: whose parameters are where they will be trained.
+    """
+    for group in optimizer.param_groups:
+        on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])
+        if group.get("fused", False) is not None or group.get("foreach") or group.get("differentiable") or not on_cpu:
+            return
+    for group in optimizer.param_groups:
+        group["fused"] = True
+    name = type(optimizer).__name__
+    rank_zero_info(f"Optimizer: fused {name}, faster on a CPU (--model.optimizer.init_args.fused false to switch off).")

@@ -140,7 +140,9 @@ def _device(trainer: Trainer) -> str:
 
 def _print(result: dict[str, Any], path: Path) -> None:
     samples = ", ".join(f"{count} {split}" for split, count in result["samples"].items())
-    table = Table(title=f"{result['verb']}: {samples} samples, {result['seconds']:.0f} s")
+    console = Console()
+    console.print(f"{result['verb']}: {samples} samples, {result['seconds']:.0f} s", highlight=False)
+    table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in result["metrics"].items():
@@ -148,7 +150,6 @@ def _print(result: dict[str, Any], path: Path) -> None:
     if len(result["per_class"]) <= MOST_CLASSES_DRAWN:
         table.add_section()
         for name, row in result["per_class"].items():
-            table.add_row(f"F1 of {name} ({row['samples']} samples)", f"{row['f1']:.4f}")
-    console = Console()
+            table.add_row(f"F1 of {name} (n = {row['samples']})", f"{row['f1']:.4f}")
     console.print(table)
     console.print(f"Written to {path}" + (f"; checkpoint {result['checkpoint']}" if result["checkpoint"] else ""))

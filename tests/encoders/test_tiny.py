@@ -226,6 +226,28 @@ def test_loudness_does_not_matter() -> None:
     torch.testing.assert_close(loud, soft, rtol=1e-4, atol=1e-4)
 
 
+def test_centred_bands_forget_the_microphone() -> None:
+    """A filter that stays the same throughout the clip changes the spectrogram, and the centred one hardly at all."""
+    clip = sound(2.0)
+    spectrum = torch.fft.rfft(clip.samples)
+    spectrum *= torch.linspace(1, 3, len(spectrum))
+    filtered = Waveform(torch.fft.irfft(spectrum), 8000)
+    apart = {}
+    for centered in (False, True):
+        processor = TinyAudio(centered=centered).processor
+        plain, changed = (processor([value])["mels"] for value in (clip, filtered))
+        apart[centered] = float((plain - changed).abs().mean())
+    assert apart[False] > 0.2
+    assert apart[True] < 0.1 * apart[False]
+
+
+def test_centred_bands_have_no_mean_over_the_real_frames() -> None:
+    batch = TinyAudio(centered=True).processor([sound(0.5), sound(0.9)])
+    sums = batch["mels"].sum(1)
+    torch.testing.assert_close(sums, torch.zeros_like(sums), rtol=0, atol=1e-3)
+    assert not batch["mels"][~batch["mask"]].any()
+
+
 def test_sounds_are_resampled() -> None:
     """The same tone at two rates has its peak in the same band."""
     tones = [Waveform(torch.sin(2 * torch.pi * 1000 * torch.arange(rate) / rate), rate) for rate in (8000, 44_100)]

@@ -1,0 +1,37 @@
+"""Read a command as the user typed it, and stop before anything is built: no hub, no data, no checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from fusion_pl.cli import FusionCLI, run
+from fusion_pl.predict import Predictor
+
+ROOT = Path(__file__).parents[1]
+
+
+class ParsedError(Exception):
+    """Carries what was understood out of the command."""
+
+
+def parse(verb, *arguments):
+    """Return the configuration that a command stands for; fail with the command's own sentence where it is refused."""
+
+    def stop_training(cli):
+        raise ParsedError(cli.config[cli.config.subcommand])
+
+    def stop_predicting(*given):
+        raise ParsedError(given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["fusion-pl"])
+        patch.setattr(FusionCLI, "before_instantiate_classes", stop_training)
+        patch.setattr(Predictor, "from_checkpoint", stop_predicting)
+        try:
+            code = run(verb, list(arguments))
+        except ParsedError as parsed:
+            return parsed.args[0]
+    raise AssertionError(f"fusion-pl {verb} {' '.join(arguments)} ended with {code} before anything was built")

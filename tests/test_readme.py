@@ -1,0 +1,144 @@
+"""What README and CONTRIBUTING show is true: commands are understood, Python runs, files and targets exist."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shlex
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from fusion_pl.__main__ import VERBS
+from fusion_pl.data import ManifestData
+from fusion_pl.encoders import Encoder
+from fusion_pl.fusion import Mean
+from fusion_pl.module import FusionClassifier
+from fusion_pl.predict import Predictor
+
+from .parsing import ROOT, parse
+from .test_module import quiet_trainer
+
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+FOLDERS = r"(?:\.ci|\.github|benchmarks|configs|docs|fusion_pl|notebooks|tests)"
+
+every_page = pytest.mark.parametrize("page", PAGES)
+
+
+def text_of(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text_of(page), flags=re.DOTALL | re.MULTILINE)
+
+
+def shell_lines(page):
+    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return [words for line in lines for words in split_commands(line)]
+
+
+def split_commands(line):
+    """Take ``a && b  # why`` apart."""
+    words = shlex.split(line, comments=True)
+    commands = [[]]
+    for word in words:
+        commands.append([]) if word == "&&" else commands[-1].append(word)
+    return [command for command in commands if command]
+
+
+FUSION_PL = [words[1:] for page in PAGES for words in shell_lines(page) if words[0] == "fusion-pl"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A new user's folder: the shipped configurations, and the YAML blocks whose first line names a file."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for block in blocks("README.md", "yaml"):
+        if found := re.match(r"# (\w+\.yaml)\n", block):
+            (tmp_path / found[1]).write_text(block, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_pages_show_every_verb():
+    assert {verb for verb, *_ in FUSION_PL} == set(VERBS) - {"validate"}  # which works like test
+
+
+@pytest.mark.parametrize("words", FUSION_PL, ids=" ".join)
+def test_a_shown_command_is_understood(words, folder):
+    parse(*words)
+
+
+def test_a_second_configuration_replaces_all_encoders(folder):
+    config = parse("fit", "--config", "configs/own.yaml", "--config", "parts.yaml")
+    assert list(config.model.encoders) == ["title", "photo"]
+
+
+@every_page
+def test_other_shown_commands_exist(page):
+    scripts = {script.name for script in importlib.metadata.entry_points(group="console_scripts")}
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for words in shell_lines(page):
+        program = words[0].removeprefix(".venv/bin/")
+        if program == "make":
+            assert set(words[1:]) <= targets, words
+        elif (ROOT / program).is_file():
+            assert (ROOT / program).stat().st_mode & 0o100, f"{program} cannot be executed"
+        else:
+            assert program in scripts | {"python3", "python", "pre-commit", "."}, words
+
+
+@every_page
+def test_every_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        if not target.startswith(("http://", "https://", "#")):
+            assert (ROOT / target.partition("#")[0]).exists(), target
+
+
+@every_page
+def test_every_file_that_is_named_exists(page):
+    for path in re.findall(rf"`({FOLDERS}/[\w./-]*)`", text_of(page)):
+        assert (ROOT / path).exists(), path
+
+
+@every_page
+def test_every_section_that_is_linked_exists(page):
+    for name, section in re.findall(r"\]\(([^)\s#]*)#([^)\s]+)\)", text_of(page)):
+        if not name.startswith("http"):
+            titles = re.findall(r"^#+ (.+)$", text_of(name or page), flags=re.MULTILINE)
+            assert section in {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}, section
+
+
+def test_the_python_of_the_readme_runs(folder, manifest, model, capsys):
+    data = ManifestData(str(manifest), batch_size=8, num_workers=0)
+    data.processors = model.processors
+    trainer = quiet_trainer(folder, max_epochs=1)
+    trainer.fit(model, datamodule=data)
+    trainer.save_checkpoint(folder / "best.ckpt")
+    (folder / "photos").mkdir()
+    (folder / "sounds").mkdir()
+    Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(folder / "photos" / "1.jpg")
+    soundfile.write(folder / "sounds" / "1.wav", np.zeros(4000), 8000)
+    for block in blocks("README.md", "python"):
+        exec(compile(block, "README.md", "exec"), {})
+    label, *_, lost = capsys.readouterr().out.splitlines()
+    assert label.split()[0] in model.classes
+    assert lost == "lost.jpg does not exist"
+
+
+def test_the_encoder_of_contributing_works():
+    names: dict[str, object] = {}
+    for block in blocks("CONTRIBUTING.md", "python"):
+        exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+    (encoder,) = (
+        part for part in names.values() if isinstance(part, type) and issubclass(part, Encoder) and part is not Encoder
+    )
+    predictor = Predictor(FusionClassifier({"photo": encoder()}, Mean, ["cat", "dog"]), device="cpu")
+    dark, bright = (Image.new("RGB", (40, 30), (shade,) * 3) for shade in (20, 230))
+    together = predictor.predict([{"photo": dark}, {"photo": bright}])
+    assert [prediction.error for prediction in together] == [None, None]
+    assert together[0].probabilities != together[1].probabilities
+    assert together[1].probabilities == pytest.approx(predictor.predict({"photo": bright}).probabilities, abs=1e-6)

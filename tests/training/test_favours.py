@@ -1,0 +1,62 @@
+"""What is chosen for the hardware can be seen, and changes no result beyond rounding."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from fusion_pl.training.hardware import keep_memory
+from fusion_pl.training.optimisation import fuse
+
+
+def stepped(model, optimizer):
+    for _ in range(3):
+        model(torch.ones(2, 4)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_fused_step_is_the_same_step(kind):
+    model = nn.Linear(4, 3)
+    twin = copy.deepcopy(model)
+    optimizer = kind(model.parameters(), lr=0.1)
+    fuse(optimizer)
+    assert optimizer.param_groups[0]["fused"]
+    plain = stepped(twin, kind(twin.parameters(), lr=0.1, foreach=False))
+    torch.testing.assert_close(stepped(model, optimizer), plain)
+
+
+@pytest.mark.parametrize("given", [{"fused": False}, {"foreach": True}])
+def test_the_users_choice_of_step_stays(given):
+    optimizer = torch.optim.AdamW(nn.Linear(2, 2).parameters(), **given)
+    before = dict(optimizer.param_groups[0])
+    fuse(optimizer)
+    assert optimizer.param_groups[0]["fused"] == before["fused"]
+
+
+def test_an_optimizer_without_a_fused_step_is_left_alone():
+    optimizer = torch.optim.LBFGS(nn.Linear(2, 2).parameters())
+    fuse(optimizer)
+    assert "fused" not in optimizer.param_groups[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc can keep freed memory")
+def test_freed_memory_is_kept():
+    import resource
+
+    if not keep_memory():
+        pytest.skip("this C library cannot keep freed memory")
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(16 * 2**20).sum()  # 64 MiB, more than glibc keeps by default
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    first = faults()
+    assert faults() < 0.1 * max(first, 64 * 2**20 // 4096)
