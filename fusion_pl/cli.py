@@ -54,8 +54,8 @@ class FusionCLI(LightningCLI):
         hidden = {"model", "datamodule", "weights_only"}
         return {
             "fit": hidden | {"train_dataloaders", "val_dataloaders"},
-            "validate": hidden | {"dataloaders"},
-            "test": hidden | {"dataloaders"},
+            "validate": hidden | {"dataloaders", "verbose"},
+            "test": hidden | {"dataloaders", "verbose"},
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -142,7 +142,8 @@ class FusionCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # Without weights_only a checkpoint could run code while it is loaded.
-        return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+        kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+        return kwargs if subcommand == "fit" else kwargs | {"verbose": False}  # WriteResults prints the table
 
 
 def _check(model: FusionClassifier, path: str) -> None:
