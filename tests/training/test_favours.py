@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+import subprocess
 import sys
 
 import pytest
 import torch
 from torch import nn
 
-from fusion_pl.training.hardware import keep_memory
 from fusion_pl.training.optimisation import fuse
 
 
@@ -48,15 +48,22 @@ def test_an_optimizer_without_a_fused_step_is_left_alone():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc can keep freed memory")
 def test_freed_memory_is_kept():
-    import resource
-
-    if not keep_memory():
+    """In a process of its own: what other tests left on the heap decides where the next block lies."""
+    script = """
+import resource, torch
+from fusion_pl.training.hardware import keep_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16 * 2**20).sum()  # 64 MiB, more than glibc keeps by default
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+returned = faults()
+able = keep_memory()
+faults()
+print(able, returned, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    able, returned, kept = done.stdout.split()
+    if able == "False":
         pytest.skip("this C library cannot keep freed memory")
-
-    def faults():
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(16 * 2**20).sum()  # 64 MiB, more than glibc keeps by default
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    first = faults()
-    assert faults() < 0.1 * max(first, 64 * 2**20 // 4096)
+    assert int(kept) < 0.1 * max(int(returned), 1000)
