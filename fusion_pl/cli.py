@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.throughput_monitor import ThroughputMonitor
@@ -63,7 +64,7 @@ class FusionCLI(LightningCLI):
         parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
         parser.add_argument(
             "--threads",
-            type=int | None,
+            type=PositiveInt | None,
             default=None,
             help="Threads that compute on a CPU; null leaves a small model's loader its cores, else takes all.",
         )
@@ -105,8 +106,9 @@ class FusionCLI(LightningCLI):
         default = None if self.config.subcommand == "fit" else "best"
         config.ckpt_path = find_checkpoint(config.ckpt_path or default, config.trainer.logger)
         run = Path(config.ckpt_path).parent.parent if config.ckpt_path else Path()
-        if self.config.subcommand == "fit" and run.parent == _runs(config.trainer.logger):
-            config.trainer.logger.init_args["version"] = run.name  # go on in the same folder, with the same curves
+        logger = config.trainer.logger
+        if self.config.subcommand == "fit" and isinstance(logger, Namespace) and run.parent == _runs(logger):
+            logger.init_args["version"] = run.name  # go on in the same folder, with the same curves
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Hand the processors to the data, and choose what the hardware favours where the user chose nothing."""

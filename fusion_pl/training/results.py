@@ -110,9 +110,8 @@ class WriteResults(Callback):
         return {"metrics": metrics, "per_class": self.per_class, "samples": self.samples}
 
     def _report(self, trainer: Trainer, result: dict[str, Any], checkpoint: str | None = None) -> None:
-        folder = Path(
-            trainer.log_dir or trainer.default_root_dir
-        )  # asked by every process: the first one tells the others
+        # Asked by every process: the first one tells the others.
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
         if not trainer.is_global_zero:
             return
         seed = os.environ.get("PL_GLOBAL_SEED")
