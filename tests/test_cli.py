@@ -69,6 +69,10 @@ def test_train_test_and_predict(config, manifest, tmp_path, capsys):
     assert set(fitted["per_class"]) == {"high", "low"}
     assert fitted["versions"]["lightning"]
     assert os.path.samefile(fitted["checkpoint"], "lightning_logs/version_0/checkpoints/best.ckpt")
+    import torch
+
+    kept = torch.load(fitted["checkpoint"], weights_only=True)
+    assert fitted["epoch"] == kept["epoch"]  # the validation that is reported is the one the checkpoint was chosen by
     saved = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
     assert saved["model"]["fusion"]["init_args"]["dropout"] == 0.1  # a default that nobody wrote
 

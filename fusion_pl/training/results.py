@@ -33,16 +33,16 @@ class WriteResults(Callback):
 
     def __init__(self, hyper_parameters: dict[str, Any] | None = None) -> None:
         self.hyper_parameters = hyper_parameters or {}
-        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {}
         self.started = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """Carry the validations so far, so that a run that goes on reports the best of all."""
-        return {"history": self.history}
+        """Carry the best validation so far, so that a run that goes on reports the best of all."""
+        return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the validations of the run that goes on."""
-        self.history = state_dict["history"]
+        """Take up the best validation of the run that goes on."""
+        self.best = state_dict["best"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock."""
@@ -71,14 +71,17 @@ class WriteResults(Callback):
         confusion.reset()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember a validation of ``fit``; report one of ``validate``."""
+        """Remember the validation of ``fit`` that the best checkpoint is chosen by; report one of ``validate``."""
         if trainer.sanity_checking:
             return
         result = self._result(trainer, "val/")
-        if trainer.state.fn == "fit":
-            self.history.append(result | {"epoch": trainer.current_epoch})
-        else:
+        if trainer.state.fn != "fit":
             self._report(trainer, result)
+            return
+        chosen: Any = trainer.checkpoint_callback  # runs after this one, so it has not seen this validation yet
+        score = trainer.callback_metrics.get(getattr(chosen, "monitor", None) or "")
+        if score is None or chosen.check_monitor_top_k(trainer, score):
+            self.best = result | {"epoch": trainer.current_epoch}
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report a test."""
@@ -86,13 +89,10 @@ class WriteResults(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the validation that the best checkpoint was chosen by."""
-        if not self.history:
+        if not self.best:
             return
         chosen: Any = trainer.checkpoint_callback
-        monitor, score = getattr(chosen, "monitor", None), getattr(chosen, "best_model_score", None)
-        # The same number, read at the same moment: nothing is rounded in between.
-        same = [r for r in self.history if score is not None and r["metrics"].get(monitor) == float(score)]
-        best = (same or self.history[-1:])[0]
+        monitor, best = getattr(chosen, "monitor", None), self.best
         counts = getattr(trainer.datamodule, "class_counts", None)  # type: ignore[attr-defined]
         train = {"train": sum(counts)} if counts else {}
         self._report(
