@@ -70,8 +70,8 @@ def _batch(size: int, seed: int) -> Batch:
     everyone = torch.ones(size, dtype=torch.bool)
     inputs = {
         "text": {"ids": torch.randint(256, (size, 16), generator=draw), "mask": everyone[:, None].expand(size, 16)},
-        "image": {"pixels": torch.randn(size, 3, 32, 32, generator=draw)},
-        "audio": {"mels": torch.randn(size, 98, 40, generator=draw), "mask": everyone[:, None].expand(size, 98)},
+        "image": {"pixels": torch.randint(256, (size, 3, 32, 32), generator=draw, dtype=torch.uint8)},
+        "audio": {"samples": torch.randn(size, 8000, generator=draw), "lengths": torch.full((size,), 8000)},
     }
     target = torch.randint(len(CLASSES), (size,), generator=draw)
     ids = [str(row) for row in range(size)]

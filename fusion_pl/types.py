@@ -6,13 +6,17 @@ input, M inputs, F fused channels, C classes, N audio samples. Every mask is **T
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
+SMALL = 2**20  # bytes of a tensor up to which a copy through a pipe takes less time than sharing its memory
 Kind = Literal["text", "image", "audio"]
 
 
@@ -70,6 +74,26 @@ class Batch(NamedTuple):
     target: Int[Tensor, " B"] | None
     ids: list[str]
     bad_files: list[tuple[str, ...]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let small tensors travel from a worker as bytes: to share memory for each costs the loader far more."""
+        return _arrived, tuple(_changed(self, _packed))
+
+
+def _changed(batch: Batch, change: Callable[[Any], Any]) -> Batch:
+    inputs = {name: {key: change(value) for key, value in given.items()} for name, given in batch.inputs.items()}
+    present = {name: change(mask) for name, mask in batch.present.items()}
+    return batch._replace(inputs=inputs, present=present, target=change(batch.target))
+
+
+def _packed(value: Tensor | None) -> Tensor | NDArray[Any] | None:
+    if value is None or value.device.type != "cpu" or value.nbytes > SMALL or value.dtype == torch.bfloat16:
+        return value
+    return value.detach().numpy()
+
+
+def _arrived(*parts: Any) -> Batch:
+    return _changed(Batch(*parts), lambda value: torch.from_numpy(value) if isinstance(value, np.ndarray) else value)
 
 
 class Encoded(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 
 import numpy as np
@@ -16,6 +17,12 @@ from fusion_pl.fusion import Weighted
 from fusion_pl.module import FusionClassifier
 
 CLASSES = ["high", "low"]
+
+
+@pytest.fixture(autouse=True)
+def notices_reach_caplog(monkeypatch):
+    """Lightning hands its messages on or keeps them, by which library was imported before it."""
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
 
 
 def write_row(folder, row, label, rng):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusion_pl.encoders.audio_features import Features, MaskedFeatures, Patches, Repeated, Samples, Whisper
+from fusion_pl.encoders.clips import cut
 from fusion_pl.encoders.hub import read, saved
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
 from fusion_pl.types import Encoded, Kind, UserError, Waveform
@@ -21,14 +21,6 @@ from fusion_pl.types import Encoded, Kind, UserError, Waveform
 ON_SAMPLES = ("wav2vec2", "hubert", "wavlm")
 EXTRACTOR = "feature extractor (preprocessor_config.json)"
 KNOWN = (*ON_SAMPLES, "whisper", "audio-spectrogram-transformer", "clap")
-
-
-@lru_cache(maxsize=32)  # its filter is worth keeping, and depends on nothing but the two rates
-def _resampler(rate: int, target: int) -> nn.Module:
-    from torchaudio.transforms import Resample
-
-    made: nn.Module = Resample(rate, target)
-    return made
 
 
 class AudioProcessor:
@@ -52,17 +44,8 @@ class AudioProcessor:
     def _one(self, clip: Waveform, training: bool) -> Float[Tensor, " N"]:
         rate = self.features.rate
         longest = min(math.ceil(self.max_seconds * rate), self.features.longest or math.inf)
-        samples = _crop(clip.samples.float(), math.ceil(longest * clip.rate / rate), training)  # fewer to resample
-        if clip.rate != rate:
-            samples = _resampler(clip.rate, rate)(samples)
-        samples = samples[: int(longest)]
+        samples = cut(clip, rate, int(longest), training)
         return F.pad(samples, (0, max(0, self.features.shortest - len(samples))))
-
-
-def _crop(samples: Float[Tensor, " N"], length: int, training: bool) -> Float[Tensor, " n"]:
-    spare = max(0, len(samples) - length)
-    start = int(torch.randint(spare + 1, ())) if training else spare // 2
-    return samples[start : start + length]
 
 
 class AudioEncoder(PretrainedEncoder):

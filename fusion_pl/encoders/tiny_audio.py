@@ -6,79 +6,95 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torchaudio.functional import resample
-from torchaudio.transforms import MelScale
+from torchaudio.functional import melscale_fbanks
 
 from fusion_pl.encoders.base import Encoder
+from fusion_pl.encoders.clips import cut
 from fusion_pl.encoders.convolution import MaskedConv, MeanMax, check_dim
 from fusion_pl.layers import masked_mean
-from fusion_pl.types import Encoded, Kind, UserError, Waveform
+from fusion_pl.types import Encoded, Kind, UserError
 
 WINDOW, HOP = 0.032, 0.010  # seconds
 QUIET = 1e-5  # root mean square under which a clip counts as silence: less than one step of 16 bits
 FLOOR = 1e-3  # power, beside a clip's mean power of about 1 a sample: keeps the logarithm of empty bands finite
 
 
-class LogMel:
-    """Turn sounds into log-mel spectrograms that do not depend on how loud the recording is.
-
-    A clip counts as followed by silence up to the end of its last window, so that padding it to the batch's longest
-    adds frames (which the mask hides) and changes none.
+class Clips:
+    """Turn sounds into samples of one rate, padded to the longest; the model makes their spectrograms on its device.
 
     Args:
         rate: sounds are resampled to this, in Hz.
         max_seconds: longer sounds are cut: somewhere in training, to their middle otherwise.
-        n_mels: bands.
-        centered: whether each band's mean over the clip is subtracted, which takes away the microphone's colour.
     """
 
     kind: Kind = "audio"
 
-    def __init__(self, rate: int, max_seconds: float, n_mels: int, centered: bool) -> None:
+    def __init__(self, rate: int, max_seconds: float) -> None:
         if max_seconds < WINDOW:
             raise UserError(f"TinyAudio(max_seconds={max_seconds}): expected at least one window of {WINDOW} seconds")
         if rate < 1000:
             raise UserError(f"TinyAudio(rate={rate}): expected at least 1000 Hz; speech needs 8000")
-        if n_mels < 1:
-            raise UserError(f"TinyAudio(n_mels={n_mels}): expected at least 1 band")
-        self.rate, self.centered = rate, centered
-        self.max_samples = round(max_seconds * rate)
-        self.hop = round(HOP * rate)
-        self.window = round(WINDOW * rate)
-        self.bands = MelScale(n_mels, rate, n_stft=self.window // 2 + 1)
+        self.rate, self.longest = rate, round(max_seconds * rate)
 
     def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
-        """Return ``mels`` (P, T, n_mels) and ``mask`` (P, T)."""
-        clips = [self._clip(value, training) for value in values]
-        lengths = torch.tensor([clip.numel() for clip in clips])
-        frames = 1 + ((lengths - self.window).clamp(min=0) + self.hop - 1) // self.hop
-        most = int(frames.max())
-        sound = nn.utils.rnn.pad_sequence(clips, batch_first=True)
-        sound = nn.functional.pad(sound, (0, self.window + (most - 1) * self.hop - sound.shape[1]))
-        loudness = (sound.square().sum(1, keepdim=True) / lengths.clamp(min=1).unsqueeze(1)).sqrt()
-        mels = self.bands(self._power(sound / loudness.clamp(min=QUIET))).add(FLOOR).log().transpose(1, 2)
-        mask = torch.arange(most) < frames.unsqueeze(1)
-        if self.centered:
-            mels = mels - masked_mean(mels, mask).unsqueeze(1)
-        return {"mels": mels * mask.unsqueeze(-1), "mask": mask}
+        """Return ``samples`` (P, N) and their ``lengths`` (P,)."""
+        clips = [cut(value, self.rate, self.longest, training) for value in values]
+        lengths = torch.tensor([len(clip) for clip in clips])
+        return {"samples": nn.utils.rnn.pad_sequence(clips, batch_first=True), "lengths": lengths}
+
+
+class LogMel(nn.Module):
+    """Turn sounds into log-mel spectrograms that do not depend on how loud the recording is.
+
+    A clip counts as followed by silence up to the end of its last window, so that padding it to the batch's longest
+    adds frames (which the mask hides) and changes none. It is computed in float32 whatever the model's precision.
+
+    Args:
+        rate: of the sounds, in Hz.
+        n_mels: bands.
+        centered: whether each band's mean over the clip is subtracted, which takes away the microphone's colour.
+    """
+
+    hann: Tensor
+    bands: Tensor
+
+    def __init__(self, rate: int, n_mels: int, centered: bool) -> None:
+        super().__init__()
+        if n_mels < 1:
+            raise UserError(f"TinyAudio(n_mels={n_mels}): expected at least 1 band")
+        self.centered = centered
+        self.hop, self.window = round(HOP * rate), round(WINDOW * rate)
+        bands = melscale_fbanks(self.window // 2 + 1, 0.0, rate / 2, n_mels, rate)
+        self.register_buffer("bands", bands, persistent=False)
+        self.register_buffer("hann", torch.hann_window(self.window), persistent=False)
+
+    def forward(
+        self, samples: Float[Tensor, "P N"], lengths: Int[Tensor, " P"]
+    ) -> tuple[Float[Tensor, "P T K"], Bool[Tensor, "P T"]]:
+        """Return a frame for every 10 ms, zeros after a clip's end, and the mask."""
+        most = self._frames(max(samples.shape[1], 1))
+        mask = torch.arange(most, device=lengths.device) < self._frames(lengths.clamp(min=1)).unsqueeze(1)
+        with torch.autocast(samples.device.type, enabled=False):
+            sound = nn.functional.pad(samples.float(), (0, self.window + (most - 1) * self.hop - samples.shape[1]))
+            loudness = (sound.square().sum(1) / lengths.clamp(min=1)).sqrt().clamp(min=QUIET)
+            power = self._power(sound / loudness.unsqueeze(1)).transpose(1, 2)
+            mels = (power @ self.bands.float()).add(FLOOR).log()
+            if self.centered:
+                mels = mels - masked_mean(mels, mask).unsqueeze(1)
+            return mels * mask.unsqueeze(-1), mask
+
+    def _frames(self, samples: Any) -> Any:
+        """Count the windows that begin before ``samples``, a number or a tensor, are all seen."""
+        beyond = samples - self.window
+        return 1 + (beyond * (beyond > 0) + self.hop - 1) // self.hop
 
     def _power(self, sound: Float[Tensor, "P N"]) -> Float[Tensor, "P K T"]:
-        hann = torch.hann_window(self.window)
+        hann = self.hann.float()
         spectrum = torch.stft(sound, self.window, self.hop, window=hann, center=False, return_complex=True)
         real, imaginary = torch.view_as_real(spectrum).unbind(-1)
         return real.square().addcmul_(imaginary, imaginary)  # abs() takes a root first, and sum(-1) over two is slow
-
-    def _clip(self, sound: Waveform, training: bool) -> Float[Tensor, " N"]:
-        samples = sound.samples.float()
-        if sound.rate != self.rate and samples.numel():
-            samples = resample(samples, sound.rate, self.rate)
-        spare = samples.numel() - self.max_samples
-        if spare <= 0:
-            return samples
-        start = int(torch.randint(spare + 1, ())) if training else spare // 2
-        return samples[start : start + self.max_samples]
 
 
 class TinyAudio(Encoder):
@@ -108,15 +124,19 @@ class TinyAudio(Encoder):
     ) -> None:
         super().__init__()
         self.dim = check_dim("TinyAudio", dim)
-        self.processor = LogMel(rate, max_seconds, n_mels, centered)
+        self.processor = Clips(rate, max_seconds)
+        self.spectrogram = LogMel(rate, n_mels, centered)
         first = [MaskedConv(n_mels, dim, stride=2), MaskedConv(dim, dim, stride=2)]
         rest = [MaskedConv(dim, dim) for _ in range(num_layers)]
         self.layers = nn.ModuleList([*first, *rest])
         self.pool = MeanMax(dim, dropout)
 
-    def forward(self, mels: Float[Tensor, "P T K"], mask: Bool[Tensor, "P T"]) -> Encoded:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, samples: Float[Tensor, "P N"], lengths: Int[Tensor, " P"]
+    ) -> Encoded:
         """Return a token for every fourth frame."""
-        tokens = mels
+        mels, mask = self.spectrogram(samples, lengths)
+        tokens = mels.to(self.pool.project.weight.dtype)
         for layer in self.layers:
             tokens, mask = layer(tokens, mask)
         return Encoded(tokens, mask, self.pool(tokens, mask))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from fusion_pl.encoders.base import Encoder
@@ -16,7 +16,7 @@ from fusion_pl.types import Encoded, Kind, UserError
 
 
 class Pixels:
-    """Turn pictures into equally large tensors with values in [-1, 1].
+    """Turn pictures into bytes of one size: a quarter of what floats weigh on the way to the model.
 
     Args:
         image_size: height and width, in pixels; the picture's own proportions are not kept.
@@ -40,8 +40,7 @@ class Pixels:
         pictures = (picture.convert(self.mode) for picture in values)
         resized = [picture if picture.size == size else picture.resize(size) for picture in pictures]
         pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in resized]))
-        pixels = pixels.unsqueeze(1) if self.mode == "L" else pixels.movedim(-1, 1)
-        return {"pixels": pixels.to(torch.float, memory_format=torch.contiguous_format).div_(127.5).sub_(1)}
+        return {"pixels": pixels.unsqueeze(1) if self.mode == "L" else pixels.movedim(-1, 1)}
 
 
 class TinyImage(Encoder):
@@ -63,9 +62,11 @@ class TinyImage(Encoder):
         )
         self.pool = MeanMax(dim, dropout)
 
-    def forward(self, pixels: Float[Tensor, "P K S S"]) -> Encoded:  # type: ignore[override]
+    def forward(self, pixels: UInt8[Tensor, "P K S S"]) -> Encoded:  # type: ignore[override]
         """Return a token per patch, row by row."""
-        tokens = self.layers(pixels).flatten(2).transpose(1, 2)
+        dtype = self.pool.project.weight.dtype
+        values = pixels.to(dtype, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+        tokens = self.layers(values).flatten(2).transpose(1, 2)
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return Encoded(tokens, mask, self.pool(tokens, mask))
 

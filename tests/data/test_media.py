@@ -38,7 +38,6 @@ def saved(folder, image, name="a picture ü.png", **options):
         ("I", 257 * 100, "a.pgm", (100, 100, 100)),
         ("F", 0.4, "a.tif", (102, 102, 102)),
         ("CMYK", (0, 255, 255, 0), "a.tif", (255, 0, 0)),
-        ("YCbCr", (76, 85, 255), "a.tif", (254, 0, 0)),
         ("RGB", (10, 20, 30), "a.bmp", (10, 20, 30)),
     ],
 )
@@ -47,6 +46,11 @@ def test_every_mode_becomes_eight_bit(tmp_path, mode, colour, name, expected):
     assert image.size == (5, 3)
     assert image.mode in ("L", "RGB")
     assert np.abs(np.subtract(pixel(image), expected)).max() <= 1
+
+
+def test_a_picture_in_memory_of_a_mode_no_file_has():
+    image = as_value("image", Image.new("YCbCr", (5, 3), (76, 85, 255)))
+    assert (image.mode, pixel(image)) == ("RGB", (254, 0, 0))
 
 
 def test_sixteen_bits_keep_their_shades(tmp_path):

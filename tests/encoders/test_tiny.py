@@ -95,7 +95,9 @@ def test_a_row_does_not_depend_on_its_neighbours(kind: type[Encoder], training: 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not TinyImage])  # which pads nothing
 def test_more_padding_changes_nothing(encoder: Encoder) -> None:
     batch = encoder.processor(values_of(encoder))
-    wider = {key: torch.nn.functional.pad(value, [0] * 2 * (value.dim() - 2) + [0, 7]) for key, value in batch.items()}
+    widen = torch.nn.functional.pad  # by seven tokens, or by seven frames of sound; lengths have no time axis
+    more = 7 * 80 if "lengths" in batch else 7
+    wider = {key: widen(value, (0, more)) if value.dim() > 1 else value for key, value in batch.items()}
     narrow, wide = encoder(**batch), encoder(**wider)
     torch.testing.assert_close(wide.tokens[:, : narrow.tokens.shape[1]], narrow.tokens, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(wide.pooled, narrow.pooled, rtol=1e-4, atol=1e-5)
@@ -171,9 +173,21 @@ def test_long_text_is_cut() -> None:
     assert TinyText(max_tokens=4).processor(["abcdef"])["ids"].tolist() == [[256, *b"abc"]]
 
 
+def seen(encoder: TinyImage, picture: Image.Image) -> torch.Tensor:
+    """What the first layer is given."""
+    given: list[torch.Tensor] = []
+    encoder.layers.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    encoder(**encoder.processor([picture]))
+    return given[0]
+
+
+def test_pictures_travel_as_bytes() -> None:
+    assert TinyImage().processor([picture((40, 30))])["pixels"].dtype == torch.uint8
+
+
 def test_pixels_are_the_picture_scaled() -> None:
     grey = Image.linear_gradient("L")
-    pixels = TinyImage(image_size=256, channels=1).processor([grey])["pixels"]
+    pixels = seen(TinyImage(image_size=256, channels=1), grey)
     assert pixels.shape == (1, 1, 256, 256)
     assert pixels.min() == -1
     assert pixels.max() == 1
@@ -182,7 +196,7 @@ def test_pixels_are_the_picture_scaled() -> None:
 
 def test_colours_are_kept() -> None:
     red = Image.new("RGB", (9, 9), "red")
-    pixels = TinyImage(channels=3).processor([red])["pixels"]
+    pixels = seen(TinyImage(channels=3), red)
     assert pixels.amin((0, 2, 3)).tolist() == pixels.amax((0, 2, 3)).tolist() == [1, -1, -1]
     with pytest.raises(UserError, match=r"TinyImage\(channels=2\): expected 1 \(grey\) or 3 \(RGB\)"):
         TinyImage(channels=2)
@@ -194,9 +208,9 @@ def test_a_patch_sees_its_place() -> None:
     encoder = TinyImage(image_size=64, channels=1).eval()
     maps: list[torch.Tensor] = []
     encoder.layers[0][0].register_forward_hook(lambda module, args, out: maps.append(out.detach()))
-    black = torch.full((1, 1, 64, 64), -1.0)
+    black = torch.zeros((1, 1, 64, 64), dtype=torch.uint8)
     marked = black.clone()
-    marked[..., :4, :4] = 1
+    marked[..., :4, :4] = 255
     assert encoder(black).tokens.shape == (1, 16 * 16, 64)
     encoder(marked)
     changed = (maps[0] != maps[1]).any(1)[0]
@@ -204,13 +218,17 @@ def test_a_patch_sees_its_place() -> None:
     assert not changed[4:, 4:].any()
 
 
+def heard(encoder: TinyAudio, clips: list[Waveform]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the first layer is given: spectrograms and mask."""
+    return encoder.spectrogram(**encoder.processor(clips))
+
+
 def test_log_mel_is_torchaudios() -> None:
     """Each clip alone, normalised by its own loudness and cut into whole windows, by torchaudio and nothing else."""
-    processor = TinyAudio(rate=8000, n_mels=24).processor
     clips = [sound(0.5), sound(0.731), sound(0.032)]
-    batch = processor(clips)
+    spectrograms, masks = heard(TinyAudio(rate=8000, n_mels=24), clips)
     transform = MelSpectrogram(8000, n_fft=256, hop_length=80, n_mels=24, center=False)
-    for clip, mels, mask in zip(clips, batch["mels"], batch["mask"], strict=True):
+    for clip, mels, mask in zip(clips, spectrograms, masks, strict=True):
         samples = clip.samples / clip.samples.pow(2).mean().sqrt()
         whole = 1 + (len(samples) - 256) // 80
         wanted = (transform(samples) + 1e-3).log().T
@@ -221,8 +239,7 @@ def test_log_mel_is_torchaudios() -> None:
 
 def test_loudness_does_not_matter() -> None:
     clip = sound(0.4)
-    processor = TinyAudio().processor
-    loud, soft = (processor([Waveform(clip.samples * gain, 8000)])["mels"] for gain in (5.0, 0.02))
+    loud, soft = (heard(TinyAudio(), [Waveform(clip.samples * gain, 8000)])[0] for gain in (5.0, 0.02))
     torch.testing.assert_close(loud, soft, rtol=1e-4, atol=1e-4)
 
 
@@ -234,37 +251,47 @@ def test_centred_bands_forget_the_microphone() -> None:
     filtered = Waveform(torch.fft.irfft(spectrum), 8000)
     apart = {}
     for centered in (False, True):
-        processor = TinyAudio(centered=centered).processor
-        plain, changed = (processor([value])["mels"] for value in (clip, filtered))
+        plain, changed = (heard(TinyAudio(centered=centered), [value])[0] for value in (clip, filtered))
         apart[centered] = float((plain - changed).abs().mean())
     assert apart[False] > 0.2
     assert apart[True] < 0.1 * apart[False]
 
 
 def test_centred_bands_have_no_mean_over_the_real_frames() -> None:
-    batch = TinyAudio(centered=True).processor([sound(0.5), sound(0.9)])
-    sums = batch["mels"].sum(1)
+    mels, mask = heard(TinyAudio(centered=True), [sound(0.5), sound(0.9)])
+    sums = mels.sum(1)
     torch.testing.assert_close(sums, torch.zeros_like(sums), rtol=0, atol=1e-3)
-    assert not batch["mels"][~batch["mask"]].any()
+    assert not mels[~mask].any()
 
 
 def test_sounds_are_resampled() -> None:
     """The same tone at two rates has its peak in the same band."""
     tones = [Waveform(torch.sin(2 * torch.pi * 1000 * torch.arange(rate) / rate), rate) for rate in (8000, 44_100)]
-    batch = TinyAudio(rate=8000).processor(tones)
-    loudest = batch["mels"].mean(1).argmax(-1)
+    mels, mask = heard(TinyAudio(rate=8000), tones)
+    loudest = mels.mean(1).argmax(-1)
     assert loudest[0] == loudest[1]
-    assert abs(int(batch["mask"][0].sum()) - int(batch["mask"][1].sum())) <= 1
+    assert abs(int(mask[0].sum()) - int(mask[1].sum())) <= 1
 
 
 def test_long_sounds_are_cut_to_the_middle_or_at_random() -> None:
     silence, noise = torch.zeros(8000), sound(1.0).samples
     long = Waveform(torch.cat([silence, noise, silence]), 8000)
     processor = TinyAudio(max_seconds=1.0).processor
-    torch.testing.assert_close(processor([long])["mels"], processor([Waveform(noise, 8000)])["mels"])
+    torch.testing.assert_close(processor([long])["samples"], processor([Waveform(noise, 8000)])["samples"])
     torch.manual_seed(0)
-    crops = [processor([long], training=True)["mels"] for _ in range(4)]
+    crops = [processor([long], training=True)["samples"] for _ in range(4)]
     assert all(crop.shape == crops[0].shape for crop in crops)
     assert not torch.equal(crops[0], crops[1])
-    short = processor([Waveform(noise, 8000)], training=True)["mels"]
-    assert torch.equal(short, processor([Waveform(noise, 8000)])["mels"])
+    short = processor([Waveform(noise, 8000)], training=True)["samples"]
+    assert torch.equal(short, processor([Waveform(noise, 8000)])["samples"])
+
+
+def test_half_precision_leaves_the_spectrogram_in_full() -> None:
+    """Its window and its bands span six orders of magnitude."""
+    encoder = TinyAudio()
+    clips = encoder.processor([sound(0.5)])
+    exact, _ = encoder.spectrogram(**clips)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed, _ = encoder.spectrogram(**clips)
+    assert torch.equal(mixed, exact)
+    assert encoder.bfloat16()(**clips).pooled.dtype == torch.bfloat16

@@ -1,0 +1,51 @@
+"""How batches travel from a loader's worker."""
+
+from __future__ import annotations
+
+import pickle
+from multiprocessing.reduction import ForkingPickler
+
+import torch
+from torch.utils.data import DataLoader
+
+from fusion_pl.types import SMALL, Batch
+
+
+def batch_of(size: int) -> Batch:
+    inputs = {"voice": {"samples": torch.rand(2, size), "mask": torch.ones(2, 3, dtype=torch.bool)}}
+    present = {"voice": torch.tensor([True, True])}
+    return Batch(inputs, present, torch.tensor([1, 0]), ["a", "b"], [(), ("broken",)])
+
+
+def assert_same(found: Batch, wanted: Batch) -> None:
+    assert isinstance(found, Batch)
+    assert (found.ids, found.bad_files) == (wanted.ids, wanted.bad_files)
+    assert found.inputs.keys() == wanted.inputs.keys()
+    for key, value in wanted.inputs["voice"].items():
+        assert torch.equal(found.inputs["voice"][key], value)
+    assert torch.equal(found.present["voice"], wanted.present["voice"])
+    assert found.target is not None
+    assert wanted.target is not None
+    assert torch.equal(found.target, wanted.target)
+
+
+def test_a_batch_arrives_as_it_left() -> None:
+    for size in (4, SMALL):
+        wanted = batch_of(size)
+        (found,) = DataLoader(dataset=[wanted], batch_size=None, num_workers=1, collate_fn=lambda batch: batch)
+        assert_same(found, wanted)
+        assert found.inputs["voice"]["samples"].is_shared() == (size == SMALL)
+        found.inputs["voice"]["samples"].zero_()  # is the receiver's own
+
+
+def test_a_batch_without_targets_and_of_half_floats_arrives() -> None:
+    left = batch_of(4)._replace(target=None, inputs={"voice": {"samples": torch.rand(2, 4).bfloat16()}})
+    arrived = pickle.loads(pickle.dumps(left))
+    assert arrived.target is None
+    assert torch.equal(arrived.inputs["voice"]["samples"], left.inputs["voice"]["samples"])
+
+
+def test_small_tensors_share_no_memory() -> None:
+    sent = bytes(ForkingPickler.dumps(batch_of(4)))
+    assert b"rebuild_storage" not in sent
+    assert b"rebuild_storage" in bytes(ForkingPickler.dumps(batch_of(SMALL)))
