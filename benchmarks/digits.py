@@ -51,6 +51,7 @@ def main() -> None:
                 config["model"]["encoders"] = {name: config["model"]["encoders"][name]}
                 augment = config["data"]["init_args"].get("augment", {})
                 config["data"]["init_args"]["augment"] = {key: augment[key] for key in augment if key == name}
+                config["data"]["init_args"]["drop_empty"] = True  # counted over the rows that have the input
             with tempfile.TemporaryDirectory() as folder:
                 runs.append(once(config, seed, Path(folder)))
         accuracies, seconds = zip(*runs, strict=True)

@@ -69,7 +69,8 @@ def check_inputs(table: Table, columns: Sequence[str]) -> Iterator[Problem]:
     """Find rows without any input."""
     for number, *cells in zip(table.numbers, *(table.columns[column] for column in columns), strict=True):
         if all(cell is None for cell in cells):
-            yield Problem(f"all its inputs are empty ({listed(columns)}): fill one in, or remove the row", number)
+            mend = "fill one in, remove the row, or set data.drop_empty: true"
+            yield Problem(f"all its inputs are empty ({listed(columns)}): {mend}", number)
 
 
 def resolve(cells: Sequence[str | None], root: str) -> list[str | None]:

@@ -46,6 +46,8 @@ class ManifestData(FusionData):
         root: folder against which relative paths resolve; by default the manifest's.
         val_fraction: part of the rows that becomes val where the manifest names none, in (0, 1).
         test_fraction: part of the rows that becomes test where there is no split column, in [0, 1).
+        drop_empty: whether to leave out rows without any of the model's inputs instead of refusing the manifest; for
+            training on some of its inputs. Drawn splits stay what they were.
         kwargs: see ``FusionData``.
 
     Raises:
@@ -62,6 +64,7 @@ class ManifestData(FusionData):
         root: str | None = None,
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
+        drop_empty: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -80,6 +83,7 @@ class ManifestData(FusionData):
         self.root = root or os.path.dirname(self.manifest) or os.curdir
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
+        self.drop_empty = drop_empty
 
     @cached_property
     def table(self) -> Table:
@@ -153,7 +157,7 @@ class ManifestData(FusionData):
         elif self.split != DEFAULT_SPLIT:
             yield from check_column(self.table, self.split, "the split")
         yield from check_ids(self.table, self._ids)
-        if all(column in self.table.columns for column in self.columns.values()):
+        if not self.drop_empty and all(column in self.table.columns for column in self.columns.values()):
             yield from check_inputs(self.table, list(self.columns.values()))
 
     def _check_samples(self, needed: Sequence[Split]) -> Iterator[Problem]:
@@ -220,7 +224,16 @@ class ManifestData(FusionData):
     def _splits(self) -> dict[Split, list[int]]:
         """Rows of each split; those with a problem are in none."""
         known = {row: target for row, target in enumerate(self._targets) if target is not None}
-        return assign(known, self.table.columns.get(self.split), self.val_fraction, self.test_fraction, self.seed)
+        drawn = assign(known, self.table.columns.get(self.split), self.val_fraction, self.test_fraction, self.seed)
+        return {split: [row for row in rows if row not in self._dropped] for split, rows in drawn.items()}
+
+    @cached_property
+    def _dropped(self) -> set[int]:
+        """Rows to leave out because they have none of the inputs."""
+        if not self.drop_empty:
+            return set()
+        columns = [self.table.columns[column] for column in self.columns.values() if column in self.table.columns]
+        return {row for row in range(len(self.table)) if all(cells[row] is None for cells in columns)}
 
     @cached_property
     def _paths(self) -> dict[str, list[str | None]]:
@@ -233,6 +246,8 @@ class ManifestData(FusionData):
         return ", ".join(f"{len(rows)} {split}" for split, rows in self._splits.items())
 
     def _tell_splits(self) -> None:
+        if self._dropped:
+            rank_zero_info(f"{self.manifest}: left out {len(self._dropped)} of {len(self.table)} rows without any input")
         cells = self.table.columns.get(self.split)
         if cells is None:
             rank_zero_info(

@@ -9,6 +9,7 @@ import pytest
 
 from fusion_pl.data import ManifestData
 from fusion_pl.data.rows import LoadError
+from fusion_pl.data.splits import SPLITS
 from fusion_pl.types import MissingFileError, UserError
 
 
@@ -129,6 +130,22 @@ def test_a_manifest_in_the_working_directory(build, toy, monkeypatch):
     assert "image" in here.samples("train")[0].inputs
 
 
+def test_rows_without_the_models_inputs_can_be_left_out(toy, processors, caplog):
+    """One input alone, where some rows lack it: the splits of the other rows stay what they were."""
+    toy.without("split")
+    for at in (2, 7):
+        toy.records[at]["image"] = ""
+    splits = {}
+    for drop in (False, True):
+        data = ManifestData(toy.write(), num_workers=0, drop_empty=drop)
+        data.processors = processors if not drop else {"image": processors["image"]}
+        with caplog.at_level(logging.INFO):
+            data.setup("fit")
+        splits[drop] = {split: {data.samples(split)[at].id for at in range(len(data.samples(split)))} for split in SPLITS}
+    assert "left out 2 of 12 rows without any input" in caplog.text
+    assert splits[True] == {split: ids - {"s2", "s7"} for split, ids in splits[False].items()}
+
+
 # -------------------------------------------------------------------------------------------------------------- splits
 def test_without_a_split_column_fractions_are_drawn_with_a_notice(build, toy, caplog):
     toy.without("split")
@@ -181,7 +198,7 @@ def test_all_problems_are_told_at_once(build, toy):
         f"row 6, column 'audio': {outside} lies outside the root {toy.folder}: move it there, set data.root, or "
         "data.allow_outside: true",
         "row 7, column 'split': 'tran' is no split: expected train, val (or valid, validation, dev) or test",
-        "row 8: all its inputs are empty (text, image, audio): fill one in, or remove the row",
+        "row 8: all its inputs are empty (text, image, audio): fill one in, remove the row, or set data.drop_empty: true",
         "row 9, column 'split': the split is empty: expected train, val (or valid, validation, dev) or test",
         "row 10, column 'image': the file 'images\\\\8.png' does not exist (looked for "
         f"{toy.folder}/images\\8.png); write / between folders",
