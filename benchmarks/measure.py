@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -159,14 +159,17 @@ def machine() -> str:
     )
 
 
-def timed(command: Sequence[str], stop: Callable[[str], bool] | None = None) -> float:
-    """Return the seconds a command takes, or takes until it prints a line that ``stop`` accepts."""
-    start = time.perf_counter()
+def timed(command: Sequence[str], stop: str = "") -> float:
+    """Return the seconds a command takes, or takes until it prints a line that holds ``stop``."""
+    start, said = time.perf_counter(), ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if stop is not None and stop(line):
+            said += line
+            if stop and stop in line:
                 seconds = time.perf_counter() - start
                 process.terminate()
                 return seconds
+    if stop:
+        raise SystemExit(f"{' '.join(command)} never said {stop!r}:\n{said[-3000:]}")
     return time.perf_counter() - start

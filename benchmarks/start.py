@@ -94,7 +94,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         configure(folder)
         command = [sys.executable, "-m", "fusion_pl", "fit", "--config", f"{folder}/config.yaml"]
-        steps = [timed(command, stop=lambda line: FIRST in line) for _ in range(given.rounds)]
+        steps = [timed(command, stop=FIRST) for _ in range(given.rounds)]
     rows.insert(3, ["command to first step", _spread(steps), "", ""])
     show("start", ["what", "seconds, median (range)", "bar", "met"], rows)
     show("slowest imports", ["module", "seconds with what it imports"],

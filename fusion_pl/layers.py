@@ -65,6 +65,33 @@ def spread(encoded: Encoded, present: Bool[Tensor, " B"]) -> Encoded:
     )
 
 
+def pair_products(values: Float[Tensor, "B M *K"]) -> Float[Tensor, "B *K"]:
+    """Sum the products of all pairs of the second axis, ``Σ_{m<n} a_m ∘ a_n``, at the price of a sum.
+
+    Source: "Factorization Machines", Rendle 2010, lemma 3.1.
+
+    Example:
+        >>> pair_products(torch.tensor([[[2.0], [3.0], [5.0]]]))  # 6 + 10 + 15
+        tensor([[31.]])
+    """
+    return (values.sum(1).square() - values.square().sum(1)) / 2
+
+
+def signed_sqrt(values: Float[Tensor, "*B"], smooth: float = 1e-4) -> Float[Tensor, "*B"]:
+    """Take the root of the size and keep the sign: products are large or tiny, their roots lie closer together.
+
+    Args:
+        values: of any shape.
+        smooth: size below which the curve becomes a line, because the root's gradient at 0 is infinite.
+    """
+    return values / (values.abs() + smooth).sqrt()
+
+
+def full(values: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """Leave half precision, for sums of exponentials and quotients that need the digits."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def mlp(dim: int, hidden: int, out: int, dropout: float) -> nn.Sequential:
     """Build ``Linear -> GELU -> Dropout -> Linear``."""
     return nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, out))
@@ -109,6 +136,30 @@ class ProjectPooled(nn.ModuleDict):
         """Project and stack, in the order of ``dims``."""
         encoded = [(project, inputs[name]) for name, project in self.items()]
         return torch.stack([project(one.pooled, one.mask.any(-1)) for project, one in encoded], dim=1)
+
+
+class Decide(nn.Module):
+    """Give every input a classifier of its own: ``V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m``.
+
+    Args:
+        dims: name of the input -> its channels D.
+        num_classes: C.
+        dim: hidden channels F.
+        dropout: probability with which hidden channels are dropped in training.
+    """
+
+    def __init__(self, dims: dict[str, int], num_classes: int, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.project = ProjectPooled(dims, dim)
+        self.activate = nn.Sequential(nn.GELU(), nn.Dropout(dropout))
+        self.classify = nn.ModuleDict({name: nn.Linear(dim, num_classes) for name in dims})
+
+    def forward(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M C"]:
+        """Decide; zeros (no opinion) where an input is missing."""
+        hidden = self.activate(self.project(inputs)).unbind(1)
+        decisions = [classify(one) for classify, one in zip(self.classify.values(), hidden, strict=True)]
+        present = torch.stack([inputs[name].mask.any(-1) for name in self.classify], dim=1)
+        return torch.stack(decisions, dim=1).masked_fill(~present.unsqueeze(-1), 0.0)
 
 
 class InputWeights(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fusion_pl.encoders.base import Encoder
-from fusion_pl.fusion.base import Fusion
+from fusion_pl.fusion.base import Entropy, Fusion
 from fusion_pl.layers import spread
 from fusion_pl.metrics import balanced_weights, classification_metrics, confusion_matrix
 from fusion_pl.recipe import Recipe, recipe_of
@@ -114,25 +114,35 @@ class FusionClassifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        assert batch.target is not None
         encoded = self.encode(batch)
-        logits = self.fusion(encoded).logits.float()
-        loss = self._cross_entropy(logits, batch.target)
+        fused: Fused = self.fusion(encoded)
+        assert batch.target is not None
+        entropy = self._entropy(batch.target)
+        loss = self.fusion.loss(fused, batch, entropy)
+        held_out = self.fusion.held_out(batch)
         for name, decide in self.deciders.items():
-            # Sums over the batch, so that one without this input gives zero, and every parameter takes part.
-            present = batch.present[name]
-            losses = self._cross_entropy(decide(encoded[name].pooled).float(), batch.target, reduction="none")
-            loss = loss + self.loss.inputs * losses.masked_fill(~present, 0.0).sum() / len(present)
+            among = batch.present[name] if held_out is None else batch.present[name] & ~held_out
+            loss = loss + self.loss.inputs * entropy(decide(encoded[name].pooled), among)
         size = len(batch.ids)
         self.log("train/loss_step", loss, prog_bar=True, batch_size=size)  # this process's: nobody waits for the others
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
-        right = (logits.detach().argmax(-1) == batch.target).float().mean()
+        right = fused.logits.detach().argmax(-1).eq(batch.target).float().mean()
         self.log("train/accuracy", right, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return loss
 
-    def _cross_entropy(self, logits: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    def _entropy(self, target: Tensor) -> Entropy:
+        """Return the cross-entropy of a batch with these targets, for the head and the deciders."""
         smoothing = self.loss.label_smoothing
-        return cross_entropy(logits, target, self.loss_weights, label_smoothing=smoothing, reduction=reduction)
+
+        def entropy(logits: Tensor, among: Tensor | None = None) -> Tensor:
+            reduction = "mean" if among is None else "none"
+            losses = cross_entropy(
+                logits.float(), target, self.loss_weights, label_smoothing=smoothing, reduction=reduction
+            )
+            # A sum over the batch, so that one without this input gives zero, and every parameter takes part.
+            return losses if among is None else losses.masked_fill(~among, 0.0).sum() / len(target)
+
+        return entropy
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure a validation batch."""

@@ -120,12 +120,14 @@ class Fused(NamedTuple):
         vector: the joint embedding (None for decision-level heads).
         weights: how much each input counted, summing to 1 over the present ones (None where the head does not know).
         input_logits: each input's own decision, where the head makes them.
+        extra: what only the head's own loss reads.
     """
 
     logits: Float[Tensor, "B C"]
     vector: Float[Tensor, "B F"] | None = None
     weights: Float[Tensor, "B M"] | None = None
     input_logits: dict[str, Float[Tensor, "B C"]] = {}  # noqa: RUF012 - a NamedTuple default, never mutated
+    extra: dict[str, Tensor] = {}  # noqa: RUF012
 
 
 @runtime_checkable

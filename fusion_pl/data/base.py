@@ -38,6 +38,8 @@ class FusionData(LightningDataModule, ABC):
         on_bad_file: what to do with a file that cannot be decoded: ``raise``, or treat the input as ``missing`` and
             list the file at the end.
         allow_outside: whether files outside the root may be read.
+        drop_empty: whether samples without any of the model's inputs are left out instead of refused; for training on
+            some of the inputs. Drawn splits stay what they were.
 
     Raises:
         UserError: where a number is out of its range.
@@ -51,6 +53,7 @@ class FusionData(LightningDataModule, ABC):
         augment: dict[str, nn.Module] | None = None,
         on_bad_file: Literal["raise", "missing"] = "raise",
         allow_outside: bool = False,
+        drop_empty: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -63,6 +66,7 @@ class FusionData(LightningDataModule, ABC):
         self.augment = augment or {}
         self.on_bad_file: OnBadFile = on_bad_file
         self.allow_outside = allow_outside
+        self.drop_empty = drop_empty
         self._processors: dict[str, Processor] | None = None
         self._bad_files: dict[str, None] = {}  # a set that keeps the order
 

@@ -46,8 +46,6 @@ class ManifestData(FusionData):
         root: folder against which relative paths resolve; by default the manifest's.
         val_fraction: part of the rows that becomes val where the manifest names none, in (0, 1).
         test_fraction: part of the rows that becomes test where there is no split column, in [0, 1).
-        drop_empty: whether to leave out rows without any of the model's inputs instead of refusing the manifest; for
-            training on some of its inputs. Drawn splits stay what they were.
         kwargs: see ``FusionData``.
 
     Raises:
@@ -64,7 +62,6 @@ class ManifestData(FusionData):
         root: str | None = None,
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
-        drop_empty: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -83,7 +80,6 @@ class ManifestData(FusionData):
         self.root = root or os.path.dirname(self.manifest) or os.curdir
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
-        self.drop_empty = drop_empty
 
     @cached_property
     def table(self) -> Table:
@@ -247,7 +243,9 @@ class ManifestData(FusionData):
 
     def _tell_splits(self) -> None:
         if self._dropped:
-            rank_zero_info(f"{self.manifest}: left out {len(self._dropped)} of {len(self.table)} rows without any input")
+            rank_zero_info(
+                f"{self.manifest}: left out {len(self._dropped)} of {len(self.table)} rows without any input"
+            )
         cells = self.table.columns.get(self.split)
         if cells is None:
             rank_zero_info(

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fusion_pl.recipe import Recorded
-from fusion_pl.types import Encoded, Fused, UserError
+from fusion_pl.types import Batch, Encoded, Fused, UserError
+
+
+@runtime_checkable
+class Entropy(Protocol):
+    """The cross-entropy of a batch, smoothed and weighted as the configuration asks."""
+
+    def __call__(self, logits: Float[Tensor, "B C"], among: Bool[Tensor, " B"] | None = None) -> Float[Tensor, ""]:
+        """Return the mean over the batch; samples that are not ``among`` count as 0."""
+        ...
 
 
 class Fusion(Recorded, nn.Module, ABC):
@@ -41,6 +51,22 @@ class Fusion(Recorded, nn.Module, ABC):
             inputs: exactly the names of ``dims``.
         """
 
+    def loss(self, fused: Fused, batch: Batch, entropy: Entropy) -> Float[Tensor, ""]:
+        """Return what training minimises: the cross-entropy of the decision, unless a head's method asks for more.
+
+        Args:
+            fused: what ``forward`` made of the batch.
+            batch: with its targets.
+            entropy: the cross-entropy to use.
+        """
+        del batch
+        return entropy(fused.logits)
+
+    def held_out(self, batch: Batch) -> Bool[Tensor, " B"] | None:
+        """Return which samples the encoders must not learn from, where the head keeps some for itself."""
+        del batch
+        return None
+
     def present(self, inputs: dict[str, Encoded]) -> Bool[Tensor, "B M"]:
         """Return which sample has which input, in the order of ``dims``."""
         return torch.stack([inputs[name].mask.any(-1) for name in self.names], dim=-1)
@@ -62,3 +88,16 @@ def check_sizes(head: str, dropout: float, **sizes: int) -> None:
             raise UserError(f"{head} was given {name}={size}, expected a whole number of at least 1")
     if not 0 <= dropout < 1:
         raise UserError(f"{head} was given dropout={dropout}, expected a probability: at least 0 and below 1")
+
+
+def check_heads(head: str, dim: int, num_heads: int) -> None:
+    """Refuse channels that attention heads cannot share.
+
+    Raises:
+        UserError: where ``num_heads`` does not divide ``dim``.
+    """
+    if dim % num_heads:
+        raise UserError(
+            f"{head} was given dim={dim} and num_heads={num_heads}: the heads share the channels equally, so dim must "
+            "be a multiple of num_heads"
+        )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 
-from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import Project, masked_mean, mlp
-from fusion_pl.types import Encoded, Fused, UserError
+from fusion_pl.attention import Layer, ProjectTokens
+from fusion_pl.fusion.base import Fusion, check_heads, check_sizes
+from fusion_pl.layers import masked_mean
+from fusion_pl.types import Encoded, Fused
 
 
 class CrossAttention(Fusion):
@@ -56,14 +56,8 @@ class CrossAttention(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("CrossAttention", dropout, dim=dim, num_heads=num_heads, num_layers=num_layers)
-        if dim % num_heads:
-            raise UserError(
-                f"CrossAttention was given dim={dim} and num_heads={num_heads}: the heads share the channels equally, "
-                "so dim must be a multiple of num_heads"
-            )
-        # Without a bias: the input's embedding is one.
-        self.project = nn.ModuleDict({name: Project(channels, dim, bias=False) for name, channels in dims.items()})
-        self.embedding = nn.Parameter(torch.randn(len(dims), dim) * 0.02)
+        check_heads("CrossAttention", dim, num_heads)
+        self.project = ProjectTokens(dims, dim)
         self.layers = nn.ModuleList(Layer(dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
@@ -73,8 +67,7 @@ class CrossAttention(Fusion):
         masks = [inputs[name].mask for name in self.names]
         lengths = [mask.shape[1] for mask in masks]
         present = self.present(inputs)
-        tokens = [project(inputs[name].tokens, inputs[name].mask) for name, project in self.project.items()]
-        x = torch.cat([one + embedding for one, embedding in zip(tokens, self.embedding, strict=True)], dim=1)
+        x = torch.cat(self.project(inputs), dim=1)
         allowed = across(torch.cat(masks, dim=1), present, lengths)
         for layer in self.layers:
             x = layer(x, allowed)
@@ -83,7 +76,7 @@ class CrossAttention(Fusion):
         return Fused(self.classify(vector), vector)
 
 
-def across(real: Bool[Tensor, "B S"], present: Bool[Tensor, "B M"], lengths: list[int]) -> Bool[Tensor, "B 1 S S"]:
+def across(real: Bool[Tensor, "B S"], present: Bool[Tensor, "B M"], lengths: list[int]) -> Bool[Tensor, "B S S"]:
     """Say which token may attend to which: True = may.
 
     Every row has at least one True, because a softmax over nothing is NaN: a sample without any input attends to all of
@@ -100,34 +93,4 @@ def across(real: Bool[Tensor, "B S"], present: Bool[Tensor, "B M"], lengths: lis
     foreign = owner != inputs.unsqueeze(-1)
     seen = real.unsqueeze(1) & (foreign | (others == 0).unsqueeze(-1))  # B M S: which tokens an input sees
     seen = seen | ~present.any(-1).view(-1, 1, 1)
-    return seen[:, owner].unsqueeze(1)
-
-
-class Layer(nn.Module):
-    """One pre-norm transformer layer under a mask.
-
-    Args:
-        dim: channels F.
-        num_heads: H.
-        dropout: probability, in training.
-    """
-
-    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.dropout = nn.Dropout(dropout)
-        self.norm_attention = nn.LayerNorm(dim)
-        self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)
-        self.join_heads = nn.Linear(dim, dim)
-        self.norm_mlp = nn.LayerNorm(dim)
-        self.mlp = mlp(dim, 4 * dim, dim, dropout)
-
-    def forward(self, x: Float[Tensor, "B S F"], allowed: Bool[Tensor, "B 1 S S"]) -> Float[Tensor, "B S F"]:
-        """Attend where ``allowed``, then transform each token."""
-        split = self.query_key_value(self.norm_attention(x)).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = split.permute(2, 0, 3, 1, 4)
-        dropout = self.dropout.p if self.training else 0.0
-        heads = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, dropout_p=dropout)
-        x = x + self.dropout(self.join_heads(heads.transpose(1, 2).flatten(2)))
-        transformed: Tensor = self.dropout(self.mlp(self.norm_mlp(x)))
-        return x + transformed
+    return seen[:, owner]

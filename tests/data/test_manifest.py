@@ -141,7 +141,9 @@ def test_rows_without_the_models_inputs_can_be_left_out(toy, processors, caplog)
         data.processors = processors if not drop else {"image": processors["image"]}
         with caplog.at_level(logging.INFO):
             data.setup("fit")
-        splits[drop] = {split: {data.samples(split)[at].id for at in range(len(data.samples(split)))} for split in SPLITS}
+        splits[drop] = {
+            split: {data.samples(split)[at].id for at in range(len(data.samples(split)))} for split in SPLITS
+        }
     assert "left out 2 of 12 rows without any input" in caplog.text
     assert splits[True] == {split: ids - {"s2", "s7"} for split, ids in splits[False].items()}
 
@@ -198,7 +200,8 @@ def test_all_problems_are_told_at_once(build, toy):
         f"row 6, column 'audio': {outside} lies outside the root {toy.folder}: move it there, set data.root, or "
         "data.allow_outside: true",
         "row 7, column 'split': 'tran' is no split: expected train, val (or valid, validation, dev) or test",
-        "row 8: all its inputs are empty (text, image, audio): fill one in, remove the row, or set data.drop_empty: true",
+        "row 8: all its inputs are empty (text, image, audio): fill one in, remove the row, or set "
+        "data.drop_empty: true",
         "row 9, column 'split': the split is empty: expected train, val (or valid, validation, dev) or test",
         "row 10, column 'image': the file 'images\\\\8.png' does not exist (looked for "
         f"{toy.folder}/images\\8.png); write / between folders",

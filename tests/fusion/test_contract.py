@@ -30,6 +30,7 @@ GARBAGE = float("nan")
 GIVEN = "a number for each input"  # stands for {name: 1.0, name: 2.0, ...}, which depends on the names
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "Weighted": [{"weights": "global"}, {"weights": GIVEN}],
+    "BiLSTM": [{"over": "tokens"}],
     "Average": [{"weights": "sample"}, {"weights": "global"}, {"weights": GIVEN}],
 }
 
@@ -226,7 +227,8 @@ def test_every_parameter_learns_whoever_is_missing(head, args, count, build, mak
 @every_head
 def test_no_parameter_is_without_effect(head, args, build, make):
     fusion = build(head, args, 3)
-    loss_of(fusion(make([[1, 1, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]))).backward()
+    # Several of each kind: where an input has one token, attention has no choice and its query no gradient.
+    loss_of(fusion(make([[1, 1, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]] * 3))).backward()
     for name, parameter in fusion.named_parameters():
         assert parameter.grad.abs().max() > 1e-9, name
 

@@ -1,0 +1,112 @@
+"""Attention under a mask, for heads that read tokens. Every mask is True = may be attended to."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from fusion_pl.layers import Project, mlp
+from fusion_pl.types import Encoded
+
+
+class Attention(nn.Module):
+    """Let queries read a context with several heads.
+
+    Args:
+        dim: channels F of both.
+        num_heads: H, a divisor of ``dim``.
+        dropout: probability that a weight is dropped, in training.
+    """
+
+    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key_value = nn.Linear(dim, 2 * dim, bias=False)
+        self.join_heads = nn.Linear(dim, dim)
+
+    def forward(
+        self, x: Float[Tensor, "B S F"], context: Float[Tensor, "B R F"], allowed: Bool[Tensor, "B #S R"]
+    ) -> Float[Tensor, "B S F"]:
+        """Read; every query needs a True in its row of ``allowed``, since a softmax over nothing is NaN."""
+        query = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        key, value = self.key_value(context).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        heads = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed.unsqueeze(1), dropout_p=dropout)
+        read: Tensor = self.join_heads(heads.transpose(1, 2).flatten(2))
+        return read
+
+
+class Layer(nn.Module):
+    """One pre-norm transformer layer: attend to oneself, or to a context, then transform each token.
+
+    Args:
+        dim: channels F.
+        num_heads: H, a divisor of ``dim``.
+        dropout: probability in attention and residual branches, in training.
+        cross: whether there is a context, normalised by a norm of its own.
+    """
+
+    def __init__(self, dim: int, num_heads: int, dropout: float, cross: bool = False) -> None:
+        super().__init__()
+        self.norm_query = nn.LayerNorm(dim)
+        self.norm_context = nn.LayerNorm(dim) if cross else None
+        self.attention = Attention(dim, num_heads, dropout)
+        self.norm_mlp = nn.LayerNorm(dim)
+        self.mlp = mlp(dim, 4 * dim, dim, dropout)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B S F"],
+        allowed: Bool[Tensor, "B #S R"],
+        context: Float[Tensor, "B R F"] | None = None,
+    ) -> Float[Tensor, "B S F"]:
+        """Attend where ``allowed``, then transform."""
+        query = self.norm_query(x)
+        read = query if context is None or self.norm_context is None else self.norm_context(context)
+        x = x + self.dropout(self.attention(query, read, allowed))
+        transformed: Tensor = self.dropout(self.mlp(self.norm_mlp(x)))
+        return x + transformed
+
+
+class ProjectTokens(nn.Module):
+    """Bring every input's tokens to one width, and mark each with the input it comes from and with its place.
+
+    ``x_{m,t} = W_m · LayerNorm(token) + e_m + p_{min(t, positions - 1)}``; tokens that are not real become the marks
+    alone, whatever stood there.
+
+    Args:
+        dims: name of the input -> channels D of its tokens.
+        dim: the common width F.
+        positions: learned places p, the last one shared by all later tokens; 0 = none, where the encoders' tokens
+            carry them.
+    """
+
+    def __init__(self, dims: dict[str, int], dim: int, positions: int = 0) -> None:
+        super().__init__()
+        self.project = nn.ModuleDict({name: Project(channels, dim, bias=False) for name, channels in dims.items()})
+        self.embedding = nn.Parameter(torch.randn(len(dims), dim) * 0.02)
+        self.places = nn.Parameter(torch.randn(positions, dim) * 0.02) if positions else None
+
+    def forward(self, inputs: dict[str, Encoded]) -> list[Float[Tensor, "B T F"]]:
+        """Project; one sequence an input, in the order of ``dims``."""
+        found = []
+        for (name, project), embedding in zip(self.project.items(), self.embedding, strict=True):
+            tokens = project(inputs[name].tokens, inputs[name].mask) + embedding
+            if self.places is not None:
+                place = torch.arange(tokens.shape[1], device=tokens.device).clamp(max=len(self.places) - 1)
+                tokens = tokens + self.places[place]
+            found.append(tokens)
+        return found
+
+
+def readable(mask: Bool[Tensor, "B R"]) -> Bool[Tensor, "B 1 R"]:
+    """Turn a mask of real tokens into what every query may attend to.
+
+    A row without any real token may attend to all of its blank ones, because a softmax over nothing is NaN; its caller
+    leaves out what comes of it.
+    """
+    return (mask | ~mask.any(-1, keepdim=True)).unsqueeze(1)

@@ -1,0 +1,81 @@
+"""Fusion by specialists."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fusion_pl.fusion.base import Entropy, Fusion, check_sizes
+from fusion_pl.layers import ProjectPooled, mlp
+from fusion_pl.types import Batch, Encoded, Fused, UserError
+
+
+class Experts(Fusion):
+    """Send each sample to the few of K networks that suit it: a mixture of experts, with its load shared out.
+
+    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``c = [u_1 … u_M, p_1 … p_M]`` (``p_m = 1`` where input m is present, else 0)
+    ``g = softmax(G · c)``, of which the ``top`` largest are kept and made to sum to 1, the others become 0
+    ``z = Σ_k g_k E_k(c)``, where each expert ``E_k`` is a network of one hidden layer; ``logits = V · GELU(z) + b``
+
+    Training adds ``balance · K Σ_k f_k P_k``: f_k is the share of the batch whose first choice is expert k, P_k the
+    mean of g_k; it is least where all experts are asked equally often.
+
+    Cost: ``M D F + K (M F² + F²)`` multiply-adds a sample: all experts run, since a batch holds work for each.
+
+    Source: "Outrageously Large Neural Networks", arXiv:1701.06538, with the loss of "Switch Transformers",
+    arXiv:2101.03961, equation 4. No noise is added to the router.
+
+    Args:
+        dims: name of the input -> channels D of its vector.
+        num_classes: C.
+        dim: channels F of every input, of the hidden layers and of the joint embedding z.
+        num_experts: K.
+        top: experts that a sample is sent to, at most K.
+        balance: weight of the balancing loss, 0 or more.
+        dropout: probability with which hidden channels are dropped in training.
+
+    Raises:
+        UserError: where a size, ``top``, ``balance`` or the dropout is out of range.
+    """
+
+    def __init__(
+        self,
+        dims: dict[str, int],
+        num_classes: int,
+        dim: int = 64,
+        num_experts: int = 4,
+        top: int = 2,
+        balance: float = 0.01,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__(dims, num_classes)
+        check_sizes("Experts", dropout, dim=dim, num_experts=num_experts, top=top)
+        if top > num_experts:
+            raise UserError(f"Experts was given top={top}, but there are num_experts={num_experts} to choose from")
+        if balance < 0:
+            raise UserError(f"Experts was given balance={balance}, expected a number that is 0 or more")
+        self.top, self.balance = top, balance
+        self.project = ProjectPooled(dims, dim)
+        read = len(dims) * (dim + 1)
+        self.route = nn.Linear(read, num_experts)
+        self.experts = nn.ModuleList(mlp(read, dim, dim, dropout) for _ in range(num_experts))
+        self.classify = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, num_classes))
+
+    def forward(self, inputs: dict[str, Encoded]) -> Fused:
+        """Fuse B samples; ``vector`` is z."""
+        vectors, present = self.project(inputs), self.present(inputs)
+        context = torch.cat([vectors.flatten(1), present.to(vectors.dtype)], dim=-1)
+        routed: Float[Tensor, "B K"] = self.route(context).softmax(-1)
+        chosen, which = routed.topk(self.top, dim=-1)
+        shares = torch.zeros_like(routed).scatter(-1, which, chosen / chosen.sum(-1, keepdim=True))
+        said = torch.stack([expert(context) for expert in self.experts], dim=1)
+        vector = (shares.unsqueeze(-1) * said).sum(1)
+        return Fused(self.classify(vector), vector, extra={"routed": routed})
+
+    def loss(self, fused: Fused, batch: Batch, entropy: Entropy) -> Tensor:
+        """Return the cross-entropy plus the balancing loss."""
+        del batch
+        routed = fused.extra["routed"]
+        asked = nn.functional.one_hot(routed.argmax(-1), routed.shape[-1]).to(routed.dtype).mean(0)
+        return entropy(fused.logits) + self.balance * routed.shape[-1] * (asked * routed.mean(0)).sum()
