@@ -65,6 +65,21 @@ def spread(encoded: Encoded, present: Bool[Tensor, " B"]) -> Encoded:
     )
 
 
+def stand_in(encoded: Encoded, vector: Float[Tensor, " D"]) -> Encoded:
+    """Put a learned vector in the place of a missing input: as its only token, and as what its tokens are summed up to.
+
+    Args:
+        encoded: B samples; those without the input have a mask of False throughout.
+        vector: what stands for it.
+    """
+    missing = ~encoded.mask.any(-1, keepdim=True)
+    first = torch.arange(encoded.mask.shape[1], device=missing.device) == 0
+    vector = vector.to(encoded.pooled.dtype)
+    tokens = torch.where((missing & first).unsqueeze(-1), vector, encoded.tokens)
+    pooled = torch.where(missing, vector, encoded.pooled)
+    return Encoded(tokens, encoded.mask | (missing & first), pooled, encoded.levels)
+
+
 def pair_products(values: Float[Tensor, "B M *K"]) -> Float[Tensor, "B *K"]:
     """Sum the products of all pairs of the second axis, ``Σ_{m<n} a_m ∘ a_n``, at the price of a sum.
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Entropy, Fusion
-from fusion_pl.layers import spread
+from fusion_pl.layers import spread, stand_in
 from fusion_pl.metrics import balanced_weights, classification_metrics, confusion_matrix
 from fusion_pl.recipe import Recipe, recipe_of
 from fusion_pl.training.loss import Loss
@@ -36,6 +36,8 @@ class FusionClassifier(LightningModule):
         lr_scheduler: warm-up and cosine by step; one of your own is stepped once an epoch.
         pretrained_lr_factor: learning rate of pretrained encoders relative to the optimizer's.
         loss: label smoothing, class weights, and whether every input also learns to decide by itself.
+        missing: what stands for an input that a sample lacks: ``mask``, nothing, the head leaves it out; ``token``, a
+            learned vector, which training has to have met (missing cells, or ``data.input_dropout``).
 
     Raises:
         UserError: for a name that cannot be used, fewer than two classes, or options that do not fit them.
@@ -57,6 +59,7 @@ class FusionClassifier(LightningModule):
         lr_scheduler: LRSchedulerCallable = lambda optimizer: WarmupCosine(optimizer, warmup=0.05),
         pretrained_lr_factor: float = 0.1,
         loss: Loss | None = None,
+        missing: Literal["mask", "token"] = "mask",
     ) -> None:
         super().__init__()
         self.loss = loss or Loss()
@@ -67,6 +70,9 @@ class FusionClassifier(LightningModule):
         self.fusion = fusion({name: encoder.dim for name, encoder in encoders.items()}, len(classes))
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.pretrained_lr_factor = pretrained_lr_factor
+        self.missing = missing
+        dims = {name: encoder.dim for name, encoder in encoders.items()} if missing == "token" else {}
+        self.stand_ins = nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * 0.02) for name, dim in dims.items()})
         # Each input's own decision, for training: part of the model where the loss asks for it.
         own = encoders.items() if self.loss.inputs else ()
         self.deciders = nn.ModuleDict(
@@ -104,8 +110,11 @@ class FusionClassifier(LightningModule):
             self.loss_weights = torch.tensor(self.loss.class_weights, device=self.device)
 
     def encode(self, batch: Batch) -> dict[str, Encoded]:
-        """Encode every input of a batch; a sample that lacks one gets zeros and a mask of False there."""
-        return {name: spread(encoder(**batch.inputs[name]), batch.present[name]) for name, encoder in self._encoders()}
+        """Encode every input of a batch; a sample that lacks one gets zeros and a mask of False, or its stand-in."""
+        spreads = {
+            name: spread(encoder(**batch.inputs[name]), batch.present[name]) for name, encoder in self._encoders()
+        }
+        return spreads | {name: stand_in(spreads[name], vector) for name, vector in self.stand_ins.items()}
 
     def forward(self, batch: Batch) -> Fused:
         """Return what the fusion head makes of a batch."""
@@ -188,6 +197,7 @@ class FusionClassifier(LightningModule):
             "classes": self.classes,
             "encoders": encoders,
             "fusion": recipe_of(self.fusion, without=("dims", "num_classes")),
+            "missing": self.missing,
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

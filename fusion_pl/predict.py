@@ -214,6 +214,7 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
             encoders,
             lambda dims, num_classes: head(dims, num_classes, **recipe["fusion"]["init_args"]),
             recipe["classes"],
+            missing=recipe["missing"],
         )
         weights = checkpoint["state_dict"].items()
         model.load_state_dict({key: value for key, value in weights if not key.startswith("deciders.")})

@@ -50,6 +50,27 @@ def test_a_missing_input_cannot_matter(model, data):
     assert not torch.equal(before[alone], after[alone])
 
 
+def test_a_stand_in_takes_the_place_of_a_missing_input(encoders, data):
+    """It is read, it learns, and what stood in the missing input's place still cannot matter."""
+    model = FusionClassifier(encoders, Concat, CLASSES, missing="token").eval()
+    batch = next(iter(data.train_dataloader()))
+    missing = next(name for name in ("image", "audio") if not batch.present[name].all())
+    here = batch.present[missing].clone()
+    encoded = model.encode(batch)[missing]
+    assert encoded.mask.any(-1).all()
+    assert torch.equal(encoded.pooled[~here], model.stand_ins[missing].expand(int((~here).sum()), -1))
+    assert torch.equal(encoded.tokens[~here][:, 0], encoded.pooled[~here])
+    assert int(encoded.mask[~here].sum()) == int((~here).sum())
+    before = model(batch).logits
+    for value in batch.inputs[missing].values():
+        value.zero_()
+    model.stand_ins[missing].data += torch.arange(len(model.stand_ins[missing]))  # no constant: a norm takes it out
+    after = model(batch).logits
+    assert not torch.isclose(before[~here], after[~here]).all(-1).any()
+    cross_entropy(after, batch.target).backward()
+    assert model.stand_ins[missing].grad.abs().max() > 0
+
+
 def test_a_sample_does_not_depend_on_its_batch(model, data):
     model.eval()
     collate, samples = data.train_dataloader().collate_fn, data.samples("train")

@@ -10,9 +10,12 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from fusion_pl.data import ManifestData
+from fusion_pl.fusion import Concat
+from fusion_pl.module import FusionClassifier
 from fusion_pl.predict import Predictor, read_checkpoint
 from fusion_pl.types import MissingFileError, UserError, Waveform
 
+from .conftest import CLASSES
 from .test_module import quiet_trainer
 
 
@@ -42,6 +45,24 @@ def test_the_checkpoint_alone_gives_the_same_logits(checkpoint, model, manifest)
     assert predictions[0].label in {"high", "low"}
     assert sum(predictions[0].probabilities.values()) == pytest.approx(1.0)
     assert predictions[1].weights == {"text": 0.0, "image": 1.0, "audio": 0.0}
+
+
+def test_the_stand_ins_for_missing_inputs_travel_in_the_checkpoint(encoders, manifest, tmp_path):
+    model = FusionClassifier(encoders, Concat, CLASSES, missing="token")
+    data = ManifestData(str(manifest), batch_size=6, num_workers=0)
+    data.processors = model.processors
+    trainer: Trainer = quiet_trainer(tmp_path, max_epochs=1)
+    trainer.fit(model, datamodule=data)
+    with torch.no_grad():
+        model.stand_ins["audio"] += torch.arange(8.0)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    sample = {"text": "number 3"}
+    direct = Predictor(model.eval().cpu(), device="cpu").predict(sample)
+    assert Predictor.from_checkpoint(tmp_path / "model.ckpt", device="cpu").predict(sample) == direct
+    with torch.no_grad():
+        model.stand_ins["audio"] -= torch.arange(8.0)
+    other = Predictor(model, device="cpu").predict(sample)
+    assert other.probabilities["high"] != pytest.approx(direct.probabilities["high"], abs=1e-4)
 
 
 def test_every_way_to_give_an_input_is_the_same(checkpoint, manifest):

@@ -40,6 +40,8 @@ class FusionData(LightningDataModule, ABC):
         allow_outside: whether files outside the root may be read.
         drop_empty: whether samples without any of the model's inputs are left out instead of refused; for training on
             some of the inputs. Drawn splits stay what they were.
+        input_dropout: name of the input -> probability, in [0, 1), that a training sample loses it; never all of a
+            sample's inputs. It teaches the model to do without.
 
     Raises:
         UserError: where a number is out of its range.
@@ -54,6 +56,7 @@ class FusionData(LightningDataModule, ABC):
         on_bad_file: Literal["raise", "missing"] = "raise",
         allow_outside: bool = False,
         drop_empty: bool = False,
+        input_dropout: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -67,6 +70,10 @@ class FusionData(LightningDataModule, ABC):
         self.on_bad_file: OnBadFile = on_bad_file
         self.allow_outside = allow_outside
         self.drop_empty = drop_empty
+        self.input_dropout = input_dropout or {}
+        for name, share in self.input_dropout.items():
+            if not 0 <= share < 1:
+                raise UserError(f"data.input_dropout of {name} is {share}, expected a probability below 1")
         self._processors: dict[str, Processor] | None = None
         self._bad_files: dict[str, None] = {}  # a set that keeps the order
 
@@ -100,9 +107,9 @@ class FusionData(LightningDataModule, ABC):
 
     @processors.setter
     def processors(self, processors: Mapping[str, Processor]) -> None:
-        unknown = sorted(self.augment.keys() - processors.keys())
-        if unknown:
-            raise UserError(f"data.augment names {unknown[0]!r}, but the model's inputs are {', '.join(processors)}")
+        for option, names in (("augment", self.augment.keys()), ("input_dropout", self.input_dropout.keys())):
+            for name in sorted(names - processors.keys()):
+                raise UserError(f"data.{option} names {name!r}, but the model's inputs are {', '.join(processors)}")
         self._processors = dict(processors)
 
     @property
@@ -144,7 +151,7 @@ class FusionData(LightningDataModule, ABC):
             shuffle=training,
             sampler=None if training else _share(samples, split),
             num_workers=workers,
-            collate_fn=Collate(self.processors, training=training),
+            collate_fn=Collate(self.processors, training, self.input_dropout if training else None),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
             generator=torch.Generator().manual_seed(self.seed + epoch),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,11 +19,18 @@ class Collate:
     Args:
         processors: name of the input -> its processor.
         training: whether the processors crop at random.
+        dropout: name of the input -> probability that a sample that has it is treated as if it had not.
     """
 
-    def __init__(self, processors: Mapping[str, Processor], training: bool = False) -> None:
+    def __init__(
+        self,
+        processors: Mapping[str, Processor],
+        training: bool = False,
+        dropout: Mapping[str, float] | None = None,
+    ) -> None:
         self.processors = dict(processors)
         self.training = training
+        self.dropout = dict(dropout or {})
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         """Make a batch.
@@ -33,6 +41,7 @@ class Collate:
         Raises:
             LoadError: where a processor refuses a value; names the input and the samples.
         """
+        samples = [self._thinned(sample) for sample in samples] if self.dropout else samples
         targets = [sample.target for sample in samples if sample.target is not None]
         return Batch(
             inputs={name: self._process(name, samples) for name in self.processors},
@@ -41,6 +50,15 @@ class Collate:
             ids=[sample.id for sample in samples],
             bad_files=[sample.bad_files for sample in samples],
         )
+
+    def _thinned(self, sample: Sample) -> Sample:
+        """Drop inputs at random; where that would take all of them, one drawn at random stays."""
+        names = list(sample.inputs)
+        drawn = torch.rand(len(names)).tolist()
+        kept = [name for name, draw in zip(names, drawn, strict=True) if draw >= self.dropout.get(name, 0.0)]
+        if names and not kept:
+            kept = [names[int(torch.randint(len(names), ()))]]
+        return replace(sample, inputs={name: sample.inputs[name] for name in kept})
 
     def _process(self, name: str, samples: Sequence[Sample]) -> dict[str, Tensor]:
         processor = self.processors[name]

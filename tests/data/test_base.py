@@ -184,9 +184,21 @@ def test_without_processors_it_says_where_they_come_from(toy):
         data.setup("fit")
 
 
-def test_an_augmentation_of_an_unknown_input_is_refused(build):
-    with pytest.raises(UserError, match=r"data\.augment names 'txt', but the model's inputs are text, image, audio"):
-        build(augment={"txt": Shout()})
+@pytest.mark.parametrize("option", ["augment", "input_dropout"])
+def test_an_unknown_input_is_refused(build, option):
+    with pytest.raises(UserError, match=rf"data\.{option} names 'txt', but the model's inputs are text, image, audio"):
+        build(**{option: {"txt": Shout() if option == "augment" else 0.1}})
+
+
+def test_inputs_are_dropped_in_training_only(build):
+    data = build(input_dropout={"image": 0.9})
+    data.setup("fit")
+    kept = {
+        split: torch.cat([batch.present["image"] for batch in loader]).float().mean()
+        for split, loader in {"train": data.train_dataloader(), "val": data.val_dataloader()}.items()
+    }
+    assert kept["val"] == 1
+    assert kept["train"] < 0.7
 
 
 @pytest.mark.parametrize(
@@ -194,6 +206,7 @@ def test_an_augmentation_of_an_unknown_input_is_refused(build):
     [
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
         ({"num_workers": -1}, "num_workers must be 0 or more"),
+        ({"input_dropout": {"text": 1.0}}, r"data\.input_dropout of text is 1\.0, expected a probability below 1"),
     ],
 )
 def test_numbers_out_of_range_are_refused(kwargs, message):

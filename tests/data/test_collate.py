@@ -61,3 +61,19 @@ def test_what_a_processor_refuses_names_input_and_samples():
 
     with pytest.raises(LoadError, match=r"input 'title' of the samples a, c: too long"):
         Collate({"title": Picky()})([Sample("a", {"title": "x"}), Sample("b", {}), Sample("c", {"title": "y"})])
+
+
+def test_inputs_are_dropped_at_the_rate_that_was_asked_for_and_never_all(processors):
+    picture = Image.new("L", (2, 2))
+    both = [Sample(str(at), {"text": "x", "image": picture}) for at in range(2000)]
+    torch.manual_seed(0)
+    batch = Collate(processors, True, {"text": 0.5, "image": 0.2})(both)
+    text, image = batch.present["text"], batch.present["image"]
+    assert (text | image).all()
+    # One of the two stays where both were drawn, with equal chances: 0.5 - 0.1 / 2, and 0.2 - 0.1 / 2.
+    assert (~text).float().mean().item() == pytest.approx(0.45, abs=0.04)
+    assert (~image).float().mean().item() == pytest.approx(0.15, abs=0.03)
+    assert len(batch.inputs["text"]["length"]) == text.sum()  # nothing is computed for what was dropped
+    alone = [Sample("a", {"text": "x"}), Sample("b", {})]
+    assert Collate(processors, True, {"text": 0.99})(alone).present["text"].tolist() == [True, False]
+    assert both[0].inputs.keys() == {"text", "image"}
