@@ -66,7 +66,8 @@ class Layer(nn.Module):
     ) -> Float[Tensor, "B S F"]:
         """Attend where ``allowed``, then transform."""
         query = self.norm_query(x)
-        read = query if context is None or self.norm_context is None else self.norm_context(context)
+        assert (context is None) == (self.norm_context is None), "a layer has a context exactly if it was built for one"
+        read = query if self.norm_context is None else self.norm_context(context)
         x = x + self.dropout(self.attention(query, read, allowed))
         transformed: Tensor = self.dropout(self.mlp(self.norm_mlp(x)))
         return x + transformed

@@ -89,7 +89,8 @@ def pair_products(values: Float[Tensor, "B M *K"]) -> Float[Tensor, "B *K"]:
         >>> pair_products(torch.tensor([[[2.0], [3.0], [5.0]]]))  # 6 + 10 + 15
         tensor([[31.]])
     """
-    return (values.sum(1).square() - values.square().sum(1)) / 2
+    wide = full(values)  # the squares cancel: where one input is loud, half precision would leave only its rounding
+    return ((wide.sum(1).square() - wide.square().sum(1)) / 2).to(values.dtype)
 
 
 def signed_sqrt(values: Float[Tensor, "*B"], smooth: float = 1e-4) -> Float[Tensor, "*B"]:

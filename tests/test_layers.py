@@ -6,13 +6,17 @@ import pytest
 import torch
 
 from fusion_pl.layers import (
+    Decide,
     InputWeights,
     Project,
     ProjectPooled,
+    full,
     masked_max,
     masked_mean,
     masked_softmax,
     mlp,
+    pair_products,
+    signed_sqrt,
     spread,
 )
 from fusion_pl.types import Encoded, UserError
@@ -78,6 +82,56 @@ def test_spread_ignores_the_blank_row_of_an_input_that_nobody_has():
     assert not placed.pooled.any()
 
 
+@pytest.mark.parametrize("shape", [(2, 1, 3), (2, 2, 3), (2, 4, 3, 5)])
+def test_pair_products_sum_over_all_pairs(shape):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = torch.zeros_like(values[:, 0])
+    for m in range(shape[1]):
+        for n in range(m + 1, shape[1]):
+            expected += values[:, m] * values[:, n]
+    torch.testing.assert_close(pair_products(values), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_pair_products_of_a_lone_vector_are_exactly_nothing(dtype):
+    alone = torch.zeros(5, 3, 100, dtype=dtype)
+    alone[:, 1] = torch.randn(5, 100, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert torch.equal(pair_products(alone), torch.zeros(5, 100, dtype=dtype))
+
+
+def test_pair_products_in_half_precision_keep_what_is_small_beside_large():
+    values = torch.tensor([[[12.0], [0.01]]], dtype=torch.bfloat16)
+    product = values[:, 0] * values[:, 1]
+    torch.testing.assert_close(pair_products(values), product, rtol=0.01, atol=0)
+
+
+def test_signed_sqrt_is_a_root_that_keeps_the_sign():
+    values = torch.tensor([-400.0, -9.0, 0.0, 4.0, 10000.0], dtype=torch.float64)
+    expected = torch.tensor([-20.0, -3.0, 0.0, 2.0, 100.0], dtype=torch.float64)
+    torch.testing.assert_close(signed_sqrt(values), expected, rtol=1e-4, atol=0)
+
+
+def test_signed_sqrt_is_a_line_at_zero():
+    values = torch.tensor([-1e-9, 0.0, 1e-9], dtype=torch.float64, requires_grad=True)
+    signed_sqrt(values, smooth=0.01).sum().backward()
+    torch.testing.assert_close(values.grad, torch.full((3,), 10.0, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_full_leaves_half_precision_and_nothing_else(given, expected):
+    values = torch.tensor([1.5, -2.25], dtype=given)
+    assert full(values).dtype == expected
+    assert full(values).tolist() == values.tolist()
+
+
 def test_project_is_a_linear_map_of_the_normalised_vector(values):
     layer = Project(4, 6).double()
     projected = layer(values, MASK)
@@ -133,3 +187,27 @@ def test_input_weights_without_any_input_have_a_finite_gradient():
 def test_input_weights_refuse_what_they_cannot_be(weights, message):
     with pytest.raises(UserError, match=message):
         InputWeights(["a", "b"], dim=2, weights=weights)
+
+
+def test_decide_gives_every_input_a_classifier_and_a_missing_one_no_opinion():
+    decide = Decide({"b": 4, "a": 2}, num_classes=3, dim=5, dropout=0.5).double()
+    drawn = torch.randn(4, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    masks = {"a": torch.tensor([True, True, False, False]), "b": torch.tensor([True, False, True, False])}
+    widths = {"a": 2, "b": 4}
+    vectors = {name: drawn[:, i, : widths[name]] for i, name in enumerate(masks)}
+    inputs = {}
+    for name, mask in masks.items():
+        blank = vectors[name].masked_fill(~mask.unsqueeze(-1), NAN)
+        inputs[name] = Encoded(blank.unsqueeze(1), mask.unsqueeze(1), blank)
+    assert not torch.equal(decide(inputs), decide(inputs)), "hidden channels are dropped in training"
+    found = decide.eval()(inputs)
+    for m, name in enumerate(("b", "a")):
+        part, classify = decide.project[name], decide.classify[name]
+        for row in range(4):
+            x = vectors[name][row]
+            normed = (x - x.mean()) / (((x - x.mean()) ** 2).mean() + part.norm.eps).sqrt()
+            hidden = torch.nn.functional.gelu(part.linear.weight @ normed + part.linear.bias)
+            expected = classify.weight @ hidden + classify.bias
+            torch.testing.assert_close(found[row, m], expected if masks[name][row] else torch.zeros(3).double())
+    found.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in decide.parameters())

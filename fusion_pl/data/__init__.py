@@ -1,7 +1,7 @@
 """From files to batches."""
 
 from fusion_pl.data.base import FusionData
-from fusion_pl.data.demo import Keypad
+from fusion_pl.data.demo import Ask, Keypad
 from fusion_pl.data.manifest import ManifestData
 
-__all__ = ["FusionData", "Keypad", "ManifestData"]
+__all__ = ["Ask", "FusionData", "Keypad", "ManifestData"]

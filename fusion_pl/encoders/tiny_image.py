@@ -51,14 +51,26 @@ class TinyImage(Encoder):
         image_size: pictures are resized to this height and width, in pixels.
         channels: 1 (grey) or 3 (RGB).
         dropout: probability that a channel of the vector is dropped.
+        coordinates: whether two more channels tell each pixel's place, in [-1, 1]. The vector forgets where something
+            was seen; with them it can hold "red, above". Source: CoordConv, arXiv:1807.03247.
     """
 
-    def __init__(self, dim: int = 64, image_size: int = 32, channels: int = 3, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        dim: int = 64,
+        image_size: int = 32,
+        channels: int = 3,
+        dropout: float = 0.1,
+        coordinates: bool = False,
+    ) -> None:
         super().__init__()
         self.dim = check_dim("TinyImage", dim)
         self.processor = Pixels(image_size, channels)
+        self.coordinates = coordinates
         self.layers = nn.Sequential(
-            _conv(channels, dim // 2, width=5, stride=2), _conv(dim // 2, dim, stride=2), _conv(dim, dim)
+            _conv(channels + 2 * coordinates, dim // 2, width=5, stride=2),
+            _conv(dim // 2, dim, stride=2),
+            _conv(dim, dim),
         )
         self.pool = MeanMax(dim, dropout)
 
@@ -66,6 +78,10 @@ class TinyImage(Encoder):
         """Return a token per patch, row by row."""
         dtype = self.pool.project.weight.dtype
         values = pixels.to(dtype, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+        if self.coordinates:
+            line = torch.linspace(-1, 1, values.shape[-1], dtype=dtype, device=values.device)
+            places = torch.stack(torch.meshgrid(line, line, indexing="ij"))
+            values = torch.cat([values, places.expand(values.shape[0], -1, -1, -1)], dim=1)
         tokens = self.layers(values).flatten(2).transpose(1, 2)
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return Encoded(tokens, mask, self.pool(tokens, mask))

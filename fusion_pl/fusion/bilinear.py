@@ -17,7 +17,8 @@ class Bilinear(Fusion):
     ``p = Σ a_m ∘ a_n over the present pairs m < n``, summed over each group of ``factor`` channels
     ``z = LayerNorm(signed√(p)) + Σ u_m over the present m``, ``logits = MLP(z)``
 
-    The pairs cost no more than their inputs: ``Σ_{m<n} a_m ∘ a_n = ((Σ a_m)² − Σ a_m²) / 2``.
+    The pairs cost no more than their inputs: ``Σ_{m<n} a_m ∘ a_n = ((Σ a_m)² − Σ a_m²) / 2``. For the root see
+    ``fusion_pl.layers.signed_sqrt``.
 
     Cost: ``M D F + M factor F² + F²`` multiply-adds a sample.
 

@@ -16,7 +16,9 @@ class Block(Fusion):
 
     ``u_m = W_m · LayerNorm(x_m) + b_m`` in R chunks ``u_{m,r}``; each becomes ``rank`` vectors ``A_{m,r,k} · u_{m,r}``
     ``p_r = Σ_k Σ (A_{m,r,k} u_{m,r}) ∘ (A_{n,r,k} u_{n,r}) over the present pairs m < n``
-    ``z = O · [signed√(p_r) / ‖signed√(p_r)‖ of each r] + Σ u_m over the present m``, ``logits = MLP(z)``
+    ``z = O · [signed√(p_r) / ‖signed√(p_r)‖ of each r] + o + Σ u_m over the present m``, ``logits = MLP(z)``
+
+    A norm below 0.01 counts as 0.01; for the root see ``fusion_pl.layers.signed_sqrt``.
 
     Cost: ``M D F + M rank F² / R + 2 F²`` multiply-adds a sample.
 
@@ -65,5 +67,7 @@ class Block(Fusion):
         chunks = vectors.unflatten(-1, (self.num_chunks, -1))
         merged = torch.einsum("bmci,mcrio->bmcro", chunks, self.merge)
         pairs = pair_products(merged).sum(2)  # B R F/R
-        vector = self.join(F.normalize(signed_sqrt(pairs), dim=-1).flatten(1)) + vectors.sum(1)
+        # Without a pair the norm is 0: a smaller eps than this gives gradients that half precision cannot hold.
+        normed = F.normalize(signed_sqrt(pairs), dim=-1, eps=0.01)
+        vector = self.join(normed.flatten(1)) + vectors.sum(1)
         return Fused(self.classify(vector), vector)

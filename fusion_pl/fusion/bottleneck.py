@@ -24,8 +24,8 @@ class Bottleneck(Fusion):
 
     Cost: ``S D F + L (12 (S + M N) F² + 2 Σ (T_m + N)² F)`` multiply-adds a sample, linear in M.
 
-    Source: "Attention Bottlenecks for Multimodal Fusion", arXiv:2107.00135, equations 8 and 9, on top of the encoders
-    instead of in their upper layers. Deviation: means of tokens instead of class tokens.
+    Source: "Attention Bottlenecks for Multimodal Fusion", arXiv:2107.00135, on top of the encoders instead of in their
+    upper layers. Deviation: means of tokens instead of class tokens.
 
     Args:
         dims: name of the input -> channels D of its tokens.

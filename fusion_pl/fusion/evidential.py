@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import Dirichlet, kl_divergence
 from torch.nn.functional import one_hot, softplus
 
 from fusion_pl.fusion.base import Entropy, Fusion, check_sizes
@@ -20,15 +23,18 @@ class Evidential(Fusion):
     ``k = Σ_{i≠j} b_i b'_j``: ``b ⊕ b' = (b ∘ b' + b u' + b' u) / (1 - k)``, ``u ⊕ u' = u u' / (1 - k)``
     ``α = C b / u + 1``, ``P = α / Σ α``, ``logits = log α``
 
+    The conflict cancels in ``b / u``, for which the rule reads ``1 + b / u = Π (1 + b_m / u_m)``. As
+    ``b_m / u_m = e_m / C`` that is ``α = C (exp g - 1) + 1`` with ``g = Σ log(1 + e_m / C)``, in any order.
+
     A missing input believes nothing (b = 0, u = 1), which changes nothing. ``weights`` are the shares of ``1 - u_m``.
     Training minimises the cross-entropy of P and of every present input's own ``α_m / S_m``, plus ``doubt`` times the
     divergence from the flat Dirichlet of what each believes in wrong classes.
 
     Cost: ``M D F + M F C`` multiply-adds a sample.
 
-    Source: "Trusted Multi-View Classification", arXiv:2102.02051, definition 4 and equation 9. Deviations: softplus
-    instead of ReLU, which gets stuck at zero; the cross-entropy of the expected probabilities (type II likelihood of
-    arXiv:1806.01768, equation 3) instead of the expected cross-entropy; ``doubt`` is constant instead of annealed.
+    Source: "Trusted Multi-View Classification", arXiv:2102.02051. Deviations: softplus instead of ReLU, which gets
+    stuck at zero; the cross-entropy of the expected probabilities (type II likelihood of arXiv:1806.01768) instead of
+    the expected cross-entropy; the divergence of the inputs' own opinions only; ``doubt`` constant instead of annealed.
 
     Args:
         dims: name of the input -> channels D of its vector.
@@ -46,7 +52,7 @@ class Evidential(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("Evidential", dropout, dim=dim)
-        if doubt < 0:
+        if not 0 <= doubt < math.inf:
             raise UserError(f"Evidential was given doubt={doubt}, expected a number that is 0 or more")
         self.doubt = doubt
         self.decide = Decide(dims, num_classes, dim, dropout)
@@ -55,13 +61,10 @@ class Evidential(Fusion):
         """Fuse B samples; ``input_logits`` are ``log α_m``, zeros (no opinion) where an input is missing."""
         present = self.present(inputs)
         evidence = softplus(full(self.decide(inputs))).masked_fill(~present.unsqueeze(-1), 0.0)
-        total = evidence.sum(-1, keepdim=True) + self.num_classes
-        beliefs, unknown = evidence / total, self.num_classes / total
-        belief, unsure = beliefs[:, 0], unknown[:, 0]
-        for m in range(1, len(self.names)):
-            belief, unsure = combine(belief, unsure, beliefs[:, m], unknown[:, m])
-        logits = (self.num_classes * belief / unsure + 1).log()
-        sure = 1 - unknown.squeeze(-1)
+        classes, total = self.num_classes, evidence.sum(-1)
+        gain = (evidence / classes).log1p().sum(1)
+        logits = gain + (classes - (classes - 1) * (-gain).exp()).log()  # log α; exp(gain) itself might overflow
+        sure = total / (total + classes)
         weights = sure / sure.sum(-1, keepdim=True).clamp(min=torch.finfo(sure.dtype).tiny)
         own = (evidence + 1).log()
         return Fused(logits, None, weights, dict(zip(self.names, own.unbind(1), strict=True)))
@@ -78,21 +81,8 @@ class Evidential(Fusion):
         return torch.stack(parts).sum()
 
 
-def combine(
-    belief: Float[Tensor, "B C"],
-    unsure: Float[Tensor, "B 1"],
-    other: Float[Tensor, "B C"],
-    other_unsure: Float[Tensor, "B 1"],
-) -> tuple[Float[Tensor, "B C"], Float[Tensor, "B 1"]]:
-    """Combine two opinions by the reduced rule of Dempster."""
-    agreed = belief * other
-    conflict = belief.sum(-1, keepdim=True) * other.sum(-1, keepdim=True) - agreed.sum(-1, keepdim=True)
-    joint = agreed + belief * other_unsure + other * unsure
-    return joint / (1 - conflict), unsure * other_unsure / (1 - conflict)
-
-
 def from_flat(alpha: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:
     """Return the divergence KL(Dir(α) ‖ Dir(1)) of each row."""
-    total, classes = alpha.sum(-1), torch.tensor(float(alpha.shape[-1]))
-    pulled = ((alpha - 1) * (alpha.digamma() - total.digamma().unsqueeze(-1))).sum(-1)
-    return total.lgamma() - classes.lgamma() - alpha.lgamma().sum(-1) + pulled
+    flat = Dirichlet(torch.ones_like(alpha), validate_args=False)
+    divergence: Tensor = kl_divergence(Dirichlet(alpha, validate_args=False), flat)
+    return divergence

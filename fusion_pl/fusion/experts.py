@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,11 +17,11 @@ class Experts(Fusion):
     """Send each sample to the few of K networks that suit it: a mixture of experts, with its load shared out.
 
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``c = [u_1 … u_M, p_1 … p_M]`` (``p_m = 1`` where input m is present, else 0)
-    ``g = softmax(G · c)``, of which the ``top`` largest are kept and made to sum to 1, the others become 0
+    ``q = softmax(G · c + d)``; ``g``: the ``top`` largest of q, made to sum to 1, and 0 for the others
     ``z = Σ_k g_k E_k(c)``, where each expert ``E_k`` is a network of one hidden layer; ``logits = V · GELU(z) + b``
 
     Training adds ``balance · K Σ_k f_k P_k``: f_k is the share of the batch whose first choice is expert k, P_k the
-    mean of g_k; it is least where all experts are asked equally often.
+    mean of q_k. The sum times K is 1 where all experts are asked equally often, and K where one is asked always.
 
     Cost: ``M D F + K (M F² + F²)`` multiply-adds a sample: all experts run, since a batch holds work for each.
 
@@ -31,7 +33,7 @@ class Experts(Fusion):
         num_classes: C.
         dim: channels F of every input, of the hidden layers and of the joint embedding z.
         num_experts: K.
-        top: experts that a sample is sent to, at most K.
+        top: experts that a sample is sent to, from 2 to K.
         balance: weight of the balancing loss, 0 or more.
         dropout: probability with which hidden channels are dropped in training.
 
@@ -50,10 +52,13 @@ class Experts(Fusion):
         dropout: float = 0.1,
     ) -> None:
         super().__init__(dims, num_classes)
-        check_sizes("Experts", dropout, dim=dim, num_experts=num_experts, top=top)
-        if top > num_experts:
-            raise UserError(f"Experts was given top={top}, but there are num_experts={num_experts} to choose from")
-        if balance < 0:
+        check_sizes("Experts", dropout, dim=dim, num_experts=num_experts)
+        if not 2 <= top <= num_experts:
+            raise UserError(
+                f"Experts was given top={top}, expected at least 2 (the share of a single expert is always 1, from "
+                f"which the choice cannot be learned) and at most num_experts={num_experts}"
+            )
+        if not (math.isfinite(balance) and balance >= 0):
             raise UserError(f"Experts was given balance={balance}, expected a number that is 0 or more")
         self.top, self.balance = top, balance
         self.project = ProjectPooled(dims, dim)

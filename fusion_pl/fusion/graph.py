@@ -14,7 +14,7 @@ class Graph(Fusion):
     """Make every input a node that tells all others what it holds, for some rounds, and read the nodes' mean.
 
     ``h_m = W_m · LayerNorm(x_m) + b_m + e_m``, where ``e_m`` is a learned embedding of input m; L times:
-    ``a_m = mean of GELU(A · h_m + B · h_k) over the present k other than m``, ``h_m = GRU(a_m, h_m)``
+    ``t_m = mean of GELU(A · h_m + a + B · h_k) over the present k other than m``, ``h_m = GRU(t_m, h_m)``
     ``z = mean over the present m of h_m``, ``logits = MLP(z)``
 
     Cost: ``M D F + L (8 M F² + M² F) + F²`` multiply-adds a sample.
@@ -26,7 +26,7 @@ class Graph(Fusion):
         dims: name of the input -> channels D of its vector.
         num_classes: C.
         dim: channels F of the nodes and of the joint embedding z.
-        num_rounds: L; A, B and the GRU are the same in all of them.
+        num_rounds: L; A, a, B and the GRU are the same in all of them.
         dropout: probability with which hidden channels are dropped in training.
 
     Raises:

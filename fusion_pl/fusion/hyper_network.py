@@ -14,7 +14,7 @@ class HyperNetwork(Fusion):
     """Let the other inputs write the weights of the layer that reads an input, afresh for every sample.
 
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``c_m = mean of the present u_k with k other than m, + e_m`` (``e_m`` learned)
-    ``A_m = reshape(H · GELU(G · c_m))``, an F × F matrix, ``h_m = LayerNorm(u_m + A_m u_m / √F)``
+    ``A_m = reshape(H · GELU(G · c_m + g) + d)``, an F × F matrix, ``h_m = LayerNorm(u_m + A_m u_m / √F)``
     ``z = mean over the present m of h_m``, ``logits = MLP(z)``
 
     Cost: ``M D F + 2 M F² + M F³`` multiply-adds a sample: keep ``dim`` small.

@@ -15,8 +15,8 @@ class InputAttention(Fusion):
     """Ask every input, in view of all of them, how much it has to say: softmax attention over the inputs' vectors.
 
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``q = Q · [mean of the present u_m] + r``, ``k_m = K u_m``, ``v_m = V u_m``
-    For each of H heads ``w_m = softmax over the present m of (q · k_m / √(F/H))``, ``z = O · [Σ w_m v_m of each head]``
-    ``logits = MLP(z + mean of the present u_m)``
+    For each of H heads, with its F/H channels, ``w_m = softmax over the present m of (q · k_m / √(F/H))``
+    ``z = O · [Σ w_m v_m of each head] + o + mean of the present u_m``, ``logits = MLP(z)``
 
     In ``Weighted`` the score of an input depends on that input; here it depends on what the others hold, too.
 
@@ -50,7 +50,7 @@ class InputAttention(Fusion):
         self.classify = mlp(dim, dim, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z + the mean, and ``weights`` are w, averaged over the heads."""
+        """Fuse B samples; ``vector`` is z, and ``weights`` are w, averaged over the heads."""
         vectors, present = self.project(inputs), self.present(inputs)
         context = masked_mean(vectors, present)
         query = self.query(context).unflatten(-1, (self.num_heads, 1, -1))  # B H 1 F/H

@@ -16,12 +16,13 @@ class LowRank(Fusion):
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``y = Σ_r Π_m (A_{m,r} · [u_m; 1])``
     ``z = LayerNorm(y)``, ``logits = MLP(z)``
 
-    ``y`` is what a tensor with M + 1 axes, ``Σ_r A_{1,r} ⊗ … ⊗ A_{M,r}``, makes of ``[u_1; 1] ⊗ … ⊗ [u_M; 1]``. A
-    missing input is ``[0; 1]`` in it, so all products with its channels vanish and those without it stay.
+    Each channel of y is what a tensor of rank R, ``Σ_r A_{1,r} ⊗ … ⊗ A_{M,r}`` of that channel's rows, makes of
+    ``[u_1; 1] ⊗ … ⊗ [u_M; 1]``. A missing input is ``[0; 1]`` in it, so all products with its channels vanish and those
+    without it stay.
 
     Cost: ``M D F + R M F² + F²`` multiply-adds a sample.
 
-    Source: "Efficient Low-rank Multimodal Fusion with Modality-Specific Factors", arXiv:1806.00064, equation 9.
+    Source: "Efficient Low-rank Multimodal Fusion with Modality-Specific Factors", arXiv:1806.00064.
     Deviations: the weights of the R terms are taken into the factors, and the result is normalised. Factors start near
     1, where a product of many still has a gradient.
 

@@ -19,16 +19,17 @@ class Pairwise(Fusion):
     """Give every ordered pair of inputs its own attention: the picture read for the text, the text for the picture, ...
 
     ``x_m = W_m · LayerNorm(tokens of m) + e_m + p_t``; for every target m and source k other than m:
-    ``y_{k→m} = L cross-attention layers, queries x_m, context x_k`` (``x_m`` as it is where k is missing)
-    ``y_m = one self-attention layer over the mean over k of y_{k→m}``, ``v_m = mean of LayerNorm(y_m) over its tokens``
-    ``z = GELU(A · [v_1 … v_M])`` with zeros where an input is missing, ``logits = V · z + c``
+    ``y_{k→m} = L cross-attention layers, queries x_m, context x_k``
+    ``y_m = one self-attention layer over the mean of y_{k→m} over the present k`` (over ``x_m`` where there is none)
+    ``v_m = mean of LayerNorm(y_m) over its tokens``, zeros where m is missing
+    ``z = GELU(A · [v_1 … v_M] + a)``, ``logits = V · z + c``
 
-    Cost: ``M (M - 1) L (11 T F² + 2 T² F)`` multiply-adds a sample and more: it grows with the square of M.
+    Cost: ``M T D F + M ((M - 1) L + 1) (12 T F² + 2 T² F)`` multiply-adds a sample: it grows with the square of M.
 
     Source: "Multimodal Transformer for Unaligned Multimodal Language Sequences", arXiv:1906.00295. Deviations: a
     target's results are averaged over its sources instead of laid side by side, so that a missing source is left out
-    exactly; the sequence is summed up by its mean instead of its last token; the source is the same in all layers, as
-    in the paper, but normalised anew.
+    exactly; the sequence is summed up by its mean instead of its last token; positions are learned. As in the paper,
+    all layers read the source as it was before the first.
 
     Args:
         dims: name of the input -> channels D of its tokens.

@@ -58,7 +58,7 @@ class Perceiver(Fusion):
         self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z. A sample without any input is classified by its untouched latents."""
+        """Fuse B samples; ``vector`` is z. The latents of a sample without any input think, but read nothing."""
         context = torch.cat(self.project(inputs), dim=1)
         mask = torch.cat([inputs[name].mask for name in self.names], dim=1)
         found = mask.any(-1)[:, None, None]

@@ -22,7 +22,7 @@ class ProductOfExperts(Fusion):
     Cost: ``M D F + M F C`` multiply-adds a sample.
 
     Source: "Training Products of Experts by Minimizing Contrastive Divergence", Hinton 2002, with classifiers as
-    experts and trained by cross-entropy; the division by q as in arXiv:1802.05335, section 2.2.
+    experts and trained by cross-entropy; the division by q as for the posteriors of arXiv:1802.05335.
 
     Args:
         dims: name of the input -> channels D of its vector.

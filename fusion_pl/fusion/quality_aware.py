@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -21,13 +23,14 @@ class QualityAware(Fusion):
 
     Training minimises the cross-entropy of the fused and of every present input's own decision, plus ``rank`` times a
     ranking loss: of two samples, the one whose input is right with the higher probability must have the higher
-    confidence, by at least the difference of these probabilities.
+    confidence: a tenth of it, by at least the difference of these probabilities. Each sample of a batch is ranked
+    against the one before it.
 
     Cost: ``M D F + M F C`` multiply-adds a sample.
 
-    Source: "Provable Dynamic Fusion for Low-Quality Multimodal Data", arXiv:2306.02050, equations 10 to 13. Deviations:
-    weights are positive and sum to 1, so that a missing input does not shrink the logits; how hard a sample is, is read
-    off the current probability instead of its history over the epochs.
+    Source: "Provable Dynamic Fusion for Low-Quality Multimodal Data", arXiv:2306.02050. Deviations: weights are
+    positive and sum to 1, so that a missing input does not shrink the logits; how hard a sample is, is read off the
+    current probability instead of its history over the epochs.
 
     Args:
         dims: name of the input -> channels D of its vector.
@@ -45,7 +48,7 @@ class QualityAware(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("QualityAware", dropout, dim=dim)
-        if rank < 0:
+        if not 0 <= rank < math.inf:
             raise UserError(f"QualityAware was given rank={rank}, expected a number that is 0 or more")
         self.rank = rank
         self.decide = Decide(dims, num_classes, dim, dropout)

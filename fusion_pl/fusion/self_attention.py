@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_pl.attention import Layer, ProjectTokens, readable
+from fusion_pl.attention import Layer, ProjectTokens
 from fusion_pl.fusion.base import Fusion, check_heads, check_sizes
 from fusion_pl.types import Encoded, Fused
 
@@ -18,7 +18,8 @@ class SelfAttention(Fusion):
 
     Cost: ``S D F + L (12 S F² + 2 S² F)`` multiply-adds a sample, S = 1 + all tokens.
 
-    Source: "ViLT", arXiv:2102.03334, here for any inputs and after their encoders; pre-norm layers.
+    Source: "ViLT: Vision-and-Language Transformer Without Convolution or Region Supervision", arXiv:2102.03334, here
+    for any inputs and after their encoders.
 
     Args:
         dims: name of the input -> channels D of its tokens.
@@ -58,8 +59,9 @@ class SelfAttention(Fusion):
         first = self.class_token.expand(tokens[0].shape[0], 1, -1).to(tokens[0].dtype)
         x = torch.cat([first, *tokens], dim=1)
         # A sample without any input keeps its class token to look at.
-        allowed = nn.functional.pad(torch.cat([inputs[name].mask for name in self.names], dim=1), (1, 0), value=True)
+        real = torch.cat([inputs[name].mask for name in self.names], dim=1)
+        allowed = nn.functional.pad(real, (1, 0), value=True).unsqueeze(1)
         for layer in self.layers:
-            x = layer(x, readable(allowed))
+            x = layer(x, allowed)
         vector = self.norm(x[:, 0])
         return Fused(self.classify(vector), vector)

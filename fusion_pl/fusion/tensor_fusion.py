@@ -25,8 +25,8 @@ class TensorFusion(Fusion):
 
     Cost: ``M D F + (F + 1)^M h`` multiply-adds a sample: it grows with a power of M. ``LowRank`` does not.
 
-    Source: "Tensor Fusion Network for Multimodal Sentiment Analysis", arXiv:1707.07250, equations 3 to 5. Deviation:
-    inputs are projected linearly, and t is normalised.
+    Source: "Tensor Fusion Network for Multimodal Sentiment Analysis", arXiv:1707.07250, its tensor fusion layer.
+    Deviations: inputs are projected linearly, and t is normalised.
 
     Args:
         dims: name of the input -> channels D of its vector.
@@ -49,7 +49,7 @@ class TensorFusion(Fusion):
             fits = math.floor(LARGEST ** (1 / len(dims))) - 1
             raise UserError(
                 f"TensorFusion of {len(dims)} inputs with dim={dim} makes {size:,} products, more than {LARGEST:,}: "
-                f"use dim={fits} or less, or LowRank"
+                f"use {f'dim={fits} or less, or ' if fits else ''}LowRank"
             )
         self.project = ProjectPooled(dims, dim)
         self.norm = nn.LayerNorm(size)

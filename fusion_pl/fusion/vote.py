@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_pl.fusion.base import Entropy, Fusion, check_sizes
-from fusion_pl.layers import Decide, masked_mean
+from fusion_pl.layers import Decide, full, masked_mean
 from fusion_pl.types import Batch, Encoded, Fused
 
 TIE = 0.01  # what the mean probability counts beside the votes: enough to break a tie, too little to overrule one
@@ -18,8 +18,8 @@ class Vote(Fusion):
     ``P_m = softmax(V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m)``, ``v_m`` = 1 at the largest P_m, else 0
     ``P = (mean of v_m + 0.01 · mean of P_m, over the present m) / 1.01``, ``logits = log P``
 
-    Ties go to the class with the larger mean probability. A vote has no gradient, so training looks at each classifier
-    alone: ``loss = Σ cross-entropy of P_m over the present m``.
+    Ties go to the class with the larger mean probability. A sample without any input gets equal probabilities. A vote
+    has no gradient, so training looks at each classifier alone: ``loss = Σ cross-entropy of P_m over the present m``.
 
     Cost: ``M D F + M F C`` multiply-adds a sample.
 
@@ -42,11 +42,13 @@ class Vote(Fusion):
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``input_logits`` are the inputs' own, zeros (no opinion) where an input is missing."""
-        decisions, present = self.decide(inputs), self.present(inputs)
+        decisions, present = full(self.decide(inputs)), self.present(inputs)  # half precision cannot tell a tie
         votes = nn.functional.one_hot(decisions.argmax(-1), self.num_classes).to(decisions.dtype)
         shares = masked_mean(votes, present) + TIE * masked_mean(decisions.softmax(-1), present)
         known = present.any(-1, keepdim=True)
-        logits = torch.where(known, shares, 1.0).log().log_softmax(-1)
+        # Where nobody voted for a class its probability may underflow, and its logit shall stay finite.
+        shares = torch.where(known, shares.clamp(min=torch.finfo(shares.dtype).tiny), 1.0)
+        logits = shares.log().log_softmax(-1)
         return Fused(logits, input_logits=dict(zip(self.names, decisions.unbind(1), strict=True)))
 
     def loss(self, fused: Fused, batch: Batch, entropy: Entropy) -> Tensor:

@@ -23,7 +23,7 @@ ROWS, COLUMNS = (697, 770, 852, 941), (1209, 1336, 1477)
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != keypad.LOCK)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".keypad.lock")
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -132,13 +132,13 @@ def test_a_finished_set_is_left_alone(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in manifest.parent.rglob("*")} == before
 
 
-@pytest.mark.parametrize("lost", ["manifest.csv", "images/00002.png", "audio", keypad.MARKER])
+@pytest.mark.parametrize("lost", ["manifest.csv", "images/00002.png", "audio", ".keypad.json"])
 def test_what_was_lost_is_written_again_or_refused(tmp_path, lost):
     folder = write_keypad(tmp_path / "keypad", sizes=SMALL).parent
     whole = hashes(folder)
     for path in sorted((folder / lost).rglob("*")) or [folder / lost]:
         path.unlink()
-    if lost == keypad.MARKER:
+    if lost == ".keypad.json":
         with pytest.raises(UserError, match="holds files that are not the demo data"):
             write_keypad(folder, sizes=SMALL)
         assert whole.keys() - hashes(folder).keys() == {lost}
@@ -215,7 +215,7 @@ def test_a_negative_seed_is_refused(tmp_path):
 def test_a_path_that_cannot_be_a_folder_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(
-        UserError, match=r"cannot be written to .*file.keypad \(.+\): make room for about 40 MB there, or"
+        UserError, match=r"cannot be written to .*file.keypad \(.+\): make room for about 100 MB there, or"
     ):
         write_keypad(tmp_path / "file" / "keypad", sizes=SMALL)
 

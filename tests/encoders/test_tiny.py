@@ -295,3 +295,17 @@ def test_half_precision_leaves_the_spectrogram_in_full() -> None:
         mixed, _ = encoder.spectrogram(**clips)
     assert torch.equal(mixed, exact)
     assert encoder.bfloat16()(**clips).pooled.dtype == torch.bfloat16
+
+
+def test_with_coordinates_the_vector_knows_where() -> None:
+    """The same square above and below: features of convolutions that are averaged over the picture hardly differ."""
+    apart = {}
+    for coordinates in (False, True):
+        torch.manual_seed(0)
+        encoder = TinyImage(image_size=64, coordinates=coordinates).eval()
+        above = Image.new("RGB", (64, 64))
+        above.paste("white", (24, 12, 40, 28))
+        below = above.transpose(Image.Transpose.ROTATE_180).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        vectors = encoder(**encoder.processor([above, below])).pooled.detach()
+        apart[coordinates] = float((vectors[0] - vectors[1]).norm() / vectors.norm(dim=-1).mean())
+    assert apart[True] > 5 * apart[False]

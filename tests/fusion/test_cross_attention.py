@@ -7,49 +7,29 @@ from fusion_pl.fusion import CrossAttention
 from fusion_pl.fusion.cross_attention import across
 from fusion_pl.types import UserError
 
+from .plain import stirred
+from .plain_tokens import mean, real_tokens, transform
+
 PRESENT = [[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]]
-
-
-def attend(layer, queries, keys):
-    """One token's queries over a list of keys, one head after the other."""
-    size = queries.shape[0] // layer.num_heads
-    weight_q, weight_k, weight_v = layer.query_key_value.weight.chunk(3)
-    heads = []
-    for h in range(layer.num_heads):
-        rows = slice(h * size, (h + 1) * size)
-        scores = torch.stack([(weight_q[rows] @ queries) @ (weight_k[rows] @ key) / size**0.5 for key in keys])
-        shares = scores.exp() / scores.exp().sum()
-        heads.append(sum(share * (weight_v[rows] @ key) for share, key in zip(shares, keys, strict=True)))
-    return layer.join_heads(torch.cat(heads))
 
 
 def restate(head, inputs, row):
     """The head for one sample: only real tokens exist, and every token is handled by itself."""
-    tokens = [
-        (i, head.project[name].linear(head.project[name].norm(one.tokens[row, t])) + head.embedding[i])
-        for i, (name, one) in enumerate(inputs.items())
-        for t in range(one.mask.shape[1])
-        if one.mask[row, t]
-    ]
+    tokens = [(i, x) for i, own in enumerate(real_tokens(head.project, inputs, row)) for x in own]
     for layer in head.layers:
-        normed = [(i, layer.norm_attention(x)) for i, x in tokens]
         after = []
-        for (i, x), (_, query) in zip(tokens, normed, strict=True):
-            keys = [key for j, key in normed if j != i] or [key for _, key in normed]
-            y = x + attend(layer, query, keys)
-            after.append((i, y + layer.mlp(layer.norm_mlp(y))))
+        for i, x in tokens:
+            others = [other for j, other in tokens if j != i] or [other for _, other in tokens]
+            after.append((i, transform(layer, x, others)))
         tokens = after
-    pooled = []
-    for i in sorted({i for i, _ in tokens}):
-        own = [head.norm(x) for j, x in tokens if j == i]
-        pooled.append(sum(own) / len(own))
-    return sum(pooled) / len(pooled) if pooled else torch.zeros_like(head.norm.bias)
+    pooled = [mean([head.norm(x) for j, x in tokens if j == i]) for i in sorted({i for i, _ in tokens})]
+    return mean(pooled) if pooled else torch.zeros_like(head.norm.bias)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_equals_its_formula(dims, make, count):
     chosen = dict(list(dims.items())[:count])
-    head = CrossAttention(chosen, num_classes=4, dim=8, num_heads=2, num_layers=2).double().eval()
+    head = stirred(CrossAttention(chosen, num_classes=4, dim=8, num_heads=2, num_layers=2))
     inputs = make([table[-count:] for table in PRESENT])
     fused = head(inputs)
     for row in range(len(PRESENT)):
@@ -73,10 +53,10 @@ def test_an_embedding_tells_inputs_apart(dims, make):
     first = next(iter(dims))
     head = CrossAttention({first: dims[first], "same": dims[first]}, num_classes=4).double().eval()
     one = make([[1]])[first]
-    head.project["same"].load_state_dict(head.project[first].state_dict())
+    head.project.project["same"].load_state_dict(head.project.project[first].state_dict())
     before = head({first: one, "same": one}).logits
     with torch.no_grad():
-        head.embedding[1] += 1.0 * torch.arange(head.embedding.shape[1])
+        head.project.embedding[1] += 1.0 * torch.arange(head.project.embedding.shape[1])
     assert not torch.allclose(head({first: one, "same": one}).logits, before)
 
 

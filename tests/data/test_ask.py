@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import csv
+import logging
+import wave
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fusion_pl.data import Ask, ask
+from fusion_pl.data.ask import CLASSES, SCENES, ceiling, draw, write_ask
+from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
+
+SMALL = {"train": 60, "val": 20, "test": 20}
+INK = {"red": (220, 50, 40), "green": (40, 170, 70), "blue": (50, 90, 220), "yellow": (225, 195, 40)}
+
+
+@pytest.fixture(scope="module")
+def drawings():
+    return [draw(index, np.random.default_rng([5, index])) for index in range(300)]
+
+
+def what_is_asked(text):
+    return "shape" if "shape" in text or "form" in text else "colour"
+
+
+def which_is_meant(samples):
+    spectrum = np.abs(np.fft.rfft(samples / 32768, n=8000))  # 1 Hz a bin
+    return "upper" if spectrum[800:1500].max() > spectrum[200:500].max() else "lower"
+
+
+def colours_seen(image):
+    """The ink that most pixels of each half come close to."""
+    pixels = np.asarray(image).astype(float)
+    seen = []
+    for half in (pixels[:20], pixels[20:]):
+        near = {name: int((np.abs(half - ink).max(-1) < 30).sum()) for name, ink in INK.items()}
+        seen.append(max(near, key=near.get))
+    return seen
+
+
+def test_the_answer_is_in_the_files(drawings):
+    """Read back from text, pixels and samples alone; shapes are left to the trained models."""
+    asked = Counter(what_is_asked(drawing.text) for drawing in drawings)
+    assert min(asked.values()) > 100
+    for drawing in drawings:
+        if what_is_asked(drawing.text) == "shape":
+            assert drawing.label in {"circle", "square", "triangle", "cross"}
+            continue
+        upper, lower = colours_seen(drawing.image)
+        assert upper != lower
+        assert drawing.label == (upper if which_is_meant(drawing.audio) == "upper" else lower)
+
+
+def test_every_answer_is_equally_likely():
+    assert set(Counter(scene.answer for scene in SCENES).values()) == {len(SCENES) // len(CLASSES)}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "best"),
+    [
+        ((), 1 / 8),  # eight answers
+        (("audio",), 1 / 8),
+        (("text",), 1 / 4),  # four colours, or four shapes
+        (("image",), 1 / 4),  # two colours and two shapes are seen
+        (("text", "audio"), 1 / 4),
+        (("text", "image"), 1 / 2),  # one of two objects
+        (("image", "audio"), 1 / 2),  # colour or shape
+        (("text", "image", "audio"), 1),
+    ],
+)
+def test_ceilings_are_what_counting_by_hand_gives(inputs, best):
+    assert ceiling(inputs) == pytest.approx(best)
+
+
+def test_files_and_rows(tmp_path):
+    manifest = write_ask(tmp_path / "ask", sizes=SMALL)
+    with manifest.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert Counter(row["split"] for row in rows) == SMALL
+    assert all(row["text"] and row["image"] and row["audio"] for row in rows)
+    with Image.open(manifest.parent / rows[0]["image"]) as image:
+        assert (image.size, image.mode) == ((40, 40), "RGB")
+    with wave.open(str(manifest.parent / rows[0]["audio"])) as sound:
+        assert (sound.getframerate(), sound.getnframes()) == (8000, 1600)
+
+
+def test_it_tells_how_far_the_models_inputs_can_get(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(ask, "write_ask", lambda folder: write_ask(folder, sizes=SMALL))
+    encoders = {"text": TinyText(), "image": TinyImage(), "audio": TinyAudio()}
+    for names, best in ((("text", "image", "audio"), "100.0%"), (("text", "image"), "50.0%"), (("audio",), "12.5%")):
+        data = Ask(str(tmp_path / "ask"))
+        data.processors = {name: encoders[name].processor for name in names}
+        with caplog.at_level(logging.INFO):
+            caplog.clear()
+            data.setup("fit")
+        assert f"the model's inputs can answer at most {best}" in caplog.text
+        assert "one input alone 25.0%, two 50.0%" in caplog.text

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import torch
+
+from fusion_pl.fusion import DeepSet
+
+from .plain import PRESENT, mlp, norm, stirred, vectors, zeros
+
+
+def test_equals_its_formula(dims, make):
+    head, inputs = stirred(DeepSet(dims, num_classes=4, dim=6)), make(PRESENT)
+    fused = head(inputs)
+    for row in range(len(PRESENT)):
+        z = zeros(6)
+        for m, u in vectors(head, inputs, row).items():
+            z = z + mlp(head.transform, u + head.embedding[m])
+        torch.testing.assert_close(fused.vector[row], norm(head.norm, z))
+        torch.testing.assert_close(fused.logits[row], mlp(head.classify, norm(head.norm, z)))
+
+
+def test_it_is_a_set_but_for_the_embeddings(dims, make):
+    """The same vectors under other names fuse to the same, once no embedding tells which is which."""
+    equal = dict.fromkeys(dims, 6)
+    head, (first, second, third) = stirred(DeepSet(equal, num_classes=4)), equal
+    for name in (second, third):
+        head.project[name].load_state_dict(head.project[first].state_dict())
+    one, two, three = (make([[1]] * 4, seed=seed)["título"] for seed in range(3))
+    given, turned = {first: one, second: two, third: three}, {first: three, second: one, third: two}
+    assert not torch.allclose(head(given).logits, head(turned).logits)
+    with torch.no_grad():
+        head.embedding.zero_()
+    torch.testing.assert_close(head(given).logits, head(turned).logits)

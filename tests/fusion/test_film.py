@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import torch
+
+from fusion_pl.fusion import FiLM
+
+from .plain import PRESENT, gelu, linear, mlp, stirred, vectors, zeros
+
+DIM = 5
+
+
+def test_equals_its_formula(dims, make):
+    head, inputs = stirred(FiLM(dims, num_classes=4, dim=DIM)), make(PRESENT)
+    fused = head(inputs)
+    for row in range(len(PRESENT)):
+        found = vectors(head, inputs, row)
+        total = zeros(DIM)
+        for m, u in found.items():
+            scale, shift = zeros(DIM) + 1, zeros(DIM)
+            for k, other in found.items():
+                if k != m:
+                    sent = linear(head.modulate[k], other)
+                    scale, shift = scale + sent[:DIM], shift + sent[DIM:]
+            total += gelu(scale * u + shift)
+        z = total / max(len(found), 1)
+        torch.testing.assert_close(fused.vector[row], z)
+        torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
+
+
+def test_a_missing_input_modulates_nothing(dims, make):
+    """Whatever the missing ones' maps are, a lone input stays as it is, and so does a pair."""
+    head, inputs = stirred(FiLM(dims, num_classes=4, dim=DIM)), make([[1, 0, 0], [1, 1, 0]])
+    before = head(inputs).vector
+    alone = gelu(vectors(head, inputs, 0)[0])
+    torch.testing.assert_close(before[0], alone)
+    with torch.no_grad():
+        head.modulate[2].weight.mul_(-3)
+    assert torch.equal(head(inputs).vector, before)
+    with torch.no_grad():
+        head.modulate[1].weight.mul_(-3)
+    assert not torch.allclose(head(inputs).vector[1], before[1])

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import torch
+
+from fusion_pl.fusion import Max
+
+from .plain import PRESENT, mlp, stirred, vectors
+
+
+def test_equals_its_formula(dims, make):
+    head, inputs = stirred(Max(dims, num_classes=4, dim=7)), make(PRESENT)
+    fused = head(inputs)
+    for row in range(len(PRESENT)):
+        found = list(vectors(head, inputs, row).values())
+        z = torch.tensor([max((u[f].item() for u in found), default=0.0) for f in range(7)], dtype=torch.float64)
+        torch.testing.assert_close(fused.vector[row], z)
+        torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
+
+
+def test_the_zeros_of_a_missing_input_do_not_win(dims, make):
+    head = Max(dims, num_classes=4, dim=7).double()
+    with torch.no_grad():
+        for project in head.project.values():
+            project.linear.bias.fill_(-100.0)
+    vector = head(make(PRESENT)).vector
+    assert (vector[:-1] < -50).all()
+    assert (vector[-1] == 0).all()

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import torch
+
+from fusion_pl.fusion import MultiplicativeInteractions
+
+from .plain import PRESENT, linear, mlp, norm, stirred, vectors, zeros
+
+DIM = 4
+
+
+def fold(head, found):
+    """Join the present inputs from the left, channel by channel."""
+    z = None
+    for m, u in found.items():
+        if z is None:
+            z = u
+            continue
+        tensor, both = head.meet[m - 1], linear(head.add[m - 1], torch.cat([z, u]))
+        met = [sum(z[i] * tensor[i, j, o] * u[j] for i in range(DIM) for j in range(DIM)) + both[o] for o in range(DIM)]
+        z = norm(head.norm[m - 1], torch.stack(met))
+    return zeros(DIM) if z is None else z
+
+
+def test_equals_its_formula(dims, make):
+    head, inputs = stirred(MultiplicativeInteractions(dims, num_classes=4, dim=DIM, hidden=6)), make(PRESENT)
+    fused = head(inputs)
+    for row in range(len(PRESENT)):
+        z = fold(head, vectors(head, inputs, row))
+        torch.testing.assert_close(fused.vector[row], z)
+        torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
+
+
+def test_equals_bilinear_for_two_inputs(dims, make):
+    two = dict(list(dims.items())[:2])
+    head, inputs = stirred(MultiplicativeInteractions(two, num_classes=4, dim=DIM)), make([[1, 1]] * 3)
+    outside = torch.nn.Bilinear(DIM, DIM, DIM, bias=False).double()
+    with torch.no_grad():
+        outside.weight.copy_(head.meet[0].permute(2, 0, 1))
+    for row in range(3):
+        u = vectors(head, inputs, row)
+        met = outside(u[0], u[1]) + linear(head.add[0], torch.cat([u[0], u[1]]))
+        torch.testing.assert_close(head(inputs).vector[row], norm(head.norm[0], met))
+
+
+def test_the_first_present_input_starts_and_a_missing_one_leaves_it(dims, make):
+    head, inputs = stirred(MultiplicativeInteractions(dims, num_classes=4, dim=DIM)), make([[0, 1, 0], [1, 0, 0]])
+    vector = head(inputs).vector
+    torch.testing.assert_close(vector[0], vectors(head, inputs, 0)[1])
+    torch.testing.assert_close(vector[1], vectors(head, inputs, 1)[0])

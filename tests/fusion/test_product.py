@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import torch
+
+from fusion_pl.fusion import Product
+
+from .plain import PRESENT, mlp, norm, stirred, vectors, zeros
+
+
+def test_equals_its_formula(dims, make):
+    head, inputs = stirred(Product(dims, num_classes=4, dim=7)), make(PRESENT)
+    fused = head(inputs)
+    for row in range(len(PRESENT)):
+        product = zeros(7) + 1
+        for u in vectors(head, inputs, row).values():
+            product = product * (1 + u)
+        z = norm(head.norm, product)
+        torch.testing.assert_close(fused.vector[row], z)
+        torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
+
+
+def test_a_missing_input_is_neutral(dims, make):
+    head, inputs = stirred(Product(dims, num_classes=4)), make([[1, 0, 1]] * 5)
+    kept = {name: dim for m, (name, dim) in enumerate(dims.items()) if m != 1}
+    smaller = Product(kept, num_classes=4).double().eval()
+    smaller.load_state_dict({key: value for key, value in head.state_dict().items() if "my photo" not in key})
+    torch.testing.assert_close(head(inputs).logits, smaller({name: inputs[name] for name in kept}).logits)
+
+
+def test_one_input_can_switch_a_channel_off(dims, make):
+    head, inputs = Product(dims, num_classes=4, dim=7).double().eval(), make([[1, 1, 1]] * 2)
+    first = head.project["título"].linear
+    with torch.no_grad():
+        first.weight[3] = 0
+        first.bias[3] = -1  # 1 + u = 0, whatever the others say
+    other = make([[1, 1, 1]] * 2, seed=1)
+    head.norm = torch.nn.Identity()
+    for changed in (inputs, inputs | {"my photo": other["my photo"], "voice-2": other["voice-2"]}):
+        vector = head(changed).vector
+        assert (vector[:, 3] == 0).all()
+        assert (vector[:, [0, 1, 2, 4, 5, 6]] != 0).all()

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import torch
+
+from fusion_pl.fusion import Mean, Sum
+
+from .plain import PRESENT, mlp, stirred, vectors, zeros
+
+
+def test_equals_its_formula(dims, make):
+    head, inputs = stirred(Sum(dims, num_classes=4, dim=7)), make(PRESENT)
+    fused = head(inputs)
+    for row in range(len(PRESENT)):
+        z = zeros(7)
+        for u in vectors(head, inputs, row).values():
+            z += u
+        torch.testing.assert_close(fused.vector[row], z)
+        torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
+
+
+def test_more_witnesses_say_more_than_their_mean(dims, make):
+    head, mean, inputs = Sum(dims, num_classes=4).double(), Mean(dims, num_classes=4).double(), make(PRESENT)
+    mean.load_state_dict(head.state_dict())
+    count = torch.tensor(PRESENT).sum(-1, keepdim=True)
+    torch.testing.assert_close(head(inputs).vector, mean(inputs).vector * count)

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fusion_pl.attention import Attention, Layer, ProjectTokens, readable
+from fusion_pl.types import Encoded
+
+DIM, HEADS = 12, 3
+MASK = torch.tensor([[True, True, False, True, False], [False, True, False, False, False], [True] * 5])
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def outside(attention):
+    """torch's own attention with the same weights."""
+    twin = nn.MultiheadAttention(DIM, HEADS, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        twin.in_proj_weight.copy_(torch.cat([attention.query.weight, attention.key_value.weight]))
+        twin.in_proj_bias.zero_()
+    twin.out_proj.load_state_dict(attention.join_heads.state_dict())
+    return twin
+
+
+def test_attention_is_torchs_own_whatever_each_query_may_read():
+    attention = Attention(DIM, HEADS, dropout=0.5).double().eval()
+    x, context = drawn(3, 4, DIM), drawn(3, 5, DIM, seed=1)
+    allowed = drawn(3, 4, 5, seed=2) > 0
+    allowed[..., 2] = True  # every query needs something to read
+    forbidden = ~allowed.repeat_interleave(HEADS, dim=0)  # torch's mask says the opposite, and once a head
+    expected, _ = outside(attention)(x, context, context, attn_mask=forbidden, need_weights=False)
+    torch.testing.assert_close(attention(x, context, allowed), expected)
+
+
+def test_one_row_of_the_mask_serves_all_queries():
+    attention = Attention(DIM, HEADS, dropout=0.0).double()
+    x, context = drawn(3, 4, DIM), drawn(3, 5, DIM, seed=1)
+    row = MASK.unsqueeze(1)
+    torch.testing.assert_close(attention(x, context, row), attention(x, context, row.expand(3, 4, 5)))
+
+
+def test_a_layer_without_context_is_torchs_pre_norm_transformer_layer():
+    layer = Layer(DIM, HEADS, dropout=0.5).double().eval()
+    with torch.no_grad():
+        for norm in (layer.norm_query, layer.norm_mlp):
+            norm.weight.copy_(drawn(DIM))
+            norm.bias.copy_(drawn(DIM, seed=1))
+    twin = nn.TransformerEncoderLayer(
+        DIM, HEADS, 4 * DIM, activation="gelu", batch_first=True, norm_first=True, dtype=torch.float64
+    ).eval()
+    twin.self_attn = outside(layer.attention).eval()
+    twin.norm1.load_state_dict(layer.norm_query.state_dict())
+    twin.norm2.load_state_dict(layer.norm_mlp.state_dict())
+    twin.linear1.load_state_dict(layer.mlp[0].state_dict())
+    twin.linear2.load_state_dict(layer.mlp[3].state_dict())
+    x = drawn(3, 5, DIM, seed=3)
+    found, expected = layer(x, readable(MASK)), twin(x, src_key_padding_mask=~MASK)
+    torch.testing.assert_close(found[MASK], expected[MASK])
+
+
+def test_a_layer_with_context_normalises_it_by_a_norm_of_its_own():
+    layer = Layer(DIM, HEADS, dropout=0.5, cross=True).double().eval()
+    with torch.no_grad():
+        layer.norm_context.weight.copy_(drawn(DIM))
+        layer.norm_context.bias.copy_(drawn(DIM, seed=1))
+    x, context = drawn(3, 2, DIM, seed=3), drawn(3, 5, DIM, seed=4)
+    normed = layer.norm_context(context)
+    read, _ = outside(layer.attention)(layer.norm_query(x), normed, normed, key_padding_mask=~MASK, need_weights=False)
+    middle = x + read
+    torch.testing.assert_close(layer(x, readable(MASK), context), middle + layer.mlp(layer.norm_mlp(middle)))
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_a_layer_does_not_ignore_a_context_or_do_without_one(cross):
+    layer, x = Layer(DIM, HEADS, dropout=0.0, cross=cross).double(), drawn(3, 5, DIM)
+    with pytest.raises(AssertionError, match="a context exactly if it was built for one"):
+        layer(x, readable(MASK), None if cross else x)
+
+
+def test_dropout_reaches_the_attention_and_both_branches_in_training_only():
+    x = drawn(3, 5, DIM)
+    for off in ("attention", "mlp", "dropout"):  # with the others silenced, each still drops something
+        layer = Layer(DIM, HEADS, dropout=0.5).double()
+        parts = {"attention": layer.attention, "mlp": layer.mlp[2], "dropout": layer.dropout}
+        for name, part in parts.items():
+            if name != off:
+                setattr(part, "dropout" if name == "attention" else "p", 0.0)
+        assert not torch.equal(layer(x, readable(MASK)), layer(x, readable(MASK))), off
+        layer.eval()
+        assert torch.equal(layer(x, readable(MASK)), layer(x, readable(MASK)))
+
+
+@pytest.mark.parametrize("positions", [0, 1, 3, 9])
+def test_tokens_are_projected_and_marked_with_their_input_and_place(positions):
+    widths = {"b": 4, "a": 6}
+    project = ProjectTokens(widths, DIM, positions).double()
+    inputs = {name: Encoded(drawn(3, 5, width), MASK, drawn(3, width)) for name, width in sorted(widths.items())}
+    found = project(inputs)
+    for i, name in enumerate(widths):
+        part = project.project[name]
+        for row in range(3):
+            for t in range(5):
+                x = inputs[name].tokens[row, t]
+                normed = (x - x.mean()) / (x.var(unbiased=False) + part.norm.eps).sqrt()
+                expected = project.embedding[i] + (part.linear.weight @ normed if MASK[row, t] else 0)
+                if positions:
+                    expected = expected + project.places[min(t, positions - 1)]
+                torch.testing.assert_close(found[i][row, t], expected)
+    assert len(project.places) == positions if positions else project.places is None
+
+
+def test_a_row_without_real_tokens_may_read_its_blanks():
+    mask = torch.tensor([[True, False, True], [False, False, False]])
+    assert readable(mask).tolist() == [[[True, False, True]], [[True, True, True]]]

@@ -1,0 +1,100 @@
+"""What training minimises, where a head has a say in it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from fusion_pl.data import ManifestData
+from fusion_pl.fusion import Concat, Stacking, Vote
+from fusion_pl.module import FusionClassifier
+from fusion_pl.training import Loss
+
+from .conftest import CLASSES
+
+
+class Doubled(Concat):
+    """Asks for twice the cross-entropy, and keeps the first two samples of a batch from the encoders."""
+
+    def loss(self, fused, batch, entropy):
+        return 2 * entropy(fused.logits)
+
+    def held_out(self, batch):
+        return torch.arange(len(batch.ids)) < 2
+
+
+@pytest.fixture
+def batch(manifest, encoders):
+    data = ManifestData(str(manifest), batch_size=12, num_workers=0)
+    data.processors = {name: encoder.processor for name, encoder in encoders.items()}
+    data.setup("fit")
+    samples = data.samples("train")
+    found = data.train_dataloader().collate_fn([samples[row] for row in range(12)])  # the same ones each time
+    assert not all(present.all() for present in found.present.values()), "the test needs a missing input"
+    return found
+
+
+def classifier(encoders, head, **loss):
+    model = FusionClassifier(encoders, head, CLASSES, loss=Loss(**loss))
+    model.log = lambda *args, **kwargs: None
+    return model
+
+
+def summed(decide, encoded, batch, among):
+    """Return the summed cross-entropy of one input's own decisions over chosen samples that have it."""
+    found = encoded.mask.any(-1)
+    rows = [row for row in range(len(batch.ids)) if among[row] and found[row]]
+    return sum(cross_entropy(decide(encoded.pooled[row]), batch.target[row]) for row in rows)
+
+
+def gradients(model, *parts):
+    return [one.grad.clone() for part in parts for one in model.get_submodule(part).parameters()]
+
+
+def test_training_minimises_the_heads_own_loss(encoders, batch):
+    model = classifier(encoders, Doubled).eval()
+    expected = 2 * cross_entropy(model(batch).logits, batch.target)
+    torch.testing.assert_close(model.training_step(batch, 0), expected)
+
+
+def test_an_inputs_own_loss_leaves_out_what_the_head_keeps(encoders, batch):
+    model = classifier(encoders, Doubled, inputs=0.7).eval()
+    encoded = model.encode(batch)
+    expected = 2 * cross_entropy(model(batch).logits, batch.target)
+    for name, decide in model.deciders.items():
+        among = [row >= 2 for row in range(len(batch.ids))]
+        expected = expected + 0.7 * summed(decide, encoded[name], batch, among) / len(batch.ids)
+    torch.testing.assert_close(model.training_step(batch, 0), expected)
+
+
+def test_smoothing_and_class_weights_reach_the_heads_own_loss(encoders, batch):
+    model = classifier(encoders, Vote, label_smoothing=0.2, class_weights=[1.0, 3.0]).eval()
+    model.setup("fit")
+    decisions = model(batch).input_logits
+    weights, expected = torch.tensor([1.0, 3.0]), 0.0
+    for name, present in batch.present.items():
+        for row in present.nonzero().flatten().tolist():
+            # Smoothed by hand: a share of each class's loss, weighted by that class.
+            target = torch.full((2,), 0.1).index_fill(0, batch.target[row], 0.9)
+            expected = expected - (target * weights * decisions[name][row].log_softmax(-1)).sum()
+    torch.testing.assert_close(model.training_step(batch, 0), expected / len(batch.ids))
+
+
+def test_what_stacking_holds_out_teaches_neither_encoders_nor_deciders(encoders, batch):
+    model = classifier(encoders, partial(Stacking, held_out=0.5, dropout=0.0), inputs=0.7).train()
+    held = model.fusion.held_out(batch)
+    assert held.any()
+    assert not held.all()
+    found = []
+    for target in (batch.target, torch.where(held, 1 - batch.target, batch.target)):
+        model.zero_grad()
+        torch.manual_seed(0)  # the encoders drop out
+        model.training_step(batch._replace(target=target), 0).backward()
+        found.append((gradients(model, "encoders", "deciders", "fusion.decide"), gradients(model, "fusion.stack")))
+    (below, above), (other_below, other_above) = found
+    assert all(torch.equal(one, other) for one, other in zip(below, other_below, strict=True))
+    assert not any(torch.equal(one, other) for one, other in zip(above, other_above, strict=True))
+    assert all(any(one.grad.any() for one in encoder.parameters()) for encoder in model.encoders.values())
