@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fusion_pl.data import Ask, ask
-from fusion_pl.data.ask import CLASSES, SCENES, ceiling, draw, write_ask
+from fusion_pl.data.ask import CLASSES, SCENES, WEIGHTS, ceiling, draw, write_ask
 from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
 
 SMALL = {"train": 60, "val": 20, "test": 20}
@@ -54,18 +54,24 @@ def test_the_answer_is_in_the_files(drawings):
         assert drawing.label == (upper if which_is_meant(drawing.audio) == "upper" else lower)
 
 
-def test_every_answer_is_equally_likely():
-    assert set(Counter(scene.answer for scene in SCENES).values()) == {len(SCENES) // len(CLASSES)}
+def test_every_answer_is_equally_likely(drawings):
+    expected = Counter()
+    for scene, weight in zip(SCENES, WEIGHTS, strict=True):
+        expected[scene.answer] += weight
+    assert set(expected.values()) == {sum(WEIGHTS) // 8}
+    drawn = Counter(drawing.label for drawing in drawings)
+    assert all(drawn[name] == pytest.approx(300 / 8, abs=18) for name in CLASSES)  # three standard deviations
 
 
 @pytest.mark.parametrize(
     ("inputs", "best"),
     [
         ((), 1 / 8),  # eight answers
-        (("audio",), 1 / 8),
+        # Of the ordered pairs of colours, red above has the weights 3 (with green), 9, 9 (with blue, yellow): 21 of 52.
+        (("audio",), 21 / 104),
         (("text",), 1 / 4),  # four colours, or four shapes
         (("image",), 1 / 4),  # two colours and two shapes are seen
-        (("text", "audio"), 1 / 4),
+        (("text", "audio"), 21 / 52),
         (("text", "image"), 1 / 2),  # one of two objects
         (("image", "audio"), 1 / 2),  # colour or shape
         (("text", "image", "audio"), 1),
@@ -90,7 +96,7 @@ def test_files_and_rows(tmp_path):
 def test_it_tells_how_far_the_models_inputs_can_get(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(ask, "write_ask", lambda folder: write_ask(folder, sizes=SMALL))
     encoders = {"text": TinyText(), "image": TinyImage(), "audio": TinyAudio()}
-    for names, best in ((("text", "image", "audio"), "100.0%"), (("text", "image"), "50.0%"), (("audio",), "12.5%")):
+    for names, best in ((("text", "image", "audio"), "100.0%"), (("text", "image"), "50.0%"), (("audio",), "20.2%")):
         data = Ask(str(tmp_path / "ask"))
         data.processors = {name: encoders[name].processor for name in names}
         with caplog.at_level(logging.INFO):
