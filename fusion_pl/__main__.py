@@ -19,6 +19,8 @@ verbs:
                         fusion-pl test --config configs/keypad.yaml
   predict   classify the rows of a manifest with a checkpoint alone:
                         fusion-pl predict --ckpt_path best.ckpt --data.manifest new.csv --output predictions.csv
+  compare   train every fusion head, and every input alone, and report which is best:
+                        fusion-pl compare --config configs/keypad.yaml --output reports/keypad
 
 options:
   --help     show this text; after a verb, all of its options (fusion-pl fit --help)
@@ -29,7 +31,7 @@ Every value of a configuration can be given on the command line, later ones win:
   fusion-pl fit --config configs/keypad.yaml --model.fusion fusion_pl.fusion.CrossAttention
   fusion-pl fit --config configs/keypad.yaml --ckpt_path last        # go on where a run stopped
 """
-VERBS = ("fit", "validate", "test", "predict")
+VERBS = ("fit", "validate", "test", "predict", "compare")
 
 
 def main() -> int:
@@ -49,6 +51,11 @@ def main() -> int:
         hint = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(VERBS)}"
         print(f"fusion-pl: error: there is no verb {verb!r}; {hint} (fusion-pl --help)", file=sys.stderr)
         return 2
+    if verb == "compare":
+        from fusion_pl.analysis.compare import compare_command
+        from fusion_pl.cli import guarded
+
+        return guarded(lambda: compare_command(arguments[1:]))
     from fusion_pl.cli import run
 
     return run(verb, arguments[1:])

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -212,23 +213,30 @@ def _runs(logger: Namespace | bool | None) -> Path:
 
 
 def run(verb: str, arguments: list[str]) -> int:
-    """Run a verb.
+    """Run fit, validate, test or predict.
 
     Args:
-        verb: fit, validate, test or predict.
+        verb: which one.
         arguments: what follows it on the command line.
+
+    Returns:
+        See ``guarded``.
+    """
+    if verb == "predict":
+        from fusion_pl.predict_files import predict_command
+
+        return guarded(lambda: predict_command(arguments))
+    return guarded(lambda: train(verb, arguments))
+
+
+def guarded(command: Callable[[], object]) -> int:
+    """Run a command and tell a user's mistake in one sentence.
 
     Returns:
         0, 2 after a mistake that the user can mend, 130 or 143 when stopped.
     """
-    _quiet()
     try:
-        if verb == "predict":
-            from fusion_pl.predict_files import predict_command
-
-            predict_command(arguments)
-        else:
-            _train(verb, arguments)
+        command()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Exception as error:
@@ -240,9 +248,16 @@ def run(verb: str, arguments: list[str]) -> int:
     return 0
 
 
-def _train(verb: str, arguments: list[str]) -> None:
+def train(verb: str, arguments: list[str]) -> FusionCLI:
+    """Run fit, validate or test, and return what was built for it.
+
+    Args:
+        verb: which one.
+        arguments: what follows it on the command line.
+    """
+    _quiet()
     sys.argv[1:] = [verb, *arguments]  # what Lightning starts further processes with
-    FusionCLI(
+    return FusionCLI(
         FusionClassifier,
         FusionData,
         subclass_mode_data=True,

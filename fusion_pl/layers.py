@@ -65,6 +65,16 @@ def spread(encoded: Encoded, present: Bool[Tensor, " B"]) -> Encoded:
     )
 
 
+def hide(encoded: Encoded) -> Encoded:
+    """Treat an input as missing in every sample."""
+    return Encoded(
+        torch.zeros_like(encoded.tokens),
+        torch.zeros_like(encoded.mask),
+        torch.zeros_like(encoded.pooled),
+        tuple(torch.zeros_like(level) for level in encoded.levels),
+    )
+
+
 def stand_in(encoded: Encoded, vector: Float[Tensor, " D"]) -> Encoded:
     """Put a learned vector in the place of a missing input: as its only token, and as what its tokens are summed up to.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Entropy, Fusion
-from fusion_pl.layers import spread, stand_in
+from fusion_pl.layers import hide, spread, stand_in
 from fusion_pl.metrics import balanced_weights, classification_metrics, confusion_matrix
 from fusion_pl.recipe import Recipe, recipe_of
 from fusion_pl.training.loss import Loss
@@ -110,21 +110,30 @@ class FusionClassifier(LightningModule):
             self.loss_weights = torch.tensor(self.loss.class_weights, device=self.device)
 
     def encode(self, batch: Batch) -> dict[str, Encoded]:
-        """Encode every input of a batch; a sample that lacks one gets zeros and a mask of False, or its stand-in."""
-        spreads = {
-            name: spread(encoder(**batch.inputs[name]), batch.present[name]) for name, encoder in self._encoders()
-        }
-        return spreads | {name: stand_in(spreads[name], vector) for name, vector in self.stand_ins.items()}
+        """Encode every input of a batch; a sample that lacks one gets zeros and a mask of False there."""
+        return {name: spread(encoder(**batch.inputs[name]), batch.present[name]) for name, encoder in self._encoders()}
+
+    def fuse(self, encoded: dict[str, Encoded], only: Collection[str] | None = None) -> Fused:
+        """Let the head decide.
+
+        Args:
+            encoded: as ``encode`` returns it.
+            only: the inputs to use, as if every sample lacked the others; None = all.
+        """
+        if only is not None:
+            encoded = {name: one if name in only else hide(one) for name, one in encoded.items()}
+        stood = {name: stand_in(encoded[name], vector) for name, vector in self.stand_ins.items()}
+        fused: Fused = self.fusion(encoded | stood)
+        return fused
 
     def forward(self, batch: Batch) -> Fused:
         """Return what the fusion head makes of a batch."""
-        fused: Fused = self.fusion(self.encode(batch))
-        return fused
+        return self.fuse(self.encode(batch))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         encoded = self.encode(batch)
-        fused: Fused = self.fusion(encoded)
+        fused = self.fuse(encoded)
         assert batch.target is not None
         entropy = self._entropy(batch.target)
         loss = self.fusion.loss(fused, batch, entropy)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fusion_pl.analysis.compare import read_arguments
+from fusion_pl.analysis.plan import plan, read_base
 from fusion_pl.cli import FusionCLI, run
 from fusion_pl.predict import Predictor
 
@@ -19,6 +21,10 @@ class ParsedError(Exception):
 
 def parse(verb, *arguments):
     """Return the configuration that a command stands for; fail with the command's own sentence where it is refused."""
+
+    if verb == "compare":
+        given, extra = read_arguments(list(arguments))
+        return plan(read_base(given.config), given.fusions, given.inputs, given.seeds, extra)
 
     def stop_training(cli):
         raise ParsedError(cli.config[cli.config.subcommand])

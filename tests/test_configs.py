@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
+import torch
 import yaml
+from jsonargparse import Namespace
+from PIL import Image
+
+from fusion_pl.types import Waveform
 
 from .parsing import ROOT, parse
 
@@ -39,3 +46,23 @@ def test_a_shipped_configuration_says_how_it_is_used(path):
     """The command stands in the comment at the top, and names the file itself."""
     comment = path.read_text(encoding="utf-8").partition("seed_everything")[0]
     assert f"fusion-pl fit --config configs/{path.name}" in comment
+
+
+def built(node):
+    """Build what a parsed configuration names."""
+    if isinstance(node, list):
+        return [built(one) for one in node]
+    if hasattr(node, "class_path"):
+        module, _, name = node.class_path.rpartition(".")
+        init_args = vars(node.get("init_args", Namespace()))
+        return getattr(importlib.import_module(module), name)(**{key: built(value) for key, value in init_args.items()})
+    return node
+
+
+@every_config
+def test_the_augmentations_of_a_shipped_configuration_run(path):
+    """A library may understand an argument where it is parsed, and refuse it where it is used."""
+    values = {"text": "a text", "image": Image.new("L", (28, 28)), "audio": Waveform(torch.rand(8000), 8000)}
+    config = parse("fit", "--config", str(path))
+    for name, augment in (config.data.init_args.get("augment") or {}).items():
+        assert type(built(augment)(values[name])) is type(values[name])

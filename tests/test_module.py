@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from fusion_pl.data import ManifestData
 from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Concat, Mean, Weighted
+from fusion_pl.layers import stand_in
 from fusion_pl.module import FusionClassifier
 from fusion_pl.predict import Predictor
 from fusion_pl.training import Loss, WarmupCosine
@@ -56,7 +57,7 @@ def test_a_stand_in_takes_the_place_of_a_missing_input(encoders, data):
     batch = next(iter(data.train_dataloader()))
     missing = next(name for name in ("image", "audio") if not batch.present[name].all())
     here = batch.present[missing].clone()
-    encoded = model.encode(batch)[missing]
+    encoded = stand_in(model.encode(batch)[missing], model.stand_ins[missing])
     assert encoded.mask.any(-1).all()
     assert torch.equal(encoded.pooled[~here], model.stand_ins[missing].expand(int((~here).sum()), -1))
     assert torch.equal(encoded.tokens[~here][:, 0], encoded.pooled[~here])

@@ -1,0 +1,126 @@
+"""The command as a user types it, on a small manifest, with a head of the user's own that fails."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from itertools import combinations
+
+import pytest
+import torch
+import yaml
+
+from fusion_pl.analysis.trial import accuracy_by_inputs
+from fusion_pl.data import ManifestData
+from fusion_pl.fusion import Concat
+from fusion_pl.module import FusionClassifier
+
+from ..conftest import CLASSES
+
+BROKEN = '''
+from fusion_pl.fusion import Fusion
+
+class Broken(Fusion):
+    """Cannot be used."""
+
+    def forward(self, inputs):
+        raise RuntimeError("this head does not work")
+'''
+
+
+def encoder(name, **init_args):
+    return {"class_path": f"fusion_pl.encoders.{name}", "init_args": init_args}
+
+
+@pytest.fixture
+def compare(manifest, tmp_path):
+    """Return how to run the command in an empty folder."""
+    base = {
+        "model": {
+            "encoders": {"text": encoder("TinyText", dim=8), "image": encoder("TinyImage", dim=16, image_size=16)},
+            "fusion": {"class_path": "fusion_pl.fusion.Mean"},
+        },
+        "data": {
+            "class_path": "fusion_pl.data.ManifestData",
+            "init_args": {"manifest": str(manifest), "batch_size": 5, "num_workers": 0},
+        },
+        "trainer": {"max_epochs": 2, "accelerator": "cpu"},
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base, sort_keys=False))
+    (tmp_path / "broken_heads.py").write_text(BROKEN)
+
+    def _compare(*arguments):
+        command = [sys.executable, "-m", "fusion_pl", "compare", "--config", "base.yaml", "--output", "out", *arguments]
+        environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+
+    return _compare
+
+
+def test_compares_goes_on_and_reports(compare, tmp_path):
+    wanted = ["--fusions", "Mean,broken_heads.Broken", "--seeds", "1", "--inputs", "each,all"]
+    ran = compare(*wanted)
+    assert ran.returncode == 0, ran.stderr
+    assert "this head does not work" in ran.stderr
+    with (tmp_path / "out/results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4  # two heads together, two inputs alone
+    assert sorted(row["status"] for row in rows) == ["done", "done", "done", "failed"]
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / "out" / name).read_text(encoding="utf-8")
+        assert "this head does not work" in text
+        assert "text alone" in text
+    finished = tmp_path / "out/runs/Mean-text+image-0/result.json"
+    found = json.loads(finished.read_text())
+    hits = found["correct"].count("1") / len(found["correct"])
+    assert hits == pytest.approx(found["test"]["test/accuracy"])  # counted here, and by torchmetrics
+    assert found["subsets"]["text+image"] == pytest.approx(hits)
+    assert found["flops"] > 0
+    before = finished.stat().st_mtime_ns
+    again = compare(*wanted)
+    assert again.returncode == 0
+    assert finished.stat().st_mtime_ns == before  # what is finished is not repeated
+
+
+def test_mistakes_are_one_sentence(compare):
+    for arguments, message in (
+        (["--fusions", "Maen"], "there is no head 'Maen'; did you mean Mean?"),
+        (["--seedz", "2"], "there is no option --seedz"),
+        (["--seeds", "0"], "expected at least 1"),
+        (["--seeds", "many"], "argument --seeds: invalid int value: 'many'"),
+    ):
+        ran = compare(*arguments)
+        assert ran.returncode == 2
+        assert message in ran.stderr
+        assert "Traceback" not in ran.stderr
+
+
+def test_accuracy_by_inputs_is_that_of_manifests_without_the_others(encoders, manifest):
+    """Hiding an input in the model gives what leaving out its cells in the data gives."""
+    torch.manual_seed(0)
+    model = FusionClassifier(encoders, Concat, CLASSES).eval()
+
+    def batches():
+        data = ManifestData(str(manifest), batch_size=5, num_workers=0)
+        data.processors = model.processors
+        data.setup("test")
+        return iter(data.test_dataloader())
+
+    marks, subsets = accuracy_by_inputs(model, batches())
+    names = list(encoders)
+    assert set(subsets) == {"+".join(one) for size in (1, 2, 3) for one in combinations(names, size)}
+    assert len(marks) == 12
+    assert marks.count("1") / 12 == pytest.approx(subsets["+".join(names)])
+    for kept in names:
+        right = seen = 0
+        for batch in batches():
+            has = batch.present[kept].clone()
+            for name in names:
+                if name != kept:
+                    batch.present[name][:] = False
+            right += int((model(batch).logits.argmax(-1).eq(batch.target) & has).sum())
+            seen += int(has.sum())
+        assert subsets[kept] == pytest.approx(right / seen)

@@ -1,0 +1,212 @@
+"""The report as a reader gets it: the table of runs, the Markdown, the page that needs nothing else."""
+
+from __future__ import annotations
+
+import csv
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from fusion_pl.analysis.plots import accuracy_against_cost, accuracy_by_subset, accuracy_when_missing, svg
+from fusion_pl.analysis.report import write
+from fusion_pl.analysis.result import Result
+from fusion_pl.analysis.statistics import summarise
+from fusion_pl.types import UserError
+from tests.analysis.runs import INPUTS, done, failed
+
+VOID = {"meta", "img"}
+
+
+class Page(HTMLParser):
+    """Collects tags, tables and text, and refuses what is not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in {"td", "th"}:
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in {"td", "th"}:
+            self.rows[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[Result]:
+    good, bad = "1111011111" * 20, "1101011010" * 20
+    return [
+        done("Mean", 0, 0.7, bad),
+        done("Mean", 1, 0.72, bad[1:] + bad[:1]),
+        done("Concat", 0, 0.9, good),
+        done("Concat", 1, 0.94, good),
+        done("Concat", 0, 0.6, bad, ("text",)),
+        done("Concat", 1, 0.6, bad, ("text",)),
+        done("Sum", 0, 0.5, bad),
+        failed("Sum", 1, "out of memory"),
+        failed("Block", 0, "a <script>alert(1)</script> | pipe"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(runs: list[Result], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "new" / "run1"
+    write(runs, INPUTS, path, "configs/<keypad>.yaml")
+    return path
+
+
+def test_one_line_a_run(runs: list[Result], folder: Path) -> None:
+    with (folder / "results.csv").open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(runs)
+    assert {line["label"] for line in lines} == {"Mean", "Concat", "text alone", "Sum", "Block"}
+    (best,) = [line for line in lines if (line["label"], line["seed"]) == ("Concat", "1")]
+    assert (float(best["validation"]), float(best["test/accuracy"]), best["test_samples"]) == (0.94, 0.9, "200")
+    assert float(best["test/accuracy(image)"]) == pytest.approx(0.8)
+    (broken,) = [line for line in lines if line["label"] == "Block"]
+    assert (broken["status"], broken["validation"], broken["reason"]) == ("failed", "", runs[-1].reason)
+
+
+def test_the_page_needs_nothing_else_and_runs_nothing(folder: Path) -> None:
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "keypad"}
+    addresses = [value or "" for _, attrs in page.tags for key, value in attrs.items() if key in {"src", "href"}]
+    assert len(addresses) == 4
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in addresses)
+
+
+def test_the_main_table(folder: Path) -> None:
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    start = next(place for place, row in enumerate(page.rows) if "p against the best" in row)
+    header, *rows = page.rows[start : start + 5]
+    cells = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert list(cells) == ["Concat", "Mean", "text alone", "Sum"]  # by validation
+    best = cells["Concat"]
+    assert best["test accuracy in %"] == "90.00 ± 0.00"
+    assert best["validation accuracy in %"] == "92.00 ± 2.83"
+    assert (best["p against the best"], cells["Mean"]["p against the best"]) == ("best", "< 0.001")
+    assert (best["parameters"], best["FLOPs a sample"]) == ("6.0 k", "2.5 M")
+    assert (best["ms a batch (samples)"], best["training in s"], best["memory in MB"]) == ("18.0 (8)", "10.5", "512")
+    assert cells["Sum"]["seeds"] == "1 of 2"
+    assert cells["Sum"]["test accuracy in %"] == "60.00"  # one seed says nothing about the spread
+    assert [attrs for tag, attrs in page.tags if tag == "tr" and attrs] == [{"class": "best"}]
+
+
+def test_failures_have_their_reason(folder: Path, runs: list[Result]) -> None:
+    rows = Page((folder / "report.html").read_text(encoding="utf-8")).rows
+    assert ["Block", "0", runs[-1].reason] in rows
+    assert ["Sum", "1", "out of memory"] in rows
+
+
+def test_accuracy_by_inputs(folder: Path) -> None:
+    rows = Page((folder / "report.html").read_text(encoding="utf-8")).rows
+    assert ["test accuracy in %", "text", "image", "text + image"] in rows
+    assert ["Concat", "80.0", "80.0", "90.0"] in rows
+    assert ["text alone", "60.0", "–", "–"] in rows
+
+
+def test_commands_are_folded_in(folder: Path, runs: list[Result]) -> None:
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    folded = re.search(r"<details>.*</details>", text, re.DOTALL)
+    assert folded is not None
+    for one in runs:
+        assert one.command in folded[0]
+        assert one.command in (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_markdown(folder: Path) -> None:
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert text.startswith("# Comparison of fusions: configs/\\<keypad\\>.yaml\n")
+    assert not re.search(r"(?<!\\)<", text)
+    assert "| **Concat** |" in text
+    for line in re.findall(r"^\|.*\|$", text, re.MULTILINE):
+        assert len(re.findall(r"(?<!\\)\|", line)) in {4, 5, 12}  # a pipe in a reason does not open a cell
+    names = re.findall(r"\]\((pictures/\w+\.svg)\)", text)
+    assert len(names) == 4
+    for name in names:
+        assert ElementTree.parse(folder / name).getroot().tag.endswith("svg")
+
+
+def test_again_gives_the_same_bytes_and_leaves_no_partial(folder: Path, runs: list[Result], tmp_path: Path) -> None:
+    write(runs, INPUTS, tmp_path, "configs/<keypad>.yaml")
+    names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
+    assert names == {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
+    assert {Path(name).suffix for name in names} == {".csv", ".md", ".html", ".svg"}
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_report_of_failures_only(tmp_path: Path) -> None:
+    write([failed("Block", 0, "broke")], INPUTS, tmp_path, "base")
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.rows == [["head", "seeds", "reason"], ["Block", "0", "broke"]]
+    assert "No run came to its end" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_report_of_nothing(tmp_path: Path) -> None:
+    write([], INPUTS, tmp_path, "base")
+    assert "No run came to its end" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_one_head_one_input_one_seed_no_costs(tmp_path: Path) -> None:
+    bare = dict.fromkeys(("parameters", "head_parameters", "flops", "latency_ms", "batch_size", "memory_mb", "seconds"))
+    write([done("Mean", 0, 0.8, "0111", ("text",), **bare)], ("text",), tmp_path, "base")
+    rows = Page((tmp_path / "report.html").read_text(encoding="utf-8")).rows
+    assert ["Mean", "1", "75.00", "80.00", "best", *["–"] * 6] in rows
+    assert [path.name for path in tmp_path.glob("pictures/*")] == ["inputs.svg"]  # nothing to draw costs or gaps from
+
+
+def test_runs_that_cannot_be_compared_leave_no_report(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="only on the same samples"):
+        write([done("Mean", 0, 0.8, "0111"), done("Sum", 0, 0.8, "01")], INPUTS, tmp_path, "base")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_front_is_drawn_through_what_nobody_beats() -> None:
+    runs = [done("A", 0, 0.7, "01"), done("BB", 0, 0.6, "01"), done("CCC", 0, 0.9, "01")]
+    figure = accuracy_against_cost(summarise(runs, INPUTS), "latency_ms")
+    assert figure is not None
+    (axes,) = figure.axes
+    assert axes.lines[0].get_xydata() == pytest.approx(np.array([[3.0, 70.0], [9.0, 90.0]]))
+    assert {text.get_text(): text.get_weight() for text in axes.texts} == {"A": "bold", "BB": "normal", "CCC": "bold"}
+
+
+def test_a_missing_input_takes_a_straight_line() -> None:
+    subsets = {"text": 0.4, "image": 0.7, "text+image": 0.9}
+    (row,) = summarise([done("Mean", 0, 0.7, "01", subsets=subsets)], INPUTS)
+    figure = accuracy_when_missing(row, INPUTS)
+    assert figure is not None
+    lines = {str(line.get_label()): list(line.get_ydata()) for line in figure.axes[0].lines}
+    assert lines == {"text missing": pytest.approx([90, 70]), "image missing": pytest.approx([90, 40])}
+
+
+def test_names_are_not_mathematics() -> None:
+    names = ("$price$", "x_$1")
+    subsets = {"$price$": 0.5, "x_$1": 0.5, "$price$+x_$1": 0.9}
+    rows = summarise([done("$\\bad", seed, 0.7, "01", names, subsets=subsets) for seed in (0, 1)], names)
+    drawn = (
+        accuracy_against_cost(rows, "parameters"),
+        accuracy_by_subset(rows, names),
+        accuracy_when_missing(rows[0], names),
+    )
+    for figure in drawn:
+        assert figure is not None
+        assert svg(figure).startswith(b"<?xml")
