@@ -116,7 +116,7 @@ class Comparison:
         path = self.folder(trial) / RESULT
         if not path.is_file():
             return None
-        result = Result.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        result = Result.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
         return result if result.status == "done" and result.config == trial.key else None
 
     def run(self) -> dict[Trial, Result]:

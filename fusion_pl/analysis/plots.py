@@ -55,7 +55,7 @@ def _label(axes: Axes, points: dict[str, tuple[float, float]], front: Sequence[s
             fontsize=8,
             weight="bold" if name in front else "normal",
             parse_math=False,  # a $ in a name is a $
-            arrowprops={"arrowstyle": "-", "color": "lightgrey", "lw": 0.6},
+            arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "color": "lightgrey", "lw": 0.6},
             zorder=0,
         )
 

@@ -28,6 +28,7 @@ class Result:
         validation: accuracy of the chosen checkpoint on validation, 0 to 1.
         test: metrics of that checkpoint, such as ``test/accuracy``.
         correct: one character a test sample, 1 where it was classified rightly; the same order in every run.
+        tested: hash of the ids of these samples; only runs with the same one can be paired.
         subsets: accuracy on test with only these inputs, over the samples that have one of them. A key joins the names
             by ``+`` in the order of the configuration; the full set is among them.
         seconds: training time.
@@ -51,6 +52,7 @@ class Result:
     validation: float | None = None
     test: dict[str, float] = field(default_factory=dict)
     correct: str = ""
+    tested: str = ""
     subsets: dict[str, float] = field(default_factory=dict)
     seconds: float | None = None
     parameters: int | None = None

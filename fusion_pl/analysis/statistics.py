@@ -144,7 +144,7 @@ def paired(results: Iterable[Result], all_inputs: Sequence[str]) -> dict[str, fl
     On every test sample the correctness is averaged over the seeds that both rows have; the differences go through
     Wilcoxon's signed-rank test (two-sided), the p-values through Holm's correction. The samples are what is drawn at
     random here: it is a statement about these trained models. Left out are rows that share no seed with the best one,
-    and rows on other inputs that were tested on another number of samples (those without any of their inputs drop out).
+    and rows on other inputs that were tested on other samples (those without any of their inputs drop out).
 
     Source: Wilcoxon 1945, Holm 1979.
 
@@ -164,17 +164,16 @@ def paired(results: Iterable[Result], all_inputs: Sequence[str]) -> dict[str, fl
         return {}
     _refuse_other_samples(results)
     finished = {
-        name: {one.seed: _bits(one) for one in group if one.status == "done"}
+        name: {(one.seed, one.tested): _bits(one) for one in group if one.status == "done"}
         for name, group in grouped(results, all_inputs).items()
     }
     reference = finished.pop(best.label)
     values = {}
     for name, runs in finished.items():
-        if seeds := [
-            seed for seed in sorted(reference.keys() & runs.keys()) if len(reference[seed]) == len(runs[seed])
-        ]:
+        shared = [key for key in sorted(reference.keys() & runs.keys()) if len(reference[key]) == len(runs[key])]
+        if shared:
             # Sums instead of means: the ranks are the same, and equal ones stay exactly equal.
-            values[name] = _wilcoxon(np.sum([reference[seed] - runs[seed] for seed in seeds], axis=0))
+            values[name] = _wilcoxon(np.sum([reference[key] - runs[key] for key in shared], axis=0))
     return holm(values)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import shlex
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -50,7 +52,7 @@ def run_trial(trial: Trial, folder: Path, extra: Sequence[str]) -> Result:
         "seed": trial.seed,
         "version": __version__,
         "config": trial.key,
-        "command": " ".join(["fusion-pl fit", *arguments]),
+        "command": shlex.join(["fusion-pl", "fit", *arguments]),
     }
     _forget_peak()
     with _logged(folder / LOG):
@@ -79,10 +81,12 @@ def _measured(arguments: list[str]) -> dict[str, Any]:
     model = build_model(read_checkpoint(fitted["checkpoint"]), fitted["checkpoint"], trust=[_package(cli)])
     model = model.to(cli.trainer.strategy.root_device).eval()
     right, subsets = accuracy_by_inputs(model, _batches(cli))
+    ids = "\n".join(name for batch in _batches(cli) for name in batch.ids)
     return {
         "validation": fitted["metrics"]["val/accuracy"],
         "test": tested["metrics"],
         "correct": right,
+        "tested": hashlib.sha256(ids.encode()).hexdigest()[:12],
         "subsets": subsets,
         "seconds": fitted["seconds"],
         "parameters": sum(p.numel() for p in cli.model.parameters() if p.requires_grad),

@@ -21,6 +21,8 @@ from fusion_pl.module import FusionClassifier
 from ..conftest import CLASSES
 
 BROKEN = '''
+import os
+
 from fusion_pl.fusion import Fusion
 
 class Broken(Fusion):
@@ -28,6 +30,13 @@ class Broken(Fusion):
 
     def forward(self, inputs):
         raise RuntimeError("this head does not work")
+
+
+class Deadly(Fusion):
+    """Takes its process with it, as the system does when memory runs out."""
+
+    def forward(self, inputs):
+        os._exit(9)
 '''
 
 
@@ -83,6 +92,15 @@ def test_compares_goes_on_and_reports(compare, tmp_path):
     again = compare(*wanted)
     assert again.returncode == 0
     assert finished.stat().st_mtime_ns == before  # what is finished is not repeated
+
+
+def test_a_process_that_dies_costs_its_own_run_only(compare, tmp_path):
+    ran = compare("--fusions", "broken_heads.Deadly,Mean", "--seeds", "1", "--inputs", "all")
+    assert ran.returncode == 0, ran.stderr
+    with (tmp_path / "out/results.csv").open(newline="") as file:
+        rows = {row["fusion"]: row for row in csv.DictReader(file)}
+    assert "its process was killed, for want of memory perhaps" in rows["Deadly"]["reason"]
+    assert rows["Mean"]["status"] == "done"
 
 
 def test_mistakes_are_one_sentence(compare):

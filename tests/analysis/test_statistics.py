@@ -195,3 +195,13 @@ def test_the_front_is_what_nobody_beats() -> None:
     points = {"a": (0.9, 5.0), "b": (0.8, 1.0), "c": (0.8, 2.0), "d": (0.7, 1.0), "e": (0.9, 5.0), "f": (0.85, 3.0)}
     assert pareto(points) == {"a", "e", "b", "f"}  # equal points beat nobody
     assert pareto({}) == set()
+
+
+def test_rows_that_were_tested_on_other_samples_are_not_paired() -> None:
+    """As many samples are not the same samples: each input alone drops the rows that lack it."""
+    runs = [
+        done("Concat", 0, 0.9, "0111", tested="these"),
+        done("Mean", 0, 0.5, "0011", tested="these"),
+        done("Concat", 0, 0.4, "0011", ("text",), tested="others"),
+    ]
+    assert paired(runs, INPUTS).keys() == {"Mean"}
