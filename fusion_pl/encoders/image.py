@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,18 @@ class ImageProcessor:
 def _centre(pixels: UInt8[Tensor, "3 H W"], height: int, width: int) -> UInt8[Tensor, "3 h w"]:
     top, left = max(0, pixels.shape[1] - height) // 2, max(0, pixels.shape[2] - width) // 2
     return pixels[:, top : top + height, left : left + width]
+
+
+def _fold_padding(model: nn.Module) -> None:
+    """Let MobileNet's convolutions of stride 1 pad by themselves, which copies no map; elsewhere it is lopsided."""
+    for layer in model.modules():
+        config, convolution = getattr(layer, "config", None), getattr(layer, "convolution", None)
+        if getattr(config, "tf_padding", False) and isinstance(convolution, nn.Conv2d) and convolution.stride == (1, 1):
+            size = zip(convolution.dilation, convolution.kernel_size, strict=True)
+            convolution.padding = tuple(dilation * (width - 1) // 2 for dilation, width in size)
+            own: Any = copy.copy(config)
+            own.tf_padding = False
+            setattr(layer, "config", own)  # noqa: B010
 
 
 class ImageEncoder(PretrainedEncoder):
@@ -117,6 +130,7 @@ class ImageEncoder(PretrainedEncoder):
         model = super()._prepare(model)
         if hasattr(model, "use_head"):  # SigLIP's attention pooling
             setattr(model, "use_head", False)  # noqa: B010 - to a checker, only a Module can be set on a Module
+        _fold_padding(model)
         return model
 
     def _settings(self) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import transformers as hf
 from PIL import Image
 
 from fusion_pl.encoders import ImageEncoder
+from fusion_pl.encoders.image import _fold_padding
 from fusion_pl.types import MissingFileError, UserError
 from tests.encoders import promises
 from tests.encoders.models import IMAGES, save_image
@@ -180,3 +183,16 @@ def test_image_size_below_a_patch(vit):
         ImageEncoder(str(vit), image_size=4)
     with pytest.raises(UserError, match="image_size: 0 is not a number of pixels"):
         ImageEncoder(str(vit), image_size=0)
+
+
+@pytest.mark.parametrize("size", [64, 33])
+def test_padding_inside_the_convolutions_changes_nothing(size):
+    config = hf.MobileNetV2Config(depth_multiplier=0.1, min_depth=4, output_stride=16)  # dilated, too
+    torch.manual_seed(0)
+    plain = hf.MobileNetV2Model(config).double().eval()
+    folded = copy.deepcopy(plain)
+    _fold_padding(folded)
+    pixels = torch.randn(2, 3, size, size, dtype=torch.float64)
+    padded = [layer for layer in folded.modules() if isinstance(layer, torch.nn.Conv2d) and any(layer.padding)]
+    assert len(padded) > 10
+    torch.testing.assert_close(folded(pixels).last_hidden_state, plain(pixels).last_hidden_state)
