@@ -17,12 +17,11 @@ class Attention(nn.Module):
     Args:
         dim: channels F of both.
         num_heads: H, a divisor of ``dim``.
-        dropout: probability that a weight is dropped, in training.
     """
 
-    def __init__(self, dim: int, num_heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads, self.dropout = num_heads, dropout
+        self.num_heads = num_heads
         self.query = nn.Linear(dim, dim, bias=False)
         self.key_value = nn.Linear(dim, 2 * dim, bias=False)
         self.join_heads = nn.Linear(dim, dim)
@@ -33,8 +32,7 @@ class Attention(nn.Module):
         """Read; every query needs a True in its row of ``allowed``, since a softmax over nothing is NaN."""
         query = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         key, value = self.key_value(context).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        dropout = self.dropout if self.training else 0.0
-        heads = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed.unsqueeze(1), dropout_p=dropout)
+        heads = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed.unsqueeze(1))
         read: Tensor = self.join_heads(heads.transpose(1, 2).flatten(2))
         return read
 
@@ -42,10 +40,13 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     """One pre-norm transformer layer: attend to oneself, or to a context, then transform each token.
 
+    Dropout is on the two residual branches alone: on attention weights and hidden channels it would draw more random
+    numbers than all the rest, and keep the fused attention kernels away.
+
     Args:
         dim: channels F.
         num_heads: H, a divisor of ``dim``.
-        dropout: probability in attention and residual branches, in training.
+        dropout: probability that a channel of a residual branch is dropped, in training.
         cross: whether there is a context, normalised by a norm of its own.
     """
 
@@ -53,9 +54,9 @@ class Layer(nn.Module):
         super().__init__()
         self.norm_query = nn.LayerNorm(dim)
         self.norm_context = nn.LayerNorm(dim) if cross else None
-        self.attention = Attention(dim, num_heads, dropout)
+        self.attention = Attention(dim, num_heads)
         self.norm_mlp = nn.LayerNorm(dim)
-        self.mlp = mlp(dim, 4 * dim, dim, dropout)
+        self.mlp = mlp(dim, 4 * dim, dim, dropout=0.0)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -63,12 +64,20 @@ class Layer(nn.Module):
         x: Float[Tensor, "B S F"],
         allowed: Bool[Tensor, "B #S R"],
         context: Float[Tensor, "B R F"] | None = None,
-    ) -> Float[Tensor, "B S F"]:
-        """Attend where ``allowed``, then transform."""
+        first: int | None = None,
+    ) -> Float[Tensor, "B _ F"]:
+        """Attend where ``allowed``, then transform.
+
+        Args:
+            x: the S tokens of a sample.
+            allowed: which of the R = S tokens, or of the context's R, each may attend to.
+            context: what is read instead of x.
+            first: only these many leading tokens are wanted; the others are just read.
+        """
         query = self.norm_query(x)
         assert (context is None) == (self.norm_context is None), "a layer has a context exactly if it was built for one"
         read = query if self.norm_context is None else self.norm_context(context)
-        x = x + self.dropout(self.attention(query, read, allowed))
+        x = x[:, :first] + self.dropout(self.attention(query[:, :first], read, allowed))
         transformed: Tensor = self.dropout(self.mlp(self.norm_mlp(x)))
         return x + transformed
 

@@ -44,7 +44,10 @@ class Pixels:
 
 
 class TinyImage(Encoder):
-    """Encode pictures by a small convolutional network; a token is a patch of four by four pixels in its surroundings.
+    """Encode pictures by a small convolutional network; a token is a patch of eight by eight pixels in its surroundings.
+
+    The vector sums up a grid twice as fine, of which each token is the mean of four places: a head that attends pays
+    for every token.
 
     Args:
         dim: channels D.
@@ -82,9 +85,11 @@ class TinyImage(Encoder):
             line = torch.linspace(-1, 1, values.shape[-1], dtype=dtype, device=values.device)
             places = torch.stack(torch.meshgrid(line, line, indexing="ij"))
             values = torch.cat([values, places.expand(values.shape[0], -1, -1, -1)], dim=1)
-        tokens = self.layers(values).flatten(2).transpose(1, 2)
-        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        return Encoded(tokens, mask, self.pool(tokens, mask))
+        grid = self.layers(values)
+        fine = grid.flatten(2).transpose(1, 2)
+        pooled = self.pool(fine, fine.new_ones(fine.shape[:2], dtype=torch.bool))
+        tokens = nn.functional.avg_pool2d(grid, 2, ceil_mode=True).flatten(2).transpose(1, 2)
+        return Encoded(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool), pooled)
 
 
 def _conv(channels_in: int, channels_out: int, width: int = 3, stride: int = 1) -> nn.Sequential:

@@ -34,7 +34,7 @@ class Bottleneck(Fusion):
         num_heads: H, a divisor of ``dim``.
         num_layers: L, at least 2.
         num_bottlenecks: N.
-        dropout: probability in attention, residual branches and before the classifier, in training.
+        dropout: probability in residual branches and before the classifier, in training.
 
     Raises:
         UserError: where ``num_heads`` does not divide ``dim``, there are fewer than two layers, or a size or the

@@ -37,7 +37,7 @@ class Pairwise(Fusion):
         dim: channels F of the transformers; their MLPs are four times as wide.
         num_heads: H, a divisor of ``dim``.
         num_layers: L.
-        dropout: probability in attention, residual branches and before the classifier, in training.
+        dropout: probability in residual branches and before the classifier, in training.
 
     Raises:
         UserError: where ``num_heads`` does not divide ``dim``, or a size or the dropout is out of range.

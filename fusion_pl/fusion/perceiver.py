@@ -31,7 +31,7 @@ class Perceiver(Fusion):
         num_heads: H, a divisor of ``dim``.
         num_layers: L.
         num_latents: N.
-        dropout: probability in attention, residual branches and before the classifier, in training.
+        dropout: probability in residual branches and before the classifier, in training.
 
     Raises:
         UserError: where ``num_heads`` does not divide ``dim``, or a size or the dropout is out of range.

@@ -28,7 +28,7 @@ class SelfAttention(Fusion):
         num_heads: H, a divisor of ``dim``.
         num_layers: L.
         positions: places that have an embedding; the last one is shared by all later tokens.
-        dropout: probability in attention, residual branches and before the classifier, in training.
+        dropout: probability in residual branches and before the classifier, in training.
 
     Raises:
         UserError: where ``num_heads`` does not divide ``dim``, or a size or the dropout is out of range.
@@ -61,7 +61,8 @@ class SelfAttention(Fusion):
         # A sample without any input keeps its class token to look at.
         real = torch.cat([inputs[name].mask for name in self.names], dim=1)
         allowed = nn.functional.pad(real, (1, 0), value=True).unsqueeze(1)
-        for layer in self.layers:
+        *layers, last = self.layers
+        for layer in layers:
             x = layer(x, allowed)
-        vector = self.norm(x[:, 0])
+        vector = self.norm(last(x, allowed, first=1)[:, 0])  # nobody looks at the others any more
         return Fused(self.classify(vector), vector)
