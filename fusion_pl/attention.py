@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from fusion_pl.layers import Project, mlp
 from fusion_pl.types import Encoded
 
+POSITIONS = 256  # places with an embedding; all later tokens share the last one
+
 
 class Attention(nn.Module):
     """Let queries read a context with several heads.

@@ -182,8 +182,16 @@ class Decide(nn.Module):
 
     def forward(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M C"]:
         """Decide; zeros (no opinion) where an input is missing."""
-        hidden = self.activate(self.project(inputs)).unbind(1)
-        decisions = [classify(one) for classify, one in zip(self.classify.values(), hidden, strict=True)]
+        return self.from_hidden(self.hidden(inputs), inputs)
+
+    def hidden(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M F"]:
+        """Return the hidden channels, for a head that weighs by them."""
+        found: Tensor = self.activate(self.project(inputs))
+        return found
+
+    def from_hidden(self, hidden: Float[Tensor, "B M F"], inputs: dict[str, Encoded]) -> Float[Tensor, "B M C"]:
+        """Decide from the hidden channels."""
+        decisions = [classify(one) for classify, one in zip(self.classify.values(), hidden.unbind(1), strict=True)]
         present = torch.stack([inputs[name].mask.any(-1) for name in self.classify], dim=1)
         return torch.stack(decisions, dim=1).masked_fill(~present.unsqueeze(-1), 0.0)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -62,6 +65,16 @@ def per_class(confusion: Int[Tensor, "C C"], classes: list[str]) -> dict[str, di
         }
         for name, precision, recall, f1, samples in columns
     }
+
+
+def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return every choice of at least one of the names, the small ones first and all of them last.
+
+    Example:
+        >>> subsets(["text", "image"])
+        [('text',), ('image',), ('text', 'image')]
+    """
+    return [one for size in range(1, len(names) + 1) for one in combinations(names, size)]
 
 
 def balanced_weights(counts: list[int]) -> Float[Tensor, " C"]:

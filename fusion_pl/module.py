@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,14 +15,15 @@ from torch.nn.functional import cross_entropy
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Entropy, Fusion
 from fusion_pl.layers import hide, spread, stand_in
-from fusion_pl.metrics import balanced_weights, classification_metrics, confusion_matrix
+from fusion_pl.metrics import balanced_weights, classification_metrics, confusion_matrix, subsets
 from fusion_pl.recipe import Recipe, recipe_of
 from fusion_pl.training.loss import Loss
-from fusion_pl.training.optimisation import WarmupCosine, fuse, parameter_groups
+from fusion_pl.training.optimisation import WarmupCosine, parameter_groups, use_fused_step
 from fusion_pl.types import Batch, Encoded, Fused, Processor, UserError
 
 FusionFactory = Callable[[dict[str, int], int], Fusion]
 CHECKPOINT_FORMAT = 1
+MANY_INPUTS = 5  # from here on, not every choice of them is tested
 
 
 class FusionClassifier(LightningModule):
@@ -130,8 +131,8 @@ class FusionClassifier(LightningModule):
         """Return what the fusion head makes of a batch."""
         return self.fuse(self.encode(batch))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
+    def objective(self, batch: Batch) -> tuple[Tensor, Fused]:
+        """Return what training minimises on a batch with targets, and the head's decision."""
         encoded = self.encode(batch)
         fused = self.fuse(encoded)
         assert batch.target is not None
@@ -141,6 +142,12 @@ class FusionClassifier(LightningModule):
         for name, decide in self.deciders.items():
             among = batch.present[name] if held_out is None else batch.present[name] & ~held_out
             loss = loss + self.loss.inputs * entropy(decide(encoded[name].pooled), among)
+        return loss, fused
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        loss, fused = self.objective(batch)
+        assert batch.target is not None
         size = len(batch.ids)
         self.log("train/loss_step", loss, prog_bar=True, batch_size=size)  # this process's: nobody waits for the others
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
@@ -166,13 +173,14 @@ class FusionClassifier(LightningModule):
         """Measure a validation batch."""
         self._measure(batch, "val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure a test batch."""
-        self._measure(batch, "test")
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Measure a test batch, and return its logits for who asks sample by sample."""
+        return self._measure(batch, "test")
 
-    def _measure(self, batch: Batch, stage: Literal["val", "test"]) -> None:
+    def _measure(self, batch: Batch, stage: Literal["val", "test"]) -> Tensor:
         assert batch.target is not None
-        fused = self(batch)
+        encoded = self.encode(batch)
+        fused = self.fuse(encoded)
         logits, size = fused.logits.float(), len(batch.ids)
         loss = cross_entropy(logits, batch.target)  # neither smoothed nor weighted: comparable between runs
         self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
@@ -183,6 +191,18 @@ class FusionClassifier(LightningModule):
         if fused.weights is not None:
             for name, weight in zip(self.encoders, fused.weights.float().mean(0), strict=True):
                 self.log(f"{stage}/weight/{name}", weight, batch_size=size, sync_dist=True)
+        if self.trainer.state.fn != "fit":  # there it would be paid for after every epoch
+            self._measure_by_inputs(encoded, batch, stage)
+        return logits
+
+    def _measure_by_inputs(self, encoded: dict[str, Encoded], batch: Batch, stage: str) -> None:
+        """Measure accuracy with fewer inputs, over the samples that have one of them."""
+        assert batch.target is not None
+        for some in fewer(list(self.encoders)):
+            has = torch.stack([batch.present[name] for name in some]).any(0)
+            right = (self.fuse(encoded, only=some).logits.argmax(-1) == batch.target) & has
+            share = right.sum() / has.sum().clamp(min=1)
+            self.log(f"{stage}/accuracy/{'+'.join(some)}", share, batch_size=int(has.sum()), sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build optimizer and schedule; pretrained encoders start at ``pretrained_lr_factor`` times the rate."""
@@ -190,7 +210,7 @@ class FusionClassifier(LightningModule):
         optimizer = self.optimizer(parameter_groups(slow, self, self.pretrained_lr_factor))
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_factor"]
-        fuse(optimizer)
+        use_fused_step(optimizer)
         scheduler = self.lr_scheduler(optimizer)
         if isinstance(scheduler, WarmupCosine):
             if scheduler.total_steps is None:
@@ -216,6 +236,12 @@ class FusionClassifier(LightningModule):
             "files": {name: encoder.files() for name, encoder in self._encoders()},
             "columns": dict(getattr(data, "columns", {name: name for name in self.encoders})),
         }
+
+
+def fewer(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the choices of inputs, fewer than all of them, that a model is measured with."""
+    some = subsets(names)[:-1]
+    return some if len(names) < MANY_INPUTS else [one for one in some if len(one) in {1, len(names) - 1}]
 
 
 def _check(names: list[str], classes: list[str]) -> None:

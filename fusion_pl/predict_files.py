@@ -6,7 +6,6 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from fusion_pl.data.manifest import ManifestData
+from fusion_pl.files import whole
 from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.types import UserError
 
@@ -73,22 +73,10 @@ def _writer(output: str) -> Writer:
     rows = _csv if suffix == ".csv" else _json_lines
 
     def write(predictions: Iterable[Prediction], classes: list[str], inputs: list[str]) -> int:
-        with _whole(output) as file:
+        with whole(output) as file:
             return sum(prediction.error is not None for prediction in rows(file, predictions, classes, inputs))
 
     return write
-
-
-@contextmanager
-def _whole(path: str) -> Iterator[TextIO]:
-    """Open a file that appears under its name only when it is complete."""
-    partial = Path(f"{path}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _csv(

@@ -26,7 +26,7 @@ def outside(attention):
 
 
 def test_attention_is_torchs_own_whatever_each_query_may_read():
-    attention = Attention(DIM, HEADS, dropout=0.5).double().eval()
+    attention = Attention(DIM, HEADS).double().eval()
     x, context = drawn(3, 4, DIM), drawn(3, 5, DIM, seed=1)
     allowed = drawn(3, 4, 5, seed=2) > 0
     allowed[..., 2] = True  # every query needs something to read
@@ -36,7 +36,7 @@ def test_attention_is_torchs_own_whatever_each_query_may_read():
 
 
 def test_one_row_of_the_mask_serves_all_queries():
-    attention = Attention(DIM, HEADS, dropout=0.0).double()
+    attention = Attention(DIM, HEADS).double()
     x, context = drawn(3, 4, DIM), drawn(3, 5, DIM, seed=1)
     row = MASK.unsqueeze(1)
     torch.testing.assert_close(attention(x, context, row), attention(x, context, row.expand(3, 4, 5)))
@@ -80,17 +80,21 @@ def test_a_layer_does_not_ignore_a_context_or_do_without_one(cross):
         layer(x, readable(MASK), None if cross else x)
 
 
-def test_dropout_reaches_the_attention_and_both_branches_in_training_only():
-    x = drawn(3, 5, DIM)
-    for off in ("attention", "mlp", "dropout"):  # with the others silenced, each still drops something
-        layer = Layer(DIM, HEADS, dropout=0.5).double()
-        parts = {"attention": layer.attention, "mlp": layer.mlp[2], "dropout": layer.dropout}
-        for name, part in parts.items():
-            if name != off:
-                setattr(part, "dropout" if name == "attention" else "p", 0.0)
-        assert not torch.equal(layer(x, readable(MASK)), layer(x, readable(MASK))), off
-        layer.eval()
-        assert torch.equal(layer(x, readable(MASK)), layer(x, readable(MASK)))
+@pytest.mark.parametrize("branch", ["attention", "mlp"])
+def test_dropout_reaches_either_branch_in_training_only(branch):
+    """With the other branch at zero, so that what is dropped there could not be seen."""
+    x, layer = drawn(3, 5, DIM), Layer(DIM, HEADS, dropout=0.5).double()
+    other = layer.mlp[3] if branch == "attention" else layer.attention.join_heads
+    torch.nn.init.zeros_(other.weight)
+    torch.nn.init.zeros_(other.bias)
+    assert not torch.equal(layer(x, readable(MASK)), layer(x, readable(MASK)))
+    layer.eval()
+    assert torch.equal(layer(x, readable(MASK)), layer(x, readable(MASK)))
+
+
+def test_what_is_only_read_changes_nothing_of_the_first():
+    x, layer = drawn(3, 5, DIM), Layer(DIM, HEADS, dropout=0.0).double()
+    torch.testing.assert_close(layer(x, readable(MASK), first=2), layer(x, readable(MASK))[:, :2])
 
 
 @pytest.mark.parametrize("positions", [0, 1, 3, 9])

@@ -6,14 +6,16 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
 
 from fusion_pl.data import ManifestData
 from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Concat, Mean, Weighted
 from fusion_pl.layers import stand_in
-from fusion_pl.module import FusionClassifier
+from fusion_pl.module import FusionClassifier, fewer
 from fusion_pl.predict import Predictor
 from fusion_pl.training import Loss, WarmupCosine
+from fusion_pl.training.results import accuracy_by_inputs
 from fusion_pl.types import UserError
 
 from .conftest import CLASSES
@@ -97,6 +99,55 @@ def test_the_logged_loss_is_the_mean_over_samples(model, data, tmp_path):
     with torch.no_grad():
         losses = [cross_entropy(model(b).logits, b.target, reduction="none") for b in data.val_dataloader()]
     assert logged["val/loss"] == pytest.approx(torch.cat(losses).mean().item(), abs=1e-5)
+
+
+def test_accuracy_by_inputs_is_that_of_batches_without_the_others(model, data, tmp_path):
+    """Hiding an input in the model gives what leaving out its cells in the data gives; uneven batches count by size."""
+    trainer = quiet_trainer(tmp_path)
+    (logged,) = trainer.test(model, datamodule=data, verbose=False)
+    names = list(model.encoders)
+    found = accuracy_by_inputs(logged, "test", names)
+    assert set(found) == {"text", "image", "audio", "text+image", "text+audio", "image+audio", "text+image+audio"}
+    model.eval()
+    for some in found:
+        right = seen = 0
+        for batch in data.test_dataloader():
+            has = torch.stack([batch.present[name] for name in some.split("+")]).any(0)
+            for name in names:
+                if name not in some.split("+"):
+                    batch.present[name][:] = False
+            right += int((model(batch).logits.argmax(-1).eq(batch.target) & has).sum())
+            seen += int(has.sum())
+        assert found[some] == pytest.approx(right / seen), some
+
+
+def test_it_is_measured_by_inputs_in_validate_but_not_in_fit(model, data, tmp_path):
+    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    trainer.fit(model, datamodule=data)
+    assert not [key for key in trainer.callback_metrics if "accuracy/" in key]
+    (logged,) = trainer.validate(model, datamodule=data, verbose=False)
+    assert {"val/accuracy/text", "val/accuracy/image+audio"} <= set(logged)
+
+
+def test_many_inputs_are_not_measured_in_every_choice():
+    assert len(fewer("abcd")) == 2**4 - 2
+    assert [len(one) for one in fewer("abcdef")] == [1] * 6 + [5] * 6
+
+
+def test_an_input_that_no_sample_has_has_no_accuracy(encoders, data, tmp_path):
+    """No share of nothing is made up, and nothing fails."""
+    collate = data.test_dataloader().collate_fn
+
+    def without_image(samples):
+        batch = collate(samples)
+        batch.present["image"][:] = False
+        return batch
+
+    model = FusionClassifier(encoders, Concat, CLASSES)
+    batches = DataLoader(data.samples("test"), batch_size=5, collate_fn=without_image)
+    (logged,) = quiet_trainer(tmp_path).test(model, batches, verbose=False)
+    assert math.isnan(logged["test/accuracy/image"])
+    assert not math.isnan(logged["test/accuracy/text+image"])
 
 
 def test_class_weights_and_smoothing_reach_the_loss(encoders, data, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import multiprocessing.sharedctypes
 import os
@@ -15,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NoReturn
 
+import torch
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -116,7 +116,7 @@ class Comparison:
         path = self.folder(trial) / RESULT
         if not path.is_file():
             return None
-        result = Result.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
+        result = Result.read(path)
         return result if result.status == "done" and result.config == trial.key else None
 
     def run(self) -> dict[Trial, Result]:
@@ -202,8 +202,6 @@ def _prepare(turn: multiprocessing.sharedctypes.Synchronized[int], jobs: int) ->
     if jobs == 1:
         return
     devices = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
-    import torch
-
     devices = devices or [str(one) for one in range(torch.cuda.device_count())]
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]

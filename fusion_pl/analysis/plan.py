@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,9 +15,11 @@ import yaml
 
 import fusion_pl.fusion
 from fusion_pl import __version__
+from fusion_pl.metrics import subsets
 from fusion_pl.types import MissingFileError, UserError
 
-BASELINE = "fusion_pl.fusion.Concat"  # the head of the runs with fewer inputs
+OURS = "fusion_pl.fusion."
+BASELINE = f"{OURS}Concat"  # the head of the runs with fewer inputs
 OF_INPUTS = ("inputs", "augment", "input_dropout")  # the data's options that are keyed by input
 
 
@@ -42,8 +43,8 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Name of its folder."""
-        return f"{self.fusion.rpartition('.')[2]}-{'+'.join(self.inputs)}-{self.seed}"
+        """Name of its folder: our heads by their class, others by their whole path, so that two Means stay apart."""
+        return f"{self.fusion.removeprefix(OURS)}-{'+'.join(self.inputs)}-{self.seed}"
 
 
 def read_base(path: str) -> dict[str, Any]:
@@ -60,10 +61,11 @@ def read_base(path: str) -> dict[str, Any]:
         base: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    encoders = base.get("model", {}).get("encoders") if isinstance(base, dict) else None
-    if not isinstance(encoders, dict) or "data" not in base:
+    model, data = (base.get(key) if isinstance(base, dict) else None for key in ("model", "data"))
+    encoders = model.get("encoders") if isinstance(model, dict) else None
+    if not isinstance(encoders, dict) or not encoders or not data:
         raise UserError(f"{path} has no model.encoders or no data: give the configuration of a fusion-pl fit")
-    return dict(base)
+    return {**base, "data": {"class_path": data} if isinstance(data, str) else data}
 
 
 def heads(wanted: str) -> list[str]:
@@ -80,7 +82,7 @@ def heads(wanted: str) -> list[str]:
             )
     if not names:
         raise UserError("--fusions names no head: give all, or names with commas between them")
-    return [name if "." in name else f"fusion_pl.fusion.{name}" for name in dict.fromkeys(names)]
+    return list(dict.fromkeys(name if "." in name else OURS + name for name in names))
 
 
 def input_sets(wanted: str, names: Sequence[str]) -> list[tuple[str, ...]]:
@@ -92,7 +94,7 @@ def input_sets(wanted: str, names: Sequence[str]) -> list[tuple[str, ...]]:
         elif word.strip() == "each":
             chosen += [(name,) for name in names]
         elif word.strip() == "subsets":
-            chosen += [one for size in range(1, len(names) + 1) for one in itertools.combinations(names, size)]
+            chosen += subsets(names)
         else:
             raise UserError(f"--inputs: {word.strip()!r} is none of each, all, subsets (commas between them)")
     return sorted(dict.fromkeys(chosen), key=lambda one: (len(one) != len(names), len(one)))

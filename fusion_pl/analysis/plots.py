@@ -81,34 +81,6 @@ def accuracy_by_subset(rows: Sequence[Row], all_inputs: Sequence[str]) -> Figure
     return figure
 
 
-def accuracy_when_missing(row: Row, all_inputs: Sequence[str]) -> Figure | None:
-    r"""Draw a row's expected test accuracy against the share of missing cells, a line for each input.
-
-    Where cells of input m go missing at random with share q, a sample is classified with all inputs at probability
-    1 − q and without m at q, so the expectation is the straight line :math:`(1 - q)\, a_{all} + q\, a_{-m}` between two
-    measured ends. It is exact where every sample has all inputs.
-
-    Args:
-        row: of a head on at least two inputs.
-        all_inputs: of the configuration.
-    """
-    own = [name for name in all_inputs if name in row.inputs]
-    whole = row.subsets.get("+".join(own))
-    rests = {lost: row.subsets.get("+".join(name for name in own if name != lost)) for lost in own}
-    ends = {lost: value for lost, value in rests.items() if value is not None}
-    if whole is None or not ends:
-        return None
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for lost, value in ends.items():
-        axes.plot([0, 100], [100 * whole, 100 * value], label=f"{lost} missing")
-    axes.set(xlabel="share of missing cells in %", ylabel="test accuracy in %")
-    axes.set_title(row.label, parse_math=False)
-    for text in axes.legend().get_texts():
-        text.set_parse_math(False)
-    return figure
-
-
 def svg(figure: Figure) -> bytes:
     """Return a picture as SVG, the same bytes for the same picture."""
     buffer = io.BytesIO()

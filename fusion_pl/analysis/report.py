@@ -11,9 +11,11 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fusion_pl.analysis.page import PICTURES, Picture, Section, Table, html, markdown
-from fusion_pl.analysis.plots import accuracy_against_cost, accuracy_by_subset, accuracy_when_missing, svg
+from fusion_pl.analysis.plots import accuracy_against_cost, accuracy_by_subset, svg
 from fusion_pl.analysis.result import Result
 from fusion_pl.analysis.statistics import COSTS, Row, Spread, best_of, grouped, paired, subsets_of, summarise
+from fusion_pl.files import whole
+from fusion_pl.training.pictures import missing_picture
 
 NONE = "–"
 HOW_TO_READ = (
@@ -32,9 +34,9 @@ COST_CAPTION = (
     "since to choose by it on test would spoil the test."
 )
 MISSING_CAPTION = (
-    "Expected test accuracy of {} when cells of one input go missing at random. Each line joins measured ends, with "
-    "all inputs and without that one: in expectation a mix of the two is exactly a straight line, where every test "
-    "sample has all inputs."
+    "Expected test accuracy of {} when cells go missing at random. Each straight line joins measured ends, with all "
+    "inputs and without that one; the dashed curve is for cells of every input, and mixes all choices of inputs. Both "
+    "are exact where every test sample has all inputs."
 )
 
 
@@ -52,16 +54,15 @@ def write(results: Sequence[Result], all_inputs: Sequence[str], folder: Path, ba
     """
     title = f"Comparison of fusions: {base_config_name}"
     sections = _sections(results, all_inputs)
-    files = {f"{PICTURES}/{one.name}.svg": one.image for section in sections for one in section.pictures}
-    files["results.csv"] = _csv(results, all_inputs).encode()
-    files["report.md"] = markdown(title, sections).encode()
-    files["report.html"] = html(title, sections).encode()
+    files = {f"{PICTURES}/{one.name}.svg": one.image.decode() for section in sections for one in section.pictures}
+    files["results.csv"] = _csv(results, all_inputs)
+    files["report.md"] = markdown(title, sections)
+    files["report.html"] = html(title, sections)
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_bytes(content)
-        partial.replace(path)  # a reader never meets half a file
+        with whole(path) as file:
+            file.write(content)
 
 
 def _sections(results: Sequence[Result], all_inputs: Sequence[str]) -> list[Section]:
@@ -200,7 +201,8 @@ def _costs(rows: Sequence[Row]) -> list[Picture]:
 
 def _missing(rows: Sequence[Row], all_inputs: Sequence[str]) -> Picture | None:
     best = next((row for row in rows if len(row.inputs) > 1), None)  # rows come in the order of validation
-    figure = accuracy_when_missing(best, all_inputs) if best else None
+    names = [name for name in all_inputs if best and name in best.inputs]
+    figure = missing_picture(best.subsets, names, best.label) if best else None
     return Picture("missing", MISSING_CAPTION.format(best.label), svg(figure)) if best and figure else None
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
+from fusion_pl.files import whole
 from fusion_pl.types import UserError
 
 ACCURACY = "test/accuracy"
@@ -36,6 +39,7 @@ class Result:
         head_parameters: of the head.
         flops: floating-point operations of a forward, for one sample.
         latency_ms: milliseconds of a forward, for one batch.
+        step_ms: milliseconds of a forward and backward, for the same batch.
         batch_size: samples of that batch.
         memory_mb: peak, in MB.
     """
@@ -59,6 +63,7 @@ class Result:
     head_parameters: int | None = None
     flops: int | None = None
     latency_ms: float | None = None
+    step_ms: float | None = None
     batch_size: int | None = None
     memory_mb: float | None = None
 
@@ -75,6 +80,24 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Return what ``from_dict`` reads, ready for JSON."""
         return asdict(self) | {"inputs": list(self.inputs)}
+
+    def write(self, path: Path) -> None:
+        """Write what ``read`` reads."""
+        with whole(path) as file:
+            json.dump(self.to_dict(), file, indent=1)
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """Read a result's file.
+
+        Raises:
+            UserError: where it is damaged, or of another version.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:  # no JSON, or no UTF-8
+            raise UserError(f"{path} is damaged ({error}): delete the file and compare again") from error
+        return cls.from_dict(data, str(path))
 
     @classmethod
     def from_dict(cls, data: object, source: str = "the result") -> Result:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from statistics import fmean, stdev
 
 import numpy as np
@@ -12,6 +11,7 @@ from jaxtyping import Shaped
 from numpy.typing import NDArray
 
 from fusion_pl.analysis.result import ACCURACY, Result, label
+from fusion_pl.metrics import subsets
 from fusion_pl.types import UserError
 
 
@@ -57,7 +57,7 @@ class Row:
     batch_size: int | None
 
 
-COSTS = ("parameters", "head_parameters", "flops", "latency_ms", "seconds", "memory_mb")
+COSTS = ("parameters", "head_parameters", "flops", "latency_ms", "step_ms", "seconds", "memory_mb")
 
 
 def grouped(results: Iterable[Result], all_inputs: Sequence[str]) -> dict[str, list[Result]]:
@@ -134,8 +134,7 @@ def _spread(values: list[float]) -> Spread | None:
 def subsets_of(rows: Iterable[Row], all_inputs: Sequence[str]) -> list[str]:
     """Return the subsets of inputs that some row was tested with, the small ones first."""
     known = {key for row in rows for key in row.subsets}
-    every = ["+".join(some) for size in range(1, len(all_inputs) + 1) for some in combinations(all_inputs, size)]
-    return [key for key in every if key in known]
+    return [key for key in map("+".join, subsets(all_inputs)) if key in known]
 
 
 def paired(results: Iterable[Result], all_inputs: Sequence[str]) -> dict[str, float]:
@@ -156,7 +155,7 @@ def paired(results: Iterable[Result], all_inputs: Sequence[str]) -> dict[str, fl
         Label -> corrected p-value; the best row, and those without a finished run, are not in it.
 
     Raises:
-        UserError: where two runs on the same inputs were tested on different numbers of samples.
+        UserError: where two runs on the same inputs were tested on different samples.
     """
     results = list(results)
     best = best_of(summarise(results, all_inputs))
@@ -170,8 +169,7 @@ def paired(results: Iterable[Result], all_inputs: Sequence[str]) -> dict[str, fl
     reference = finished.pop(best.label)
     values = {}
     for name, runs in finished.items():
-        shared = [key for key in sorted(reference.keys() & runs.keys()) if len(reference[key]) == len(runs[key])]
-        if shared:
+        if shared := sorted(reference.keys() & runs.keys()):
             # Sums instead of means: the ranks are the same, and equal ones stay exactly equal.
             values[name] = _wilcoxon(np.sum([reference[key] - runs[key] for key in shared], axis=0))
     return holm(values)
@@ -181,11 +179,11 @@ def _refuse_other_samples(results: list[Result]) -> None:
     first: dict[tuple[str, ...], Result] = {}
     for one in (one for one in results if one.status == "done"):
         other = first.setdefault(one.inputs, one)
-        if len(one.correct) != len(other.correct):
+        if (one.tested, len(one.correct)) != (other.tested, len(other.correct)):
             raise UserError(
                 f"{one.fusion} (seed {one.seed}) was tested on {len(one.correct)} samples and {other.fusion} (seed "
-                f"{other.seed}) on {len(other.correct)}: runs can be compared only on the same samples; compare into "
-                "another folder, or run the older ones again"
+                f"{other.seed}) on {len(other.correct)} others: runs can be compared only on the same samples; compare "
+                "into another folder, or run the older ones again"
             )
 
 

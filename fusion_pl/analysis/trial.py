@@ -5,26 +5,30 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shlex
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fusion_pl import __version__
 from fusion_pl.analysis.plan import Trial
 from fusion_pl.analysis.result import Result
-from fusion_pl.cli import FusionCLI, train
+from fusion_pl.cli import LOGGER, train
 from fusion_pl.errors import sentence
 from fusion_pl.module import FusionClassifier
-from fusion_pl.predict import build_model, read_checkpoint
+from fusion_pl.training.results import WriteResults, accuracy_by_inputs
 from fusion_pl.types import Batch
 
 RESULT, LOG = "result.json", "log.txt"
@@ -40,9 +44,8 @@ def run_trial(trial: Trial, folder: Path, extra: Sequence[str]) -> Result:
         extra: further arguments of ``fusion-pl fit``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    logger = {"save_dir": str(folder), "name": "", "default_hp_metric": False}
-    config = trial.config | {"trainer": dict(trial.config.get("trainer") or {})}
-    config["trainer"]["logger"] = {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": logger}
+    logger = LOGGER | {"init_args": LOGGER["init_args"] | {"save_dir": str(folder)}}
+    config = trial.config | {"trainer": (trial.config.get("trainer") or {}) | {"logger": logger}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     arguments = ["--config", str(folder / "config.yaml"), *extra]
     common: dict[str, Any] = {
@@ -62,90 +65,83 @@ def run_trial(trial: Trial, folder: Path, extra: Sequence[str]) -> Result:
         except (Exception, SystemExit) as error:  # one failing head must not stop the others; its row says why
             result = Result(**common, status="failed", reason=sentence(error) or f"{type(error).__name__}: {error}")
             if sentence(error) is None:
-                _print_traceback()
-    partial = folder / f"{RESULT}.partial"
-    partial.write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
-    partial.replace(folder / RESULT)
+                traceback.print_exc()
+    result.write(folder / RESULT)
     return result
 
 
 def _measured(arguments: list[str]) -> dict[str, Any]:
     cli = train("fit", arguments)
-    log_dir = Path(str(cli.trainer.log_dir))
-    fitted = json.loads((log_dir / "metrics.json").read_text(encoding="utf-8"))
-    cli.trainer.test(
-        cli.model, datamodule=cli.datamodule, ckpt_path=fitted["checkpoint"], weights_only=True, verbose=False
+    trainer, model = cli.trainer, cli.model
+    fitted = json.loads((Path(str(trainer.log_dir)) / "metrics.json").read_text(encoding="utf-8"))
+    seen = _Seen()
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks[:] = [one for one in callbacks if not isinstance(one, WriteResults)] + [seen]  # fit's report stays
+    (tested,) = trainer.test(
+        model, datamodule=cli.datamodule, ckpt_path=fitted["checkpoint"], weights_only=True, verbose=False
     )
-    tested = json.loads((log_dir / "metrics.json").read_text(encoding="utf-8"))
-    (log_dir / "metrics.json").write_text(json.dumps(fitted, indent=2) + "\n", encoding="utf-8")
-    model = build_model(read_checkpoint(fitted["checkpoint"]), fitted["checkpoint"], trust=[_package(cli)])
-    model = model.to(cli.trainer.strategy.root_device).eval()
-    right, subsets = accuracy_by_inputs(model, _batches(cli))
-    ids = "\n".join(name for batch in _batches(cli) for name in batch.ids)
+    subsets = accuracy_by_inputs(tested, "test", list(model.encoders))
+    assert seen.first is not None
+    batch = apply_to_collection(seen.first, Tensor, Tensor.clone)  # the test's cannot take part in a backward
     return {
         "validation": fitted["metrics"]["val/accuracy"],
-        "test": tested["metrics"],
-        "correct": right,
-        "tested": hashlib.sha256(ids.encode()).hexdigest()[:12],
-        "subsets": subsets,
+        "test": {key: value for key, value in tested.items() if not key.startswith("test/accuracy/")},
+        "correct": "".join(seen.correct),
+        "tested": hashlib.sha256("\n".join(seen.ids).encode()).hexdigest()[:12],
+        "subsets": {key: value for key, value in subsets.items() if not math.isnan(value)},
         "seconds": fitted["seconds"],
-        "parameters": sum(p.numel() for p in cli.model.parameters() if p.requires_grad),
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "head_parameters": sum(p.numel() for p in model.fusion.parameters()),
         "memory_mb": _peak(),
-        **_costs(model, next(_batches(cli))),
+        **_costs(model.to(trainer.strategy.root_device), trainer.strategy.batch_to_device(batch)),
     }
 
 
-def _package(cli: FusionCLI) -> str:
-    return type(cli.model.fusion).__module__.partition(".")[0]  # the user named it in this very command
+class _Seen(Callback):
+    """What was tested: ids, which of them were right, and the first batch, to measure costs with."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.correct: list[str] = []
+        self.first: Batch | None = None
+
+    def on_test_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Batch, *index: int
+    ) -> None:
+        """Note a batch."""
+        del trainer, pl_module, index
+        assert batch.target is not None
+        self.first = self.first or batch
+        self.ids += batch.ids
+        self.correct += ["01"[int(right)] for right in outputs.argmax(-1).eq(batch.target).tolist()]
 
 
-def _batches(cli: FusionCLI) -> Iterator[Batch]:
-    cli.datamodule.setup("test")
-    for batch in cli.datamodule.test_dataloader():
-        yield cli.trainer.strategy.batch_to_device(batch)
-
-
-@torch.inference_mode()
-def accuracy_by_inputs(model: FusionClassifier, batches: Iterator[Batch]) -> tuple[str, dict[str, float]]:
-    """Test every subset of the inputs, each sample with what it has of it; one pass through the encoders.
-
-    Returns:
-        For all inputs "1" or "0" a sample, right or wrong; and subset -> accuracy over the samples that have any of it.
-    """
-    names = list(model.encoders)
-    subsets = [one for size in range(1, len(names) + 1) for one in combinations(names, size)]
-    right: dict[tuple[str, ...], int] = dict.fromkeys(subsets, 0)
-    seen = dict.fromkeys(subsets, 0)
-    marks = ""
-    for batch in batches:
-        encoded = model.encode(batch)
-        for one in subsets:
-            has = torch.stack([batch.present[name] for name in one]).any(0)
-            hit = (model.fuse(encoded, only=one).logits.argmax(-1) == batch.target) & has
-            right[one] += int(hit.sum())
-            seen[one] += int(has.sum())
-        marks += "".join("01"[int(mark)] for mark in hit.tolist())  # the last subset is all inputs
-    return marks, {"+".join(one): right[one] / seen[one] for one in subsets if seen[one]}
-
-
-@torch.inference_mode()
 def _costs(model: FusionClassifier, batch: Batch) -> dict[str, Any]:
-    with FlopCounterMode(display=False) as counter:
-        model(batch)
+    def step() -> None:
+        model.objective(batch)[0].backward()  # type: ignore[no-untyped-call]
+
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model.eval()(batch)
+        latency = _milliseconds(lambda: model(batch))
+    model.train()
+    return {
+        "flops": counter.get_total_flops() // len(batch.ids),
+        "latency_ms": latency,
+        "step_ms": _milliseconds(step),
+        "batch_size": len(batch.ids),
+    }
+
+
+def _milliseconds(call: Callable[[], object]) -> float:
+    """Return the median over a few calls, after one to warm up."""
     seconds = []
-    for _ in range(REPEATS):
+    for _ in range(1 + REPEATS):
         started = time.perf_counter()
-        model(batch)
+        call()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    size = len(batch.ids)
-    return {
-        "flops": counter.get_total_flops() // size,
-        "latency_ms": 1000 * statistics.median(seconds),
-        "batch_size": size,
-    }
+    return 1000 * statistics.median(seconds[1:])
 
 
 @contextlib.contextmanager
@@ -161,12 +157,6 @@ def _logged(path: Path) -> Iterator[None]:
             for descriptor, number in zip(kept, (1, 2), strict=True):
                 os.dup2(descriptor, number)
                 os.close(descriptor)
-
-
-def _print_traceback() -> None:
-    import traceback
-
-    traceback.print_exc()
 
 
 def _forget_peak() -> None:

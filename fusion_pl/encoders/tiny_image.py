@@ -44,7 +44,7 @@ class Pixels:
 
 
 class TinyImage(Encoder):
-    """Encode pictures by a small convolutional network; a token is a patch of eight by eight pixels in its surroundings.
+    """Encode pictures by a small convolutional network; a token is a patch of eight by eight pixels and more around it.
 
     The vector sums up a grid twice as fine, of which each token is the mean of four places: a head that attends pays
     for every token.

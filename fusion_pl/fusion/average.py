@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from torch import nn
-
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import InputWeights, ProjectPooled
+from fusion_pl.layers import Decide, InputWeights
 from fusion_pl.types import Encoded, Fused
 
 
@@ -44,17 +41,14 @@ class Average(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("Average", dropout, dim=dim)
-        self.project = ProjectPooled(dims, dim)
-        self.activate = nn.Sequential(nn.GELU(), nn.Dropout(dropout))
-        self.classify = nn.ModuleDict({name: nn.Linear(dim, num_classes) for name in dims})
+        self.decide = Decide(dims, num_classes, dim, dropout)
         self.weigh = InputWeights(self.names, dim, weights)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``input_logits`` are the inputs' own, zeros (no opinion) where an input is missing."""
-        hidden, present = self.activate(self.project(inputs)), self.present(inputs)
-        decisions = [classify(one) for classify, one in zip(self.classify.values(), hidden.unbind(1), strict=True)]
-        stacked = torch.stack(decisions, dim=1).masked_fill(~present.unsqueeze(-1), 0.0)
+        hidden, present = self.decide.hidden(inputs), self.present(inputs)
+        decisions = self.decide.from_hidden(hidden, inputs)
         log_weights = self.weigh(hidden, present)
-        logits = (log_weights.unsqueeze(-1) + stacked.log_softmax(-1)).logsumexp(1)
+        logits = (log_weights.unsqueeze(-1) + decisions.log_softmax(-1)).logsumexp(1)
         weights = log_weights.exp().masked_fill(~present, 0.0)
-        return Fused(logits, None, weights, dict(zip(self.names, stacked.unbind(1), strict=True)))
+        return Fused(logits, None, weights, self.named(decisions))

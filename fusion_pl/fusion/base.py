@@ -71,6 +71,10 @@ class Fusion(Recorded, nn.Module, ABC):
         """Return which sample has which input, in the order of ``dims``."""
         return torch.stack([inputs[name].mask.any(-1) for name in self.names], dim=-1)
 
+    def named(self, decisions: Float[Tensor, "B M C"]) -> dict[str, Float[Tensor, "B C"]]:
+        """Return each input's own decision by its name, as ``Fused.input_logits`` has it."""
+        return dict(zip(self.names, decisions.unbind(1), strict=True))
+
 
 def check_sizes(head: str, dropout: float, **sizes: int) -> None:
     """Refuse arguments that no layer can be built from.
@@ -78,7 +82,7 @@ def check_sizes(head: str, dropout: float, **sizes: int) -> None:
     Args:
         head: its class name, for the message.
         dropout: a probability.
-        **sizes: name of an argument -> its value, a whole number of at least 1.
+        **sizes: name of an argument -> its value, a whole number of at least 1; of ``num_heads`` dim is a multiple.
 
     Raises:
         UserError: at the first one that is out of range.
@@ -88,16 +92,8 @@ def check_sizes(head: str, dropout: float, **sizes: int) -> None:
             raise UserError(f"{head} was given {name}={size}, expected a whole number of at least 1")
     if not 0 <= dropout < 1:
         raise UserError(f"{head} was given dropout={dropout}, expected a probability: at least 0 and below 1")
-
-
-def check_heads(head: str, dim: int, num_heads: int) -> None:
-    """Refuse channels that attention heads cannot share.
-
-    Raises:
-        UserError: where ``num_heads`` does not divide ``dim``.
-    """
-    if dim % num_heads:
+    if "num_heads" in sizes and sizes["dim"] % sizes["num_heads"]:
         raise UserError(
-            f"{head} was given dim={dim} and num_heads={num_heads}: the heads share the channels equally, so dim must "
-            "be a multiple of num_heads"
+            f"{head} was given dim={sizes['dim']} and num_heads={sizes['num_heads']}: the heads share the channels "
+            "equally, so dim must be a multiple of num_heads"
         )

@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_pl.attention import Layer, ProjectTokens
-from fusion_pl.fusion.base import Fusion, check_heads, check_sizes
+from fusion_pl.attention import POSITIONS, Layer, ProjectTokens
+from fusion_pl.fusion.base import Fusion, check_sizes
 from fusion_pl.layers import masked_mean
 from fusion_pl.types import Encoded, Fused, UserError
-
-POSITIONS = 256  # places with an embedding; all later tokens share the last one
 
 
 class Bottleneck(Fusion):
@@ -53,7 +51,6 @@ class Bottleneck(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("Bottleneck", dropout, dim=dim, num_heads=num_heads, num_bottlenecks=num_bottlenecks)
-        check_heads("Bottleneck", dim, num_heads)
         if num_layers < 2:
             raise UserError(f"Bottleneck was given num_layers={num_layers}: the inputs first meet in the second layer")
         self.project = ProjectTokens(dims, dim, positions=POSITIONS)

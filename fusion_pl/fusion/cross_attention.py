@@ -7,7 +7,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from fusion_pl.attention import Layer, ProjectTokens
-from fusion_pl.fusion.base import Fusion, check_heads, check_sizes
+from fusion_pl.fusion.base import Fusion, check_sizes
 from fusion_pl.layers import masked_mean
 from fusion_pl.types import Encoded, Fused
 
@@ -56,7 +56,6 @@ class CrossAttention(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("CrossAttention", dropout, dim=dim, num_heads=num_heads, num_layers=num_layers)
-        check_heads("CrossAttention", dim, num_heads)
         self.project = ProjectTokens(dims, dim)
         self.layers = nn.ModuleList(Layer(dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)

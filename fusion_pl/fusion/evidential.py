@@ -67,7 +67,7 @@ class Evidential(Fusion):
         sure = total / (total + classes)
         weights = sure / sure.sum(-1, keepdim=True).clamp(min=torch.finfo(sure.dtype).tiny)
         own = (evidence + 1).log()
-        return Fused(logits, None, weights, dict(zip(self.names, own.unbind(1), strict=True)))
+        return Fused(logits, None, weights, self.named(own))
 
     def loss(self, fused: Fused, batch: Batch, entropy: Entropy) -> Tensor:
         """Return the joint and the inputs' own losses, each with its doubt."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fusion_pl.fusion.base import Fusion, check_heads, check_sizes
+from fusion_pl.fusion.base import Fusion, check_sizes
 from fusion_pl.layers import ProjectPooled, masked_mean, mlp
 from fusion_pl.types import Encoded, Fused
 
@@ -41,7 +41,6 @@ class InputAttention(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("InputAttention", dropout, dim=dim, num_heads=num_heads)
-        check_heads("InputAttention", dim, num_heads)
         self.num_heads = num_heads
         self.project = ProjectPooled(dims, dim)
         self.query = nn.Linear(dim, dim)

@@ -6,13 +6,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fusion_pl.attention import Layer, ProjectTokens, readable
-from fusion_pl.fusion.base import Fusion, check_heads, check_sizes
+from fusion_pl.attention import POSITIONS, Layer, ProjectTokens, readable
+from fusion_pl.fusion.base import Fusion, check_sizes
 from fusion_pl.layers import masked_mean
 from fusion_pl.types import Encoded, Fused
 
 Tokens = Float[Tensor, "B _ F"]
-POSITIONS = 256  # places with an embedding; all later tokens share the last one
 
 
 class Pairwise(Fusion):
@@ -54,7 +53,6 @@ class Pairwise(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("Pairwise", dropout, dim=dim, num_heads=num_heads, num_layers=num_layers)
-        check_heads("Pairwise", dim, num_heads)
         self.project = ProjectTokens(dims, dim, positions=POSITIONS)
         pairs = len(dims) * (len(dims) - 1)
         self.cross = nn.ModuleList(

@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_pl.attention import Layer, ProjectTokens, readable
-from fusion_pl.fusion.base import Fusion, check_heads, check_sizes
+from fusion_pl.attention import POSITIONS, Layer, ProjectTokens, readable
+from fusion_pl.fusion.base import Fusion, check_sizes
 from fusion_pl.types import Encoded, Fused
-
-POSITIONS = 256  # places with an embedding; all later tokens share the last one
 
 
 class Perceiver(Fusion):
@@ -49,7 +47,6 @@ class Perceiver(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("Perceiver", dropout, dim=dim, num_heads=num_heads, num_layers=num_layers, num_latents=num_latents)
-        check_heads("Perceiver", dim, num_heads)
         self.project = ProjectTokens(dims, dim, positions=POSITIONS)
         self.latents = nn.Parameter(torch.randn(num_latents, dim) * 0.02)
         self.read = nn.ModuleList(Layer(dim, num_heads, dropout, cross=True) for _ in range(num_layers))

@@ -45,4 +45,4 @@ class ProductOfExperts(Fusion):
         decisions, present = self.decide(inputs), self.present(inputs).unsqueeze(-1)
         prior = self.prior.log_softmax(-1)
         beyond = (decisions.log_softmax(-1) - prior).masked_fill(~present, 0.0)
-        return Fused(prior + beyond.sum(1), input_logits=dict(zip(self.names, decisions.unbind(1), strict=True)))
+        return Fused(prior + beyond.sum(1), input_logits=self.named(decisions))

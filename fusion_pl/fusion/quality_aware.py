@@ -59,7 +59,7 @@ class QualityAware(Fusion):
         confidence = softplus(decisions.logsumexp(-1)).masked_fill(~present, 0.0)
         weights = (confidence / confidence.sum(-1, keepdim=True).clamp(min=torch.finfo(confidence.dtype).tiny)).detach()
         logits = (weights.unsqueeze(-1) * decisions).sum(1)
-        return Fused(logits, None, weights, dict(zip(self.names, decisions.unbind(1), strict=True)))
+        return Fused(logits, None, weights, self.named(decisions))
 
     def loss(self, fused: Fused, batch: Batch, entropy: Entropy) -> Tensor:
         """Return the fused and the inputs' own losses, and the ranking of their confidences."""

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fusion_pl.attention import Layer, ProjectTokens
-from fusion_pl.fusion.base import Fusion, check_heads, check_sizes
+from fusion_pl.fusion.base import Fusion, check_sizes
 from fusion_pl.types import Encoded, Fused
 
 
@@ -46,7 +46,6 @@ class SelfAttention(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("SelfAttention", dropout, dim=dim, num_heads=num_heads, num_layers=num_layers, positions=positions)
-        check_heads("SelfAttention", dim, num_heads)
         self.project = ProjectTokens(dims, dim, positions)
         self.class_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.layers = nn.ModuleList(Layer(dim, num_heads, dropout) for _ in range(num_layers))

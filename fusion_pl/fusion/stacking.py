@@ -54,7 +54,7 @@ class Stacking(Fusion):
         """Fuse B samples; ``input_logits`` are the inputs' own, zeros (no opinion) where an input is missing."""
         decisions, present = self.decide(inputs), self.present(inputs)
         extra = {"given": self._stacked(decisions.detach(), present)} if self.training else {}
-        named = dict(zip(self.names, decisions.unbind(1), strict=True))
+        named = self.named(decisions)
         return Fused(self._stacked(decisions, present), input_logits=named, extra=extra)
 
     def _stacked(self, decisions: Float[Tensor, "B M C"], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B C"]:

@@ -49,7 +49,7 @@ class Vote(Fusion):
         # Where nobody voted for a class its probability may underflow, and its logit shall stay finite.
         shares = torch.where(known, shares.clamp(min=torch.finfo(shares.dtype).tiny), 1.0)
         logits = shares.log().log_softmax(-1)
-        return Fused(logits, input_logits=dict(zip(self.names, decisions.unbind(1), strict=True)))
+        return Fused(logits, input_logits=self.named(decisions))
 
     def loss(self, fused: Fused, batch: Batch, entropy: Entropy) -> Tensor:
         """Return the sum of the classifiers' own losses."""

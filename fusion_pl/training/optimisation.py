@@ -79,7 +79,7 @@ def parameter_groups(pretrained: Iterable[nn.Module], model: nn.Module, lr_facto
     return list(groups.values())
 
 
-def fuse(optimizer: Optimizer) -> None:
+def use_fused_step(optimizer: Optimizer) -> None:
     """Let torch update each parameter in one pass where it is able to and the user left it open, and say so.
 
     On a CPU the default makes a dozen passes over the memory of every parameter; a GPU's default is good already.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,14 @@ from rich.console import Console
 from rich.table import Table
 
 from fusion_pl.metrics import per_class
-from fusion_pl.training.pictures import confusion_picture
+from fusion_pl.training.pictures import confusion_picture, missing_picture
 
 PACKAGES = ("fusion-pl", "lightning", "torch", "torchmetrics", "torchvision", "torchaudio", "transformers")
 MOST_CLASSES_DRAWN = 60  # a larger confusion matrix cannot be read as a picture
 
 
 class WriteResults(Callback):
-    """Write and print the results of ``fit``, ``validate`` and ``test``; draw the confusion matrix.
+    """Write and print the results of ``fit``, ``validate`` and ``test``; draw confusions, and what missing inputs cost.
 
     ``fit`` reports the validation that the best checkpoint was chosen by.
 
@@ -75,6 +77,7 @@ class WriteResults(Callback):
         if trainer.sanity_checking:
             return
         result = self._result(trainer, "val/")
+        _draw_missing(trainer, pl_module, "val", result["metrics"])
         if trainer.state.fn != "fit":
             self._report(trainer, result)
             return
@@ -85,7 +88,9 @@ class WriteResults(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report a test."""
-        self._report(trainer, self._result(trainer, "test/"))
+        result = self._result(trainer, "test/")
+        _draw_missing(trainer, pl_module, "test", result["metrics"])
+        self._report(trainer, result)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the validation that the best checkpoint was chosen by."""
@@ -107,7 +112,8 @@ class WriteResults(Callback):
 
     def _result(self, trainer: Trainer, prefix: str) -> dict[str, Any]:
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(prefix)}
-        return {"metrics": metrics, "per_class": self.per_class, "samples": self.samples}
+        known = {k: v for k, v in metrics.items() if not math.isnan(v)}  # NaN: of inputs that no sample has
+        return {"metrics": known, "per_class": self.per_class, "samples": self.samples}
 
     def _report(self, trainer: Trainer, result: dict[str, Any], checkpoint: str | None = None) -> None:
         # Asked by every process: the first one tells the others.
@@ -130,6 +136,22 @@ class WriteResults(Callback):
         path = folder / "metrics.json"
         path.write_text(json.dumps(written, indent=2, default=str) + "\n", encoding="utf-8")
         _print(written, path)
+
+
+def accuracy_by_inputs(metrics: Mapping[str, float], stage: str, names: list[str]) -> dict[str, float]:
+    """Return the measured accuracy of each choice of inputs, joined by ``+``, all of them included."""
+    prefix = f"{stage}/accuracy/"
+    found = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
+    return found | {"+".join(names): metrics[f"{stage}/accuracy"]}
+
+
+def _draw_missing(trainer: Trainer, module: LightningModule, stage: str, metrics: dict[str, float]) -> None:
+    names, logger = list(module.encoders), trainer.logger  # type: ignore[arg-type]
+    if not (trainer.is_global_zero and isinstance(logger, TensorBoardLogger)):
+        return
+    picture = missing_picture(accuracy_by_inputs(metrics, stage, names), names, stage)
+    if picture is not None:
+        logger.experiment.add_figure(f"{stage}/missing", picture, trainer.global_step)
 
 
 def _device(trainer: Trainer) -> str:

@@ -7,18 +7,9 @@ import json
 import os
 import subprocess
 import sys
-from itertools import combinations
 
 import pytest
-import torch
 import yaml
-
-from fusion_pl.analysis.trial import accuracy_by_inputs
-from fusion_pl.data import ManifestData
-from fusion_pl.fusion import Concat
-from fusion_pl.module import FusionClassifier
-
-from ..conftest import CLASSES
 
 BROKEN = '''
 import os
@@ -114,31 +105,3 @@ def test_mistakes_are_one_sentence(compare):
         assert ran.returncode == 2
         assert message in ran.stderr
         assert "Traceback" not in ran.stderr
-
-
-def test_accuracy_by_inputs_is_that_of_manifests_without_the_others(encoders, manifest):
-    """Hiding an input in the model gives what leaving out its cells in the data gives."""
-    torch.manual_seed(0)
-    model = FusionClassifier(encoders, Concat, CLASSES).eval()
-
-    def batches():
-        data = ManifestData(str(manifest), batch_size=5, num_workers=0)
-        data.processors = model.processors
-        data.setup("test")
-        return iter(data.test_dataloader())
-
-    marks, subsets = accuracy_by_inputs(model, batches())
-    names = list(encoders)
-    assert set(subsets) == {"+".join(one) for size in (1, 2, 3) for one in combinations(names, size)}
-    assert len(marks) == 12
-    assert marks.count("1") / 12 == pytest.approx(subsets["+".join(names)])
-    for kept in names:
-        right = seen = 0
-        for batch in batches():
-            has = batch.present[kept].clone()
-            for name in names:
-                if name != kept:
-                    batch.present[name][:] = False
-            right += int((model(batch).logits.argmax(-1).eq(batch.target) & has).sum())
-            seen += int(has.sum())
-        assert subsets[kept] == pytest.approx(right / seen)

@@ -81,7 +81,19 @@ def test_a_base_that_is_none(tmp_path):
         ("a: [", "is not YAML"),
         ("model: {}", r"has no model\.encoders or no data"),
         ("1", "has no"),
+        ("model: null\ndata: x", "has no"),
+        ("model: {encoders: {}}\ndata: x", "has no"),
     ):
         (tmp_path / "c.yaml").write_text(content)
         with pytest.raises(UserError, match=message):
             read_base(str(tmp_path / "c.yaml"))
+
+
+def test_data_may_be_a_class_path_alone(tmp_path):
+    (tmp_path / "c.yaml").write_text("model: {encoders: {text: a.T, image: a.I}}\ndata: fusion_pl.data.Keypad")
+    one = plan(read_base(str(tmp_path / "c.yaml")), "Mean", "each", seeds=1)[0]
+    assert one.config["data"] == {"class_path": "fusion_pl.data.Keypad", "init_args": {"drop_empty": True}}
+
+
+def test_two_classes_of_one_name_have_folders_of_their_own():
+    assert len({trial.name for trial in plan(BASE, "Mean,mine.Mean,theirs.Mean", "all", seeds=1)}) == 3

@@ -11,10 +11,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from fusion_pl.analysis.plots import accuracy_against_cost, accuracy_by_subset, accuracy_when_missing, svg
+from fusion_pl.analysis.plots import accuracy_against_cost, accuracy_by_subset, svg
 from fusion_pl.analysis.report import write
 from fusion_pl.analysis.result import Result
 from fusion_pl.analysis.statistics import summarise
+from fusion_pl.training.pictures import missing_picture
 from fusion_pl.types import UserError
 from tests.analysis.runs import INPUTS, done, failed
 
@@ -189,15 +190,6 @@ def test_the_front_is_drawn_through_what_nobody_beats() -> None:
     assert {text.get_text(): text.get_weight() for text in axes.texts} == {"A": "bold", "BB": "normal", "CCC": "bold"}
 
 
-def test_a_missing_input_takes_a_straight_line() -> None:
-    subsets = {"text": 0.4, "image": 0.7, "text+image": 0.9}
-    (row,) = summarise([done("Mean", 0, 0.7, "01", subsets=subsets)], INPUTS)
-    figure = accuracy_when_missing(row, INPUTS)
-    assert figure is not None
-    lines = {str(line.get_label()): list(line.get_ydata()) for line in figure.axes[0].lines}
-    assert lines == {"text missing": pytest.approx([90, 70]), "image missing": pytest.approx([90, 40])}
-
-
 def test_names_are_not_mathematics() -> None:
     names = ("$price$", "x_$1")
     subsets = {"$price$": 0.5, "x_$1": 0.5, "$price$+x_$1": 0.9}
@@ -205,7 +197,7 @@ def test_names_are_not_mathematics() -> None:
     drawn = (
         accuracy_against_cost(rows, "parameters"),
         accuracy_by_subset(rows, names),
-        accuracy_when_missing(rows[0], names),
+        missing_picture(subsets, names, rows[0].label),
     )
     for figure in drawn:
         assert figure is not None

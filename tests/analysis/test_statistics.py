@@ -29,6 +29,15 @@ def test_every_missing_field_is_named() -> None:
             Result.from_dict(rest, "runs/1.json")
 
 
+def test_a_result_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "result.json"
+    done("Mean", 1, 0.5, "0110").write(path)
+    assert Result.read(path) == done("Mean", 1, 0.5, "0110")
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(UserError, match=r"result\.json is damaged \(.*\): delete the file and compare again"):
+        Result.read(path)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -187,7 +196,7 @@ def test_runs_on_other_samples_cannot_be_paired() -> None:
 
 def test_what_shares_neither_seed_nor_samples_with_the_best_is_left_out() -> None:
     best, elsewhere = done("Mean", 0, 0.9, "0111"), done("Sum", 1, 0.8, "0111")
-    fewer = done("Mean", 0, 0.5, "011", ("text",))  # a sample without text is no sample of this run
+    fewer = done("Mean", 0, 0.5, "011", ("text",), tested="others")  # a sample without text is no sample of this run
     assert paired([best, elsewhere, fewer], INPUTS) == {}
 
 

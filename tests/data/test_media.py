@@ -3,6 +3,7 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import PIL
 import pytest
 import soundfile
 import torch
@@ -38,6 +39,15 @@ def saved(folder, image, name="a picture ü.png", **options):
         ("I", 257 * 100, "a.pgm", (100, 100, 100)),
         ("F", 0.4, "a.tif", (102, 102, 102)),
         ("CMYK", (0, 255, 255, 0), "a.tif", (255, 0, 0)),
+        pytest.param(
+            "YCbCr",
+            (76, 85, 255),
+            "a.tif",
+            (254, 0, 0),
+            marks=pytest.mark.skipif(
+                int(PIL.__version__.split(".")[0]) < 13, reason="this Pillow cannot read the file it writes"
+            ),
+        ),
         ("RGB", (10, 20, 30), "a.bmp", (10, 20, 30)),
     ],
 )

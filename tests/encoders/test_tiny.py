@@ -203,7 +203,7 @@ def test_colours_are_kept() -> None:
 
 
 def test_a_patch_sees_its_place() -> None:
-    """Token (y, x) changes with the pixels around (4 y, 4 x), not with those of the opposite corner."""
+    """Place (y, x) of the grid changes with the pixels around (4 y, 4 x), and a token is the mean of four places."""
     torch.manual_seed(0)
     encoder = TinyImage(image_size=64, channels=1).eval()
     maps: list[torch.Tensor] = []
@@ -211,11 +211,25 @@ def test_a_patch_sees_its_place() -> None:
     black = torch.zeros((1, 1, 64, 64), dtype=torch.uint8)
     marked = black.clone()
     marked[..., :4, :4] = 255
-    assert encoder(black).tokens.shape == (1, 16 * 16, 64)
-    encoder(marked)
+    before, after = encoder(black).tokens, encoder(marked).tokens
     changed = (maps[0] != maps[1]).any(1)[0]
     assert changed[:4, :4].any()
     assert not changed[4:, 4:].any()
+    assert after.shape == (1, 8 * 8, 64)
+    changed = (before != after).any(-1)[0].unflatten(0, (8, 8))
+    assert changed[0, 0]  # row by row: the opposite corner is the last
+
+
+def test_a_token_is_the_mean_of_four_places_of_the_grid() -> None:
+    encoder = TinyImage(image_size=24, channels=1).eval()  # 6 x 6 places
+    grids: list[torch.Tensor] = []
+    encoder.layers.register_forward_hook(lambda module, args, out: grids.append(out.detach()))
+    tokens = encoder(torch.randint(256, (2, 1, 24, 24), dtype=torch.uint8)).tokens
+    for row in range(2):
+        for place in range(9):
+            y, x = 2 * (place // 3), 2 * (place % 3)
+            expected = grids[0][row, :, y : y + 2, x : x + 2].flatten(1).mean(1)
+            torch.testing.assert_close(tokens[row, place], expected)
 
 
 def heard(encoder: TinyAudio, clips: list[Waveform]) -> tuple[torch.Tensor, torch.Tensor]:

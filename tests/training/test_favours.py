@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusion_pl.training.optimisation import fuse
+from fusion_pl.training.optimisation import use_fused_step
 
 
 def stepped(model, optimizer):
@@ -26,7 +26,7 @@ def test_fused_step_is_the_same_step(kind):
     model = nn.Linear(4, 3)
     twin = copy.deepcopy(model)
     optimizer = kind(model.parameters(), lr=0.1)
-    fuse(optimizer)
+    use_fused_step(optimizer)
     assert optimizer.param_groups[0]["fused"]
     plain = stepped(twin, kind(twin.parameters(), lr=0.1, foreach=False))
     torch.testing.assert_close(stepped(model, optimizer), plain)
@@ -36,13 +36,13 @@ def test_fused_step_is_the_same_step(kind):
 def test_the_users_choice_of_step_stays(given):
     optimizer = torch.optim.AdamW(nn.Linear(2, 2).parameters(), **given)
     before = dict(optimizer.param_groups[0])
-    fuse(optimizer)
+    use_fused_step(optimizer)
     assert optimizer.param_groups[0]["fused"] == before["fused"]
 
 
 def test_an_optimizer_without_a_fused_step_is_left_alone():
     optimizer = torch.optim.LBFGS(nn.Linear(2, 2).parameters())
-    fuse(optimizer)
+    use_fused_step(optimizer)
     assert "fused" not in optimizer.param_groups[0]
 
 
