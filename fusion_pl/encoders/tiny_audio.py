@@ -18,7 +18,7 @@ from fusion_pl.types import Encoded, Kind, UserError
 
 WINDOW, HOP = 0.032, 0.010  # seconds
 QUIET = 1e-5  # root mean square under which a clip counts as silence: less than one step of 16 bits
-FLOOR = 1e-3  # power, beside a clip's mean power of about 1 a sample: keeps the logarithm of empty bands finite
+FLOOR = 1e-5  # power, beside the 1 that white noise as loud as the clip has in every band: -50 dB
 
 
 class Clips:
@@ -48,6 +48,9 @@ class Clips:
 class LogMel(nn.Module):
     """Turn sounds into log-mel spectrograms that do not depend on how loud the recording is.
 
+    Each band's power is relative to what white noise as loud as the clip would have there, so that the logarithms lie
+    around 0: with an offset that all bands share, a network may take many epochs to hear anything.
+
     A clip counts as followed by silence up to the end of its last window, so that padding it to the batch's longest
     adds frames (which the mask hides) and changes none. It is computed in float32 whatever the model's precision.
 
@@ -67,8 +70,10 @@ class LogMel(nn.Module):
         self.centered = centered
         self.hop, self.window = round(HOP * rate), round(WINDOW * rate)
         bands = melscale_fbanks(self.window // 2 + 1, 0.0, rate / 2, n_mels, rate)
-        self.register_buffer("bands", bands, persistent=False)
-        self.register_buffer("hann", torch.hann_window(self.window), persistent=False)
+        hann = torch.hann_window(self.window)
+        noise = bands.sum(0) * hann.square().sum()  # expected power of white noise of unit power
+        self.register_buffer("bands", bands / noise.clamp(min=torch.finfo(noise.dtype).tiny), persistent=False)
+        self.register_buffer("hann", hann, persistent=False)
 
     def forward(
         self, samples: Float[Tensor, "P N"], lengths: Int[Tensor, " P"]
