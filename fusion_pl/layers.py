@@ -62,6 +62,7 @@ def spread(encoded: Encoded, present: Bool[Tensor, " B"]) -> Encoded:
         place(encoded.mask),
         place(encoded.pooled),
         tuple(place(level) for level in encoded.levels),
+        None if encoded.depth is None else place(encoded.depth),
     )
 
 
@@ -72,6 +73,7 @@ def hide(encoded: Encoded) -> Encoded:
         torch.zeros_like(encoded.mask),
         torch.zeros_like(encoded.pooled),
         tuple(torch.zeros_like(level) for level in encoded.levels),
+        None if encoded.depth is None else torch.zeros_like(encoded.depth),
     )
 
 
@@ -87,7 +89,7 @@ def stand_in(encoded: Encoded, vector: Float[Tensor, " D"]) -> Encoded:
     vector = vector.to(encoded.pooled.dtype)
     tokens = torch.where((missing & first).unsqueeze(-1), vector, encoded.tokens)
     pooled = torch.where(missing, vector, encoded.pooled)
-    return Encoded(tokens, encoded.mask | (missing & first), pooled, encoded.levels)
+    return encoded._replace(tokens=tokens, mask=encoded.mask | (missing & first), pooled=pooled)
 
 
 def pair_products(values: Float[Tensor, "B M *K"]) -> Float[Tensor, "B *K"]:

@@ -191,6 +191,11 @@ class FusionClassifier(LightningModule):
         if fused.weights is not None:
             for name, weight in zip(self.encoders, fused.weights.float().mean(0), strict=True):
                 self.log(f"{stage}/weight/{name}", weight, batch_size=size, sync_dist=True)
+        for name, encoder in self._encoders():
+            weighed, count = encoded[name].depth, batch.present[name].sum()
+            if weighed is not None:
+                for level, weight in zip(encoder.levels, weighed.float().sum(0) / count.clamp(min=1), strict=True):
+                    self.log(f"{stage}/depth/{name}/{level}", weight, batch_size=int(count), sync_dist=True)
         if self.trainer.state.fn != "fit":  # there it would be paid for after every epoch
             self._measure_by_inputs(encoded, batch, stage)
         return logits

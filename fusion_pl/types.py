@@ -103,13 +103,15 @@ class Encoded(NamedTuple):
         tokens: the sequence; zeros where ``mask`` is False.
         mask: True = real token; a row of False = the sample lacks this input.
         pooled: one vector a sample; zeros where the input is missing.
-        levels: hidden states by depth, only where the encoder was asked for them.
+        levels: hidden states by depth, only where the encoder was asked for them and does not combine them itself.
+        depth: how much each depth counted, zeros where the input is missing (None where the encoder does not weigh).
     """
 
     tokens: Float[Tensor, "B T D"]
     mask: Bool[Tensor, "B T"]
     pooled: Float[Tensor, "B D"]
     levels: tuple[Float[Tensor, "B T D"], ...] = ()
+    depth: Float[Tensor, "B L"] | None = None
 
 
 class Fused(NamedTuple):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fusion_pl.encoders.audio_features import Features, MaskedFeatures, Patches, Repeated, Samples, Whisper
 from fusion_pl.encoders.clips import cut
+from fusion_pl.encoders.depth import Combine
 from fusion_pl.encoders.hub import read, saved
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
 from fusion_pl.types import Encoded, Kind, UserError, Waveform
@@ -58,6 +59,7 @@ class AudioEncoder(PretrainedEncoder):
         pooling: how tokens become one vector: their mean, their maximum, or the class token (AST).
         max_seconds: longest clip, in seconds; models with a window of fixed length take no more than it.
         levels: depths whose hidden states are wanted: 0 = below the first block, -1 = last (not for CLAP).
+        combine: how they become the tokens: concat, sum, attention; None = ``Encoded.levels`` hands them on.
 
     Raises:
         UserError: where the model cannot be read, or an argument does not fit it.
@@ -65,6 +67,7 @@ class AudioEncoder(PretrainedEncoder):
 
     tower = ("audio_model", "audio_encoder")
     part = "audio_config"
+    example = Waveform(torch.zeros(16_000), 16_000)
 
     def __init__(
         self,
@@ -74,8 +77,9 @@ class AudioEncoder(PretrainedEncoder):
         pooling: Pooling = "mean",
         max_seconds: float = 10.0,
         levels: list[int] | None = None,
+        combine: Combine | None = None,
     ) -> None:
-        super().__init__(pretrained, weights, freeze, pooling, levels)
+        super().__init__(pretrained, weights, freeze, pooling, levels, combine)
         if max_seconds <= 0:
             raise UserError(f"max_seconds: {max_seconds} is not a length in seconds: give more than 0, such as 10")
         self.processor = AudioProcessor(self._features(), max_seconds)
@@ -86,7 +90,8 @@ class AudioEncoder(PretrainedEncoder):
                 raise UserError(
                     "levels: CLAP folds time into its maps, so it has no sequences to show: leave levels out"
                 )
-        self._check(self.config.model_type == "audio-spectrogram-transformer", len(self._blocks()[1]) + 1)
+        class_token = self.config.model_type == "audio-spectrogram-transformer"
+        self._finish(class_token, [self.dim] * (len(self._blocks()[1]) + 1))
 
     def _build(self) -> nn.Module:
         config = self.config

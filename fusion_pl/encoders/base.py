@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,11 +21,13 @@ class Encoder(Recorded, nn.Module, ABC):
         dim: channels D of tokens and vector.
         processor: turns opened values into keyword arguments of ``forward``; its ``kind`` says how a file is opened.
         pretrained_weights: whether ``load_pretrained`` has weights to load; such an encoder learns at a lower rate.
+        levels: the depths whose hidden states it combines or hands on.
     """
 
     dim: int
     processor: Processor
     pretrained_weights: bool = False
+    levels: Sequence[int] = ()
 
     @abstractmethod
     def forward(self, **inputs: Tensor) -> Encoded:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from fusion_pl.encoders.depth import Depth
 from fusion_pl.layers import masked_max, masked_mean
-from fusion_pl.types import UserError
+from fusion_pl.types import Encoded, UserError
 
 
 def check_dim(encoder: str, dim: int) -> int:
@@ -69,3 +72,14 @@ class MeanMax(nn.Module):
         both = torch.cat([masked_mean(tokens, mask), masked_max(tokens, mask)], dim=-1)
         pooled: Tensor = self.project(self.dropout(both))
         return pooled.masked_fill(~mask.any(-1, keepdim=True), 0)
+
+
+def summed_up(
+    states: Sequence[Float[Tensor, "B T D"]], mask: Bool[Tensor, "B T"], pool: MeanMax, depth: Depth | None
+) -> Encoded:
+    """Return an encoder's tokens and vector: of its last state, or of what ``depth`` makes of all."""
+    tokens, weights = states[-1], None
+    if depth is not None:
+        tokens, weights = depth(states, mask.to(tokens.dtype))
+        tokens = tokens * mask.unsqueeze(-1)
+    return Encoded(tokens, mask, pool(tokens, mask), depth=weights)

@@ -73,9 +73,9 @@ class Depth(nn.Module):
         """
         if self.pyramid is not None:
             maps = self.pyramid({str(depth): state for depth, state in enumerate(states)}).values()
-            grid = min((one.shape[-2:] for one in maps), key=lambda size: size[0] * size[1])
+            grid = min(((one.shape[-2], one.shape[-1]) for one in maps), key=lambda size: size[0] * size[1])
             return torch.stack([_sequence(one, grid) for one in maps]).mean(0), None
-        grid = states[-1].shape[-2:]
+        grid = states[-1].shape[-2], states[-1].shape[-1]
         normed = [nn.functional.layer_norm(one, one.shape[-1:]) for one in (_sequence(state, grid) for state in states)]
         if self.project is not None:
             normed = [project(one) for project, one in zip(self.project, normed, strict=True)]
@@ -90,27 +90,40 @@ class Depth(nn.Module):
         return (weights[..., None, None] * stacked).sum(1), weights
 
 
-def _sequence(state: Tensor, grid: Sequence[int]) -> Float[Tensor, "P T D"]:
-    return adaptive_avg_pool2d(state, list(grid)).flatten(2).transpose(1, 2) if state.dim() == 4 else state
+def _sequence(state: Tensor, grid: tuple[int, int]) -> Float[Tensor, "P T D"]:
+    return as_tokens(adaptive_avg_pool2d(state, grid) if state.dim() == 4 else state)
 
 
-def check_levels(encoder: str, levels: Sequence[int], combine: Combine | None, depths: int, maps: bool) -> None:
-    """Refuse depths that are not there, and ways of combining them that do not fit.
+def as_tokens(state: Tensor) -> Float[Tensor, "P T D"]:
+    """Lay a map (P, D, H, W) out row by row; leave a sequence as it is."""
+    return state.flatten(2).transpose(1, 2) if state.dim() == 4 else state
+
+
+def combined(
+    encoder: str, levels: Sequence[int], combine: Combine | None, widths: Sequence[int], maps: bool
+) -> Depth | None:
+    """Build what combines an encoder's levels; None where nothing is to be combined.
 
     Args:
-        encoder: its class or model, for the message.
+        encoder: its class or model, for messages.
         levels: the depths that are wanted.
-        combine: how to combine them, or None to hand them on as they are.
-        depths: how many there are.
+        combine: see ``Depth``; None = hand them on as they are.
+        widths: channels of every depth there is.
         maps: whether they are maps.
 
     Raises:
-        UserError: as above.
+        UserError: where a depth is not there, or ``combine`` does not fit.
     """
+    depths = len(widths)
     for level in levels:
         if not -depths <= level < depths:
             raise UserError(f"levels: {level} is not among the {depths} depths of {encoder} (0 to {depths - 1})")
-    if combine is not None and not levels:
-        raise UserError(f"combine: {combine} needs to know which depths: give levels, of 0 to {depths - 1} in {encoder}")
+    if combine is None:
+        return None
+    if not levels:
+        raise UserError(
+            f"combine: {combine} needs to know which depths: give levels, of 0 to {depths - 1} in {encoder}"
+        )
     if combine == "pyramid" and not maps:
         raise UserError(f"combine: {encoder} has sequences, and a pyramid needs maps: choose concat, sum or attention")
+    return Depth([widths[level] for level in levels], combine)

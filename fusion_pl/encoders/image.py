@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torch import Tensor, nn
 
+from fusion_pl.encoders.depth import Combine, as_tokens
 from fusion_pl.encoders.hub import read, saved
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
 from fusion_pl.types import Encoded, Kind, MissingFileError, UserError
@@ -84,6 +85,8 @@ class ImageEncoder(PretrainedEncoder):
         image_size: height and width in pixels; None = what the model was trained with.
         channels_last: memory layout; None = channels last for convolutional networks, about twice as fast on a CPU.
         levels: depths whose hidden states are wanted: 0 = first, -1 = last.
+        combine: how they become the tokens: concat, sum, attention or, for maps, pyramid; None = ``Encoded.levels``
+            hands them on.
 
     Raises:
         UserError: where the model cannot be read, or an argument does not fit it.
@@ -91,6 +94,7 @@ class ImageEncoder(PretrainedEncoder):
 
     tower = ("vision_model",)
     part = "vision_config"
+    example = Image.new("RGB", (64, 64))
     shift: Tensor
     scale: Tensor
     stretch: bool
@@ -104,8 +108,9 @@ class ImageEncoder(PretrainedEncoder):
         image_size: int | None = None,
         channels_last: bool | None = None,
         levels: list[int] | None = None,
+        combine: Combine | None = None,
     ) -> None:
-        super().__init__(pretrained, weights, freeze, pooling, levels)
+        super().__init__(pretrained, weights, freeze, pooling, levels, combine)
         if image_size is not None and image_size < 1:
             raise UserError(f"image_size: {image_size} is not a number of pixels: give at least 1, such as 224")
         names = [name.lower() for name, _ in self.model.named_modules()]
@@ -118,7 +123,10 @@ class ImageEncoder(PretrainedEncoder):
         self._fit(processor.size)
         self._normalise(settings)
         class_token = any(name.endswith(("cls_token", "class_embedding")) for name, _ in self.model.named_parameters())
-        self._check(class_token, self._probe() if self.convolutional else len(self._blocks()[1]) + 1)
+        blank = self._probe(64 if self.convolutional else processor.size)
+        self.dim = as_tokens(blank.last_hidden_state).shape[-1]
+        states = _states(blank)
+        self._finish(class_token, [as_tokens(state).shape[-1] for state in states], maps=states[0].dim() == 4)
 
     def load_pretrained(self) -> None:
         """Load the weights, and say what was chosen for the hardware."""
@@ -162,16 +170,18 @@ class ImageEncoder(PretrainedEncoder):
         self.register_buffer("scale", (factor / std).view(3, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).view(3, 1, 1), persistent=False)
 
-    def _probe(self) -> int:
-        """Learn a convolutional network's width by a look at a small blank picture; return how many depths it shows."""
+    def _probe(self, size: int) -> Any:
+        """Look at a blank picture: how wide each depth is no two families of models write down in the same way."""
         training, levels, self.levels = self.model.training, self.levels, [0]
         self.model.eval()
         with torch.no_grad():
-            out = self._call(pixel_values=torch.zeros(1, 3, 64, 64))
+            out = self._look(torch.zeros(1, 3, size, size))
         self.model.train(training)
         self.levels = levels
-        self.dim = out.last_hidden_state.shape[1]
-        return len(out.hidden_states)
+        return out
+
+    def _look(self, pixels: Tensor) -> Any:
+        return self._call(pixel_values=pixels, **({"interpolate_pos_encoding": True} if self.stretch else {}))
 
     def forward(self, pixel_values: UInt8[Tensor, "B 3 S S"]) -> Encoded:  # type: ignore[override]
         """Encode P pictures.
@@ -180,19 +190,19 @@ class ImageEncoder(PretrainedEncoder):
             pixel_values: red, green and blue in 0 … 255.
         """
         pixels = (pixel_values * self.scale + self.shift).contiguous(memory_format=self.memory_format)
-        stretch = {"interpolate_pos_encoding": True} if self.stretch else {}
-        out = self._call(pixel_values=pixels, **stretch)
-        tokens = _as_tokens(out.last_hidden_state)
+        out = self._look(pixels)
+        tokens = as_tokens(out.last_hidden_state)
         norm = FINAL_NORMS.get(self.config.model_type)
         if norm is not None:  # these models apply it to their own pooled vector only
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.freeze != "all"):
                 tokens = getattr(self.model, norm)(tokens)
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        return self._encoded(tokens, mask, [_as_tokens(state) for state in out.hidden_states or ()])
+        return self._encoded(tokens, mask, _states(out))
 
 
-def _as_tokens(state: Tensor) -> Tensor:
-    return state.flatten(2).transpose(1, 2) if state.dim() == 4 else state
+def _states(out: Any) -> list[Tensor]:
+    """Return what each depth holds: as maps, where the model has maps."""
+    return list(getattr(out, "reshaped_hidden_states", None) or out.hidden_states or ())
 
 
 def _processor(settings: dict[str, Any], image_size: int | None) -> ImageProcessor:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fusion_pl.encoders.base import Encoder
+from fusion_pl.encoders.depth import Combine, Depth, as_tokens, combined
 from fusion_pl.encoders.hub import locate, read, saved
 from fusion_pl.layers import masked_max, masked_mean
 from fusion_pl.types import Encoded, UserError
@@ -32,6 +33,8 @@ class PretrainedEncoder(Encoder):
         freeze: "all", "none", or how many blocks from the bottom (then the embeddings are frozen too).
         pooling: how tokens become one vector: their mean, their maximum, or the class token.
         levels: depths whose hidden states are wanted: 0 = embeddings, -1 = last block.
+        combine: how they become the tokens (see ``fusion_pl.encoders.depth.Depth``); None = the last block alone does,
+            and ``Encoded.levels`` hands them on as they are.
 
     Raises:
         UserError: where the model cannot be read, or an argument does not fit it.
@@ -39,6 +42,7 @@ class PretrainedEncoder(Encoder):
 
     tower: ClassVar[tuple[str, ...]]  # where this kind's part sits in a model of several kinds, outermost first
     part: ClassVar[str]  # and in its configuration
+    example: ClassVar[Any]  # of what its processor takes
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class PretrainedEncoder(Encoder):
         freeze: Freeze = "none",
         pooling: Pooling = "mean",
         levels: list[int] | None = None,
+        combine: Combine | None = None,
     ) -> None:
         super().__init__()
         self.source = locate(pretrained)
@@ -54,6 +59,8 @@ class PretrainedEncoder(Encoder):
         self.freeze = freeze
         self.pooling = pooling
         self.levels = list(levels or [])
+        self.combine = combine
+        self.depth: Depth | None = None
         self.config, self._files = self._configure()
         self.model = self._prepare(self._tower_of(self._build()))
         self.dim = int(getattr(self.config, "hidden_size", 0))
@@ -189,21 +196,47 @@ class PretrainedEncoder(Encoder):
             return self.model(**inputs, output_hidden_states=bool(self.levels), return_dict=True)
 
     def _encoded(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], states: Any = ()) -> Encoded:
-        """Blank the padding, pool, and pick the levels."""
+        """Blank the padding, pool, and combine the levels or hand them on."""
+        picked, weights = tuple(states[depth] for depth in self.levels), None
+        if self.depth is not None:
+            maps = picked[0].dim() == 4
+            tokens, weights = self.depth(picked, None if maps else mask.to(tokens.dtype))
+            mask = mask.new_ones(tokens.shape[:2]) if maps else mask
+            picked = ()
         gap = ~mask.unsqueeze(-1)
         tokens = tokens.masked_fill(gap, 0.0)
-        picked = tuple(states[depth] for depth in self.levels)
-        levels = tuple(h.masked_fill(gap, 0.0) if h.shape[1] == mask.shape[1] else h for h in picked)
-        return Encoded(tokens, mask, self._pool(tokens, mask), levels)
+        levels = tuple(h.masked_fill(gap, 0.0) if h.shape[1] == mask.shape[1] else h for h in map(as_tokens, picked))
+        return Encoded(tokens, mask, self._pool(tokens, mask), levels, weights)
 
     def _pool(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
         if self.pooling == "cls":
             return tokens[:, 0]
         return masked_mean(tokens, mask) if self.pooling == "mean" else masked_max(tokens, mask)
 
-    def _check(self, has_class_token: bool, depth: int) -> None:
+    def _finish(self, has_class_token: bool, widths: list[int], maps: bool = False) -> None:
+        """Check what needs the whole model, and build what combines its levels.
+
+        Args:
+            has_class_token: whether the first token stands for all.
+            widths: channels of each depth.
+            maps: whether its depths are maps.
+        """
         if self.pooling == "cls" and not has_class_token:
             raise UserError(f"pooling: {self.source} has no class token: choose mean or max")
-        for level in self.levels:
-            if not -depth <= level < depth:
-                raise UserError(f"levels: {level} is not among the {depth} depths of {self.source} (0 to {depth - 1})")
+        self.depth = combined(self.source, self.levels, self.combine, widths, maps)
+        if self.depth is not None:
+            self.dim = self.depth.dim
+            self._hold_unused()
+
+    def _hold_unused(self) -> None:
+        """Freeze what no level depends on, such as the blocks above the last one: it would never get a gradient."""
+        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        training = self.training
+        with torch.enable_grad():
+            tokens = self.eval()(**self.processor([self.example])).tokens
+            if learning and tokens.requires_grad:
+                for parameter, gradient in zip(
+                    learning, torch.autograd.grad(tokens.sum(), learning, allow_unused=True), strict=True
+                ):
+                    parameter.requires_grad_(gradient is not None)
+        self.train(training)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from fusion_pl.encoders.depth import Combine
 from fusion_pl.encoders.hub import read, saved
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
 from fusion_pl.types import Encoded, Kind, UserError
@@ -59,6 +60,7 @@ class TextEncoder(PretrainedEncoder):
         pooling: how tokens become one vector: their mean, their maximum, or the class token.
         max_tokens: longest text, in tokens with the special ones; no more than the model has positions for.
         levels: depths whose hidden states are wanted: 0 = embeddings, -1 = last block.
+        combine: how they become the tokens: concat, sum, attention; None = ``Encoded.levels`` hands them on.
 
     Raises:
         UserError: where the model cannot be read, or an argument does not fit it.
@@ -66,6 +68,7 @@ class TextEncoder(PretrainedEncoder):
 
     tower = ("text_model",)
     part = "text_config"
+    example = "a"
 
     def __init__(
         self,
@@ -75,13 +78,14 @@ class TextEncoder(PretrainedEncoder):
         pooling: Pooling = "mean",
         max_tokens: int = 128,
         levels: list[int] | None = None,
+        combine: Combine | None = None,
     ) -> None:
-        super().__init__(pretrained, weights, freeze, pooling, levels)
+        super().__init__(pretrained, weights, freeze, pooling, levels, combine)
         tokenizer = self._tokenizer()
         if max_tokens < 1:
             raise UserError(f"max_tokens: {max_tokens} is not a number of tokens: give at least 1, such as 128")
         self.processor = TextProcessor(tokenizer, min(max_tokens, self._positions() or max_tokens))
-        self._check(tokenizer.cls_token is not None, len(self._blocks()[1]) + 1)
+        self._finish(tokenizer.cls_token is not None, [self.dim] * (len(self._blocks()[1]) + 1))
 
     def _auto_class(self, config: Any) -> Any:
         from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModelForTextEncoding

@@ -12,7 +12,8 @@ from torchaudio.functional import melscale_fbanks
 
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.encoders.clips import cut
-from fusion_pl.encoders.convolution import MaskedConv, MeanMax, check_dim
+from fusion_pl.encoders.convolution import MaskedConv, MeanMax, check_dim, summed_up
+from fusion_pl.encoders.depth import Combine, combined
 from fusion_pl.layers import masked_mean
 from fusion_pl.types import Encoded, Kind, UserError
 
@@ -115,6 +116,8 @@ class TinyAudio(Encoder):
         centered: whether each band's mean over the clip is subtracted. It takes away what microphone, room and a
             speaker's timbre add throughout, so words generalise to new speakers; it also takes away a steady tone.
             Source: cepstral mean normalisation, Atal 1974 (J. Acoust. Soc. Am. 55), here on the log-mel bands.
+        combine: how all depths from where the sequence is short together become the tokens (see
+            ``fusion_pl.encoders.depth.Depth``); None = the last one alone does.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class TinyAudio(Encoder):
         num_layers: int = 2,
         dropout: float = 0.1,
         centered: bool = False,
+        combine: Combine | None = None,
     ) -> None:
         super().__init__()
         self.dim = check_dim("TinyAudio", dim)
@@ -133,8 +137,12 @@ class TinyAudio(Encoder):
         self.spectrogram = LogMel(rate, n_mels, centered)
         first = [MaskedConv(n_mels, dim, stride=2), MaskedConv(dim, dim, stride=2)]
         rest = [MaskedConv(dim, dim) for _ in range(num_layers)]
-        self.layers = nn.ModuleList([*first, *rest])
-        self.pool = MeanMax(dim, dropout)
+        self.shorten, self.layers = nn.ModuleList(first), nn.ModuleList(rest)
+        self.levels = range(1 + num_layers) if combine else ()
+        self.depth = combined("TinyAudio", self.levels, combine, [dim] * (1 + num_layers), maps=False)
+        if self.depth is not None:
+            self.dim = self.depth.dim
+        self.pool = MeanMax(self.dim, dropout)
 
     def forward(  # type: ignore[override]
         self, samples: Float[Tensor, "P N"], lengths: Int[Tensor, " P"]
@@ -142,6 +150,10 @@ class TinyAudio(Encoder):
         """Return a token for every fourth frame."""
         mels, mask = self.spectrogram(samples, lengths)
         tokens = mels.to(self.pool.project.weight.dtype)
+        for layer in self.shorten:
+            tokens, mask = layer(tokens, mask)
+        states = [tokens]
         for layer in self.layers:
             tokens, mask = layer(tokens, mask)
-        return Encoded(tokens, mask, self.pool(tokens, mask))
+            states.append(tokens)
+        return summed_up(states, mask, self.pool, self.depth)

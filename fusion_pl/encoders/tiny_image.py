@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.encoders.convolution import MeanMax, check_dim
+from fusion_pl.encoders.depth import Combine, as_tokens, combined
 from fusion_pl.types import Encoded, Kind, UserError
 
 
@@ -56,6 +57,8 @@ class TinyImage(Encoder):
         dropout: probability that a channel of the vector is dropped.
         coordinates: whether two more channels tell each pixel's place, in [-1, 1]. The vector forgets where something
             was seen; with them it can hold "red, above". Source: CoordConv, arXiv:1807.03247.
+        combine: how all its depths together become the tokens (see ``fusion_pl.encoders.depth.Depth``); None = the last
+            one alone does.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class TinyImage(Encoder):
         channels: int = 3,
         dropout: float = 0.1,
         coordinates: bool = False,
+        combine: Combine | None = None,
     ) -> None:
         super().__init__()
         self.dim = check_dim("TinyImage", dim)
@@ -75,7 +79,11 @@ class TinyImage(Encoder):
             _conv(dim // 2, dim, stride=2),
             _conv(dim, dim),
         )
-        self.pool = MeanMax(dim, dropout)
+        self.levels = range(3) if combine else ()
+        self.depth = combined("TinyImage", self.levels, combine, [dim // 2, dim, dim], maps=True)
+        if self.depth is not None:
+            self.dim = self.depth.dim
+        self.pool = MeanMax(self.dim, dropout)
 
     def forward(self, pixels: UInt8[Tensor, "P K S S"]) -> Encoded:  # type: ignore[override]
         """Return a token per patch, row by row."""
@@ -85,11 +93,17 @@ class TinyImage(Encoder):
             line = torch.linspace(-1, 1, values.shape[-1], dtype=dtype, device=values.device)
             places = torch.stack(torch.meshgrid(line, line, indexing="ij"))
             values = torch.cat([values, places.expand(values.shape[0], -1, -1, -1)], dim=1)
-        grid = self.layers(values)
-        fine = grid.flatten(2).transpose(1, 2)
+        states = []
+        for layer in self.layers:
+            values = layer(values)
+            states.append(values)
+        fine, weights = as_tokens(values), None
+        if self.depth is not None:
+            fine, weights = self.depth(states)
         pooled = self.pool(fine, fine.new_ones(fine.shape[:2], dtype=torch.bool))
-        tokens = nn.functional.avg_pool2d(grid, 2, ceil_mode=True).flatten(2).transpose(1, 2)
-        return Encoded(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool), pooled)
+        grid = fine.transpose(1, 2).reshape(len(fine), -1, *values.shape[-2:])
+        tokens = as_tokens(nn.functional.avg_pool2d(grid, 2, ceil_mode=True))
+        return Encoded(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool), pooled, depth=weights)
 
 
 def _conv(channels_in: int, channels_out: int, width: int = 3, stride: int = 1) -> nn.Sequential:

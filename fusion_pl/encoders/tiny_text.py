@@ -10,7 +10,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from fusion_pl.encoders.base import Encoder
-from fusion_pl.encoders.convolution import MaskedConv, MeanMax, check_dim
+from fusion_pl.encoders.convolution import MaskedConv, MeanMax, check_dim, summed_up
+from fusion_pl.encoders.depth import Combine, combined
 from fusion_pl.types import Encoded, Kind, UserError
 
 BEGIN = 256  # the one token that is not a byte; it makes the empty text a sequence too
@@ -51,19 +52,34 @@ class TinyText(Encoder):
         num_layers: convolutions; each sees two bytes further, either way.
         max_tokens: longest text in bytes, plus one.
         dropout: probability that a channel of the vector is dropped.
+        combine: how all its depths, the bytes' embeddings the first, together become
+            the tokens (see ``fusion_pl.encoders.depth.Depth``); None = the last one alone does.
     """
 
-    def __init__(self, dim: int = 64, num_layers: int = 2, max_tokens: int = 256, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        dim: int = 64,
+        num_layers: int = 2,
+        max_tokens: int = 256,
+        dropout: float = 0.1,
+        combine: Combine | None = None,
+    ) -> None:
         super().__init__()
         self.dim = check_dim("TinyText", dim)
         self.processor = Utf8Bytes(max_tokens)
         self.embed = nn.Embedding(BEGIN + 1, dim)
         self.layers = nn.ModuleList(MaskedConv(dim, dim) for _ in range(num_layers))
-        self.pool = MeanMax(dim, dropout)
+        self.levels = range(1 + num_layers) if combine else ()
+        self.depth = combined("TinyText", self.levels, combine, [dim] * (1 + num_layers), maps=False)
+        if self.depth is not None:
+            self.dim = self.depth.dim
+        self.pool = MeanMax(self.dim, dropout)
 
     def forward(self, ids: Int[Tensor, "P T"], mask: Bool[Tensor, "P T"]) -> Encoded:  # type: ignore[override]
         """Return a token per byte."""
         tokens = self.embed(ids) * mask.unsqueeze(-1)
+        states = [tokens]
         for layer in self.layers:
             tokens, mask = layer(tokens, mask)
-        return Encoded(tokens, mask, self.pool(tokens, mask))
+            states.append(tokens)
+        return summed_up(states, mask, self.pool, self.depth)

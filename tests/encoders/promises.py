@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from fusion_pl.encoders.depth import Combine
 from fusion_pl.encoders.pretrained import PretrainedEncoder
 from fusion_pl.types import Encoded, UserError
 
@@ -131,6 +132,24 @@ def shows_levels(kind: type[PretrainedEncoder], folder: Path, values: Sequence[A
     assert out.levels[0].shape != out.levels[1].shape or not torch.equal(out.levels[0], out.levels[1])
     with pytest.raises(UserError, match="levels: 50 is not among"):
         kind(str(folder), levels=[50])
+
+
+def combines_levels(kind: type[PretrainedEncoder], folder: Path, values: Sequence[Any], combine: Combine) -> None:
+    """All promises hold for what is made of several depths, and nothing that is left unused waits for a gradient."""
+    for levels in [[0, -1], [0, 1]] if combine == "sum" else [[0, -1]]:  # once without the last block
+        encoder = kind(str(folder), levels=levels, combine=combine)
+        encoder.load_pretrained()
+        has_right_shapes(encoder, values)
+        ignores_neighbours(encoder, values)
+        trains_every_parameter(encoder, values, "tokens")
+        out = encode(encoder, values)
+        assert out.levels == ()
+        assert (out.depth is not None) == (combine == "attention")
+        if out.depth is not None:
+            assert out.depth.shape == (len(values), 2)
+            torch.testing.assert_close(out.depth.sum(-1), torch.ones(len(values)))
+    with pytest.raises(UserError, match=f"combine: {combine} needs to know which depths: give levels"):
+        kind(str(folder), combine=combine)
 
 
 def travels_to_workers(encoder: PretrainedEncoder, values: Sequence[Any]) -> None:

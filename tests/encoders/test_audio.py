@@ -91,6 +91,13 @@ def test_levels(named):
     assert not out.levels[0][~out.mask].any()
 
 
+@pytest.mark.parametrize("combine", ["concat", "sum", "attention"])
+def test_combined_levels(named, combine):
+    name, folder = named
+    if name != "clap":
+        promises.combines_levels(AudioEncoder, folder, CLIPS, combine)
+
+
 def test_tokens_are_those_of_the_saved_model(named, encoder):
     """A clip by itself, through the model and the feature extractor as their documentation says."""
     name, folder = named

@@ -89,6 +89,16 @@ def test_levels(folder):
     promises.shows_levels(ImageEncoder, folder, PICTURES)
 
 
+@pytest.mark.parametrize("combine", ["concat", "sum", "attention", "pyramid"])
+def test_combined_levels(named, combine):
+    name, folder = named
+    if combine == "pyramid" and name not in (*CONVOLUTIONAL, "swin"):
+        with pytest.raises(UserError, match="has sequences, and a pyramid needs maps"):
+            ImageEncoder(str(folder), levels=[0, -1], combine=combine)
+    else:
+        promises.combines_levels(ImageEncoder, folder, PICTURES, combine)
+
+
 def reference(name, folder, pictures):
     """The saved model, called as its documentation says, on what its own processor makes."""
     model = hf.AutoModel.from_pretrained(folder).eval()

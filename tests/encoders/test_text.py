@@ -78,6 +78,16 @@ def test_levels(folder):
     promises.shows_levels(TextEncoder, folder, TEXTS_OF_A_BATCH)
 
 
+@pytest.mark.parametrize("combine", ["concat", "sum", "attention"])
+def test_combined_levels(folder, combine):
+    promises.combines_levels(TextEncoder, folder, TEXTS_OF_A_BATCH, combine)
+
+
+def test_a_sequence_is_no_pyramid(bert):
+    with pytest.raises(UserError, match="has sequences, and a pyramid needs maps: choose concat, sum or attention"):
+        TextEncoder(str(bert), levels=[0, 1], combine="pyramid")
+
+
 def test_tokens_are_those_of_the_saved_model(folder, encoder):
     model = hf.AutoModel.from_pretrained(folder).eval()
     model = getattr(model, "text_model", getattr(model, "encoder", model) if model.config.is_encoder_decoder else model)

@@ -38,12 +38,20 @@ VALUES: dict[str, list[Any]] = {
     "audio": [sound(0.5), sound(1.31, 16_000), sound(0.0301), sound(0.002), Waveform(torch.zeros(0), 8000)],
 }
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+WAYS = [(kind, way) for kind in KINDS for way in (None, "concat", "sum", "attention")] + [(TinyImage, "pyramid")]
+every_way = pytest.mark.parametrize(("kind", "way"), WAYS, ids=lambda one: getattr(one, "__name__", str(one)))
 
 
 @pytest.fixture
-def encoder(kind: type[Encoder]) -> Encoder:
+def way() -> str | None:
+    """How depths are combined, where a test does not say."""
+    return None
+
+
+@pytest.fixture
+def encoder(kind: type[Encoder], way: str | None) -> Encoder:
     torch.manual_seed(0)
-    return kind().eval()
+    return kind(combine=way).eval()
 
 
 def values_of(encoder: Encoder) -> list[Any]:
@@ -61,7 +69,7 @@ def test_all_three_kinds_are_found() -> None:
     assert {kind().processor.kind for kind in KINDS} == {"text", "image", "audio"}
 
 
-@every_kind
+@every_way
 def test_shapes_and_masks(encoder: Encoder) -> None:
     values = values_of(encoder)
     out = encoder(**encoder.processor(values))
@@ -81,11 +89,11 @@ def test_different_values_get_different_vectors(encoder: Encoder) -> None:
     assert apart.min() > 1e-3
 
 
-@every_kind
+@every_way
 @pytest.mark.parametrize("training", [False, True])
-def test_a_row_does_not_depend_on_its_neighbours(kind: type[Encoder], training: bool) -> None:
+def test_a_row_does_not_depend_on_its_neighbours(kind: type[Encoder], way: str | None, training: bool) -> None:
     """Padding to the longest changes nothing; nor do a batch's statistics, in training either."""
-    encoder = kind(dropout=0.0).train(training)
+    encoder = kind(dropout=0.0, combine=way).train(training)
     values = values_of(encoder)
     together = encoder(**encoder.processor(values))
     for row, value in enumerate(values):
@@ -104,11 +112,11 @@ def test_more_padding_changes_nothing(encoder: Encoder) -> None:
     assert int(wide.mask.sum()) == int(narrow.mask.sum())
 
 
-@every_kind
+@every_way
 @pytest.mark.parametrize("head", ["tokens", "pooled"])
-def test_every_parameter_gets_a_gradient(kind: type[Encoder], head: str) -> None:
+def test_every_parameter_gets_a_gradient(kind: type[Encoder], way: str | None, head: str) -> None:
     torch.manual_seed(0)
-    encoder = kind().train()
+    encoder = kind(combine=way).train()
     out = getattr(encoder(**encoder.processor(values_of(encoder))), head)
     (out * torch.randn_like(out)).sum().backward()
     dead = {name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()}
@@ -132,9 +140,9 @@ def test_processor_travels_to_workers(encoder: Encoder) -> None:
         assert torch.equal(arrived(values)[key], tensor)
 
 
-@every_kind
-def test_recipe_builds_the_same_encoder(kind: type[Encoder]) -> None:
-    encoder = kind(dim=32).eval()
+@every_way
+def test_recipe_builds_the_same_encoder(kind: type[Encoder], way: str | None) -> None:
+    encoder = kind(dim=32, combine=way).eval()
     recipe = json.loads(json.dumps(recipe_of(encoder)))
     again = class_of(recipe["class_path"], Encoder).from_files(recipe["init_args"], "no folder is needed").eval()
     again.load_state_dict(encoder.state_dict())
@@ -176,7 +184,7 @@ def test_long_text_is_cut() -> None:
 def seen(encoder: TinyImage, picture: Image.Image) -> torch.Tensor:
     """What the first layer is given."""
     given: list[torch.Tensor] = []
-    encoder.layers.register_forward_pre_hook(lambda module, args: given.append(args[0]))
+    encoder.layers[0].register_forward_pre_hook(lambda module, args: given.append(args[0]))
     encoder(**encoder.processor([picture]))
     return given[0]
 
@@ -223,7 +231,7 @@ def test_a_patch_sees_its_place() -> None:
 def test_a_token_is_the_mean_of_four_places_of_the_grid() -> None:
     encoder = TinyImage(image_size=24, channels=1).eval()  # 6 x 6 places
     grids: list[torch.Tensor] = []
-    encoder.layers.register_forward_hook(lambda module, args, out: grids.append(out.detach()))
+    encoder.layers[-1].register_forward_hook(lambda module, args, out: grids.append(out.detach()))
     tokens = encoder(torch.randint(256, (2, 1, 24, 24), dtype=torch.uint8)).tokens
     for row in range(2):
         for place in range(9):
