@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import get_args
 
 import pytest
 import torch
@@ -10,11 +11,14 @@ import yaml
 from jsonargparse import Namespace
 from PIL import Image
 
+from fusion_pl.encoders.depth import Combine
 from fusion_pl.types import Waveform
 
 from .parsing import ROOT, parse
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+LEVELS = sorted((ROOT / "configs/levels").glob("*.yaml"))
 
 every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
@@ -66,3 +70,24 @@ def test_the_augmentations_of_a_shipped_configuration_run(path):
     config = parse("fit", "--config", str(path))
     for name, augment in (config.data.init_args.get("augment") or {}).items():
         assert type(built(augment)(values[name])) is type(values[name])
+
+
+@pytest.mark.parametrize("path", LEVELS, ids=lambda path: path.stem)
+def test_a_way_to_combine_depths_is_laid_over_keypad(path):
+    """The rest stays as it was, every encoder can be built, and it differs from the baseline by its way alone."""
+    assert f"--config configs/keypad.yaml --config configs/levels/{path.name}" in path.read_text(encoding="utf-8")
+    plain = parse("fit", "--config", str(ROOT / "configs/keypad.yaml"))
+    config = parse("fit", "--config", str(ROOT / "configs/keypad.yaml"), "--config", str(path))
+    assert config.data == plain.data
+    assert config.model.fusion == plain.model.fusion
+    encoders = {name: built(encoder) for name, encoder in config.model.encoders.items()}
+    ways = {name: encoder.depth.combine if encoder.depth else "last" for name, encoder in encoders.items()}
+    assert ways["image"] == path.stem
+    assert set(ways.values()) <= {path.stem, "last"}
+    for name, encoder in config.model.encoders.items():
+        args = {key: value for key, value in vars(encoder.init_args).items() if key != "combine"}
+        assert args == {k: v for k, v in vars(plain.model.encoders[name].init_args).items() if k != "combine"}
+
+
+def test_there_is_a_configuration_for_each_way_to_combine_depths():
+    assert {path.stem for path in LEVELS} == {"last", *get_args(Combine)}

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from fusion_pl.data import ManifestData
-from fusion_pl.encoders import TinyText
+from fusion_pl.encoders import TinyImage, TinyText
 from fusion_pl.fusion import Concat, Mean, Weighted
 from fusion_pl.layers import stand_in
 from fusion_pl.module import FusionClassifier, fewer
@@ -127,6 +127,20 @@ def test_it_is_measured_by_inputs_in_validate_but_not_in_fit(model, data, tmp_pa
     assert not [key for key in trainer.callback_metrics if "accuracy/" in key]
     (logged,) = trainer.validate(model, datamodule=data, verbose=False)
     assert {"val/accuracy/text", "val/accuracy/image+audio"} <= set(logged)
+
+
+def test_how_much_each_depth_counted_is_logged_over_the_samples_that_have_the_input(data, tmp_path):
+    torch.manual_seed(0)
+    encoders = {"text": TinyText(dim=8), "image": TinyImage(dim=16, image_size=16, channels=1, combine="attention")}
+    model = FusionClassifier(encoders, Concat, CLASSES)
+    (logged,) = quiet_trainer(tmp_path).validate(model, datamodule=data, verbose=False)
+    found = [logged[f"val/depth/image/{level}"] for level in range(3)]
+    model.eval()
+    with torch.no_grad():
+        rows = [model.encode(batch)["image"].depth[batch.present["image"]] for batch in data.val_dataloader()]
+    assert found == pytest.approx(torch.cat(rows).mean(0).tolist())
+    assert sum(found) == pytest.approx(1)
+    assert not [key for key in logged if "depth/text" in key]
 
 
 def test_many_inputs_are_not_measured_in_every_choice():
