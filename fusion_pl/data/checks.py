@@ -65,12 +65,12 @@ def check_ids(table: Table, ids: Sequence[str]) -> Iterator[Problem]:
             yield Problem(f"the id {name!r} was already used in row {first[name]}", number, "id")
 
 
-def check_inputs(table: Table, columns: Sequence[str]) -> Iterator[Problem]:
+def check_inputs(table: Table, columns: Sequence[str], ids: Sequence[str]) -> Iterator[Problem]:
     """Find rows without any input."""
-    for number, *cells in zip(table.numbers, *(table.columns[column] for column in columns), strict=True):
+    for number, name, *cells in zip(table.numbers, ids, *(table.columns[column] for column in columns), strict=True):
         if all(cell is None for cell in cells):
             mend = "fill one in, remove the row, or set data.drop_empty: true"
-            yield Problem(f"all its inputs are empty ({listed(columns)}): {mend}", number)
+            yield Problem(f"all inputs of the sample {name!r} are empty ({listed(columns)}): {mend}", number)
 
 
 def resolve(cells: Sequence[str | None], root: str) -> list[str | None]:

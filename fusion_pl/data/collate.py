@@ -36,11 +36,16 @@ class Collate:
         """Make a batch.
 
         Args:
-            samples: B of them, in the order of the batch; any of them may lack any input, or all.
+            samples: B of them, in the order of the batch; any of them may lack any input, and without a target all.
 
         Raises:
-            LoadError: where a processor refuses a value; names the input and the samples.
+            LoadError: where a processor refuses a value, or a sample to learn from or to measure has no input; names
+                the samples.
         """
+        for sample in samples:
+            if sample.target is not None and not self.processors.keys() & sample.inputs.keys():
+                names = ", ".join(self.processors)
+                raise LoadError(f"the sample {sample.id!r} has none of the model's inputs ({names}): leave it out")
         samples = [self._thinned(sample) for sample in samples] if self.dropout else samples
         targets = [sample.target for sample in samples if sample.target is not None]
         return Batch(

@@ -154,7 +154,7 @@ class ManifestData(FusionData):
             yield from check_column(self.table, self.split, "the split")
         yield from check_ids(self.table, self._ids)
         if not self.drop_empty and all(column in self.table.columns for column in self.columns.values()):
-            yield from check_inputs(self.table, list(self.columns.values()))
+            yield from check_inputs(self.table, list(self.columns.values()), self._ids)
 
     def _check_samples(self, needed: Sequence[Split]) -> Iterator[Problem]:
         for split in needed:

@@ -118,5 +118,5 @@ class Rows(Dataset[Sample]):
             inputs[column.input] = value if column.augment is None else self._augmented(column, value, index)
         if not inputs:
             why = "; ".join(bad) or f"{self.source}, row {self.numbers[index]}: all its inputs are empty"
-            raise LoadError(f"{why}: no input is left, so remove the row")
+            raise LoadError(f"{why}: no input of the sample {self.ids[index]!r} is left, so remove the row")
         return Sample(self.ids[index], inputs, self.targets[index], bad)

@@ -42,6 +42,12 @@ def test_an_input_that_no_sample_has_keeps_one_blank_row(processors):
     assert not any(mask.any() for mask in batch.present.values())
 
 
+def test_a_sample_to_learn_from_without_any_input_is_refused_by_its_id(processors):
+    samples = [Sample("a", {"text": "xyz"}, 2), Sample("empty-7", {"an input of nobody": 1}, 0)]
+    with pytest.raises(LoadError, match=r"the sample 'empty-7' has none of the model's inputs \(text, image, audio\)"):
+        Collate(processors)(samples)
+
+
 def test_a_batch_with_an_unknown_target_has_none(processors):
     picture = {"image": Image.new("L", (2, 2))}
     assert Collate(processors)([Sample("a", picture, 1), Sample("b", picture)]).target is None

@@ -200,7 +200,7 @@ def test_all_problems_are_told_at_once(build, toy):
         f"row 6, column 'audio': {outside} lies outside the root {toy.folder}: move it there, set data.root, or "
         "data.allow_outside: true",
         "row 7, column 'split': 'tran' is no split: expected train, val (or valid, validation, dev) or test",
-        "row 8: all its inputs are empty (text, image, audio): fill one in, remove the row, or set "
+        "row 8: all inputs of the sample 's6' are empty (text, image, audio): fill one in, remove the row, or set "
         "data.drop_empty: true",
         "row 9, column 'split': the split is empty: expected train, val (or valid, validation, dev) or test",
         "row 10, column 'image': the file 'images\\\\8.png' does not exist (looked for "
@@ -325,7 +325,9 @@ def test_but_a_row_without_any_input_left_raises(build, toy):
     toy.records[2] |= {"text": "", "audio": ""}
     data = build(on_bad_file="missing")
     data.setup("fit")
-    with pytest.raises(LoadError, match=r"row 4, column 'image'.*no input is left, so remove the row"):
+    with pytest.raises(
+        LoadError, match=r"row 4, column 'image'.*no input of the sample '.*' is left, so remove the row"
+    ):
         data.samples("train")[2]
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +61,38 @@ def test_its_own_head_works_from_another_package(tmp_path, monkeypatch, dims, ma
     assert class_of(recipe["class_path"], Fusion, trust=["heads_of_a_user"]) is type(head)
     with pytest.raises(UserError, match="--trust heads_of_a_user"):
         class_of(recipe["class_path"], Fusion)
+
+
+def test_its_own_head_is_trained_and_predicts_in_fresh_processes(tmp_path, manifest):
+    (source,) = blocks("python")
+    (tmp_path / "heads_of_a_user.py").write_text(source, encoding="utf-8")
+    config = {
+        "model": {
+            "encoders": {"text": {"class_path": "fusion_pl.encoders.TinyText", "init_args": {"dim": 8}}},
+            "fusion": {"class_path": "heads_of_a_user.Largest", "init_args": {"dim": 16}},
+        },
+        "data": {
+            "class_path": "fusion_pl.data.ManifestData",
+            "init_args": {"manifest": str(manifest), "num_workers": 0},
+        },
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+
+    def command(*arguments):
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        command = [sys.executable, "-m", "fusion_pl", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+
+    trained = command("fit", "--config", "own.yaml")
+    assert trained.returncode == 0, trained.stderr
+    (checkpoint,) = tmp_path.glob("lightning_logs/version_0/checkpoints/best.ckpt")
+    predict = ["predict", "--ckpt_path", str(checkpoint), "--data.manifest", str(manifest), "--output", "out.jsonl"]
+    refused = command(*predict)
+    assert refused.returncode == 2
+    assert "--trust heads_of_a_user" in refused.stderr
+    predicted = command(*predict, "--trust", "heads_of_a_user")
+    assert predicted.returncode == 0, predicted.stderr
+    lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 48
+    assert {json.loads(line)["label"] for line in lines} <= {"high", "low"}
