@@ -75,6 +75,13 @@ class FusionCLI(LightningCLI):
             default=True,
             help="When training on a CPU, keep freed memory for the next step instead of returning it to the system.",
         )
+        parser.add_argument(
+            "--cache",
+            type=str | None,
+            default=None,
+            help="Folder in which to keep what frozen encoders (freeze: all) return: computed once for all epochs and "
+            "runs. Inputs that training augments are kept for validation and test only.",
+        )
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults(
             {
@@ -115,6 +122,8 @@ class FusionCLI(LightningCLI):
         """Hand the processors to the data, and choose what the hardware favours where the user chose nothing."""
         self.datamodule.processors = self.model.processors
         config = self.config[self.config.subcommand]
+        self.model.cache = Path(config.cache) if config.cache else None
+        self.model.augmented = set(self.datamodule.augment)
         if config.ckpt_path:
             _check(self.model, config.ckpt_path)
         self.stopper = SaveWhenStopped()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from fusion_pl.fusion.base import Entropy, Fusion
 from fusion_pl.layers import hide, spread, stand_in
 from fusion_pl.metrics import balanced_weights, classification_metrics, confusion_matrix, subsets
 from fusion_pl.recipe import Recipe, recipe_of
+from fusion_pl.training.cache import EncodedCache, is_frozen
 from fusion_pl.training.loss import Loss
 from fusion_pl.training.optimisation import WarmupCosine, parameter_groups, use_fused_step
 from fusion_pl.types import Batch, Encoded, Fused, Processor, UserError
@@ -84,6 +86,9 @@ class FusionClassifier(LightningModule):
             {stage: classification_metrics(len(classes), f"{stage}/") for stage in ("val", "test")}
         )
         self.confusion = confusion_matrix(len(classes))
+        self.cache: Path | None = None  # where to keep what frozen encoders return
+        self.augmented: Collection[str] = ()  # inputs that training changes each time, so that nothing can be kept
+        self.kept: dict[str, EncodedCache] = {}
         self.recipe()  # what a checkpoint could not carry is refused now, not after an hour of training
 
     @property
@@ -96,6 +101,7 @@ class FusionClassifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Load pretrained weights and weigh the classes, when training starts."""
+        self.kept.clear()  # they go by the weights, which may now be others
         if stage != "fit":
             return
         for _, encoder in self._encoders():
@@ -112,7 +118,15 @@ class FusionClassifier(LightningModule):
 
     def encode(self, batch: Batch) -> dict[str, Encoded]:
         """Encode every input of a batch; a sample that lacks one gets zeros and a mask of False there."""
-        return {name: spread(encoder(**batch.inputs[name]), batch.present[name]) for name, encoder in self._encoders()}
+        found = {}
+        for name, encoder in self._encoders():
+            if self.cache is not None and is_frozen(encoder) and not (self.training and name in self.augmented):
+                if name not in self.kept:
+                    self.kept[name] = EncodedCache(encoder, self.cache)
+                found[name] = spread(self.kept[name](batch.inputs[name]), batch.present[name])
+            else:
+                found[name] = spread(encoder(**batch.inputs[name]), batch.present[name])
+        return found
 
     def fuse(self, encoded: dict[str, Encoded], only: Collection[str] | None = None) -> Fused:
         """Let the head decide.

@@ -37,6 +37,7 @@ PASSED = (
     "--optimizer",
     "--threads",
     "--keep_memory",
+    "--cache",
 )
 ATTEMPTS = 2  # of a run whose process died
 

@@ -47,7 +47,8 @@ def run_trial(trial: Trial, folder: Path, extra: Sequence[str]) -> Result:
     logger = LOGGER | {"init_args": LOGGER["init_args"] | {"save_dir": str(folder)}}
     config = trial.config | {"trainer": (trial.config.get("trainer") or {}) | {"logger": logger}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    arguments = ["--config", str(folder / "config.yaml"), *extra]
+    # Every head reads what frozen encoders returned for the first one; a cache of the user's own comes later and wins.
+    arguments = ["--config", str(folder / "config.yaml"), "--cache", str(folder.parent.parent / "cache"), *extra]
     common: dict[str, Any] = {
         "fusion": trial.fusion.rpartition(".")[2],
         "class_path": trial.fusion,

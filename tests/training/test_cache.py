@@ -1,0 +1,139 @@
+"""What a frozen encoder returned is read again, never computed again, and is what it would return."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fusion_pl.data import ManifestData
+from fusion_pl.encoders import AudioEncoder, ImageEncoder, TextEncoder, TinyText
+from fusion_pl.fusion import Concat
+from fusion_pl.module import FusionClassifier
+from fusion_pl.training import cache as module
+from fusion_pl.training.cache import EncodedCache, is_frozen
+from fusion_pl.types import Waveform
+
+from ..conftest import CLASSES
+from ..encoders.models import save_audio, save_image, save_text
+
+
+def tone(seconds):
+    return Waveform(torch.randn(round(16_000 * seconds), generator=torch.Generator().manual_seed(1)), 16_000)
+
+
+def picture(seed):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+VALUES = {
+    "bert": ["the cat sat", "", "a very old dog ran fast on the blue mat"],
+    "roberta": ["the cat sat", "", "a very old dog ran fast on the blue mat"],  # pads with a token that is not 0
+    "vit": [picture(0), picture(1), Image.new("RGB", (32, 32))],
+    "wav2vec2-layer": [tone(0.3), tone(1.0), tone(0.1)],
+    "ast": [tone(0.3), tone(1.0), tone(0.1)],
+}
+
+
+def frozen(name, folder):
+    torch.manual_seed(0)
+    texts, images = dict.fromkeys(("bert", "roberta"), (save_text, TextEncoder)), {"vit": (save_image, ImageEncoder)}
+    save, kind = (texts | images).get(name, (save_audio, AudioEncoder))
+    save(name, folder)
+    encoder = kind(str(folder), freeze="all")
+    encoder.load_pretrained()
+    return encoder.eval()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Count the rows that encoders compute."""
+    counted = []
+
+    def watch(encoder):
+        encoder.register_forward_hook(lambda part, args, out: counted.append(len(out.tokens)))
+        return counted
+
+    return watch
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_rows_are_computed_once_whatever_stands_beside_them(name, tmp_path, calls):
+    encoder, values = frozen(name, tmp_path / "model"), VALUES[name]
+    counted = calls(encoder)
+    cached = EncodedCache(encoder, tmp_path / "cache")
+    for batch in (values, values[:1], values[::-1], [values[2], values[0]]):
+        inputs = encoder.processor(batch)
+        found, wanted = cached(inputs), encoder(**inputs)
+        counted.pop()  # of what is wanted
+        assert torch.equal(found.mask, wanted.mask[:, : found.mask.shape[1]])
+        assert not wanted.mask[:, found.mask.shape[1] :].any()
+        torch.testing.assert_close(found.tokens, wanted.tokens[:, : found.mask.shape[1]], rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(found.pooled, wanted.pooled, rtol=1e-4, atol=2e-5)
+    assert counted == [len(values)]
+
+
+def test_other_weights_or_arguments_have_a_folder_of_their_own(tmp_path):
+    encoder = frozen("bert", tmp_path / "model")
+    folders = {EncodedCache(encoder, tmp_path).folder}
+    assert EncodedCache(encoder, tmp_path).folder in folders
+    with torch.no_grad():
+        next(encoder.parameters()).view(-1)[0] += 1e-3
+    folders.add(EncodedCache(encoder, tmp_path).folder)
+    folders.add(EncodedCache(TextEncoder(str(tmp_path / "model"), freeze="all", pooling="max"), tmp_path).folder)
+    assert len(folders) == 3
+
+
+def test_a_damaged_file_is_computed_and_written_anew(tmp_path, calls):
+    encoder = frozen("bert", tmp_path / "model")
+    counted = calls(encoder)
+    inputs = encoder.processor(["the cat"])
+    first = EncodedCache(encoder, tmp_path / "cache")(inputs)
+    (path,) = (tmp_path / "cache").rglob("*.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50])
+    again = EncodedCache(encoder, tmp_path / "cache")(inputs)
+    assert torch.equal(again.tokens, first.tokens)
+    assert counted == [1, 1]
+    assert path.read_bytes() == whole
+
+
+def test_a_full_disk_costs_time_only(tmp_path, monkeypatch, caplog, calls):
+    encoder = frozen("bert", tmp_path / "model")
+    counted = calls(encoder)
+
+    def full(row):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save", full)
+    cached = EncodedCache(encoder, tmp_path / "cache")
+    for _ in range(3):
+        assert cached(encoder.processor(["the cat"])).tokens.isfinite().all()
+    assert counted == [1, 1, 1]
+    assert [record.getMessage().count("No space left") for record in caplog.records] == [1]
+    assert not list((tmp_path / "cache").rglob("*.partial"))
+
+
+def test_only_what_never_learns_is_kept(tmp_path, manifest):
+    image = frozen("vit", tmp_path / "model")
+    assert is_frozen(image)
+    assert not is_frozen(TinyText())
+    assert not is_frozen(ImageEncoder(str(tmp_path / "model"), freeze=1))
+    assert not is_frozen(ImageEncoder(str(tmp_path / "model"), freeze="all", levels=[0, 1]))
+    model = FusionClassifier({"text": TinyText(dim=8), "image": image}, Concat, CLASSES)
+    data = ManifestData(str(manifest), batch_size=8, num_workers=0)
+    data.processors = model.processors
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    plain = model.eval()(batch).logits
+    model.cache = tmp_path / "cache"
+    for _ in range(2):
+        torch.testing.assert_close(model(batch).logits, plain, rtol=1e-4, atol=2e-5)
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    kept = len(list((tmp_path / "cache").rglob("*.safetensors")))
+    assert kept == int(batch.present["image"].sum())
+    model.train().augmented = {"image"}
+    batch.inputs["image"]["pixel_values"] //= 2
+    model(batch)
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == kept
