@@ -197,6 +197,9 @@ def _said(result: Result) -> str:
 def _prepare(turn: multiprocessing.sharedctypes.Synchronized[int], jobs: int) -> None:
     """Give each process its GPU, or its share of the cores; Ctrl-C is the first process's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The loader's workers start as in any other process: as children of a spawned one they would be spawned too, and
+    # import everything anew for each run's training, validation and test.
+    multiprocessing.set_start_method(None, force=True)
     with turn.get_lock():
         number = turn.value
         turn.value += 1

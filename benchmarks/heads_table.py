@@ -1,0 +1,84 @@
+"""Write the table of all heads in docs/fusion.md from comparisons that were run.
+
+    fusion-pl compare --config configs/keypad.yaml --seeds 3 --jobs 2 --output reports/keypad     # and digits, and ask
+    python -m benchmarks.heads_table reports/keypad reports/digits reports/ask
+
+Accuracy is on test, mean ± standard deviation over seeds (no ± where there was one); parameters, milliseconds of a training
+step (one batch of 64, forward and backward, with the encoders) and memory are those of the first comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean, stdev
+
+DOCS = Path(__file__).parents[1] / "docs" / "fusion.md"
+BEGIN, END = "<!-- heads: written by benchmarks/heads_table.py -->", "<!-- /heads -->"
+Runs = dict[str, list[dict[str, str]]]
+
+
+def read(folder: Path) -> Runs:
+    """Return label -> its finished runs."""
+    runs: Runs = defaultdict(list)
+    with (folder / "results.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["status"] == "done":
+                runs[row["label"]].append(row)
+    return runs
+
+
+def accuracy(runs: list[dict[str, str]]) -> str:
+    """Return mean ± standard deviation in %."""
+    values = [100 * float(row["test/accuracy"]) for row in runs]
+    if not values:
+        return "–"
+    return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def mean(runs: list[dict[str, str]], column: str) -> float:
+    """Return the mean of a column."""
+    return fmean(float(row[column]) for row in runs)
+
+
+def table(sets: dict[str, Runs]) -> str:
+    """Return the table as Markdown, in the order of names, single inputs last."""
+    first = next(iter(sets.values()))
+    seeds = {name: max(len(runs) for runs in found.values()) for name, found in sets.items()}
+    header = ["head", *(f"{name} ({count} seed{'s' * (count > 1)})" for name, count in seeds.items())]
+    lines = [
+        [*header, "parameters of the head", "ms a step", "MB"],
+        [":--", *["--:"] * (len(header) + 2)],
+    ]
+    for label in sorted({label for found in sets.values() for label in found}, key=lambda one: (" " in one, one)):
+        runs = first.get(label) or next(found[label] for found in sets.values() if label in found)
+        lines.append(
+            [
+                f"`{label}`" if " " not in label else label,
+                *(accuracy(found.get(label, [])) for found in sets.values()),
+                f"{mean(runs, 'head_parameters'):,.0f}",
+                f"{mean(runs, 'step_ms'):.0f}",
+                f"{mean(runs, 'memory_mb'):,.0f}",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    """Replace what stands between the two marks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="of comparisons, named as the columns shall be")
+    given = parser.parse_args()
+    text = DOCS.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        sys.exit(f"{DOCS} has no {BEGIN} … {END}")
+    before, _, rest = text.partition(BEGIN)
+    sets = {folder.name: read(folder) for folder in given.folders}
+    DOCS.write_text(f"{before}{BEGIN}\n\n{table(sets)}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
