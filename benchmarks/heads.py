@@ -1,12 +1,12 @@
 """Every head, forward and backward, beside the time that its matrix products alone would take on the same machine.
 
-B = 256 samples of three inputs, 768 channels, 197 + 128 + 249 tokens, ten classes, bf16 autocast, on a GPU, eager and compiled.
-With ``--tiny`` everything is small and runs on a CPU, which only shows that it runs.
+B = 256 samples of three inputs, 768 channels, 197 + 128 + 249 tokens, ten classes, bf16 autocast, on a GPU, eager and
+compiled. With ``--tiny`` everything is small and runs on a CPU, which only shows that it runs.
 
     python -m benchmarks.heads [--heads Concat CrossAttention] [--modes eager compiled] [--tiny]
 
-The bound is the floating-point operations of both passes (torch's counter, which sees matrix products and attention) over
-the rate of one large bf16 matrix product. Heads that are mostly elementwise stay far above it: memory is their limit.
+The bound is the floating-point operations of both passes (torch's counter, which sees matrix products and attention)
+over the rate of one large bf16 matrix product. Heads that are mostly elementwise stay far above it: memory limits them.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def product_rate(device: torch.device, side: int) -> float:
 def measured(name: str, mode: str, shape: Shape, rate: float, device: torch.device) -> list[str]:
     """Return a row of the table: ms, peak memory in MB, the bound in ms, and how many times the bound it took."""
     inputs = encoded(shape, device)
-    head: Fusion = getattr(fusion_pl.fusion, name)({key: shape.dim for key in shape.tokens}, CLASSES).to(device)
+    head: Fusion = getattr(fusion_pl.fusion, name)(dict.fromkeys(shape.tokens, shape.dim), CLASSES).to(device)
     torch.compiler.reset()
     run = torch.compile(head) if mode == "compiled" else head
 

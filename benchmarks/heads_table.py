@@ -3,8 +3,8 @@
     fusion-pl compare --config configs/keypad.yaml --seeds 3 --jobs 2 --output reports/keypad     # and digits, and ask
     python -m benchmarks.heads_table reports/keypad reports/digits reports/ask
 
-Accuracy is on test, mean ± standard deviation over seeds (no ± where there was one); parameters, milliseconds of a training
-step (one batch of 64, forward and backward, with the encoders) and memory are those of the first comparison.
+Accuracy is on test, mean ± standard deviation over seeds (no ± where there was one); parameters, milliseconds of a
+training step (one batch of 64, forward and backward, with the encoders) and memory are those of the first comparison.
 """
 
 from __future__ import annotations
