@@ -121,8 +121,9 @@ def _costs(model: FusionClassifier, batch: Batch) -> dict[str, Any]:
     def step() -> None:
         model.objective(batch)[0].backward()  # type: ignore[no-untyped-call]
 
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:  # with gradients: without, it stumbles over views of parameters
         model.eval()(batch)
+    with torch.inference_mode():
         latency = _milliseconds(lambda: model(batch))
     model.train()
     return {

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 
 import pytest
 import yaml
+
+import fusion_pl.fusion
+from fusion_pl.analysis import compare as compare_module
+from fusion_pl.analysis.trial import _costs
+from fusion_pl.data import ManifestData
+from fusion_pl.module import FusionClassifier
+
+from ..conftest import CLASSES
 
 BROKEN = '''
 import os
@@ -105,3 +114,26 @@ def test_mistakes_are_one_sentence(compare):
         assert ran.returncode == 2
         assert message in ran.stderr
         assert "Traceback" not in ran.stderr
+
+
+def test_the_costs_of_every_head_can_be_measured(encoders, manifest):
+    data = ManifestData(str(manifest), batch_size=5, num_workers=0)
+    for name in fusion_pl.fusion.__all__:
+        if name != "Fusion":
+            model = FusionClassifier(encoders, getattr(fusion_pl.fusion, name), CLASSES)
+            data.processors = model.processors
+            data.setup("test")
+            costs = _costs(model, next(iter(data.test_dataloader())))
+            assert costs["flops"] > 0, name
+            assert costs["step_ms"] > 0, name
+
+
+def test_each_process_gets_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(compare_module.signal, "signal", lambda *given: None)
+    monkeypatch.setattr(compare_module.multiprocessing, "set_start_method", lambda *given, force: None)
+    turn, given = multiprocessing.get_context("spawn").Value("i", 0), []
+    for _ in range(3):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+        compare_module._prepare(turn, jobs=3)
+        given.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert given == ["3", "5", "3"]
