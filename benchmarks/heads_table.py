@@ -39,29 +39,28 @@ def accuracy(runs: list[dict[str, str]]) -> str:
     return f"{fmean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def mean(runs: list[dict[str, str]], column: str) -> float:
-    """Return the mean of a column."""
-    return fmean(float(row[column]) for row in runs)
+def mean(runs: list[dict[str, str]], column: str) -> str:
+    """Return the mean of a column, where it was measured."""
+    values = [float(row[column]) for row in runs if row[column]]
+    return f"{fmean(values):,.0f}" if values else "–"
 
 
 def table(sets: dict[str, Runs]) -> str:
     """Return the table as Markdown, in the order of names, single inputs last."""
     first = next(iter(sets.values()))
-    seeds = {name: max(len(runs) for runs in found.values()) for name, found in sets.items()}
-    header = ["head", *(f"{name} ({count} seed{'s' * (count > 1)})" for name, count in seeds.items())]
+    seeds = {name: max(map(len, found.values()), default=0) for name, found in sets.items()}
+    header = ["head", *(f"{name} ({count} seed{'s' * (count != 1)})" for name, count in seeds.items())]
     lines = [
         [*header, "parameters of the head", "ms a step", "MB"],
         [":--", *["--:"] * (len(header) + 2)],
     ]
     for label in sorted({label for found in sets.values() for label in found}, key=lambda one: (" " in one, one)):
-        runs = first.get(label) or next(found[label] for found in sets.values() if label in found)
+        runs = first.get(label, [])
         lines.append(
             [
                 f"`{label}`" if " " not in label else label,
                 *(accuracy(found.get(label, [])) for found in sets.values()),
-                f"{mean(runs, 'head_parameters'):,.0f}",
-                f"{mean(runs, 'step_ms'):.0f}",
-                f"{mean(runs, 'memory_mb'):,.0f}",
+                *(mean(runs, column) for column in ("head_parameters", "step_ms", "memory_mb")),
             ]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -80,7 +80,8 @@ class FusionCLI(LightningCLI):
             type=str | None,
             default=None,
             help="Folder in which to keep what frozen encoders (freeze: all) return: computed once for all epochs and "
-            "runs. Inputs that training augments are kept for validation and test only.",
+            "runs. Inputs that training augments are kept in validation and test only; long clips are cut to their "
+            "middle.",
         )
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults(
@@ -122,8 +123,10 @@ class FusionCLI(LightningCLI):
         """Hand the processors to the data, and choose what the hardware favours where the user chose nothing."""
         self.datamodule.processors = self.model.processors
         config = self.config[self.config.subcommand]
-        self.model.cache = Path(config.cache) if config.cache else None
-        self.model.augmented = set(self.datamodule.augment)
+        if config.cache:
+            if Path(config.cache).is_file():
+                raise UserError(f"--cache: {config.cache} is a file, expected a folder")
+            self.model.keep_encoded(Path(config.cache), self.datamodule.augment)
         if config.ckpt_path:
             _check(self.model, config.ckpt_path)
         self.stopper = SaveWhenStopped()

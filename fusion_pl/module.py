@@ -86,10 +86,22 @@ class FusionClassifier(LightningModule):
             {stage: classification_metrics(len(classes), f"{stage}/") for stage in ("val", "test")}
         )
         self.confusion = confusion_matrix(len(classes))
-        self.cache: Path | None = None  # where to keep what frozen encoders return
-        self.augmented: Collection[str] = ()  # inputs that training changes each time, so that nothing can be kept
+        self.cache: Path | None = None
+        self.augmented: set[str] = set()
         self.kept: dict[str, EncodedCache] = {}
         self.recipe()  # what a checkpoint could not carry is refused now, not after an hour of training
+
+    def keep_encoded(self, folder: Path, augmented: Collection[str]) -> None:
+        """Keep on disk what frozen encoders return, and cut their long clips where validation does.
+
+        Args:
+            folder: of all caches.
+            augmented: inputs that training changes each time: theirs are kept in validation and test only.
+        """
+        self.cache, self.augmented = folder, set(augmented)
+        for _, encoder in self._encoders():
+            if is_frozen(encoder) and hasattr(encoder.processor, "fixed"):
+                encoder.processor.fixed = True
 
     @property
     def processors(self) -> dict[str, Processor]:

@@ -113,11 +113,14 @@ class Comparison:
         return self.output / "runs" / trial.name
 
     def _finished(self, trial: Trial) -> Result | None:
-        """Return the result of an earlier run of the same trial; failed ones are tried again."""
+        """Return the result of an earlier run of the same trial; what failed, or cannot be read, is run again."""
         path = self.folder(trial) / RESULT
         if not path.is_file():
             return None
-        result = Result.read(path)
+        try:
+            result = Result.read(path)
+        except UserError:
+            return None
         return result if result.status == "done" and result.config == trial.key else None
 
     def run(self) -> dict[Trial, Result]:
@@ -195,7 +198,7 @@ def _said(result: Result) -> str:
 
 
 def _prepare(turn: multiprocessing.sharedctypes.Synchronized[int], jobs: int) -> None:
-    """Give each process its GPU, or its share of the cores; Ctrl-C is the first process's to handle."""
+    """Give each process one GPU, or its share of the cores; Ctrl-C is the first process's to handle."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The loader's workers start as in any other process: as children of a spawned one they would be spawned too, and
     # import everything anew for each run's training, validation and test.
@@ -203,12 +206,10 @@ def _prepare(turn: multiprocessing.sharedctypes.Synchronized[int], jobs: int) ->
     with turn.get_lock():
         number = turn.value
         turn.value += 1
-    if jobs == 1:
-        return
     devices = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
     devices = devices or [str(one) for one in range(torch.cuda.device_count())]
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
-    elif "OMP_NUM_THREADS" not in os.environ:
+    elif jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
         os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())

@@ -123,10 +123,12 @@ def plan(base: dict[str, Any], fusions: str, inputs: str, seeds: int, extra: Seq
 
 def _trial(base: dict[str, Any], fusion: str, inputs: tuple[str, ...], seed: int, extra: Sequence[str]) -> Trial:
     config = copy.deepcopy(base)
-    model, data = config["model"], config["data"].setdefault("init_args", {})
+    model = config["model"]
+    data = config["data"]["init_args"] = config["data"].get("init_args") or {}
     own = model.get("fusion")
     own = {"class_path": own} if isinstance(own, str) else own or {}
-    model["fusion"] = own if own.get("class_path") == fusion else {"class_path": fusion}  # its arguments are its own
+    same = fusion in {own.get("class_path"), f"{OURS}{own.get('class_path')}"}
+    model["fusion"] = {**own, "class_path": fusion} if same else {"class_path": fusion}  # its arguments are its own
     if len(inputs) < len(model["encoders"]):
         model["encoders"] = {name: model["encoders"][name] for name in inputs}
         data["drop_empty"] = True

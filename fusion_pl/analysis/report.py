@@ -27,7 +27,8 @@ HOW_TO_READ = (
     "say, means such a difference would be rare if both were equally good on samples like these; a large one means "
     "that these samples show no difference, not that there is none. It speaks of the models that were trained: what "
     "another seed can change, the ± says. Parameters are the trainable ones of the whole model; FLOPs are of a forward "
-    "of one sample, milliseconds of a forward of one batch, memory is the peak of the run."
+    "of one sample, milliseconds of a forward of one batch, memory is the peak of the run. Where encoders are "
+    "frozen, the first run encodes for all others, so its training in seconds is longer."
 )
 COST_CAPTION = (
     "Validation accuracy against {}. Blue: the Pareto front, which no other row beats in both. It shows validation, "

@@ -45,10 +45,11 @@ def run_trial(trial: Trial, folder: Path, extra: Sequence[str]) -> Result:
     """
     folder.mkdir(parents=True, exist_ok=True)
     logger = LOGGER | {"init_args": LOGGER["init_args"] | {"save_dir": str(folder)}}
-    config = trial.config | {"trainer": (trial.config.get("trainer") or {}) | {"logger": logger}}
+    # What frozen encoders return for one head all others read, unless the user keeps it elsewhere, or not at all.
+    config = {"cache": str(folder.parent.parent / "cache")} | trial.config
+    config["trainer"] = (trial.config.get("trainer") or {}) | {"logger": logger}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    # Every head reads what frozen encoders returned for the first one; a cache of the user's own comes later and wins.
-    arguments = ["--config", str(folder / "config.yaml"), "--cache", str(folder.parent.parent / "cache"), *extra]
+    arguments = ["--config", str(folder / "config.yaml"), *extra]
     common: dict[str, Any] = {
         "fusion": trial.fusion.rpartition(".")[2],
         "class_path": trial.fusion,
@@ -121,6 +122,7 @@ def _costs(model: FusionClassifier, batch: Batch) -> dict[str, Any]:
     def step() -> None:
         model.objective(batch)[0].backward()  # type: ignore[no-untyped-call]
 
+    model.cache = None  # it is the encoders' work, too, that is measured here
     with FlopCounterMode(display=False) as counter:  # with gradients: without, it stumbles over views of parameters
         model.eval()(batch)
     with torch.inference_mode():
@@ -163,6 +165,8 @@ def _logged(path: Path) -> Iterator[None]:
 
 def _forget_peak() -> None:
     """Begin to look for the highest memory anew, where the system can: one process runs many trials."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

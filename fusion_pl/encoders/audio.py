@@ -30,9 +30,13 @@ class AudioProcessor:
     Args:
         features: of the model's family.
         max_seconds: the rest of a longer clip is cut off, at random in training and on both sides alike otherwise.
+
+    Attributes:
+        fixed: whether training cuts on both sides alike too, so that a clip stays the same throughout.
     """
 
     kind: Kind = "audio"
+    fixed = False
 
     def __init__(self, features: Features, max_seconds: float) -> None:
         self.features = features
@@ -40,7 +44,7 @@ class AudioProcessor:
 
     def __call__(self, values: Sequence[Waveform], training: bool = False) -> dict[str, Tensor]:
         """Process P clips."""
-        return self.features([self._one(clip, training).numpy() for clip in values])
+        return self.features([self._one(clip, training and not self.fixed).numpy() for clip in values])
 
     def _one(self, clip: Waveform, training: bool) -> Float[Tensor, " N"]:
         rate = self.features.rate

@@ -124,6 +124,9 @@ def combined(
         raise UserError(
             f"combine: {combine} needs to know which depths: give levels, of 0 to {depths - 1} in {encoder}"
         )
+    places = [level % depths for level in levels]
+    if places != sorted(set(places)):
+        raise UserError(f"levels: {list(levels)} of {encoder} must go from the input to the output, each depth once")
     if combine == "pyramid" and not maps:
         raise UserError(f"combine: {encoder} has sequences, and a pyramid needs maps: choose concat, sum or attention")
     return Depth([widths[level] for level in levels], combine)

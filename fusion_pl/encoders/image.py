@@ -126,7 +126,9 @@ class ImageEncoder(PretrainedEncoder):
         blank = self._probe(64 if self.convolutional else processor.size)
         self.dim = as_tokens(blank.last_hidden_state).shape[-1]
         states = _states(blank)
-        self._finish(class_token, [as_tokens(state).shape[-1] for state in states], maps=states[0].dim() == 4)
+        self._finish(
+            class_token, [as_tokens(state).shape[-1] for state in states], maps=bool(states) and states[0].dim() == 4
+        )
 
     def load_pretrained(self) -> None:
         """Load the weights, and say what was chosen for the hardware."""

@@ -227,6 +227,9 @@ class PretrainedEncoder(Encoder):
         if self.depth is not None:
             self.dim = self.depth.dim
             self._hold_unused()
+        self.train(
+            self.training
+        )  # Lightning keeps the modes that it finds: frozen parts must be at inference from here
 
     def _hold_unused(self) -> None:
         """Freeze what no level depends on, such as the blocks above the last one: it would never get a gradient."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from fusion_pl.encoders.base import Encoder
@@ -55,8 +55,8 @@ class TinyImage(Encoder):
         image_size: pictures are resized to this height and width, in pixels.
         channels: 1 (grey) or 3 (RGB).
         dropout: probability that a channel of the vector is dropped.
-        coordinates: whether two more channels tell each pixel's place, in [-1, 1]. The vector forgets where something
-            was seen; with them it can hold "red, above". Source: CoordConv, arXiv:1807.03247.
+        coordinates: whether every convolution sees two more channels, each place's row and column. The vector forgets
+            where something was seen; with them it can hold "red, above". Source: CoordConv, arXiv:1807.03247.
         combine: how all its depths together become the tokens (see ``fusion_pl.encoders.depth.Depth``); None = the last
             one alone does.
     """
@@ -76,8 +76,8 @@ class TinyImage(Encoder):
         self.coordinates = coordinates
         self.layers = nn.Sequential(
             _conv(channels + 2 * coordinates, dim // 2, width=5, stride=2),
-            _conv(dim // 2, dim, stride=2),
-            _conv(dim, dim),
+            _conv(dim // 2 + 2 * coordinates, dim, stride=2),
+            _conv(dim + 2 * coordinates, dim),
         )
         self.levels = range(3) if combine else ()
         self.depth = combined("TinyImage", self.levels, combine, [dim // 2, dim, dim], maps=True)
@@ -89,13 +89,9 @@ class TinyImage(Encoder):
         """Return a token per patch, row by row."""
         dtype = self.pool.project.weight.dtype
         values = pixels.to(dtype, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
-        if self.coordinates:
-            line = torch.linspace(-1, 1, values.shape[-1], dtype=dtype, device=values.device)
-            places = torch.stack(torch.meshgrid(line, line, indexing="ij"))
-            values = torch.cat([values, places.expand(values.shape[0], -1, -1, -1)], dim=1)
         states = []
         for layer in self.layers:
-            values = layer(values)
+            values = layer(_placed(values) if self.coordinates else values)
             states.append(values)
         fine, weights = as_tokens(values), None
         if self.depth is not None:
@@ -104,6 +100,13 @@ class TinyImage(Encoder):
         grid = fine.transpose(1, 2).reshape(len(fine), -1, *values.shape[-2:])
         tokens = as_tokens(nn.functional.avg_pool2d(grid, 2, ceil_mode=True))
         return Encoded(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool), pooled, depth=weights)
+
+
+def _placed(values: Float[Tensor, "P K S S"]) -> Float[Tensor, "P K2 S S"]:
+    """Append two channels, each position's row and column in [-1, 1]."""
+    line = torch.linspace(-1, 1, values.shape[-1], dtype=values.dtype, device=values.device)
+    places = torch.stack(torch.meshgrid(line, line, indexing="ij"))
+    return torch.cat([values, places.expand(len(values), -1, -1, -1)], dim=1)
 
 
 def _conv(channels_in: int, channels_out: int, width: int = 3, stride: int = 1) -> nn.Sequential:

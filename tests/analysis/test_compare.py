@@ -136,3 +136,6 @@ def test_each_process_gets_a_gpu_of_its_own(monkeypatch):
         compare_module._prepare(turn, jobs=3)
         given.append(os.environ["CUDA_VISIBLE_DEVICES"])
     assert given == ["3", "5", "3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    compare_module._prepare(multiprocessing.get_context("spawn").Value("i", 0), jobs=1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"  # the rest of several processes would wait for each other

@@ -97,3 +97,10 @@ def test_data_may_be_a_class_path_alone(tmp_path):
 
 def test_two_classes_of_one_name_have_folders_of_their_own():
     assert len({trial.name for trial in plan(BASE, "Mean,mine.Mean,theirs.Mean", "all", seeds=1)}) == 3
+
+
+def test_a_heads_own_arguments_stay_with_it_however_its_class_is_written():
+    for written in ("LowRank", "fusion_pl.fusion.LowRank"):
+        base = {**BASE, "model": {**BASE["model"], "fusion": {"class_path": written, "init_args": {"rank": 7}}}}
+        (trial,) = plan({**base, "data": {"class_path": "D", "init_args": None}}, "LowRank", "all", seeds=1)
+        assert trial.config["model"]["fusion"] == {"class_path": "fusion_pl.fusion.LowRank", "init_args": {"rank": 7}}

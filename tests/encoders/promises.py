@@ -91,9 +91,11 @@ def stays_finite_in_bfloat16(encoder: PretrainedEncoder, values: Sequence[Any]) 
 
 
 def freezes_wholly(kind: type[PretrainedEncoder], folder: Path, values: Sequence[Any]) -> None:
-    encoder = kind(str(folder), freeze="all").train()
+    encoder = kind(str(folder), freeze="all")  # as it was built: Lightning does not switch modes when training starts
     batch = encoder.processor(values)
     first = encoder(**batch)
+    torch.testing.assert_close(encoder.train()(**batch).tokens, first.tokens, rtol=0, atol=0)
+    torch.testing.assert_close(encoder.eval()(**batch).tokens, first.tokens, rtol=0, atol=0)
     assert not any(p.requires_grad for p in encoder.parameters())
     assert first.tokens.grad_fn is None
     assert first.pooled.grad_fn is None
@@ -105,7 +107,7 @@ def freezes_wholly(kind: type[PretrainedEncoder], folder: Path, values: Sequence
 
 def freezes_the_bottom(kind: type[PretrainedEncoder], folder: Path, values: Sequence[Any], tops: Sequence[str]) -> None:
     """One block frozen: it and what lies below it stay, the last block and what lies above it learn."""
-    encoder = kind(str(folder), freeze=1).train()
+    encoder = kind(str(folder), freeze=1)
     batch = encoder.processor(values)
     out = encoder(**batch).tokens
     (out * torch.randn_like(out)).sum().backward()

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fusion_pl.encoders.depth import Depth
+from fusion_pl.encoders.depth import Depth, combined
+from fusion_pl.types import UserError
 
 MASK = torch.tensor([[True, True, True, False], [True, False, False, False]])
 
@@ -83,3 +84,9 @@ def test_a_pyramid_adds_the_coarse_map_to_the_fine_one():
     bottom = layer[0](below).unflatten(2, (2, 2)).unflatten(4, (2, 2)).mean((3, 5))
     expected = (bottom + layer[1](top)) / 2
     torch.testing.assert_close(found, expected.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("levels", [[2, 0], [-1, 0], [1, 1], [2, -1]])
+def test_levels_go_from_the_input_to_the_output(levels):
+    with pytest.raises(UserError, match="must go from the input to the output, each depth once"):
+        combined("a model", levels, "sum", [4, 4, 4], maps=False)

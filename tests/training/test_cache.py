@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from fusion_pl.data import ManifestData
-from fusion_pl.encoders import AudioEncoder, ImageEncoder, TextEncoder, TinyText
+from fusion_pl.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder, TinyText
 from fusion_pl.fusion import Concat
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training import cache as module
 from fusion_pl.training.cache import EncodedCache, is_frozen
-from fusion_pl.types import Waveform
+from fusion_pl.types import Encoded, Waveform
 
 from ..conftest import CLASSES
 from ..encoders.models import save_audio, save_image, save_text
@@ -43,7 +45,7 @@ def frozen(name, folder):
     save(name, folder)
     encoder = kind(str(folder), freeze="all")
     encoder.load_pretrained()
-    return encoder.eval()
+    return encoder  # as it was built: in training, but for its frozen parts
 
 
 @pytest.fixture
@@ -85,6 +87,63 @@ def test_other_weights_or_arguments_have_a_folder_of_their_own(tmp_path):
     assert len(folders) == 3
 
 
+def test_so_have_other_settings_in_the_models_folder(tmp_path):
+    """What is in no weight and no argument, but changes what is computed."""
+    before = EncodedCache(frozen("vit", tmp_path / "model"), tmp_path).folder
+    for name, key, value in (
+        ("preprocessor_config.json", "image_mean", [0.1, 0.2, 0.3]),
+        ("config.json", "hidden_act", "relu"),
+    ):
+        path = tmp_path / "model" / name
+        original = path.read_text()
+        path.write_text(json.dumps(json.loads(original) | {key: value}))
+        torch.manual_seed(0)
+        changed = ImageEncoder(str(tmp_path / "model"), freeze="all")
+        changed.load_pretrained()
+        assert EncodedCache(changed, tmp_path).folder != before, name
+        path.write_text(original)
+
+
+class Transposed(Encoder):
+    """A frozen encoder of a user's own; its tokens do not lie in a row in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dim, self.processor = 3, ImageEncoder
+        self.scale = torch.nn.Parameter(torch.ones(()), requires_grad=False)
+
+    def forward(self, pixels):
+        tokens = (pixels * self.scale).flatten(2).transpose(1, 2)
+        return Encoded(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool), tokens.mean(1))
+
+
+def test_tokens_may_lie_in_memory_as_they_like(tmp_path):
+    pixels = {"pixels": torch.rand(2, 3, 4, 4)}
+    cached = EncodedCache(Transposed(), tmp_path)
+    for _ in range(2):
+        assert torch.equal(cached(pixels).tokens, Transposed()(**pixels).tokens)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+
+
+def test_the_last_of_a_disk_is_left_to_the_run(tmp_path, monkeypatch, caplog):
+    encoder = frozen("bert", tmp_path / "model")
+    monkeypatch.setattr(module, "RESERVE", 2**80)
+    assert EncodedCache(encoder, tmp_path / "cache")(encoder.processor(["the cat"])).tokens.isfinite().all()
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert "less than 1 GiB is left on the disk" in caplog.text
+
+
+def test_a_long_sound_is_cut_at_one_place_when_it_is_kept(tmp_path):
+    encoder = frozen("wav2vec2-layer", tmp_path / "model")
+    encoder.processor.max_seconds = 0.5
+    model = FusionClassifier({"audio": encoder}, Concat, CLASSES)
+    clip = [tone(3.0)]
+    assert len({encoder.processor(clip, training=True)["values"].sum().item() for _ in range(4)}) > 1
+    model.keep_encoded(tmp_path / "cache", augmented=())
+    found = {encoder.processor(clip, training=training)["values"].sum().item() for training in (True, True, False)}
+    assert len(found) == 1
+
+
 def test_a_damaged_file_is_computed_and_written_anew(tmp_path, calls):
     encoder = frozen("bert", tmp_path / "model")
     counted = calls(encoder)
@@ -121,6 +180,12 @@ def test_only_what_never_learns_is_kept(tmp_path, manifest):
     assert not is_frozen(TinyText())
     assert not is_frozen(ImageEncoder(str(tmp_path / "model"), freeze=1))
     assert not is_frozen(ImageEncoder(str(tmp_path / "model"), freeze="all", levels=[0, 1]))
+    assert is_frozen(ImageEncoder(str(tmp_path / "model"), freeze="all", levels=[0, 1], combine="sum"))
+    own = Transposed()
+    assert is_frozen(own)
+    own.dropout = torch.nn.Dropout()  # it differs from call to call
+    assert not is_frozen(own)
+    assert is_frozen(own.eval())
     model = FusionClassifier({"text": TinyText(dim=8), "image": image}, Concat, CLASSES)
     data = ManifestData(str(manifest), batch_size=8, num_workers=0)
     data.processors = model.processors
