@@ -38,6 +38,7 @@ NOISE = (
     ".*isinstance.treespec, LeafSpec.*",
     ".*dirpath has changed.*",
     ".*exists and is not empty.*",
+    ".*in eval mode at the start of training.*",  # the frozen parts of encoders
     ".*ended before the epoch ended.*",  # the rest of that epoch is drawn anew: some samples come twice, some never
 )
 CHATTER = ("litlogger", "TPU available", "Loading `train_dataloader`")
