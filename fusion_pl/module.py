@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torchmetrics import MeanMetric
 
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Entropy, Fusion
@@ -86,6 +87,11 @@ class FusionClassifier(LightningModule):
             {stage: classification_metrics(len(classes), f"{stage}/") for stage in ("val", "test")}
         )
         self.confusion = confusion_matrix(len(classes))
+        # Metrics of their own: over several processes, Lightning's mean of logged numbers rounds odd counts down.
+        self.by_inputs = nn.ModuleDict({"+".join(some): MeanMetric() for some in fewer(list(encoders))})
+        self.by_depth = nn.ModuleDict(
+            {f"{name}/{level}": MeanMetric() for name, encoder in encoders.items() for level in encoder.levels}
+        )
         self.cache: Path | None = None
         self.augmented: set[str] = set()
         self.kept: dict[str, EncodedCache] = {}
@@ -221,7 +227,7 @@ class FusionClassifier(LightningModule):
             weighed, count = encoded[name].depth, batch.present[name].sum()
             if weighed is not None:
                 for level, weight in zip(encoder.levels, weighed.float().sum(0) / count.clamp(min=1), strict=True):
-                    self.log(f"{stage}/depth/{name}/{level}", weight, batch_size=int(count), sync_dist=True)
+                    self._log_mean(f"{stage}/depth/{name}/{level}", self.by_depth[f"{name}/{level}"], weight, count)
         if self.trainer.state.fn != "fit":  # there it would be paid for after every epoch
             self._measure_by_inputs(encoded, batch, stage)
         return logits
@@ -232,8 +238,14 @@ class FusionClassifier(LightningModule):
         for some in fewer(list(self.encoders)):
             has = torch.stack([batch.present[name] for name in some]).any(0)
             right = (self.fuse(encoded, only=some).logits.argmax(-1) == batch.target) & has
-            share = right.sum() / has.sum().clamp(min=1)
-            self.log(f"{stage}/accuracy/{'+'.join(some)}", share, batch_size=int(has.sum()), sync_dist=True)
+            share, key = right.sum() / has.sum().clamp(min=1), "+".join(some)
+            self._log_mean(f"{stage}/accuracy/{key}", self.by_inputs[key], share, has.sum())
+
+    def _log_mean(self, name: str, metric: nn.Module, value: Tensor, count: Tensor) -> None:
+        """Log a mean over all samples of an epoch, of which a batch has ``count``."""
+        mean: Any = metric
+        mean.update(value, weight=count)
+        self.log(name, mean)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build optimizer and schedule; pretrained encoders start at ``pretrained_lr_factor`` times the rate."""
