@@ -227,14 +227,11 @@ class PretrainedEncoder(Encoder):
         if self.depth is not None:
             self.dim = self.depth.dim
             self._hold_unused()
-        self.train(
-            self.training
-        )  # Lightning keeps the modes that it finds: frozen parts must be at inference from here
+        self.train()  # as built, but for frozen parts: Lightning keeps the modes that it finds when training starts
 
     def _hold_unused(self) -> None:
         """Freeze what no level depends on, such as the blocks above the last one: it would never get a gradient."""
         learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        training = self.training
         with torch.enable_grad():
             tokens = self.eval()(**self.processor([self.example])).tokens
             if learning and tokens.requires_grad:
@@ -242,4 +239,3 @@ class PretrainedEncoder(Encoder):
                     learning, torch.autograd.grad(tokens.sum(), learning, allow_unused=True), strict=True
                 ):
                     parameter.requires_grad_(gradient is not None)
-        self.train(training)

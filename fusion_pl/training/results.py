@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
 
+from fusion_pl.files import whole
 from fusion_pl.metrics import per_class
 from fusion_pl.training.pictures import confusion_picture, missing_picture
 
@@ -134,7 +135,8 @@ class WriteResults(Callback):
         }
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.json"
-        path.write_text(json.dumps(written, indent=2, default=str) + "\n", encoding="utf-8")
+        with whole(path) as file:
+            file.write(json.dumps(written, indent=2, default=str) + "\n")
         _print(written, path)
 
 
