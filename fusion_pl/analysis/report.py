@@ -27,8 +27,9 @@ HOW_TO_READ = (
     "say, means such a difference would be rare if both were equally good on samples like these; a large one means "
     "that these samples show no difference, not that there is none. It speaks of the models that were trained: what "
     "another seed can change, the ± says. Parameters are the trainable ones of the whole model; FLOPs are of a forward "
-    "of one sample, milliseconds of a forward of one batch, memory is the peak of the run. Where encoders are "
-    "frozen, the first run encodes for all others, so its training in seconds is longer."
+    "of one sample, milliseconds of a forward of one batch. Memory is the peak of the run on a GPU; on a CPU it is "
+    "what lives between forward and backward of a batch: weights, gradients, activations. Where encoders are frozen, "
+    "the first run encodes for all others, so its training in seconds is longer."
 )
 COST_CAPTION = (
     "Validation accuracy against {}. Blue: the Pareto front, which no other row beats in both. It shows validation, "

@@ -41,7 +41,7 @@ class Result:
         latency_ms: milliseconds of a forward, for one batch.
         step_ms: milliseconds of a forward and backward, for the same batch.
         batch_size: samples of that batch.
-        memory_mb: peak, in MB.
+        memory_mb: on a GPU the peak of the run; on a CPU weights, gradients and activations of one batch.
     """
 
     fusion: str

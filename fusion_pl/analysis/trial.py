@@ -19,7 +19,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_utilities.core.apply_func import apply_to_collection
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fusion_pl import __version__
@@ -59,7 +59,8 @@ def run_trial(trial: Trial, folder: Path, extra: Sequence[str]) -> Result:
         "config": trial.key,
         "command": shlex.join(["fusion-pl", "fit", *arguments]),
     }
-    _forget_peak()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # one process runs many trials
     with _logged(folder / LOG):
         try:
             found = _measured([*arguments, "--trainer.enable_progress_bar", "false"])
@@ -94,7 +95,6 @@ def _measured(arguments: list[str]) -> dict[str, Any]:
         "seconds": fitted["seconds"],
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "head_parameters": sum(p.numel() for p in model.fusion.parameters()),
-        "memory_mb": _peak(),
         **_costs(model.to(trainer.strategy.root_device), trainer.strategy.batch_to_device(batch)),
     }
 
@@ -119,9 +119,13 @@ class _Seen(Callback):
 
 
 def _costs(model: FusionClassifier, batch: Batch) -> dict[str, Any]:
-    def step() -> None:
-        model.objective(batch)[0].backward()  # type: ignore[no-untyped-call]
+    def loss() -> Tensor:
+        return model.objective(batch)[0]
 
+    def step() -> None:
+        loss().backward()  # type: ignore[no-untyped-call]
+
+    highest = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     model.cache = None  # it is the encoders' work, too, that is measured here
     with FlopCounterMode(display=False) as counter:  # with gradients: without, it stumbles over views of parameters
         model.eval()(batch)
@@ -132,8 +136,28 @@ def _costs(model: FusionClassifier, batch: Batch) -> dict[str, Any]:
         "flops": counter.get_total_flops() // len(batch.ids),
         "latency_ms": latency,
         "step_ms": _milliseconds(step),
+        "memory_mb": (_held(model, loss) if highest is None else highest) / 2**20,
         "batch_size": len(batch.ids),
     }
+
+
+def _held(model: nn.Module, forward: Callable[[], Tensor]) -> int:
+    """Return bytes that are alive between forward and backward: weights, gradients, what the backward pass needs.
+
+    The process's own peak would tell of the runs before this one, whose memory it keeps.
+    """
+    storages = {p.untyped_storage().data_ptr(): p.nbytes for p in [*model.parameters(), *model.buffers()]}
+    gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # the graph must not hold its own results, or it is never freed
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = forward()
+    del loss  # until here everything noted was alive, so that no address came twice
+    return sum(storages.values()) + gradients
 
 
 def _milliseconds(call: Callable[[], object]) -> float:
@@ -161,20 +185,3 @@ def _logged(path: Path) -> Iterator[None]:
             for descriptor, number in zip(kept, (1, 2), strict=True):
                 os.dup2(descriptor, number)
                 os.close(descriptor)
-
-
-def _forget_peak() -> None:
-    """Begin to look for the highest memory anew, where the system can: one process runs many trials."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak() -> float | None:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
-    return None

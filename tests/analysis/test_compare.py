@@ -10,11 +10,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 
 import fusion_pl.fusion
 from fusion_pl.analysis import compare as compare_module
-from fusion_pl.analysis.trial import _costs
+from fusion_pl.analysis.trial import _costs, _held
 from fusion_pl.data import ManifestData
 from fusion_pl.module import FusionClassifier
 
@@ -125,6 +126,15 @@ def test_the_costs_of_a_head_can_be_measured(encoders, manifest, head):
     costs = _costs(model, next(iter(data.test_dataloader())))
     assert costs["flops"] > 0
     assert costs["step_ms"] > 0
+
+
+def test_memory_is_weights_gradients_and_what_the_backward_pass_needs():
+    learns, frozen, batch = torch.nn.Linear(6, 4), torch.nn.Linear(6, 4).requires_grad_(False), torch.randn(5, 6)
+    both = torch.nn.ModuleList([learns, frozen])
+    numbers = 2 * (6 * 4 + 4)  # the weights of both
+    numbers += 6 * 4 + 4  # gradients of the one that learns
+    numbers += 5 * 6 + 5 * 4  # the input, and what relu returned, which two steps need and which is there once
+    assert [_held(both, lambda: learns(batch).relu().square().sum()) for _ in range(2)] == [4 * numbers] * 2
 
 
 def test_each_process_gets_a_gpu_of_its_own(monkeypatch):
