@@ -68,6 +68,17 @@ def complete_rows(data: Path, split: str, count: int) -> list[dict[str, str]]:
     return rows[:count]
 
 
+def write_manifest(data: Path, folder: Path, steps: int) -> Path:
+    """Write the rows of an epoch of so many steps, and one batch to validate on."""
+    rows = complete_rows(data, "train", steps * BATCH) + complete_rows(data, "val", BATCH)
+    path = folder / "manifest.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
 def plain(data: Path, steps: int, workers: int) -> Figures:
     """Train in a loop of PyTorch and transformers alone."""
     from transformers import AutoConfig, AutoModel
@@ -104,12 +115,7 @@ def ours(data: Path, steps: int, workers: int, extra: list[str]) -> Figures:
     """Train by the command, with its defaults."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        manifest = folder / "manifest.csv"
-        rows = complete_rows(data, "train", steps * BATCH) + complete_rows(data, "val", BATCH)
-        with manifest.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        manifest = write_manifest(data, folder, steps)
         config = folder / "config.yaml"
         config.write_text(
             f"""
