@@ -18,6 +18,10 @@ class Average(Fusion):
     The logarithm is taken without leaving it, ``logsumexp_m(log w_m + log P_m)``, so that a confident mistake keeps its
     gradient. A sample without any input gets equal probabilities.
 
+    Cost: ``M D F + M F C`` multiply-adds a sample, and ``M F²`` more for ``weights: sample``.
+
+    Source: "On Combining Classifiers", Kittler et al. 1998 (IEEE TPAMI 20), the sum rule; with weights it is a mixture.
+
     Args:
         dims: name of the input -> channels D of its vector.
         num_classes: C.

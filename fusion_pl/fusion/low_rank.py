@@ -20,7 +20,7 @@ class LowRank(Fusion):
     ``[u_1; 1] ⊗ … ⊗ [u_M; 1]``. A missing input is ``[0; 1]`` in it, so all products with its channels vanish and those
     without it stay.
 
-    Cost: ``M D F + R M F² + F²`` multiply-adds a sample.
+    Cost: ``M D F + M rank F² + F²`` multiply-adds a sample.
 
     Source: "Efficient Low-rank Multimodal Fusion with Modality-Specific Factors", arXiv:1806.00064.
     Deviations: the weights of the R terms are taken into the factors, and the result is normalised. Factors start near

@@ -14,6 +14,9 @@ class Max(Fusion):
 
     Cost: ``M D F + F²`` multiply-adds a sample.
 
+    Source: "PointNet: Deep Learning on Point Sets for 3D Classification and Segmentation", arXiv:1612.00593, its
+    symmetric function, with inputs as points and one linear map for each.
+
     Args:
         dims: name of the input -> channels D of its vector.
         num_classes: C.

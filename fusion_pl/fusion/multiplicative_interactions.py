@@ -18,7 +18,8 @@ class MultiplicativeInteractions(Fusion):
 
     An input that is missing leaves z as it was; the first present one starts it.
 
-    Cost: ``M D F + M F³`` multiply-adds a sample, and as many parameters: keep ``dim`` small.
+    Cost: ``M D F + (M - 1) F³ + F h`` multiply-adds a sample, h = ``hidden``, and about as many parameters: keep
+    ``dim`` small.
 
     Source: "Multiplicative Interactions and Where to Find Them", Jayakumar et al., ICLR 2020, equation 1, for two
     inputs. For M of them it is folded from the left, in the order of ``model.encoders``; the norms are ours.

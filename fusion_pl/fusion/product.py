@@ -19,6 +19,9 @@ class Product(Fusion):
 
     Cost: ``M D F + F²`` multiply-adds a sample.
 
+    Source: "VQA: Visual Question Answering", arXiv:1505.00468, which multiplies a question and a picture. Deviations:
+    for any number of inputs, with the 1 and the norm.
+
     Args:
         dims: name of the input -> channels D of its vector.
         num_classes: C.

@@ -16,7 +16,8 @@ class SelfAttention(Fusion):
     ``x_{m,t} = W_m · LayerNorm(token_t of m) + e_m + p_t``, with learned embeddings of input m and of place t
     ``[z, …] = L transformer layers over [class token, x_1, …, x_M]``, ``logits = V · LayerNorm(z) + c``
 
-    Cost: ``S D F + L (12 S F² + 2 S² F)`` multiply-adds a sample, S = 1 + all tokens.
+    Cost: ``S D F + (L - 1) (12 S F² + 2 S² F) + 2 S F²`` multiply-adds a sample, S = 1 + all tokens: in the last layer
+    only the class token asks.
 
     Source: "ViLT: Vision-and-Language Transformer Without Convolution or Region Supervision", arXiv:2102.03334, here
     for any inputs and after their encoders.

@@ -14,6 +14,8 @@ class Sum(Fusion):
 
     Cost: ``M D F + F²`` multiply-adds a sample.
 
+    Source: "Deep Sets", arXiv:1703.06114, theorem 2, with one linear map for each input (``DeepSet`` shares a network).
+
     Args:
         dims: name of the input -> channels D of its vector.
         num_classes: C.

@@ -15,6 +15,11 @@ class Weighted(Fusion):
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``z = Σ_m w_m u_m``, ``logits = MLP(z)``
     where ``w`` sums to 1 over the present inputs.
 
+    Cost: ``M D F + M F² + F²`` multiply-adds a sample; without ``M F²`` unless weights are ``sample``.
+
+    Source: "Attention-based Deep Multiple Instance Learning", arXiv:1802.04712, equation 8, for ``sample``. Deviation:
+    a learned offset for each input.
+
     Args:
         dims: name of the input -> channels D of its vector.
         num_classes: C.

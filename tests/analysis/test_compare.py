@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +25,8 @@ from ..conftest import CLASSES
 
 BROKEN = '''
 import os
+import time
+from pathlib import Path
 
 from fusion_pl.fusion import Fusion
 
@@ -38,6 +42,14 @@ class Deadly(Fusion):
 
     def forward(self, inputs):
         os._exit(9)
+
+
+class Endless(Fusion):
+    """Says in which process it is, and never returns."""
+
+    def forward(self, inputs):
+        Path("process").write_text(str(os.getpid()))
+        time.sleep(3600)
 '''
 
 
@@ -62,10 +74,11 @@ def compare(manifest, tmp_path):
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base, sort_keys=False))
     (tmp_path / "broken_heads.py").write_text(BROKEN)
 
-    def _compare(*arguments):
+    def _compare(*arguments, run=subprocess.run):
         command = [sys.executable, "-m", "fusion_pl", "compare", "--config", "base.yaml", "--output", "out", *arguments]
         environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+        kept = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return run(command, text=True, cwd=tmp_path, env=environment, **kept)
 
     return _compare
 
@@ -102,6 +115,22 @@ def test_a_process_that_dies_costs_its_own_run_only(compare, tmp_path):
         rows = {row["fusion"]: row for row in csv.DictReader(file)}
     assert "its process was killed, for want of memory perhaps" in rows["Deadly"]["reason"]
     assert rows["Mean"]["status"] == "done"
+
+
+def test_nothing_goes_on_after_the_command_was_killed(compare, tmp_path):
+    told = tmp_path / "process"
+    with compare("--fusions", "broken_heads.Endless", "--seeds", "1", "--inputs", "all", run=subprocess.Popen) as ran:
+        wait_until(lambda: told.is_file() and told.read_text())
+        ran.kill()
+    wait_until(lambda: not Path("/proc", told.read_text(), "exe").exists())  # a zombie, too, is gone
+
+
+def wait_until(reached, seconds=120):
+    for _ in range(10 * seconds):
+        if reached():
+            return
+        time.sleep(0.1)
+    pytest.fail(f"waited {seconds} seconds")
 
 
 def test_mistakes_are_one_sentence(compare):
