@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.finetune import BATCH, minilm, mobilenet, write_manifest
-from benchmarks.measure import Figures, compare, fit, show, take_turns, tell
+from benchmarks.measure import Figures, compare, fit, show, take_turns, tell, trainer
 
 CONFIG = """
 model:
@@ -32,13 +32,7 @@ model:
 data:
   class_path: fusion_pl.data.ManifestData
   init_args: {{manifest: {manifest}, root: {root}, batch_size: {batch}, num_workers: 1}}
-trainer:
-  accelerator: cpu
-  max_epochs: {epochs}
-  logger:
-    class_path: lightning.pytorch.loggers.TensorBoardLogger
-    init_args: {{save_dir: {folder}, name: "", default_hp_metric: false}}
-"""
+{trainer}"""
 
 
 def run(data: Path, folder: Path, steps: int, epochs: int, cache: Path | None) -> Figures:
@@ -50,8 +44,7 @@ def run(data: Path, folder: Path, steps: int, epochs: int, cache: Path | None) -
         manifest=write_manifest(data, folder, steps),
         root=data.resolve(),
         batch=BATCH,
-        epochs=epochs,
-        folder=folder,
+        trainer=trainer(folder, epochs),
     )
     (folder / "config.yaml").write_text(config, encoding="utf-8")
     started = time.perf_counter()

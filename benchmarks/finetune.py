@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from benchmarks.measure import Figures, StepClock, compare, fit, show, take_turns, tell
+from benchmarks.measure import Figures, StepClock, compare, fit, show, take_turns, tell, trainer
 
 BATCH, SKIP, BAR = 32, 2, 2.0
 
@@ -129,13 +129,7 @@ model:
 data:
   class_path: fusion_pl.data.ManifestData
   init_args: {{manifest: {manifest}, root: {data.resolve()}, batch_size: {BATCH}, num_workers: {workers}}}
-trainer:
-  accelerator: cpu
-  max_epochs: 1
-  logger:
-    class_path: lightning.pytorch.loggers.TensorBoardLogger
-    init_args: {{save_dir: {name}, name: "", default_hp_metric: false}}
-""",
+{trainer(folder, epochs=1)}""",
             encoding="utf-8",
         )
         return fit(["--config", str(config), *extra], SKIP)

@@ -92,6 +92,17 @@ def fit(arguments: Sequence[str], skip: int = 5) -> Figures:
     return SteadyRate.figures
 
 
+def trainer(folder: Path | str, epochs: int) -> str:
+    """Return the part of a configuration that says how long to train, on a CPU, and where to write."""
+    return f"""trainer:
+  accelerator: cpu
+  max_epochs: {epochs}
+  logger:
+    class_path: lightning.pytorch.loggers.TensorBoardLogger
+    init_args: {{save_dir: {folder}, name: "", default_hp_metric: false}}
+"""
+
+
 def tell(figures: Figures) -> None:
     """Hand figures to the process that takes turns."""
     print(RESULT + json.dumps(figures), flush=True)

@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from benchmarks.measure import StepClock, compare, fit, show, take_turns, tell
+from benchmarks.measure import StepClock, compare, fit, show, take_turns, tell, trainer
 from fusion_pl.data.base import FusionData
 from fusion_pl.types import Batch
 
@@ -127,13 +127,7 @@ model:
 {encoders}
   fusion: {{class_path: fusion_pl.fusion.Concat}}
 data: {{class_path: benchmarks.overhead.ReadyBatches, init_args: {{size: {size}, steps: {steps}}}}}
-trainer:
-  accelerator: cpu
-  max_epochs: {EPOCHS}
-  logger:
-    class_path: lightning.pytorch.loggers.TensorBoardLogger
-    init_args: {{save_dir: {folder}, name: "", default_hp_metric: false}}
-"""
+{trainer(folder, EPOCHS)}"""
 
 
 def main() -> None:

@@ -165,7 +165,7 @@ def _held(model: nn.Module, forward: Callable[[], Tensor]) -> int:
 
     The process's own peak would tell of the runs before this one, whose memory it keeps.
     """
-    storages = {p.untyped_storage().data_ptr(): p.nbytes for p in [*model.parameters(), *model.buffers()]}
+    storages: dict[int, int] = {}
     gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
 
     def note(tensor: Tensor) -> Tensor:
@@ -173,6 +173,8 @@ def _held(model: nn.Module, forward: Callable[[], Tensor]) -> int:
         storages[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # the graph must not hold its own results, or it is never freed
 
+    for part in [*model.parameters(), *model.buffers()]:
+        note(part)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = forward()
     del loss  # until here everything noted was alive, so that no address came twice
