@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,8 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.callbacks.throughput_monitor import ThroughputMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -23,29 +21,12 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from fusion_pl.data.base import FusionData
 from fusion_pl.errors import sentence
 from fusion_pl.module import FusionClassifier
-from fusion_pl.predict import read_checkpoint
+from fusion_pl.runs import LOGGER, check_model, find_checkpoint, runs_folder
+from fusion_pl.training.console import ProgressBar, quiet
 from fusion_pl.training.hardware import favoured_precision, favoured_threads, keep_memory
 from fusion_pl.training.interrupt import SaveWhenStopped
 from fusion_pl.training.results import WriteResults
-from fusion_pl.types import Batch, MissingFileError, UserError
-
-# What Lightning says of its own code, of small data, or of what we leave out on purpose.
-NOISE = (
-    ".*does not have many workers.*",
-    ".*smaller than the logging interval.*",
-    ".*`flops_per_batch`.*",
-    ".*not supported by the model summary.*",
-    ".*isinstance.treespec, LeafSpec.*",
-    ".*dirpath has changed.*",
-    ".*exists and is not empty.*",
-    ".*in eval mode at the start of training.*",  # the frozen parts of encoders
-    ".*ended before the epoch ended.*",  # the rest of that epoch is drawn anew: some samples come twice, some never
-)
-CHATTER = ("litlogger", "TPU available", "Loading `train_dataloader`")
-LOGGER: dict[str, Any] = {
-    "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-    "init_args": {"save_dir": "lightning_logs", "name": "", "default_hp_metric": False},
-}
+from fusion_pl.types import Batch, UserError
 
 
 class FusionCLI(LightningCLI):
@@ -117,7 +98,7 @@ class FusionCLI(LightningCLI):
         config.ckpt_path = find_checkpoint(config.ckpt_path or default, config.trainer.logger)
         run = Path(config.ckpt_path).parent.parent if config.ckpt_path else Path()
         logger = config.trainer.logger
-        if self.config.subcommand == "fit" and isinstance(logger, Namespace) and run.parent == _runs(logger):
+        if self.config.subcommand == "fit" and isinstance(logger, Namespace) and run.parent == runs_folder(logger):
             logger.init_args["version"] = run.name  # go on in the same folder, with the same curves
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -129,7 +110,7 @@ class FusionCLI(LightningCLI):
                 raise UserError(f"--cache: {config.cache} is a file, expected a folder")
             self.model.keep_encoded(Path(config.cache), self.datamodule.augment)
         if config.ckpt_path:
-            _check(self.model, config.ckpt_path)
+            check_model(self.model, config.ckpt_path)
         self.stopper = SaveWhenStopped()
         given = self._get(self.config_init, "trainer")
         callbacks = [self.stopper, WriteResults(config.as_dict())]
@@ -162,67 +143,8 @@ class FusionCLI(LightningCLI):
         return kwargs if subcommand == "fit" else kwargs | {"verbose": False}  # WriteResults prints the table
 
 
-def _check(model: FusionClassifier, path: str) -> None:
-    """Refuse a checkpoint of another model in a sentence, instead of a list of tensors that do not fit."""
-    saved, wanted = (_outline(recipe) for recipe in (read_checkpoint(path)["fusion_pl"], model.recipe()))
-    for key, value in wanted.items():
-        if saved[key] != value:
-            raise UserError(
-                f"{path} was trained with other {key} ({saved[key]}) than this configuration asks for ({value}): "
-                "give the config.yaml that lies beside its run's logs"
-            )
-
-
-def _outline(recipe: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "classes": recipe["classes"],
-        "encoders": {name: part["class_path"] for name, part in recipe["encoders"].items()},
-        "fusion": recipe["fusion"]["class_path"],
-    }
-
-
-class ProgressBar(RichProgressBar):
-    """Lightning's, without the version number, which the run's folder shows already."""
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return what stands beside the bar."""
-        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
-
-
 def _count(batch: Batch) -> int:
     return len(batch.ids)
-
-
-def find_checkpoint(wanted: str | None, logger: Namespace | bool | None) -> str | None:
-    """Return the file that ``best``, ``last`` or a path means.
-
-    Args:
-        wanted: a path, or the name of a file among the newest run's checkpoints without its ending.
-        logger: the run's logger configuration, which says where runs are.
-
-    Raises:
-        MissingFileError: where there is no such file.
-    """
-    if wanted is None:
-        return None
-    if wanted not in {"best", "last"}:
-        if not Path(wanted).is_file():
-            raise MissingFileError(f"there is no checkpoint {wanted}: check --ckpt_path, or give best or last")
-        return wanted
-    runs = _runs(logger)
-    found = sorted(runs.glob(f"version_*/checkpoints/{wanted}.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise MissingFileError(
-            f"there is no {wanted}.ckpt below {runs}/version_*/checkpoints: train first with fusion-pl fit, or give "
-            "--ckpt_path a file"
-        )
-    return str(found[-1])
-
-
-def _runs(logger: Namespace | bool | None) -> Path:
-    """Return the folder of which every run makes a new ``version_<n>``."""
-    args = logger.init_args if isinstance(logger, Namespace) else LOGGER["init_args"]
-    return Path(args["save_dir"]) / (args.get("name") or "")
 
 
 def run(verb: str, arguments: list[str]) -> int:
@@ -268,7 +190,7 @@ def train(verb: str, arguments: list[str]) -> FusionCLI:
         verb: which one.
         arguments: what follows it on the command line.
     """
-    _quiet()
+    quiet()
     sys.argv[1:] = [verb, *arguments]  # what Lightning starts further processes with
     return FusionCLI(
         FusionClassifier,
@@ -280,12 +202,3 @@ def train(verb: str, arguments: list[str]) -> FusionCLI:
         parser_kwargs={"prog": "fusion-pl", "exit_on_error": False},
         auto_configure_optimizers=False,
     )
-
-
-def _quiet() -> None:
-    """Silence what a user can do nothing about."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: not any(said in record.getMessage() for said in CHATTER)
-    )
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message=message)

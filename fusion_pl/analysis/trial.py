@@ -25,9 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from fusion_pl import __version__
 from fusion_pl.analysis.plan import Trial
 from fusion_pl.analysis.result import Result
-from fusion_pl.cli import LOGGER, train
+from fusion_pl.cli import train
 from fusion_pl.errors import sentence
 from fusion_pl.module import FusionClassifier
+from fusion_pl.runs import LOGGER
 from fusion_pl.training.results import WriteResults, accuracy_by_inputs
 from fusion_pl.types import Batch
 
