@@ -5,8 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.sharedctypes
 import os
-import signal
-import threading
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -25,6 +23,7 @@ from fusion_pl.analysis.plan import Trial, plan, read_base
 from fusion_pl.analysis.report import write
 from fusion_pl.analysis.result import Result
 from fusion_pl.analysis.trial import RESULT, run_trial
+from fusion_pl.processes import follow_parent
 from fusion_pl.types import UserError
 
 ABOUT = """Train heads and single inputs with the same configuration over several seeds, and report which is best.
@@ -200,8 +199,7 @@ def _said(result: Result) -> str:
 
 def _prepare(turn: multiprocessing.sharedctypes.Synchronized[int], jobs: int) -> None:
     """Give each process one GPU, or its share of the cores; Ctrl-C is the first process's to handle."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    follow_parent()
     # The loader's workers start as in any other process: as children of a spawned one they would be spawned too, and
     # import everything anew for each run's training, validation and test.
     multiprocessing.set_start_method(None, force=True)
@@ -215,10 +213,3 @@ def _prepare(turn: multiprocessing.sharedctypes.Synchronized[int], jobs: int) ->
     elif jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
         os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-
-
-def _end_with_parent() -> None:
-    """End this process once the command's own is gone, killed perhaps: it would wait for work for ever."""
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)

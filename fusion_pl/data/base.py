@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from fusion_pl.data.collate import Collate
 from fusion_pl.data.rows import OnBadFile
 from fusion_pl.data.splits import Split
+from fusion_pl.processes import follow_parent
 from fusion_pl.types import Batch, Processor, Sample, UserError
 
 MOST_WORKERS = 16  # beyond it the main process, which takes the batches in, is what limits
@@ -152,6 +153,7 @@ class FusionData(LightningDataModule, ABC):
             sampler=None if training else _share(samples, split),
             num_workers=workers,
             collate_fn=Collate(self.processors, training, self.input_dropout if training else None),
+            worker_init_fn=follow_parent,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
             generator=torch.Generator().manual_seed(self.seed + epoch),

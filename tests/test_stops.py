@@ -1,0 +1,59 @@
+"""Runs that are stopped as users and systems stop them: Ctrl-C in a terminal, a kill, at any moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+FUSION_PL = [sys.executable, "-m", "fusion_pl"]
+LAST = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+ENDLESS = ["--trainer.max_epochs", "100000", "--early_stopping.patience", "100000"]
+
+
+def encoder(name, **init_args):
+    return {"class_path": f"fusion_pl.encoders.{name}", "init_args": init_args}
+
+
+@pytest.fixture
+def fit(manifest, tmp_path, monkeypatch):
+    """A complete fit with workers whose batches (4 × 128² bytes and more) are larger than what a pipe holds (64 kB)."""
+    monkeypatch.chdir(tmp_path)
+    content = {
+        "model": {
+            "encoders": {
+                "text": encoder("TinyText", dim=8),
+                "image": encoder("TinyImage", dim=16, image_size=128, channels=1),
+            },
+            "fusion": {"class_path": "fusion_pl.fusion.Weighted", "init_args": {"dim": 16}},
+        },
+        "data": {
+            "class_path": "fusion_pl.data.ManifestData",
+            "init_args": {"manifest": str(manifest), "batch_size": 4, "num_workers": 2},
+        },
+        "trainer": {"accelerator": "cpu"},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    return [*FUSION_PL, "fit", "--config", "config.yaml"]
+
+
+def test_workers_end_with_a_killed_run(fit):
+    with subprocess.Popen(
+        [*fit, *ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not LAST.exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+            process.send_signal(signal.SIGSTOP)  # so that the workers come to a pipe that is full
+            time.sleep(1)
+            process.kill()
+            process.communicate(timeout=20)  # the output ends when nobody holds it any more
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
