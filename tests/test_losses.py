@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fusion_pl.data import ManifestData
+from fusion_pl.data.collate import Collate
 from fusion_pl.fusion import Concat, Stacking, Vote
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training import Loss
@@ -32,7 +33,7 @@ def batch(manifest, encoders):
     data.processors = {name: encoder.processor for name, encoder in encoders.items()}
     data.setup("fit")
     samples = data.samples("train")
-    found = data.train_dataloader().collate_fn([samples[row] for row in range(12)])  # the same ones each time
+    found = Collate(data.processors, training=True)([samples[row] for row in range(12)])  # the same ones each time
     assert not all(present.all() for present in found.present.values()), "the test needs a missing input"
     return found
 

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from fusion_pl.data import ManifestData
+from fusion_pl.data.collate import Collate
 from fusion_pl.encoders import TinyImage, TinyText
 from fusion_pl.fusion import Concat, Mean, Weighted
 from fusion_pl.layers import stand_in
@@ -76,7 +77,7 @@ def test_a_stand_in_takes_the_place_of_a_missing_input(encoders, data):
 
 def test_a_sample_does_not_depend_on_its_batch(model, data):
     model.eval()
-    collate, samples = data.train_dataloader().collate_fn, data.samples("train")
+    collate, samples = Collate(data.processors, training=True), data.samples("train")
     together = model(collate([samples[i] for i in range(8)])).logits
     alone = torch.cat([model(collate([samples[i]])).logits for i in range(8)])
     assert torch.allclose(together, alone, atol=1e-5)

@@ -16,6 +16,7 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fusion_pl.data.collate import Collate
+from fusion_pl.data.order import EpochBatches, EpochLoader, EpochSampler, global_seed, made
 from fusion_pl.data.rows import OnBadFile
 from fusion_pl.data.splits import Split
 from fusion_pl.processes import follow_parent
@@ -33,7 +34,8 @@ class FusionData(LightningDataModule, ABC):
     Args:
         batch_size: samples of a batch, for each process.
         num_workers: processes that open and process files; 0 does it in the main one, None chooses from the cores.
-        seed: of the order of the training samples, and of drawn splits.
+        seed: of drawn splits alone. The order of the training samples, augmentation and input dropout follow
+            ``seed_everything``, and in every epoch are others.
         augment: name of the input -> what changes its opened value in training: a PIL image for images (the transforms
             of torchvision.transforms.v2 fit), a ``Waveform`` for sound, ``str`` for text.
         on_bad_file: what to do with a file that cannot be decoded: ``raise``, or treat the input as ``missing`` and
@@ -125,9 +127,16 @@ class FusionData(LightningDataModule, ABC):
             return self.num_workers
         return min(MOST_WORKERS, suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1))
 
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """Give the training samples in a seeded random order, with augmentation and random crops."""
-        return self._loader("train")
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Give the training samples in a random order, with augmentation and random crops, other ones in every epoch.
+
+        Lightning tells it the epoch; a loop of your own does so by ``loader.sampler.set_epoch(epoch)``.
+        """
+        samples, seed = self.samples("train"), global_seed()
+        collate = Collate(self.processors, training=True, dropout=self.input_dropout)
+        batches = EpochBatches(samples, collate, seed)
+        sampler = EpochSampler(samples, seed, *_processes())
+        return EpochLoader(dataset=batches, sampler=sampler, collate_fn=made, **self._options(seed))
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Give every validation sample once, in order, however many processes share them."""
@@ -141,23 +150,26 @@ class FusionData(LightningDataModule, ABC):
         """Give every sample once, in order, without targets."""
         return self._loader("predict")
 
-    def _loader(self, split: Split | Literal["predict"]) -> DataLoader[Sample]:
-        training = split == "train"
+    def _loader(self, split: Literal["val", "test", "predict"]) -> DataLoader[Sample]:
         samples = self.samples(split)
-        workers = self.workers
-        epoch = self.trainer.current_epoch if self.trainer else 0  # a resumed run must not repeat its first order
         return DataLoader(
             dataset=samples,
-            batch_size=self.batch_size,
-            shuffle=training,
-            sampler=None if training else _share(samples, split),
-            num_workers=workers,
-            collate_fn=Collate(self.processors, training, self.input_dropout if training else None),
-            worker_init_fn=follow_parent,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=workers > 0,
-            generator=torch.Generator().manual_seed(self.seed + epoch),
+            sampler=_share(samples, split),
+            collate_fn=Collate(self.processors),
+            **self._options(global_seed()),
         )
+
+    def _options(self, seed: int) -> dict[str, Any]:
+        """Return what all loaders have in common."""
+        workers = self.workers
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": workers,
+            "worker_init_fn": follow_parent,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": workers > 0,
+            "generator": torch.Generator().manual_seed(seed),  # seeds the workers; the global one is left to the model
+        }
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Note which files could not be read: the workers know, but only this process lives until the end."""
@@ -177,9 +189,15 @@ class FusionData(LightningDataModule, ABC):
             _log.warning("%s could not be read and counted as missing:\n  %s", files, first)
 
 
+def _processes() -> tuple[int, int]:
+    """Return how many processes train, and which of them this is."""
+    together = distributed.is_available() and distributed.is_initialized()
+    return (distributed.get_world_size(), distributed.get_rank()) if together else (1, 0)
+
+
 def _share(samples: Dataset[Sample], split: str) -> UnrepeatedDistributedSampler | None:
     """Deal the samples out to the processes; what Lightning injects would repeat some, and so falsify the metrics."""
-    processes = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    processes, _ = _processes()
     if processes == 1:
         return None
     size = len(cast(Sized, samples))
