@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fusion_pl.data.collate import Collate
-from fusion_pl.data.media import as_value
+from fusion_pl.data.media import as_value, crop_of
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
 from fusion_pl.module import CHECKPOINT_FORMAT, FusionClassifier
@@ -141,7 +141,8 @@ class Predictor:
                 if name not in self.processors:
                     raise UserError(f"this model has no input {name!r}; it takes: {', '.join(self.processors)}")
             given = {name: value for name, value in values.items() if value is not None}
-            opened = {name: as_value(self.processors[name].kind, value) for name, value in given.items()}
+            parts = {name: self.processors[name] for name in given}
+            opened = {name: as_value(part.kind, given[name], crop_of(part)) for name, part in parts.items()}
         except UserError as error:
             return Sample(sample_id, {}, bad_files=(str(error),))
         return Sample(sample_id, opened)

@@ -55,7 +55,9 @@ def predict_command(arguments: list[str]) -> None:
     batches = track(loader, description="Predicting", total=len(loader), console=console, transient=True)
     failed = write(predictor.predict_batches(batches), predictor.classes, list(predictor.processors))
     total = len(loader.dataset)
-    console.print(f"{total - failed} of {total} rows predicted, written to {config.output}", highlight=False)
+    console.print(
+        f"{total - failed} of {total} rows predicted, written to {config.output}", highlight=False, markup=False
+    )
     if failed:
         console.print(f"{failed} could not be: the error column says why", highlight=False)
 

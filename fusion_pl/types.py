@@ -134,7 +134,11 @@ class Fused(NamedTuple):
 
 @runtime_checkable
 class Processor(Protocol):
-    """Turns opened values of one input into its encoder's keyword arguments; runs in the loader's workers."""
+    """Turns opened values of one input into its encoder's keyword arguments; runs in the loader's workers.
+
+    One of sounds may have ``crop(samples, rate, training) -> (first, end)``, which says what part of a sound it uses;
+    no more of a file is read then.
+    """
 
     kind: Kind
 

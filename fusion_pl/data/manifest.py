@@ -22,6 +22,7 @@ from fusion_pl.data.checks import (
     outside,
     resolve,
 )
+from fusion_pl.data.media import crop_of
 from fusion_pl.data.rows import Column, Rows
 from fusion_pl.data.splits import SPLITS, Split, assign, split_of
 from fusion_pl.data.table import Problem, Table, read_table, refuse
@@ -185,7 +186,9 @@ class ManifestData(FusionData):
             if column in self.table.columns:
                 cells = self._paths[name] if name in self._paths else self.table.columns[column]
                 augment = self.augment.get(name) if split == "train" else None
-                columns.append(Column(name, column, self.processors[name].kind, [cells[row] for row in rows], augment))
+                processor = self.processors[name]
+                crop = crop_of(processor, training=split == "train")
+                columns.append(Column(name, column, processor.kind, [cells[row] for row in rows], augment, crop))
         return Rows(
             source=self.manifest,
             columns=columns,

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from torch import nn
 from torch.utils.data import Dataset
 
-from fusion_pl.data.media import OPENERS
+from fusion_pl.data.audio import Crop
+from fusion_pl.data.media import open_value
 from fusion_pl.types import Kind, Sample, UserError
 
 OnBadFile = Literal["raise", "missing"]
@@ -36,6 +37,7 @@ class Column:
         kind: how a cell is opened.
         cells: text or resolved path of each row; None where it is missing.
         augment: applied to the opened value.
+        crop: which part of a sound is read; None = all of it.
     """
 
     input: str
@@ -43,6 +45,7 @@ class Column:
     kind: Kind
     cells: Sequence[str | None]
     augment: nn.Module | None = None
+    crop: Crop | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Rows(Dataset[Sample]):
             if cell is None:
                 continue
             try:
-                value = OPENERS[column.kind](cell)
+                value = open_value(column.kind, cell, column.crop)
             except UserError as error:
                 sentence = f"{self.source}, row {self.numbers[index]}, column {column.name!r}: {error}"
                 if self.on_bad_file == "raise":

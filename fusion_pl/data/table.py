@@ -143,6 +143,9 @@ def _read_json_lines(path: str, text: str) -> Table:
         except json.JSONDecodeError as error:
             problems.append(Problem(f"it is not JSON: {error.msg} at character {error.pos + 1}", number))
             continue
+        except (RecursionError, ValueError) as error:  # brackets in brackets without end; numbers of 5,000 digits
+            problems.append(Problem(f"it cannot be read as JSON: {error}", number))
+            continue
         if not isinstance(record, dict):
             problems.append(Problem(f"it is a JSON {type(record).__name__}, expected an object such as {{…}}", number))
             continue

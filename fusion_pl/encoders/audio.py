@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusion_pl.encoders.audio_features import Features, MaskedFeatures, Patches, Repeated, Samples, Whisper
-from fusion_pl.encoders.clips import cut
+from fusion_pl.encoders.clips import cut, span
 from fusion_pl.encoders.depth import Combine
 from fusion_pl.encoders.hub import read, saved
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
@@ -46,10 +46,16 @@ class AudioProcessor:
         """Process P clips."""
         return self.features([self._one(clip, training and not self.fixed).numpy() for clip in values])
 
+    @property
+    def _longest(self) -> int:
+        return int(min(math.ceil(self.max_seconds * self.features.rate), self.features.longest or math.inf))
+
+    def crop(self, samples: int, rate: int, training: bool) -> tuple[int, int]:
+        """Say which part of a sound is used, so that no more of its file is read."""
+        return span(samples, rate, self.features.rate, self._longest, training and not self.fixed)
+
     def _one(self, clip: Waveform, training: bool) -> Float[Tensor, " N"]:
-        rate = self.features.rate
-        longest = min(math.ceil(self.max_seconds * rate), self.features.longest or math.inf)
-        samples = cut(clip, rate, int(longest), training)
+        samples = cut(clip, self.features.rate, self._longest, training)
         return F.pad(samples, (0, max(0, self.features.shortest - len(samples))))
 
 

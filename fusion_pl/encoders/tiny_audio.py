@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
 from fusion_pl.encoders.base import Encoder
-from fusion_pl.encoders.clips import cut
+from fusion_pl.encoders.clips import cut, span
 from fusion_pl.encoders.convolution import MaskedConv, MeanMax, check_dim, summed_up
 from fusion_pl.encoders.depth import Combine, combined
 from fusion_pl.layers import masked_mean
@@ -38,6 +38,10 @@ class Clips:
         if rate < 1000:
             raise UserError(f"TinyAudio(rate={rate}): expected at least 1000 Hz; speech needs 8000")
         self.rate, self.longest = rate, round(max_seconds * rate)
+
+    def crop(self, samples: int, rate: int, training: bool) -> tuple[int, int]:
+        """Say which part of a sound is used, so that no more of its file is read."""
+        return span(samples, rate, self.rate, self.longest, training)
 
     def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
         """Return ``samples`` (P, N) and their ``lengths`` (P,)."""

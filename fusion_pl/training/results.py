@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fusion_pl.files import whole
 from fusion_pl.metrics import per_class
@@ -169,10 +170,10 @@ def _print(result: dict[str, Any], path: Path) -> None:
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in result["metrics"].items():
-        table.add_row(name, f"{value:.4f}")
+        table.add_row(Text(name), f"{value:.4f}")
     if len(result["per_class"]) <= MOST_CLASSES_DRAWN:
         table.add_section()
         for name, row in result["per_class"].items():
-            table.add_row(f"F1 of {name} (n = {row['samples']})", f"{row['f1']:.4f}")
+            table.add_row(Text(f"F1 of {name} (n = {row['samples']})"), f"{row['f1']:.4f}")  # a name is no markup
     console.print(table)
     console.print(f"Written to {path}" + (f"; checkpoint {result['checkpoint']}" if result["checkpoint"] else ""))

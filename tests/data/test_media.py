@@ -9,7 +9,9 @@ import soundfile
 import torch
 from PIL import Image
 
-from fusion_pl.data.media import as_value, blank, open_value, read_audio, read_image
+from fusion_pl.data.audio import read_audio
+from fusion_pl.data.image import read_image
+from fusion_pl.data.media import as_value, blank, open_value
 from fusion_pl.types import MissingFileError, UserError, Waveform
 
 
@@ -121,7 +123,7 @@ def test_a_damaged_picture_is_refused_by_name(tmp_path):
             read_image(tmp_path / name)
     with pytest.raises(MissingFileError, match=r"none\.png does not exist"):
         read_image(tmp_path / "none.png")
-    with pytest.raises(UserError, match="cannot be read as a picture"):
+    with pytest.raises(UserError, match="is a folder: give the path of a file"):
         read_image(tmp_path)
 
 
@@ -186,9 +188,9 @@ def test_unusable_sound_is_refused_by_name(tmp_path):
 def test_a_cell_opens_by_kind(tmp_path):
     saved(tmp_path, Image.new("L", (3, 2), 9), "a.png")
     soundfile.write(tmp_path / "a.wav", tone(8000), 8000)
-    assert open_value("text", "a.png", str(tmp_path)) == "a.png"
-    assert pixel(open_value("image", "a.png", str(tmp_path))) == (9, 9, 9)
-    assert open_value("audio", str(tmp_path / "a.wav"), "/elsewhere").rate == 8000
+    assert open_value("text", "a.png") == "a.png"
+    assert pixel(open_value("image", str(tmp_path / "a.png"))) == (9, 9, 9)
+    assert open_value("audio", str(tmp_path / "a.wav")).rate == 8000
 
 
 @pytest.mark.parametrize("kind", ["text", "image", "audio"])

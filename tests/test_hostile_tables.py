@@ -1,0 +1,117 @@
+"""Tables with names and cells that are made to break something, through the real command."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+from PIL import Image
+
+from fusion_pl.cli import run
+
+LABELS = ["[/b]", r"$\frac{1$", "\N{SNOWMAN}"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run whose classes are markup of rich and of matplotlib; and the checkpoint that it left."""
+    folder = tmp_path_factory.mktemp("hostile")
+    Image.new("L", (16, 16), 200).save(folder / "a.png")
+    soundfile.write(folder / "a.wav", np.sin(np.arange(4000)), 8000)
+    rows = [
+        {"text": f"row {row}", "image": "a.png", "audio": "a.wav", "label": LABELS[row % 3]}
+        | {"split": ("train", "val")[row % 4 == 3]}
+        for row in range(24)
+    ]
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    small = {
+        "text": ("TinyText", {"dim": 8}),
+        "image": ("TinyImage", {"dim": 16, "image_size": 16, "channels": 1}),
+        "audio": ("TinyAudio", {"dim": 8, "num_layers": 1}),
+    }
+    config = {
+        "model": {
+            "encoders": {
+                name: {"class_path": f"fusion_pl.encoders.{part}", "init_args": given}
+                for name, (part, given) in small.items()
+            },
+            "fusion": {"class_path": "fusion_pl.fusion.Mean"},
+        },
+        "data": {
+            "class_path": "fusion_pl.data.ManifestData",
+            "init_args": {"manifest": str(folder / "manifest.jsonl"), "batch_size": 5, "num_workers": 0},
+        },
+        "trainer": {
+            "max_epochs": 1,
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                "init_args": {"save_dir": str(folder / "logs")},
+            },
+        },
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["fusion-pl"])
+        assert run("fit", ["--config", str(folder / "config.yaml")]) == 0
+    return folder
+
+
+def test_labels_may_look_like_markup(folder):
+    (path,) = folder.glob("logs/**/metrics.json")
+    assert set(json.loads(path.read_text())["per_class"]) == set(LABELS)
+
+
+def predicted(folder, tmp_path, rows):
+    (best,) = folder.glob("logs/**/best.ckpt")
+    table = folder / "new.jsonl"
+    table.write_text("\n".join(rows))
+    output = tmp_path / "p.jsonl"
+    data = ["--data.manifest", str(table), "--data.num_workers", "0"]
+    code = run("predict", ["--ckpt_path", str(best), "--output", str(output), *data])
+    return code, [json.loads(line) for line in output.read_text().splitlines()] if code == 0 else []
+
+
+def test_a_hostile_row_gets_its_own_error_and_spoils_no_other(folder, tmp_path):
+    if not (folder / "pipe.png").exists():
+        os.mkfifo(folder / "pipe.png")
+    content = bytearray((folder / "a.wav").read_bytes())
+    (folder / "cut.wav").write_bytes(content[:1000])
+    (folder / "page.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
+    cells = [
+        ({"text": "fine"}, None),
+        ({"text": "half \ud800 pair"}, "which is no character"),
+        ({"image": "pipe.png"}, "pipe.png is not a file"),
+        ({"image": "page.png"}, "page.png cannot be read as a picture"),
+        ({"image": "\x1b[2Jnone.png"}, "does not exist"),
+        ({"audio": "cut.wav"}, "cut.wav is cut off"),
+        ({"text": "fine", "id": "half \ud801"}, None),
+        ({"text": "fine", "image": "a.png", "audio": "a.wav"}, None),
+    ]
+    code, lines = predicted(folder, tmp_path, [json.dumps(row) for row, _ in cells])
+    assert code == 0
+    for line, (row, error) in zip(lines, cells, strict=True):
+        assert (line["error"] is None) == (error is None), line
+        assert (error or "") in (line["error"] or "")
+        assert line["label"] in {*LABELS, None}
+        assert line["id"] == row.get("id", line["id"])
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ("[" * 100_000, "row 2: it cannot be read as JSON"),
+        ('{"text": ' + "9" * 5000 + "}", "row 2: it cannot be read as JSON"),
+        ('{"text": {"a": 1}}', "row 2, column 'text': it holds a dict"),
+    ],
+)
+def test_json_that_is_too_deep_or_too_long_is_a_problem_of_its_row(folder, tmp_path, line, match, capsys):
+    code, _ = predicted(folder, tmp_path, ['{"text": "a"}', line])
+    assert code == 2
+    assert match in capsys.readouterr().err
