@@ -87,8 +87,8 @@ class Layer(nn.Module):
 class ProjectTokens(nn.Module):
     """Bring every input's tokens to one width, and mark each with the input it comes from and with its place.
 
-    ``x_{m,t} = W_m · LayerNorm(token) + e_m + p_{min(t, positions - 1)}``; tokens that are not real become the marks
-    alone, whatever stood there.
+    ``x_{m,t} = W_m · LayerNorm(token) + e_m + p_{min(t, positions - 1)}``, t counted over the real tokens, so that it
+    does not matter on which side an encoder pads; tokens that are not real become marks alone, whatever stood there.
 
     Args:
         dims: name of the input -> channels D of its tokens.
@@ -109,8 +109,8 @@ class ProjectTokens(nn.Module):
         for (name, project), embedding in zip(self.project.items(), self.embedding, strict=True):
             tokens = project(inputs[name].tokens, inputs[name].mask) + embedding
             if self.places is not None:
-                place = torch.arange(tokens.shape[1], device=tokens.device).clamp(max=len(self.places) - 1)
-                tokens = tokens + self.places[place]
+                place = (inputs[name].mask.cumsum(1) - 1).clamp(min=0, max=len(self.places) - 1)
+                tokens = tokens + nn.functional.embedding(place, self.places)
             found.append(tokens)
         return found
 

@@ -7,9 +7,11 @@ import math
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from fusion_pl.types import Encoded, UserError
 
+FAR = -30.0  # below it softplus is the exponential, to the last digit of half of a double's
 NO_WEIGHT = -1e4  # log of a weight of zero: its exponential is exactly 0, yet alone it still normalises to 1
 
 
@@ -113,6 +115,12 @@ def signed_sqrt(values: Float[Tensor, "*B"], smooth: float = 1e-4) -> Float[Tens
         smooth: size below which the curve becomes a line, because the root's gradient at 0 is infinite.
     """
     return values / (values.abs() + smooth).sqrt()
+
+
+def log_softplus(values: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+    """Take the logarithm of a softplus; far below zero it is the value itself, where softplus alone would underflow."""
+    far = values < FAR
+    return torch.where(far, values, softplus(values.masked_fill(far, FAR)).log())
 
 
 def full(values: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:

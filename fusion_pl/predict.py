@@ -32,7 +32,8 @@ class Prediction:
         label: name of the likeliest class; None where there is an ``error``.
         probability: of that class.
         probabilities: of every class, by name.
-        weights: how much each input counted, where the fusion head knows; 0 for a missing one.
+        weights: how much each input counted, where the fusion head knows; 0 for a missing one, unless the model was
+            trained with ``missing: token``: there a learned vector stands for it, and counts.
         error: why there is no prediction.
     """
 

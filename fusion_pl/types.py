@@ -6,6 +6,7 @@ input, M inputs, F fused channels, C classes, N audio samples. Every mask is **T
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -67,6 +68,7 @@ class Batch(NamedTuple):
         target: class indices, or None when predicting.
         ids: B names.
         bad_files: B times what could not be read of that sample, one sentence each.
+        id_hashes: ``hash_ids`` of the ids, made by the loader; None in a batch that was put together by hand.
     """
 
     inputs: dict[str, dict[str, Tensor]]
@@ -74,6 +76,7 @@ class Batch(NamedTuple):
     target: Int[Tensor, " B"] | None
     ids: list[str]
     bad_files: list[tuple[str, ...]]
+    id_hashes: Int[Tensor, " B"] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let small tensors travel from a worker as bytes: to share memory for each costs the loader far more."""
@@ -83,7 +86,8 @@ class Batch(NamedTuple):
 def _changed(batch: Batch, change: Callable[[Any], Any]) -> Batch:
     inputs = {name: {key: change(value) for key, value in given.items()} for name, given in batch.inputs.items()}
     present = {name: change(mask) for name, mask in batch.present.items()}
-    return batch._replace(inputs=inputs, present=present, target=change(batch.target))
+    changed = {"target": change(batch.target), "id_hashes": change(batch.id_hashes)}
+    return batch._replace(inputs=inputs, present=present, **changed)
 
 
 def _packed(value: Tensor | None) -> Tensor | NDArray[Any] | None:
@@ -94,6 +98,11 @@ def _packed(value: Tensor | None) -> Tensor | NDArray[Any] | None:
 
 def _arrived(*parts: Any) -> Batch:
     return _changed(Batch(*parts), lambda value: torch.from_numpy(value) if isinstance(value, np.ndarray) else value)
+
+
+def hash_ids(ids: Sequence[str]) -> Int[Tensor, " B"]:
+    """Return the CRC-32 of each id, to choose samples by that are the same ones in every epoch, process and run."""
+    return torch.tensor([zlib.crc32(name.encode()) for name in ids], dtype=torch.long)
 
 
 class Encoded(NamedTuple):

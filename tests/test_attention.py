@@ -111,7 +111,8 @@ def test_tokens_are_projected_and_marked_with_their_input_and_place(positions):
                 normed = (x - x.mean()) / (x.var(unbiased=False) + part.norm.eps).sqrt()
                 expected = project.embedding[i] + (part.linear.weight @ normed if MASK[row, t] else 0)
                 if positions:
-                    expected = expected + project.places[min(t, positions - 1)]
+                    place = max(int(MASK[row, : t + 1].sum()) - 1, 0)  # real tokens before it
+                    expected = expected + project.places[min(place, positions - 1)]
                 torch.testing.assert_close(found[i][row, t], expected)
     assert len(project.places) == positions if positions else project.places is None
 

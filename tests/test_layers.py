@@ -11,6 +11,7 @@ from fusion_pl.layers import (
     Project,
     ProjectPooled,
     full,
+    log_softplus,
     masked_max,
     masked_mean,
     masked_softmax,
@@ -130,6 +131,17 @@ def test_full_leaves_half_precision_and_nothing_else(given, expected):
     values = torch.tensor([1.5, -2.25], dtype=given)
     assert full(values).dtype == expected
     assert full(values).tolist() == values.tolist()
+
+
+def test_log_softplus_keeps_what_softplus_rounds_to_zero():
+    values = torch.tensor([-3000.0, -104.0, -31.0, -29.0, -3.0, 0.0, 5.0, 400.0], requires_grad=True)
+    found = log_softplus(values)
+    expected = [math.log(math.log1p(math.exp(x))) if x > -700 else x for x in values.tolist()]
+    torch.testing.assert_close(found, torch.tensor(expected))
+    found.sum().backward()
+    # d/dx log softplus(x) = sigmoid(x) / softplus(x), which goes from 1 to 0
+    slopes = [1 / (1 + math.exp(-x)) / math.log1p(math.exp(x)) if x > -700 else 1.0 for x in values.tolist()]
+    torch.testing.assert_close(values.grad, torch.tensor(slopes))
 
 
 def test_project_is_a_linear_map_of_the_normalised_vector(values):

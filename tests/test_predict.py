@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from fusion_pl.data import ManifestData
-from fusion_pl.fusion import Concat
+from fusion_pl.fusion import Concat, Weighted
 from fusion_pl.module import FusionClassifier
 from fusion_pl.predict import Predictor, read_checkpoint
 from fusion_pl.types import MissingFileError, UserError, Waveform
@@ -45,6 +46,13 @@ def test_the_checkpoint_alone_gives_the_same_logits(checkpoint, model, manifest)
     assert predictions[0].label in {"high", "low"}
     assert sum(predictions[0].probabilities.values()) == pytest.approx(1.0)
     assert predictions[1].weights == {"text": 0.0, "image": 1.0, "audio": 0.0}
+
+
+@pytest.mark.parametrize(("missing", "weights"), [("mask", (1.0, 0.0, 0.0)), ("token", (0.25, 0.25, 0.5))])
+def test_a_missing_input_has_a_weight_exactly_if_something_stands_for_it(encoders, missing, weights):
+    head = partial(Weighted, weights={"text": 1.0, "image": 1.0, "audio": 2.0})
+    predictor = Predictor(FusionClassifier(encoders, head, CLASSES, missing=missing), device="cpu")
+    assert predictor.predict({"text": "number 3"}).weights == pytest.approx(dict(zip(encoders, weights, strict=True)))
 
 
 def test_the_stand_ins_for_missing_inputs_travel_in_the_checkpoint(encoders, manifest, tmp_path):

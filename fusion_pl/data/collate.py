@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusion_pl.data.media import blank
 from fusion_pl.data.rows import LoadError
-from fusion_pl.types import Batch, Processor, Sample, UserError
+from fusion_pl.types import Batch, Processor, Sample, UserError, hash_ids
 
 
 class Collate:
@@ -54,6 +54,7 @@ class Collate:
             target=torch.tensor(targets) if len(targets) == len(samples) else None,
             ids=[sample.id for sample in samples],
             bad_files=[sample.bad_files for sample in samples],
+            id_hashes=hash_ids([sample.id for sample in samples]),
         )
 
     def _thinned(self, sample: Sample) -> Sample:

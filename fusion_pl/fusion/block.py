@@ -24,7 +24,9 @@ class Block(Fusion):
 
     Source: "BLOCK: Bilinear Superdiagonal Fusion for Visual Question Answering and Visual Relationship Detection",
     arXiv:1902.00038, for two inputs. For M of them the pairs are added, each input using the same A in all of its
-    pairs. Deviation: the inputs themselves are added, so that a sample with one input, which has no pair, is not blind.
+    pairs. Deviations: the A have no biases, which the authors' code gives them: they would add each input alone to its
+    products, and a missing one would not be left out; the inputs themselves are added instead, so that a sample with
+    one input, which has no pair, is not blind; an MLP classifies where theirs ends with O.
 
     Args:
         dims: name of the input -> channels D of its vector.

@@ -53,7 +53,8 @@ class MultiplicativeInteractions(Fusion):
         begun, *present = self.present(inputs).unsqueeze(-1).unbind(1)
         joint = first
         for vector, here, meet, add, norm in zip(rest, present, self.meet, self.add, self.norm, strict=True):
-            met = torch.einsum("bi,ijo,bj->bo", joint, meet, vector)
+            # Two by two: where opt_einsum is installed, three at once are ordered by their sizes, the batch's too.
+            met = torch.einsum("bjo,bj->bo", torch.einsum("bi,ijo->bjo", joint, meet), vector)
             met = norm(met + add(torch.cat([joint, vector], dim=-1)))
             joint = torch.where(begun & here, met, torch.where(here, vector, joint).to(met.dtype))
             begun = begun | here

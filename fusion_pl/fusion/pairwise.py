@@ -27,8 +27,11 @@ class Pairwise(Fusion):
 
     Source: "Multimodal Transformer for Unaligned Multimodal Language Sequences", arXiv:1906.00295. Deviations: a
     target's results are averaged over its sources instead of laid side by side, so that a missing source is left out
-    exactly; the sequence is summed up by its mean instead of its last token; positions are learned. As in the paper,
-    all layers read the source as it was before the first.
+    exactly; the sequence is summed up by its mean instead of its last token; positions are learned. And from the
+    authors' code: one self-attention layer instead of at least three; GELU instead of ReLU; tokens are not multiplied
+    by √F before positions are added; no norm after the last cross-attention layer; query and context have norms of
+    their own; a hidden layer A instead of a residual block before the classifier. As in the paper, all layers read the
+    source as it was before the first.
 
     Args:
         dims: name of the input -> channels D of its tokens.

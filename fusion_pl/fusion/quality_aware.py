@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from fusion_pl.fusion.base import Entropy, Fusion, check_sizes
-from fusion_pl.layers import Decide, full
+from fusion_pl.layers import Decide, full, log_softplus, masked_softmax
 from fusion_pl.types import Batch, Encoded, Fused, UserError
 
 SCALE = 10  # brings energies to the size of differences of probabilities, as in the authors' code
@@ -29,8 +29,12 @@ class QualityAware(Fusion):
     Cost: ``M D F + M F C`` multiply-adds a sample.
 
     Source: "Provable Dynamic Fusion for Low-Quality Multimodal Data", arXiv:2306.02050. Deviations: weights are
-    positive and sum to 1, so that a missing input does not shrink the logits; how hard a sample is, is read off the
-    current probability instead of its history over the epochs.
+    positive and sum to 1, so that a missing input does not shrink the logits (the authors' code weighs by
+    ``0.1 · log Σ_c exp f_mc`` as it is); how hard a sample is, is read off the current probability instead of its
+    summed-up loss over the epochs. The ranking is that of "Confidence-Aware Learning for Deep Neural Networks",
+    arXiv:2007.01458, which *demands* the difference as a margin; the authors' code *tolerates* it, being
+    ``max(0, g (s_i - s_j) / 10 - |κ_i - κ_j|)`` with the difficulties κ and the sign g of ``κ_i - κ_j``, and counts it
+    once, where ``rank`` is 0.1.
 
     Args:
         dims: name of the input -> channels D of its vector.
@@ -56,8 +60,7 @@ class QualityAware(Fusion):
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``input_logits`` are f, zeros (no opinion) where an input is missing."""
         decisions, present = full(self.decide(inputs)), self.present(inputs)
-        confidence = softplus(decisions.logsumexp(-1)).masked_fill(~present, 0.0)
-        weights = (confidence / confidence.sum(-1, keepdim=True).clamp(min=torch.finfo(confidence.dtype).tiny)).detach()
+        weights = masked_softmax(log_softplus(decisions.logsumexp(-1)), present).detach()  # s / Σ s, without underflow
         logits = (weights.unsqueeze(-1) * decisions).sum(1)
         return Fused(logits, None, weights, self.named(decisions))
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fusion_pl.fusion.base import Entropy, Fusion, check_sizes
 from fusion_pl.layers import Decide, mlp
-from fusion_pl.types import Batch, Encoded, Fused, UserError
+from fusion_pl.types import Batch, Encoded, Fused, UserError, hash_ids
 
 
 class Stacking(Fusion):
@@ -64,8 +62,10 @@ class Stacking(Fusion):
 
     def held_out(self, batch: Batch) -> Bool[Tensor, " B"]:
         """Choose by id, so that a sample is on the same side in every epoch, process and run."""
-        chosen = [zlib.crc32(name.encode()) % 1000 < 1000 * self.share for name in batch.ids]
-        return torch.tensor(chosen, device=next(iter(batch.present.values())).device)
+        hashes = batch.id_hashes  # the loader's: a compiled training step cannot read text
+        if hashes is None:
+            hashes = hash_ids(batch.ids).to(next(iter(batch.present.values())).device)
+        return hashes % 1000 < 1000 * self.share
 
     def loss(self, fused: Fused, batch: Batch, entropy: Entropy) -> Tensor:
         """Return the classifiers' losses on their samples plus the stacked one's on the held-out ones."""

@@ -161,6 +161,21 @@ def test_weights_sum_to_one_over_the_present(head, args, count, build, make):
 
 
 @every_head
+def test_weights_sum_to_one_however_far_the_head_has_gone(head, args, build, make):
+    """Where a head's numbers are hundreds, in single precision, the exponentials that weights come from are zeros."""
+    present = subsets(3)
+    fusion, table = build(head, args, 3, torch.float32), torch.tensor(present, dtype=torch.float32)
+    for sign in (1, -1):
+        far = copy.deepcopy(fusion)
+        with torch.no_grad():
+            for name, parameter in far.named_parameters():
+                parameter.copy_(sign * (300 + parameter) if name.endswith("bias") else 10 * parameter)
+        weights = far(make(present, torch.float32)).weights
+        if weights is not None:
+            torch.testing.assert_close(weights.sum(-1), table.amax(-1))
+
+
+@every_head
 @every_count
 def test_what_is_not_real_is_never_read(head, args, count, build, make):
     fusion, inputs = build(head, args, count), make(subsets(count))
@@ -184,6 +199,22 @@ def test_padding_changes_nothing(head, args, count, build, make):
     }
     expected = outputs(fusion(inputs))
     for name, tensor in outputs(fusion(padded)).items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
+
+
+@every_head
+@every_count
+def test_padding_may_stand_on_the_left(head, args, count, build, make):
+    """A user's encoder may pad as many tokenizers do for generation: places are counted from the first real token."""
+    fusion, inputs = build(head, args, count), make(subsets(count) * 2)
+    left = {}
+    for name, one in inputs.items():
+        turn = (torch.arange(one.mask.shape[1]) + one.mask.sum(-1, keepdim=True)) % one.mask.shape[1]
+        tokens = one.tokens.gather(1, turn.unsqueeze(-1).expand_as(one.tokens))
+        left[name] = Encoded(tokens, one.mask.gather(1, turn), one.pooled)
+    assert any(not one.mask[:, 0].all() for one in left.values())
+    expected = outputs(fusion(inputs))
+    for name, tensor in outputs(fusion(left)).items():
         torch.testing.assert_close(tensor, expected[name], msg=name)
 
 
@@ -305,3 +336,17 @@ def test_exports_with_a_dynamic_batch(head, args, build, make):
     shapes = {name: Encoded(batch, batch, batch) for name in example}
     exported = torch.export.export(fusion, (example,), dynamic_shapes=(shapes,), strict=False).module()
     torch.testing.assert_close(exported(other).logits, fusion(other).logits)
+
+
+@every_head
+def test_no_einsum_has_more_than_two_operands(head, args, build, make, monkeypatch):
+    """With opt_einsum installed, torch orders more of them by their sizes, and an export holds for one batch size."""
+    einsum = torch.einsum
+
+    def checked(equation, *operands):
+        assert len(operands) <= 2, f"{equation}: write it as several"
+        return einsum(equation, *operands)
+
+    fusion, inputs = build(head, args, 3), make(subsets(3))
+    monkeypatch.setattr(torch, "einsum", checked)
+    fusion(inputs)

@@ -31,6 +31,16 @@ def test_equals_its_formula(dims, make):
         torch.testing.assert_close(fused.logits[row], expected.double())
 
 
+def test_weights_sum_to_one_where_confidences_are_too_small_for_a_float(dims, make):
+    decisions = torch.tensor([[-100.0] * 4, [-101.0] * 4, [-104.0] * 4]).unsqueeze(0)
+    head = QualityAware(dims, num_classes=4)
+    head.decide = Fixed(decisions)
+    fused = head(make([[1, 1, 1]], torch.float32))
+    expected = torch.tensor([0.0, -1.0, -4.0]).softmax(0)  # softplus is the exponential there, and log Σ exp adds log 4
+    torch.testing.assert_close(fused.weights[0], expected)
+    assert abs(fused.logits).min() > 100
+
+
 def test_no_gradient_goes_through_the_weights(dims, make):
     decisions = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).double()
     head = QualityAware(dims, num_classes=4)

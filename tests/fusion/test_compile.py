@@ -1,0 +1,70 @@
+"""A training step compiles, in a fresh process: the shape checks of the suite are not what users compile."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import fusion_pl.fusion
+from fusion_pl.fusion import Fusion
+
+CODE = """
+import sys
+
+import torch
+from PIL import Image
+from torch.nn.functional import cross_entropy
+
+import fusion_pl.fusion
+from fusion_pl.data.collate import Collate
+from fusion_pl.encoders import TinyImage, TinyText
+from fusion_pl.types import Encoded, Sample
+
+DIMS = {"title": 6, "photo": 10}
+encoders = {"title": TinyText(dim=8), "photo": TinyImage(dim=8)}
+collate = Collate({name: encoder.processor for name, encoder in encoders.items()}, training=True)
+
+
+def batch_from(first):
+    values = {"title": "x", "photo": Image.new("RGB", (8, 8))}
+    return collate([Sample(f"s{row}", values, row % 4) for row in range(first, first + 8)])
+
+
+def encoded():
+    mask = torch.arange(3) < torch.randint(1, 4, (8, 1))
+    return {name: Encoded(torch.randn(8, 3, dim), mask, torch.randn(8, dim)) for name, dim in DIMS.items()}
+
+
+for name in sys.argv[1:]:
+    head = getattr(fusion_pl.fusion, name)(DIMS, 4).train()
+
+    def step(inputs, batch):
+        def entropy(logits, among=None):
+            losses = cross_entropy(logits, batch.target, reduction="none")
+            return (losses if among is None else losses.masked_fill(~among, 0.0)).mean()
+
+        kept = head.held_out(batch)
+        return head.loss(head(inputs), batch, entropy) + (0 if kept is None else kept.sum())
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, backend="eager", fullgraph=True)
+    compiled(encoded(), batch_from(0)).backward()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        compiled(encoded(), batch_from(100)).backward()
+    print(name)
+"""
+
+
+def test_what_a_head_minimises_is_one_graph_for_all_batches():
+    """Of heads that say so themselves: a break, or a new graph for every batch, costs what compiling gains."""
+    heads = {name: getattr(fusion_pl.fusion, name) for name in fusion_pl.fusion.__all__ if name != "Fusion"}
+    own = [
+        name
+        for name, head in heads.items()
+        if (head.loss, head.held_out) != (Fusion.loss, Fusion.held_out) and not inspect.isabstract(head)
+    ]
+    assert {"Stacking", "QualityAware"} <= set(own)
+    found = subprocess.run([sys.executable, "-c", CODE, *own], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert found.stdout.split() == own
