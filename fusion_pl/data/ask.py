@@ -15,10 +15,11 @@ from PIL import Image, ImageDraw
 
 from fusion_pl.data.drawn import Drawing, DrawnSet
 
-VERSION = 1  # raise it with every change that alters a byte
+VERSION = 2  # raise it with every change that alters a byte
 SIZES: Mapping[str, int] = {"train": 8000, "val": 1000, "test": 1000}
 COLOURS = {"red": (220, 50, 40), "green": (40, 170, 70), "blue": (50, 90, 220), "yellow": (225, 195, 40)}
-SHAPES = ("circle", "square", "triangle", "cross")
+SHAPES = ("disc", "ring", "bar", "pole")  # filled, hollow, lying, standing: plain to a small encoder, so that a head's
+# accuracy says how well it fuses, not how long its gradient takes to teach the encoder fine differences of outline
 QUESTIONS = {
     "colour": ("what colour is it", "which colour", "name its colour", "how is it painted", "its colour please"),
     "shape": ("what shape is it", "which shape", "name its shape", "what form has it", "its shape please"),
@@ -60,7 +61,7 @@ SCENES = [
     for asked in QUESTIONS
     for place in PITCHES
 ]
-# What is above tends to be red or green, a circle or a square. Without this hint, tone and place each mean nothing
+# What is above tends to be red or green, a disc or a ring. Without this hint, tone and place each mean nothing
 # until the other is understood, and training waits long for both to come by chance.
 HINT = 3
 ABOVE = {*list(COLOURS)[:2], *SHAPES[:2]}
@@ -111,18 +112,14 @@ def _paint(scene: Scene, rng: Generator) -> Image.Image:
 
 def _shape(pen: ImageDraw.ImageDraw, shape: str, at: tuple[float, float, float], colour: tuple[int, int, int]) -> None:
     x, y, radius = at
-    box = (x - radius, y - radius, x + radius, y + radius)
-    if shape == "circle":
+    wide, tall = {"bar": (radius, radius / 3), "pole": (radius / 3, radius)}.get(shape, (radius, radius))
+    box = (x - wide, y - tall, x + wide, y + tall)
+    if shape == "disc":
         pen.ellipse(box, fill=colour)
-    elif shape == "square":
-        side = 0.85 * radius
-        pen.rectangle((x - side, y - side, x + side, y + side), fill=colour)
-    elif shape == "triangle":
-        pen.polygon([(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)], fill=colour)
+    elif shape == "ring":
+        pen.ellipse(box, outline=colour, width=2)
     else:
-        arm = radius / 3
-        pen.rectangle((x - radius, y - arm, x + radius, y + arm), fill=colour)
-        pen.rectangle((x - arm, y - radius, x + arm, y + radius), fill=colour)
+        pen.rectangle(box, fill=colour)
 
 
 def _sound(scene: Scene, rng: Generator) -> Int16[np.ndarray, " N"]:
