@@ -29,7 +29,7 @@ DAMAGED = (
 )
 WHITE = (255, 255, 255, 255)
 MOST_DECODED = 2**30  # pixels times scans of a progressive JPEG: some seconds. Programs write about ten scans
-ROWS = 256  # scaled at a time
+ROWS = 256  # of a picture that are converted at a time
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -78,9 +78,16 @@ def eight_bit(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         return _scaled(np.asarray(image), 1)
     if image.has_transparency_data:
-        shown = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", shown.size, WHITE), shown).convert("RGB")
+        return _on_white(image)
     return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    result = Image.new("RGB", image.size)
+    for top in range(0, image.height, ROWS):  # all at once would hold five copies of a large picture
+        strip = image.crop((0, top, image.width, min(top + ROWS, image.height))).convert("RGBA")
+        result.paste(Image.alpha_composite(Image.new("RGBA", strip.size, WHITE), strip).convert("RGB"), (0, top))
+    return result
 
 
 def _scaled(values: NDArray[Any], top: int) -> Image.Image:

@@ -76,6 +76,17 @@ def test_half_transparent_pixels_shine_on_white(tmp_path):
     assert pixel(image) == (204, 204, 204)
 
 
+def test_a_picture_of_many_rows_is_the_same_as_at_once(tmp_path):
+    """It is converted in strips."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (600, 5, 4), dtype=np.uint8), "RGBA")
+    at_once = Image.alpha_composite(Image.new("RGBA", image.size, (255,) * 4), image).convert("RGB")
+    assert read_image(saved(tmp_path, image)).tobytes() == at_once.tobytes()
+    deep = rng.integers(0, 65536, (600, 5), dtype=np.uint16)
+    read = np.asarray(read_image(saved(tmp_path, Image.fromarray(deep), "deep.png")))
+    assert (read == np.rint(deep.astype(float) * 255 / 65535)).all()
+
+
 def test_a_palette_and_its_transparent_colour(tmp_path):
     palette = Image.new("P", (2, 1))
     palette.putpalette([10, 20, 30, 200, 100, 50])
