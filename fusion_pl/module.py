@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,22 +11,26 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torchmetrics import MeanMetric
 
 from fusion_pl.encoders.base import Encoder
-from fusion_pl.fusion.base import Entropy, Fusion
+from fusion_pl.fusion.base import Fusion
 from fusion_pl.layers import hide, spread, stand_in
-from fusion_pl.metrics import balanced_weights, classification_metrics, confusion_matrix, subsets
+from fusion_pl.metrics import balanced_weights
 from fusion_pl.recipe import Recipe, recipe_of
-from fusion_pl.training.cache import EncodedCache, is_frozen
+from fusion_pl.training.cache import Caches
 from fusion_pl.training.loss import Loss
-from fusion_pl.training.optimisation import WarmupCosine, parameter_groups, use_fused_step
+from fusion_pl.training.measures import Mean, StageMetrics
+from fusion_pl.training.optimisation import (
+    WarmupCosine,
+    dimensions,
+    known_steps,
+    parameter_groups,
+    use_fused_step,
+)
 from fusion_pl.types import Batch, Encoded, Fused, Processor, UserError
 
 FusionFactory = Callable[[dict[str, int], int], Fusion]
 CHECKPOINT_FORMAT = 1
-MANY_INPUTS = 5  # from here on, not every choice of them is tested
 
 
 class FusionClassifier(LightningModule):
@@ -83,18 +87,11 @@ class FusionClassifier(LightningModule):
             {name: nn.Sequential(nn.LayerNorm(e.dim), nn.Linear(e.dim, len(classes))) for name, e in own}
         )
         self.register_buffer("loss_weights", None, persistent=False)
-        self.measures = nn.ModuleDict(
-            {stage: classification_metrics(len(classes), f"{stage}/") for stage in ("val", "test")}
-        )
-        self.confusion = confusion_matrix(len(classes))
-        # Metrics of their own: over several processes, Lightning's mean of logged numbers rounds odd counts down.
-        self.by_inputs = nn.ModuleDict({"+".join(some): MeanMetric() for some in fewer(list(encoders))})
-        self.by_depth = nn.ModuleDict(
-            {f"{name}/{level}": MeanMetric() for name, encoder in encoders.items() for level in encoder.levels}
-        )
-        self.cache: Path | None = None
-        self.augmented: set[str] = set()
-        self.kept: dict[str, EncodedCache] = {}
+        levels = {name: encoder.levels for name, encoder in encoders.items()}
+        self.measures = nn.ModuleDict({stage: StageMetrics(stage, len(classes), levels) for stage in ("val", "test")})
+        self.train_loss, self.train_accuracy = Mean(), Mean()
+        self.dimensions: dict[str, int] = {}
+        self.cache: Caches | None = None
         self.recipe()  # what a checkpoint could not carry is refused now, not after an hour of training
 
     def keep_encoded(self, folder: Path, augmented: Collection[str]) -> None:
@@ -104,10 +101,8 @@ class FusionClassifier(LightningModule):
             folder: of all caches.
             augmented: inputs that training changes each time: theirs are kept in validation and test only.
         """
-        self.cache, self.augmented = folder, set(augmented)
-        for _, encoder in self._encoders():
-            if is_frozen(encoder) and hasattr(encoder.processor, "fixed"):
-                encoder.processor.fixed = True
+        self.cache = Caches(folder, augmented)
+        self.cache.cut_alike(self._encoders())
 
     @property
     def processors(self) -> dict[str, Processor]:
@@ -118,12 +113,16 @@ class FusionClassifier(LightningModule):
         return [(name, encoder) for name, encoder in self.encoders.items() if isinstance(encoder, Encoder)]
 
     def setup(self, stage: str) -> None:
-        """Load pretrained weights and weigh the classes, when training starts."""
-        self.kept.clear()  # they go by the weights, which may now be others
+        """Load pretrained weights where there are none yet, and weigh the classes, when training starts."""
+        if self.cache is not None:
+            self.cache.start(self._encoders(), training=stage == "fit")
         if stage != "fit":
             return
         for _, encoder in self._encoders():
-            encoder.load_pretrained()
+            if not encoder.has_weights:
+                encoder.load_pretrained()
+                encoder.has_weights = True
+        self.dimensions = dimensions(self)  # before a strategy makes flat pieces of the parameters
         if self.loss.class_weights == "balanced":
             counts = getattr(getattr(self.trainer, "datamodule", None), "class_counts", None)
             if counts is None:
@@ -132,18 +131,17 @@ class FusionClassifier(LightningModule):
                 )
             self.loss_weights = balanced_weights(counts).to(self.device)
         elif self.loss.class_weights is not None:
-            self.loss_weights = torch.tensor(self.loss.class_weights, device=self.device)
+            self.loss_weights = torch.tensor(self.loss.class_weights, dtype=torch.float, device=self.device)
 
     def encode(self, batch: Batch) -> dict[str, Encoded]:
         """Encode every input of a batch; a sample that lacks one gets zeros and a mask of False there."""
         found = {}
         for name, encoder in self._encoders():
-            if self.cache is not None and is_frozen(encoder) and not (self.training and name in self.augmented):
-                if name not in self.kept:
-                    self.kept[name] = EncodedCache(encoder, self.cache)
-                found[name] = spread(self.kept[name](batch.inputs[name]), batch.present[name])
-            else:
-                found[name] = spread(encoder(**batch.inputs[name]), batch.present[name])
+            inputs = batch.inputs[name]
+            if self.training:
+                encoder.follow_requires_grad()
+            rows = self.cache.encode(name, encoder, inputs, self.training) if self.cache else encoder(**inputs)
+            found[name] = spread(rows, batch.present[name])
         return found
 
     def fuse(self, encoded: dict[str, Encoded], only: Collection[str] | None = None) -> Fused:
@@ -168,7 +166,7 @@ class FusionClassifier(LightningModule):
         encoded = self.encode(batch)
         fused = self.fuse(encoded)
         assert batch.target is not None
-        entropy = self._entropy(batch.target)
+        entropy = self.loss.entropy(batch.target, self.loss_weights)
         loss = self.fusion.loss(fused, batch, entropy)
         held_out = self.fusion.held_out(batch)
         for name, decide in self.deciders.items():
@@ -180,26 +178,13 @@ class FusionClassifier(LightningModule):
         """Return the loss of a batch."""
         loss, fused = self.objective(batch)
         assert batch.target is not None
-        size = len(batch.ids)
+        size, right = len(batch.ids), fused.logits.argmax(-1).eq(batch.target)
+        self.train_loss.update(loss.detach() * size, size)
+        self.train_accuracy.update(right.sum(), size)
         self.log("train/loss_step", loss, prog_bar=True, batch_size=size)  # this process's: nobody waits for the others
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
-        right = fused.logits.detach().argmax(-1).eq(batch.target).float().mean()
-        self.log("train/accuracy", right, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
+        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
         return loss
-
-    def _entropy(self, target: Tensor) -> Entropy:
-        """Return the cross-entropy of a batch with these targets, for the head and the deciders."""
-        smoothing = self.loss.label_smoothing
-
-        def entropy(logits: Tensor, among: Tensor | None = None) -> Tensor:
-            reduction = "mean" if among is None else "none"
-            losses = cross_entropy(
-                logits.float(), target, self.loss_weights, label_smoothing=smoothing, reduction=reduction
-            )
-            # A sum over the batch, so that one without this input gives zero, and every parameter takes part.
-            return losses if among is None else losses.masked_fill(~among, 0.0).sum() / len(target)
-
-        return entropy
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure a validation batch."""
@@ -210,54 +195,29 @@ class FusionClassifier(LightningModule):
         return self._measure(batch, "test")
 
     def _measure(self, batch: Batch, stage: Literal["val", "test"]) -> Tensor:
-        assert batch.target is not None
         encoded = self.encode(batch)
         fused = self.fuse(encoded)
-        logits, size = fused.logits.float(), len(batch.ids)
-        loss = cross_entropy(logits, batch.target)  # neither smoothed nor weighted: comparable between runs
-        self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
-        measures: Any = self.measures[stage]
-        measures.update(logits.softmax(-1), batch.target)
-        self.log_dict(measures, prog_bar=False, batch_size=size)
-        self.confusion.update(logits, batch.target)
-        if fused.weights is not None:
-            for name, weight in zip(self.encoders, fused.weights.float().mean(0), strict=True):
-                self.log(f"{stage}/weight/{name}", weight, batch_size=size, sync_dist=True)
-        for name, encoder in self._encoders():
-            weighed, count = encoded[name].depth, batch.present[name].sum()
-            if weighed is not None:
-                for level, weight in zip(encoder.levels, weighed.float().sum(0) / count.clamp(min=1), strict=True):
-                    self._log_mean(f"{stage}/depth/{name}/{level}", self.by_depth[f"{name}/{level}"], weight, count)
+        measures = self.measures[stage]
+        assert isinstance(measures, StageMetrics)
+        for name, metric in measures.update(fused, encoded, batch).items():
+            self.log(name, metric, prog_bar=name == f"{stage}/loss")
         if self.trainer.state.fn != "fit":  # there it would be paid for after every epoch
-            self._measure_by_inputs(encoded, batch, stage)
-        return logits
-
-    def _measure_by_inputs(self, encoded: dict[str, Encoded], batch: Batch, stage: str) -> None:
-        """Measure accuracy with fewer inputs, over the samples that have one of them."""
-        assert batch.target is not None
-        for some in fewer(list(self.encoders)):
-            has = torch.stack([batch.present[name] for name in some]).any(0)
-            right = (self.fuse(encoded, only=some).logits.argmax(-1) == batch.target) & has
-            share, key = right.sum() / has.sum().clamp(min=1), "+".join(some)
-            self._log_mean(f"{stage}/accuracy/{key}", self.by_inputs[key], share, has.sum())
-
-    def _log_mean(self, name: str, metric: nn.Module, value: Tensor, count: Tensor) -> None:
-        """Log a mean over all samples of an epoch, of which a batch has ``count``."""
-        mean: Any = metric
-        mean.update(value, weight=count)
-        self.log(name, mean)
+            for some in measures.choices:
+                self.log_dict(measures.update_choice(some, self.fuse(encoded, only=some), batch))
+        return fused.logits.float()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build optimizer and schedule; pretrained encoders start at ``pretrained_lr_factor`` times the rate."""
         slow = [encoder for _, encoder in self._encoders() if encoder.pretrained_weights]
-        optimizer = self.optimizer(parameter_groups(slow, self, self.pretrained_lr_factor))
+        groups = parameter_groups(slow, self, self.pretrained_lr_factor, self.dimensions)
+        optimizer = self.optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_factor"]
         use_fused_step(optimizer)
         scheduler = self.lr_scheduler(optimizer)
         if isinstance(scheduler, WarmupCosine):
             if scheduler.total_steps is None:
-                scheduler.set_total_steps(int(self.trainer.estimated_stepping_batches))
+                scheduler.set_total_steps(known_steps(self.trainer.estimated_stepping_batches))
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
 
@@ -279,12 +239,6 @@ class FusionClassifier(LightningModule):
             "files": {name: encoder.files() for name, encoder in self._encoders()},
             "columns": dict(getattr(data, "columns", {name: name for name in self.encoders})),
         }
-
-
-def fewer(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return the choices of inputs, fewer than all of them, that a model is measured with."""
-    some = subsets(names)[:-1]
-    return some if len(names) < MANY_INPUTS else [one for one in some if len(one) in {1, len(names) - 1}]
 
 
 def _check(names: list[str], classes: list[str]) -> None:

@@ -8,13 +8,17 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from fusion_pl import fusion
 from fusion_pl.data import ManifestData
 from fusion_pl.data.collate import Collate
-from fusion_pl.fusion import Concat, Stacking, Vote
+from fusion_pl.fusion import Concat, Fusion, Stacking, Vote
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training import Loss
 
 from .conftest import CLASSES
+
+
+HEADS = [getattr(fusion, name) for name in fusion.__all__]
 
 
 class Doubled(Concat):
@@ -81,7 +85,25 @@ def test_smoothing_and_class_weights_reach_the_heads_own_loss(encoders, batch):
             # Smoothed by hand: a share of each class's loss, weighted by that class.
             target = torch.full((2,), 0.1).index_fill(0, batch.target[row], 0.9)
             expected = expected - (target * weights * decisions[name][row].log_softmax(-1)).sum()
-    torch.testing.assert_close(model.training_step(batch, 0), expected / len(batch.ids))
+    torch.testing.assert_close(model.training_step(batch, 0), expected / weights[batch.target].sum())
+
+
+@pytest.mark.parametrize("head", [Concat, *(head for head in HEADS if head.loss is not Fusion.loss)])
+def test_only_the_proportion_of_class_weights_matters(encoders, batch, head):
+    """In every head's own loss and in the inputs', as in the cross-entropy of the decision."""
+
+    def loss(weights):
+        torch.manual_seed(0)
+        model = classifier(encoders, head, label_smoothing=0.1, inputs=0.5, class_weights=weights).eval()
+        model.setup("fit")
+        return model.train(head is Stacking).training_step(batch, 0)  # which stacks in training only
+
+    for encoder in encoders.values():
+        encoder.register_forward_pre_hook(lambda part, given: part.eval() and None)  # so that nothing is dropped
+    plain, skewed = loss(None), loss([1.0, 3.0])
+    torch.testing.assert_close(loss([10.0, 10.0]), plain)
+    torch.testing.assert_close(loss([10.0, 30.0]), skewed)
+    assert not torch.isclose(plain, skewed)
 
 
 def test_what_stacking_holds_out_teaches_neither_encoders_nor_deciders(encoders, batch):

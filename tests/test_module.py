@@ -13,9 +13,10 @@ from fusion_pl.data.collate import Collate
 from fusion_pl.encoders import TinyImage, TinyText
 from fusion_pl.fusion import Concat, Mean, Weighted
 from fusion_pl.layers import stand_in
-from fusion_pl.module import FusionClassifier, fewer
+from fusion_pl.module import FusionClassifier
 from fusion_pl.predict import Predictor
 from fusion_pl.training import Loss, WarmupCosine
+from fusion_pl.training.measures import fewer
 from fusion_pl.training.results import accuracy_by_inputs
 from fusion_pl.types import UserError
 

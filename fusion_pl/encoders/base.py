@@ -12,22 +12,40 @@ from fusion_pl.recipe import Recorded
 from fusion_pl.types import Encoded, Processor
 
 
+def is_frozen(module: nn.Module) -> bool:
+    """Say whether a module has parameters and none of them learns: what "frozen" means throughout.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> is_frozen(layer), is_frozen(layer.requires_grad_(False))
+        (False, True)
+    """
+    learns = [parameter.requires_grad for parameter in module.parameters()]
+    return bool(learns) and not any(learns)
+
+
 class Encoder(Recorded, nn.Module, ABC):
     """Turns one input into tokens and a vector. To write your own, set two attributes and ``forward``.
 
     A constructor takes plain data only (text, numbers, lists, dictionaries): it is what the checkpoint carries.
+
+    Every part of which no parameter learns stays in evaluation mode while the rest is trained: its running statistics
+    must not drift, nor its outputs be dropped. That follows ``requires_grad``, which may change during training.
 
     Attributes:
         dim: channels D of tokens and vector.
         processor: turns opened values into keyword arguments of ``forward``; its ``kind`` says how a file is opened.
         pretrained_weights: whether ``load_pretrained`` has weights to load; such an encoder learns at a lower rate.
         levels: the depths whose hidden states it combines or hands on.
+        has_weights: whether the weights were loaded, from the hub or from a checkpoint; then training starts from them.
     """
 
     dim: int
     processor: Processor
     pretrained_weights: bool = False
     levels: Sequence[int] = ()
+    has_weights: bool = False
+    _learning: tuple[bool, ...] | None = None  # which parameters learnt when the modes were last set
 
     @abstractmethod
     def forward(self, **inputs: Tensor) -> Encoded:
@@ -35,6 +53,36 @@ class Encoder(Recorded, nn.Module, ABC):
 
     def load_pretrained(self) -> None:
         """Load pretrained weights; called once, before training, and never for a model that comes from a checkpoint."""
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Set training mode, except in frozen parts."""
+        super().train(mode)
+        if mode:
+            self._hold_frozen()
+        return self
+
+    def follow_requires_grad(self) -> None:
+        """Set the modes anew where other parameters learn than before; called in every training step."""
+        if self._learning == self._flags():
+            return
+        if self._learning is not None:
+            super().train()
+        self._hold_frozen()
+
+    def _flags(self) -> tuple[bool, ...]:
+        return tuple(parameter.requires_grad for parameter in self.parameters())
+
+    def _hold_frozen(self) -> None:
+        self._learning = self._flags()
+        for module in self.modules():
+            if is_frozen(module):
+                module.eval()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Note that the weights came from a checkpoint, where it has all of them."""
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if all(f"{prefix}{name}" in state_dict for name, _ in self.named_parameters()):
+            self.has_weights = True
 
     def files(self) -> dict[str, bytes]:
         """Return what the checkpoint must carry besides weights and arguments: file name -> content."""

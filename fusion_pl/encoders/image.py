@@ -196,8 +196,7 @@ class ImageEncoder(PretrainedEncoder):
         tokens = as_tokens(out.last_hidden_state)
         norm = FINAL_NORMS.get(self.config.model_type)
         if norm is not None:  # these models apply it to their own pooled vector only
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.freeze != "all"):
-                tokens = getattr(self.model, norm)(tokens)
+            tokens = getattr(self.model, norm)(tokens)
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return self._encoded(tokens, mask, _states(out))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -134,6 +133,7 @@ class PretrainedEncoder(Encoder):
                 f"{self.config.model_type} (first: {lost[0]}): they belong to another model, or set weights: false"
             )
         self.model.load_state_dict({key: given[key] for key in own})
+        self.has_weights = True
 
     def files(self) -> dict[str, bytes]:
         """Return configuration and processor files; they were read when the encoder was built."""
@@ -181,19 +181,8 @@ class PretrainedEncoder(Encoder):
             elif (below and name.rpartition(".")[0] != last) or name.startswith("batch_norm."):  # CLAP's input norm
                 yield parameter
 
-    def train(self, mode: bool = True) -> PretrainedEncoder:
-        """Set training mode, except in frozen parts: their statistics must not drift, nor their outputs be dropped."""
-        super().train(mode)
-        for module in self.model.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
-                module.eval()
-        return self
-
     def _call(self, **inputs: Any) -> Any:
-        """Run the model; without a graph where nothing of it learns."""
-        with torch.no_grad() if self.freeze == "all" else nullcontext():
-            return self.model(**inputs, output_hidden_states=bool(self.levels), return_dict=True)
+        return self.model(**inputs, output_hidden_states=bool(self.levels), return_dict=True)
 
     def _encoded(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], states: Any = ()) -> Encoded:
         """Blank the padding, pool, and combine the levels or hand them on."""

@@ -4,42 +4,83 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import importlib.metadata
-import inspect
-import json
 import logging
 import os
 import shutil
+import zlib
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from lightning.pytorch.utilities import rank_zero_info
+from safetensors.torch import load, save
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fusion_pl.encoders.base import Encoder
-from fusion_pl.recipe import recipe_of
+from fusion_pl.encoders.base import Encoder, is_frozen
+from fusion_pl.training.cache_keys import encoder_key, row_keys
 from fusion_pl.types import Encoded
 
 Row = dict[str, Tensor]
-PACKAGES = ("fusion-pl", "torch", "transformers")
-DRIFTING = (nn.Dropout, nn.modules.batchnorm._BatchNorm)  # in training mode they differ from call to call
+CHECKSUM = 4  # bytes of it at the end of a row's file
 RESERVE = 2**30  # bytes that are left free on the disk: the run's checkpoints need room too
 logger = logging.getLogger(__name__)
 
 
-def is_frozen(encoder: Encoder) -> bool:
-    """Say whether an encoder returns the same for the same values throughout, so that it can be kept.
-
-    Not kept are levels that are handed on as they are (``Encoded.levels``), and what has nothing to compute with.
-    """
-    parameters = list(encoder.parameters())
-    drifts = any(isinstance(part, DRIFTING) and part.training for part in encoder.modules())
+def can_be_kept(encoder: Encoder) -> bool:
+    """Say whether what an encoder returns can be kept: it is frozen, and no levels are handed on as they are."""
     raw = bool(encoder.levels) and getattr(encoder, "depth", None) is None
-    return bool(parameters) and not any(one.requires_grad for one in parameters) and not drifts and not raw
+    return is_frozen(encoder) and not raw
+
+
+class Caches:
+    """What a model's frozen encoders returned; which of them are frozen is asked anew each time.
+
+    Args:
+        folder: of all caches.
+        augmented: inputs that training changes each time: theirs are kept in validation and test only.
+    """
+
+    def __init__(self, folder: Path, augmented: Collection[str]) -> None:
+        self.folder, self.augmented = folder, set(augmented)
+        self.kept: dict[str, EncodedCache] = {}
+
+    def cut_alike(self, encoders: Sequence[tuple[str, Encoder]]) -> None:
+        """Cut long clips of frozen encoders where validation does: at a random place each would be another row."""
+        for _, encoder in encoders:
+            if is_frozen(encoder) and hasattr(encoder.processor, "fixed"):
+                encoder.processor.fixed = True
+
+    def start(self, encoders: Sequence[tuple[str, Encoder]], training: bool) -> None:
+        """Forget what went by earlier weights, and say so where the cache can do nothing."""
+        self.kept.clear()
+        self.cut_alike(encoders)  # a callback may have frozen some since
+        frozen = {name for name, encoder in encoders if can_be_kept(encoder)}
+        if not frozen:
+            rank_zero_info("Cache: nothing is kept, because no encoder is frozen as a whole (freeze: all).")
+        elif training and frozen <= self.augmented:
+            names = ", ".join(sorted(frozen))
+            rank_zero_info(f"Cache: only validation is kept, because training augments all frozen inputs ({names}).")
+
+    def encode(self, name: str, encoder: Encoder, inputs: dict[str, Tensor], training: bool) -> Encoded:
+        """Encode P rows of an input, or read them.
+
+        Args:
+            name: of the input.
+            encoder: its own, frozen or not.
+            inputs: the encoder's keyword arguments.
+            training: whether the inputs are augmented, if they ever are.
+        """
+        kept = can_be_kept(encoder)
+        if not kept:
+            self.kept.pop(name, None)  # when it is frozen again, it has other weights
+        if not kept or (training and name in self.augmented):
+            encoded: Encoded = encoder(**inputs)
+            return encoded
+        if name not in self.kept:
+            self.kept[name] = EncodedCache(encoder, self.folder)
+        return self.kept[name](inputs)
 
 
 class EncodedCache:
@@ -47,9 +88,9 @@ class EncodedCache:
 
     A row's file is named by a hash of what the processor made of the value (so of the file's content and of its
     preprocessing, wherever the file lies; padding does not count), in a folder named by a hash of the encoder: its
-    weights, buffers, arguments, files, source code, and the versions of the libraries. Rows are written whole or not at
-    all, so that several processes may share a folder. The last GiB of a disk is left free; without the cache the run
-    goes on, only slower.
+    weights, buffers, arguments, files, source code, and the versions of the libraries. A row is written atomically, so
+    that several processes may share a folder, and ends with a checksum, so that a damaged one is computed anew. The
+    last GiB of a disk is left free; without the cache the run goes on, only slower.
 
     Args:
         encoder: a frozen one, with the weights that it will keep.
@@ -57,8 +98,8 @@ class EncodedCache:
     """
 
     def __init__(self, encoder: Encoder, folder: str | Path) -> None:
-        self.encoder = encoder
-        self.folder = Path(folder) / _key_of(encoder)
+        self.encoder = encoder.eval()  # in training mode it may differ from call to call
+        self.folder = Path(folder) / encoder_key(encoder)
         self.full = False
 
     def __call__(self, inputs: dict[str, Tensor]) -> Encoded:
@@ -68,7 +109,7 @@ class EncodedCache:
             inputs: the encoder's keyword arguments.
         """
         device = next(iter(inputs.values())).device
-        paths = [self.folder / key[:2] / f"{key}.safetensors" for key in _keys(inputs)]
+        paths = [self.folder / key[:2] / f"{key}.row" for key in row_keys(inputs)]
         rows = [_read(path) for path in paths]
         if missing := [place for place, row in enumerate(rows) if row is None]:
             chosen = torch.tensor(missing, device=device)
@@ -86,7 +127,8 @@ class EncodedCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             if shutil.disk_usage(path.parent).free < RESERVE:
                 raise OSError(errno.ENOSPC, "less than 1 GiB is left on the disk")
-            partial.write_bytes(save(row))
+            content = save(row)
+            partial.write_bytes(content + _checksum(path, content))
             partial.replace(path)
         except OSError as error:
             self.full = True
@@ -95,62 +137,36 @@ class EncodedCache:
             logger.warning("The cache %s takes no more (%s): what is missing is computed each time", self.folder, error)
 
 
-def _key_of(encoder: Encoder) -> str:
-    versions = [importlib.metadata.version(name) for name in PACKAGES]
-    digest = hashlib.sha256(json.dumps([recipe_of(encoder), versions], sort_keys=True).encode())
-    with contextlib.suppress(OSError):  # no source: an encoder that was typed into a shell
-        digest.update(inspect.getsource(type(encoder)).encode())
-    for name, content in sorted(encoder.files().items()):
-        digest.update(name.encode() + content)
-    for name, value in [*encoder.named_parameters(), *encoder.named_buffers()]:
-        digest.update(name.encode() + _bytes(value))
-    return digest.hexdigest()[:24]
-
-
-def _keys(inputs: dict[str, Tensor]) -> list[str]:
-    """Hash each row; zeros at its end are padding, since the mask says how long it is."""
-    masks = [value.cpu() for value in inputs.values() if value.dtype == torch.bool]
-    first = next(iter(inputs.values()))
-    kind = first.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.get_default_dtype()
-    digests = [hashlib.sha256(str(dtype).encode()) for _ in first]
-    for name, value in sorted(inputs.items()):
-        plain = value.cpu()
-        for mask in masks:
-            if plain.shape == mask.shape:  # numbers of tokens, samples of a sound
-                plain = plain.masked_fill(~mask, 0)
-        for digest, row in zip(digests, plain, strict=True):
-            digest.update(f"{name} {row.dtype} {list(row.shape[1:])}".encode())
-            digest.update(_bytes(row).rstrip(b"\0"))
-    return [digest.hexdigest() for digest in digests]
-
-
-def _bytes(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-
-
 def _rows(encoded: Encoded) -> list[Row]:
     """Take the batch apart, each row as long as its last real token."""
     lengths = (encoded.mask * torch.arange(1, 1 + encoded.mask.shape[1], device=encoded.mask.device)).amax(1).tolist()
-    parts = zip(encoded.tokens.cpu(), encoded.mask.cpu(), encoded.pooled.cpu(), lengths, strict=True)
-    return [
-        {
-            name: value.clone(memory_format=torch.contiguous_format)
-            for name, value in (("tokens", tokens[:length]), ("mask", mask[:length]), ("pooled", pooled))
-        }
-        for tokens, mask, pooled, length in parts
+    plain = {"pooled": encoded.pooled.cpu()} | ({} if encoded.depth is None else {"depth": encoded.depth.cpu()})
+    tokens, mask = encoded.tokens.cpu(), encoded.mask.cpu()
+    rows = [
+        {"tokens": tokens[row, :length], "mask": mask[row, :length]} | {key: one[row] for key, one in plain.items()}
+        for row, length in enumerate(lengths)
     ]
+    return [{key: value.clone(memory_format=torch.contiguous_format) for key, value in row.items()} for row in rows]
 
 
 def _read(path: Path) -> Row | None:
     """Return a row, or None where there is none or its file is damaged: then it is computed and written anew."""
     try:
-        return load_file(path)
-    except (OSError, SafetensorError):
+        content = path.read_bytes()
+    except OSError:
         return None
+    row, checksum = content[:-CHECKSUM], content[-CHECKSUM:]
+    return load(row) if checksum == _checksum(path, row) else None
+
+
+def _checksum(path: Path, row: bytes) -> bytes:
+    """Return the CRC-32 of a row and its name, so that neither damage nor another row's file goes unseen."""
+    return zlib.crc32(row, zlib.crc32(path.stem.encode())).to_bytes(CHECKSUM)
 
 
 def _joined(rows: list[Row], device: torch.device) -> Encoded:
     tokens: Float[Tensor, "P T D"] = pad_sequence([row["tokens"] for row in rows], batch_first=True)
     mask: Bool[Tensor, "P T"] = pad_sequence([row["mask"] for row in rows], batch_first=True)
-    return Encoded(tokens.to(device), mask.to(device), torch.stack([row["pooled"] for row in rows]).to(device))
+    pooled = torch.stack([row["pooled"] for row in rows]).to(device)
+    depth = torch.stack([row["depth"] for row in rows]).to(device) if "depth" in rows[0] else None
+    return Encoded(tokens.to(device), mask.to(device), pooled, depth=depth)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from fusion_pl.types import UserError
+
+# What FSDP, activation checkpoints and torch.compile put into names.
+WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 
 
 class WarmupCosine(LRScheduler):
@@ -27,7 +33,9 @@ class WarmupCosine(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, warmup: float = 0.05, total_steps: int | None = None) -> None:
         if not 0 <= warmup < 1:
-            raise ValueError(f"warmup is a share of the run's steps, at least 0 and below 1, not {warmup}")
+            raise UserError(f"model.lr_scheduler.warmup is {warmup}, expected a share of the steps: 0 or more, below 1")
+        if total_steps is not None and total_steps < 1:
+            raise UserError(f"model.lr_scheduler.total_steps is {total_steps}, expected a whole number of at least 1")
         self.warmup = warmup
         self.total_steps = total_steps
         super().__init__(optimizer)
@@ -41,8 +49,11 @@ class WarmupCosine(LRScheduler):
         return (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm)))) / 2
 
     def get_lr(self) -> list[float | Tensor]:
-        """Return each group's rate at the present step."""
-        return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
+        """Return each group's rate at the present step; a group that came later goes on from the rate that it has."""
+        for group in self.optimizer.param_groups:
+            if "initial_lr" not in group:
+                group["initial_lr"] = group["lr"] / (self.factor(self.last_epoch - 1) or 1.0)
+        return [group["initial_lr"] * self.factor(self.last_epoch) for group in self.optimizer.param_groups]
 
     def set_total_steps(self, total_steps: int) -> None:
         """Say how long the run is, before its first step."""
@@ -55,7 +66,28 @@ class WarmupCosine(LRScheduler):
         return {key: value for key, value in super().state_dict().items() if key != "total_steps"}
 
 
-def parameter_groups(pretrained: Iterable[nn.Module], model: nn.Module, lr_factor: float) -> list[dict[str, Any]]:
+def known_steps(steps: int | float) -> int:
+    """Return the number of steps that a trainer expects.
+
+    Raises:
+        UserError: where it does not know: no limit of epochs, or a loader without a length, and no limit of steps.
+    """
+    if not 0 <= steps < math.inf:
+        raise UserError(
+            "the length of the training is not known (trainer.max_epochs is -1, or the loader has no length), and the "
+            "learning rate's schedule goes by it: give trainer.max_steps, or model.lr_scheduler.init_args.total_steps"
+        )
+    return int(steps)
+
+
+def dimensions(model: nn.Module) -> dict[str, int]:
+    """Return how many dimensions each parameter has, by the name that it has outside of wrappers."""
+    return {WRAPPERS.sub("", name): parameter.ndim for name, parameter in model.named_parameters()}
+
+
+def parameter_groups(
+    pretrained: Iterable[nn.Module], model: nn.Module, lr_factor: float, known: Mapping[str, int] | None = None
+) -> list[dict[str, Any]]:
     """Split the trainable parameters: pretrained or new, with or without weight decay.
 
     Norms and biases (one-dimensional parameters) get no decay; ``lr_factor`` is noted in the groups of pretrained ones.
@@ -64,15 +96,25 @@ def parameter_groups(pretrained: Iterable[nn.Module], model: nn.Module, lr_facto
         pretrained: encoders that start from pretrained weights.
         model: everything.
         lr_factor: what a pretrained group's learning rate is multiplied with.
+        known: ``dimensions`` of the model before a strategy such as FSDP made flat pieces of its parameters.
+
+    Raises:
+        UserError: where a strategy has joined parameters, so that they cannot be told apart.
     """
     slow = {id(p) for module in pretrained for p in module.parameters()}
+    known = dimensions(model) | dict(known or {})
     groups: dict[str, dict[str, Any]] = {}
-    for parameter in model.parameters():
+    for full_name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        if full_name.endswith("_flat_param"):
+            raise UserError(
+                "the strategy joins parameters that decay with ones that do not: leave use_orig_params out of "
+                "trainer.strategy.init_args, or set it to true"
+            )
         name = "pretrained" if id(parameter) in slow else "new"
         group: dict[str, Any] = {"params": [], "lr_factor": lr_factor if name == "pretrained" else 1.0}
-        if parameter.ndim <= 1:
+        if known[WRAPPERS.sub("", full_name)] <= 1:
             name += "_no_decay"
             group["weight_decay"] = 0.0
         groups.setdefault(name, group | {"name": name})["params"].append(parameter)

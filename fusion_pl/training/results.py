@@ -61,7 +61,8 @@ class WriteResults(Callback):
         self._confusion(trainer, pl_module, "test")
 
     def _confusion(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        confusion: Any = module.confusion
+        measures: Any = module.measures
+        confusion = measures[stage].confusion
         matrix = confusion.compute().cpu()  # by every process: it waits for the others
         if trainer.sanity_checking:
             confusion.reset()

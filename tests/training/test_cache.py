@@ -14,7 +14,7 @@ from fusion_pl.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder,
 from fusion_pl.fusion import Concat
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training import cache as module
-from fusion_pl.training.cache import EncodedCache, is_frozen
+from fusion_pl.training.cache import EncodedCache, can_be_kept
 from fusion_pl.types import Encoded, Waveform
 
 from ..conftest import CLASSES
@@ -122,14 +122,14 @@ def test_tokens_may_lie_in_memory_as_they_like(tmp_path):
     cached = EncodedCache(Transposed(), tmp_path)
     for _ in range(2):
         assert torch.equal(cached(pixels).tokens, Transposed()(**pixels).tokens)
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    assert len(list(tmp_path.rglob("*.row"))) == 2
 
 
 def test_the_last_of_a_disk_is_left_to_the_run(tmp_path, monkeypatch, caplog):
     encoder = frozen("bert", tmp_path / "model")
     monkeypatch.setattr(module, "RESERVE", 2**80)
     assert EncodedCache(encoder, tmp_path / "cache")(encoder.processor(["the cat"])).tokens.isfinite().all()
-    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert not list((tmp_path / "cache").rglob("*.row"))
     assert "less than 1 GiB is left on the disk" in caplog.text
 
 
@@ -149,7 +149,7 @@ def test_a_damaged_file_is_computed_and_written_anew(tmp_path, calls):
     counted = calls(encoder)
     inputs = encoder.processor(["the cat"])
     first = EncodedCache(encoder, tmp_path / "cache")(inputs)
-    (path,) = (tmp_path / "cache").rglob("*.safetensors")
+    (path,) = (tmp_path / "cache").rglob("*.row")
     whole = path.read_bytes()
     path.write_bytes(whole[:50])
     again = EncodedCache(encoder, tmp_path / "cache")(inputs)
@@ -176,29 +176,24 @@ def test_a_full_disk_costs_time_only(tmp_path, monkeypatch, caplog, calls):
 
 def test_only_what_never_learns_is_kept(tmp_path, manifest):
     image = frozen("vit", tmp_path / "model")
-    assert is_frozen(image)
-    assert not is_frozen(TinyText())
-    assert not is_frozen(ImageEncoder(str(tmp_path / "model"), freeze=1))
-    assert not is_frozen(ImageEncoder(str(tmp_path / "model"), freeze="all", levels=[0, 1]))
-    assert is_frozen(ImageEncoder(str(tmp_path / "model"), freeze="all", levels=[0, 1], combine="sum"))
-    own = Transposed()
-    assert is_frozen(own)
-    own.dropout = torch.nn.Dropout()  # it differs from call to call
-    assert not is_frozen(own)
-    assert is_frozen(own.eval())
+    assert can_be_kept(image)
+    assert not can_be_kept(TinyText())
+    assert not can_be_kept(ImageEncoder(str(tmp_path / "model"), freeze=1))
+    assert not can_be_kept(ImageEncoder(str(tmp_path / "model"), freeze="all", levels=[0, 1]))
+    assert can_be_kept(ImageEncoder(str(tmp_path / "model"), freeze="all", levels=[0, 1], combine="sum"))
     model = FusionClassifier({"text": TinyText(dim=8), "image": image}, Concat, CLASSES)
     data = ManifestData(str(manifest), batch_size=8, num_workers=0)
     data.processors = model.processors
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
     plain = model.eval()(batch).logits
-    model.cache = tmp_path / "cache"
+    model.keep_encoded(tmp_path / "cache", augmented=())
     for _ in range(2):
         torch.testing.assert_close(model(batch).logits, plain, rtol=1e-4, atol=2e-5)
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    kept = len(list((tmp_path / "cache").rglob("*.safetensors")))
+    kept = len(list((tmp_path / "cache").rglob("*.row")))
     assert kept == int(batch.present["image"].sum())
-    model.train().augmented = {"image"}
+    model.train().keep_encoded(tmp_path / "cache", augmented={"image"})
     batch.inputs["image"]["pixel_values"] //= 2
     model(batch)
-    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == kept
+    assert len(list((tmp_path / "cache").rglob("*.row"))) == kept

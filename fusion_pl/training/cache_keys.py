@@ -1,0 +1,121 @@
+"""What a cached row goes by: everything that what an encoder returns depends on."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import sys
+import sysconfig
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fusion_pl.encoders.base import Encoder
+from fusion_pl.recipe import recipe_of
+
+FORMAT = 2  # of the rows' files
+PACKAGES = ("fusion-pl", "torch", "transformers")
+INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def encoder_key(encoder: Encoder) -> str:
+    """Hash an encoder: weights, buffers, arguments, files, source code, and the versions of the libraries."""
+    versions = [importlib.metadata.version(name) for name in PACKAGES]
+    outline = [FORMAT, recipe_of(encoder), versions, _sources(encoder)]
+    digest = hashlib.sha256(json.dumps(outline, sort_keys=True).encode())
+    for name, content in sorted(encoder.files().items()):
+        digest.update(name.encode() + content)
+    for name, value in [*encoder.named_parameters(), *encoder.named_buffers()]:
+        digest.update(name.encode() + _bytes(value))
+    return digest.hexdigest()[:24]
+
+
+def row_keys(inputs: dict[str, Tensor]) -> list[str]:
+    """Hash each row; zeros at its end are padding, since the mask says how long it is."""
+    masks = [value.cpu() for value in inputs.values() if value.dtype == torch.bool]
+    first = next(iter(inputs.values()))
+    kind = first.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.get_default_dtype()
+    digests = [hashlib.sha256(str(dtype).encode()) for _ in first]
+    for name, value in sorted(inputs.items()):
+        plain = value.cpu()
+        for mask in masks:
+            if plain.shape == mask.shape:  # numbers of tokens, samples of a sound
+                plain = plain.masked_fill(~mask, 0)
+        for digest, row in zip(digests, plain, strict=True):
+            digest.update(f"{name} {row.dtype} {list(row.shape[1:])}".encode())
+            digest.update(_bytes(row).rstrip(b"\0"))
+    return [digest.hexdigest() for digest in digests]
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _sources(encoder: Encoder) -> list[str]:
+    """Return the hash of each file of code that an encoder uses, and the version of each library.
+
+    From the classes of the encoder, its parts, its processor and all that they inherit from, imports are followed; into
+    installed libraries no further than to their versions.
+    """
+    parts = [*encoder.modules(), encoder.processor]
+    classes = {base for part in parts for base in type(part).__mro__}
+    seen: dict[str, str] = {}
+    waiting = {one.__module__ for one in classes}
+    while waiting:
+        name = waiting.pop()
+        top = name.partition(".")[0]
+        if top != "fusion_pl" and (_place(top) or "").startswith(INSTALLED):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                seen[top] = importlib.metadata.version(top)
+        elif (place := _place(name)) is not None:
+            seen[name], imported = _read(place, name)
+            waiting |= imported - seen.keys()
+    for one in classes:  # typed into a notebook: no file, though perhaps a source
+        if _place(one.__module__) is None:
+            with contextlib.suppress(OSError, TypeError):
+                seen[f"{one.__module__}:{one.__qualname__}"] = _hash(inspect.getsource(one).encode())
+    return [f"{name} {content}" for name, content in sorted(seen.items())]
+
+
+def _place(name: str) -> str | None:
+    """Return a module's file, without importing it; None where there is no such module, or it has no file."""
+    if name in sys.modules:
+        return getattr(sys.modules[name], "__file__", None)
+    with contextlib.suppress(ImportError, ValueError):  # not a module, or one that is not installed
+        spec = importlib.util.find_spec(name)
+        return spec.origin if spec is not None and spec.has_location else None
+    return None
+
+
+@cache
+def _read(place: str, name: str) -> tuple[str, set[str]]:
+    """Return the hash of a module's source, and the names of the modules that it may import."""
+    content = Path(place).read_bytes()
+    package = name if Path(place).stem == "__init__" else name.rpartition(".")[0]
+    imported: set[str] = set()
+    with contextlib.suppress(SyntaxError, ValueError, ImportError):  # no Python, or of another version
+        imported = set(_imports(ast.parse(content), package))
+    return _hash(content), imported
+
+
+def _imports(tree: ast.AST, package: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)  # some are modules
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
