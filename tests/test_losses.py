@@ -17,7 +17,6 @@ from fusion_pl.training import Loss
 
 from .conftest import CLASSES
 
-
 HEADS = [getattr(fusion, name) for name in fusion.__all__]
 
 

@@ -45,7 +45,7 @@ def quiet_trainer(tmp_path, **kwargs):
 
 def test_a_missing_input_cannot_matter(model, data):
     model.eval()
-    batch = next(iter(data.train_dataloader()))
+    batch = Collate(model.processors)([data.samples("train")[row] for row in range(12)])
     missing = next(name for name in ("image", "audio") if not batch.present[name].all())
     before = model(batch).logits
     alone = batch.present[missing].clone()
@@ -58,7 +58,7 @@ def test_a_missing_input_cannot_matter(model, data):
 def test_a_stand_in_takes_the_place_of_a_missing_input(encoders, data):
     """It is read, it learns, and what stood in the missing input's place still cannot matter."""
     model = FusionClassifier(encoders, Concat, CLASSES, missing="token").eval()
-    batch = next(iter(data.train_dataloader()))
+    batch = Collate(model.processors)([data.samples("train")[row] for row in range(12)])
     missing = next(name for name in ("image", "audio") if not batch.present[name].all())
     here = batch.present[missing].clone()
     encoded = stand_in(model.encode(batch)[missing], model.stand_ins[missing])
