@@ -119,6 +119,8 @@ class FusionClassifier(LightningModule):
         if stage != "fit":
             return
         for _, encoder in self._encoders():
+            if self.training:
+                encoder.follow_requires_grad()  # a callback, or the user, may have frozen parts since
             if not encoder.has_weights:
                 encoder.load_pretrained()
                 encoder.has_weights = True
