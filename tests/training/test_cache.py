@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from fusion_pl.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder,
 from fusion_pl.fusion import Concat
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training import cache as module
+from fusion_pl.training import cache_keys
 from fusion_pl.training.cache import EncodedCache, can_be_kept
 from fusion_pl.types import Encoded, Waveform
 
@@ -104,6 +108,73 @@ def test_so_have_other_settings_in_the_models_folder(tmp_path):
         path.write_text(original)
 
 
+SOURCES = {
+    "shop/base.py": """
+        from fusion_pl.encoders import Encoder, TinyText
+        from .parts.scale import scaled
+        from shop import amounts
+
+        class Base(Encoder):
+            def __init__(self):
+                super().__init__()
+                self.dim, self.processor = 8, TinyText(dim=8).processor
+                self.embed = __import__("torch").nn.Embedding(257, 8).requires_grad_(False)
+
+            def rows(self, ids):
+                return scaled(self.embed(ids)) + amounts.SHIFT
+        """,
+    "shop/parts/scale.py": """
+        def scaled(value):
+            return value * 2
+        """,
+    "shop/amounts.py": "SHIFT = 1.0",
+    "shop/own.py": """
+        from fusion_pl.types import Encoded
+        from shop.base import Base
+
+        class Own(Base):
+            def forward(self, ids, mask):
+                tokens = self.rows(ids) * mask.unsqueeze(-1)
+                return Encoded(tokens, mask, tokens.sum(1))
+        """,
+    "shop/unused.py": "THIS = 1",
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "old", "new"),
+    [
+        ("shop/base.py", "amounts.SHIFT", "3 * amounts.SHIFT"),
+        ("shop/parts/scale.py", "2", "5"),
+        ("shop/amounts.py", "1.0", "7.0"),
+        ("shop/unused.py", "1", "2"),
+    ],
+)
+def test_edited_code_is_run_anew(tmp_path, monkeypatch, place, old, new):
+    """Of the encoder's class, of what it inherits from, and of what these import; with packages of any kind."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def encoded(**content):
+        for path, code in (SOURCES | content).items():
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(textwrap.dedent(code))
+        for name in [name for name in sys.modules if name.partition(".")[0] == "shop"]:
+            monkeypatch.delitem(sys.modules, name)  # as in another process
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        importlib.invalidate_caches()
+        cache_keys._read.cache_clear()
+        torch.manual_seed(0)
+        encoder = importlib.import_module("shop.own").Own()
+        inputs = encoder.processor(["the cat"])
+        cached = EncodedCache(encoder, tmp_path / "cache")
+        assert torch.equal(cached(inputs).pooled, encoder(**inputs).pooled)
+        return cached.folder
+
+    first = encoded()
+    assert encoded() == first
+    assert (encoded(**{place: SOURCES[place].replace(old, new)}) == first) == (place == "shop/unused.py")
+
+
 class Transposed(Encoder):
     """A frozen encoder of a user's own; its tokens do not lie in a row in memory."""
 
@@ -156,6 +227,27 @@ def test_a_damaged_file_is_computed_and_written_anew(tmp_path, calls):
     assert torch.equal(again.tokens, first.tokens)
     assert counted == [1, 1]
     assert path.read_bytes() == whole
+
+
+def test_a_flipped_byte_never_gives_another_number(tmp_path):
+    """In a row's numbers, in its header, in its checksum: anywhere."""
+    cached, inputs = EncodedCache(Transposed(), tmp_path), {"pixels": torch.rand(2, 3, 4, 4)}
+    first = cached(inputs)
+    paths = sorted(tmp_path.rglob("*.row"))
+    contents = [path.read_bytes() for path in paths]
+    random = np.random.default_rng(0)
+    for place in random.integers(0, len(contents[0]), 300).tolist():
+        which = int(random.integers(2))
+        damaged = bytearray(contents[which])
+        damaged[place] ^= int(random.integers(1, 256))
+        paths[which].write_bytes(damaged)
+        found = cached(inputs)
+        assert torch.equal(found.tokens, first.tokens)
+        assert torch.equal(found.mask, first.mask)
+        assert torch.equal(found.pooled, first.pooled)
+        assert paths[which].read_bytes() == contents[which]  # written anew
+    paths[0].write_bytes(contents[1])  # another row's
+    assert torch.equal(cached(inputs).tokens, first.tokens)
 
 
 def test_a_full_disk_costs_time_only(tmp_path, monkeypatch, caplog, calls):
