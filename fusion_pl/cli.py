@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.callbacks.throughput_monitor import ThroughputMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -183,12 +183,13 @@ def guarded(command: Callable[[], object]) -> int:
     return 0
 
 
-def train(verb: str, arguments: list[str]) -> FusionCLI:
+def train(verb: str, arguments: list[str], callbacks: Sequence[Callback] = ()) -> FusionCLI:
     """Run fit, validate or test, and return what was built for it.
 
     Args:
         verb: which one.
         arguments: what follows it on the command line.
+        callbacks: further ones, which are no part of the configuration.
     """
     quiet()
     sys.argv[1:] = [verb, *arguments]  # what Lightning starts further processes with
@@ -196,7 +197,7 @@ def train(verb: str, arguments: list[str]) -> FusionCLI:
         FusionClassifier,
         FusionData,
         subclass_mode_data=True,
-        trainer_defaults={"logger": LOGGER, "max_epochs": 20},
+        trainer_defaults={"logger": LOGGER, "max_epochs": 20, "callbacks": list(callbacks)},
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"prog": "fusion-pl", "exit_on_error": False},

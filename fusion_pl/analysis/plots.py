@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fusion_pl.analysis.statistics import Row, pareto, subsets_of
+from fusion_pl.analysis.statistics import pareto
+from fusion_pl.analysis.summary import Row, subsets_of
 
 AXES = {"parameters": "trainable parameters", "latency_ms": "milliseconds a batch"}
 

@@ -29,11 +29,15 @@ class Result:
         config: hash of the complete configuration.
         command: reproduces this run.
         validation: accuracy of the chosen checkpoint on validation, 0 to 1.
+        validation_samples: how many that were.
+        validated: hash of their ids and classes; only runs with the same one can be ranked.
         test: metrics of that checkpoint, such as ``test/accuracy``.
         correct: one character a test sample, 1 where it was classified rightly; the same order in every run.
-        tested: hash of the ids of these samples; only runs with the same one can be paired.
+        ids: of these test samples, in the same order.
+        tested: hash of their ids and classes; only runs with the same one can be ranked or paired.
         subsets: accuracy on test with only these inputs, over the samples that have one of them. A key joins the names
             by ``+`` in the order of the configuration; the full set is among them.
+        subset_samples: how many those are, by the same keys.
         seconds: training time.
         parameters: trainable ones of the whole model.
         head_parameters: of the head.
@@ -54,10 +58,14 @@ class Result:
     config: str = ""
     command: str = ""
     validation: float | None = None
+    validation_samples: int | None = None
+    validated: str = ""
     test: dict[str, float] = field(default_factory=dict)
     correct: str = ""
+    ids: tuple[str, ...] = ()
     tested: str = ""
     subsets: dict[str, float] = field(default_factory=dict)
+    subset_samples: dict[str, float] = field(default_factory=dict)
     seconds: float | None = None
     parameters: int | None = None
     head_parameters: int | None = None
@@ -76,10 +84,12 @@ class Result:
                 raise UserError(f"{where} has {name} = {value}; expected an accuracy from 0 to 1: run it again")
         if not self.correct or set(self.correct) - {"0", "1"}:
             raise UserError(f"{where} does not say by 0 and 1 which test samples were right: run it again")
+        if len(self.ids) != len(self.correct) or not self.validation_samples:
+            raise UserError(f"{where} does not say on which samples it was measured: run it again")
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``from_dict`` reads, ready for JSON."""
-        return asdict(self) | {"inputs": list(self.inputs)}
+        return asdict(self) | {"inputs": list(self.inputs), "ids": list(self.ids)}
 
     def write(self, path: Path) -> None:
         """Write what ``read`` reads."""
@@ -154,7 +164,7 @@ def _checked(key: str, value: Any, source: str) -> Any:
         return value
     if hint.startswith("dict") and isinstance(value, dict):
         return {str(name): _fraction(f"{key}.{name}", item, source) for name, item in value.items()}
-    if hint.startswith("tuple") and isinstance(value, (list, tuple)) and value:
+    if hint.startswith("tuple") and isinstance(value, (list, tuple)) and (value or key == "ids"):
         return tuple(str(name) for name in value)
     if (hint == "str" and isinstance(value, str)) or (hint.startswith("Literal") and value in {"done", "failed"}):
         return value

@@ -6,6 +6,7 @@ import csv
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import yaml
 
 import fusion_pl.fusion
 from fusion_pl.analysis import compare as compare_module
-from fusion_pl.analysis.trial import _costs, _held
+from fusion_pl.analysis.costs import costs_of, held
 from fusion_pl.data import ManifestData
 from fusion_pl.module import FusionClassifier
 
@@ -76,7 +77,10 @@ def compare(manifest, tmp_path):
 
     def _compare(*arguments, run=subprocess.run):
         command = [sys.executable, "-m", "fusion_pl", "compare", "--config", "base.yaml", "--output", "out", *arguments]
-        environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {
+            "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+            "OMP_NUM_THREADS": "1",
+        }
         kept = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return run(command, text=True, cwd=tmp_path, env=environment, **kept)
 
@@ -92,10 +96,18 @@ def test_compares_goes_on_and_reports(compare, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == 4  # two heads together, two inputs alone
     assert sorted(row["status"] for row in rows) == ["done", "done", "done", "failed"]
-    for name in ("report.md", "report.html"):
-        text = (tmp_path / "out" / name).read_text(encoding="utf-8")
-        assert "this head does not work" in text
-        assert "text alone" in text
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    report = (tmp_path / "out/report.md").read_text(encoding="utf-8")
+    assert "this head does not work" in page
+    assert "this head does not work" in report
+    sections = {part.partition("\n")[0]: part for part in report.split("\n## ")}
+    assert re.findall(r"^\| \**(\w+ alone|Mean)", sections["Results"], re.MULTILINE) in (
+        ["Mean", "text alone"],
+        ["text alone", "Mean"],
+    )
+    (image,) = re.findall(r"^\| image alone.*", sections["Measured on other samples"], re.MULTILINE)
+    assert (image.split(" | ")[2], image.split(" | ")[6]) == ("10", "10")  # two of twelve test rows have no picture
+    assert {row["label"]: row["ranked"] for row in rows}["image alone"] == "False"
     finished = tmp_path / "out/runs/Mean-text+image-0/result.json"
     found = json.loads(finished.read_text())
     hits = found["correct"].count("1") / len(found["correct"])
@@ -152,7 +164,7 @@ def test_the_costs_of_a_head_can_be_measured(encoders, manifest, head):
     data = ManifestData(str(manifest), batch_size=5, num_workers=0)
     data.processors = model.processors
     data.setup("test")
-    costs = _costs(model, next(iter(data.test_dataloader())))
+    costs = costs_of(model, next(iter(data.test_dataloader())))
     assert costs["flops"] > 0
     assert costs["step_ms"] > 0
 
@@ -163,7 +175,7 @@ def test_memory_is_weights_gradients_and_what_the_backward_pass_needs():
     numbers = 2 * (6 * 4 + 4)  # the weights of both
     numbers += 6 * 4 + 4  # gradients of the one that learns
     numbers += 5 * 6 + 5 * 4  # the input, and what relu returned, which two steps need and which is there once
-    assert [_held(both, lambda: learns(batch).relu().square().sum()) for _ in range(2)] == [4 * numbers] * 2
+    assert [held(both, lambda: learns(batch).relu().square().sum()) for _ in range(2)] == [4 * numbers] * 2
 
 
 def test_each_process_gets_a_gpu_of_its_own(monkeypatch):

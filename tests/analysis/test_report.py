@@ -10,15 +10,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from fusion_pl.analysis.plots import accuracy_against_cost, accuracy_by_subset, svg
 from fusion_pl.analysis.report import write
 from fusion_pl.analysis.result import Result
-from fusion_pl.analysis.statistics import summarise
+from fusion_pl.analysis.summary import summarise
 from fusion_pl.training.pictures import missing_picture
-from fusion_pl.types import UserError
 from tests.analysis.runs import INPUTS, done, failed
 
+SEEDS = (0, 1)
 VOID = {"meta", "img"}
 
 
@@ -61,6 +62,10 @@ def runs() -> list[Result]:
         done("Concat", 1, 0.94, good),
         done("Concat", 0, 0.6, bad, ("text",)),
         done("Concat", 1, 0.6, bad, ("text",)),
+        *(
+            done("Concat", seed, 1.0, "1" * 6, ("image",), tested="6", validated="5", validation_samples=5)
+            for seed in SEEDS
+        ),
         done("Sum", 0, 0.5, bad),
         failed("Sum", 1, "out of memory"),
         failed("Block", 0, "a <script>alert(1)</script> | pipe"),
@@ -78,9 +83,13 @@ def test_one_line_a_run(runs: list[Result], folder: Path) -> None:
     with (folder / "results.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == len(runs)
-    assert {line["label"] for line in lines} == {"Mean", "Concat", "text alone", "Sum", "Block"}
+    assert {line["label"] for line in lines} == {"Mean", "Concat", "text alone", "image alone", "Sum", "Block"}
+    assert {line["label"] for line in lines if line["ranked"] == "True"} == {"Mean", "Concat", "text alone", "Sum"}
     (best,) = [line for line in lines if (line["label"], line["seed"]) == ("Concat", "1")]
     assert (float(best["validation"]), float(best["test/accuracy"]), best["test_samples"]) == (0.94, 0.9, "200")
+    ends = stats.binomtest(180, 200).proportion_ci(0.95, "wilson")
+    found = [float(best[f"test/accuracy/{end}"]) for end in ("low", "high")]
+    assert (best["validation_samples"], found) == ("50", pytest.approx([ends.low, ends.high]))
     assert float(best["test/accuracy(image)"]) == pytest.approx(0.8)
     (broken,) = [line for line in lines if line["label"] == "Block"]
     assert (broken["status"], broken["validation"], broken["reason"]) == ("failed", "", runs[-1].reason)
@@ -101,7 +110,9 @@ def test_the_main_table(folder: Path) -> None:
     cells = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     assert list(cells) == ["Concat", "Mean", "text alone", "Sum"]  # by validation
     best = cells["Concat"]
-    assert best["test accuracy in %"] == "90.00 ± 0.00"
+    assert (best["test samples"], best["test accuracy in %"]) == ("200", "90.00 ± 0.00")
+    ends = stats.binomtest(120, 200).proportion_ci(0.95, "wilson")
+    assert cells["Sum"]["95 % interval"] == f"{100 * ends.low:.1f} to {100 * ends.high:.1f}"
     assert best["validation accuracy in %"] == "92.00 ± 2.83"
     assert (best["p against the best"], cells["Mean"]["p against the best"]) == ("best", "< 0.001")
     assert (best["parameters"], best["FLOPs a sample"]) == ("6.0 k", "2.5 M")
@@ -109,6 +120,18 @@ def test_the_main_table(folder: Path) -> None:
     assert cells["Sum"]["seeds"] == "1 of 2"
     assert cells["Sum"]["test accuracy in %"] == "60.00"  # one seed says nothing about the spread
     assert [attrs for tag, attrs in page.tags if tag == "tr" and attrs] == [{"class": "best"}]
+
+
+def test_what_was_measured_on_other_samples_has_a_table_of_its_own(folder: Path) -> None:
+    rows = Page((folder / "report.html").read_text(encoding="utf-8")).rows
+    header = next(row for row in rows if "Concat on the same test samples, in %" in row)
+    cells = dict(zip(header, rows[rows.index(header) + 1], strict=True))
+    assert cells.pop("95 % interval") == "61.0 to 100.0"  # Wilson's: six of six are not certain
+    assert list(cells.values()) == ["image alone", "2", "6", "100.00 ± 0.00", "100.00 ± 0.00", "5", "83.33"]
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "The best on validation of the 4 that were measured on the same samples is Concat: 50 validation and" in text
+    for picture in ("parameters", "latency"):
+        assert "image alone" not in (folder / "pictures" / f"{picture}.svg").read_text(encoding="utf-8")
 
 
 def test_failures_have_their_reason(folder: Path, runs: list[Result]) -> None:
@@ -120,6 +143,7 @@ def test_failures_have_their_reason(folder: Path, runs: list[Result]) -> None:
 def test_accuracy_by_inputs(folder: Path) -> None:
     rows = Page((folder / "report.html").read_text(encoding="utf-8")).rows
     assert ["test accuracy in %", "text", "image", "text + image"] in rows
+    assert ["test samples", "200", "6 to 200", "200"] in rows  # the picture alone was tested on other rows
     assert ["Concat", "80.0", "80.0", "90.0"] in rows
     assert ["text alone", "60.0", "–", "–"] in rows
 
@@ -139,7 +163,7 @@ def test_the_markdown(folder: Path) -> None:
     assert not re.search(r"(?<!\\)<", text)
     assert "| **Concat** |" in text
     for line in re.findall(r"^\|.*\|$", text, re.MULTILINE):
-        assert len(re.findall(r"(?<!\\)\|", line)) in {4, 5, 12}  # a pipe in a reason does not open a cell
+        assert len(re.findall(r"(?<!\\)\|", line)) in {3, 4, 5, 9, 14}  # a pipe in a reason does not open a cell
     names = re.findall(r"\]\((pictures/\w+\.svg)\)", text)
     assert len(names) == 4
     for name in names:
@@ -171,19 +195,21 @@ def test_one_head_one_input_one_seed_no_costs(tmp_path: Path) -> None:
     bare = dict.fromkeys(("parameters", "head_parameters", "flops", "latency_ms", "batch_size", "memory_mb", "seconds"))
     write([done("Mean", 0, 0.8, "0111", ("text",), **bare)], ("text",), tmp_path, "base")
     rows = Page((tmp_path / "report.html").read_text(encoding="utf-8")).rows
-    assert ["Mean", "1", "75.00", "80.00", "best", *["–"] * 6] in rows
+    assert ["Mean", "1", "4", "75.00", "30.1 to 95.4", "80.00", "best", *["–"] * 6] in rows
     assert [path.name for path in tmp_path.glob("pictures/*")] == ["inputs.svg"]  # nothing to draw costs or gaps from
 
 
-def test_runs_that_cannot_be_compared_leave_no_report(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="only on the same samples"):
-        write([done("Mean", 0, 0.8, "0111"), done("Sum", 0, 0.8, "01")], INPUTS, tmp_path, "base")
-    assert list(tmp_path.iterdir()) == []
+def test_heads_on_samples_of_their_own_have_no_best(tmp_path: Path) -> None:
+    write([done("Mean", 0, 0.8, "0111", ("text",)), done("Sum", 0, 0.8, "01", ("image",))], INPUTS, tmp_path, "base")
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "No two heads were measured on the same samples, so there is no best one" in text
+    assert "**" not in text
+    assert [path.name for path in tmp_path.glob("pictures/*")] == ["inputs.svg"]
 
 
 def test_the_front_is_drawn_through_what_nobody_beats() -> None:
     runs = [done("A", 0, 0.7, "01"), done("BB", 0, 0.6, "01"), done("CCC", 0, 0.9, "01")]
-    figure = accuracy_against_cost(summarise(runs, INPUTS), "latency_ms")
+    figure = accuracy_against_cost(summarise(runs, INPUTS).ranked, "latency_ms")
     assert figure is not None
     (axes,) = figure.axes
     assert axes.lines[0].get_xydata() == pytest.approx(np.array([[3.0, 70.0], [9.0, 90.0]]))
@@ -193,7 +219,7 @@ def test_the_front_is_drawn_through_what_nobody_beats() -> None:
 def test_names_are_not_mathematics() -> None:
     names = ("$price$", "x_$1")
     subsets = {"$price$": 0.5, "x_$1": 0.5, "$price$+x_$1": 0.9}
-    rows = summarise([done("$\\bad", seed, 0.7, "01", names, subsets=subsets) for seed in (0, 1)], names)
+    rows = summarise([done("$\\bad", seed, 0.7, "01", names, subsets=subsets) for seed in SEEDS], names).ranked
     drawn = (
         accuracy_against_cost(rows, "parameters"),
         accuracy_by_subset(rows, names),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fusion_pl.fusion
-from fusion_pl.analysis.trial import count_flops
+from fusion_pl.analysis.costs import count_flops
 from fusion_pl.types import Encoded
 
 from .test_docs import TEXT
