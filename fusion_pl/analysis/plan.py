@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import yaml
 
 import fusion_pl.fusion
-from fusion_pl import __version__
+from fusion_pl.analysis.content import key_of
 from fusion_pl.metrics import subsets
 from fusion_pl.types import MissingFileError, UserError
 
@@ -31,7 +29,8 @@ class Trial:
         fusion: class path of the head.
         inputs: names, in the order of ``model.encoders``.
         seed: of the run.
-        key: of everything that decides the outcome; a finished run with the same key is not repeated.
+        key: of everything that decides the outcome: configuration, table, versions of the libraries. A finished run
+            with the same key is not repeated.
         config: what ``fusion-pl fit --config`` gets.
     """
 
@@ -100,7 +99,9 @@ def input_sets(wanted: str, names: Sequence[str]) -> list[tuple[str, ...]]:
     return sorted(dict.fromkeys(chosen), key=lambda one: (len(one) != len(names), len(one)))
 
 
-def plan(base: dict[str, Any], fusions: str, inputs: str, seeds: int, extra: Sequence[str] = ()) -> list[Trial]:
+def plan(
+    base: dict[str, Any], fusions: str, inputs: str, seeds: int, extra: Sequence[str] = (), table: str = ""
+) -> list[Trial]:
     """Return all runs: every head on all inputs, the baseline's on fewer, over the seeds.
 
     Args:
@@ -109,6 +110,7 @@ def plan(base: dict[str, Any], fusions: str, inputs: str, seeds: int, extra: Seq
         inputs: see ``input_sets``.
         seeds: how many, 1 or more.
         extra: further arguments of every ``fusion-pl fit``.
+        table: hash of the table that they read.
     """
     names = tuple(base["model"]["encoders"])
     chosen = heads(fusions)
@@ -118,10 +120,27 @@ def plan(base: dict[str, Any], fusions: str, inputs: str, seeds: int, extra: Seq
         for one in input_sets(inputs, names)
         for fusion in (chosen if len(one) == len(names) else [baseline])
     ]
-    return [_trial(base, fusion, one, seed, extra) for seed in range(seeds) for fusion, one in pairs]
+    return [trial_of(base, fusion, one, seed, extra, table) for seed in range(seeds) for fusion, one in pairs]
 
 
-def _trial(base: dict[str, Any], fusion: str, inputs: tuple[str, ...], seed: int, extra: Sequence[str]) -> Trial:
+def trial_of(
+    base: dict[str, Any],
+    fusion: str,
+    inputs: tuple[str, ...],
+    seed: int,
+    extra: Sequence[str] = (),
+    table: str = "",
+) -> Trial:
+    """Return one run.
+
+    Args:
+        base: the shared configuration.
+        fusion: class path of the head.
+        inputs: names, some of those of the configuration in its order.
+        seed: of the run.
+        extra: further arguments of every ``fusion-pl fit``.
+        table: hash of the table that it reads.
+    """
     config = copy.deepcopy(base)
     model = config["model"]
     data = config["data"]["init_args"] = config["data"].get("init_args") or {}
@@ -136,5 +155,4 @@ def _trial(base: dict[str, Any], fusion: str, inputs: tuple[str, ...], seed: int
             if data.get(option):
                 data[option] = {name: value for name, value in data[option].items() if name in inputs}
     config["seed_everything"] = seed
-    decided = json.dumps([config, list(extra), __version__], sort_keys=True, default=str)
-    return Trial(fusion, inputs, seed, hashlib.sha256(decided.encode()).hexdigest()[:12], config)
+    return Trial(fusion, inputs, seed, key_of(config, extra, table), config)

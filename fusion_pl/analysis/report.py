@@ -73,7 +73,9 @@ MISSING_CAPTION = (
 )
 
 
-def write(results: Sequence[Result], all_inputs: Sequence[str], folder: Path, base_config_name: str) -> None:
+def write(
+    results: Sequence[Result], all_inputs: Sequence[str], folder: Path, base_config_name: str, besides: str = ""
+) -> None:
     """Write the report.
 
     Args:
@@ -81,9 +83,10 @@ def write(results: Sequence[Result], all_inputs: Sequence[str], folder: Path, ba
         all_inputs: names in the order of the configuration.
         folder: where to; it is made where it is not there.
         base_config_name: what people know the configuration by.
+        besides: what else is in the folder, a sentence.
     """
     title = f"Comparison of fusions: {base_config_name}"
-    sections = _sections(results, all_inputs)
+    sections = _sections(results, all_inputs, besides)
     files = {f"{PICTURES}/{one.name}.svg": one.image.decode() for section in sections for one in section.pictures}
     files["results.csv"] = _csv(results, all_inputs)
     files["report.md"] = markdown(title, sections)
@@ -95,10 +98,10 @@ def write(results: Sequence[Result], all_inputs: Sequence[str], folder: Path, ba
             file.write(content)
 
 
-def _sections(results: Sequence[Result], all_inputs: Sequence[str]) -> list[Section]:
+def _sections(results: Sequence[Result], all_inputs: Sequence[str], besides: str) -> list[Section]:
     found = summarise(results, all_inputs)
     finished = [*found.ranked, *found.apart]
-    sections = [Section("What was compared", _facts(results, found))]
+    sections = [Section("What was compared", f"{_facts(results, found)} {besides}".strip())]
     if found.ranked:
         sections.append(Section("Results", table=ranking(found.ranked)))
     if others := apart(found):

@@ -26,7 +26,7 @@ class Result:
         status: whether it came to its end.
         reason: why it failed, one sentence.
         version: of fusion-pl.
-        config: hash of the complete configuration.
+        config: the trial's key: hashes of the complete configuration, of the table, and of the libraries' versions.
         command: reproduces this run.
         validation: accuracy of the chosen checkpoint on validation, 0 to 1.
         validation_samples: how many that were.

@@ -19,42 +19,36 @@ from torch import Tensor
 
 from fusion_pl import __version__
 from fusion_pl.analysis.costs import costs_of
+from fusion_pl.analysis.folder import RESULT, folder_of
 from fusion_pl.analysis.plan import Trial
 from fusion_pl.analysis.result import Result
 from fusion_pl.analysis.samples import SeenSamples
 from fusion_pl.cli import train
 from fusion_pl.errors import sentence
-from fusion_pl.module import fewer
 from fusion_pl.runs import LOGGER
+from fusion_pl.training.measures import fewer
 from fusion_pl.training.results import WriteResults, accuracy_by_inputs
 
-RESULT, LOG = "result.json", "log.txt"
+LOG = "log.txt"
 
 
-def run_trial(trial: Trial, folder: Path, extra: Sequence[str]) -> Result:
+def run_trial(trial: Trial, output: Path, extra: Sequence[str]) -> Result:
     """Train, test, measure; write ``result.json`` beside the run's configuration, log and checkpoints.
 
     Args:
         trial: what to run.
-        folder: of this trial.
+        output: folder of the comparison.
         extra: further arguments of ``fusion-pl fit``.
     """
+    folder = folder_of(output, trial)
     folder.mkdir(parents=True, exist_ok=True)
     logger = LOGGER | {"init_args": LOGGER["init_args"] | {"save_dir": str(folder)}}
     # What frozen encoders return for one head all others read, unless the user keeps it elsewhere, or not at all.
-    config = {"cache": str(folder.parent.parent / "cache")} | trial.config
+    config = {"cache": str(output / "cache")} | trial.config
     config["trainer"] = (trial.config.get("trainer") or {}) | {"logger": logger}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     arguments = ["--config", str(folder / "config.yaml"), *extra]
-    common: dict[str, Any] = {
-        "fusion": trial.fusion.rpartition(".")[2],
-        "class_path": trial.fusion,
-        "inputs": trial.inputs,
-        "seed": trial.seed,
-        "version": __version__,
-        "config": trial.key,
-        "command": shlex.join(["fusion-pl", "fit", *arguments]),
-    }
+    common = outline(trial) | {"command": shlex.join(["fusion-pl", "fit", *arguments])}
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # one process runs many trials
     with _logged(folder / LOG):
@@ -67,6 +61,18 @@ def run_trial(trial: Trial, folder: Path, extra: Sequence[str]) -> Result:
                 traceback.print_exc()
     result.write(folder / RESULT)
     return result
+
+
+def outline(trial: Trial) -> dict[str, Any]:
+    """Return the fields of a ``Result`` that are known before the run."""
+    return {
+        "fusion": trial.fusion.rpartition(".")[2],
+        "class_path": trial.fusion,
+        "inputs": trial.inputs,
+        "seed": trial.seed,
+        "version": __version__,
+        "config": trial.key,
+    }
 
 
 def _measured(arguments: list[str]) -> dict[str, Any]:

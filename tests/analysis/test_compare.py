@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
-import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,40 +18,79 @@ import torch
 import yaml
 
 import fusion_pl.fusion
-from fusion_pl.analysis import compare as compare_module
+from fusion_pl.analysis import workers
+from fusion_pl.analysis.compare import compare_command
 from fusion_pl.analysis.costs import costs_of, held
+from fusion_pl.cli import guarded
 from fusion_pl.data import ManifestData
 from fusion_pl.module import FusionClassifier
 
 from ..conftest import CLASSES
 
-BROKEN = '''
+HEADS = '''
 import os
+import signal
 import time
 from pathlib import Path
 
-from fusion_pl.fusion import Fusion
+from fusion_pl.fusion import Mean
 
-class Broken(Fusion):
+
+class Broken(Mean):
     """Cannot be used."""
 
     def forward(self, inputs):
         raise RuntimeError("this head does not work")
 
 
-class Deadly(Fusion):
-    """Takes its process with it, as the system does when memory runs out."""
+def meet(name, other, seconds):
+    """Wait until the other one has been here as often."""
+    times = len(list(Path().glob(f"{name}-*")))
+    Path(f"{name}-{times}").touch()
+    while not Path(f"{other}-{times}").exists() and seconds > 0:
+        time.sleep(0.1)
+        seconds -= 0.1
+
+
+class Deadly(Mean):
+    """Is killed, as the system does when memory runs out, while the other one runs beside it."""
 
     def forward(self, inputs):
-        os._exit(9)
+        meet("deadly", "innocent", seconds=3)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Endless(Fusion):
+class Innocent(Mean):
+    """Is not finished when the other one is killed."""
+
+    def __init__(self, dims, num_classes):
+        super().__init__(dims, num_classes)
+        self.met = False
+
+    def forward(self, inputs):
+        if not self.met:
+            self.met = True
+            meet("innocent", "deadly", seconds=20)
+            time.sleep(1)
+        return super().forward(inputs)
+
+
+class Endless(Mean):
     """Says in which process it is, and never returns."""
 
     def forward(self, inputs):
         Path("process").write_text(str(os.getpid()))
         time.sleep(3600)
+
+
+class Recording(Mean):
+    """Writes down in which order it is given the samples."""
+
+    def loss(self, fused, batch, entropy):
+        if self.training:
+            with open("order-" + os.environ["PL_GLOBAL_SEED"], "a") as file:
+                file.write(" ".join(batch.ids) + " ")
+        return super().loss(fused, batch, entropy)
 '''
 
 
@@ -60,7 +100,8 @@ def encoder(name, **init_args):
 
 @pytest.fixture
 def compare(manifest, tmp_path):
-    """Return how to run the command in an empty folder."""
+    """Return how to run the command in an empty folder, on a table of its own."""
+    (tmp_path / "table.csv").write_bytes(manifest.read_bytes())
     base = {
         "model": {
             "encoders": {"text": encoder("TinyText", dim=8), "image": encoder("TinyImage", dim=16, image_size=16)},
@@ -68,32 +109,36 @@ def compare(manifest, tmp_path):
         },
         "data": {
             "class_path": "fusion_pl.data.ManifestData",
-            "init_args": {"manifest": str(manifest), "batch_size": 5, "num_workers": 0},
+            "init_args": {
+                "manifest": "table.csv",
+                "root": str(manifest.parent),
+                "batch_size": 5,
+                "num_workers": 0,
+            },
         },
         "trainer": {"max_epochs": 2, "accelerator": "cpu"},
     }
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base, sort_keys=False))
-    (tmp_path / "broken_heads.py").write_text(BROKEN)
+    (tmp_path / "own_heads.py").write_text(HEADS)
 
-    def _compare(*arguments, run=subprocess.run):
+    def _compare(*arguments, run=subprocess.run, **options):
         command = [sys.executable, "-m", "fusion_pl", "compare", "--config", "base.yaml", "--output", "out", *arguments]
         environment = os.environ | {
             "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
             "OMP_NUM_THREADS": "1",
         }
         kept = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return run(command, text=True, cwd=tmp_path, env=environment, **kept)
+        return run(command, text=True, cwd=tmp_path, env=environment, **kept, **options)
 
     return _compare
 
 
 def test_compares_goes_on_and_reports(compare, tmp_path):
-    wanted = ["--fusions", "Mean,broken_heads.Broken", "--seeds", "1", "--inputs", "each,all"]
+    wanted = ["--fusions", "Mean,own_heads.Broken", "--seeds", "1", "--inputs", "each,all"]
     ran = compare(*wanted)
     assert ran.returncode == 0, ran.stderr
     assert "this head does not work" in ran.stderr
-    with (tmp_path / "out/results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = results(tmp_path)
     assert len(rows) == 4  # two heads together, two inputs alone
     assert sorted(row["status"] for row in rows) == ["done", "done", "done", "failed"]
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
@@ -115,47 +160,129 @@ def test_compares_goes_on_and_reports(compare, tmp_path):
     assert found["subsets"]["text+image"] == pytest.approx(hits)
     assert found["flops"] > 0
     before = finished.stat().st_mtime_ns
-    again = compare(*wanted)
-    assert again.returncode == 0
+    runs = tmp_path / "out/runs"
+    add(runs / "Mean-text+image-9", found | {"seed": 9, "config": other_part(found["config"], 0)})
+    add(runs / "Sum-text+image-0", {key: value for key, value in found.items() if key != "ids"} | {"fusion": "Sum"})
+    again = compare("--fusions", "Mean,Sum,own_heads.Recording", "--seeds", "2", "--inputs", "all")
+    assert again.returncode == 0, again.stderr
     assert finished.stat().st_mtime_ns == before  # what is finished is not repeated
+    rows = results(tmp_path)
+    assert sorted({row["label"] for row in rows}) == [
+        "Broken", "Mean", "Recording", "Sum", "image alone", "text alone"
+    ]  # another selection adds to the report  # fmt: skip
+    assert len(rows) == 4 + 5
+    said = (
+        "Kept in runs/, and not in this report: 1 run of another configuration (Mean-text+image-9); 1 run of another "
+        "version of fusion-pl, or damaged (Sum-text+image-0)."
+    )
+    assert said in " ".join(again.stdout.split())
+    assert "Mean-text+image-9" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "ids" not in json.loads((runs / "Sum-text+image-0/result.json").read_text())  # kept, and the new one beside
+    orders = [(tmp_path / f"order-{seed}").read_text().split() for seed in (0, 1)]
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert orders[0] != orders[1]
+    assert len({row["test_samples"] for row in rows if row["ranked"] == "True"}) == 1
+
+    table = tmp_path / "table.csv"
+    table.write_text(table.read_text().replace("number 3,", "number three,"))
+    changed = compare("--fusions", "Mean", "--seeds", "1", "--inputs", "all")
+    assert changed.returncode == 0, changed.stderr
+    assert finished.stat().st_mtime_ns == before
+    assert len(list(runs.glob("Mean-text+image-0*/result.json"))) == 2
+    assert [row["label"] for row in results(tmp_path)] == ["Mean"]
+    assert "9 runs of another table (" in changed.stdout
 
 
-def test_a_process_that_dies_costs_its_own_run_only(compare, tmp_path):
-    ran = compare("--fusions", "broken_heads.Deadly,Mean", "--seeds", "1", "--inputs", "all")
+def results(folder):
+    with (folder / "out/results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def add(folder, content):
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps(content))
+
+
+def other_part(key, place):
+    parts = key.split("-")
+    parts[place] = "0" * len(parts[place])
+    return "-".join(parts)
+
+
+def test_of_two_runs_only_the_one_that_dies_is_blamed(compare, tmp_path):
+    ran = compare("--fusions", "own_heads.Deadly,own_heads.Innocent", "--seeds", "1", "--inputs", "all", "--jobs", "2")
     assert ran.returncode == 0, ran.stderr
-    with (tmp_path / "out/results.csv").open(newline="") as file:
-        rows = {row["fusion"]: row for row in csv.DictReader(file)}
-    assert "its process was killed, for want of memory perhaps" in rows["Deadly"]["reason"]
-    assert rows["Mean"]["status"] == "done"
+    rows = {row["fusion"]: row for row in results(tmp_path)}
+    assert "its process died (killed by SIGKILL), and again with no other run beside it" in rows["Deadly"]["reason"]
+    assert rows["Innocent"]["status"] == "done"
+    assert len(list(tmp_path.glob("innocent-*"))) == 1  # it was not even disturbed
 
 
-def test_nothing_goes_on_after_the_command_was_killed(compare, tmp_path):
-    told = tmp_path / "process"
-    with compare("--fusions", "broken_heads.Endless", "--seeds", "1", "--inputs", "all", run=subprocess.Popen) as ran:
-        wait_until(lambda: told.is_file() and told.read_text())
-        ran.kill()
-    wait_until(lambda: not Path("/proc", told.read_text(), "exe").exists())  # a zombie, too, is gone
+@pytest.mark.parametrize("how", ["killed", "Ctrl-C"])
+def test_nothing_goes_on_after_the_command(compare, tmp_path, how):
+    wanted = ["--fusions", "own_heads.Endless", "--seeds", "1", "--inputs", "all", "--data.num_workers", "2"]
+    with compare(*wanted, run=subprocess.Popen, start_new_session=True) as ran:
+        try:
+            wait_until((tmp_path / "process").is_file)
+            assert len(processes_of(ran.pid)) >= 4  # the command, the run, its loader's workers
+            if how == "killed":
+                ran.kill()
+            else:
+                os.killpg(ran.pid, signal.SIGINT)  # what a terminal does
+            wait_until(lambda: not processes_of(ran.pid))
+            _, said = ran.communicate()
+        finally:
+            for process in processes_of(ran.pid):
+                os.kill(process, signal.SIGKILL)
+    if how == "Ctrl-C":
+        assert ran.returncode == 128 + signal.SIGINT
+        assert "Stopped after 0 of 1 runs; repeat the command to go on" in said
+        assert "Traceback" not in said
 
 
-def wait_until(reached, seconds=120):
-    for _ in range(10 * seconds):
-        if reached():
-            return
+def processes_of(session):
+    """Return the processes of a session that still run: those that ended and wait for their parent do not."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state not in "ZX":
+                found.append(int(stat.parent.name))
+    return found
+
+
+def wait_until(reached, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, f"waited {seconds} seconds"
         time.sleep(0.1)
-    pytest.fail(f"waited {seconds} seconds")
 
 
-def test_mistakes_are_one_sentence(compare):
+def test_mistakes_are_one_sentence(compare, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     for arguments, message in (
         (["--fusions", "Maen"], "there is no head 'Maen'; did you mean Mean?"),
-        (["--seedz", "2"], "there is no option --seedz"),
+        (["--seedz", "2"], "there is no option --seedz; did you mean --seeds?"),
+        (["--fusion=Mean"], "there is no option --fusion; did you mean --fusions?"),
+        (["--datas.batch_size", "2"], "there is no option --datas.batch_size"),
         (["--seeds", "0"], "expected at least 1"),
         (["--seeds", "many"], "argument --seeds: invalid int value: 'many'"),
+        (["--config", "other.yaml"], "--config is given 2 times"),
+        (["--seeds=2", "--seeds", "3"], "--seeds is given 2 times"),
+        (["--output", "file"], "--output is given 2 times"),
+        (["--data.manifst", "x.csv"], "there is no option 'manifst'"),
     ):
-        ran = compare(*arguments)
-        assert ran.returncode == 2
-        assert message in ran.stderr
-        assert "Traceback" not in ran.stderr
+        given = ["--config", "base.yaml", "--output", "out", *arguments]
+        assert guarded(lambda given=given: compare_command(given)) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.count("\n") == 1
+    assert guarded(lambda: compare_command(["--config", "base.yaml", "--output", "file"])) == 2
+    assert "--output: file is a file, expected a folder" in capsys.readouterr().err
+    ran = compare("--config", "base.yaml")  # as a user types it
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
+    assert "--config is given 2 times, and only one of them could count: give it once" in ran.stderr
 
 
 @pytest.mark.parametrize("head", ["Concat", "Perceiver", "SelfAttention"])  # two hand views of parameters to a part
@@ -179,14 +306,12 @@ def test_memory_is_weights_gradients_and_what_the_backward_pass_needs():
 
 
 def test_each_process_gets_a_gpu_of_its_own(monkeypatch):
-    monkeypatch.setattr(compare_module, "follow_parent", lambda: None)
-    monkeypatch.setattr(compare_module.multiprocessing, "set_start_method", lambda *given, force: None)
-    turn, given = multiprocessing.get_context("spawn").Value("i", 0), []
-    for _ in range(3):
+    monkeypatch.setattr(workers, "follow_parent", lambda: None)
+    monkeypatch.setattr(workers.multiprocessing, "set_start_method", lambda *given, force: None)
+    for number, gpu in ((0, "3"), (1, "5"), (2, "3")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-        compare_module._prepare(turn, jobs=3)
-        given.append(os.environ["CUDA_VISIBLE_DEVICES"])
-    assert given == ["3", "5", "3"]
+        workers._prepare(number, jobs=3)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == gpu
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    compare_module._prepare(multiprocessing.get_context("spawn").Value("i", 0), jobs=1)
+    workers._prepare(0, jobs=1)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"  # the rest of several processes would wait for each other
