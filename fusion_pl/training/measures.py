@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
@@ -118,5 +119,6 @@ def fewer(names: Sequence[str]) -> list[tuple[str, ...]]:
         >>> fewer(["text", "image"])
         [('text',), ('image',)]
     """
-    some = subsets(names)[:-1]
-    return some if len(names) < MANY_INPUTS else [one for one in some if len(one) in {1, len(names) - 1}]
+    if len(names) < MANY_INPUTS:
+        return subsets(names)[:-1]
+    return [*combinations(names, 1), *combinations(names, len(names) - 1)]

@@ -33,9 +33,11 @@ class WarmupCosine(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, warmup: float = 0.05, total_steps: int | None = None) -> None:
         if not 0 <= warmup < 1:
-            raise UserError(f"model.lr_scheduler.warmup is {warmup}, expected a share of the steps: 0 or more, below 1")
+            raise UserError(
+                f"model.lr_scheduler.init_args.warmup is {warmup}, expected a share of the steps: 0 or more, below 1"
+            )
         if total_steps is not None and total_steps < 1:
-            raise UserError(f"model.lr_scheduler.total_steps is {total_steps}, expected a whole number of at least 1")
+            raise UserError(f"model.lr_scheduler.init_args.total_steps is {total_steps}, expected at least 1")
         self.warmup = warmup
         self.total_steps = total_steps
         super().__init__(optimizer)

@@ -1,0 +1,137 @@
+"""Two processes give what one gives, with counts that two do not divide."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.nn.functional import cross_entropy
+
+from fusion_pl.cli import run
+from fusion_pl.data import ManifestData
+from fusion_pl.predict import Predictor
+
+from .test_cli import encoder
+
+DDP = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+
+
+@pytest.fixture(scope="module")
+def folder(manifest, tmp_path_factory):
+    """24 rows to train with, 11 to validate and 11 to test."""
+    folder = tmp_path_factory.mktemp("processes")
+    with manifest.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    left = [row for place, row in enumerate(rows) if place not in (30, 41)]
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(left)
+    content = {
+        "seed_everything": 1,
+        "model": {
+            "encoders": {
+                "text": encoder("TinyText", dim=8),
+                "image": encoder("TinyImage", dim=16, image_size=16, channels=1, combine="attention"),
+                "audio": encoder("TinyAudio", dim=8, num_layers=1),
+            },
+            "fusion": {"class_path": "fusion_pl.fusion.Weighted", "init_args": {"dim": 16}},
+        },
+        "data": {
+            "class_path": "fusion_pl.data.ManifestData",
+            "init_args": {
+                "manifest": str(folder / "manifest.csv"),
+                "root": str(manifest.parent),
+                "batch_size": 4,
+                "num_workers": 0,
+            },
+        },
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+def command(verb, folder, *more):
+    call = [sys.executable, "-m", "fusion_pl", verb, "--config", "config.yaml", *DDP, *more]
+    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def results(folder, version):
+    return json.loads((folder / f"lightning_logs/version_{version}/metrics.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def fitted(folder):
+    """What two processes report of a training in half precision, and its checkpoint."""
+    command("fit", folder, "--trainer.precision", "bf16-mixed")
+    return results(folder, 0)
+
+
+def plainly(checkpoint, folder, split):
+    """Restate the loss, the weights of inputs and those of the picture's depths, one sample after the other."""
+    model = Predictor.from_checkpoint(checkpoint, device="cpu").model
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    data = ManifestData(**settings["data"]["init_args"] | {"batch_size": 1})
+    data.processors = model.processors
+    data.setup("test")
+    losses, weights, depths = [], [], []
+    with torch.no_grad():
+        for batch in getattr(data, f"{split}_dataloader")():
+            encoded = model.encode(batch)
+            fused = model.fuse(encoded)
+            losses.append(cross_entropy(fused.logits, batch.target))
+            weights.append(fused.weights[0])
+            depths += [encoded["image"].depth[0]] if batch.present["image"][0] else []
+    assert len(losses) == 11
+    found = {f"{split}/loss": torch.stack(losses).mean().item()}
+    for name, weight in zip(model.encoders, torch.stack(weights).mean(0).tolist(), strict=True):
+        found[f"{split}/weight/{name}"] = weight
+    for depth, weight in enumerate(torch.stack(depths).mean(0).tolist()):
+        found[f"{split}/depth/image/{depth}"] = weight
+    return found
+
+
+def test_two_processes_measure_the_same_as_one(folder, fitted, monkeypatch):
+    """11 test samples: 6 and 5, in batches of 4."""
+    command("test", folder, "--trainer.precision", "32-true")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["fusion-pl"])
+    assert run("test", ["--config", "config.yaml", "--trainer.precision", "32-true"]) == 0
+    two, one = results(folder, 1), results(folder, 2)
+    assert (two["processes"], one["processes"]) == (2, 1)
+    assert two["samples"] == one["samples"] == {"test": 11}
+    assert two["per_class"] == one["per_class"]
+    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-5)
+    plain = plainly(folder / fitted["checkpoint"], folder, "test")
+    assert {name: two["metrics"][name] for name in plain} == pytest.approx(plain, abs=1e-5)
+    assert sum(value for name, value in plain.items() if "/weight/" in name) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_what_early_stopping_reads_is_exact(folder, fitted):
+    assert fitted["precision"] == "bf16-mixed"
+    assert fitted["processes"] == 2
+    assert fitted["samples"]["val"] == 11
+    plain = plainly(folder / fitted["checkpoint"], folder, "val")
+    assert {name: fitted["metrics"][name] for name in plain} == pytest.approx(plain, rel=0.02)
+
+
+def test_weights_decay_and_norms_do_not_where_parameters_are_in_pieces(manifest, tmp_path):
+    call = [sys.executable, "-m", "tests.sharded", str(manifest), str(tmp_path / "found.json")]
+    done = subprocess.run(call, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["pieces"] == found["parameters"]  # all of them are flat, as the optimizer sees them
+    assert found["decay"] == {"new": 0.01, "new_no_decay": 0.0}
+    assert found["new"]
+    assert not [name for name in found["new"] if found["dimensions"][name] <= 1]
+    assert not [name for name in found["new_no_decay"] if found["dimensions"][name] > 1]
+    assert len(found["new"] + found["new_no_decay"]) == found["parameters"]
+    assert found["joined"].startswith("the strategy joins parameters that decay with ones that do not")
