@@ -20,8 +20,12 @@ def is_frozen(module: nn.Module) -> bool:
         >>> is_frozen(layer), is_frozen(layer.requires_grad_(False))
         (False, True)
     """
-    learns = [parameter.requires_grad for parameter in module.parameters()]
-    return bool(learns) and not any(learns)
+    found = False
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            return False
+        found = True
+    return found
 
 
 class Encoder(Recorded, nn.Module, ABC):
