@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -10,17 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt
+from jsonargparse import ArgumentError, Namespace
+from jsonargparse.typing import PositiveInt, restricted_number_type
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.callbacks.throughput_monitor import ThroughputMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from fusion_pl.building import (
+    build,
+    check_folders,
+    check_monitor,
+    check_numbers,
+    check_optimizer,
+    folders_of,
+    told_by,
+)
 from fusion_pl.data.base import FusionData
 from fusion_pl.errors import sentence
 from fusion_pl.module import FusionClassifier
+from fusion_pl.parsing import refuse_repeated
+from fusion_pl.refusals import explain
 from fusion_pl.runs import LOGGER, check_model, find_checkpoint, runs_folder
 from fusion_pl.training.console import ProgressBar, quiet
 from fusion_pl.training.hardware import favoured_precision, favoured_threads, keep_memory
@@ -41,6 +53,16 @@ class FusionCLI(LightningCLI):
             "validate": hidden | {"dataloaders", "verbose"},
             "test": hidden | {"dataloaders", "verbose"},
         }
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what every run has, as Lightning does, with the seeds that numpy takes."""
+        seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
+        parser.add_argument(
+            "--seed_everything",
+            type=bool | seed,
+            default=self.seed_everything_default,
+            help="Seed of the first weights and of dropout; true draws one, false leaves it open.",
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add early stopping and checkpoints as sections of their own, and hand the data's classes to the model."""
@@ -88,12 +110,26 @@ class FusionCLI(LightningCLI):
             }
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line, and say what is wrong with it."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            verb, *arguments = sys.argv[1:]
+            raise UserError(explain(error, self._subcommand_parsers[verb], arguments)) from error
+
+    def _add_instantiators(self) -> None:
+        super()._add_instantiators()
+        self.parser.add_instantiator(build, object)
+
     def _parse_ckpt_path(self) -> None:
         """Take nothing of the configuration from a checkpoint: ours carries a recipe, which ``_check`` compares."""
 
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint that ``best`` and ``last`` mean, before anything slow is done."""
         config = self.config[self.config.subcommand]
+        check_numbers(config)
+        check_folders(folders_of(config))
         default = None if self.config.subcommand == "fit" else "best"
         config.ckpt_path = find_checkpoint(config.ckpt_path or default, config.trainer.logger)
         run = Path(config.ckpt_path).parent.parent if config.ckpt_path else Path()
@@ -105,9 +141,10 @@ class FusionCLI(LightningCLI):
         """Hand the processors to the data, and choose what the hardware favours where the user chose nothing."""
         self.datamodule.processors = self.model.processors
         config = self.config[self.config.subcommand]
+        check_optimizer(self.model)
+        for name in ("early_stopping", "checkpoint"):
+            check_monitor(f"--{name}.monitor", config[name].monitor, self.model)
         if config.cache:
-            if Path(config.cache).is_file():
-                raise UserError(f"--cache: {config.cache} is a file, expected a folder")
             self.model.keep_encoded(Path(config.cache), self.datamodule.augment)
         if config.ckpt_path:
             check_model(self.model, config.ckpt_path)
@@ -120,8 +157,10 @@ class FusionCLI(LightningCLI):
             callbacks += [LearningRateMonitor(), ThroughputMonitor(batch_size_fn=_count, window_size=10)]
         if given.precision is None:
             kwargs["precision"] = config.trainer.precision = favoured_precision(self.model, given.accelerator)
-        kwargs["callbacks"] = [*(given.callbacks or []), *callbacks]
-        trainer = super().instantiate_trainer(**kwargs)
+        own = given.callbacks or []
+        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *callbacks]
+        with told_by("trainer", given.as_dict(), TypeError):
+            trainer = super().instantiate_trainer(**kwargs)
         if trainer.strategy.root_device.type == "cpu":
             if config.threads is not None or (trainer.num_devices == 1 and "OMP_NUM_THREADS" not in os.environ):
                 torch.set_num_threads(config.threads or favoured_threads(self.model, self.datamodule.workers))
@@ -161,7 +200,12 @@ def run(verb: str, arguments: list[str]) -> int:
         from fusion_pl.predict_files import predict_command
 
         return guarded(lambda: predict_command(arguments))
-    return guarded(lambda: train(verb, arguments))
+
+    def command() -> None:
+        refuse_repeated(arguments)
+        train(verb, arguments)
+
+    return guarded(command)
 
 
 def guarded(command: Callable[[], object]) -> int:
@@ -183,6 +227,28 @@ def guarded(command: Callable[[], object]) -> int:
     return 0
 
 
+class _Reader(FusionCLI):
+    """Builds the parsers of all verbs and nothing else."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        del parser, args
+        raise _BuiltError(self._subcommand_parsers)
+
+
+class _BuiltError(Exception):
+    """Carries the parsers out of the constructor, which else goes on to training."""
+
+
+@functools.cache
+def parser_of(verb: str) -> LightningArgumentParser:
+    """Return the parser of fit, validate or test."""
+    try:
+        _cli(_Reader)
+    except _BuiltError as built:
+        parsers: dict[str, LightningArgumentParser] = built.args[0]
+    return parsers[verb]
+
+
 def train(verb: str, arguments: list[str], callbacks: Sequence[Callback] = ()) -> FusionCLI:
     """Run fit, validate or test, and return what was built for it.
 
@@ -193,13 +259,17 @@ def train(verb: str, arguments: list[str], callbacks: Sequence[Callback] = ()) -
     """
     quiet()
     sys.argv[1:] = [verb, *arguments]  # what Lightning starts further processes with
-    return FusionCLI(
+    return _cli(FusionCLI, callbacks)
+
+
+def _cli(kind: type[FusionCLI], callbacks: Sequence[Callback] = ()) -> FusionCLI:
+    return kind(
         FusionClassifier,
         FusionData,
         subclass_mode_data=True,
         trainer_defaults={"logger": LOGGER, "max_epochs": 20, "callbacks": list(callbacks)},
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "fusion-pl", "exit_on_error": False},
+        parser_kwargs={"prog": "fusion-pl", "exit_on_error": False, "allow_abbrev": False},
         auto_configure_optimizers=False,
     )

@@ -16,11 +16,28 @@ from rich.progress import track
 
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.files import whole
+from fusion_pl.parsing import parse, refuse_repeated
 from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.types import UserError
 
 # What only matters where there are labels or training.
 TRAINING_ONLY = {"label", "split", "classes", "val_fraction", "test_fraction", "seed", "augment", "on_bad_file"}
+
+
+def predict_parser() -> ArgumentParser:
+    """Return the parser of ``fusion-pl predict``."""
+    parser = ArgumentParser(
+        prog="fusion-pl predict",
+        description="Classify the rows of a manifest with a checkpoint alone: no training configuration, no hub.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--ckpt_path", type=str, required=True, help="the file that fusion-pl fit wrote")
+    parser.add_argument("--output", type=str, required=True, help="where to write: a .csv or .jsonl file")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--trust", type=str, default=[], help="packages whose encoders and heads may run", nargs="*")
+    parser.add_class_arguments(ManifestData, "data", skip=TRAINING_ONLY)
+    return parser
 
 
 def predict_command(arguments: list[str]) -> None:
@@ -32,17 +49,8 @@ def predict_command(arguments: list[str]) -> None:
     Raises:
         UserError: for a mistake that concerns the whole run; a bad row gets its own error in the output.
     """
-    parser = ArgumentParser(
-        prog="fusion-pl predict",
-        description="Classify the rows of a manifest with a checkpoint alone: no training configuration, no hub.",
-        exit_on_error=False,
-    )
-    parser.add_argument("--ckpt_path", type=str, required=True, help="the file that fusion-pl fit wrote")
-    parser.add_argument("--output", type=str, required=True, help="where to write: a .csv or .jsonl file")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    parser.add_argument("--trust", type=str, default=[], help="packages whose encoders and heads may run", nargs="*")
-    parser.add_class_arguments(ManifestData, "data", skip=TRAINING_ONLY)
-    config = parser.parse_args(arguments)
+    refuse_repeated(arguments, repeatable=())
+    config = parse(predict_parser(), arguments)
     write = _writer(config.output)  # a wrong ending is told before anything is loaded
     if os.path.exists(config.output) and os.path.samefile(config.output, config.data.manifest):
         raise UserError(f"--output {config.output} is the manifest itself: give it another name")

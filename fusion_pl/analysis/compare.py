@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import time
 from argparse import ArgumentParser, Namespace
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,11 +15,14 @@ from rich.table import Table
 
 from fusion_pl.analysis.content import table_of
 from fusion_pl.analysis.folder import kept, result_of
-from fusion_pl.analysis.plan import Trial, plan, read_base, trial_of
+from fusion_pl.analysis.plan import BASELINE, Trial, plan, read_base, trial_of
 from fusion_pl.analysis.report import write
 from fusion_pl.analysis.result import Result
 from fusion_pl.analysis.trial import outline, run_trial
 from fusion_pl.analysis.workers import Died, Workers
+from fusion_pl.cli import parser_of
+from fusion_pl.parsing import parse, refuse_repeated
+from fusion_pl.refusals import guess
 from fusion_pl.types import UserError
 
 ABOUT = """Train heads and single inputs with the same configuration over several seeds, and report which is best.
@@ -45,6 +46,7 @@ def compare_command(arguments: list[str]) -> None:
     if output.exists() and not output.is_dir():
         raise UserError(f"--output: {output} is a file, expected a folder")
     table = table_of(base["data"], extra)
+    parse(parser_of("fit"), ["--model.fusion", BASELINE, "--config", given.config, *extra])  # what no run takes, once
     trials = plan(base, given.fusions, given.inputs, given.seeds, extra, table)
     output.mkdir(parents=True, exist_ok=True)
     results = Comparison(trials, output, extra, given.jobs).run()
@@ -71,12 +73,8 @@ class _Parser(ArgumentParser):
         raise UserError(f"{message} (fusion-pl compare --help)")
 
 
-def read_arguments(arguments: list[str]) -> tuple[Namespace, list[str]]:
-    """Return the command's own options, and what goes to every ``fusion-pl fit``.
-
-    Raises:
-        UserError: for an option that neither knows, or a value out of its range.
-    """
+def compare_parser() -> ArgumentParser:
+    """Return the parser of the command's own options."""
     parser = _Parser(prog="fusion-pl compare", description=ABOUT, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="the configuration that all runs share")
     parser.add_argument("--fusions", default="all", help="all, or heads by name or class path: Concat,LowRank (all)")
@@ -84,18 +82,24 @@ def read_arguments(arguments: list[str]) -> tuple[Namespace, list[str]]:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each, whose spread is reported (3)")
     parser.add_argument("--output", required=True, help="folder of the runs and of the report")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each on a GPU of its own (1)")
+    return parser
+
+
+def read_arguments(arguments: list[str]) -> tuple[Namespace, list[str]]:
+    """Return the command's own options, and what goes to every ``fusion-pl fit``.
+
+    Raises:
+        UserError: for an option that neither knows, or a value out of its range.
+    """
+    refuse_repeated(arguments, repeatable=())
+    parser = compare_parser()
     given, extra = parser.parse_known_args(arguments)
-    words = Counter(word.partition("=")[0] for word in arguments)
-    for option in parser._option_string_actions:
-        if words[option] > 1:
-            raise UserError(f"{option} is given {words[option]} times, and only one of them could count: give it once")
     own = [option.removeprefix("--") for option in parser._option_string_actions]
     for option in extra:
         name = option.removeprefix("--").partition("=")[0]
         if option.startswith("--") and name.partition(".")[0] not in PASSED:
-            close = difflib.get_close_matches(name, [*own, *PASSED], n=1)
-            hint = f"did you mean --{close[0]}? " if close else ""
-            raise UserError(f"there is no option --{name}; {hint}(fusion-pl compare --help)")
+            near = guess(name, [*own, *PASSED], "--")
+            raise UserError(f"there is no option --{name}{near} (fusion-pl compare --help)")
     if given.seeds < 1 or given.jobs < 1:
         raise UserError(f"--seeds is {given.seeds} and --jobs {given.jobs}, expected at least 1")
     return given, extra

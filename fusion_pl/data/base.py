@@ -66,6 +66,8 @@ class FusionData(LightningDataModule, ABC):
             raise UserError(f"batch_size must be 1 or more, got {batch_size}")
         if num_workers is not None and num_workers < 0:
             raise UserError(f"num_workers must be 0 or more, or null to choose it from the cores, got {num_workers}")
+        if seed < 0:
+            raise UserError(f"seed must be 0 or more, got {seed}")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed

@@ -108,5 +108,8 @@ def check_files(table: Table, column: str, paths: Sequence[str | None], rows: It
         path = paths[row]
         if path is not None and not os.path.isfile(path):
             cell = table.columns[column][row] or ""
+            if os.path.isdir(path):
+                yield Problem(f"{cell!r} is a folder, expected a file ({path})", table.numbers[row], column)
+                continue
             hint = "; write / between folders" if "\\" in cell else ""
             yield Problem(f"the file {cell!r} does not exist (looked for {path}){hint}", table.numbers[row], column)

@@ -158,6 +158,13 @@ class ManifestData(FusionData):
             yield from check_inputs(self.table, list(self.columns.values()), self._ids)
 
     def _check_samples(self, needed: Sequence[Split]) -> Iterator[Problem]:
+        if self.given_classes is None and len(self._classes) * 2 > len(self.table):
+            others = listed(repr(name) for name in self.table.columns if name != self.label)
+            yield Problem(
+                f"the label column {self.label!r} has {len(self._classes)} different values in {len(self.table)} rows, "
+                f"as an id or a number has: name a column of classes with data.label (there are {others})"
+            )
+            return
         for split in needed:
             if not self._splits[split]:
                 yield Problem(f"no row is left for {split}: the splits have {self._sizes()}")

@@ -103,6 +103,7 @@ def _read_delimited(path: str, text: str, delimiter: str) -> Table:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     problems: list[Problem] = []
     records: list[tuple[int, list[str]]] = []
+    limit = csv.field_size_limit(len(text) + 1)  # a long text is no error; the module's limit is for all its readers
     try:
         header = [name.strip() for name in next(reader, [])]
         for number, cells in enumerate(reader, start=2):
@@ -112,6 +113,8 @@ def _read_delimited(path: str, text: str, delimiter: str) -> Table:
                 records.append((number, cells))
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}: check the quotation marks") from error
+    finally:
+        csv.field_size_limit(limit)
     _check_header(path, header, delimiter)
     # A saved data frame has a first column without a name, a spreadsheet often some last ones: nobody can ask for them.
     columns = {name: [cells[at] or None for _, cells in records] for at, name in enumerate(header) if name}

@@ -13,12 +13,14 @@ from fusion_pl.layers import masked_max, masked_mean
 from fusion_pl.types import Encoded, UserError
 
 
-def check_dim(encoder: str, dim: int) -> int:
+def check_dim(encoder: str, dim: int, num_layers: int = 0) -> int:
     """Return the channels D of a small encoder.
 
     Raises:
-        UserError: where they cannot be halved and grouped.
+        UserError: where they cannot be halved and grouped, or a number of layers is negative.
     """
+    if num_layers < 0:
+        raise UserError(f"{encoder}(num_layers={num_layers}): expected 0 or more")
     if dim < 8 or dim % 8:
         raise UserError(f"{encoder}(dim={dim}): expected a positive multiple of 8")
     return dim

@@ -136,7 +136,7 @@ class TinyAudio(Encoder):
         combine: Combine | None = None,
     ) -> None:
         super().__init__()
-        self.dim = check_dim("TinyAudio", dim)
+        self.dim = check_dim("TinyAudio", dim, num_layers)
         self.processor = Clips(rate, max_seconds)
         self.spectrogram = LogMel(rate, n_mels, centered)
         first = [MaskedConv(n_mels, dim, stride=2), MaskedConv(dim, dim, stride=2)]

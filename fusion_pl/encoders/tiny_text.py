@@ -65,7 +65,7 @@ class TinyText(Encoder):
         combine: Combine | None = None,
     ) -> None:
         super().__init__()
-        self.dim = check_dim("TinyText", dim)
+        self.dim = check_dim("TinyText", dim, num_layers)
         self.processor = Utf8Bytes(max_tokens)
         self.embed = nn.Embedding(BEGIN + 1, dim)
         self.layers = nn.ModuleList(MaskedConv(dim, dim) for _ in range(num_layers))

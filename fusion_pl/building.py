@@ -1,0 +1,134 @@
+"""Build what a configuration names, and tell a wrong argument in one sentence before anything slow is done."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import nn
+
+from fusion_pl.module import FusionClassifier
+from fusion_pl.training.measures import StageMetrics
+from fusion_pl.types import UserError
+
+# What Lightning takes without a word, and divides by or compares with later.
+AT_LEAST = {
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.min_epochs": 0,
+    "trainer.min_steps": 0,
+    "trainer.log_every_n_steps": 0,
+    "trainer.gradient_clip_val": 0,
+    "early_stopping.patience": 0,
+    "model.pretrained_lr_factor": 0,
+}
+WRONG: tuple[type[Exception], ...] = (
+    ValueError,
+    MisconfigurationException,
+)  # what libraries raise for an argument out of its range
+
+
+@contextmanager
+def told_by(what: str, given: Mapping[str, Any], *more: type[Exception]) -> Iterator[None]:
+    """Take what a constructor refuses for a mistake in the configuration, since its arguments come from there.
+
+    Args:
+        what: is built.
+        given: its arguments.
+        more: exceptions by which it refuses one, besides ``ValueError``.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (*WRONG, *more) as error:
+        said = " ".join(str(error).split())
+        named = any(re.search(rf"\b{name}\b", said) for name in given)
+        blamed = [f"{name}={value!r}" for name, value in given.items() if not named and repr(value) in said]
+        raise UserError(f"{what}{f'({blamed[0]})' if blamed else ''}: {said}") from error
+
+
+def build(cls: type, *args: Any, **kwargs: Any) -> Any:
+    """Build a part that a configuration names, as jsonargparse's instantiators do."""
+    with told_by(cls.__name__, kwargs):
+        return cls(*args, **kwargs)
+
+
+def check_optimizer(model: FusionClassifier) -> None:
+    """Build the optimizer and its schedule once for parameters that nobody needs: else training would start first.
+
+    Raises:
+        UserError: where one of them refuses its arguments.
+    """
+    groups = [{"params": [nn.Parameter(torch.zeros(1, 1))]}, {"params": [nn.Parameter(torch.zeros(1))]}]
+    with told_by("model.optimizer", {}, TypeError):
+        optimizer = model.optimizer(groups)
+    with told_by("model.lr_scheduler", {}, TypeError):
+        model.lr_scheduler(optimizer)
+
+
+def check_monitor(option: str, wanted: str | None, model: FusionClassifier) -> None:
+    """Refuse a metric that no run logs: Lightning would find out after the first epoch.
+
+    Args:
+        option: that names it.
+        wanted: the metric.
+        model: whose metrics they are.
+
+    Raises:
+        UserError: says which there are.
+    """
+    measures = model.measures["val"]
+    assert isinstance(measures, StageMetrics)
+    measured = map(str, measures.classification.keys(keep_base=False))
+    known = ["val/loss", *measured, "train/loss", "train/loss_step", "train/accuracy"]
+    if wanted is not None and wanted not in known and not wanted.startswith(("val/weight/", "val/depth/")):
+        close: list[str] = difflib.get_close_matches(wanted, known, n=1)
+        did = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+        raise UserError(f"{option}: no run measures {wanted!r}; {did}")
+
+
+def check_numbers(config: Namespace) -> None:
+    """Refuse numbers that cannot be meant.
+
+    Raises:
+        UserError: names the option.
+    """
+    for option, least in AT_LEAST.items():
+        given = config[option]
+        if isinstance(given, (int, float)) and given < least:
+            raise UserError(f"{option} is {given}, expected at least {least}")
+    if config.trainer.val_check_interval == 0:
+        raise UserError("trainer.val_check_interval is 0, expected a share of an epoch, or a number of batches")
+
+
+def check_folders(folders: Iterable[tuple[str, Any]]) -> None:
+    """Refuse a folder that a file stands in the way of.
+
+    Args:
+        folders: option -> what it was given.
+
+    Raises:
+        UserError: names the option and the file.
+    """
+    for option, given in folders:
+        if isinstance(given, (str, Path)) and "://" not in str(given):
+            for place in (Path(given), *Path(given).parents):
+                if place.is_file():
+                    raise UserError(f"{option}: {place} is a file, expected a folder")
+
+
+def folders_of(config: Namespace) -> Iterator[tuple[str, Any]]:
+    """Yield every option of a run that names a folder to write to."""
+    yield "--cache", config.cache
+    yield "--checkpoint.dirpath", config.checkpoint.dirpath
+    yield "--trainer.default_root_dir", config.trainer.default_root_dir
+    if isinstance(config.trainer.logger, Namespace):
+        yield "--trainer.logger.save_dir", config.trainer.logger.init_args.get("save_dir")

@@ -1,0 +1,45 @@
+"""Read a command line; a mistake in it is told in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from fusion_pl.refusals import explain, given
+from fusion_pl.types import UserError
+
+CONFIG = ("config", "c")  # a later file is laid over an earlier one
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """Return what a command line says.
+
+    Raises:
+        UserError: says what is wrong with it.
+    """
+    try:
+        return parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise UserError(explain(error, parser, arguments)) from error
+
+
+def refuse_repeated(arguments: Iterable[str], repeatable: Iterable[str] = CONFIG) -> None:
+    """Refuse an option that is given twice: only the last would have an effect.
+
+    Args:
+        arguments: what follows the verb on the command line.
+        repeatable: options that may be given more than once.
+
+    Raises:
+        UserError: names the first one.
+    """
+    lists: tuple[str, ...] = ()  # --trainer.callbacks+ A --trainer.callbacks.x 1 --trainer.callbacks+ B …
+    seen: dict[str, str] = {}
+    for key, value in given(arguments):
+        if key.endswith("+"):
+            lists += (key[:-1],)
+        elif key not in repeatable and not key.startswith(lists):
+            if key in seen:
+                raise UserError(f"--{key} is given twice ({seen[key]} and {value}): give it once")
+            seen[key] = value
