@@ -30,6 +30,7 @@ from fusion_pl.building import (
 )
 from fusion_pl.data.base import FusionData
 from fusion_pl.errors import sentence
+from fusion_pl.messages import printable
 from fusion_pl.module import FusionClassifier
 from fusion_pl.parsing import refuse_repeated
 from fusion_pl.refusals import explain
@@ -222,7 +223,7 @@ def guarded(command: Callable[[], object]) -> int:
         said = sentence(error)
         if said is None:
             raise
-        print(f"fusion-pl: error: {said}", file=sys.stderr)
+        print(f"fusion-pl: error: {printable(said)}", file=sys.stderr)
         return 2
     return 0
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import tempfile
-import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fusion_pl.checkpoint import build_model, read_checkpoint
 from fusion_pl.data.collate import Collate
 from fusion_pl.data.media import as_value, crop_of
-from fusion_pl.encoders.base import Encoder
-from fusion_pl.fusion.base import Fusion
-from fusion_pl.module import CHECKPOINT_FORMAT, FusionClassifier
-from fusion_pl.recipe import Recipe, class_of
-from fusion_pl.types import Batch, MissingFileError, Sample, UserError
+from fusion_pl.module import FusionClassifier
+from fusion_pl.types import Batch, Sample, UserError
 
 
 @dataclass(frozen=True)
@@ -123,6 +118,8 @@ class Predictor:
                 elif not present[row]:
                     takes = ", ".join(self.processors)
                     yield Prediction(sample_id, error=f"the sample has none of the model's inputs; it takes: {takes}")
+                elif not probabilities[row].isfinite().all():
+                    yield Prediction(sample_id, error="the model's output for this sample is not a number")
                 else:
                     yield self._prediction(sample_id, probabilities[row], None if weights is None else weights[row])
 
@@ -161,78 +158,3 @@ def _device(name: str) -> torch.device:
             f"there is no device {name!r} here ({str(error).splitlines()[0]}): give auto, cpu or cuda"
         ) from error
     return device
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint as plain data; nothing in it is executed.
-
-    Raises:
-        MissingFileError: where there is no such file.
-        UserError: where it is damaged, holds code, or was not written by fusion-pl.
-    """
-    if not Path(path).is_file():
-        raise MissingFileError(f"there is no checkpoint {path}")
-    if not zipfile.is_zipfile(path):
-        raise UserError(
-            f"{path} is not a checkpoint: it is another kind of file, or it was cut off while it was written"
-        )
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
-        raise UserError(
-            f"{path} is not a checkpoint that can be read safely: it is damaged, or it holds more than plain data "
-            f"({str(error).strip().splitlines()[0]})"
-        ) from error
-    ours = checkpoint.get("fusion_pl") if isinstance(checkpoint, dict) else None
-    if not isinstance(ours, dict):
-        raise UserError(
-            f"{path} is a checkpoint, but not one that fusion-pl wrote: it does not say what model it holds"
-        )
-    if ours.get("format") != CHECKPOINT_FORMAT:
-        raise UserError(
-            f"{path} has format {ours.get('format')}, this fusion-pl reads {CHECKPOINT_FORMAT}: install another version"
-        )
-    return checkpoint
-
-
-def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[str] = ()) -> FusionClassifier:
-    """Build the model that a checkpoint describes and give it the checkpoint's weights.
-
-    Args:
-        checkpoint: what ``read_checkpoint`` returned.
-        path: where it came from, for messages.
-        trust: packages besides fusion_pl whose encoders and heads may run.
-
-    Raises:
-        UserError: where the recipe asks for code that is not trusted, or does not fit the weights.
-    """
-    recipe = checkpoint["fusion_pl"]
-    try:
-        head = class_of(recipe["fusion"]["class_path"], Fusion, trust)  # type: ignore[type-abstract]
-        encoders = {
-            name: _encoder(part, recipe["files"].get(name, {}), trust) for name, part in recipe["encoders"].items()
-        }
-        model = FusionClassifier(
-            encoders,
-            lambda dims, num_classes: head(dims, num_classes, **recipe["fusion"]["init_args"]),
-            recipe["classes"],
-            missing=recipe["missing"],
-        )
-        weights = checkpoint["state_dict"].items()
-        model.load_state_dict({key: value for key, value in weights if not key.startswith("deciders.")})
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        what = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} does not hold together ({what}): it is damaged, or from another version") from error
-    return model
-
-
-def _encoder(recipe: Recipe, files: dict[str, bytes], trust: Collection[str]) -> Encoder:
-    found = class_of(recipe["class_path"], Encoder, trust)  # type: ignore[type-abstract]
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in files.items():
-            if Path(name).name != name:
-                raise UserError(
-                    f"the checkpoint holds a file named {name!r}, which points out of its folder: it was tampered with"
-                )
-            (Path(folder) / name).write_bytes(content)
-        return found.from_files(recipe["init_args"], folder)

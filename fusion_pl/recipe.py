@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Collection
 from typing import Any, TypedDict, TypeVar
 
+from fusion_pl.messages import short
 from fusion_pl.types import UserError
 
 PLAIN = (str, int, float, bool, type(None))
@@ -91,6 +92,8 @@ def class_of(path: str, base: type[PartT], trust: Collection[str] = ()) -> type[
     Raises:
         UserError: where the package is not trusted, not installed, or the name is not a ``base``.
     """
+    if not all(one.isidentifier() for one in path.split(".")):
+        raise UserError(f"the checkpoint asks for {short(path)!r}, which is not the name of a class: it is damaged")
     module, _, name = path.rpartition(".")
     package = module.partition(".")[0]
     if package not in {"fusion_pl", *trust}:

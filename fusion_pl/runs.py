@@ -7,8 +7,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from fusion_pl.checkpoint import read_checkpoint
 from fusion_pl.module import FusionClassifier
-from fusion_pl.predict import read_checkpoint
 from fusion_pl.types import MissingFileError, UserError
 
 LOGGER: dict[str, Any] = {

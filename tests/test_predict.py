@@ -10,10 +10,11 @@ import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 
+from fusion_pl.checkpoint import read_checkpoint
 from fusion_pl.data import ManifestData
 from fusion_pl.fusion import Concat, Weighted
 from fusion_pl.module import FusionClassifier
-from fusion_pl.predict import Predictor, read_checkpoint
+from fusion_pl.predict import Predictor
 from fusion_pl.types import MissingFileError, UserError, Waveform
 
 from .conftest import CLASSES

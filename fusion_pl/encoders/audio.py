@@ -78,6 +78,7 @@ class AudioEncoder(PretrainedEncoder):
     tower = ("audio_model", "audio_encoder")
     part = "audio_config"
     example = Waveform(torch.zeros(16_000), 16_000)
+    needs = ("config.json", "preprocessor_config.json")
 
     def __init__(
         self,

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fusion_pl.encoders.embedded import travels, without_code
+from fusion_pl.messages import is_failure, reason
 from fusion_pl.types import MissingFileError, UserError
 
 ReadT = TypeVar("ReadT")
@@ -39,7 +41,7 @@ def locate(pretrained: str) -> str:
 
 
 def read(reader: Callable[..., ReadT], source: str, what: str, **options: Any) -> ReadT:
-    """Call a ``from_pretrained``, quietly; its many ways of failing become one sentence.
+    """Call a ``from_pretrained``, quietly; its many ways of failing become one sentence, and no code of a model runs.
 
     Args:
         reader: of a transformers class.
@@ -52,16 +54,33 @@ def read(reader: Callable[..., ReadT], source: str, what: str, **options: Any) -
     """
     try:
         with quiet(bars=not Path(source).is_dir()):  # a download is worth a bar, reading a folder is not
-            return reader(source, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
+            return reader(source, trust_remote_code=False, **options)
+    except UserError:
+        raise
+    except BaseException as error:  # tokenizers raises bare Exceptions and panics
+        if not is_failure(error):
+            raise
+        said = "it needs code of its own, which is never run" if "custom code" in str(error) else reason(error)
         if Path(source).is_dir():
-            raise MissingFileError(f"pretrained: no {what} could be read from the folder {source}: {reason}") from error
+            raise MissingFileError(f"pretrained: no {what} could be read from the folder {source}: {said}") from error
         raise UserError(
             f"pretrained: the {what} of {source} is neither in a folder of that name nor in Hugging Face's cache, and "
             f"could not be downloaded: where there is a connection, run `hf download {source} --local-dir FOLDER`, "
-            f"then set pretrained: FOLDER ({reason})"
+            f"then set pretrained: FOLDER ({said})"
         ) from error
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Keep transformers from contacting the hub, whatever a configuration names."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager
@@ -90,4 +109,5 @@ def saved(part: Any) -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         with quiet():
             part.save_pretrained(folder)
-        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir()) if path.is_file()}
+        paths = [path for path in sorted(Path(folder).iterdir()) if path.is_file() and travels(path.name)]
+        return {path.name: without_code(path.name, path.read_bytes()) for path in paths}

@@ -95,6 +95,7 @@ class ImageEncoder(PretrainedEncoder):
     tower = ("vision_model",)
     part = "vision_config"
     example = Image.new("RGB", (64, 64))
+    needs = ("config.json", "preprocessor_config.json")
     shift: Tensor
     scale: Tensor
     stretch: bool

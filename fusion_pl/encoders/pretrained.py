@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.encoders.depth import Combine, Depth, as_tokens, combined
-from fusion_pl.encoders.hub import locate, read, saved
+from fusion_pl.encoders.embedded import check_folder
+from fusion_pl.encoders.hub import locate, offline, read, saved
 from fusion_pl.layers import masked_max, masked_mean
+from fusion_pl.messages import short
 from fusion_pl.types import Encoded, UserError
 
 Freeze = Literal["all", "none"] | int
@@ -42,6 +45,7 @@ class PretrainedEncoder(Encoder):
     tower: ClassVar[tuple[str, ...]]  # where this kind's part sits in a model of several kinds, outermost first
     part: ClassVar[str]  # and in its configuration
     example: ClassVar[Any]  # of what its processor takes
+    needs: ClassVar[tuple[str, ...]] = ("config.json",)  # files that nothing can stand in for
 
     def __init__(
         self,
@@ -87,7 +91,11 @@ class PretrainedEncoder(Encoder):
 
     def _build(self) -> nn.Module:
         try:
-            built: nn.Module = self._auto_class(self.config).from_config(self.config, dtype=torch.float32)
+            built: nn.Module = self._auto_class(self.config).from_config(
+                self.config, dtype=torch.float32, trust_remote_code=False
+            )
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(
                 f"pretrained: {self.source} is a {self.config.model_type!r} model, which {type(self).__name__} cannot "
@@ -141,8 +149,19 @@ class PretrainedEncoder(Encoder):
 
     @classmethod
     def from_files(cls, init_args: dict[str, Any], folder: str) -> PretrainedEncoder:
-        """Build the encoder from its files alone; it goes by the name that the user gave it."""
-        encoder = cls(**{**init_args, "pretrained": folder, "weights": False})
+        """Build the encoder from its files alone; it goes by the name that the user gave it.
+
+        Raises:
+            UserError: where a file is missing, none of ours, or asks for more than any model needs.
+        """
+        check_folder(folder)
+        if init_args.get("weights", True) and not all((Path(folder) / name).is_file() for name in cls.needs):
+            raise UserError(f"the checkpoint lacks {' or '.join(cls.needs)} of {short(str(init_args['pretrained']))}")
+        with offline():
+            encoder = cls(**{**init_args, "pretrained": folder, "weights": False})
+            with torch.no_grad():  # files that do not belong together show now, not with the first sample
+                encoder.eval()(**encoder.processor([cls.example]))
+            encoder.train()
         encoder.init_args = dict(init_args)
         encoder.source = str(init_args["pretrained"])
         encoder.pretrained_weights = bool(init_args.get("weights", True))

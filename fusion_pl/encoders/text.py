@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fusion_pl.encoders.depth import Combine
 from fusion_pl.encoders.hub import read, saved
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
+from fusion_pl.messages import is_failure, reason
 from fusion_pl.types import Encoded, Kind, UserError
 
 
@@ -22,30 +23,46 @@ class TextProcessor:
     Args:
         tokenizer: of transformers.
         max_tokens: the rest of a longer text is cut off.
+        vocabulary: how many token numbers the model knows.
     """
 
     kind: Kind = "text"
 
-    def __init__(self, tokenizer: Any, max_tokens: int) -> None:
+    def __init__(self, tokenizer: Any, max_tokens: int, vocabulary: int) -> None:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self.vocabulary = vocabulary
 
     def __call__(self, values: Sequence[str], training: bool = False) -> dict[str, Tensor]:
-        """Tokenize P strings; an empty one has at least one token."""
+        """Tokenize P strings; an empty one has at least one token.
+
+        Raises:
+            UserError: where the tokenizer fails, or does not belong to the model.
+        """
         del training
-        made = self.tokenizer(
-            list(values),
-            padding=True,
-            truncation=True,
-            max_length=self.max_tokens,
-            return_attention_mask=True,
-            return_token_type_ids=False,
-            return_tensors="pt",
-        )
+        try:
+            made = self.tokenizer(
+                list(values),
+                padding=True,
+                truncation=True,
+                max_length=self.max_tokens,
+                return_attention_mask=True,
+                return_token_type_ids=False,
+                return_tensors="pt",
+            )
+        except BaseException as error:  # the library raises bare Exceptions and panics
+            if not is_failure(error):
+                raise
+            raise UserError(f"the tokenizer cannot process a text: {reason(error)}") from error
         ids, mask = made["input_ids"].long(), made["attention_mask"].bool()
         if ids.shape[1] == 0:  # nothing but empty strings, and a tokenizer that adds no special tokens
             ids = ids.new_full((len(values), 1), self.tokenizer.pad_token_id)
             mask = torch.zeros_like(ids, dtype=torch.bool)
+        if not 0 <= int(ids.min()) <= int(ids.max()) < self.vocabulary:
+            raise UserError(
+                f"the tokenizer gives token {int(ids.max())}, and the model knows 0 to {self.vocabulary - 1}: they do "
+                "not belong together"
+            )
         mask[:, 0] = True
         return {"input_ids": ids, "attention_mask": mask}
 
@@ -69,6 +86,7 @@ class TextEncoder(PretrainedEncoder):
     tower = ("text_model",)
     part = "text_config"
     example = "a"
+    needs = ("config.json", "tokenizer_config.json")
 
     def __init__(
         self,
@@ -84,7 +102,7 @@ class TextEncoder(PretrainedEncoder):
         tokenizer = self._tokenizer()
         if max_tokens < 1:
             raise UserError(f"max_tokens: {max_tokens} is not a number of tokens: give at least 1, such as 128")
-        self.processor = TextProcessor(tokenizer, min(max_tokens, self._positions() or max_tokens))
+        self.processor = TextProcessor(tokenizer, min(max_tokens, self._positions() or max_tokens), self._words())
         self._finish(tokenizer.cls_token is not None, [self.dim] * (len(self._blocks()[1]) + 1))
 
     def _auto_class(self, config: Any) -> Any:
@@ -106,6 +124,11 @@ class TextEncoder(PretrainedEncoder):
             raise UserError(f"pretrained: the tokenizer of {self.source} has no padding token: set its pad_token")
         self._files |= saved(tokenizer)
         return tokenizer
+
+    def _words(self) -> int:
+        """Return how many token numbers the embedding table holds."""
+        model: Any = self.model
+        return int(model.get_input_embeddings().num_embeddings)
 
     def _positions(self) -> int | None:
         """Return how many tokens the position table holds; None where positions are relative."""

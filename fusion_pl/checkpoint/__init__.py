@@ -1,0 +1,6 @@
+"""Reads a checkpoint that may be damaged or hostile, and builds the model that it describes."""
+
+from fusion_pl.checkpoint.archive import read_checkpoint
+from fusion_pl.checkpoint.build import build_model
+
+__all__ = ["build_model", "read_checkpoint"]

@@ -1,0 +1,152 @@
+"""Which configuration, tokenizer and processor files travel in a checkpoint, and what of them is obeyed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fusion_pl.messages import reason, short
+from fusion_pl.types import UserError
+
+NAMES = re.compile(
+    r"((config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|preprocessor_config|processor_config)"
+    r"\.json|vocab\.txt|merges\.txt|[\w.-]+\.(model|vocab))"
+)
+# Names of code, of other repositories and of attention kernels from the hub. None changes what the files describe.
+IGNORED = {"auto_map", "custom_pipelines", "_name_or_path", "name_or_path", "_commit_hash", "chat_template"}
+IGNORED |= {"attn_implementation", "_attn_implementation", "experts_implementation", "kernel_config"}
+BYTES, DEPTH, ITEMS = 2**26, 100, 100_000  # of a file; of nested JSON; of a configuration
+LARGEST = 2**24  # of a configuration's numbers
+UNBOUNDED = {"rope_theta", "theta", "max_length", "model_max_length"}  # size nothing that is built
+GROWTH = 64  # factor by which a normalizer may lengthen a text: three replacements of one character by two make 8
+SPECIAL = 64  # tokens that a template adds to a text
+SIDE = 4096  # of a picture, in pixels
+SAMPLES = 2**22  # of a clip: four minutes at 16 kHz
+SPECTRUM = 2**24  # numbers of a spectrogram: Whisper's and CLAP's have about a million
+
+
+def travels(name: str) -> bool:
+    """Return whether a checkpoint carries a file of this name."""
+    return NAMES.fullmatch(name) is not None
+
+
+def without_code(name: str, content: bytes) -> bytes:
+    """Leave out of a JSON file what names code or other repositories."""
+    if not name.endswith(".json") or name == "tokenizer.json":
+        return content
+    given = json.loads(content)
+    kept = _drop(given)
+    return content if kept == given else json.dumps(kept, indent=2).encode()
+
+
+def check_folder(folder: str) -> None:
+    """Check the files that came in a checkpoint, and leave out what must not be obeyed.
+
+    Raises:
+        UserError: for a file that fusion-pl does not write, or that asks for more than any model needs.
+    """
+    for path in sorted(Path(folder).iterdir()):
+        if not travels(path.name):
+            raise UserError(
+                f"the checkpoint holds a file {path.name}, which fusion-pl does not write: it was tampered with"
+            )
+        if path.stat().st_size > BYTES:
+            raise UserError(f"the checkpoint's {path.name} is larger than any that is known")
+        if path.suffix == ".json":
+            try:
+                content = path.read_bytes()
+                _check(path.name, json.loads(content))
+                path.write_bytes(without_code(path.name, content))
+            except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
+                raise UserError(f"the checkpoint's {path.name} cannot be used: {reason(error)}") from error
+
+
+def _drop(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _drop(item) for key, item in value.items() if key not in IGNORED}
+    return [_drop(item) for item in value] if isinstance(value, list) else value
+
+
+def _check(name: str, content: Any) -> None:
+    if not isinstance(content, dict):
+        raise UserError("it is not a JSON object")
+    if name == "tokenizer.json":
+        _check_tokenizer(content)
+    if name not in {"config.json", "preprocessor_config.json", "processor_config.json"}:
+        return
+    for key, value in _walk(content):
+        if isinstance(value, int) and abs(value) > LARGEST and key not in UNBOUNDED:
+            raise UserError(f"{short(key)} is {short(str(value))}, beyond what any model has")
+        if (key == "backbone" and isinstance(value, str)) or (key == "model_type" and str(value).startswith("timm")):
+            raise UserError(f"{key} {short(str(value))!r} names a model of another repository, which is not read")
+    if name != "config.json":
+        _check_processor(content)
+
+
+def _walk(content: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every value of a JSON document with the key that it belongs to."""
+    todo: list[tuple[str, Any, int]] = [("", content, 0)]
+    for _ in range(ITEMS):
+        if not todo:
+            return
+        key, value, depth = todo.pop()
+        if depth > DEPTH:
+            break
+        yield key, value
+        if isinstance(value, dict):
+            todo += [(name, item, depth + 1) for name, item in value.items()]
+        elif isinstance(value, list):
+            todo += [(key, item, depth + 1) for item in value]
+    raise UserError("it has more parts than any configuration")
+
+
+def _check_processor(settings: dict[str, Any]) -> None:
+    """Bound what a picture or a clip becomes before the model sees it."""
+    for key in ("size", "crop_size"):
+        sides = settings.get(key)
+        for side in sides.values() if isinstance(sides, dict) else [sides]:
+            if side is not None and not 1 <= side <= SIDE:
+                raise UserError(f"{key} is {side}, expected 1 to {SIDE} pixels")
+    if "sampling_rate" not in settings:
+        return
+
+    def number(key: str, default: float) -> float:
+        return float(settings.get(key) or default)
+
+    rate, window = number("sampling_rate", 16e3), number("n_fft", number("fft_window_size", 512.0))
+    hop, bands = number("hop_length", rate / 100), max(number("feature_size", 1.0), number("num_mel_bins", 1.0))
+    longest = max(number("n_samples", 0.0), number("nb_max_samples", 0.0), number("chunk_length", 0.0) * rate)
+    longest = max(longest, number("max_length_s", 0.0) * rate, number("max_length", 0.0) * hop)
+    if not (1000 <= rate <= 384_000 and 1 <= hop <= longest + rate and 1 <= window <= 2**16 and bands <= 2**12):
+        raise UserError("it describes no spectrogram: check sampling_rate, hop_length, n_fft and feature_size")
+    if longest > SAMPLES or bands * window > SPECTRUM or longest / hop * window > SPECTRUM:
+        raise UserError("a clip would become larger than with any model that is known")
+
+
+def _check_tokenizer(content: dict[str, Any]) -> None:
+    """Bound how much longer a text becomes, and refuse what makes the tokenizer's library end the process."""
+    for part in ("normalizer", "pre_tokenizer"):
+        steps = [value for _, value in _walk(content.get(part)) if isinstance(value, dict)]
+        grown = math.prod(1 + len(step["content"]) for step in steps if step.get("type") == "Replace")
+        added = sum(len(step.get("prepend") or "") for step in steps if step.get("type") == "Prepend")
+        if grown > GROWTH or added > GROWTH:
+            raise UserError(f"its {part} lengthens a text more than {GROWTH} times")
+        for step in steps:
+            if step.get("type") == "Precompiled":
+                table = base64.b64decode(step["precompiled_charsmap"], validate=True)
+                trie = int.from_bytes(table[:4], "little")
+                if trie % 4 or not 4 <= trie <= len(table) - 4:
+                    raise UserError("its normalizer's table is cut off")
+    template = content.get("post_processor") or {}
+    ids = [len(value) for key, value in _walk(template) if key == "ids" and isinstance(value, list)]
+    if len(ids) > SPECIAL or sum(ids) > SPECIAL or sum("SpecialToken" in v for v in _dicts(template)) > SPECIAL:
+        raise UserError(f"its post_processor adds more than {SPECIAL} tokens to a text")
+
+
+def _dicts(content: Any) -> Iterator[dict[str, Any]]:
+    return (value for _, value in _walk(content) if isinstance(value, dict))
