@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fusion_pl.attention import ProjectTokens
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import ProjectPooled, masked_mean, mlp
+from fusion_pl.layers import ProjectPooled, keep_variance, masked_mean, mlp
 from fusion_pl.types import Encoded, Fused, UserError
 
 
@@ -57,6 +57,7 @@ class BiLSTM(Fusion):
         self.forwards = nn.LSTM(dim, dim, batch_first=True)
         self.backwards = nn.LSTM(dim, dim, batch_first=True)
         self.classify = mlp(2 * dim, dim, num_classes, dropout)
+        keep_variance(self)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``vector`` is z."""

@@ -7,7 +7,7 @@ from torch import nn
 
 from fusion_pl.attention import POSITIONS, Layer, ProjectTokens
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import masked_mean
+from fusion_pl.layers import keep_variance, masked_mean
 from fusion_pl.types import Encoded, Fused, UserError
 
 
@@ -60,6 +60,7 @@ class Bottleneck(Fusion):
         )
         self.norm = nn.LayerNorm(dim)
         self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
+        keep_variance(self)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``vector`` is z."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fusion_pl.attention import Layer, ProjectTokens
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import masked_mean
+from fusion_pl.layers import keep_variance, masked_mean
 from fusion_pl.types import Encoded, Fused
 
 
@@ -62,6 +62,7 @@ class CrossAttention(Fusion):
         self.layers = nn.ModuleList(Layer(dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
+        keep_variance(self)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``vector`` is z."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fusion_pl.attention import POSITIONS, Layer, ProjectTokens, readable
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import masked_mean
+from fusion_pl.layers import keep_variance, masked_mean
 from fusion_pl.types import Encoded, Fused
 
 Tokens = Float[Tensor, "B _ F"]
@@ -65,6 +65,7 @@ class Pairwise(Fusion):
         self.norm = nn.LayerNorm(dim)
         self.join = nn.Sequential(nn.Linear(len(dims) * dim, dim), nn.GELU())
         self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
+        keep_variance(self)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``vector`` is z."""

@@ -7,6 +7,7 @@ from torch import nn
 
 from fusion_pl.attention import Layer, ProjectTokens
 from fusion_pl.fusion.base import Fusion, check_sizes
+from fusion_pl.layers import keep_variance
 from fusion_pl.types import Encoded, Fused
 
 
@@ -52,6 +53,7 @@ class SelfAttention(Fusion):
         self.layers = nn.ModuleList(Layer(dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
+        keep_variance(self)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``vector`` is the normalised z."""
