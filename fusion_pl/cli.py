@@ -29,6 +29,7 @@ from fusion_pl.building import (
     told_by,
 )
 from fusion_pl.data.base import FusionData
+from fusion_pl.data.manifest import ManifestData
 from fusion_pl.errors import sentence
 from fusion_pl.messages import printable
 from fusion_pl.module import FusionClassifier
@@ -39,6 +40,7 @@ from fusion_pl.training.console import ProgressBar, quiet
 from fusion_pl.training.hardware import favoured_precision, favoured_threads, keep_memory
 from fusion_pl.training.interrupt import SaveWhenStopped
 from fusion_pl.training.results import WriteResults
+from fusion_pl.training.splits import WriteSplits
 from fusion_pl.types import Batch, UserError
 
 
@@ -148,10 +150,12 @@ class FusionCLI(LightningCLI):
         if config.cache:
             self.model.keep_encoded(Path(config.cache), self.datamodule.augment)
         if config.ckpt_path:
-            check_model(self.model, config.ckpt_path)
+            checkpoint = check_model(self.model, config.ckpt_path)
+            if isinstance(self.datamodule, ManifestData):  # now, not after it was set up, as the Trainer would
+                self.datamodule.load_state_dict(checkpoint.get(type(self.datamodule).__qualname__) or {})
         self.stopper = SaveWhenStopped()
         given = self._get(self.config_init, "trainer")
-        callbacks = [self.stopper, WriteResults(config.as_dict())]
+        callbacks = [self.stopper, WriteSplits(), WriteResults(config.as_dict())]
         if given.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         if given.logger is not False:

@@ -49,15 +49,17 @@ def runs_folder(logger: Namespace | bool | None) -> Path:
     return Path(args["save_dir"]) / (args.get("name") or "")
 
 
-def check_model(model: FusionClassifier, path: str) -> None:
-    """Refuse a checkpoint of another model in a sentence, instead of a list of tensors that do not fit."""
-    saved, wanted = (_outline(recipe) for recipe in (read_checkpoint(path)["fusion_pl"], model.recipe()))
+def check_model(model: FusionClassifier, path: str) -> dict[str, Any]:
+    """Refuse a checkpoint of another model in a sentence, instead of a list of tensors that do not fit; return it."""
+    checkpoint = read_checkpoint(path)
+    saved, wanted = (_outline(recipe) for recipe in (checkpoint["fusion_pl"], model.recipe()))
     for key, value in wanted.items():
         if saved[key] != value:
             raise UserError(
                 f"{path} was trained with other {key} ({saved[key]}) than this configuration asks for ({value}): "
                 "give the config.yaml that lies beside its run's logs"
             )
+    return checkpoint
 
 
 def _outline(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -24,8 +25,10 @@ from fusion_pl.data.checks import (
 )
 from fusion_pl.data.media import crop_of
 from fusion_pl.data.rows import Column, Rows
-from fusion_pl.data.splits import SPLITS, Split, assign, split_of
+from fusion_pl.data.splits import SPLITS, Split, to_draw
+from fusion_pl.data.stored import StoredSplits
 from fusion_pl.data.table import Problem, Table, read_table, refuse
+from fusion_pl.data.table_splits import TableSplits, write_splits
 from fusion_pl.types import UserError
 
 NEEDED: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
@@ -35,8 +38,9 @@ DEFAULT_SPLIT = "split"
 class ManifestData(FusionData):
     """Reads text, pictures and sound listed in a CSV, TSV or JSON Lines file, and checks all of it before training.
 
-    An empty cell is a missing input. Without a split column the rows are drawn into train, val and test; without val
-    rows some are taken from train, never from test. An optional ``id`` column names the samples, else their row does.
+    An empty cell is a missing input. Without a split column each row is drawn into train, val or test by a hash of its
+    ``id``, or of its content, so that it keeps its split when the table changes; without val rows some are taken from
+    train, never from test. The optional ``id`` names the samples, else their row does. Checkpoints carry the splits.
 
     Args:
         manifest: path of the file.
@@ -45,8 +49,8 @@ class ManifestData(FusionData):
         split: column of train, val or test; if it is not there, and you did not rename it, fractions are drawn.
         classes: their names; by default those of all rows, in numeric order where all are integers, else sorted.
         root: folder against which relative paths resolve; by default the manifest's.
-        val_fraction: part of the rows that becomes val where the manifest names none, in (0, 1).
-        test_fraction: part of the rows that becomes test where there is no split column, in [0, 1).
+        val_fraction: expected part of the rows that becomes val where the manifest names none, in (0, 1).
+        test_fraction: expected part of the rows that becomes test where there is no split column, in [0, 1).
         kwargs: see ``FusionData``.
 
     Raises:
@@ -81,6 +85,8 @@ class ManifestData(FusionData):
         self.root = root or os.path.dirname(self.manifest) or os.curdir
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
+        self._stage: str | None = None
+        self._stored: StoredSplits | None = None
 
     @cached_property
     def table(self) -> Table:
@@ -135,9 +141,45 @@ class ManifestData(FusionData):
         problems = [*self.table.problems, *self._check_mapping(), *self._check_rows()]
         if self.label in self.table.columns:
             problems += self._check_samples(NEEDED[stage])
+            problems += self._table_splits.check(SPLITS[1:] if stage == "fit" else NEEDED[stage], self._ids)
             problems += self._check_paths(SPLITS if stage == "fit" else NEEDED[stage])
         refuse(self.manifest, problems)
         self._tell_splits()
+        self._stage = stage
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the splits, by what the rows are: a checkpoint carries them."""
+        return self._table_splits.to_store.state() if self._stage else {}
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Take the splits of the rows from the checkpoint that training goes on from, or that is measured.
+
+        Args:
+            state_dict: as ``state_dict`` returned it; empty where an older checkpoint has none.
+
+        Raises:
+            UserError: where it is something else, or rows that it was trained on are to be measured.
+        """
+        drawn = " and ".join(to_draw(self.table.columns.get(self.split)))
+        if not state_dict:
+            if drawn:
+                rank_zero_info(
+                    f"{self.manifest}: the checkpoint does not say which rows it was trained on, so that those drawn "
+                    f"for {drawn} may be among them: train it again"
+                )
+            return
+        stored = StoredSplits.from_state(state_dict)
+        if self._stage and stored in (self._stored, self._table_splits.to_store):
+            return
+        self._stored = stored
+        for name in ("_table_splits", "_splits", "class_counts"):
+            self.__dict__.pop(name, None)
+        if self._stage:  # a Trainer restores after it has set up
+            self.setup(self._stage)
+
+    def write_splits(self, path: str | Path) -> None:
+        """Write row number, id and split of every row that is used, in the order of the table."""
+        write_splits(path, self.table, self._ids, self._splits)
 
     def _check_mapping(self) -> Iterator[Problem]:
         for name in sorted(self.inputs.keys() - self.processors.keys()):
@@ -169,7 +211,7 @@ class ManifestData(FusionData):
             if not self._splits[split]:
                 yield Problem(f"no row is left for {split}: the splits have {self._sizes()}")
         for name, count in zip(self._classes, self.class_counts, strict=True):
-            if not count:
+            if not count and "train" in needed:
                 yield Problem(f"the class {name!r} has no training sample", column=self.label)
 
     def _check_paths(self, splits: Sequence[Split]) -> Iterator[Problem]:
@@ -227,11 +269,17 @@ class ManifestData(FusionData):
         return [index.get((cell or "").strip()) for cell in self.table.columns[self.label]]
 
     @cached_property
+    def _table_splits(self) -> TableSplits:
+        """The split of each row, whether or not it has an input."""
+        known = {row: target for row, target in enumerate(self._targets) if target is not None}
+        fractions: dict[Split, float] = {"val": self.val_fraction, "test": self.test_fraction}
+        return TableSplits(self.table, known, self.label, self.split, fractions, self.seed, self._stored)
+
+    @cached_property
     def _splits(self) -> dict[Split, list[int]]:
         """Rows of each split; those with a problem are in none."""
-        known = {row: target for row, target in enumerate(self._targets) if target is not None}
-        drawn = assign(known, self.table.columns.get(self.split), self.val_fraction, self.test_fraction, self.seed)
-        return {split: [row for row in rows if row not in self._dropped] for split, rows in drawn.items()}
+        found = self._table_splits.rows.items()
+        return {split: [row for row in rows if row not in self._dropped] for split, rows in found}
 
     @cached_property
     def _dropped(self) -> set[int]:
@@ -256,13 +304,5 @@ class ManifestData(FusionData):
             rank_zero_info(
                 f"{self.manifest}: left out {len(self._dropped)} of {len(self.table)} rows without any input"
             )
-        cells = self.table.columns.get(self.split)
-        if cells is None:
-            rank_zero_info(
-                f"{self.manifest} has no column {self.split!r}: drew {self._sizes()} (stratified, seed {self.seed})"
-            )
-        elif "val" not in map(split_of, cells):
-            rank_zero_info(
-                f"{self.manifest} has no validation rows: {len(self._splits['val'])} were taken from train, none from "
-                f"test (stratified, seed {self.seed}; now {self._sizes()})"
-            )
+        for note in self._table_splits.notes(self._sizes()):
+            rank_zero_info(note)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 from collections.abc import Callable, Iterator, Sized
@@ -15,18 +14,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
+from fusion_pl.data.keys import stable_hash
 from fusion_pl.types import Batch, Sample
-
-
-def stable_hash(text: str) -> int:
-    """Return 63 bits that depend on a text alone: the same in every process, on every machine and in every version.
-
-    Example:
-        >>> stable_hash("s1") == stable_hash("s1") != stable_hash("s2")
-        True
-    """
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def global_seed() -> int:

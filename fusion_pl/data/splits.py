@@ -1,10 +1,12 @@
-"""Which row belongs to train, val or test: as the manifest says, or drawn evenly over the classes."""
+"""Which row belongs to train, val or test: as the manifest says, or drawn by what the row is."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
+
+from fusion_pl.data.keys import stable_hash
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -29,78 +31,100 @@ def split_of(cell: str | None) -> Split | None:
     return ALIASES.get((cell or "").strip().lower())
 
 
+def to_draw(cells: Sequence[str | None] | None) -> tuple[Split, ...]:
+    """Return the splits for which rows must be drawn: val and test without a split column, val where it names none."""
+    if cells is None:
+        return ("val", "test")
+    return () if "val" in map(split_of, cells) else ("val",)
+
+
 def assign(
-    targets: Mapping[int, int], cells: Sequence[str | None] | None, val_fraction: float, test_fraction: float, seed: int
+    targets: Mapping[int, int],
+    keys: Sequence[int],
+    cells: Sequence[str | None] | None,
+    fractions: Mapping[Split, float],
+    seed: int,
+    kept: Mapping[int, Split] | None = None,
 ) -> dict[Split, list[int]]:
     """Give every row its split. What the manifest calls test is never drawn from, nor added to.
 
     Args:
         targets: row -> its class.
+        keys: what each row is, from ``row_keys``.
         cells: the split that the manifest names for each row, or None where it names none.
-        val_fraction: part that becomes val, of the training rows, or of all where ``cells`` is None.
-        test_fraction: part of the rows that becomes test where ``cells`` is None.
+        fractions: of val and test where they are drawn: of all rows, or of the training rows where ``cells`` are given.
         seed: of the draw.
+        kept: row -> the split that it has already, which the manifest overrules.
 
     Returns:
         The rows of each split, in the order of ``targets``; rows whose cell names no split are in none.
     """
-    parts: dict[Split, list[int]] = {split: [] for split in SPLITS}
-    for row in targets:
-        split = "train" if cells is None else split_of(cells[row])
-        if split is not None:
-            parts[split].append(row)
-    wanted: dict[Split, float] = {"test": test_fraction} if cells is None else {}
-    if not parts["val"]:
-        wanted["val"] = val_fraction
-    drawn = draw({row: targets[row] for row in parts["train"]}, list(wanted.values()), seed)
-    parts |= dict(zip(wanted, drawn, strict=True))
-    taken = {row for part in drawn for row in part}
-    parts["train"] = [row for row in parts["train"] if row not in taken]
-    return parts
+    splits = {row: "train" if cells is None else split_of(cells[row]) for row in targets}
+    wanted = {split: fractions[split] for split in to_draw(cells)}
+    if wanted:
+        free = {row: target for row, target in targets.items() if splits[row] == "train"}
+        known = {row: split for row, split in (kept or {}).items() if row in free and split in {"train", *wanted}}
+        splits |= draw(free, keys, wanted, seed, known)
+    return {split: [row for row, own in splits.items() if own == split] for split in SPLITS}
 
 
-def draw(targets: Mapping[int, int], fractions: Sequence[float], seed: int) -> list[list[int]]:
-    """Draw disjoint, stratified parts of some rows and always leave every class one row.
+def draw(
+    targets: Mapping[int, int],
+    keys: Sequence[int],
+    fractions: Mapping[Split, float],
+    seed: int,
+    kept: Mapping[int, Split] | None = None,
+) -> dict[int, Split]:
+    """Draw the split of each row by the row's own number, so that it stays when other rows come, go or move.
 
-    Each class gives its share by the largest remainder, so that a part has the size asked for even where a share is
-    below one row.
+    A row's number ``u``, even in [0, 1), is a hash of the seed and its key: it is test where ``u < test``, val where
+    ``u >= 1 - val``, else train. Sizes, and the shares of the classes, are those asked for in expectation: of n rows
+    ``n p``, with a standard deviation of ``sqrt(n p (1 - p))``. Exact are these three, as far as there are rows: those
+    of one key share a split, every class has a training row, and no split that was asked for is empty. Where chance
+    says otherwise, the row whose number is nearest changes its split.
 
     Args:
         targets: row -> its class.
-        fractions: size of each part, of all rows, in [0, 1); a part above zero gets one row at least, if any is free.
-        seed: of the draw; the same rows and seed give the same parts.
+        keys: what each row is, from ``row_keys``.
+        fractions: of val and test, in [0, 1); their sum is below 1.
+        seed: of the draw.
+        kept: row -> the split that it has already.
 
     Returns:
-        The rows of each part, in the order of ``targets``.
+        Row -> its split, in the order of ``targets``.
 
     Example:
-        >>> [len(part) for part in draw({row: row % 2 for row in range(20)}, [0.2, 0.1], seed=0)]
-        [4, 2]
+        >>> draw({0: 0, 1: 0, 2: 1}, [11, 12, 13], {"val": 0.5}, seed=0)
+        {0: 'train', 1: 'val', 2: 'train'}
     """
-    rng = random.Random(seed)
-    rows: dict[int, list[int]] = {}
-    for row, target in targets.items():
-        rows.setdefault(target, []).append(row)
-    sizes = {target: len(members) for target, members in rows.items()}
-    for members in rows.values():
-        rng.shuffle(members)
-    place = {row: at for at, row in enumerate(targets)}
-    parts = []
-    for fraction in fractions:
-        free = {target: len(members) - 1 for target, members in rows.items()}
-        share = _shares(sizes, free, fraction, rng)
-        drawn = [rows[target].pop() for target, count in share.items() for _ in range(count)]
-        parts.append(sorted(drawn, key=place.__getitem__))
-    return parts
+    splits = dict(kept or {})
+    groups: dict[int, list[int]] = {}
+    for row in targets:
+        if row not in splits:
+            groups.setdefault(keys[row], []).append(row)
+    numbers = {key: stable_hash(f"split {seed} {key}") / 2**63 for key in groups}
+    below, above = fractions.get("test", 0.0), 1 - fractions.get("val", 0.0)
+    for key, rows in groups.items():
+        drawn: Split = "test" if numbers[key] < below else "val" if numbers[key] >= above else "train"
+        for row in rows:
+            splits[row] = drawn
+    near = sorted(groups, key=lambda key: max(below - numbers[key], numbers[key] - above))  # to train
+    learnt = {targets[row] for row, split in splits.items() if split == "train"}
+    for rows in map(groups.__getitem__, near):
+        if not learnt.issuperset(targets[row] for row in rows):
+            splits |= dict.fromkeys(rows, "train")
+            learnt.update(targets[row] for row in rows)
+    sides: tuple[tuple[Split, int], ...] = (("test", 1), ("val", -1))
+    for split, sign in sides:
+        if fractions.get(split) and split not in splits.values():
+            held = _held(splits, splits, targets)
+            for key in sorted(groups, key=lambda key: sign * numbers[key]):
+                if all(held[what] > count for what, count in _held(groups[key], splits, targets).items()):
+                    splits |= dict.fromkeys(groups[key], split)
+                    break
+    return {row: splits[row] for row in targets}
 
 
-def _shares(sizes: Mapping[int, int], free: Mapping[int, int], fraction: float, rng: random.Random) -> dict[int, int]:
-    """Say how many rows each class gives: never more than are free, together as near ``fraction`` of all as can be."""
-    total = min(max(round(sum(sizes.values()) * fraction), int(fraction > 0)), sum(free.values()))
-    share = {target: min(int(size * fraction), free[target]) for target, size in sizes.items()}
-    order = sorted(sizes, key=lambda target: (-(sizes[target] * fraction % 1), rng.random()))
-    while sum(share.values()) < total:
-        for target in order:
-            if sum(share.values()) < total and share[target] < free[target]:
-                share[target] += 1
-    return share
+def _held(rows: Iterable[int], splits: Mapping[int, Split], targets: Mapping[int, int]) -> Counter[object]:
+    """Count what must not run out: the rows of each class in train, and all of another split."""
+    return Counter((split, targets[row]) if (split := splits[row]) == "train" else split for row in rows)

@@ -1,10 +1,24 @@
 from __future__ import annotations
 
+import hashlib
+import random
 from collections import Counter
 
 import pytest
 
 from fusion_pl.data.splits import assign, draw, split_of
+
+FRACTIONS = {"val": 0.1, "test": 0.2}
+
+
+def by_number_alone(keys, fractions, seed):
+    """The rule as the documentation puts it, without what keeps classes and parts from being empty."""
+    splits = []
+    for key in keys:
+        digest = hashlib.blake2b(f"split {seed} {key}".encode(), digest_size=8).hexdigest()
+        u = int(digest, 16) // 2 / 2**63
+        splits.append("test" if u < fractions.get("test", 0) else "val" if u >= 1 - fractions["val"] else "train")
+    return splits
 
 
 @pytest.mark.parametrize(
@@ -24,41 +38,83 @@ def test_spellings_of_a_split(cell, split):
     assert split_of(cell) == split
 
 
-def test_parts_are_disjoint_stratified_and_seeded():
-    targets = {row: 0 if row < 80 else 1 for row in range(100)}
-    first, second = draw(targets, [0.2, 0.1], seed=3)
-    assert not set(first) & set(second)
-    assert first == sorted(first)
-    assert Counter(targets[row] for row in first) == {0: 16, 1: 4}
-    assert Counter(targets[row] for row in second) == {0: 8, 1: 2}
-    assert draw(targets, [0.2, 0.1], seed=3) == [first, second]
-    assert draw(targets, [0.2, 0.1], seed=4) != [first, second]
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sizes_and_class_shares_are_those_asked_for_in_expectation(seed):
+    targets = {row: 0 if row % 5 else 1 for row in range(20_000)}
+    splits = draw(targets, range(20_000), FRACTIONS, seed)
+    assert list(splits.values()) == by_number_alone(range(20_000), FRACTIONS, seed)
+    found = Counter((targets[row], split) for row, split in splits.items())
+    for target, size in Counter(targets.values()).items():
+        for split, share in {"train": 0.7, **FRACTIONS}.items():
+            assert abs(found[target, split] - size * share) < 4 * (size * share * (1 - share)) ** 0.5
 
 
-def test_small_classes_still_fill_a_part_and_keep_a_row():
-    targets = {row: row % 5 for row in range(10)}
-    test, val = draw(targets, [0.15, 0.15], seed=0)
-    left = set(targets) - set(test) - set(val)
-    assert len(test) == len(val) == 2
-    assert {targets[row] for row in left} == set(range(5))
-    assert draw({0: 0, 1: 1}, [0.5], seed=0) == [[]]
+def test_another_fraction_moves_rows_between_its_split_and_train_alone():
+    targets = dict.fromkeys(range(500), 0)
+    few = draw(targets, range(500), {"val": 0.1, "test": 0.1}, seed=0)
+    more = draw(targets, range(500), {"val": 0.1, "test": 0.3}, seed=0)
+    assert {(few[row], more[row]) for row in targets if few[row] != more[row]} == {("train", "test")}
+
+
+def test_small_tables_keep_every_class_in_training_and_no_part_empty_with_few_moves():
+    """Random tables of up to 12 rows and 4 classes, some rows twice."""
+    rng = random.Random(0)
+    for seed in range(400):
+        size, classes = rng.randint(1, 12), rng.randint(1, 4)
+        keys = [rng.randrange(10**6) if rng.random() < 0.8 else rng.randrange(3) for _ in range(size)]
+        targets = {row: key % classes for row, key in enumerate(keys)}
+        splits = draw(targets, keys, FRACTIONS, seed)
+        assert all(splits[a] == splits[b] for a in targets for b in targets if keys[a] == keys[b])
+        assert {targets[row] for row, split in splits.items() if split == "train"} == set(targets.values())
+        to_spare = len(set(keys)) - len(set(targets.values()))
+        assert len({"val", "test"} & set(splits.values())) == min(2, to_spare)
+        alone = by_number_alone(keys, FRACTIONS, seed)
+        moved = {keys[row] for row in targets if splits[row] != alone[row]}
+        lacking = set(targets.values()) - {targets[row] for row in targets if alone[row] == "train"}
+        empty = {"val", "test"} - set(alone)
+        assert len(moved) <= (len(lacking) + 2 if lacking else len(empty))
+        order = rng.sample(list(targets), size)
+        assert draw({row: targets[row] for row in order}, keys, FRACTIONS, seed) == splits
+
+
+def test_rows_of_one_content_and_several_labels_stay_together():
+    targets = {0: 0, 1: 1, 2: 2, 3: 0, 4: 1, 5: 2}
+    for seed in range(50):
+        splits = draw(targets, [1, 1, 1, 2, 2, 2], FRACTIONS, seed)
+        assert splits[0] == splits[1] == splits[2]
+        assert splits[3] == splits[4] == splits[5]
+        assert {splits[0], splits[3]} == {"train", "test"} or {splits[0], splits[3]} == {"train", "val"}
+
+
+def test_rows_that_have_a_split_keep_it_whatever_the_draw_says():
+    targets = dict.fromkeys(range(40), 0)
+    kept = {row: ("train", "val", "test")[row % 3] for row in range(20)}
+    splits = draw(targets, range(40), FRACTIONS, 0, kept)
+    assert {row: splits[row] for row in kept} == kept
+    assert [splits[row] for row in range(20, 40)] == by_number_alone(range(20, 40), FRACTIONS, 0)
+    assert set(draw(targets, range(40), FRACTIONS, 0, dict.fromkeys(targets, "test")).values()) == {"test"}
 
 
 def test_the_named_test_rows_are_neither_taken_nor_added_to():
-    targets = dict.fromkeys(range(20), 0)
-    cells = ["test" if row < 10 else "train" for row in range(20)]
-    parts = assign(targets, cells, val_fraction=0.2, test_fraction=0.5, seed=0)
+    targets = dict.fromkeys(range(60), 0)
+    cells = ["test" if row < 10 else "train" for row in range(60)]
+    parts = assign(targets, range(60), cells, {"val": 0.2, "test": 0.5}, seed=0)
     assert parts["test"] == list(range(10))
-    assert len(parts["val"]) == 2
-    assert sorted(parts["val"] + parts["train"]) == list(range(10, 20))
+    named = by_number_alone(range(10, 60), {"val": 0.2}, 0)
+    assert parts["val"] == [row for row, split in enumerate(named, start=10) if split == "val"]
+    assert sorted(parts["val"] + parts["train"]) == list(range(10, 60))
 
 
-def test_named_validation_rows_stay_as_they_are():
-    parts = assign({0: 0, 1: 0, 2: 0}, ["train", "dev", "train"], val_fraction=0.5, test_fraction=0.5, seed=0)
-    assert parts == {"train": [0, 2], "val": [1], "test": []}
+def test_named_rows_stay_as_they_are():
+    fractions = {"val": 0.5, "test": 0.5}
+    cells = ["train", "dev", "train", "test"]
+    kept = {0: "val", 1: "train", 2: "test", 3: "train"}
+    expected = {"train": [0, 2], "val": [1], "test": [3]}
+    assert assign(dict.fromkeys(range(4), 0), range(4), cells, fractions, 0) == expected
+    assert assign(dict.fromkeys(range(4), 0), range(4), cells, fractions, 0, kept) == expected
 
 
-def test_without_named_splits_all_rows_are_dealt_out():
-    parts = assign({row: row % 2 for row in range(40)}, None, val_fraction=0.1, test_fraction=0.2, seed=0)
-    assert {split: len(rows) for split, rows in parts.items()} == {"train": 28, "val": 4, "test": 8}
-    assert sorted(row for rows in parts.values() for row in rows) == list(range(40))
+def test_without_validation_rows_a_kept_test_row_that_is_named_train_is_trained_on_or_validated():
+    parts = assign(dict.fromkeys(range(3), 0), range(3), ["train"] * 3, FRACTIONS, 0, {0: "test", 1: "val", 2: "train"})
+    assert parts["test"] == []
+    assert parts["val"] == [1]
