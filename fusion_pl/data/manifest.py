@@ -26,8 +26,8 @@ from fusion_pl.data.checks import (
 from fusion_pl.data.media import crop_of
 from fusion_pl.data.rows import Column, Rows
 from fusion_pl.data.splits import SPLITS, Split, to_draw
-from fusion_pl.data.stored import StoredSplits
-from fusion_pl.data.table import Problem, Table, read_table, refuse
+from fusion_pl.data.stored import StoredSplits, without_splits
+from fusion_pl.data.table import Problem, Table, infer_classes, read_table, refuse
 from fusion_pl.data.table_splits import TableSplits, write_splits
 from fusion_pl.types import UserError
 
@@ -144,7 +144,8 @@ class ManifestData(FusionData):
             problems += self._table_splits.check(SPLITS[1:] if stage == "fit" else NEEDED[stage], self._ids)
             problems += self._check_paths(SPLITS if stage == "fit" else NEEDED[stage])
         refuse(self.manifest, problems)
-        self._tell_splits()
+        for note in self._table_splits.notes(self._sizes(), len(self._dropped)):
+            rank_zero_info(note)
         self._stage = stage
 
     def state_dict(self) -> dict[str, Any]:
@@ -160,13 +161,9 @@ class ManifestData(FusionData):
         Raises:
             UserError: where it is something else, or rows that it was trained on are to be measured.
         """
-        drawn = " and ".join(to_draw(self.table.columns.get(self.split)))
         if not state_dict:
-            if drawn:
-                rank_zero_info(
-                    f"{self.manifest}: the checkpoint does not say which rows it was trained on, so that those drawn "
-                    f"for {drawn} may be among them: train it again"
-                )
+            if drawn := to_draw(self.table.columns.get(self.split)):
+                rank_zero_info(f"{self.manifest}: {without_splits(drawn)}")
             return
         stored = StoredSplits.from_state(state_dict)
         if self._stage and stored in (self._stored, self._table_splits.to_store):
@@ -256,12 +253,8 @@ class ManifestData(FusionData):
 
     @cached_property
     def _classes(self) -> list[str]:
-        if self.given_classes is not None:
-            return self.given_classes
-        names = {(cell or "").strip() for cell in self.table.columns.get(self.label, [])} - {""}
-        if all(name.removeprefix("-").isdecimal() for name in names):
-            return sorted(names, key=lambda name: (int(name), name))
-        return sorted(names)
+        labels = self.table.columns.get(self.label, [])
+        return infer_classes(labels) if self.given_classes is None else self.given_classes
 
     @cached_property
     def _targets(self) -> list[int | None]:
@@ -298,11 +291,3 @@ class ManifestData(FusionData):
 
     def _sizes(self) -> str:
         return ", ".join(f"{len(rows)} {split}" for split, rows in self._splits.items())
-
-    def _tell_splits(self) -> None:
-        if self._dropped:
-            rank_zero_info(
-                f"{self.manifest}: left out {len(self._dropped)} of {len(self.table)} rows without any input"
-            )
-        for note in self._table_splits.notes(self._sizes()):
-            rank_zero_info(note)

@@ -92,3 +92,15 @@ class StoredSplits:
             return "has changed since the training: the same rows with other cells"
         said = [f"{new} of its {len(keys)} rows are new"] * (new > 0) + [f"{gone} rows are gone"] * (gone > 0)
         return f"has changed since the training: {' and '.join(said)}"
+
+
+def without_splits(drawn: Sequence[Split]) -> str:
+    """Say what it means that a checkpoint, an older one, does not know its splits.
+
+    Args:
+        drawn: splits that the table does not name.
+    """
+    return (
+        "the checkpoint does not say which rows it was trained on, so that those drawn for "
+        f"{' and '.join(drawn)} may be among them: train it again"
+    )

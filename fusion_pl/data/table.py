@@ -167,3 +167,16 @@ def _cell(value: Any, name: str, number: int, problems: list[Problem]) -> str | 
         problems.append(Problem(f"it holds a {type(value).__name__}, expected text or a number", number, name))
         return None
     return json.dumps(value)  # numbers and true/false, as written
+
+
+def infer_classes(labels: Iterable[str | None]) -> list[str]:
+    """Return the names that occur, in numeric order where all are integers, else sorted.
+
+    Example:
+        >>> infer_classes(["10", " 9", None, "10"])
+        ['9', '10']
+    """
+    names = {(label or "").strip() for label in labels} - {""}
+    if all(name.removeprefix("-").isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)

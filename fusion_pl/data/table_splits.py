@@ -83,12 +83,15 @@ class TableSplits:
                     column=self.column,
                 )
 
-    def notes(self, sizes: str) -> Iterator[str]:
+    def notes(self, sizes: str, dropped: int = 0) -> Iterator[str]:
         """Say what a user cannot see in the table.
 
         Args:
             sizes: of the splits.
+            dropped: how many rows were left out since they have no input.
         """
+        if dropped:
+            yield f"{self.table.path}: left out {dropped} of {len(self.table)} rows without any input"
         path, drawn = self.table.path, " and ".join(self.drawn)
         if self.stored and (difference := self.stored.difference(self._hash, self.keys)):
             yield f"{path} {difference}" + ("; the others keep their split" if drawn else "")
