@@ -102,7 +102,7 @@ def _arrived(*parts: Any) -> Batch:
 
 def hash_ids(ids: Sequence[str]) -> Int[Tensor, " B"]:
     """Return the CRC-32 of each id, to choose samples by that are the same ones in every epoch, process and run."""
-    return torch.tensor([zlib.crc32(name.encode()) for name in ids], dtype=torch.long)
+    return torch.tensor([zlib.crc32(name.encode("utf-8", "surrogatepass")) for name in ids], dtype=torch.long)
 
 
 class Encoded(NamedTuple):

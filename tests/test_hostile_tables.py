@@ -14,7 +14,7 @@ from PIL import Image
 
 from fusion_pl.cli import run
 
-LABELS = ["[/b]", r"$\frac{1$", "\N{SNOWMAN}"]
+LABELS = ["[/b]", r"$\frac{1$", "\x1b[2J\N{CJK UNIFIED IDEOGRAPH-732B}"]
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,23 @@ def folder(tmp_path_factory):
 def test_labels_may_look_like_markup(folder):
     (path,) = folder.glob("logs/**/metrics.json")
     assert set(json.loads(path.read_text())["per_class"]) == set(LABELS)
+
+
+def test_nothing_that_a_terminal_would_obey_is_printed(folder, tmp_path, capsys, caplog):
+    """Neither of a label, nor of a file that cannot be read, nor of one that a sentence names."""
+    (folder / "\x1b[2Jbad.png").write_bytes(b"none")
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    rows[0]["image"] = "\x1b[2Jbad.png"
+    table = folder / "bad.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)))
+    given = ["--config", str(folder / "config.yaml"), "--data.manifest", str(table), "--trainer.logger", "false"]
+    assert run("fit", [*given, "--data.on_bad_file", "missing"]) == 0
+    assert run("fit", given) == 2
+    said = capsys.readouterr()
+    assert "\\x1b[2J\N{CJK UNIFIED IDEOGRAPH-732B}" in said.out
+    assert r"\x1b[2Jbad.png" in said.err
+    assert r"\x1b[2Jbad.png" in caplog.text
+    assert "\x1b[2J" not in said.out + said.err + caplog.text
 
 
 def predicted(folder, tmp_path, rows):

@@ -19,6 +19,7 @@ from fusion_pl.data.collate import Collate
 from fusion_pl.data.order import EpochBatches, EpochLoader, EpochSampler, global_seed, made
 from fusion_pl.data.rows import OnBadFile
 from fusion_pl.data.splits import Split
+from fusion_pl.messages import printable
 from fusion_pl.processes import follow_parent
 from fusion_pl.types import Batch, Processor, Sample, UserError
 
@@ -188,7 +189,7 @@ class FusionData(LightningDataModule, ABC):
         if bad:
             first = "\n  ".join(bad[:SHOWN]) + (f"\n  … and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
             files = "1 file" if len(bad) == 1 else f"{len(bad)} files"
-            _log.warning("%s could not be read and counted as missing:\n  %s", files, first)
+            _log.warning("%s could not be read and counted as missing:\n  %s", files, printable(first))
 
 
 def _processes() -> tuple[int, int]:

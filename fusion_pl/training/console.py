@@ -17,6 +17,7 @@ NOISE = (
     ".*not supported by the model summary.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*dirpath has changed.*",
+    ".*missing from font.*",  # of a class name in a picture: it shows a box
     ".*exists and is not empty.*",
     ".*in eval mode at the start of training.*",  # the frozen parts of encoders
     ".*ended before the epoch ended.*",  # the rest of that epoch is drawn anew: some samples come twice, some never

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from fusion_pl.messages import printable
 from fusion_pl.metrics import subsets
 
 MOST_CELLS_LABELLED = 400
@@ -22,8 +23,9 @@ def confusion_picture(confusion: Int[Tensor, "C C"], classes: list[str], title: 
     axes = figure.subplots()
     axes.imshow(counts / counts.sum(axis=1, keepdims=True).clip(min=1), cmap="Blues", vmin=0, vmax=1)
     axes.set(title=title, xlabel="predicted", ylabel="true")
-    axes.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)  # a $ in a name is a $
-    axes.set_yticks(range(len(classes)), classes, parse_math=False)
+    names = [printable(name) for name in classes]
+    axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)  # a $ in a name is a $
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     if counts.size <= MOST_CELLS_LABELLED:
         for row, column in zip(*counts.nonzero(), strict=True):
             dark = counts[row, column] > counts[row].sum() / 2

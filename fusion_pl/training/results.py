@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fusion_pl.files import whole
+from fusion_pl.messages import printable
 from fusion_pl.metrics import per_class
 from fusion_pl.training.pictures import confusion_picture, missing_picture
 
@@ -175,6 +176,8 @@ def _print(result: dict[str, Any], path: Path) -> None:
     if len(result["per_class"]) <= MOST_CLASSES_DRAWN:
         table.add_section()
         for name, row in result["per_class"].items():
-            table.add_row(Text(f"F1 of {name} (n = {row['samples']})"), f"{row['f1']:.4f}")  # a name is no markup
+            table.add_row(
+                Text(printable(f"F1 of {name} (n = {row['samples']})")), f"{row['f1']:.4f}"
+            )  # a name is no markup
     console.print(table)
     console.print(f"Written to {path}" + (f"; checkpoint {result['checkpoint']}" if result["checkpoint"] else ""))
