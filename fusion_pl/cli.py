@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError, Namespace
 from jsonargparse.typing import PositiveInt, restricted_number_type
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.callbacks.throughput_monitor import ThroughputMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -35,11 +36,14 @@ from fusion_pl.messages import printable
 from fusion_pl.module import FusionClassifier
 from fusion_pl.parsing import refuse_repeated
 from fusion_pl.refusals import explain
-from fusion_pl.runs import LOGGER, check_model, find_checkpoint, runs_folder
+from fusion_pl.runs import LOGGER, KeepConfig, check_model, claimed, find_checkpoint, run_of
+from fusion_pl.training.best import BestCheckpoint
+from fusion_pl.training.checkpoints import AtomicCheckpointIO
 from fusion_pl.training.console import ProgressBar, quiet
 from fusion_pl.training.hardware import favoured_precision, favoured_threads, keep_memory
 from fusion_pl.training.interrupt import SaveWhenStopped
 from fusion_pl.training.results import WriteResults
+from fusion_pl.training.resume import CheckResumed
 from fusion_pl.training.splits import WriteSplits
 from fusion_pl.types import Batch, UserError
 
@@ -100,7 +104,7 @@ class FusionCLI(LightningCLI):
                 "early_stopping.check_on_train_epoch_end": False,
             }
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/accuracy",
@@ -134,11 +138,14 @@ class FusionCLI(LightningCLI):
         check_numbers(config)
         check_folders(folders_of(config))
         default = None if self.config.subcommand == "fit" else "best"
-        config.ckpt_path = find_checkpoint(config.ckpt_path or default, config.trainer.logger)
-        run = Path(config.ckpt_path).parent.parent if config.ckpt_path else Path()
         logger = config.trainer.logger
-        if self.config.subcommand == "fit" and isinstance(logger, Namespace) and run.parent == runs_folder(logger):
-            logger.init_args["version"] = run.name  # go on in the same folder, with the same curves
+        folder = config.checkpoint.dirpath
+        if logger is False and folder is None:
+            folder = str(Path(config.trainer.default_root_dir or "", "checkpoints"))
+        config.ckpt_path = find_checkpoint(config.ckpt_path or default, logger, folder)
+        run = run_of(config.ckpt_path, logger)
+        if self.config.subcommand == "fit" and isinstance(logger, Namespace) and run is not None:
+            logger.init_args["version"] = run  # go on in the same folder, with the same curves
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Hand the processors to the data, and choose what the hardware favours where the user chose nothing."""
@@ -155,13 +162,14 @@ class FusionCLI(LightningCLI):
                 self.datamodule.load_state_dict(checkpoint.get(type(self.datamodule).__qualname__) or {})
         self.stopper = SaveWhenStopped()
         given = self._get(self.config_init, "trainer")
-        callbacks = [self.stopper, WriteSplits(), WriteResults(config.as_dict())]
+        callbacks = [self.stopper, CheckResumed(), WriteSplits(), WriteResults(config.as_dict())]
         if given.enable_progress_bar is not False:
             callbacks.append(ProgressBar())
         if given.logger is not False:
             callbacks += [LearningRateMonitor(), ThroughputMonitor(batch_size_fn=_count, window_size=10)]
         if given.precision is None:
             kwargs["precision"] = config.trainer.precision = favoured_precision(self.model, given.accelerator)
+        kwargs["plugins"] = _with_atomic_files(given.plugins)
         own = given.callbacks or []
         kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *callbacks]
         with told_by("trainer", given.as_dict(), TypeError):
@@ -172,6 +180,11 @@ class FusionCLI(LightningCLI):
             if self.config.subcommand == "fit" and config.keep_memory:
                 keep_memory()
         return trainer
+
+    def fit(self, **arguments: Any) -> None:
+        """Train in a folder that no other process trains in."""
+        with claimed(self.trainer):
+            self.trainer.fit(**arguments)
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -185,6 +198,12 @@ class FusionCLI(LightningCLI):
         # Without weights_only a checkpoint could run code while it is loaded.
         kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
         return kwargs if subcommand == "fit" else kwargs | {"verbose": False}  # WriteResults prints the table
+
+
+def _with_atomic_files(plugins: Any) -> list[Any]:
+    """Add our way to write checkpoints to the user's plugins, unless there is one among them."""
+    given = plugins if isinstance(plugins, list) else [plugins] * (plugins is not None)
+    return given if any(isinstance(one, CheckpointIO) for one in given) else [*given, AtomicCheckpointIO()]
 
 
 def _count(batch: Batch) -> int:
@@ -274,6 +293,7 @@ def _cli(kind: type[FusionCLI], callbacks: Sequence[Callback] = ()) -> FusionCLI
         subclass_mode_data=True,
         trainer_defaults={"logger": LOGGER, "max_epochs": 20, "callbacks": list(callbacks)},
         seed_everything_default=0,
+        save_config_callback=KeepConfig,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"prog": "fusion-pl", "exit_on_error": False, "allow_abbrev": False},
         auto_configure_optimizers=False,

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
 
 from fusion_pl.checkpoint import read_checkpoint
 from fusion_pl.module import FusionClassifier
+from fusion_pl.training.best import BestCheckpoint
+from fusion_pl.training.checkpoints import FULL, PARTIAL, SHARDED, NoRoomError, full
 from fusion_pl.types import MissingFileError, UserError
 
 LOGGER: dict[str, Any] = {
@@ -17,36 +27,163 @@ LOGGER: dict[str, Any] = {
 }
 
 
-def find_checkpoint(wanted: str | None, logger: Namespace | bool | None) -> str | None:
+def find_checkpoint(wanted: str | None, logger: Namespace | bool | None, folder: str | None = None) -> str | None:
     """Return the file that ``best``, ``last`` or a path means.
 
     Args:
         wanted: a path, or the name of a file among the newest run's checkpoints without its ending.
         logger: the run's logger configuration, which says where runs are.
+        folder: where all runs of this configuration keep their checkpoints, instead of in a folder of their own.
 
     Raises:
-        MissingFileError: where there is no such file.
+        MissingFileError: where there is no such file, and where the newest run has none yet: an older run's is not
+            taken for it.
+        UserError: for a checkpoint that is a folder.
     """
     if wanted is None:
         return None
     if wanted not in {"best", "last"}:
+        if (Path(wanted) / SHARDED).is_file():
+            raise UserError(
+                f"{wanted} is a folder, a checkpoint in shards, which fit wrote with state_dict_type: sharded; this "
+                "reads whole ones: set trainer.strategy.init_args.state_dict_type to full"
+            )
         if not Path(wanted).is_file():
             raise MissingFileError(f"there is no checkpoint {wanted}: check --ckpt_path, or give best or last")
         return wanted
     runs = runs_folder(logger)
-    found = sorted(runs.glob(f"version_*/checkpoints/{wanted}.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    if folder is not None:
+        folders = [Path(folder)]
+    else:  # by number: times change when files are copied, and clocks go back
+        folders = sorted(runs.glob("version_*/checkpoints"), key=lambda path: _number(path.parent))
+    files = [one / f"{wanted}.ckpt" for one in folders]
+    if files and files[-1].exists():
+        return find_checkpoint(str(files[-1]), logger)
+    older = [file for file in files if file.is_file()]
+    if older:
         raise MissingFileError(
-            f"there is no {wanted}.ckpt below {runs}/version_*/checkpoints: train first with fusion-pl fit, or give "
-            "--ckpt_path a file"
+            f"the newest run, {files[-1].parent.parent}, has no {wanted}.ckpt: it was stopped before it wrote one, or "
+            f"has not come so far; give --ckpt_path {older[-1]} for the run before it, or remove the newest folder"
         )
-    return str(found[-1])
+    where = folder if folder is not None else f"{runs}/version_*/checkpoints"
+    raise MissingFileError(
+        f"there is no {wanted}.ckpt below {where}: train first with fusion-pl fit, or give --ckpt_path a file"
+    )
+
+
+def _number(run: Path) -> int:
+    number = run.name.removeprefix("version_")
+    return int(number) if number.isdecimal() else -1
 
 
 def runs_folder(logger: Namespace | bool | None) -> Path:
     """Return the folder of which every run makes a new ``version_<n>``."""
     args = logger.init_args if isinstance(logger, Namespace) else LOGGER["init_args"]
     return Path(args["save_dir"]) / (args.get("name") or "")
+
+
+def run_of(checkpoint: str | None, logger: Namespace | bool | None) -> str | None:
+    """Return the name of the run that a checkpoint lies in, where it is one of this configuration's runs."""
+    run = Path(checkpoint).resolve().parent.parent if checkpoint else Path()
+    return run.name if checkpoint and run.parent == runs_folder(logger).resolve() else None
+
+
+@contextmanager
+def claimed(trainer: Trainer) -> Iterator[None]:
+    """Have a run's folders for this process alone; a run that fails before its first step leaves none.
+
+    Raises:
+        UserError: where another process trains there.
+    """
+    if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        yield
+        return
+    new = _new_folder(trainer.logger)
+    folder = _checkpoints(trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another process is training in {folder.parent}: wait until it has finished, or leave out --ckpt_path to "
+            "start a new run"
+        ) from None
+    except NotImplementedError:  # a file system that knows no locks
+        pass
+    try:
+        for partial in folder.glob(f"*{PARTIAL}"):  # of a process that was killed while it saved
+            partial.unlink()
+        with _told_of_full_disks(folder):
+            yield
+    except BaseException:
+        if new is not None and trainer.global_step == 0 and not any(folder.glob("*.ckpt")):
+            shutil.rmtree(new, ignore_errors=True)
+            with suppress(OSError):  # not empty: there are other runs
+                new.parent.rmdir()
+        raise
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _told_of_full_disks(folder: Path) -> Iterator[None]:
+    """Say in one place what TensorBoard says in a thread's traceback and in an error without a name."""
+    before = threading.excepthook
+
+    def hook(arguments: Any) -> None:
+        if getattr(arguments.exc_value, "errno", None) not in FULL:
+            before(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise NoRoomError(full(folder.parent, folder)) from error
+    finally:
+        threading.excepthook = before
+
+
+def _new_folder(logger: Any) -> Path | None:
+    """Make the folder of a new run, with the next number where another process has just made it."""
+    if getattr(logger, "_version", "") is not None:  # the user's choice, or a run that goes on
+        return None
+    while True:
+        folder = Path(logger.log_dir)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            logger._version = logger.version + 1
+        except NotADirectoryError as error:
+            raise UserError(f"{folder.parent} is a file, but runs need a folder: choose another save_dir") from error
+        else:
+            return folder
+
+
+def _checkpoints(trainer: Trainer) -> Path:
+    """Return where Lightning will keep the checkpoints of a run."""
+    chosen = next((one.dirpath for one in trainer.checkpoint_callbacks if isinstance(one, BestCheckpoint)), None)
+    return Path(chosen or Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints")
+
+
+class KeepConfig(SaveConfigCallback):
+    """Write ``config.yaml``; that of before a run went on, if it was another one, is kept as ``config-<n>.yaml``."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the configuration."""
+        path = Path(str(trainer.log_dir)) / self.config_filename
+        if self.already_saved or not trainer.is_global_zero or not path.is_file():
+            super().setup(trainer, pl_module, stage)
+            return
+        before = path.read_bytes()
+        number = next(number for number in count(1) if not path.with_name(f"config-{number}.yaml").exists())
+        kept = path.with_name(f"config-{number}.yaml")
+        shutil.copyfile(path, kept)
+        super().setup(trainer, pl_module, stage)
+        if path.read_bytes() == before:
+            kept.unlink()
 
 
 def check_model(model: FusionClassifier, path: str) -> dict[str, Any]:

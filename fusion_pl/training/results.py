@@ -21,7 +21,9 @@ from rich.text import Text
 from fusion_pl.files import whole
 from fusion_pl.messages import printable
 from fusion_pl.metrics import per_class
+from fusion_pl.training.best import BestCheckpoint
 from fusion_pl.training.pictures import confusion_picture, missing_picture
+from fusion_pl.training.states import Unfit, number
 
 PACKAGES = ("fusion-pl", "lightning", "torch", "torchmetrics", "torchvision", "torchaudio", "transformers")
 MOST_CLASSES_DRAWN = 60  # a larger confusion matrix cannot be read as a picture
@@ -39,15 +41,19 @@ class WriteResults(Callback):
     def __init__(self, hyper_parameters: dict[str, Any] | None = None) -> None:
         self.hyper_parameters = hyper_parameters or {}
         self.best: dict[str, Any] = {}
+        self.latest: dict[str, Any] = {}
+        self.step: int | None = None  # of the best, as the best checkpoint counts it
+        self.validated: int | None = None
         self.started = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         """Carry the best validation so far, so that a run that goes on reports the best of all."""
-        return {"best": self.best}
+        return {"best": self.best, "step": self.step, "validated": self.validated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best validation of the run that goes on."""
-        self.best = state_dict["best"]
+        self.best = _sound(state_dict.get("best"))
+        self.step, self.validated = state_dict.get("step"), state_dict.get("validated")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock."""
@@ -77,7 +83,7 @@ class WriteResults(Callback):
         confusion.reset()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the validation of ``fit`` that the best checkpoint is chosen by; report one of ``validate``."""
+        """Remember a validation of ``fit``, and at which step it was; report one of ``validate``."""
         if trainer.sanity_checking:
             return
         result = self._result(trainer, "val/")
@@ -85,10 +91,21 @@ class WriteResults(Callback):
         if trainer.state.fn != "fit":
             self._report(trainer, result)
             return
-        chosen: Any = trainer.checkpoint_callback  # runs after this one, so it has not seen this validation yet
-        score = trainer.callback_metrics.get(getattr(chosen, "monitor", None) or "")
-        if score is None or chosen.check_monitor_top_k(trainer, score):
-            self.best = result | {"epoch": trainer.current_epoch}
+        self.latest = result | {"epoch": trainer.current_epoch}
+        self.validated = trainer.global_step
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember the validation that the best checkpoint is chosen by, in this checkpoint already."""
+        self._follow(trainer)
+        checkpoint["callbacks"][self.state_key] = self.state_dict()
+
+    def _follow(self, trainer: Trainer) -> Any:
+        """Take the latest validation for the best where a new best checkpoint was written since."""
+        chosen = next((one for one in trainer.checkpoint_callbacks if isinstance(one, BestCheckpoint)), None)
+        step = self.validated if chosen is None else chosen.best_step
+        if self.latest and (not self.best or step != self.step):
+            self.best, self.step = self.latest, step
+        return chosen
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report a test."""
@@ -98,9 +115,9 @@ class WriteResults(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the validation that the best checkpoint was chosen by."""
+        chosen = self._follow(trainer)
         if not self.best:
             return
-        chosen: Any = trainer.checkpoint_callback
         monitor, best = getattr(chosen, "monitor", None), self.best
         counts = getattr(trainer.datamodule, "class_counts", None)  # type: ignore[attr-defined]
         train = {"train": sum(counts)} if counts else {}
@@ -148,6 +165,24 @@ def accuracy_by_inputs(metrics: Mapping[str, float], stage: str, names: list[str
     prefix = f"{stage}/accuracy/"
     found = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
     return found | {"+".join(names): metrics[f"{stage}/accuracy"]}
+
+
+def _sound(best: Any) -> dict[str, Any]:
+    """Return the best validation that a checkpoint carries, or none where it is not what ``_result`` makes."""
+    try:
+        return {
+            "metrics": {
+                str(name): float(number(value, name, infinite=True)) for name, value in best["metrics"].items()
+            },
+            "per_class": {
+                str(name): {str(key): number(value, key) for key, value in row.items()}
+                for name, row in best["per_class"].items()
+            },
+            "samples": {str(name): number(count, name) for name, count in best["samples"].items()},
+            "epoch": number(best["epoch"], "epoch"),
+        }
+    except (AttributeError, KeyError, TypeError, Unfit):
+        return {}
 
 
 def _draw_missing(trainer: Trainer, module: LightningModule, stage: str, metrics: dict[str, float]) -> None:

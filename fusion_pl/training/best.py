@@ -1,0 +1,160 @@
+"""Which checkpoints a run keeps: the best, and that of the last epoch."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from fusion_pl.training.checkpoints import NoRoomError, disk_of
+from fusion_pl.training.states import ranked, state_after_a_step
+from fusion_pl.types import UserError
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keep the best checkpoint, of equally good ones that of the lowest ``val/loss``; and the last of every epoch.
+
+    Lightning's own keeps the first of equally good ones, and writes ``last.ckpt`` only in a step in which it wrote a
+    best one too. ``best_step`` is the global step of the best checkpoint.
+
+    Raises:
+        UserError: where several checkpoints would have the same name.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        one_name = self.filename is not None and "{" not in self.filename and not self._enable_version_counter
+        if self.save_top_k not in {0, 1} and one_name:
+            raise UserError(
+                f"checkpoint.save_top_k is {self.save_top_k}, but all of them would be named {self.filename}.ckpt: "
+                "give a checkpoint.filename such as best-{epoch}"
+            )
+        self.losses: dict[str, float] = {}
+        self.best_step: int | None = None
+        self._last_step: int | None = None
+
+    @property
+    def state_key(self) -> str:
+        """The same as that of Lightning's class, so that checkpoints of before are read."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Carry the losses of the best checkpoints, too."""
+        return super().state_dict() | {"losses": self.losses, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state that ``CheckResumed`` found sound."""
+        super().load_state_dict(state_dict)
+        self.losses = state_dict.get("losses", {})
+        self.best_step = state_dict.get("best_step")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ask for the room before training starts.
+
+        Raises:
+            NoRoomError: where the disk cannot hold the run's checkpoints and the one that is being written.
+        """
+        folder = str(self.dirpath)
+        asked = trainer.is_global_zero and not _dry(trainer) and "://" not in folder
+        said = _no_room(self, trainer) if asked else None
+        if said := trainer.strategy.broadcast(said):
+            raise NoRoomError(said)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the best, and the last."""
+        super().on_validation_end(trainer, pl_module)
+        self._write_last(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the last where an epoch ends without a validation."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._write_last(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write the last where the user asks for it; Lightning's own would also replace the best."""
+        if self._should_save_on_exception(trainer):
+            self._write_last(trainer)
+
+    def _write_last(self, trainer: Trainer) -> None:
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not _dry(trainer)
+        if self.save_last is True and fitting:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if self.save_last is True and self._last_step == trainer.global_step:
+            return
+        super()._save_last_checkpoint(trainer, monitor_candidates)
+        self._last_step = trainer.global_step
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Return whether this validation is among the best: by the monitored metric, then by the loss."""
+        if super().check_monitor_top_k(trainer, current):
+            return True
+        if current is None or not self.best_k_models:
+            return False
+        worst = self.kth_best_model_path
+        tied = bool(current == self.best_k_models[worst]) and _loss(trainer) < self.losses.get(worst, math.nan)
+        return trainer.strategy.reduce_boolean_decision(tied)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        if filepath in self.best_k_models:
+            self.losses = {path: self.losses.get(path, math.nan) for path in self.best_k_models}
+            self.losses[filepath] = _loss(trainer)
+            self._rank()
+        if filepath == self.best_model_path:
+            self.best_step = trainer.global_step
+        super()._save_checkpoint(trainer, filepath)
+
+    def _rank(self) -> None:
+        """Let the loss order what Lightning's own leaves in the order of time."""
+        order = ranked(self.best_k_models, self.losses, self.mode)
+        self.best_model_path, self.best_model_score = order[0], self.best_k_models[order[0]]
+        if self.kth_best_model_path:
+            self.kth_best_model_path, self.kth_value = order[-1], self.best_k_models[order[-1]]
+
+
+def _dry(trainer: Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def _loss(trainer: Trainer) -> float:
+    return float(trainer.callback_metrics.get("val/loss", math.nan))
+
+
+def _no_room(keeper: BestCheckpoint, trainer: Trainer) -> str | None:
+    """Return what to say where the disk has no room for a run's checkpoints."""
+    folder = Path(str(keeper.dirpath))
+    names = ["best"] * (keeper.save_top_k != 0) + ["last"] * bool(keeper.save_last)
+    files = [folder / f"{name}.ckpt" for name in names]
+    if not files:
+        return None
+    size = checkpoint_bytes(trainer)
+    count = sum(not file.is_file() for file in files) + 1  # one more is written before it replaces another
+    existing = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
+    free = shutil.disk_usage(existing).free
+    if free >= count * size:
+        return None
+    return (
+        f"the disk {disk_of(existing)}, where {folder} is, has {free / 1e6:.0f} MB free, and this run's checkpoints "
+        f"need about {count * size / 1e6:.0f} MB ({count} of {size / 1e6:.0f} MB, weights and optimizer state, one of "
+        "them while it replaces another): make room there, or choose a folder on another disk with --checkpoint.dirpath"
+    )
+
+
+def checkpoint_bytes(trainer: Trainer) -> int:
+    """Return about how large a checkpoint is: the weights, and what the optimizer will keep for each of them."""
+    module = trainer.lightning_module
+    size: int = sum(tensor.nbytes for tensor in module.state_dict().values())
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            kept = state_after_a_step(optimizer, group, torch.zeros(2, 2, device=group["params"][0].device)).values()
+            copies = sum(isinstance(value, Tensor) and value.numel() == 4 for value in kept)
+            size += copies * sum(parameter.nbytes for parameter in group["params"])
+    return size

@@ -1,0 +1,223 @@
+"""Runs that go on: what last.ckpt and best.ckpt hold, whatever ended the run, and checkpoints that lie."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fusion_pl.cli import run
+
+RUN = Path("lightning_logs/version_0")
+BEST, LAST = RUN / "checkpoints/best.ckpt", RUN / "checkpoints/last.ckpt"
+FROZEN = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.0"]  # no epoch is better than the first
+
+
+class Stop(Callback):
+    """Send a signal to this process after the first batch of an epoch's validation."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == self.epoch and not trainer.sanity_checking and batch_idx == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def _restore_argv(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fusion-pl"])
+
+
+def write_config(folder):
+    """Texts of two classes that share their words, so that accuracies tie."""
+    with (folder / "rows.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", "split"])
+        for row in range(36):
+            words = f"{'good' if row % 2 else 'bad'} thing {row % 5}"
+            writer.writerow([words, ["ham", "spam"][row % 2], "val" if row % 3 == 2 else "train"])
+    content = {
+        "seed_everything": 1,
+        "model": {
+            "encoders": {"text": {"class_path": "fusion_pl.encoders.TinyText", "init_args": {"dim": 16}}},
+            "fusion": {"class_path": "fusion_pl.fusion.Concat", "init_args": {"dim": 16}},
+        },
+        "data": {
+            "class_path": "fusion_pl.data.ManifestData",
+            "init_args": {"manifest": "rows.csv", "batch_size": 5, "num_workers": 0},
+        },
+        "trainer": {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
+        "early_stopping": {"patience": 100},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which two epochs were trained."""
+    folder, before = tmp_path_factory.mktemp("trained"), Path.cwd()
+    write_config(folder)
+    os.chdir(folder)
+    try:
+        assert run("fit", ["--config", "config.yaml"]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def again(trained, tmp_path, monkeypatch):
+    """A copy of that folder, to work in."""
+    shutil.copytree(trained, tmp_path / "again")
+    monkeypatch.chdir(tmp_path / "again")
+    return tmp_path / "again"
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    write_config(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+
+def fit(*arguments):
+    return run("fit", ["--config", "config.yaml", *arguments])
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def values(tag, folder=RUN):
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [event.value for event in events.Scalars(tag)]
+
+
+def results(folder=RUN):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_last_is_the_last_epoch_even_where_none_was_better(fresh):
+    assert fit(*FROZEN, "--trainer.max_epochs", "6") == 0
+    assert load(BEST)["epoch"] == 0
+    assert load(LAST)["epoch"] == 5
+    assert fit(*FROZEN, "--ckpt_path", "last", "--trainer.max_epochs", "8") == 0
+    assert load(LAST)["epoch"] == 7
+    assert results()["epochs"] == 8
+    assert len(values("val/loss")) == 8  # two more, none again
+
+
+def test_last_is_the_last_epoch_after_one_without_a_validation_too(fresh):
+    some = ["--trainer.check_val_every_n_epoch", "2"]
+    assert fit(*some, "--trainer.max_epochs", "3") == 0
+    assert load(LAST)["epoch"] == 2
+    assert fit(*some, "--trainer.max_epochs", "4", "--ckpt_path", "last") == 0
+    assert load(LAST)["global_step"] == 4 * 5
+    assert results()["epochs"] == 4
+    assert len(values("val/loss")) == 2
+
+
+def test_best_is_the_lowest_loss_among_equal_accuracies(fresh):
+    """Compared with a second reading: the curves that TensorBoard shows."""
+    assert fit("--trainer.max_epochs", "8") == 0
+
+    def expected():
+        curves = list(zip(values("val/accuracy"), values("val/loss"), strict=True))
+        return max(range(len(curves)), key=lambda epoch: (curves[epoch][0], -curves[epoch][1])), curves
+
+    epoch, curves = expected()
+    assert epoch > min(range(8), key=lambda one: -curves[one][0])  # else nothing would be tested
+    assert load(BEST)["epoch"] == results()["epoch"] == epoch
+    assert results()["metrics"]["val/loss"] == pytest.approx(curves[epoch][1], rel=1e-5)
+    # A run that goes on still knows the loss of the best.
+    assert fit("--trainer.max_epochs", "10", "--ckpt_path", "last") == 0
+    assert load(BEST)["epoch"] == results()["epoch"] == expected()[0]
+
+
+def test_a_validation_that_was_cut_off_is_repeated(again):
+    stopping = [{"class_path": "tests.test_resume.Stop", "init_args": {"epoch": 1}}]
+    Path("stop.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": stopping}}))
+    whole = results()
+    shutil.rmtree("lightning_logs")
+    with pytest.raises(SystemExit):
+        fit("--config", "stop.yaml")
+    assert len(values("val/loss")) == 1
+    assert fit("--ckpt_path", "last") == 0
+    assert len(values("val/loss")) == 2
+    assert results()["metrics"] == pytest.approx(whole["metrics"])
+
+
+def test_kill_in_the_middle_leaves_the_last_epoch(fresh):
+    many = ["--trainer.max_epochs", "100000", *FROZEN]
+    command = [sys.executable, "-m", "fusion_pl", "fit", "--config", "config.yaml", *many]
+    with open("log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 120
+        while not (LAST.is_file() and load(LAST)["epoch"] >= 2) and time.monotonic() < deadline:
+            assert process.poll() is None, Path("log").read_text()
+            time.sleep(0.05)
+        assert fit("--ckpt_path", "last") == 2  # while the other one trains
+    finally:
+        process.kill()
+        process.wait()
+    before = load(LAST)["epoch"]
+    assert before >= 2
+    assert load(BEST)["epoch"] == 0
+    assert fit(*FROZEN, "--ckpt_path", "last", "--trainer.max_epochs", str(before + 3)) == 0
+    assert results()["epochs"] == before + 3
+    assert not list(RUN.glob("checkpoints/*.partial"))
+
+
+def test_two_runs_never_share_a_folder(again, capsys):
+    from filelock import FileLock
+
+    with FileLock(RUN / "checkpoints/.lock"):
+        config = (RUN / "config.yaml").read_text()
+        assert fit("--ckpt_path", "last", "--trainer.max_epochs", "3") == 2
+        assert "another process is training in lightning_logs/version_0" in capsys.readouterr().err
+        assert (RUN / "config.yaml").read_text() == config
+
+
+def test_the_newest_run_goes_by_number_and_has_to_have_the_checkpoint(again, capsys):
+    assert fit("--trainer.max_epochs", "1") == 0
+    os.utime("lightning_logs/version_1/checkpoints/last.ckpt", (0, 0))  # as after a copy
+    assert fit("--ckpt_path", "last", "--trainer.max_epochs", "2") == 0
+    assert results(Path("lightning_logs/version_1"))["epochs"] == 2
+    Path("lightning_logs/version_2/checkpoints").mkdir(parents=True)  # killed before its first checkpoint
+    config = (RUN / "config.yaml").read_text()
+    for verb in ("fit", "test"):
+        last = ["--ckpt_path", "last"] if verb == "fit" else []
+        assert run(verb, ["--config", "config.yaml", *last]) == 2
+        said = capsys.readouterr().err
+        assert "the newest run, lightning_logs/version_2, has no" in said
+        assert "--ckpt_path lightning_logs/version_1/checkpoints/" in said
+    assert (RUN / "config.yaml").read_text() == config
+
+
+def test_the_configuration_of_before_is_kept(again):
+    first = (RUN / "config.yaml").read_text()
+    assert fit("--ckpt_path", str(LAST.resolve()), "--trainer.max_epochs", "3") == 0  # the same run by another name
+    assert os.listdir("lightning_logs") == ["version_0"]
+    assert yaml.safe_load((RUN / "config.yaml").read_text())["trainer"]["max_epochs"] == 3
+    assert (RUN / "config-1.yaml").read_text() == first
+
+
+def test_a_sharded_checkpoint_is_named(again, capsys):
+    Path("shards").mkdir()
+    Path("shards/meta.pt").touch()
+    assert fit("--ckpt_path", "shards") == 2
+    assert "shards is a folder, a checkpoint in shards" in capsys.readouterr().err

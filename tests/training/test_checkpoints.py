@@ -1,0 +1,251 @@
+"""Checkpoint files under kill -9 and on full disks, and what training takes from hostile ones."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusion_pl.training.checkpoints import AtomicCheckpointIO
+from tests.test_resume import LAST, RUN, _restore_argv, again, fit, fresh, load, results, trained  # noqa: F401
+
+FILES = RUN / "checkpoints"
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Mount a disk of 4 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        pytest.skip(f"cannot mount a small disk: {error}")
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_kill_while_saving_keeps_the_checkpoint_of_before(small, tmp_path, monkeypatch):
+    """The temporary folder is another file system, as /tmp often is."""
+    monkeypatch.setattr(tempfile, "tempdir", str(small))
+    path, rng = tmp_path / "last.ckpt", random.Random(0)
+    found = set()
+    for _ in range(12):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside torch's threads, which do nothing here
+            child = os.fork()
+        if child == 0:
+            for count in range(1000):
+                AtomicCheckpointIO().save_checkpoint({"count": count, "weights": torch.full((600_000,), count)}, path)
+            os._exit(0)
+        while not path.exists():
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.2))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        saved = torch.load(path, weights_only=True)
+        assert saved["weights"].eq(saved["count"]).all()
+        found.add(saved["count"])
+    assert len(found) > 1
+    assert len(list(tmp_path.glob("*.partial"))) <= 1  # the next start removes it
+
+
+def test_a_disk_that_is_too_small_is_named_before_training(fresh, small, capsys):  # noqa: F811
+    (small / "other").write_bytes(bytes(3_000_000))
+    wide = ["--model.encoders.text.init_args.dim", "48", "--model.fusion.dim", "128"]
+    assert fit(*wide, "--checkpoint.dirpath", str(small / "runs")) == 2
+    said = capsys.readouterr().err
+    assert f"the disk {small}, where {small}/runs is, has 1 MB free" in said
+    assert "3 of " in said
+    assert "--checkpoint.dirpath" in said
+    assert not Path("lightning_logs").exists()
+    size = float(said.partition("3 of ")[2].partition(" MB")[0]) * 1e6
+    assert fit(*wide, "--trainer.max_epochs", "1") == 0
+    assert LAST.stat().st_size == pytest.approx(size, rel=0.2, abs=2e5)
+
+
+def test_a_disk_that_fills_up_keeps_the_last_one_and_names_a_way_out(fresh, small, tmp_path, capsys):  # noqa: F811
+    here = ["--trainer.logger.init_args.save_dir", str(small / "runs")]
+    last = small / "runs/version_0/checkpoints/last.ckpt"
+    over = threading.Event()
+
+    def fill():
+        while not last.exists() and not over.wait(0.01):
+            pass
+        with (small / "other").open("wb", buffering=0) as file:
+            try:
+                while not over.is_set():
+                    file.write(bytes(4096))
+            except OSError:
+                pass
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    try:
+        assert fit(*here, "--trainer.max_epochs", "500") == 2
+    finally:
+        over.set()
+        thread.join()
+    said = capsys.readouterr().err
+    assert f"the disk {small} is full" in said
+    assert f"--ckpt_path {last}" in said
+    before = load(last)["epoch"]
+    assert not list(last.parent.glob("*.partial"))
+    out = ["--ckpt_path", str(last), "--trainer.logger.init_args.save_dir", "elsewhere"]
+    assert fit(*out, "--trainer.max_epochs", str(before + 2)) == 0
+    assert load("elsewhere/version_0/checkpoints/last.ckpt")["epoch"] == before + 1
+    (small / "other").unlink()
+    assert fit(*here, "--ckpt_path", "last", "--trainer.max_epochs", str(before + 2)) == 0
+
+
+def test_leftovers_of_a_killed_write_are_removed(again):  # noqa: F811
+    (FILES / "last.ckpt.partial").write_bytes(b"half")
+    assert fit("--ckpt_path", "last", "--trainer.max_epochs", "3") == 0
+    assert sorted(os.listdir(FILES)) == [".lock", "best.ckpt", "last.ckpt"]
+
+
+def lie(change):
+    checkpoint = load(LAST)
+    change(checkpoint)
+    torch.save(checkpoint, LAST)
+
+
+def keeper(checkpoint):
+    return next(state for key, state in checkpoint["callbacks"].items() if key.startswith("ModelCheckpoint"))
+
+
+def test_a_checkpoint_cannot_name_what_is_removed(again):  # noqa: F811
+    """Lightning removes the worst of the best, and takes its path from the checkpoint."""
+    Path("victim").mkdir()
+    Path("victim/thesis.txt").write_text("three years")
+
+    def aim(checkpoint):
+        state = keeper(checkpoint)
+        victim = state["dirpath"] + "/../../../victim"
+        worst = torch.tensor(-1.0)
+        state.update(best_k_models={victim: worst}, kth_best_model_path=victim, kth_value=worst)
+        state.update(best_model_path=victim, best_model_score=worst, last_model_path=victim)
+
+    lie(aim)
+    assert Path(keeper(load(LAST))["kth_best_model_path"]).is_dir()
+    assert fit("--ckpt_path", "last", "--trainer.max_epochs", "4") == 0
+    assert Path("victim/thesis.txt").read_text() == "three years"
+    assert os.path.samefile(results()["checkpoint"], FILES / "best.ckpt")
+
+
+def first_large(checkpoint):
+    states = checkpoint["optimizer_states"][0]["state"]
+    return max(states.values(), key=lambda state: state["exp_avg"].numel())
+
+
+def fused(checkpoint):
+    for group in checkpoint["optimizer_states"][0]["param_groups"]:
+        group["fused"] = True
+
+
+def small_moment(checkpoint):
+    first_large(checkpoint)["exp_avg"] = torch.zeros(1)
+
+
+def small_moment_and_fused(checkpoint):
+    small_moment(checkpoint)
+    fused(checkpoint)
+
+
+def repeated_moment(checkpoint):
+    """One number in memory, which says that it is as large as the weights."""
+    state = first_large(checkpoint)
+    state["exp_avg"] = torch.zeros(1).expand(state["exp_avg"].shape)
+    fused(checkpoint)
+
+
+def loops(checkpoint):
+    return checkpoint["loops"]["fit_loop"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (small_moment, "optimizer's exp_avg has shape (1,), expected"),
+        (small_moment_and_fused, "optimizer's exp_avg has shape (1,), expected"),
+        (lambda c: first_large(c).pop("exp_avg_sq"), "optimizer has kept no exp_avg_sq"),
+        (lambda c: first_large(c)["exp_avg"].fill_(float("nan")), "exp_avg holds numbers that are not finite"),
+        (lambda c: c["optimizer_states"][0]["param_groups"].pop(), "number of groups is 1, expected 2"),
+        (lambda c: c["optimizer_states"][0]["param_groups"][0].update(lr=float("nan")), "lr is nan, expected a number"),
+        (lambda c: c["lr_schedulers"][0].update(base_lrs=[0.1]), "schedule.base_lrs is [0.1], expected 2 values"),
+        (lambda c: c["lr_schedulers"][0].update(last_epoch="x" * 999), "schedule.last_epoch is 'xxx"),
+        (lambda c: loops(c)["epoch_progress"]["current"].update(ready=-1), "ready is -1, expected a count"),
+        (lambda c: loops(c).update(epoch_progress=[]), "epoch_progress is [], expected a table"),
+        (lambda c: c.update(callbacks=[]), "callbacks are no table"),
+        (
+            lambda c: keeper(c)["best_k_models"].update(dict.fromkeys(keeper(c)["best_k_models"], "x")),
+            "is 'x', expected",
+        ),
+        (lambda c: c.pop("optimizer_states"), "weights without the state of training"),
+        (lambda c: c.update({"pytorch-lightning_version": "0.1.2"}), "names '0.1.2' as its version of Lightning"),
+    ],
+)
+def test_a_lie_about_the_state_is_one_sentence(again, change, said, capsys):  # noqa: F811
+    lie(change)
+    assert fit("--ckpt_path", "last", "--trainer.max_epochs", "3") == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_nobody_asked_for_is_not_taken(again):  # noqa: F811
+    """Unknown keys would replace methods and options; memory that is shared would be written to twice."""
+
+    def change(checkpoint):
+        checkpoint["lr_schedulers"][0].update(get_lr="no", step=3)
+        checkpoint["optimizer_states"][0]["param_groups"][0].update(surprise=1)
+        checkpoint["callbacks"]["EarlyStoppingOfSomeoneElse"] = {"patience": 0}
+        next(state for key, state in checkpoint["callbacks"].items() if key.startswith("EarlyStopping{"))[
+            "patience"
+        ] = 0
+        repeated_moment(checkpoint)
+
+    lie(change)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
+        assert fit("--ckpt_path", "last", "--trainer.max_epochs", "4", "--model.optimizer.fused", "false") == 0
+    after = load(LAST)
+    assert after["epoch"] == 3
+    assert not any(group["fused"] for group in after["optimizer_states"][0]["param_groups"])
+    assert first_large(after)["exp_avg"].abs().sum() > 0
+
+
+def test_checkpoints_of_before_go_on(again):  # noqa: F811
+    def change(checkpoint):
+        for key in ("losses", "best_step"):
+            keeper(checkpoint).pop(key)
+        for key in ("step", "validated"):
+            checkpoint["callbacks"]["WriteResults"].pop(key)
+
+    best = keeper(load(LAST))["best_model_score"]
+    lie(change)
+    shutil.copy(LAST, "before.ckpt")
+    assert fit("--ckpt_path", "last", "--trainer.max_epochs", "3") == 0
+    assert keeper(load(LAST))["best_model_score"] >= best
+    assert results()["epochs"] == 3
+
+
+def test_two_processes_write_and_go_on(again):  # noqa: F811
+    command = [sys.executable, "-m", "fusion_pl", "fit", "--config", "config.yaml", "--ckpt_path", "last"]
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.max_epochs", "4"]
+    done = subprocess.run([*command, *ddp], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert load(LAST)["epoch"] == 3
+    assert results()["processes"] == 2
