@@ -68,8 +68,9 @@ def test_labels_may_look_like_markup(folder):
     assert set(json.loads(path.read_text())["per_class"]) == set(LABELS)
 
 
-def test_nothing_that_a_terminal_would_obey_is_printed(folder, tmp_path, capsys, caplog):
+def test_nothing_that_a_terminal_would_obey_is_printed(folder, tmp_path, monkeypatch, capsys, caplog):
     """Neither of a label, nor of a file that cannot be read, nor of one that a sentence names."""
+    monkeypatch.chdir(tmp_path)
     (folder / "\x1b[2Jbad.png").write_bytes(b"none")
     rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     rows[0]["image"] = "\x1b[2Jbad.png"
