@@ -47,7 +47,8 @@ def fit(manifest: str, **settings) -> tuple[FusionClassifier, Trainer, dict[str,
 
 
 def main(manifest: str, path: str) -> None:
-    model, trainer, dimensions = fit(manifest)
+    model, trainer, dimensions = fit(manifest, state_dict_type="sharded")
+    trainer.save_checkpoint(Path(path).with_name("sharded.ckpt"))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = trainer.optimizers[0].param_groups
     found = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -123,15 +124,36 @@ def test_what_early_stopping_reads_is_exact(folder, fitted):
     assert {name: fitted["metrics"][name] for name in plain} == pytest.approx(plain, rel=0.02)
 
 
-def test_weights_decay_and_norms_do_not_where_parameters_are_in_pieces(manifest, tmp_path):
-    call = [sys.executable, "-m", "tests.sharded", str(manifest), str(tmp_path / "found.json")]
+@pytest.fixture(scope="module")
+def sharded(manifest, tmp_path_factory):
+    """What FSDP gave the optimizer, and the folder of the checkpoint that it wrote."""
+    folder = tmp_path_factory.mktemp("sharded")
+    call = [sys.executable, "-m", "tests.sharded", str(manifest), str(folder / "found.json")]
     done = subprocess.run(call, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "found.json").read_text())
+    return json.loads((folder / "found.json").read_text()), folder / "sharded.ckpt"
+
+
+def test_weights_decay_and_norms_do_not_where_parameters_are_in_pieces(sharded):
+    found, _ = sharded
     assert found["pieces"] == found["parameters"]  # all of them are flat, as the optimizer sees them
     assert found["decay"] == {"new": 0.01, "new_no_decay": 0.0}
-    assert found["new"]
     assert not [name for name in found["new"] if found["dimensions"][name] <= 1]
     assert not [name for name in found["new_no_decay"] if found["dimensions"][name] > 1]
     assert len(found["new"] + found["new_no_decay"]) == found["parameters"]
     assert found["joined"].startswith("the strategy joins parameters that decay with ones that do not")
+
+
+def test_a_checkpoint_in_parts_says_how_it_becomes_one(sharded, manifest, monkeypatch, capsys):
+    _, path = sharded
+    monkeypatch.chdir(path.parent)
+    predict = ["--data.manifest", str(manifest), "--data.num_workers", "0", "--output", "p.csv", "--ckpt_path"]
+    assert run("predict", [*predict, str(path)]) == 2
+    said = capsys.readouterr().err
+    module = "lightning.pytorch.utilities.consolidate_checkpoint"
+    assert f"{path} is a folder" in said
+    assert f"join them with python -m {module} {path}, and give {path}.consolidated" in said
+    monkeypatch.setattr(sys, "argv", ["consolidate", str(path)])
+    runpy.run_module(module, run_name="__main__")
+    assert run("predict", [*predict, f"{path}.consolidated"]) == 0
+    assert len((path.parent / "p.csv").read_text().splitlines()) == 49

@@ -39,6 +39,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         MissingFileError: where there is no such file.
         UserError: where it is damaged, holds code or numbers that are not finite, or was not written by fusion-pl.
     """
+    refuse_shards(path)
     if not Path(path).is_file():  # a pipe or a device would make us wait
         raise MissingFileError(f"there is no checkpoint {path}" + (": it is no file" if Path(path).exists() else ""))
     try:
@@ -55,6 +56,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint that can be read safely: {_unsafe(error)}") from error
     check_contents(checkpoint, path)
     return dict(checkpoint)
+
+
+def refuse_shards(path: str | Path) -> None:
+    """Refuse a checkpoint that is a folder, as FSDP writes it with ``state_dict_type: sharded``.
+
+    Raises:
+        UserError: that says how it becomes a file.
+    """
+    if (Path(path) / "meta.pt").is_file():
+        raise UserError(
+            f"{path} is a folder, the parts of a checkpoint that FSDP wrote: join them with python -m "
+            f"lightning.pytorch.utilities.consolidate_checkpoint {path}, and give {str(path).rstrip('/')}.consolidated"
+        )
 
 
 def _unsafe(error: Exception) -> str:
