@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, Namespace
-from jsonargparse.typing import PositiveInt, restricted_number_type
+from jsonargparse.typing import PositiveFloat, PositiveInt, restricted_number_type
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
@@ -94,6 +94,12 @@ class FusionCLI(LightningCLI):
             "runs. Inputs that training augments are kept in validation and test only; long clips are cut to their "
             "middle.",
         )
+        parser.add_argument(
+            "--cache_limit",
+            type=PositiveFloat | None,
+            default=None,
+            help="GiB that the folder of --cache may hold; null: as much as leaves 1 GiB of the disk free.",
+        )
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults(
             {
@@ -155,7 +161,8 @@ class FusionCLI(LightningCLI):
         for name in ("early_stopping", "checkpoint"):
             check_monitor(f"--{name}.monitor", config[name].monitor, self.model)
         if config.cache:
-            self.model.keep_encoded(Path(config.cache), self.datamodule.augment)
+            limit = int(config.cache_limit * 2**30) if config.cache_limit is not None else None
+            self.model.keep_encoded(Path(config.cache), self.datamodule.augment, limit)
         if config.ckpt_path:
             checkpoint = check_model(self.model, config.ckpt_path)
             if isinstance(self.datamodule, ManifestData):  # now, not after it was set up, as the Trainer would

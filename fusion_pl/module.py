@@ -94,14 +94,15 @@ class FusionClassifier(LightningModule):
         self.cache: Caches | None = None
         self.recipe()  # what a checkpoint could not carry is refused now, not after an hour of training
 
-    def keep_encoded(self, folder: Path, augmented: Collection[str]) -> None:
+    def keep_encoded(self, folder: Path, augmented: Collection[str], limit: int | None = None) -> None:
         """Keep on disk what frozen encoders return, and cut their long clips where validation does.
 
         Args:
             folder: of all caches.
             augmented: inputs that training changes each time: theirs are kept in validation and test only.
+            limit: bytes that the folder may hold; None: as much as the disk has room for.
         """
-        self.cache = Caches(folder, augmented)
+        self.cache = Caches(folder, augmented, limit)
         self.cache.cut_alike(self._encoders())
 
     @property

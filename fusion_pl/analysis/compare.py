@@ -18,16 +18,28 @@ from fusion_pl.analysis.folder import kept, result_of
 from fusion_pl.analysis.plan import BASELINE, Trial, plan, read_base, trial_of
 from fusion_pl.analysis.report import write
 from fusion_pl.analysis.result import Result
-from fusion_pl.analysis.trial import outline, run_trial
+from fusion_pl.analysis.trial import CACHE, CACHE_LIMIT, outline, run_trial
 from fusion_pl.analysis.workers import Died, Workers
 from fusion_pl.cli import parser_of
 from fusion_pl.parsing import parse, refuse_repeated
 from fusion_pl.refusals import guess
+from fusion_pl.training.cache import held
 from fusion_pl.types import UserError
 
 ABOUT = """Train heads and single inputs with the same configuration over several seeds, and report which is best.
 Options of fusion-pl fit (--trainer.max_epochs 5) go to every run. Repeat the command to go on where it stopped."""
-PASSED = ("model", "data", "trainer", "early_stopping", "checkpoint", "optimizer", "threads", "keep_memory", "cache")
+PASSED = (
+    "model",
+    "data",
+    "trainer",
+    "early_stopping",
+    "checkpoint",
+    "optimizer",
+    "threads",
+    "keep_memory",
+    "cache",
+    "cache_limit",
+)
 
 
 def compare_command(arguments: list[str]) -> None:
@@ -65,6 +77,12 @@ def compare_command(arguments: list[str]) -> None:
     console = Console()
     if found.others:
         console.print(str(found), highlight=False, markup=False)
+    if size := held(output / CACHE):
+        console.print(
+            f"Cache: {output / CACHE} holds {size / 2**30:.2f} GiB of frozen encoders' outputs (at most "
+            f"{CACHE_LIMIT:g} GiB, unless --cache_limit says another number); delete it when no more heads are to come",
+            highlight=False,
+        )
     console.print(f"Report: {output}/report.html, {output}/report.md, {output}/results.csv", highlight=False)
 
 

@@ -8,7 +8,7 @@ import math
 import os
 import shlex
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from fusion_pl.training.measures import fewer
 from fusion_pl.training.results import WriteResults, accuracy_by_inputs
 
 LOG = "log.txt"
+CACHE = "cache"  # folder of what frozen encoders return
+CACHE_LIMIT = 20.0  # GiB; --cache_limit of the user counts more
 
 
 def run_trial(trial: Trial, output: Path, extra: Sequence[str]) -> Result:
@@ -43,8 +45,7 @@ def run_trial(trial: Trial, output: Path, extra: Sequence[str]) -> Result:
     folder = folder_of(output, trial)
     folder.mkdir(parents=True, exist_ok=True)
     logger = LOGGER | {"init_args": LOGGER["init_args"] | {"save_dir": str(folder)}}
-    # What frozen encoders return for one head all others read, unless the user keeps it elsewhere, or not at all.
-    config = {"cache": str(output / "cache")} | trial.config
+    config = _cache(output, trial.config, extra) | trial.config
     config["trainer"] = (trial.config.get("trainer") or {}) | {"logger": logger}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     arguments = ["--config", str(folder / "config.yaml"), *extra]
@@ -61,6 +62,13 @@ def run_trial(trial: Trial, output: Path, extra: Sequence[str]) -> Result:
                 traceback.print_exc()
     result.write(folder / RESULT)
     return result
+
+
+def _cache(output: Path, config: Mapping[str, Any], extra: Sequence[str]) -> dict[str, Any]:
+    """Keep what frozen encoders return, for all heads, unless the user keeps it elsewhere, or not at all."""
+    if "cache" in config or any(word.partition("=")[0] == "--cache" for word in extra):
+        return {}
+    return {"cache": str(output / CACHE), "cache_limit": CACHE_LIMIT}
 
 
 def outline(trial: Trial) -> dict[str, Any]:

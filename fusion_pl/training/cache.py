@@ -24,6 +24,7 @@ from fusion_pl.types import Encoded
 
 Row = dict[str, Tensor]
 CHECKSUM = 4  # bytes of it at the end of a row's file
+COUNTINGS = 16  # of a folder until it is full: it may have a hundred thousand files
 RESERVE = 2**30  # bytes that are left free on the disk: the run's checkpoints need room too
 logger = logging.getLogger(__name__)
 
@@ -40,10 +41,12 @@ class Caches:
     Args:
         folder: of all caches.
         augmented: inputs that training changes each time: theirs are kept in validation and test only.
+        limit: bytes that the folder may hold; None: as much as the disk has room for.
     """
 
-    def __init__(self, folder: Path, augmented: Collection[str]) -> None:
+    def __init__(self, folder: Path, augmented: Collection[str], limit: int | None = None) -> None:
         self.folder, self.augmented = folder, set(augmented)
+        self.room = Room(folder, limit)
         self.kept: dict[str, EncodedCache] = {}
 
     def cut_alike(self, encoders: Sequence[tuple[str, Encoder]]) -> None:
@@ -79,8 +82,50 @@ class Caches:
             encoded: Encoded = encoder(**inputs)
             return encoded
         if name not in self.kept:
-            self.kept[name] = EncodedCache(encoder, self.folder)
+            self.kept[name] = EncodedCache(encoder, self.folder, self.room)
         return self.kept[name](inputs)
+
+
+class Room:
+    """How much a folder may still take, counting what other processes write into it.
+
+    What is there stays, and what is new is not kept: every epoch reads all rows in turn, so that to drop the oldest
+    ones would drop each row just before it is read again.
+
+    Args:
+        folder: of all caches.
+        limit: bytes that it may hold, exceeded at most by what other processes write between two countings; None: any.
+    """
+
+    def __init__(self, folder: str | Path, limit: int | None = None) -> None:
+        self.folder, self.limit = Path(folder), limit
+        self.left = 0  # bytes until the folder is counted again
+
+    def take(self, size: int) -> None:
+        """Take room for some bytes.
+
+        Raises:
+            OSError: where there is none.
+        """
+        if shutil.disk_usage(self.folder).free < RESERVE:
+            raise OSError(errno.ENOSPC, "less than 1 GiB is left on the disk")
+        if self.limit is None:
+            return
+        if size > self.left:
+            free = self.limit - held(self.folder)
+            if size > free:
+                raise OSError(errno.ENOSPC, f"it may hold {self.limit / 2**30:g} GiB, see --cache_limit")
+            self.left = max(size, min(free, self.limit // COUNTINGS))
+        self.left -= size
+
+
+def held(folder: Path) -> int:
+    """Return how many bytes the files below a folder have."""
+    sizes = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # renamed or deleted since
+            sizes += path.stat().st_size if path.is_file() else 0
+    return sizes
 
 
 class EncodedCache:
@@ -95,9 +140,11 @@ class EncodedCache:
     Args:
         encoder: a frozen one, with the weights that it will keep.
         folder: of all caches.
+        room: what it may still take; by default as much as the disk has room for.
     """
 
-    def __init__(self, encoder: Encoder, folder: str | Path) -> None:
+    def __init__(self, encoder: Encoder, folder: str | Path, room: Room | None = None) -> None:
+        self.room = room or Room(folder)
         self.encoder = encoder.eval()  # in training mode it may differ from call to call
         self.folder = Path(folder) / encoder_key(encoder)
         self.full = False
@@ -125,9 +172,8 @@ class EncodedCache:
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if shutil.disk_usage(path.parent).free < RESERVE:
-                raise OSError(errno.ENOSPC, "less than 1 GiB is left on the disk")
             content = save(row)
+            self.room.take(len(content) + CHECKSUM)
             partial.write_bytes(content + _checksum(path, content))
             partial.replace(path)
         except OSError as error:

@@ -159,6 +159,8 @@ def test_compares_goes_on_and_reports(compare, tmp_path):
     assert hits == pytest.approx(found["test"]["test/accuracy"])  # counted here, and by torchmetrics
     assert found["subsets"]["text+image"] == pytest.approx(hits)
     assert found["flops"] > 0
+    config = yaml.safe_load(finished.with_name("config.yaml").read_text())
+    assert (config["cache"], config["cache_limit"]) == ("out/cache", 20)  # what compare keeps by itself has a bound
     before = finished.stat().st_mtime_ns
     runs = tmp_path / "out/runs"
     add(runs / "Mean-text+image-9", found | {"seed": 9, "config": other_part(found["config"], 0)})

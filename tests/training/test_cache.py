@@ -18,7 +18,7 @@ from fusion_pl.fusion import Concat
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training import cache as module
 from fusion_pl.training import cache_keys
-from fusion_pl.training.cache import EncodedCache, can_be_kept
+from fusion_pl.training.cache import EncodedCache, Room, can_be_kept, held
 from fusion_pl.types import Encoded, Waveform
 
 from ..conftest import CLASSES
@@ -289,3 +289,23 @@ def test_only_what_never_learns_is_kept(tmp_path, manifest):
     batch.inputs["image"]["pixel_values"] //= 2
     model(batch)
     assert len(list((tmp_path / "cache").rglob("*.row"))) == kept
+
+
+def test_a_folder_holds_no_more_than_its_limit(tmp_path, caplog, calls):
+    """Two processes share it; what does not fit is computed each time, and read rows stay the same."""
+    encoder, folder = frozen("bert", tmp_path / "model"), tmp_path / "cache"
+    inputs = encoder.processor([f"the {word} sat" for word in ("cat", "dog", "mat", "old", "ran", "fast")])
+    EncodedCache(encoder, tmp_path / "unlimited")(inputs)
+    one = held(tmp_path / "unlimited") // 6
+    limit = 4 * one + one // 2
+    counted = calls(encoder)
+    ours, theirs = (EncodedCache(encoder, folder, Room(folder, limit)) for _ in range(2))
+    ours({name: value[:2] for name, value in inputs.items()})
+    found = theirs(inputs)
+    assert held(folder) == 4 * one
+    assert "takes no more" in caplog.text
+    assert "--cache_limit" in caplog.text
+    assert sum(counted) == 2 + 4
+    again = EncodedCache(encoder, folder, Room(folder, limit))(inputs)
+    assert sum(counted) == 2 + 4 + 2  # those that are there are read
+    assert torch.equal(found.tokens, again.tokens)
