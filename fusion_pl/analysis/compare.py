@@ -194,7 +194,8 @@ class Comparison:
         for (fusion, inputs), trials in rows.items():
             results = [self.results[trial] for trial in trials if trial in self.results]
             found = [result.validation for result in results if result.validation is not None]
-            mean = f"{100 * sum(found) / len(found):.1f} %" if found else ""
+            counts = sorted({result.validation_samples or 0 for result in results if result.status == "done"})
+            mean = f"{100 * sum(found) / len(found):.1f} % of {' to '.join(map(str, counts))}" if found else ""
             wrong = next((result.reason for result in results if result.status == "failed"), "")
             state = wrong or ("done" if len(results) == len(trials) else "")
             table.add_row(
@@ -204,7 +205,11 @@ class Comparison:
 
 
 def _said(result: Result) -> str:
-    return result.reason if result.validation is None else f"{100 * result.validation:.1f} % on validation"
+    return (
+        result.reason
+        if result.validation is None
+        else f"{100 * result.validation:.1f} % of {result.validation_samples} validation samples"
+    )
 
 
 def _died(trial: Trial, how: Died) -> Result:

@@ -11,13 +11,14 @@ from html import escape
 PICTURES = "pictures"  # folder beside the Markdown
 STYLE = """
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 85rem; margin: 2rem auto; padding: 0 1rem; }
 p, figcaption { max-width: 50rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
 th, td { padding: 0.3rem 0.7rem; text-align: right; border-bottom: 1px solid #8885; }
 td { white-space: nowrap; }
-th:first-child, td:first-child, .text td { text-align: left; white-space: normal; }
+th:first-child, td:first-child, .text th, .text td { text-align: left; }
+.text td { white-space: normal; }
 .best { font-weight: bold; background: #4a90d922; }
 figure { margin: 1.5rem 0; }
 img { max-width: 100%; background: white; }
