@@ -17,11 +17,11 @@ from fusion_pl.data.base import FusionData
 from fusion_pl.errors import sentence
 from fusion_pl.training.results import PACKAGES
 
-PARTS = ("configuration", "table", "library versions")  # of a key, in their order
+PARTS = ("another configuration", "another table", "other library versions")  # what differs, by the part of a key
 
 
 def key_of(config: Mapping[str, Any], extra: Sequence[str], table: str) -> str:
-    """Hash everything that decides the outcome of a run, each of ``PARTS`` by itself: ``1f0c…-77aa…-9e21…``.
+    """Hash everything that decides the outcome of a run, configuration, table and versions each by themselves.
 
     Args:
         config: what ``fusion-pl fit --config`` gets.
@@ -39,7 +39,7 @@ def difference(key: str, other: str) -> str | None:
     ours, theirs = key.split("-"), other.split("-")
     if len(ours) != len(PARTS) or len(theirs) != len(PARTS):
         return None
-    return " and ".join(f"another {part}" for part, one, two in zip(PARTS, ours, theirs, strict=True) if one != two)
+    return " and ".join(part for part, one, two in zip(PARTS, ours, theirs, strict=True) if one != two)
 
 
 def table_of(data: Mapping[str, Any], extra: Sequence[str]) -> str:
@@ -56,8 +56,8 @@ def table_of(data: Mapping[str, Any], extra: Sequence[str]) -> str:
     """
     parser = ArgumentParser(exit_on_error=False, prog="fusion-pl")
     parser.add_subclass_arguments(FusionData, "data", required=True)
-    parser.set_defaults({"data": dict(data)})
     try:
+        parser.set_defaults({"data": dict(data)})
         built: Any = parser.instantiate(parser.parse_args(list(_about_data(extra)))).data
     except Exception as error:
         if sentence(error):
