@@ -57,8 +57,8 @@ def compare_command(arguments: list[str]) -> None:
     output = Path(given.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output: {output} is a file, expected a folder")
-    table = table_of(base["data"], extra)
     parse(parser_of("fit"), ["--model.fusion", BASELINE, "--config", given.config, *extra])  # what no run takes, once
+    table = table_of(base["data"], extra)
     trials = plan(base, given.fusions, given.inputs, given.seeds, extra, table)
     output.mkdir(parents=True, exist_ok=True)
     results = Comparison(trials, output, extra, given.jobs).run()
