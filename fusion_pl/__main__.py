@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from fusion_pl import __version__
 
@@ -51,14 +58,41 @@ def main() -> int:
         hint = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(VERBS)}"
         print(f"fusion-pl: error: there is no verb {verb!r}; {hint} (fusion-pl --help)", file=sys.stderr)
         return 2
+    atexit.register(_leave)
+    with _stopped_at_once():  # libraries that are interrupted while they load say all kinds of things
+        from fusion_pl.cli import guarded, run
+
+        if verb == "compare":
+            from fusion_pl.analysis.compare import compare_command
     if verb == "compare":
-        from fusion_pl.analysis.compare import compare_command
-        from fusion_pl.cli import guarded
-
         return guarded(lambda: compare_command(arguments[1:]))
-    from fusion_pl.cli import run
-
     return run(verb, arguments[1:])
+
+
+def _leave() -> None:
+    """End at once: to look for garbage among all that was imported takes a second, in which Ctrl-C may still come."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()
+
+
+@contextmanager
+def _stopped_at_once() -> Iterator[None]:
+    """End without a word of Python's at Ctrl-C; nothing is open yet."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        del frame
+        os.write(2, b"\nStopped; nothing was saved.\n")
+        os._exit(128 + signum)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # a command in the background, or a caller that has its own way
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":

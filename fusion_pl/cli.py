@@ -41,7 +41,7 @@ from fusion_pl.training.best import BestCheckpoint
 from fusion_pl.training.checkpoints import AtomicCheckpointIO
 from fusion_pl.training.console import ProgressBar, quiet
 from fusion_pl.training.hardware import favoured_precision, favoured_threads, keep_memory
-from fusion_pl.training.interrupt import SaveWhenStopped
+from fusion_pl.training.interrupt import SaveWhenStopped, Stopped, StopSignals, exit_code, first_process
 from fusion_pl.training.results import WriteResults
 from fusion_pl.training.resume import CheckResumed
 from fusion_pl.training.splits import WriteSplits
@@ -194,12 +194,15 @@ class FusionCLI(LightningCLI):
             self.trainer.fit(**arguments)
 
     def _run_subcommand(self, subcommand: str) -> None:
+        signals, stopper = self.stopper.signals, self.stopper
         try:
-            super()._run_subcommand(subcommand)
-        except SIGTERMException as stop:
-            if self.stopper.saved and self.trainer.is_global_zero:
-                print(f"Stopped; saved {self.stopper.saved}. To go on, repeat the command with --ckpt_path last")
-            raise SystemExit(128 + (self.stopper.signal or signal.SIGTERM)) from stop
+            with signals.listening():
+                super()._run_subcommand(subcommand)
+        except SIGTERMException:
+            said = f"Stopped; saved {stopper.saved}. To go on, repeat the command with --ckpt_path last"
+            raise Stopped(signals.received or signal.SIGTERM, *([said] if stopper.saved else [])) from None
+        if signals.received is not None:
+            raise Stopped(signals.received, "Stopped after the last step.")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # Without weights_only a checkpoint could run code while it is loaded.
@@ -227,16 +230,17 @@ def run(verb: str, arguments: list[str]) -> int:
     Returns:
         See ``guarded``.
     """
+    stoppable = StopSignals().listening()
     if verb == "predict":
         from fusion_pl.predict_files import predict_command
 
-        return guarded(lambda: predict_command(arguments))
+        return guarded(stoppable(lambda: predict_command(arguments)))
 
     def command() -> None:
         refuse_repeated(arguments)
         train(verb, arguments)
 
-    return guarded(command)
+    return guarded(stoppable(command))
 
 
 def guarded(command: Callable[[], object]) -> int:
@@ -249,6 +253,10 @@ def guarded(command: Callable[[], object]) -> int:
         command()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except Stopped as stop:
+        if first_process():
+            print(stop, file=sys.stderr)
+        return exit_code(stop.signum)
     except Exception as error:
         said = sentence(error)
         if said is None:
