@@ -201,6 +201,11 @@ class FusionCLI(LightningCLI):
         except SIGTERMException:
             said = f"Stopped; saved {stopper.saved}. To go on, repeat the command with --ckpt_path last"
             raise Stopped(signals.received or signal.SIGTERM, *([said] if stopper.saved else [])) from None
+        except RuntimeError as error:
+            lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+            if signals.received is None or not lost:
+                raise
+            raise Stopped(signals.received, "Stopped at once, without saving.") from None  # the others did
         if signals.received is not None:
             raise Stopped(signals.received, "Stopped after the last step.")
 

@@ -17,6 +17,11 @@ FUSION_PL = [sys.executable, "-m", "fusion_pl"]
 CTRL_C = b"\x03"
 
 
+def _of_terminal(slave):
+    os.login_tty(slave)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests themselves run in the background
+
+
 class Terminal:
     """A command that runs in a terminal of its own.
 
@@ -30,7 +35,7 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         self.raw = b""
         environment = os.environ | {"TERM": "xterm-256color", "COLORTERM": ""}
-        self.process = subprocess.Popen(command, preexec_fn=lambda: os.login_tty(slave), env=environment, **options)
+        self.process = subprocess.Popen(command, preexec_fn=lambda: _of_terminal(slave), env=environment, **options)
         os.close(slave)
 
     def __enter__(self):
@@ -64,7 +69,7 @@ class Terminal:
             self.raw += new
         return True
 
-    def until(self, done, seconds=60):
+    def until(self, done, seconds=120):
         """Read until ``done()``."""
         deadline = time.monotonic() + seconds
         while not done():

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-FUSION_PL = [sys.executable, "-m", "fusion_pl"]
+from tests.terminal import CTRL_C, FUSION_PL, Terminal
+
 LAST = Path("lightning_logs/version_0/checkpoints/last.ckpt")
 ENDLESS = ["--trainer.max_epochs", "100000", "--early_stopping.patience", "100000"]
 
@@ -57,3 +58,44 @@ def test_workers_end_with_a_killed_run(fit):
             process.communicate(timeout=20)  # the output ends when nobody holds it any more
         finally:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_ctrl_c_in_a_terminal_saves(fit):
+    """The terminal sends it to the loader's workers too."""
+    with Terminal([*fit, *ENDLESS]) as terminal:
+        terminal.until(lambda: "Epoch 1" in terminal.text)
+        terminal.press(CTRL_C)
+        assert terminal.ended() == 130, terminal.text
+    assert "Traceback" not in terminal.text
+    assert "Stopped; saved lightning_logs/version_0/checkpoints/last.ckpt" in terminal.text
+    assert torch.load(LAST, weights_only=True)["global_step"] > 0
+    assert "weights_only" not in terminal.text
+
+
+def test_ctrl_c_with_two_processes_saves(fit):
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "5"]  # of 12 in validation
+    with Terminal([*fit, *ENDLESS, *ddp]) as terminal:
+        terminal.until(lambda: "Epoch 1" in terminal.text)
+        terminal.press(CTRL_C)
+        assert terminal.ended() == 130, terminal.text
+    assert "Traceback" not in terminal.text
+    assert terminal.text.count("Stopped; saved") == 1
+    assert torch.load(LAST, weights_only=True)["global_step"] > 0
+
+
+@pytest.mark.parametrize("delay", [0.3, 1.0])
+def test_ctrl_c_while_libraries_load(fit, delay):
+    with Terminal(fit) as terminal:
+        terminal.read(delay)
+        terminal.press(CTRL_C)
+        assert terminal.ended() == 130
+    assert terminal.text.split("\n")[1:] == ["Stopped; nothing was saved.", ""]  # after what the terminal echoes
+
+
+def test_ctrl_c_before_training(fit):
+    with Terminal(fit) as terminal:
+        terminal.until(lambda: "Sanity" in terminal.text)
+        terminal.press(CTRL_C)
+        assert terminal.ended() == 130, terminal.text
+    assert "Traceback" not in terminal.text
+    assert "Stopped; nothing was saved." in terminal.text
