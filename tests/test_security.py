@@ -275,7 +275,7 @@ def replacing(content, times):
 
 
 def template(content):
-    content["post_processor"]["special_tokens"]["[CLS]"].update(ids=[0] * 10**5, tokens=["[CLS]"] * 10**5)
+    content["post_processor"]["special_tokens"]["[CLS]"].update(ids=[0] * 10**4, tokens=["[CLS]"] * 10**4)
 
 
 CHARSMAP = base64.b64encode(struct.pack("<I", 2**32 - 4) + b"\0" * 4).decode()

@@ -20,7 +20,7 @@ NAMES = re.compile(
 # Names of code, of other repositories and of attention kernels from the hub. None changes what the files describe.
 IGNORED = {"auto_map", "custom_pipelines", "_name_or_path", "name_or_path", "_commit_hash", "chat_template"}
 IGNORED |= {"attn_implementation", "_attn_implementation", "experts_implementation", "kernel_config"}
-BYTES, DEPTH, ITEMS = 2**26, 100, 100_000  # of a file; of nested JSON; of a configuration
+BYTES, DEPTH, ITEMS = 2**26, 100, 500_000  # of a file; of nested JSON; of a configuration
 LARGEST = 2**24  # of a configuration's numbers
 UNBOUNDED = {"rope_theta", "theta", "max_length", "model_max_length"}  # size nothing that is built
 GROWTH = 64  # factor by which a normalizer may lengthen a text: three replacements of one character by two make 8

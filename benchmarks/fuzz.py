@@ -1,0 +1,285 @@
+"""Damage checkpoints, media and tables from a seed, open each, and count what happens.
+
+    python -m benchmarks.fuzz --cases 100000 --seed 0 --minutes 60
+
+Each case is a function of seed and number alone. The worker has limited memory and a limited time per case; where it
+ends or hangs, that is counted and it is replaced. What must never happen (FAULTS) is listed, and the file is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import io
+import json
+import math
+import multiprocessing
+import os
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from PIL import Image
+
+from fusion_pl.data import ManifestData
+from fusion_pl.data.media import as_value
+from fusion_pl.encoders import TextEncoder, TinyText
+from fusion_pl.fusion import Mean
+from fusion_pl.messages import printable
+from fusion_pl.module import FusionClassifier
+from fusion_pl.predict import Predictor
+from fusion_pl.types import UserError
+from tests.encoders.models import save_text
+
+SECONDS, BYTES = 30.0, 2**30  # per case; of address space, besides the libraries
+FAULTS = ("traceback", "not one sentence", "out of memory", "crash", "hang", "different numbers")
+PICTURES, SOUNDS = ("png", "jpg", "gif", "webp", "tiff"), ("wav", "flac", "mp3", "ogg")
+ODD: list[Any] = [
+    None, True, -1, 0, 1, 3, 2**31, 10**6, 10**9, 10**18, 1e308, math.nan, "", "a" * 1000, "..", "\0", "\x1b[2J", [],
+    {}, [[]], b"", "fusion_pl.fusion.Mean", "os.system", [1] * 100, {"a": {}}, 0.5, "\ud800",
+]  # fmt: skip
+
+
+def write_originals(folder: Path) -> None:
+    """Write one whole file of each kind."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 255, (16, 24, 3), dtype=np.uint8)
+    tone = (np.sin(np.arange(4000) / 5) / 2).astype(np.float32)
+    for suffix in PICTURES:
+        Image.fromarray(pixels).save(folder / f"picture.{suffix}")
+    for suffix in SOUNDS:
+        soundfile.write(folder / f"sound.{suffix}", tone, 8000)
+    rows = [{"id": f"r{n}", "text": f"word {n}", "label": "ab"[n % 2], "split": "train"} for n in range(20)]
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    (folder / "table.csv").write_text("\n".join(lines) + "\n")
+    (folder / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    torch.manual_seed(0)
+    _save(TinyText(dim=8), folder / "small.ckpt")
+    save_text("bert", folder / "bert")
+    _save(TextEncoder(str(folder / "bert"), max_tokens=16), folder / "bert.ckpt")
+
+
+def _save(encoder: Any, path: Path) -> None:
+    from lightning.pytorch import Trainer
+
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False)
+    trainer.strategy.connect(FusionClassifier({"text": encoder}, lambda d, c: Mean(d, c, dim=8), ["a", "b"]))
+    trainer.save_checkpoint(path)
+
+
+def damage(content: bytes, rng: random.Random) -> bytes:
+    """Flip, overwrite, cut, insert, repeat or move bytes, once or a few times."""
+    data = bytearray(content)
+    for _ in range(rng.choice([1, 1, 1, 2, 8])):
+        at, size = rng.randrange(len(data) + 1), rng.choice([1, 2, 4, 16, 256])
+        change = rng.randrange(7)
+        if change == 0 and at < len(data):
+            data[at] ^= 1 << rng.randrange(8)
+        elif change == 1:
+            data[at : at + size] = rng.randbytes(len(data[at : at + size]))
+        elif change == 2:
+            data[at : at + size] = rng.choice([b"\xff", b"\0", b"\x7f", b"9", b"["]) * len(data[at : at + size])
+        elif change == 3:
+            del data[at:]
+        elif change == 4:
+            del data[at : at + size]
+        elif change == 5:
+            data[at:at] = rng.randbytes(size)
+        else:
+            data[at:at] = data[rng.randrange(len(data) + 1) :][:size]
+    return bytes(data)
+
+
+def rewrite(content: bytes, rng: random.Random) -> bytes:
+    """Put odd values into a checkpoint's recipe or embedded files, and write it again with right checksums."""
+    checkpoint = copy.deepcopy(torch.load(io.BytesIO(content), weights_only=True))
+    files = checkpoint["fusion_pl"]["files"]["text"]
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        if files and rng.random() < 0.7:
+            name = rng.choice(sorted(files))
+            parsed = json.loads(files[name]) if name in files else {}
+            _replace(parsed, rng)
+            with contextlib.suppress(TypeError):  # bytes in JSON
+                files[name] = json.dumps(parsed).encode("utf-8", "surrogatepass")
+        else:
+            _replace(checkpoint["fusion_pl"], rng)
+            files = {}
+    out = io.BytesIO()
+    torch.save(checkpoint, out)
+    return out.getvalue()
+
+
+def _replace(value: Any, rng: random.Random) -> None:
+    """Replace, remove or add one entry somewhere in nested dictionaries and lists."""
+    while isinstance(value, (dict, list)) and value:
+        key = rng.choice(sorted(value)) if isinstance(value, dict) else rng.randrange(len(value))
+        inner = value[key]
+        if isinstance(inner, (dict, list)) and inner and rng.random() < 0.8:
+            value = inner
+            continue
+        change = rng.random()
+        if change < 0.75:
+            value[key] = copy.deepcopy(rng.choice(ODD))
+        elif change < 0.9:
+            del value[key]
+        elif isinstance(value, dict):
+            value[rng.choice(["auto_map", "backbone", "evil", "..", "\0", "a" * 300])] = copy.deepcopy(rng.choice(ODD))
+        return
+
+
+def opened(path: Path, kind: str) -> Any:
+    """Open a file as its users do, and return something that can be compared."""
+    if kind in {"checkpoint", "recipe"}:
+        prediction = Predictor.from_checkpoint(path, device="cpu").predict({"text": "the cat sat on a mat"})
+        return prediction.error or tuple(prediction.probabilities.values())
+    if kind == "table":
+        data = ManifestData(str(path), inputs={"text": "text"}, num_workers=0, val_fraction=0.2, test_fraction=0.2)
+        return tuple(data.classes)
+    value = as_value("image" if kind == "picture" else "audio", path)
+    return value.tobytes() if kind == "picture" else value.samples.numpy().tobytes()
+
+
+KINDS: dict[str, tuple[list[str], Callable[[bytes, random.Random], bytes]]] = {
+    "checkpoint": (["small.ckpt", "small.ckpt", "bert.ckpt"], damage),
+    "recipe": (["small.ckpt", "bert.ckpt", "bert.ckpt"], rewrite),
+    "picture": ([f"picture.{suffix}" for suffix in PICTURES], damage),
+    "sound": ([f"sound.{suffix}" for suffix in SOUNDS], damage),
+    "table": (["table.csv", "table.jsonl"], damage),
+}
+
+
+def make(folder: Path, seed: int, number: int) -> tuple[str, str, bytes]:
+    """Return kind, original and content of a case."""
+    rng = random.Random(f"{seed}/{number}")
+    kind = list(KINDS)[number % len(KINDS)]
+    names, change = KINDS[kind]
+    name = rng.choice(names)
+    return kind, name, change((folder / name).read_bytes(), rng)
+
+
+def outcome(path: Path, kind: str, expected: Any) -> tuple[str, str]:
+    """Open a damaged file and return what happened, and what was said."""
+    try:
+        found = opened(path, kind)
+    except UserError as error:
+        said = str(error)
+        if "allocate" in said or "MemoryError" in said:
+            return "out of memory", said
+        ours = kind == "table" or "\n" not in said  # a table's problems have a line each
+        return ("sentence", said) if ours and said and "weights_only" not in said else ("not one sentence", said)
+    except MemoryError as error:
+        return "out of memory", repr(error)
+    except Exception as error:
+        return "traceback", repr(error)
+    if found == expected:
+        return "same", ""
+    return ("different numbers" if kind == "checkpoint" else "other contents"), ""
+
+
+def work(pipe: Any, folder: Path, seed: int, limit: bool) -> None:
+    """Answer numbers of cases with outcomes, until the pipe closes."""
+    torch.set_num_threads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries' own warnings
+    expected = {(kind, name): opened(folder / name, kind) for kind, (names, _) in KINDS.items() for name in set(names)}
+    if limit:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, used + BYTES))
+    pipe.send("ready")
+    path = folder / f"case-{os.getpid()}"
+    while True:
+        try:
+            number = pipe.recv()
+        except EOFError:
+            return
+        kind, name, content = make(folder, seed, number)
+        case = path.with_suffix(Path(name).suffix)
+        case.write_bytes(content)
+        pipe.send(outcome(case, kind, expected[kind, name]))
+
+
+class Worker:
+    """A process that is replaced when a case ends it."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.given = folder, seed
+        self._start()
+
+    def _start(self) -> None:
+        self.pipe, theirs = multiprocessing.get_context("spawn").Pipe()
+        process = multiprocessing.get_context("spawn").Process
+        self.process = process(target=work, args=(theirs, *self.given, sys.platform == "linux"), daemon=True)
+        self.process.start()
+        theirs.close()
+        assert self.pipe.recv() == "ready"
+
+    def ask(self, number: int) -> tuple[str, str]:
+        """Return a case's outcome."""
+        self.pipe.send(number)
+        try:
+            if self.pipe.poll(SECONDS):
+                return self.pipe.recv()
+            result = "hang", f"more than {SECONDS:.0f} s"
+        except EOFError:
+            result = "crash", ""
+        self.process.kill()
+        self.process.join()
+        if result[0] == "crash":
+            result = "crash", f"exit code {self.process.exitcode}"
+        self._start()
+        return result
+
+
+def fuzz(cases: range, seed: int, keep: Path | None = None) -> Counter[tuple[str, str]]:
+    """Run cases in one worker; return how often each kind had each outcome."""
+    counts: Counter[tuple[str, str]] = Counter()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_originals(folder)
+        worker = Worker(folder, seed)
+        for number in cases:
+            result, said = worker.ask(number)
+            kind = list(KINDS)[number % len(KINDS)]
+            counts[kind, result] += 1
+            if result in FAULTS:
+                print(printable(f"case {number}, {kind}: {result}: {said[:300]}").replace("\n", " "), flush=True)
+                if keep is not None:
+                    keep.mkdir(parents=True, exist_ok=True)
+                    (keep / f"{number}").write_bytes(make(folder, seed, number)[2])
+        worker.pipe.close()
+        worker.process.join()
+    return counts
+
+
+def main() -> int:
+    """Print the counts; 1 where something happened that must not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time")
+    parser.add_argument("--keep", type=Path, default=None, help="folder for files that did what they must not")
+    given = parser.parse_args()
+    began, counts, number = time.monotonic(), Counter[tuple[str, str]](), given.first
+    while number < given.first + given.cases and time.monotonic() - began < 60 * given.minutes:
+        until = min(number + 2000, given.first + given.cases)
+        counts += fuzz(range(number, until), given.seed, given.keep)
+        number = until
+    for (kind, result), count in sorted(counts.items()):
+        print(f"{kind:12}{result:20}{count:8}")
+    faults = sum(count for (_, result), count in counts.items() if result in FAULTS)
+    print(f"{counts.total()} cases in {time.monotonic() - began:.0f} s, {faults} of them faults")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
