@@ -42,10 +42,7 @@ class StoredSplits:
         Raises:
             UserError: where it is something else.
         """
-        sizes = [state.get(split) for split in SPLITS] if isinstance(state, Mapping) else []
-        if not sizes or not all(
-            isinstance(keys, torch.Tensor) and keys.dtype == torch.int64 and keys.dim() == 1 for keys in sizes
-        ):
+        if not isinstance(state, Mapping) or not all(_are_keys(state.get(split)) for split in SPLITS):
             raise UserError(
                 "the checkpoint's record of its splits is damaged: use another checkpoint of the run, or train it again"
             )
@@ -90,8 +87,15 @@ class StoredSplits:
             return f"is not the table of the training: none of its {new} rows was there"
         if not new and not gone:
             return "has changed since the training: the same rows with other cells"
-        said = [f"{new} of its {len(keys)} rows are new"] * (new > 0) + [f"{gone} rows are gone"] * (gone > 0)
-        return f"has changed since the training: {' and '.join(said)}"
+        added = f"{new} of its {len(keys)} rows {'is' if new == 1 else 'are'} new"
+        left = f"{gone} {'row is' if gone == 1 else 'rows are'} gone"
+        return "has changed since the training: " + " and ".join([added] * (new > 0) + [left] * (gone > 0))
+
+
+def _are_keys(value: Any) -> bool:
+    """Say whether a value is a plain row of keys, not one number that claims to be a billion of them."""
+    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    return plain and value.dtype == torch.int64 and value.dim() == 1 and value.is_contiguous()
 
 
 def without_splits(drawn: Sequence[Split]) -> str:

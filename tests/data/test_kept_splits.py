@@ -18,9 +18,11 @@ from lightning.pytorch import Trainer
 from fusion_pl.cli import run
 from fusion_pl.data import ManifestData
 from fusion_pl.data.splits import SPLITS
+from fusion_pl.data.stored import StoredSplits
 from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Mean
 from fusion_pl.module import FusionClassifier
+from fusion_pl.types import UserError
 
 WORDS = ("ash", "birch", "cedar", "elm", "fir", "hazel", "larch", "maple", "oak", "pine")
 
@@ -229,12 +231,27 @@ def test_a_checkpoint_without_splits_still_works_and_that_is_said(project, caplo
 
 
 @pytest.mark.parametrize(
-    "state",
-    ["no", {"table": 5}, {"table": "", "train": torch.zeros(2)}, {"table": "", "train": torch.zeros(2, 2).long()}],
+    "keys",
+    [
+        torch.zeros(2),
+        torch.zeros(2, 2).long(),
+        torch.zeros(1).long().expand(10**12),
+        torch.zeros(2).long().to_sparse(),
+        torch.zeros(2, device="meta").long(),
+        [1, 2],
+        None,
+    ],
 )
-def test_a_damaged_record_is_one_sentence(project, capsys, state):
+def test_what_are_no_keys_is_refused(keys):
+    good = {"table": "", "train": torch.zeros(2).long(), "val": torch.zeros(0).long(), "test": torch.zeros(1).long()}
+    assert StoredSplits.from_state(good).keys["train"] == {0}
+    with pytest.raises(UserError, match="the checkpoint's record of its splits is damaged"):
+        StoredSplits.from_state(good | {"train": keys})
+
+
+def test_a_damaged_record_is_one_sentence(project, capsys):
     checkpoint = torch.load(project.checkpoint, weights_only=True)
-    checkpoint["ManifestData"] = state
+    checkpoint["ManifestData"] = "no"
     torch.save(checkpoint, project.checkpoint)
     assert project.run("test", "--ckpt_path", str(project.checkpoint)) == 2
     said = capsys.readouterr().err
