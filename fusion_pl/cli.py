@@ -39,7 +39,7 @@ from fusion_pl.refusals import explain
 from fusion_pl.runs import LOGGER, KeepConfig, check_model, claimed, find_checkpoint, run_of
 from fusion_pl.training.best import BestCheckpoint
 from fusion_pl.training.checkpoints import AtomicCheckpointIO
-from fusion_pl.training.console import ProgressBar, quiet
+from fusion_pl.training.console import quiet, shown
 from fusion_pl.training.hardware import favoured_precision, favoured_threads, keep_memory
 from fusion_pl.training.interrupt import SaveWhenStopped, Stopped, StopSignals, exit_code, first_process
 from fusion_pl.training.results import WriteResults
@@ -170,15 +170,14 @@ class FusionCLI(LightningCLI):
         self.stopper = SaveWhenStopped()
         given = self._get(self.config_init, "trainer")
         callbacks = [self.stopper, CheckResumed(), WriteSplits(), WriteResults(config.as_dict())]
-        if given.enable_progress_bar is not False:
-            callbacks.append(ProgressBar())
         if given.logger is not False:
             callbacks += [LearningRateMonitor(), ThroughputMonitor(batch_size_fn=_count, window_size=10)]
         if given.precision is None:
             kwargs["precision"] = config.trainer.precision = favoured_precision(self.model, given.accelerator)
         kwargs["plugins"] = _with_atomic_files(given.plugins)
         own = given.callbacks or []
-        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *callbacks]
+        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *shown(given), *callbacks]
+        kwargs["enable_model_summary"] = False  # ours is shorter
         with told_by("trainer", given.as_dict(), TypeError):
             trainer = super().instantiate_trainer(**kwargs)
         if trainer.strategy.root_device.type == "cpu":

@@ -55,9 +55,13 @@ def test_workers_end_with_a_killed_run(fit):
             process.send_signal(signal.SIGSTOP)  # so that the workers come to a pipe that is full
             time.sleep(1)
             process.kill()
-            process.communicate(timeout=20)  # the output ends when nobody holds it any more
+            output, _ = process.communicate(timeout=20)  # the output ends when nobody holds it any more
         finally:
             os.killpg(process.pid, signal.SIGKILL)
+    said = output.decode()
+    assert "Epoch 0, step 6, val/loss" in said  # a line per epoch, and no bar where there is no terminal
+    assert "\x1b" not in said
+    assert "\u2501\u2501 6/6" not in said
 
 
 def test_ctrl_c_in_a_terminal_saves(fit):
@@ -99,3 +103,4 @@ def test_ctrl_c_before_training(fit):
         assert terminal.ended() == 130, terminal.text
     assert "Traceback" not in terminal.text
     assert "Stopped; nothing was saved." in terminal.text
+    assert not list(Path().glob("lightning_logs/*"))

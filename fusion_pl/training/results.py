@@ -215,4 +215,7 @@ def _print(result: dict[str, Any], path: Path) -> None:
                 Text(printable(f"F1 of {name} (n = {row['samples']})")), f"{row['f1']:.4f}"
             )  # a name is no markup
     console.print(table)
-    console.print(f"Written to {path}" + (f"; checkpoint {result['checkpoint']}" if result["checkpoint"] else ""))
+    # A path keeps in one piece, to be copied, and is no markup.
+    for name, file in (("results", path), ("checkpoint", result["checkpoint"])):
+        if file:
+            console.print(Text(f"{name}: {printable(str(file))}"), soft_wrap=True)
