@@ -30,8 +30,10 @@ verbs:
                         fusion-pl compare --config configs/keypad.yaml --output reports/keypad
 
 options:
-  --help     show this text; after a verb, all of its options (fusion-pl fit --help)
-  --version  show the version
+  --help               show this text; after a verb what is set most (fusion-pl fit --help), for the data set in use
+  --help-all           after a verb, all of its options
+  --version            show the version
+  --completion bash    print a script that completes verbs and options in bash or zsh
 
 Every value of a configuration can be given on the command line, later ones win:
   fusion-pl fit --config configs/keypad.yaml --trainer.max_epochs 5 --data.batch_size 16
@@ -51,22 +53,47 @@ def main() -> int:
     if verb in {"-V", "--version"}:
         print(f"fusion-pl {__version__}")
         return 0
-    if verb not in VERBS:
+    if verb not in (*VERBS, "--completion"):
         import difflib
 
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(VERBS)}"
         print(f"fusion-pl: error: there is no verb {verb!r}; {hint} (fusion-pl --help)", file=sys.stderr)
         return 2
+    return _run(verb, arguments[1:])
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    """Run what needs the libraries."""
+    # A script has its own folder on the path, not the user's, whose classes a configuration may name. At the end:
+    # nothing that lies there may take the place of what is installed.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     atexit.register(_leave)
     with _stopped_at_once():  # libraries that are interrupted while they load say all kinds of things
         from fusion_pl.cli import guarded, run
 
         if verb == "compare":
             from fusion_pl.analysis.compare import compare_command
+        if (answer := _answer(verb, arguments)) is not None:
+            print(answer)
+            return 0
     if verb == "compare":
-        return guarded(lambda: compare_command(arguments[1:]))
-    return run(verb, arguments[1:])
+        return guarded(lambda: compare_command(arguments))
+    return run(verb, arguments)
+
+
+def _answer(verb: str, arguments: list[str]) -> str | None:
+    """Return what a command asks for that runs nothing: help, or the script that completes."""
+    if verb == "--completion":
+        from fusion_pl.completion import completion
+
+        return completion()
+    if {"-h", "--help", "--help-all"} & set(arguments):
+        from fusion_pl.help import text
+
+        return text(verb, arguments, everything="--help-all" in arguments)
+    return None
 
 
 def _leave() -> None:

@@ -54,10 +54,11 @@ def options_of(parser: argparse.ArgumentParser) -> dict[str, Option]:
     """Return a parser's own options by key, without those that only ask it for something (help) or load a file."""
     found = {}
     for action in parser._actions:
-        if action.option_strings and action.default != argparse.SUPPRESS and action.dest != "config":
+        if action.option_strings and action.default != argparse.SUPPRESS and not _reads_file(action):
             hint = getattr(action, "_typehint", action.type)
             text = " ".join((action.help or "").split())
-            found[action.dest] = Option(action.dest, hint, _plain(action.default), text, bool(action.required))
+            default = _plain(action.default)
+            found[action.dest] = Option(action.dest, hint, default, text, bool(action.required) and default is None)
     return found
 
 
@@ -70,7 +71,13 @@ def options_of_class(cls: type, option: Option) -> dict[str, Option]:
     """
     callable_args: Any = next((get_args(one)[0] for one in (option.type, *get_args(option.type)) if _calls(one)), [])
     key = f"{option.key}.NAME" if get_origin(option.type) is dict else option.key
-    return _options_of_class(cls, key, len(callable_args))
+    found = _options_of_class(cls, key, len(callable_args))
+    default = option.default if isinstance(option.default, dict) else {}
+    given = default.get("init_args") or {} if default.get("class_path", "").rpartition(".")[2] == cls.__name__ else {}
+    return {
+        name: one._replace(default=given[last], required=False) if (last := name.rpartition(".")[2]) in given else one
+        for name, one in found.items()
+    }
 
 
 @functools.cache
@@ -93,6 +100,10 @@ def walk(parser: argparse.ArgumentParser) -> Iterator[tuple[Option, type | None]
             for cls in option.classes:
                 if cls.__module__.startswith("fusion_pl.") or (default or "").rpartition(".")[2] == cls.__name__:
                     yield from ((one, cls) for one in options_of_class(cls, option).values())
+
+
+def _reads_file(action: argparse.Action) -> bool:
+    return type(action).__name__ == "ActionConfigFile"
 
 
 def _calls(hint: Any) -> bool:

@@ -21,7 +21,10 @@ from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.types import UserError
 
 # What only matters where there are labels or training.
-TRAINING_ONLY = {"label", "split", "classes", "val_fraction", "test_fraction", "seed", "augment", "on_bad_file"}
+TRAINING_ONLY = {
+    *("label", "split", "classes", "val_fraction", "test_fraction", "seed", "augment", "on_bad_file"),
+    *("drop_empty", "input_dropout"),
+}
 
 
 def predict_parser() -> ArgumentParser:

@@ -1,0 +1,57 @@
+"""``fusion-pl --completion bash``: a script that completes verbs, options and values."""
+
+from __future__ import annotations
+
+from fusion_pl.analysis.compare import compare_parser
+from fusion_pl.cli import parser_of
+from fusion_pl.help import ABOUT, own_classes
+from fusion_pl.options import Option, options_of, walk
+from fusion_pl.predict_files import predict_parser
+
+
+def completion() -> str:
+    """Return a script for bash that completes verbs, options, and the values that are known."""
+    cases: list[str] = []
+    values: dict[str, str] = {}
+    for verb in ABOUT:
+        options = [option for option in _options(verb) if "NAME" not in option.key]
+        names = {f"--{option.key}" for option in options} | {"--help", "--help-all"}
+        names |= set() if verb == "predict" else {"--config"}
+        cases.append(f"    {verb}) options={' '.join(sorted(names))!r} ;;")
+        for option in options:
+            if known := [str(one) for one in option.choices] or own_classes(option):
+                values[option.key] = f"    --{option.key}) known={' '.join(known)!r} ;;"
+    return SCRIPT.format(verbs=" ".join(ABOUT), cases="\n".join(cases), values="\n".join(values.values()))
+
+
+def _options(verb: str) -> list[Option]:
+    if verb in {"predict", "compare"}:
+        parser = predict_parser() if verb == "predict" else compare_parser()
+        return list(options_of(parser).values())
+    return [option for option, _ in walk(parser_of(verb))]
+
+
+SCRIPT = """\
+# Completion of fusion-pl for bash, and for zsh after: autoload -U bashcompinit && bashcompinit
+_fusion_pl() {{
+  local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" options="" known=""
+  if [ "$COMP_CWORD" -eq 1 ]; then
+    COMPREPLY=($(compgen -W '{verbs} --help --version' -- "$word"))
+    return
+  fi
+  case "${{COMP_WORDS[1]}}" in
+{cases}
+  esac
+  case "$before" in
+{values}
+  esac
+  if [ -n "$known" ]; then
+    COMPREPLY=($(compgen -W "$known" -- "$word"))
+  elif [ "${{word#-}}" != "$word" ]; then
+    COMPREPLY=($(compgen -W "$options" -- "$word"))
+  else
+    COMPREPLY=($(compgen -f -- "$word"))
+  fi
+}}
+complete -o filenames -F _fusion_pl fusion-pl
+"""
