@@ -26,8 +26,8 @@ ABOUT = {
     "validate": "Measure a checkpoint on the validation split, with the configuration that it was trained with.",
     "test": "Measure a checkpoint on the test split, with the configuration that it was trained with.",
     "predict": "Classify the rows of a table with a checkpoint alone: no configuration, no hub.",
-    "compare": "Train heads and single inputs with one configuration over several seeds, and report which is best. Options "
-    "of fusion-pl fit (--trainer.max_epochs 5) go to every run.",
+    "compare": "Train heads and single inputs with one configuration over several seeds, and report which is best. "
+    "Options of fusion-pl fit (--trainer.max_epochs 5) go to every run.",
 }
 EXAMPLES = {
     "fit": "--config configs/keypad.yaml --data.batch_size 16 --trainer.max_epochs 5 --model.fusion CrossAttention",
@@ -65,10 +65,9 @@ def text(verb: str, arguments: Sequence[str], everything: bool = False) -> str:
         lines += [f"{title}:", *(line for option in options for line in _lines(option, everything)), ""]
     if verb in {"predict", "compare"}:
         return "\n".join(lines)
-    more = "" if everything else "--help-all has all options, and those of every class. "
-    return "\n".join(
-        [*lines, f"{more}In YAML, --a.b 1 is written a: {{b: 1}}, and a class's own stand below init_args."]
-    )
+    last = "In YAML, --a.b 1 is written a: {b: 1}, and a class's own options stand below init_args."
+    last = last if everything else f"--help-all has all options, and those of every class. {last}"
+    return "\n".join([*lines, *textwrap.wrap(last, _width())])
 
 
 def sections(verb: str, arguments: Sequence[str], everything: bool = False) -> Iterator[tuple[str, list[Option]]]:

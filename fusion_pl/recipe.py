@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Collection
 from typing import Any, TypedDict, TypeVar
 
@@ -103,6 +104,10 @@ def class_of(path: str, base: type[PartT], trust: Collection[str] = ()) -> type[
         )
     try:
         found = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the checkpoint asks for {path}, which cannot be imported here: {no_module(error, path)}"
+        ) from error
     except (ImportError, AttributeError) as error:
         raise UserError(f"the checkpoint asks for {path}, which cannot be imported here: {error}") from error
     if not (isinstance(found, type) and issubclass(found, base)):
@@ -110,3 +115,19 @@ def class_of(path: str, base: type[PartT], trust: Collection[str] = ()) -> type[
             f"the checkpoint asks for {path}, which is not a {base.__name__}: the file is damaged or tampered with"
         )
     return found
+
+
+def no_module(error: ModuleNotFoundError, path: str) -> str:
+    """Say where a class's module was looked for.
+
+    Args:
+        error: of the import.
+        path: of the class.
+    """
+    if error.name and not f"{path}.".startswith(f"{error.name}."):
+        return f"{path} cannot be imported, because its module needs {error.name!r}, which is not installed"
+    variable = os.environ.get("PYTHONPATH")
+    return (
+        f"there is no module {error.name!r} for {path}: it is looked for among the installed packages, in the current "
+        f"folder ({os.getcwd()}) and in PYTHONPATH ({variable or 'not set'})"
+    )

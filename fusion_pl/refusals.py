@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from fusion_pl.options import Option, options_of, options_of_class
+from fusion_pl.recipe import no_module
 from fusion_pl.types import UserError
 
 TYPES = {
@@ -157,22 +158,6 @@ def _no_class(leaf: BaseException, messages: Sequence[str], key: str, option: Op
         did = f"did you mean {close[0]}?" if close else f"name {kind} {_offered(option, key)}"
         return f"{key}: there is no class {given[1]!r}; {did}"
     return None
-
-
-def no_module(error: ModuleNotFoundError, path: str) -> str:
-    """Say where a class's module was looked for.
-
-    Args:
-        error: of the import.
-        path: of the class.
-    """
-    if error.name and not f"{path}.".startswith(f"{error.name}."):
-        return f"{path} cannot be imported, because its module needs {error.name!r}, which is not installed"
-    variable = os.environ.get("PYTHONPATH")
-    return (
-        f"there is no module {error.name!r} for {path}: it is looked for among the installed packages, in the current "
-        f"folder ({Path.cwd()}) and in PYTHONPATH ({variable or 'not set'})"
-    )
 
 
 def _offered(option: Option, key: str) -> str:

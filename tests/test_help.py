@@ -1,0 +1,196 @@
+"""Help says what the parser takes, completion offers it, and the classes of the current folder are found."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from fusion_pl.__main__ import HELP, VERBS, main
+from fusion_pl.cli import parser_of
+from fusion_pl.completion import completion
+from fusion_pl.data import Ask, Keypad, ManifestData
+from fusion_pl.fusion import Fusion
+from fusion_pl.help import ABOUT, EXAMPLES, sections, text
+from fusion_pl.options import walk
+from fusion_pl.recipe import class_of
+from fusion_pl.types import UserError
+
+from .parsing import ROOT, parse
+
+SCREEN_AND_A_HALF = 80  # lines
+
+
+def shown(verb, *arguments):
+    """Return the options that a help text shows, with their lines."""
+    lines = text(verb, arguments).splitlines()
+    return {found[1]: line for line in lines if (found := re.match(r"  --([\w.]+) ", line))}
+
+
+def test_every_verb_has_help_and_an_example_that_is_understood(tmp_path, monkeypatch):
+    assert set(ABOUT) == set(EXAMPLES) == set(VERBS)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for verb, example in EXAMPLES.items():
+        parse(verb, *example.split())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_fits_a_screen_and_a_half(verb):
+    lines = text(verb, []).splitlines()
+    assert 10 < len(lines) <= SCREEN_AND_A_HALF
+    assert max(map(len, lines)) <= 120
+
+
+def test_help_shows_the_options_of_the_data_set_in_use(tmp_path):
+    (tmp_path / "ask.yaml").write_text("data: fusion_pl.data.Ask\n")
+    (tmp_path / "broken.yaml").write_text("data:\n\t- x\n")
+    own, keypad = ["--config", str(ROOT / "configs/own.yaml")], ["--config", str(ROOT / "configs/keypad.yaml")]
+    for arguments, cls in (
+        ([], ManifestData), (own, ManifestData), (keypad, Keypad), ([*own, *keypad], Keypad),
+        ([*keypad, "--data", "ManifestData"], ManifestData), ([*keypad, "--data=Ask"], Ask),
+        ([f"--config={tmp_path}/ask.yaml"], Ask), (["--config", f"{tmp_path}/broken.yaml"], ManifestData),
+    ):  # fmt: skip
+        wanted = {f"data.{name}" for name in inspect.signature(cls).parameters if name != "kwargs"} | {
+            "data.batch_size"
+        }
+        options = shown("fit", *arguments)
+        assert wanted <= set(options), arguments
+        assert ("data.manifest" in options) == (cls is ManifestData)
+
+
+def value_of(config, key):
+    """Return what a parsed configuration has for an option, also below ``init_args``."""
+    for name in key.split("."):
+        config = config[name] if name in config else config["init_args"][name]
+    return config
+
+
+def test_the_defaults_that_are_shown_are_the_real_ones():
+    """Held against a command that gives nothing but what it has to, and the line that is printed."""
+    parts = ["--model.encoders.text", "TinyText", "--model.fusion", "Mean", "--model.loss", "Loss"]
+    config = parse("fit", *parts, "--data", "ManifestData", "--data.manifest", "m.csv")
+    lines, seen = shown("fit"), 0
+    for option in (option for _, options in sections("fit", []) for option in options):
+        if option.required or option.key in {"config", "data"}:
+            continue
+        real = value_of(config, option.key)
+        if isinstance(option.default, dict):
+            assert option.default["class_path"] == real.class_path
+        else:
+            assert option.default == real, option.key
+            assert real in (None, "") or f"(default: {str(real).lower()})" in lines[option.key].lower()
+        seen += 1
+    assert seen > 30
+
+
+def test_help_all_has_every_option():
+    everything = text("fit", [], everything=True)
+    for option, _ in walk(parser_of("fit")):
+        assert f"--{option.key} " in everything
+    assert "model.fusion of fusion_pl.fusion.film.FiLM:" in everything
+
+
+def test_predict_takes_no_training_options():
+    keys = {name.partition(".")[2] for name in shown("predict") if name.startswith("data.")}
+    assert keys == {"manifest", "inputs", "root", "batch_size", "num_workers", "allow_outside"}
+
+
+def test_the_command_shows_it(monkeypatch, capsys):
+    for flag in ("--help", "-h"):
+        monkeypatch.setattr(sys, "argv", ["fusion-pl", "fit", "--config", str(ROOT / "configs/keypad.yaml"), flag])
+        assert main() == 0
+        assert "--data.folder TEXT" in capsys.readouterr().out
+    assert "--help-all" in HELP
+
+
+def test_the_script_completes_verbs_options_and_values(tmp_path):
+    script = tmp_path / "completion.bash"
+    script.write_text(completion())
+    assert "fusion-pl --completion bash" in (ROOT / "README.md").read_text(encoding="utf-8")
+    subprocess.run(["bash", "-n", str(script)], check=True)
+
+    def complete(*words):
+        listed = " ".join(f"'{word}'" for word in words)
+        call = (
+            f"source {script}; COMP_WORDS=({listed}); COMP_CWORD={len(words) - 1}; _fusion_pl; echo ${{COMPREPLY[@]}}"
+        )
+        ran = subprocess.run(["bash", "-c", call], capture_output=True, text=True, check=True, cwd=tmp_path)
+        return ran.stdout.split()
+
+    assert complete("fusion-pl", "va") == ["validate"]
+    assert complete("fusion-pl", "fit", "--data.batch") == ["--data.batch_size"]
+    assert complete("fusion-pl", "predict", "--data.val") == []
+    assert complete("fusion-pl", "fit", "--model.fusion", "Cro") == ["CrossAttention"]
+    assert complete("fusion-pl", "fit", "--config", "comp") == ["completion.bash"]
+    assert complete("fusion-pl", "compare", "--fus") == ["--fusions"]
+
+
+HEAD = """
+from fusion_pl.fusion import Mean
+
+
+class MyHead(Mean):
+    pass
+"""
+
+
+@pytest.fixture
+def project(manifest, tmp_path):
+    """A user's folder: a head of their own, a file that is named like an installed package, a configuration."""
+    (tmp_path / "my_module.py").write_text(HEAD)
+    (tmp_path / "rich.py").write_text("raise SystemExit('a file in the current folder was taken for the package')\n")
+    (tmp_path / "needy.py").write_text("import not_installed_here\n")
+    content = {
+        "model": {
+            "encoders": {"text": {"class_path": "fusion_pl.encoders.TinyText", "init_args": {"dim": 8}}},
+            "fusion": {"class_path": "my_module.MyHead", "init_args": {"dim": 8}},
+        },
+        "data": {"class_path": "fusion_pl.data.ManifestData",
+                 "init_args": {"manifest": str(manifest), "num_workers": 0, "batch_size": 24}},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "num_sanity_val_steps": 0},
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path
+
+
+def as_a_script(folder, *commands):
+    """Run commands one after another in a process that has not the current folder on its path, as a script has not."""
+    lines = [f"sys.argv = ['fusion-pl', *{list(map(str, words))!r}]; codes.append(main())" for words in commands]
+    call = "import sys; from fusion_pl.__main__ import main; codes = []; " + "; ".join(lines) + "; print(codes)"
+    environment = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", call], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_classes_of_the_current_folder_are_found(project, manifest):
+    best = "lightning_logs/version_0/checkpoints/best.ckpt"
+    predict = ["predict", "--ckpt_path", best, "--data.manifest", manifest, "--output", "p.csv"]
+    ran = as_a_script(
+        project,
+        ["fit", "--config", "config.yaml"],
+        ["test", "--config", "config.yaml"],
+        predict,
+        [*predict, "--trust", "my_module"],
+        ["fit", "--config", "config.yaml", "--model.fusion", "my_modul.MyHead"],
+        ["fit", "--config", "config.yaml", "--model.fusion", "needy.Head"],
+        ["fit", "--config", "config.yaml", "--model.fusion", "my_module.MyHeat"],
+    )
+    assert ran.stdout.splitlines()[-1] == "[0, 0, 2, 0, 2, 2, 2]", ran.stderr
+    told = [line for line in ran.stderr.splitlines() if line.startswith("fusion-pl: error: ")]
+    assert "--trust my_module" in told[0]
+    assert f"in the current folder ({project}) and in PYTHONPATH ({ROOT})" in told[1]
+    assert "needs 'not_installed_here'" in told[2]
+    assert "there is no class 'my_module.MyHeat'; did you mean MyHead?" in told[3]
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_module_that_a_checkpoint_needs_and_that_is_gone_is_looked_for_in_named_places():
+    with pytest.raises(UserError, match=r"no module 'gone_module' for gone_module.MyHead: .* folder .* PYTHONPATH"):
+        class_of("gone_module.MyHead", Fusion, trust=["gone_module"])
