@@ -187,7 +187,7 @@ def test_every_number_out_of_its_range_is_refused(config, without_training, caps
         ("--data.input_dropout {text:~1.5}", "input_dropout of text is 1.5, expected a probability below 1"),
         ("--model.loss.label_smoothing 2", "label_smoothing must be at least 0 and below 1, not 2.0"),
         ("--model.optimizer.init_args.lr -1", "AdamW(lr=-1.0): Invalid learning rate: -1.0"),
-        ("--model.lr_scheduler.warmup 2", "model.lr_scheduler.warmup is 2.0, expected a share"),
+        ("--model.lr_scheduler.warmup 2", "warmup is 2.0, expected a share"),
         ("--trainer.logger.save_dir afile", "--trainer.logger.save_dir: afile is a file, expected a folder"),
         ("--cache afile/below", "--cache: afile is a file, expected a folder"),
         ("--model.optimizer.lr fast", "model.optimizer.lr is fast, expected a number"),
