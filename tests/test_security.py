@@ -140,6 +140,10 @@ DAMAGED = {
     "half a tokenizer": (lambda c: put(*TOKENIZER, c["fusion_pl"]["files"]["text"]["tokenizer.json"][:900])(c), "json"),
     "no model in the tokenizer": (setting(*TOKENIZER, model=5), "no tokenizer could be read"),
     "a tokenizer that is a list": (put(*TOKENIZER, b"[1]"), "not a JSON object"),
+    "an odd property": (
+        setting(*TOKENIZER, added_tokens=[{"id": 0, "content": "a", "\x1b[2J": 1}]),
+        "a token has prop",
+    ),
     "nested JSON": (put("image", "config.json", b'{"a":' * 100_000), "cannot be used"),
     "5000 digits": (put("image", "config.json", b'{"a": ' + b"9" * 5000 + b"}"), "cannot be used"),
     "text that is no UTF-8": (put("image", "config.json", b"\xff\xfe\xff"), "cannot be used"),
@@ -149,9 +153,10 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_checkpoint_is_refused_in_a_sentence(name, whole, tmp_path):
+def test_a_damaged_checkpoint_is_refused_in_a_sentence(name, whole, tmp_path, capfd):
     change, match = DAMAGED[name]
     refused(changed(whole, change), tmp_path / "x.ckpt", match)
+    assert "\x1b" not in "".join(capfd.readouterr())  # tokenizers prints names of properties that it does not know
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "a\\b", "/etc/passwd", "a\0b", "a" * 300, "", "con\x1b[2J", "~"])

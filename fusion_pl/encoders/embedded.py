@@ -25,6 +25,7 @@ LARGEST = 2**24  # of a configuration's numbers
 UNBOUNDED = {"rope_theta", "theta", "max_length", "model_max_length"}  # size nothing that is built
 GROWTH = 64  # factor by which a normalizer may lengthen a text: three replacements of one character by two make 8
 SPECIAL = 64  # tokens that a template adds to a text
+TOKEN = {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"}  # others are printed
 SIDE = 4096  # of a picture, in pixels
 SAMPLES = 2**22  # of a clip: four minutes at 16 kHz
 SPECTRUM = 2**24  # numbers of a spectrogram: Whisper's and CLAP's have about a million
@@ -77,6 +78,9 @@ def _check(name: str, content: Any) -> None:
         raise UserError("it is not a JSON object")
     if name == "tokenizer.json":
         _check_tokenizer(content)
+    tokens = {"tokenizer.json": content.get("added_tokens"), "vocab.json": None, "added_tokens.json": None}
+    if any("content" in one and not set(one) <= TOKEN for one in _dicts(tokens.get(name, content))):
+        raise UserError("a token has properties that tokenizers do not have")
     if name not in {"config.json", "preprocessor_config.json", "processor_config.json"}:
         return
     for key, value in _walk(content):
