@@ -68,6 +68,8 @@ def _of_line(message: str, known: Iterable[str], arguments: Sequence[str]) -> st
         key = word.lstrip("-").partition("=")[0]
         near = guess(key, known, "--") or "; --help-all lists them"
         return f"there is no option --{key}{near}"
+    if found := re.search(r"does not accept option '(.+?)'", message):  # in a file
+        return f"there is no option {found[1]}{guess(found[1], known) or '; --help-all lists them'}"
     if re.search(r"expected (one|at least one) argument", message):
         empty = next((key for key, value in given(arguments) if not value or value.startswith("--")), "an option")
         return f"--{empty} has no value: write one after it"

@@ -217,6 +217,7 @@ def test_every_number_out_of_its_range_is_refused(config, without_training, caps
         ("--checkpoint.monitor val_loss", "no run measures 'val_loss'; did you mean val/loss?"),
         ("--checkpoint.mode sideways", "`mode` can be min, max but got sideways"),
         ("--config broken.yaml", "broken.yaml, line 2, column 1 is not YAML"),
+        ("--config epoch.yaml", "there is no option trainer.max_epoch; did you mean trainer.max_epochs?"),
         ("--config folder", "--config folder is a folder, expected a YAML file"),
         ("--config wide.yaml", "dim of fusion_pl.encoders.TinyText in model.encoders is wide, expected a whole number"),
     ],
@@ -225,6 +226,7 @@ def test_the_sentence_says_what_is_wrong(config, without_training, arguments, ma
     (tmp_path / "afile").write_text("x")
     (tmp_path / "folder").mkdir()
     (tmp_path / "broken.yaml").write_text("model:\n\t- x\n")
+    (tmp_path / "epoch.yaml").write_text("trainer: {max_epoch: 3}\n")
     (tmp_path / "wide.yaml").write_text(
         "model: {encoders: {text: {class_path: fusion_pl.encoders.TinyText, init_args: {dim: wide}}}}\n"
     )

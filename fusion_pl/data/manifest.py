@@ -197,19 +197,23 @@ class ManifestData(FusionData):
             yield from check_inputs(self.table, list(self.columns.values()), self._ids)
 
     def _check_samples(self, needed: Sequence[Split]) -> Iterator[Problem]:
-        if self.given_classes is None and len(self._classes) * 2 > len(self.table):
-            others = listed(repr(name) for name in self.table.columns if name != self.label)
-            yield Problem(
-                f"the label column {self.label!r} has {len(self._classes)} different values in {len(self.table)} rows, "
-                f"as an id or a number has: name a column of classes with data.label (there are {others})"
-            )
-            return
-        for split in needed:
-            if not self._splits[split]:
-                yield Problem(f"no row is left for {split}: the splits have {self._sizes()}")
+        problems = [
+            Problem(f"no row is left for {split}: the splits have {self._sizes()}")
+            for split in needed
+            if not self._splits[split]
+        ]
         for name, count in zip(self._classes, self.class_counts, strict=True):
             if not count and "train" in needed:
-                yield Problem(f"the class {name!r} has no training sample", column=self.label)
+                problems.append(Problem(f"the class {name!r} has no training sample", column=self.label))
+        if problems and self.given_classes is None and len(self._classes) * 2 > len(self.table):
+            others = listed(repr(name) for name in self.table.columns if name != self.label)
+            problems = [
+                Problem(
+                    f"the label column {self.label!r} has {len(self._classes)} different values in {len(self.table)} "
+                    f"rows, as an id or a number has: name a column of classes with data.label (there are {others})"
+                )
+            ]
+        yield from problems
 
     def _check_paths(self, splits: Sequence[Split]) -> Iterator[Problem]:
         rows = [row for split in splits for row in self._splits[split]]
