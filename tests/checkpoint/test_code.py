@@ -1,0 +1,87 @@
+"""Checkpoints that ask to run code or to contact others: nothing runs, nobody is asked or contacted."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fusion_pl.encoders import ImageEncoder
+from fusion_pl.predict import Predictor
+
+from .hostile import changed, put, refused, setting
+
+
+def evil(marker):
+    return f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nraise RuntimeError\n".encode()
+
+
+def test_code_among_the_files_is_neither_run_nor_asked_about(whole, tmp_path):
+    """On a terminal, transformers once asked "Do you wish to run the custom code? [y/N]"; here somebody says yes."""
+    marker, path = tmp_path / "ran", tmp_path / "x.ckpt"
+
+    def change(checkpoint):
+        put("text", "evil.py", evil(marker))(checkpoint)
+        for name in ("config.json", "tokenizer_config.json"):
+            classes = {"AutoConfig": "evil.E", "AutoModel": "evil.E", "AutoTokenizer": ["evil.E", "evil.E"]}
+            setting("text", name, auto_map=classes, model_type="evil", tokenizer_class="Evil")(checkpoint)
+
+    torch.save(changed(whole, change), path)
+    (tmp_path / "m.csv").write_text("text,image,audio\na cat,,\n")
+    main, terminal = pty.openpty()
+    os.write(main, b"y\ny\ny\n")
+    command = [sys.executable, "-m", "fusion_pl", "predict", "--ckpt_path", path, "--data.manifest", tmp_path / "m.csv"]
+    done = subprocess.run(
+        [*command, "--output", tmp_path / "o.csv"],
+        stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180, check=False,
+    )  # fmt: skip
+    os.close(main)
+    os.close(terminal)
+    assert done.returncode == 2, done.stdout
+    assert "Traceback" not in done.stdout
+    assert "y/N" not in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("fusion-pl: error: ")
+    assert "a file evil.py, which fusion-pl does not write" in done.stdout
+    assert not marker.exists()
+    # Neither does the name of code do anything where the code itself is not there: the model is built without it.
+    torch.save(changed(whole, setting("image", "config.json", auto_map={"AutoModel": "evil.E"})), path)
+    assert Predictor.from_checkpoint(path, device="cpu").predict({"text": "a cat"}).error is None
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("config.json", {"backbone": "somebody/else", "model_type": "dpt"}),
+        ("config.json", {"backbone_config": {"backbone": "somebody/else", "model_type": "timm_backbone"}}),
+        ("config.json", {"model_type": "timm_wrapper", "architecture": "hf-hub:somebody/else"}),
+    ],
+)
+def test_other_repositories_are_not_obeyed(name, values, whole, tmp_path, monkeypatch):
+    def contact(*args, **kwargs):
+        raise AssertionError("somebody was contacted")
+
+    monkeypatch.setattr("socket.socket.connect", contact)
+    monkeypatch.setattr("socket.getaddrinfo", contact)
+    refused(
+        changed(whole, setting("image", name, **values)), tmp_path / "x.ckpt", "of another repository, which is not"
+    )
+
+
+def test_what_a_checkpoint_holds_of_code_is_left_out_when_it_is_written(originals, tmp_path):
+    config = json.loads((originals / "i" / "config.json").read_text())
+    for name in ("preprocessor_config.json", "model.safetensors"):
+        os.link(originals / "i" / name, tmp_path / name)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "somebody/else--a.B"}}))
+    files = ImageEncoder(str(tmp_path)).files()
+    assert not any(b"auto_map" in content for content in files.values())
+
+
+def test_a_part_without_transformers_may_embed_any_plain_file(small, tmp_path):
+    """The list of names is for what transformers reads."""
+    torch.save(changed(small, put("text", "words.npy", b"123")), tmp_path / "x")
+    assert Predictor.from_checkpoint(tmp_path / "x", device="cpu").predict({"text": "a"}).error is None
