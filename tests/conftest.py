@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import os
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from PIL import Image
 from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
 from fusion_pl.fusion import Weighted
 from fusion_pl.module import FusionClassifier
+from tests.texts import fit, write_config
 
 CLASSES = ["high", "low"]
 
@@ -67,3 +72,34 @@ def encoders():
 @pytest.fixture
 def model(encoders):
     return FusionClassifier(encoders, Weighted, CLASSES)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A folder in which two epochs were trained on short texts."""
+    folder, before, arguments = tmp_path_factory.mktemp("trained"), Path.cwd(), sys.argv
+    write_config(folder)
+    os.chdir(folder)
+    try:
+        assert fit() == 0
+    finally:
+        os.chdir(before)
+        sys.argv = arguments
+    return folder
+
+
+@pytest.fixture
+def again(trained, tmp_path, monkeypatch):
+    """A copy of that folder, to work in."""
+    monkeypatch.setattr(sys, "argv", sys.argv)  # which fit writes to
+    shutil.copytree(trained, tmp_path / "again")
+    monkeypatch.chdir(tmp_path / "again")
+    return tmp_path / "again"
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """A folder in which nothing was trained yet."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    write_config(tmp_path)
+    monkeypatch.chdir(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,14 @@ def test_what_early_stopping_reads_is_exact(folder, fitted):
     assert fitted["samples"]["val"] == 11
     plain = plainly(folder / fitted["checkpoint"], folder, "val")
     assert {name: fitted["metrics"][name] for name in plain} == pytest.approx(plain, rel=0.02)
+
+
+def test_one_process_goes_on_from_what_two_wrote(folder, fitted, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setattr(sys, "argv", ["fusion-pl"])
+    assert run("fit", ["--config", "config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
+    assert results(tmp_path / "copy", 0)["epochs"] == 2
 
 
 @pytest.fixture(scope="module")

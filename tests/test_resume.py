@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import shutil
 import signal
@@ -13,15 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from lightning.pytorch import Callback
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fusion_pl.cli import run
+from tests.texts import BEST, LAST, RUN, fit, load, results, values
 
-RUN = Path("lightning_logs/version_0")
-BEST, LAST = RUN / "checkpoints/best.ckpt", RUN / "checkpoints/last.ckpt"
 FROZEN = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.0"]  # no epoch is better than the first
 
 
@@ -34,80 +29,6 @@ class Stop(Callback):
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.current_epoch == self.epoch and not trainer.sanity_checking and batch_idx == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-@pytest.fixture(autouse=True)
-def _restore_argv(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["fusion-pl"])
-
-
-def write_config(folder):
-    """Texts of two classes that share their words, so that accuracies tie."""
-    with (folder / "rows.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label", "split"])
-        for row in range(36):
-            words = f"{'good' if row % 2 else 'bad'} thing {row % 5}"
-            writer.writerow([words, ["ham", "spam"][row % 2], "val" if row % 3 == 2 else "train"])
-    content = {
-        "seed_everything": 1,
-        "model": {
-            "encoders": {"text": {"class_path": "fusion_pl.encoders.TinyText", "init_args": {"dim": 16}}},
-            "fusion": {"class_path": "fusion_pl.fusion.Concat", "init_args": {"dim": 16}},
-        },
-        "data": {
-            "class_path": "fusion_pl.data.ManifestData",
-            "init_args": {"manifest": "rows.csv", "batch_size": 5, "num_workers": 0},
-        },
-        "trainer": {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
-        "early_stopping": {"patience": 100},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(content))
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder in which two epochs were trained."""
-    folder, before = tmp_path_factory.mktemp("trained"), Path.cwd()
-    write_config(folder)
-    os.chdir(folder)
-    try:
-        assert run("fit", ["--config", "config.yaml"]) == 0
-    finally:
-        os.chdir(before)
-    return folder
-
-
-@pytest.fixture
-def again(trained, tmp_path, monkeypatch):
-    """A copy of that folder, to work in."""
-    shutil.copytree(trained, tmp_path / "again")
-    monkeypatch.chdir(tmp_path / "again")
-    return tmp_path / "again"
-
-
-@pytest.fixture
-def fresh(tmp_path, monkeypatch):
-    write_config(tmp_path)
-    monkeypatch.chdir(tmp_path)
-
-
-def fit(*arguments):
-    return run("fit", ["--config", "config.yaml", *arguments])
-
-
-def load(path):
-    return torch.load(path, weights_only=True)
-
-
-def values(tag, folder=RUN):
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    return [event.value for event in events.Scalars(tag)]
-
-
-def results(folder=RUN):
-    return json.loads((folder / "metrics.json").read_text())
 
 
 def test_last_is_the_last_epoch_even_where_none_was_better(fresh):

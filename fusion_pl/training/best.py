@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
@@ -154,7 +153,8 @@ def checkpoint_bytes(trainer: Trainer) -> int:
     size: int = sum(tensor.nbytes for tensor in module.state_dict().values())
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
-            kept = state_after_a_step(optimizer, group, torch.zeros(2, 2, device=group["params"][0].device)).values()
-            copies = sum(isinstance(value, Tensor) and value.numel() == 4 for value in kept)
+            one = min(group["params"], key=lambda parameter: (parameter.numel() < 2, parameter.numel()))
+            kept = state_after_a_step(optimizer, group, one).values()
+            copies = sum(isinstance(value, Tensor) and value.shape == one.shape for value in kept)
             size += copies * sum(parameter.nbytes for parameter in group["params"])
     return size

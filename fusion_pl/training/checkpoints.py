@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from fusion_pl.checkpoint import read_checkpoint
+from fusion_pl.training.states import shown
 from fusion_pl.types import UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -71,7 +72,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         version = checkpoint.get("pytorch-lightning_version")
         found = re.match(r"(\d{1,4})\.(\d{1,4})\.", version) if isinstance(version, str) else None
         if found is None or (int(found[1]), int(found[2])) < OLDEST:
-            raise UserError(f"{path} names {version!r} as its version of Lightning: it is damaged, or not one of ours")
+            raise UserError(
+                f"{path} names {shown(version)} as its version of Lightning: it is damaged, or not one of ours"
+            )
         if not isinstance(checkpoint.setdefault("callbacks", {}), dict):  # without any, CheckResumed is not asked
             raise UserError(f"{path} is damaged: its callbacks are no table of states")
         return checkpoint

@@ -53,7 +53,9 @@ class WriteResults(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best validation of the run that goes on."""
         self.best = _sound(state_dict.get("best"))
-        self.step, self.validated = state_dict.get("step"), state_dict.get("validated")
+        step, validated = state_dict.get("step"), state_dict.get("validated")
+        self.step = step if isinstance(step, int) else None
+        self.validated = validated if isinstance(validated, int) else None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the clock."""

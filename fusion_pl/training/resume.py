@@ -115,7 +115,7 @@ def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     whole = trained["is_last_batch"] and trained["current"]["ready"] == trained["current"]["completed"]
     if whole and epochs["processed"] < epochs["ready"]:
         results = checkpoint["callbacks"].get("WriteResults")
-        if isinstance(results, dict) and "validated" in results:
+        if isinstance(results, dict) and isinstance(results.get("validated"), int):
             done = results["validated"] == step
         else:  # from before this was noted
             done = validated["is_last_batch"] and validated["total"]["completed"] == validated["total"]["ready"]
@@ -126,6 +126,12 @@ def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
                 "current": dict.fromkeys(validated["current"], 0),
                 "is_last_batch": False,
             }
+    most = trainer.max_epochs
+    if most is not None and -1 < most < epochs["processed"]:
+        raise UserError(
+            f"{trainer.ckpt_path} has {epochs['processed']} epochs behind it, and trainer.max_epochs is {most}: give "
+            "--trainer.max_epochs a larger number"
+        )
     checkpoint["loops"] = {"fit_loop": loops}
 
 
@@ -134,11 +140,11 @@ def check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     kept: dict[str, Any] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         key = callback.state_key
-        state = checkpoint["callbacks"].get(key)
-        if not state:
-            continue
+        state = checkpoint["callbacks"].get(key, {})
         if not isinstance(state, dict):
             raise Unfit(f"state of {key} is {shown(state)}, expected a table")
+        if not state:
+            continue
         if isinstance(callback, ModelCheckpoint):
             state = trainer.strategy.broadcast(_files(callback, state))  # of the disk that checkpoints are written to
         elif isinstance(callback, EarlyStopping):

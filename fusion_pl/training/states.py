@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 MOST = 2**53  # of what is counted: steps, batches, epochs
 DEEPEST = 20
+LONGEST = 40  # of a text in a message
 HARDWARE = {"fused", "foreach", "capturable", "differentiable"}  # how this machine computes a step, not the other one
 
 
@@ -54,12 +55,14 @@ def like(value: Any, template: Any, where: str) -> Any:
 
 def number(value: Any, where: str, infinite: bool = False) -> int | float:
     """Return a number, or raise ``Unfit``; one in a tensor counts as well."""
-    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+    if isinstance(value, Tensor) and value.numel() == 1 and value.layout == torch.strided and not value.is_meta:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise Unfit(f"{where} is {shown(value)}, expected a number")
-    if (isinstance(value, int) and abs(value) > MOST) or (math.isinf(value) and not infinite):
-        raise Unfit(f"{where} is {shown(value)}, expected a number that is not so large")
+    if isinstance(value, int) and abs(value) > MOST:
+        raise Unfit(f"{where} is {shown(value)}, expected a smaller number")
+    if math.isnan(value) or (math.isinf(value) and not infinite):
+        raise Unfit(f"{where} is {shown(value)}, expected a finite number")
     return value
 
 
@@ -78,8 +81,15 @@ def _tensor(value: Any, template: Tensor, where: str) -> Tensor:
 
 def shown(value: Any) -> str:
     """Return a value for a message, shortened."""
-    said = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-    return said if len(said) <= 40 else f"{said[:40]} …"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, int) and abs(value) > MOST:
+        return "a huge number"
+    if value is None or isinstance(value, (bool, int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return repr(value if len(value) <= LONGEST else f"{value[:LONGEST]} …")
+    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, Sized) else "")
 
 
 def counts(value: Any, template: Any, where: str) -> Any:
@@ -95,16 +105,17 @@ def counts(value: Any, template: Any, where: str) -> Any:
     return value
 
 
-def check_plain(value: Any, where: str, depth: int = 0) -> None:
-    """Refuse what no callback of ours or the user's can mean: numbers that are not finite, and endless nesting."""
+def check_plain(value: Any, where: str, depth: int = 0, seen: set[int] | None = None) -> None:
+    """Refuse what no callback can mean: numbers that are none, and endless nesting."""
+    seen = set() if seen is None else seen
     if depth > DEEPEST:
         raise Unfit(f"{where} is nested too deeply")
-    if isinstance(value, dict):
-        for one in value.values():
-            check_plain(one, where, depth + 1)
-    elif isinstance(value, (list, tuple)):
-        for one in value:
-            check_plain(one, where, depth + 1)
+    if isinstance(value, (dict, list, tuple)):
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        for one in value.values() if isinstance(value, dict) else value:
+            check_plain(one, where, depth + 1, seen)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         number(value, where, infinite=True)
 
@@ -175,13 +186,15 @@ def _parameter_state(saved: Any, template: dict[str, Any]) -> dict[str, Any]:
 
 
 def state_after_a_step(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
-    """Return what an optimizer keeps for a parameter after a step on zeros: names, shapes and types.
+    """Return what an optimizer keeps for a parameter: names, shapes and types, those that a step on zeros makes.
 
     Args:
         optimizer: whose step it is; it is not changed.
-        group: one of its parameter groups, for the options.
+        group: the parameter's group, for the options.
         parameter: whose shape, type and device matter; its values do not.
     """
+    if parameter in optimizer.state:  # some make it before the first step
+        return dict(optimizer.state[parameter])
     trial = torch.zeros_like(parameter, requires_grad=True)
     trial.grad = torch.zeros_like(trial)
     copy = object.__new__(type(optimizer))
