@@ -16,9 +16,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from fusion_pl.checkpoint import read_checkpoint
+from fusion_pl.checkpoint.archive import refuse_shards
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training.best import BestCheckpoint
-from fusion_pl.training.checkpoints import FULL, PARTIAL, SHARDED, NoRoomError, full
+from fusion_pl.training.checkpoints import FULL, PARTIAL, NoRoomError, full
 from fusion_pl.types import MissingFileError, UserError
 
 LOGGER: dict[str, Any] = {
@@ -43,11 +44,7 @@ def find_checkpoint(wanted: str | None, logger: Namespace | bool | None, folder:
     if wanted is None:
         return None
     if wanted not in {"best", "last"}:
-        if (Path(wanted) / SHARDED).is_file():
-            raise UserError(
-                f"{wanted} is a folder, a checkpoint in shards, which fit wrote with state_dict_type: sharded; this "
-                "reads whole ones: set trainer.strategy.init_args.state_dict_type to full"
-            )
+        refuse_shards(wanted)
         if not Path(wanted).is_file():
             raise MissingFileError(f"there is no checkpoint {wanted}: check --ckpt_path, or give best or last")
         return wanted

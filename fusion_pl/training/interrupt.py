@@ -19,6 +19,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich import get_console
 from torch import distributed
 
+from fusion_pl.training.checkpoints import NoRoomError
+
 STOPPING = "Stopping after this step; press Ctrl-C again to stop at once without saving."
 
 
@@ -150,11 +152,13 @@ class SaveWhenStopped(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the checkpoint that ``--ckpt_path last`` finds."""
-        self.signals.waits = False
+        trained, self.signals.waits = self.signals.waits, False
         if isinstance(exception, Stopped) and trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGTERM)  # those that the terminal has not told
         told = isinstance(exception, SIGTERMException)
-        if trainer.state.fn != "fit" or trainer.global_step == 0 or isinstance(exception, (KeyboardInterrupt, Stopped)):
+        if not trained or trainer.global_step == 0:  # a run that goes on is not complete before its training starts
+            return
+        if isinstance(exception, (KeyboardInterrupt, Stopped, NoRoomError)):
             return
         if not told and trainer.world_size > 1:  # one process that failed cannot save: saving waits for all of them
             return

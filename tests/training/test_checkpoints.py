@@ -185,6 +185,7 @@ def loops(checkpoint):
             "lr is nan, expected a finite number",
         ),
         (lambda c: loops(c)["epoch_progress"]["current"].update(ready=-1), "ready is -1, expected a count"),
+        (lambda c: loops(c)["epoch_progress"]["current"].update(ready=9, processed=9), "has 9 epochs behind it"),
         (lambda c: c.update(callbacks=[]), "callbacks are no table"),
         (
             lambda c: keeper(c)["best_k_models"].update(dict.fromkeys(keeper(c)["best_k_models"], "x")),
@@ -195,8 +196,10 @@ def loops(checkpoint):
 )
 def test_a_lie_about_the_state_is_one_sentence(again, change, said, capsys):
     lie(change)
+    before = LAST.read_bytes()
     assert fit("--ckpt_path", "last", "--trainer.max_epochs", "3") == 2
     assert said in capsys.readouterr().err
+    assert LAST.read_bytes() == before
 
 
 def test_what_nobody_asked_for_is_not_taken(again):
