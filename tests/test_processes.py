@@ -18,6 +18,8 @@ from torch.nn.functional import cross_entropy
 from fusion_pl.cli import run
 from fusion_pl.data import ManifestData
 from fusion_pl.predict import Predictor
+from fusion_pl.runs import find_checkpoint
+from fusion_pl.types import UserError
 
 from .test_cli import encoder
 
@@ -157,6 +159,8 @@ def test_a_checkpoint_in_parts_says_how_it_becomes_one(sharded, manifest, monkey
     _, path = sharded
     monkeypatch.chdir(path.parent)
     predict = ["--data.manifest", str(manifest), "--data.num_workers", "0", "--output", "p.csv", "--ckpt_path"]
+    with pytest.raises(UserError, match="is a folder, the parts of a checkpoint"):  # for the other commands
+        find_checkpoint(str(path), None)
     assert run("predict", [*predict, str(path)]) == 2
     said = capsys.readouterr().err
     module = "lightning.pytorch.utilities.consolidate_checkpoint"
