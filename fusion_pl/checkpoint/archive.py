@@ -67,7 +67,7 @@ def refuse_shards(path: str | Path) -> None:
     if (Path(path) / "meta.pt").is_file():
         raise UserError(
             f"{path} is a folder, the parts of a checkpoint that FSDP wrote: join them with python -m "
-            f"lightning.pytorch.utilities.consolidate_checkpoint {path}, and give {str(path).rstrip('/')}.consolidated; "
+            f"lightning.pytorch.utilities.consolidate_checkpoint {path}, and give {Path(path)}.consolidated; "
             "to train on, let fit write whole ones (trainer.strategy.init_args.state_dict_type: full)"
         )
 
