@@ -57,7 +57,13 @@ def compare_command(arguments: list[str]) -> None:
     output = Path(given.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output: {output} is a file, expected a folder")
-    parse(parser_of("fit"), ["--model.fusion", BASELINE, "--config", given.config, *extra])  # what no run takes, once
+    # What no run takes is told once.
+    config = parse(parser_of("fit"), ["--model.fusion", BASELINE, "--config", given.config, *extra])
+    if (count := _count(config.trainer.devices)) > 1:
+        raise UserError(
+            f"trainer.devices asks for {count} devices: set it to 1, since compare measures each run in one process, "
+            "and give --jobs for several runs at the same time, each on a device of its own"
+        )
     table = table_of(base["data"], extra)
     trials = plan(base, given.fusions, given.inputs, given.seeds, extra, table)
     output.mkdir(parents=True, exist_ok=True)
@@ -84,6 +90,14 @@ def compare_command(arguments: list[str]) -> None:
             highlight=False,
         )
     console.print(f"Report: {output}/report.html, {output}/report.md, {output}/results.csv", highlight=False)
+
+
+def _count(devices: list[int] | str | int) -> int:
+    if isinstance(devices, int):
+        return devices
+    if isinstance(devices, str) and devices.isdigit():
+        return int(devices)
+    return len([one for one in devices.split(",") if one] if isinstance(devices, str) else devices)  # auto, "0,3", [0]
 
 
 class _Parser(ArgumentParser):

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from fusion_pl.types import Batch, UserError
+from fusion_pl.types import Batch
 
 
 class Noted:
@@ -54,15 +54,6 @@ class SeenSamples(Callback):
         self.validated, self.tested = Noted(), Noted()
         self.correct: list[str] = []
         self.first: Batch | None = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse several processes: each would see only its share of the samples."""
-        del pl_module, stage
-        if trainer.world_size > 1:
-            raise UserError(
-                f"compare trains each run in one process, but trainer.devices asks for {trainer.world_size}: set it to "
-                "1, and use --jobs to have several runs at the same time"
-            )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the validation before."""

@@ -141,18 +141,7 @@ def test_compares_goes_on_and_reports(compare, tmp_path):
     rows = results(tmp_path)
     assert len(rows) == 4  # two heads together, two inputs alone
     assert sorted(row["status"] for row in rows) == ["done", "done", "done", "failed"]
-    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
-    report = (tmp_path / "out/report.md").read_text(encoding="utf-8")
-    assert "this head does not work" in page
-    assert "this head does not work" in report
-    sections = {part.partition("\n")[0]: part for part in report.split("\n## ")}
-    assert re.findall(r"^\| \**(\w+ alone|Mean)", sections["Results"], re.MULTILINE) in (
-        ["Mean", "text alone"],
-        ["text alone", "Mean"],
-    )
-    (image,) = re.findall(r"^\| image alone.*", sections["Measured on other samples"], re.MULTILINE)
-    assert (image.split(" | ")[2], image.split(" | ")[6]) == ("10", "10")  # two of twelve test rows have no picture
-    assert {row["label"]: row["ranked"] for row in rows}["image alone"] == "False"
+    check_report(tmp_path, rows)
     finished = tmp_path / "out/runs/Mean-text+image-0/result.json"
     found = json.loads(finished.read_text())
     hits = found["correct"].count("1") / len(found["correct"])
@@ -164,22 +153,23 @@ def test_compares_goes_on_and_reports(compare, tmp_path):
     before = finished.stat().st_mtime_ns
     runs = tmp_path / "out/runs"
     add(runs / "Mean-text+image-9", found | {"seed": 9, "config": other_part(found["config"], 0)})
-    add(runs / "Sum-text+image-0", {key: value for key, value in found.items() if key != "ids"} | {"fusion": "Sum"})
-    again = compare("--fusions", "Mean,Sum,own_heads.Recording", "--seeds", "2", "--inputs", "all")
+    old = runs / "own_heads.Recording-text+image-0"
+    add(old, {key: value for key, value in found.items() if key != "ids"})
+    again = compare("--fusions", "Mean,own_heads.Recording", "--seeds", "2", "--inputs", "all")
     assert again.returncode == 0, again.stderr
     assert finished.stat().st_mtime_ns == before  # what is finished is not repeated
     rows = results(tmp_path)
     assert sorted({row["label"] for row in rows}) == [
-        "Broken", "Mean", "Recording", "Sum", "image alone", "text alone"
+        "Broken", "Mean", "Recording", "image alone", "text alone"
     ]  # another selection adds to the report  # fmt: skip
-    assert len(rows) == 4 + 5
+    assert len(rows) == 4 + 3
     said = (
         "Kept in runs/, and not in this report: 1 run of another configuration (Mean-text+image-9); 1 run of another "
-        "version of fusion-pl, or damaged (Sum-text+image-0)."
+        "version of fusion-pl, or damaged (own_heads.Recording-text+image-0)."
     )
     assert said in " ".join(again.stdout.split())
     assert "Mean-text+image-9" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
-    assert "ids" not in json.loads((runs / "Sum-text+image-0/result.json").read_text())  # kept, and the new one beside
+    assert "ids" not in json.loads((old / "result.json").read_text())  # kept, and the new one beside
     orders = [(tmp_path / f"order-{seed}").read_text().split() for seed in (0, 1)]
     assert sorted(orders[0]) == sorted(orders[1])
     assert orders[0] != orders[1]
@@ -192,7 +182,22 @@ def test_compares_goes_on_and_reports(compare, tmp_path):
     assert finished.stat().st_mtime_ns == before
     assert len(list(runs.glob("Mean-text+image-0*/result.json"))) == 2
     assert [row["label"] for row in results(tmp_path)] == ["Mean"]
-    assert "9 runs of another table (" in changed.stdout
+    assert "7 runs of another table (" in changed.stdout
+
+
+def check_report(tmp_path, rows):
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    report = (tmp_path / "out/report.md").read_text(encoding="utf-8")
+    assert "this head does not work" in page
+    assert "this head does not work" in report
+    sections = {part.partition("\n")[0]: part for part in report.split("\n## ")}
+    assert re.findall(r"^\| \**(\w+ alone|Mean)", sections["Results"], re.MULTILINE) in (
+        ["Mean", "text alone"],
+        ["text alone", "Mean"],
+    )
+    (image,) = re.findall(r"^\| image alone.*", sections["Measured on other samples"], re.MULTILINE)
+    assert (image.split(" | ")[2], image.split(" | ")[6]) == ("10", "10")  # two of twelve test rows have no picture
+    assert {row["label"]: row["ranked"] for row in rows}["image alone"] == "False"
 
 
 def results(folder):
@@ -273,6 +278,8 @@ def test_mistakes_are_one_sentence(compare, tmp_path, monkeypatch, capsys):
         (["--config", "other.yaml"], "--config is given twice"),
         (["--seeds=2", "--seeds", "3"], "--seeds is given twice"),
         (["--output", "file"], "--output is given twice"),
+        (["--trainer.devices", "2"], "trainer.devices asks for 2 devices: set it to 1"),
+        (["--trainer.devices", "[0, 3]"], "trainer.devices asks for 2 devices: set it to 1"),
         (["--data.manifst", "x.csv"], "there is no option 'manifst'"),
     ):
         given = ["--config", "base.yaml", "--output", "out", *arguments]
