@@ -6,8 +6,9 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 
@@ -17,6 +18,7 @@ from fusion_pl.analysis.plan import Trial
 from fusion_pl.analysis.result import Result
 from fusion_pl.processes import follow_parent
 
+NAME = "fusion-pl run"  # of the processes
 SECONDS = 5.0  # in which a process that closes its connection is gone
 Job = Callable[[Trial], Result]
 
@@ -54,8 +56,12 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for worker in [*self.idle, *(worker for worker, _ in self.busy.values())]:
-            worker.kill()
+        # Not those of the lists: Ctrl-C may have come while one was being started.
+        ours = [process for process in multiprocessing.active_children() if process.name.startswith(NAME)]
+        for process in ours:
+            process.kill()
+        for process in ours:
+            process.join()
 
     @property
     def free(self) -> int:
@@ -106,8 +112,9 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.number = number
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, job, number, jobs))
-        self.process.start()
+        self.process = context.Process(target=_work, args=(theirs, job, number, jobs), name=f"{NAME} {number}")
+        with _deaf_to_ctrl_c():
+            self.process.start()
         theirs.close()  # so that this process is told when that one is gone
 
     def end(self) -> str:
@@ -122,6 +129,23 @@ class _Worker:
         self.process.kill()
         self.process.join()
         self.connection.close()
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Start processes that a Ctrl-C cannot reach, not even while they import: they inherit what is blocked here.
+
+    Here it comes as soon as the context is left.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # else it is started inside, and unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(connection: Connection, job: Job, number: int, jobs: int) -> None:

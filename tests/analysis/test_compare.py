@@ -225,13 +225,16 @@ def test_of_two_runs_only_the_one_that_dies_is_blamed(compare, tmp_path):
     assert len(list(tmp_path.glob("innocent-*"))) == 1  # it was not even disturbed
 
 
-@pytest.mark.parametrize("how", ["killed", "Ctrl-C"])
+@pytest.mark.parametrize("how", ["killed", "Ctrl-C", "Ctrl-C at the start"])
 def test_nothing_goes_on_after_the_command(compare, tmp_path, how):
     wanted = ["--fusions", "own_heads.Endless", "--seeds", "1", "--inputs", "all", "--data.num_workers", "2"]
     with compare(*wanted, run=subprocess.Popen, start_new_session=True) as ran:
         try:
-            wait_until((tmp_path / "process").is_file)
-            assert len(processes_of(ran.pid)) >= 4  # the command, the run, its loader's workers
+            if how == "Ctrl-C at the start":  # the run's process is importing
+                wait_until(lambda: any("spawn_main" in command_of(one) for one in processes_of(ran.pid)))
+            else:
+                wait_until((tmp_path / "process").is_file)
+                assert len(processes_of(ran.pid)) >= 4  # the command, the run, its loader's workers
             if how == "killed":
                 ran.kill()
             else:
@@ -241,10 +244,16 @@ def test_nothing_goes_on_after_the_command(compare, tmp_path, how):
         finally:
             for process in processes_of(ran.pid):
                 os.kill(process, signal.SIGKILL)
-    if how == "Ctrl-C":
+    if how != "killed":
         assert ran.returncode == 128 + signal.SIGINT
         assert "Stopped after 0 of 1 runs; repeat the command to go on" in said
         assert "Traceback" not in said
+
+
+def command_of(process):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/cmdline").read_text()
+    return ""
 
 
 def processes_of(session):
