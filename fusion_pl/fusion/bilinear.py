@@ -24,10 +24,10 @@ class Bilinear(Fusion):
 
     Source: "Hadamard Product for Low-rank Bilinear Pooling", arXiv:1610.04325 (``factor`` = 1), and "Multi-modal
     Factorized Bilinear Pooling", arXiv:1708.01471, both for two inputs. For M of them the pairs are added, each input
-    using the same U in all of its pairs. Deviations: nothing bends ``a_m`` before the product nor z after it (the
-    first paper has tanh in both places, the code of the authors of ``Block`` ReLU), and U has no bias, since ``b_m``
-    stands before it; a norm over the channels instead of the l2 norm; the inputs themselves are added, so that a
-    sample with one input, which has no pair, is not blind.
+    using the same U in all of its pairs. Deviations: no activation on ``a_m`` (the first paper has tanh there), no
+    dropout on the products (the second has it), and U has no bias, since ``b_m`` stands before it; a norm over the
+    channels instead of the l2 norm; the inputs themselves are added, so that a sample with one input, which has no
+    pair, is not blind.
 
     Args:
         dims: name of the input -> channels D of its vector.
