@@ -14,18 +14,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
-import fusion_pl.fusion
-from fusion_pl.analysis import workers
 from fusion_pl.analysis.compare import compare_command
-from fusion_pl.analysis.costs import costs_of, held
 from fusion_pl.cli import guarded
-from fusion_pl.data import ManifestData
-from fusion_pl.module import FusionClassifier
-
-from ..conftest import CLASSES
 
 HEADS = '''
 import os
@@ -301,35 +293,3 @@ def test_mistakes_are_one_sentence(compare, tmp_path, monkeypatch, capsys):
     ran = compare("--config", "base.yaml")  # as a user types it
     assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
     assert "--config is given twice" in ran.stderr
-
-
-@pytest.mark.parametrize("head", ["Concat", "Perceiver", "SelfAttention"])  # two hand views of parameters to a part
-def test_the_costs_of_a_head_can_be_measured(encoders, manifest, head):
-    model = FusionClassifier(encoders, getattr(fusion_pl.fusion, head), CLASSES)
-    data = ManifestData(str(manifest), batch_size=5, num_workers=0)
-    data.processors = model.processors
-    data.setup("test")
-    costs = costs_of(model, next(iter(data.test_dataloader())))
-    assert costs["flops"] > 0
-    assert costs["step_ms"] > 0
-
-
-def test_memory_is_weights_gradients_and_what_the_backward_pass_needs():
-    learns, frozen, batch = torch.nn.Linear(6, 4), torch.nn.Linear(6, 4).requires_grad_(False), torch.randn(5, 6)
-    both = torch.nn.ModuleList([learns, frozen])
-    numbers = 2 * (6 * 4 + 4)  # the weights of both
-    numbers += 6 * 4 + 4  # gradients of the one that learns
-    numbers += 5 * 6 + 5 * 4  # the input, and what relu returned, which two steps need and which is there once
-    assert [held(both, lambda: learns(batch).relu().square().sum()) for _ in range(2)] == [4 * numbers] * 2
-
-
-def test_each_process_gets_a_gpu_of_its_own(monkeypatch):
-    monkeypatch.setattr(workers, "follow_parent", lambda: None)
-    monkeypatch.setattr(workers.multiprocessing, "set_start_method", lambda *given, force: None)
-    for number, gpu in ((0, "3"), (1, "5"), (2, "3")):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-        workers._prepare(number, jobs=3)
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == gpu
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    workers._prepare(0, jobs=1)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"  # the rest of several processes would wait for each other
