@@ -36,7 +36,7 @@ from fusion_pl.messages import printable
 from fusion_pl.module import FusionClassifier
 from fusion_pl.parsing import refuse_repeated
 from fusion_pl.refusals import explain
-from fusion_pl.runs import LOGGER, KeepConfig, check_model, claimed, find_checkpoint, run_of
+from fusion_pl.runs import LOGGER, KeepConfig, check_model, claimed, find_checkpoint, new_folder, run_of
 from fusion_pl.training.best import BestCheckpoint
 from fusion_pl.training.checkpoints import AtomicCheckpointIO
 from fusion_pl.training.console import quiet, shown
@@ -192,13 +192,25 @@ class FusionCLI(LightningCLI):
         with claimed(self.trainer):
             self.trainer.fit(**arguments)
 
+    def validate(self, **arguments: Any) -> None:
+        """Measure in a new folder."""
+        with new_folder(self.trainer):
+            self.trainer.validate(**arguments)
+
+    def test(self, **arguments: Any) -> None:
+        """Measure in a new folder."""
+        with new_folder(self.trainer):
+            self.trainer.test(**arguments)
+
     def _run_subcommand(self, subcommand: str) -> None:
         signals, stopper = self.stopper.signals, self.stopper
         try:
             with signals.listening():
                 super()._run_subcommand(subcommand)
-        except SIGTERMException:
+        except (SIGTERMException, Stopped) as stop:
             said = f"Stopped; saved {stopper.saved}. To go on, repeat the command with --ckpt_path last"
+            if isinstance(stop, Stopped) and not stopper.saved:
+                raise
             raise Stopped(signals.received or signal.SIGTERM, *([said] if stopper.saved else [])) from None
         except RuntimeError as error:
             lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)

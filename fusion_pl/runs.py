@@ -115,12 +115,29 @@ def claimed(trainer: Trainer) -> Iterator[None]:
             yield
     except BaseException:
         if new is not None and trainer.global_step == 0 and not any(folder.glob("*.ckpt")):
-            shutil.rmtree(new, ignore_errors=True)
-            with suppress(OSError):  # not empty: there are other runs
-                new.parent.rmdir()
+            _remove(new)
         raise
     finally:
         lock.release()
+
+
+@contextmanager
+def new_folder(trainer: Trainer) -> Iterator[None]:
+    """Have a new folder for what is measured; a run that fails or is stopped leaves none."""
+    only = not trainer.is_global_zero or trainer.fast_dev_run  # type: ignore[attr-defined]
+    new = None if only else _new_folder(trainer.logger)
+    try:
+        yield
+    except BaseException:
+        if new is not None:
+            _remove(new)
+        raise
+
+
+def _remove(run: Path) -> None:
+    shutil.rmtree(run, ignore_errors=True)
+    with suppress(OSError):  # not empty: there are other runs
+        run.parent.rmdir()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from fusion_pl.cli import run
 from tests.terminal import CTRL_C, FUSION_PL, Terminal
 
 LAST = Path("lightning_logs/version_0/checkpoints/last.ckpt")
@@ -104,3 +106,15 @@ def test_ctrl_c_before_training(fit):
     assert "Traceback" not in terminal.text
     assert "Stopped; nothing was saved." in terminal.text
     assert not list(Path().glob("lightning_logs/*"))
+
+
+def test_a_measurement_that_fails_leaves_no_folder(fit, manifest, capsys):
+    assert run("fit", [*fit[4:], "--trainer.max_epochs", "1", "--data.num_workers", "0"]) == 0
+    folder = Path("broken")
+    shutil.copytree(manifest.parent, folder)
+    (folder / "40.png").write_bytes(b"no picture")  # of the test split
+    options = ["--data.manifest", str(folder / manifest.name), "--data.num_workers", "0"]
+    best = ["--ckpt_path", "lightning_logs/version_0/checkpoints/best.ckpt"]
+    assert run("test", [*fit[4:], *options, *best]) == 2
+    assert "40.png" in capsys.readouterr().err
+    assert os.listdir("lightning_logs") == ["version_0"]

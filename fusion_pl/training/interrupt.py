@@ -89,7 +89,7 @@ class StopSignals:
                 threading.Thread(target=get_console().print, args=[STOPPING]).start()
             return
         self._raised = True
-        raise Stopped(signum, *(["Stopped at once, without saving."] if self.waits else []))
+        raise Stopped(signum, *(["Stopped at once, without saving."] if self.received else []))
 
     def _again(self, lost: sys.UnraisableHookArgs) -> None:
         """Raise once more, a moment later, where Python cannot: while it starts a process or deletes an object."""
