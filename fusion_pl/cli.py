@@ -158,8 +158,9 @@ class FusionCLI(LightningCLI):
         self.datamodule.processors = self.model.processors
         config = self.config[self.config.subcommand]
         check_optimizer(self.model)
-        for name in ("early_stopping", "checkpoint"):
-            check_monitor(f"--{name}.monitor", config[name].monitor, self.model)
+        if not config.trainer.callbacks:  # the user's may log what they like
+            for name in ("early_stopping", "checkpoint"):
+                check_monitor(f"--{name}.monitor", config[name].monitor, self.model)
         if config.cache:
             limit = int(config.cache_limit * 2**30) if config.cache_limit is not None else None
             self.model.keep_encoded(Path(config.cache), self.datamodule.augment, limit)

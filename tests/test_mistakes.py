@@ -250,7 +250,8 @@ def test_what_may_be_given_more_than_once(config, without_training):
     callbacks = ["--trainer.callbacks+", "DeviceStatsMonitor", "--trainer.callbacks.cpu_stats", "true"]
     callbacks += ["--trainer.callbacks+", "ModelSummary", "--trainer.callbacks.max_depth", "2"]
     assert run("fit", ["--config", config, "--config", config, *callbacks]) == 0
-    assert run("fit", ["--config", config, "--trainer.callbacks", "DeviceStatsMonitor"]) == 0
+    own = ["--trainer.callbacks", "DeviceStatsMonitor", "--checkpoint.monitor", "what/it/logs"]
+    assert run("fit", ["--config", config, *own]) == 0
 
 
 @pytest.mark.parametrize(
