@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import sys
@@ -283,28 +282,6 @@ def guarded(command: Callable[[], object]) -> int:
     return 0
 
 
-class _Reader(FusionCLI):
-    """Builds the parsers of all verbs and nothing else."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        del parser, args
-        raise _BuiltError(self._subcommand_parsers)
-
-
-class _BuiltError(Exception):
-    """Carries the parsers out of the constructor, which else goes on to training."""
-
-
-@functools.cache
-def parser_of(verb: str) -> LightningArgumentParser:
-    """Return the parser of fit, validate or test."""
-    try:
-        _cli(_Reader)
-    except _BuiltError as built:
-        parsers: dict[str, LightningArgumentParser] = built.args[0]
-    return parsers[verb]
-
-
 def train(verb: str, arguments: list[str], callbacks: Sequence[Callback] = ()) -> FusionCLI:
     """Run fit, validate or test, and return what was built for it.
 
@@ -315,10 +292,11 @@ def train(verb: str, arguments: list[str], callbacks: Sequence[Callback] = ()) -
     """
     quiet()
     sys.argv[1:] = [verb, *arguments]  # what Lightning starts further processes with
-    return _cli(FusionCLI, callbacks)
+    return command_line(FusionCLI, callbacks)
 
 
-def _cli(kind: type[FusionCLI], callbacks: Sequence[Callback] = ()) -> FusionCLI:
+def command_line(kind: type[FusionCLI], callbacks: Sequence[Callback] = ()) -> FusionCLI:
+    """Build Lightning's command line over this project's model and data; its constructor runs the command."""
     return kind(
         FusionClassifier,
         FusionData,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from fusion_pl.analysis.compare import compare_parser
-from fusion_pl.cli import parser_of
 from fusion_pl.help import ABOUT, own_classes
 from fusion_pl.options import Option, options_of, walk
+from fusion_pl.parsers import parser_of
 from fusion_pl.predict_files import predict_parser
 
 

@@ -15,11 +15,12 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback
 
 from fusion_pl.analysis.compare import compare_parser
-from fusion_pl.cli import FusionCLI, parser_of, run
+from fusion_pl.cli import FusionCLI, run
 from fusion_pl.data import FusionData, Keypad, ManifestData
 from fusion_pl.encoders import Encoder
 from fusion_pl.fusion import Fusion
 from fusion_pl.options import options_of, walk
+from fusion_pl.parsers import parser_of
 from fusion_pl.parsing import parse
 from fusion_pl.predict_files import predict_parser
 from fusion_pl.types import UserError

@@ -20,7 +20,7 @@ from fusion_pl.analysis.report import write
 from fusion_pl.analysis.result import Result
 from fusion_pl.analysis.trial import CACHE, CACHE_LIMIT, outline, run_trial
 from fusion_pl.analysis.workers import Died, Workers
-from fusion_pl.cli import parser_of
+from fusion_pl.parsers import parser_of
 from fusion_pl.parsing import parse, refuse_repeated
 from fusion_pl.refusals import guess
 from fusion_pl.training.cache import held
