@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from jsonargparse import ArgumentError, Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt, restricted_number_type
-from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.callbacks.throughput_monitor import ThroughputMonitor
@@ -35,9 +34,18 @@ from fusion_pl.messages import printable
 from fusion_pl.module import FusionClassifier
 from fusion_pl.parsing import refuse_repeated
 from fusion_pl.refusals import explain
-from fusion_pl.runs import LOGGER, KeepConfig, check_model, claimed, find_checkpoint, new_folder, run_of
+from fusion_pl.runs import (
+    LOGGER,
+    KeepConfig,
+    check_model,
+    checkpoints_folder,
+    claimed,
+    find_checkpoint,
+    new_folder,
+    run_of,
+)
 from fusion_pl.training.best import BestCheckpoint
-from fusion_pl.training.checkpoints import AtomicCheckpointIO
+from fusion_pl.training.checkpoints import with_atomic_files
 from fusion_pl.training.console import quiet, shown
 from fusion_pl.training.hardware import favoured_precision, favoured_threads, keep_memory
 from fusion_pl.training.interrupt import SaveWhenStopped, Stopped, StopSignals, exit_code, first_process
@@ -144,10 +152,7 @@ class FusionCLI(LightningCLI):
         check_folders(folders_of(config))
         default = None if self.config.subcommand == "fit" else "best"
         logger = config.trainer.logger
-        folder = config.checkpoint.dirpath
-        if logger is False and folder is None:
-            folder = str(Path(config.trainer.default_root_dir or "", "checkpoints"))
-        config.ckpt_path = find_checkpoint(config.ckpt_path or default, logger, folder)
+        config.ckpt_path = find_checkpoint(config.ckpt_path or default, logger, checkpoints_folder(config))
         run = run_of(config.ckpt_path, logger)
         if self.config.subcommand == "fit" and isinstance(logger, Namespace) and run is not None:
             logger.init_args["version"] = run  # go on in the same folder, with the same curves
@@ -174,7 +179,7 @@ class FusionCLI(LightningCLI):
             callbacks += [LearningRateMonitor(), ThroughputMonitor(batch_size_fn=_count, window_size=10)]
         if given.precision is None:
             kwargs["precision"] = config.trainer.precision = favoured_precision(self.model, given.accelerator)
-        kwargs["plugins"] = _with_atomic_files(given.plugins)
+        kwargs["plugins"] = with_atomic_files(given.plugins)
         own = given.callbacks or []
         kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *shown(given), *callbacks]
         kwargs["enable_model_summary"] = False  # ours is shorter
@@ -224,12 +229,6 @@ class FusionCLI(LightningCLI):
         # Without weights_only a checkpoint could run code while it is loaded.
         kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
         return kwargs if subcommand == "fit" else kwargs | {"verbose": False}  # WriteResults prints the table
-
-
-def _with_atomic_files(plugins: Any) -> list[Any]:
-    """Add our way to write checkpoints to the user's plugins, unless there is one among them."""
-    given = plugins if isinstance(plugins, list) else [plugins] * (plugins is not None)
-    return given if any(isinstance(one, CheckpointIO) for one in given) else [*given, AtomicCheckpointIO()]
 
 
 def _count(batch: Batch) -> int:

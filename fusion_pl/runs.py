@@ -79,6 +79,14 @@ def runs_folder(logger: Namespace | bool | None) -> Path:
     return Path(args["save_dir"]) / (args.get("name") or "")
 
 
+def checkpoints_folder(config: Namespace) -> str | None:
+    """Return the folder that a configuration's checkpoints are kept in, or None where every run has its own."""
+    if config.trainer.logger is False and config.checkpoint.dirpath is None:
+        return str(Path(config.trainer.default_root_dir or "", "checkpoints"))
+    folder: str | None = config.checkpoint.dirpath
+    return folder
+
+
 def run_of(checkpoint: str | None, logger: Namespace | bool | None) -> str | None:
     """Return the name of the run that a checkpoint lies in, where it is one of this configuration's runs."""
     run = Path(checkpoint).resolve().parent.parent if checkpoint else Path()

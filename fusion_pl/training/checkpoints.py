@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 
 from fusion_pl.checkpoint import read_checkpoint
 from fusion_pl.training.states import shown
@@ -87,6 +87,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             shutil.rmtree(path)
         elif Path(path).is_file():
             Path(path).unlink()
+
+
+def with_atomic_files(plugins: Any) -> list[Any]:
+    """Add our way to write checkpoints to the user's plugins, unless there is one among them."""
+    given = plugins if isinstance(plugins, list) else [plugins] * (plugins is not None)
+    return given if any(isinstance(one, CheckpointIO) for one in given) else [*given, AtomicCheckpointIO()]
 
 
 class _Stream:
