@@ -20,7 +20,7 @@ demo: install
 	@echo "  $(BIN)/fusion-pl fit --config configs/own.yaml --data.manifest your.csv   # your own files: see README.md"
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: install
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

@@ -81,7 +81,7 @@ class StepClock:
 
 def fit(arguments: Sequence[str], skip: int = 5) -> Figures:
     """Run ``fusion-pl fit`` as the command does, progress bar and logs included, and time its steps."""
-    from fusion_pl.cli import run
+    from fusion_pl.cli.run import run
 
     timed = ["--trainer.callbacks+=benchmarks.measure.SteadyRate", f"--trainer.callbacks.skip={skip}"]
     shown = io.StringIO()

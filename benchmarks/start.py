@@ -63,7 +63,10 @@ trainer:
 def slowest_imports() -> list[tuple[str, float]]:
     """Return the top-level packages that take the longest to import, with what they import, in seconds."""
     ran = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", "import fusion_pl.cli"], capture_output=True, text=True, check=True
+        [sys.executable, "-X", "importtime", "-c", "import fusion_pl.cli.run"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found: dict[str, float] = {}
     for line in ran.stderr.splitlines():
@@ -87,8 +90,8 @@ def main() -> None:
         seconds = [timed([sys.executable, "-m", "fusion_pl", *arguments]) for _ in range(given.rounds)]
         middle = statistics.median(seconds)
         rows.append([case, _spread(seconds), f"{ANSWER_BAR}", "yes" if middle <= ANSWER_BAR else "NO"])
-    imports = [timed([sys.executable, "-c", "import fusion_pl.cli"]) for _ in range(given.rounds)]
-    rows.append(["of which imports: fusion_pl.cli", _spread(imports), "", ""])
+    imports = [timed([sys.executable, "-c", "import fusion_pl.cli.run"]) for _ in range(given.rounds)]
+    rows.append(["of which imports: fusion_pl.cli.run", _spread(imports), "", ""])
     bare = [timed([sys.executable, "-c", "import lightning.pytorch.cli"]) for _ in range(given.rounds)]
     rows.append(["of which imports: lightning.pytorch.cli alone", _spread(bare), "", ""])
     with tempfile.TemporaryDirectory() as folder:

@@ -71,7 +71,7 @@ def _run(verb: str, arguments: list[str]) -> int:
         sys.path.append(os.getcwd())
     atexit.register(_leave)
     with _stopped_at_once():  # libraries that are interrupted while they load say all kinds of things
-        from fusion_pl.cli import guarded, run
+        from fusion_pl.cli.run import guarded, run
 
         if verb == "compare":
             from fusion_pl.analysis.compare import compare_command
@@ -86,11 +86,11 @@ def _run(verb: str, arguments: list[str]) -> int:
 def _answer(verb: str, arguments: list[str]) -> str | None:
     """Return what a command asks for that runs nothing: help, or the script that completes."""
     if verb == "--completion":
-        from fusion_pl.completion import completion
+        from fusion_pl.cli.completion import completion
 
         return completion()
     if {"-h", "--help", "--help-all"} & set(arguments):
-        from fusion_pl.help import text
+        from fusion_pl.cli.help import text
 
         return text(verb, arguments, everything="--help-all" in arguments)
     return None

@@ -9,7 +9,8 @@ import pytest
 
 from fusion_pl.analysis.compare import read_arguments
 from fusion_pl.analysis.plan import plan, read_base
-from fusion_pl.cli import FusionCLI, run
+from fusion_pl.cli.fusion_cli import FusionCLI
+from fusion_pl.cli.run import run
 from fusion_pl.predict import Predictor
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from fusion_pl.__main__ import HELP, main
-from fusion_pl.cli import run
+from fusion_pl.cli.run import run
 
 FUSION_PL = [sys.executable, "-m", "fusion_pl"]
 

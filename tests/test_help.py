@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from fusion_pl.__main__ import HELP, VERBS, main
-from fusion_pl.completion import completion
+from fusion_pl.cli.completion import completion
+from fusion_pl.cli.help import ABOUT, EXAMPLES, sections, text
+from fusion_pl.cli.options import walk
+from fusion_pl.cli.parsers import parser_of
 from fusion_pl.data import Ask, Keypad, ManifestData
 from fusion_pl.fusion import Fusion
-from fusion_pl.help import ABOUT, EXAMPLES, sections, text
-from fusion_pl.options import walk
-from fusion_pl.parsers import parser_of
 from fusion_pl.recipe import class_of
 from fusion_pl.types import UserError
 

@@ -12,7 +12,7 @@ import soundfile
 import yaml
 from PIL import Image
 
-from fusion_pl.cli import run
+from fusion_pl.cli.run import run
 
 LABELS = ["[/b]", r"$\frac{1$", "\x1b[2J\N{CJK UNIFIED IDEOGRAPH-732B}"]
 

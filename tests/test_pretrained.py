@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from fusion_pl.cli import run
+from fusion_pl.cli.run import run
 from fusion_pl.predict import Predictor
 
 from .encoders.models import save_audio, save_image, save_text

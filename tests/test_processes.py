@@ -15,10 +15,10 @@ import torch
 import yaml
 from torch.nn.functional import cross_entropy
 
-from fusion_pl.cli import run
+from fusion_pl.cli.run import run
+from fusion_pl.cli.runs import find_checkpoint
 from fusion_pl.data import ManifestData
 from fusion_pl.predict import Predictor
-from fusion_pl.runs import find_checkpoint
 from fusion_pl.types import UserError
 
 from .test_cli import encoder

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from lightning.pytorch import Callback
 
-from fusion_pl.cli import run
+from fusion_pl.cli.run import run
 from tests.texts import BEST, LAST, RUN, fit, load, results, values
 
 FROZEN = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.0"]  # no epoch is better than the first

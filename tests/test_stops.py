@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from fusion_pl.cli import run
+from fusion_pl.cli.run import run
 from tests.terminal import CTRL_C, FUSION_PL, Terminal
 
 LAST = Path("lightning_logs/version_0/checkpoints/last.ckpt")

@@ -38,7 +38,7 @@ def write_config(folder):
 
 
 def fit(*arguments):
-    from fusion_pl.cli import run  # when it is needed: most tests are not about commands
+    from fusion_pl.cli.run import run  # when it is needed: most tests are not about commands
 
     return run("fit", ["--config", "config.yaml", *arguments])
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from fusion_pl.cli.errors import sentence
 from fusion_pl.data.base import FusionData
-from fusion_pl.errors import sentence
 from fusion_pl.training.results import PACKAGES
 
 PARTS = ("another configuration", "another table", "other library versions")  # what differs, by the part of a key

@@ -23,9 +23,9 @@ from fusion_pl.analysis.folder import RESULT, folder_of
 from fusion_pl.analysis.plan import Trial
 from fusion_pl.analysis.result import Result
 from fusion_pl.analysis.samples import SeenSamples
-from fusion_pl.cli import train
-from fusion_pl.errors import sentence
-from fusion_pl.runs import LOGGER
+from fusion_pl.cli.errors import sentence
+from fusion_pl.cli.run import train
+from fusion_pl.cli.runs import LOGGER
 from fusion_pl.training.measures import fewer
 from fusion_pl.training.results import WriteResults, accuracy_by_inputs
 

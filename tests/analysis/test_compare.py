@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from fusion_pl.analysis.compare import compare_command
-from fusion_pl.cli import guarded
+from fusion_pl.cli.run import guarded
 
 HEADS = '''
 import os

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fusion_pl.checkpoint import read_checkpoint
-from fusion_pl.cli import run
+from fusion_pl.cli.run import run
 from fusion_pl.messages import printable
 from fusion_pl.predict import Predictor
 from fusion_pl.types import UserError

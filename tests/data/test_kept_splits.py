@@ -15,7 +15,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
-from fusion_pl.cli import run
+from fusion_pl.cli.run import run
 from fusion_pl.data import ManifestData
 from fusion_pl.data.splits import SPLITS
 from fusion_pl.data.stored import StoredSplits

@@ -7,7 +7,8 @@ from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from fusion_pl.cli import FusionCLI, command_line
+from fusion_pl.cli.fusion_cli import FusionCLI
+from fusion_pl.cli.run import command_line
 
 
 class _Reader(FusionCLI):

@@ -16,10 +16,10 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from fusion_pl.analysis.compare import compare_parser
+from fusion_pl.cli.options import Option, options_of, options_of_class, walk
+from fusion_pl.cli.parsers import parser_of
+from fusion_pl.cli.predict import predict_parser
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.options import Option, options_of, options_of_class, walk
-from fusion_pl.parsers import parser_of
-from fusion_pl.predict_files import predict_parser
 
 ABOUT = {
     "fit": "Train a model. Give a configuration, and on the command line what differs from it; what comes later wins.",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from fusion_pl.refusals import explain, given
+from fusion_pl.cli.refusals import explain, given
 from fusion_pl.types import UserError
 
 CONFIG = ("config", "c")  # a later file is laid over an earlier one

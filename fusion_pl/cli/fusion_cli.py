@@ -1,24 +1,23 @@
-"""The doors behind ``fusion-pl fit | validate | test | predict``: the two crossings between data and model are here."""
+"""Lightning's command line over this project's model and data; only here do the two meet."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt, restricted_number_type
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.callbacks.throughput_monitor import ThroughputMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from fusion_pl.building import (
+from fusion_pl.cli.building import (
     build,
     check_folders,
     check_monitor,
@@ -27,16 +26,8 @@ from fusion_pl.building import (
     folders_of,
     told_by,
 )
-from fusion_pl.data.base import FusionData
-from fusion_pl.data.manifest import ManifestData
-from fusion_pl.errors import sentence
-from fusion_pl.messages import printable
-from fusion_pl.module import FusionClassifier
-from fusion_pl.parsing import refuse_repeated
-from fusion_pl.refusals import explain
-from fusion_pl.runs import (
-    LOGGER,
-    KeepConfig,
+from fusion_pl.cli.refusals import explain
+from fusion_pl.cli.runs import (
     check_model,
     checkpoints_folder,
     claimed,
@@ -44,11 +35,12 @@ from fusion_pl.runs import (
     new_folder,
     run_of,
 )
+from fusion_pl.data.manifest import ManifestData
 from fusion_pl.training.best import BestCheckpoint
 from fusion_pl.training.checkpoints import with_atomic_files
-from fusion_pl.training.console import quiet, shown
+from fusion_pl.training.console import shown
 from fusion_pl.training.hardware import favoured_precision, favoured_threads, keep_memory
-from fusion_pl.training.interrupt import SaveWhenStopped, Stopped, StopSignals, exit_code, first_process
+from fusion_pl.training.interrupt import SaveWhenStopped, Stopped
 from fusion_pl.training.results import WriteResults
 from fusion_pl.training.resume import CheckResumed
 from fusion_pl.training.splits import WriteSplits
@@ -56,7 +48,10 @@ from fusion_pl.types import Batch, UserError
 
 
 class FusionCLI(LightningCLI):
-    """LightningCLI with this project's two crossings, its callbacks and its way to find checkpoints."""
+    """LightningCLI with this project's callbacks and its way to find checkpoints.
+
+    Data and model meet in two places: the data's classes go to the model, the model's processors go to the data.
+    """
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -233,77 +228,3 @@ class FusionCLI(LightningCLI):
 
 def _count(batch: Batch) -> int:
     return len(batch.ids)
-
-
-def run(verb: str, arguments: list[str]) -> int:
-    """Run fit, validate, test or predict.
-
-    Args:
-        verb: which one.
-        arguments: what follows it on the command line.
-
-    Returns:
-        See ``guarded``.
-    """
-    stoppable = StopSignals().listening()
-    if verb == "predict":
-        from fusion_pl.predict_files import predict_command
-
-        return guarded(stoppable(lambda: predict_command(arguments)))
-
-    def command() -> None:
-        refuse_repeated(arguments)
-        train(verb, arguments)
-
-    return guarded(stoppable(command))
-
-
-def guarded(command: Callable[[], object]) -> int:
-    """Run a command and tell a user's mistake in one sentence.
-
-    Returns:
-        0, 2 after a mistake that the user can mend, 130 or 143 when stopped.
-    """
-    try:
-        command()
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except Stopped as stop:
-        if first_process():
-            print(stop, file=sys.stderr)
-        return exit_code(stop.signum)
-    except Exception as error:
-        said = sentence(error)
-        if said is None:
-            raise
-        print(f"fusion-pl: error: {printable(said)}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def train(verb: str, arguments: list[str], callbacks: Sequence[Callback] = ()) -> FusionCLI:
-    """Run fit, validate or test, and return what was built for it.
-
-    Args:
-        verb: which one.
-        arguments: what follows it on the command line.
-        callbacks: further ones, which are no part of the configuration.
-    """
-    quiet()
-    sys.argv[1:] = [verb, *arguments]  # what Lightning starts further processes with
-    return command_line(FusionCLI, callbacks)
-
-
-def command_line(kind: type[FusionCLI], callbacks: Sequence[Callback] = ()) -> FusionCLI:
-    """Build Lightning's command line over this project's model and data; its constructor runs the command."""
-    return kind(
-        FusionClassifier,
-        FusionData,
-        subclass_mode_data=True,
-        trainer_defaults={"logger": LOGGER, "max_epochs": 20, "callbacks": list(callbacks)},
-        seed_everything_default=0,
-        save_config_callback=KeepConfig,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "fusion-pl", "exit_on_error": False, "allow_abbrev": False},
-        auto_configure_optimizers=False,
-    )

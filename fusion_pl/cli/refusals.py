@@ -13,7 +13,7 @@ from typing import get_origin
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from fusion_pl.options import Option, options_of, options_of_class
+from fusion_pl.cli.options import Option, options_of, options_of_class
 from fusion_pl.recipe import no_module
 from fusion_pl.types import UserError
 

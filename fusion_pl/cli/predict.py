@@ -14,9 +14,9 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import track
 
+from fusion_pl.cli.parsing import parse, refuse_repeated
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.files import whole
-from fusion_pl.parsing import parse, refuse_repeated
 from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.types import UserError
 

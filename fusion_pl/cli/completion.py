@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fusion_pl.analysis.compare import compare_parser
-from fusion_pl.help import ABOUT, own_classes
-from fusion_pl.options import Option, options_of, walk
-from fusion_pl.parsers import parser_of
-from fusion_pl.predict_files import predict_parser
+from fusion_pl.cli.help import ABOUT, own_classes
+from fusion_pl.cli.options import Option, options_of, walk
+from fusion_pl.cli.parsers import parser_of
+from fusion_pl.cli.predict import predict_parser
 
 
 def completion() -> str:

@@ -1,0 +1,93 @@
+"""Run a command: 0 when it succeeds, one sentence and 2 after a user's mistake, 130 or 143 when it is stopped."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from lightning.pytorch import Callback
+
+from fusion_pl.cli.errors import sentence
+from fusion_pl.cli.fusion_cli import FusionCLI
+from fusion_pl.cli.parsing import refuse_repeated
+from fusion_pl.cli.runs import LOGGER, KeepConfig
+from fusion_pl.data.base import FusionData
+from fusion_pl.messages import printable
+from fusion_pl.module import FusionClassifier
+from fusion_pl.training.console import quiet
+from fusion_pl.training.interrupt import Stopped, StopSignals, exit_code, first_process
+
+
+def run(verb: str, arguments: list[str]) -> int:
+    """Run fit, validate, test or predict.
+
+    Args:
+        verb: which one.
+        arguments: what follows it on the command line.
+
+    Returns:
+        See ``guarded``.
+    """
+    stoppable = StopSignals().listening()
+    if verb == "predict":
+        from fusion_pl.cli.predict import predict_command
+
+        return guarded(stoppable(lambda: predict_command(arguments)))
+
+    def command() -> None:
+        refuse_repeated(arguments)
+        train(verb, arguments)
+
+    return guarded(stoppable(command))
+
+
+def guarded(command: Callable[[], object]) -> int:
+    """Run a command and tell a user's mistake in one sentence.
+
+    Returns:
+        0, 2 after a mistake that the user can mend, 130 or 143 when stopped.
+    """
+    try:
+        command()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Stopped as stop:
+        if first_process():
+            print(stop, file=sys.stderr)
+        return exit_code(stop.signum)
+    except Exception as error:
+        said = sentence(error)
+        if said is None:
+            raise
+        print(f"fusion-pl: error: {printable(said)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train(verb: str, arguments: list[str], callbacks: Sequence[Callback] = ()) -> FusionCLI:
+    """Run fit, validate or test, and return what was built for it.
+
+    Args:
+        verb: which one.
+        arguments: what follows it on the command line.
+        callbacks: further ones, which are no part of the configuration.
+    """
+    quiet()
+    sys.argv[1:] = [verb, *arguments]  # what Lightning starts further processes with
+    return command_line(FusionCLI, callbacks)
+
+
+def command_line(kind: type[FusionCLI], callbacks: Sequence[Callback] = ()) -> FusionCLI:
+    """Build Lightning's command line over this project's model and data; its constructor runs the command."""
+    return kind(
+        FusionClassifier,
+        FusionData,
+        subclass_mode_data=True,
+        trainer_defaults={"logger": LOGGER, "max_epochs": 20, "callbacks": list(callbacks)},
+        seed_everything_default=0,
+        save_config_callback=KeepConfig,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"prog": "fusion-pl", "exit_on_error": False, "allow_abbrev": False},
+        auto_configure_optimizers=False,
+    )
