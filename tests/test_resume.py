@@ -141,3 +141,26 @@ def test_a_sharded_checkpoint_is_named(again, capsys):
     Path("shards/meta.pt").touch()
     assert fit("--ckpt_path", "shards") == 2
     assert "shards is a folder, the parts of a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1"], "another optimizer than SGD"),
+        (["--model.optimizer", "torch.optim.RMSprop", "--model.optimizer.lr", "0.1"], "another optimizer than RMSprop"),
+        (["--model.lr_scheduler", "ConstantLR"], "another learning rate schedule than ConstantLR"),
+    ],
+)
+def test_another_optimizer_or_schedule_is_refused(again, other, said, capsys):
+    """It would go on with the other one's rates and without its moments, or not learn at all."""
+    before = LAST.read_bytes()
+    assert fit("--ckpt_path", "last", "--trainer.max_epochs", "3", *other) == 2
+    assert f"was trained with {said}" in capsys.readouterr().err
+    assert LAST.read_bytes() == before
+
+
+def test_an_optimizer_without_state_is_not_taken_for_another(fresh, capsys):
+    assert fit(*FROZEN, "--trainer.max_epochs", "1") == 0
+    assert fit("--trainer.max_epochs", "2", "--ckpt_path", "last") == 2
+    assert "was trained with another optimizer than AdamW" in capsys.readouterr().err
+    assert fit(*FROZEN, "--trainer.max_epochs", "2", "--ckpt_path", "last") == 0

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from fusion_pl.training.states import (
+    Other,
     Unfit,
     check_plain,
     counted,
@@ -22,6 +23,7 @@ from fusion_pl.training.states import (
     number,
     optimizer_state,
     ranked,
+    schedule_state,
     shown,
 )
 from fusion_pl.types import UserError
@@ -93,14 +95,18 @@ class CheckResumed(Callback):
             configs = trainer.lr_scheduler_configs
             schedules = counted(states["lr_schedulers"], configs, "schedules")
             states["lr_schedulers"] = [
-                like(state, config.scheduler.state_dict(), "schedule")
-                for config, state in zip(configs, schedules, strict=True)
+                schedule_state(config.scheduler, state) for config, state in zip(configs, schedules, strict=True)
             ]
         except Unfit as error:
             raise _refusal(trainer, error) from error
 
 
 def _refusal(trainer: Trainer, error: Unfit) -> UserError:
+    if isinstance(error, Other):
+        return UserError(
+            f"fit cannot go on from {trainer.ckpt_path}: it {error}: give the optimizer and the lr_scheduler of that "
+            "run's config.yaml, or start anew without --ckpt_path"
+        )
     return UserError(
         f"fit cannot go on from {trainer.ckpt_path}: its {error}; it is damaged, or from a run with another "
         "configuration: give that run's config.yaml, or start anew without --ckpt_path"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sized
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import torch
@@ -19,6 +19,14 @@ HARDWARE = {"fused", "foreach", "capturable", "differentiable"}  # how this mach
 
 class Unfit(Exception):  # noqa: N818  # becomes a UserError that names the file
     """A part of a checkpoint's training state is not what this run expects."""
+
+
+class Other(Unfit):
+    """A state is that of another optimizer or schedule."""
+
+    def __init__(self, what: str, own: object, told: Iterable[str]) -> None:
+        name = type(own).__name__
+        super().__init__(f"was trained with another {what} than {name} (one with {', '.join(sorted(told))})")
 
 
 def like(value: Any, template: Any, where: str) -> Any:
@@ -145,7 +153,8 @@ def optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
     its fused steps read beyond a tensor that is too small. How a step is computed stays as this run has it.
 
     Raises:
-        Unfit: where there are other parameters, or another optimizer.
+        Unfit: where there are other parameters.
+        Other: where it is another optimizer.
     """
     wrong = Unfit("optimizer's state is no table of parameters and groups")
     if not isinstance(saved, dict) or not isinstance(saved.get("state"), dict):
@@ -162,6 +171,9 @@ def optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
         counted(names, own["params"], "parameters in a group")
         options = {key: value for key, value in own.items() if key != "params"}
         changes = {key: value for key, value in options.items() if key not in HARDWARE | {"lr_factor"}}
+        lacking, more = set(optimizer.defaults) - HARDWARE - set(old), set(old) - HARDWARE - set(own)
+        if lacking and more:  # another version of torch has either
+            raise Other("optimizer", optimizer, map(str, more))
         options |= like({key: old[key] for key in changes if key in old}, changes, "optimizer")
         checked["param_groups"].append(options | {"params": list(range(first, first + len(names)))})
         shapes: dict[Any, dict[str, Any]] = {}
@@ -172,8 +184,26 @@ def optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
             if same not in shapes:
                 shapes[same] = state_after_a_step(optimizer, own, parameter)
             checked["state"][index] = _parameter_state(saved["state"][name], shapes[same])
+            unknown = set(saved["state"][name]) - set(shapes[same])
+            if (lacking or more) and unknown:  # where the options agree, it is made later than in the first step
+                raise Other("optimizer", optimizer, map(str, unknown))
         first += len(names)
     return checked
+
+
+def schedule_state(schedule: Any, saved: Any) -> Any:
+    """Return a saved state for a schedule of the learning rate.
+
+    Raises:
+        Unfit: for another schedule, and for values that do not fit it.
+    """
+    own = schedule.state_dict()
+    if isinstance(saved, dict):
+        different = {key for key in set(own) ^ set(saved) if isinstance(key, str) and not key.startswith("_")}
+        different -= {"total_steps", *dir(type(schedule))}  # of versions before; names of methods, which are dropped
+        if different:
+            raise Other("learning rate schedule", schedule, map(str, different & set(saved) or {"other settings"}))
+    return like(saved, own, "schedule")
 
 
 def _parameter_state(saved: Any, template: dict[str, Any]) -> dict[str, Any]:
