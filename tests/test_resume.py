@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch import Callback
 
@@ -29,6 +30,17 @@ class Stop(Callback):
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if trainer.current_epoch == self.epoch and not trainer.sanity_checking and batch_idx == 0:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Diverge(Callback):
+    """Make one weight NaN after a batch, as a step that is too large does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            next(pl_module.fusion.parameters()).data.view(-1)[0] = float("nan")
 
 
 def test_last_is_the_last_epoch_even_where_none_was_better(fresh):
@@ -164,3 +176,25 @@ def test_an_optimizer_without_state_is_not_taken_for_another(fresh, capsys):
     assert fit("--trainer.max_epochs", "2", "--ckpt_path", "last") == 2
     assert "was trained with another optimizer than AdamW" in capsys.readouterr().err
     assert fit(*FROZEN, "--trainer.max_epochs", "2", "--ckpt_path", "last") == 0
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_run_that_diverges_keeps_the_last_finite_checkpoint(epoch, fresh, capsys):
+    step = [{"class_path": "tests.test_resume.Diverge", "init_args": {"step": 2 + 5 * epoch}}]
+    Path("diverge.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": step}}))
+    assert fit("--config", "diverge.yaml") == 2
+    said = capsys.readouterr().err
+    assert "training diverged" in said
+    assert f"in epoch {epoch}" in said
+    assert LAST.exists() == BEST.exists() == (epoch == 1)
+    if epoch == 0:
+        assert "there is none from before" in said
+        return
+    assert f"the last finite one is {LAST}" in " ".join(said.split())
+    assert load(LAST)["epoch"] == load(BEST)["epoch"] == 0
+    checkpoint = load(LAST)
+    next(iter(checkpoint["state_dict"].values())).view(-1)[0] = float("inf")
+    torch.save(checkpoint, "old.ckpt")
+    assert fit("--ckpt_path", "old.ckpt") == 2
+    assert "training diverged, or the file is damaged" in capsys.readouterr().err
+    assert fit("--ckpt_path", "last") == 0

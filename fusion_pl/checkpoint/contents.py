@@ -38,9 +38,24 @@ def check_contents(checkpoint: Any, path: str | Path) -> None:
         )
     try:
         _recipe(ours)
-        _tensors(checkpoint.get("state_dict"), Path(path).stat().st_size)
+        weights = _tensors(checkpoint.get("state_dict"), Path(path).stat().st_size)
     except _UnexpectedError as error:
         raise UserError(f"{path} does not hold together ({error}): it is damaged, or from another version") from error
+    if name := not_finite(weights):
+        raise UserError(
+            f"{path} holds weights that are infinite or not numbers ({short(name)}): training diverged, or the file is "
+            "damaged; take another checkpoint, or train anew with a lower learning rate"
+        )
+
+
+def not_finite(weights: Mapping[str, Any]) -> str | None:
+    """Return the name of the first tensor with a number that is infinite or NaN, if there is one."""
+    for name, tensor in weights.items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
+            low, high = (float(bound) for bound in tensor.aminmax())
+            if not (math.isfinite(low) and math.isfinite(high)):
+                return name
+    return None
 
 
 class _UnexpectedError(Exception):
@@ -110,8 +125,8 @@ def _plain(value: Any, where: str, largest: int | float) -> None:
             _expect(one is None or isinstance(one, float) or _is_text(one), f"{where}.init_args holds no plain data")
 
 
-def _tensors(weights: Any, size: int) -> None:
-    """See to it that weights are finite numbers which the file really holds.
+def _tensors(weights: Any, size: int) -> dict[str, Tensor]:
+    """Return the weights, where they are numbers which the file really holds.
 
     Args:
         weights: the state dictionary.
@@ -123,8 +138,5 @@ def _tensors(weights: Any, size: int) -> None:
         _expect(type(tensor) is Tensor and tensor.layout == torch.strided, f"{short(name)} is not a tensor")
         _expect(not tensor.is_meta and tensor.nbytes <= tensor.untyped_storage().nbytes(), f"{short(name)} has no data")
         total += tensor.nbytes
-        if tensor.is_floating_point() and tensor.numel():
-            low, high = (float(bound) for bound in tensor.aminmax())
-            if not (math.isfinite(low) and math.isfinite(high)):
-                raise _UnexpectedError(f"{short(name)} holds numbers that are infinite or not numbers")
     _expect(total <= 2 * size, "its tensors are larger than the file")  # some models name a tensor twice
+    return dict(weights)

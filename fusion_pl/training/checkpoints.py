@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 
 from fusion_pl.checkpoint import read_checkpoint
+from fusion_pl.checkpoint.contents import not_finite
 from fusion_pl.training.states import shown
 from fusion_pl.types import UserError
 
@@ -24,6 +25,10 @@ OLDEST = (2, 6)  # Lightning's versions that fusion-pl has been used with
 
 class NoRoomError(UserError):
     """A checkpoint does not fit on its disk."""
+
+
+class DivergedError(UserError):
+    """The weights are infinite or NaN, so that nothing can be read from them or trained on."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -38,7 +43,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             NoRoomError: where the disk is full.
+            DivergedError: for weights that are not finite; the checkpoint of before stays.
         """
+        if name := not_finite(checkpoint.get("state_dict") or {}):
+            raise DivergedError(_diverged(name, checkpoint, Path(path).parent))
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -138,6 +146,21 @@ def disk_of(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if os.path.ismount(folder))
 
 
+def _kept(checkpoints: Path) -> Path | None:
+    """Return the checkpoint to go on from."""
+    return next((one for one in (checkpoints / "last.ckpt", checkpoints / "best.ckpt") if one.is_file()), None)
+
+
+def _diverged(name: str, checkpoint: dict[str, Any], checkpoints: Path) -> str:
+    kept = _kept(checkpoints)
+    return (
+        f"training diverged: in epoch {checkpoint.get('epoch')} (counted from 0), at step "
+        f"{checkpoint.get('global_step')}, the weights {name} are NaN or infinite, so no checkpoint is written; "
+        + (f"the last finite one is {kept}" if kept else "there is none from before")
+        + ": lower the learning rate (--model.optimizer.lr), or clip gradients (--trainer.gradient_clip_val 1)"
+    )
+
+
 def full(path: Path, checkpoints: Path) -> str:
     """Return what to say where a disk is full: which one, what is left, and how to go on.
 
@@ -146,7 +169,7 @@ def full(path: Path, checkpoints: Path) -> str:
         checkpoints: the folder of the run's checkpoints.
     """
     free = shutil.disk_usage(path.parent).free
-    kept = next((one for one in (checkpoints / "last.ckpt", checkpoints / "best.ckpt") if one.is_file()), None)
+    kept = _kept(checkpoints)
     said = f"the disk {disk_of(path)} is full ({free / 1e6:.0f} MB free), so {path} could not be written"
     if kept is None:
         return f"{said}: make room there, or choose a folder on another disk with --checkpoint.dirpath"
