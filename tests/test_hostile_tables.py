@@ -133,3 +133,25 @@ def test_json_that_is_too_deep_or_too_long_is_a_problem_of_its_row(folder, tmp_p
     code, _ = predicted(folder, tmp_path, ['{"text": "a"}', line])
     assert code == 2
     assert match in capsys.readouterr().err
+
+
+def test_a_table_without_one_of_the_inputs_says_how_to_do_without(folder, tmp_path, capsys):
+    rows = [{"text": f"row {row}", "label": "ab"[row % 2], "split": ("train", "val")[row % 4 == 3]} for row in range(8)]
+    table = tmp_path / "text.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)))
+    given = ["--config", str(folder / "config.yaml"), "--data.manifest", str(table)]
+    assert run("fit", given) == 2
+    assert "name another with --data.inputs.image, or leave image out of model.encoders" in capsys.readouterr().err
+    text = ["--model.encoders", "{text: {class_path: fusion_pl.encoders.TinyText}}"]
+    assert run("fit", [*given, *text, "--data.input_dropout", "{text: 0.1, image: 0.1}"]) == 2
+    assert "leave 'image' out there (--data.input_dropout null for none)" in capsys.readouterr().err
+
+
+def test_a_folder_that_may_not_be_written_is_named_without_what_is_written_beside(folder, tmp_path, capsys):
+    (tmp_path / "p.csv.partial").mkdir()  # for root, too, the file cannot be written
+    (best,) = folder.glob("logs/**/best.ckpt")
+    given = ["--ckpt_path", str(best), "--data.manifest", str(folder / "manifest.jsonl"), "--data.num_workers", "0"]
+    assert run("predict", [*given, "--output", str(tmp_path / "p.csv")]) == 2
+    said = capsys.readouterr().err
+    assert f"cannot write {tmp_path}/p.csv: Is a directory: a folder has the name of a file" in said
+    assert "--ckpt_path last" not in said

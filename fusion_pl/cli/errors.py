@@ -9,9 +9,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from fusion_pl.types import UserError
 
+# What to do about a file that cannot be written, by the reason.
 UNWRITABLE = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),  # a file where a folder is meant, or the other way round
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there, or choose another folder"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a folder that you may write to"),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "a file and a folder have the same name: choose another"
+    ),
 }
 LONGEST = 400
 
@@ -30,8 +34,8 @@ def sentence(error: BaseException) -> str | None:
             f"the checkpoint's weights do not fit this configuration: give its run's config.yaml ({_flat(str(error))})"
         )
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        name = error.filename or "a file of the run"
-        return f"cannot write {name}: {error.strerror}; make room or choose another folder; --ckpt_path last goes on"
+        name = str(error.filename or "a file of the run").removesuffix(".partial")  # its name until it is complete
+        return f"cannot write {name}: {error.strerror}: {UNWRITABLE[error.errno]}"
     return None
 
 

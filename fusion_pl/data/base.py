@@ -115,7 +115,10 @@ class FusionData(LightningDataModule, ABC):
     def processors(self, processors: Mapping[str, Processor]) -> None:
         for option, names in (("augment", self.augment.keys()), ("input_dropout", self.input_dropout.keys())):
             for name in sorted(names - processors.keys()):
-                raise UserError(f"data.{option} names {name!r}, but the model's inputs are {', '.join(processors)}")
+                raise UserError(
+                    f"data.{option} names {name!r}, but the model's inputs are {', '.join(processors)}: leave {name!r} "
+                    f"out there (--data.{option} null for none)"
+                )
         self._processors = dict(processors)
 
     @property

@@ -23,17 +23,18 @@ def _guess(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def check_column(table: Table, column: str, purpose: str) -> Iterator[Problem]:
+def check_column(table: Table, column: str, purpose: str, fix: str = "") -> Iterator[Problem]:
     """Find out whether a column exists.
 
     Args:
         table: the manifest.
         column: its name.
         purpose: what needs it, for the message.
+        fix: what else to do about it than to rename the column.
     """
     if column not in table.columns:
-        known = listed(map(repr, table.columns))
-        yield Problem(f"there is no column {column!r} for {purpose}; it has {known}{_guess(column, table.columns)}")
+        known = listed(map(repr, table.columns)) + _guess(column, table.columns)
+        yield Problem(f"there is no column {column!r} for {purpose}; it has {known}" + (f": {fix}" if fix else ""))
 
 
 def check_labels(table: Table, column: str, classes: Sequence[str]) -> Iterator[Problem]:

@@ -185,7 +185,8 @@ class ManifestData(FusionData):
     def _check_rows(self) -> Iterator[Problem]:
         yield from check_column(self.table, self.label, "the label")
         for name, column in self.columns.items():
-            yield from check_column(self.table, column, f"the input {name!r}")
+            fix = f"name another with --data.inputs.{name}, or leave {name} out of model.encoders"
+            yield from check_column(self.table, column, f"the input {name!r}", fix)
         if self.label in self.table.columns:
             yield from check_labels(self.table, self.label, self._classes)
         if self.split in self.table.columns:

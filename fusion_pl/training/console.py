@@ -28,6 +28,7 @@ NOISE = (
     ".*exists and is not empty.*",
     ".*in eval mode at the start of training.*",  # the frozen parts of encoders
     ".*ended before the epoch ended.*",  # the rest of that epoch is drawn anew: some samples come twice, some never
+    ".*missing from font.*",  # a class name in a picture, which shows a box instead
     ".*No (positive|negative) samples in targets.*",  # a class that validation lacks: its score is left out
 )
 CHATTER = (
