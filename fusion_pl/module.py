@@ -12,6 +12,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from fusion_pl.data.manifest import ManifestData
+from fusion_pl.data.stored import record_in
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
 from fusion_pl.layers import hide, spread, stand_in
@@ -242,6 +244,12 @@ class FusionClassifier(LightningModule):
             "files": {name: encoder.files() for name, encoder in self._encoders()},
             "columns": dict(getattr(data, "columns", {name: name for name in self.encoders})),
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give the data the record of splits that a class of another name wrote: Lightning looks for its own only."""
+        data = getattr(self._trainer, "datamodule", None)
+        if isinstance(data, ManifestData) and type(data).__qualname__ not in checkpoint:
+            data.load_state_dict(record_in(checkpoint, type(data)) or {})
 
 
 def _check(names: list[str], classes: list[str]) -> None:

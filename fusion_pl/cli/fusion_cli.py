@@ -36,6 +36,7 @@ from fusion_pl.cli.runs import (
     run_of,
 )
 from fusion_pl.data.manifest import ManifestData
+from fusion_pl.data.stored import record_in
 from fusion_pl.training.best import BestCheckpoint
 from fusion_pl.training.checkpoints import with_atomic_files
 from fusion_pl.training.console import shown
@@ -165,8 +166,11 @@ class FusionCLI(LightningCLI):
             self.model.keep_encoded(Path(config.cache), self.datamodule.augment, limit)
         if config.ckpt_path:
             checkpoint = check_model(self.model, config.ckpt_path)
-            if isinstance(self.datamodule, ManifestData):  # now, not after it was set up, as the Trainer would
-                self.datamodule.load_state_dict(checkpoint.get(type(self.datamodule).__qualname__) or {})
+            record = record_in(checkpoint, type(self.datamodule))
+            if record and isinstance(
+                self.datamodule, ManifestData
+            ):  # now, not after it was set up, as the Trainer would
+                self.datamodule.load_state_dict(record)
         self.stopper = SaveWhenStopped()
         given = self._get(self.config_init, "trainer")
         callbacks = [self.stopper, CheckResumed(), WriteSplits(), WriteResults(config.as_dict())]

@@ -98,13 +98,28 @@ def _are_keys(value: Any) -> bool:
     return plain and value.dtype == torch.int64 and value.dim() == 1 and value.is_contiguous()
 
 
+def record_in(checkpoint: Mapping[str, Any], kind: type) -> Any:
+    """Return a checkpoint's record of its splits, whatever class wrote it; None where it has none.
+
+    Lightning keeps the state of the data under the name of its class, so a subclass would not find that of its base.
+
+    Args:
+        checkpoint: as it was read.
+        kind: class of the data now; what stands under its name comes first.
+    """
+    if own := checkpoint.get(kind.__qualname__):
+        return own
+    wanted = {"table", *SPLITS}
+    return next((one for one in checkpoint.values() if isinstance(one, Mapping) and wanted <= one.keys()), None)
+
+
 def without_splits(drawn: Sequence[Split]) -> str:
-    """Say what it means that a checkpoint, an older one, does not know its splits.
+    """Say what it means that a checkpoint, an older one or one of other data, does not know its splits.
 
     Args:
         drawn: splits that the table does not name.
     """
     return (
         "the checkpoint does not say which rows it was trained on, so that those drawn for "
-        f"{' and '.join(drawn)} may be among them: train it again"
+        f"{' and '.join(drawn)} may be among them: train again with this table"
     )

@@ -227,7 +227,35 @@ def test_a_checkpoint_without_splits_still_works_and_that_is_said(project, caplo
     torch.save(checkpoint, project.checkpoint)
     with caplog.at_level("INFO"):
         assert project.run("test", "--ckpt_path", str(project.checkpoint)) == 0
-    assert "the checkpoint does not say which rows it was trained on" in caplog.text
+    assert caplog.text.count("the checkpoint does not say which rows it was trained on") == 1
+
+
+class Mine(ManifestData):
+    """A user's data under another name than that which trained."""
+
+
+def other_table(folder, splits):
+    """Write a table that calls every row that was trained on a test row."""
+    named = [one | {"split": "test" if splits[one["id"]] == "train" else "train"} for one in table()]
+    write(folder / "m.csv", named)
+
+
+def test_the_record_is_found_whatever_the_class_is_called(project, capsys):
+    other_table(project.folder, project.splits(0))
+    assert project.run("test", "--data", f"{__name__}.Mine", "--data.manifest", "m.csv") == 2
+    assert "the checkpoint was trained on" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_trainer_finds_the_record_of_another_class_too(project, monkeypatch):
+    monkeypatch.chdir(project.folder)
+    other_table(project.folder, project.splits(0))
+    model = FusionClassifier({"text": TinyText(dim=8)}, Mean, ["high", "low"])
+    data = Mine("m.csv", num_workers=0)
+    data.processors = model.processors
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with pytest.raises(UserError, match="the checkpoint was trained on"):
+        trainer.test(model, datamodule=data, ckpt_path=str(project.checkpoint), weights_only=True, verbose=False)
 
 
 @pytest.mark.parametrize(
