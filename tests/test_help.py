@@ -26,6 +26,12 @@ from .parsing import ROOT, parse
 SCREEN_AND_A_HALF = 80  # lines
 
 
+@pytest.fixture(autouse=True)
+def _a_wide_terminal(monkeypatch):
+    """Whatever runs the tests: each option is looked for in its line."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+
 def shown(verb, *arguments):
     """Return the options that a help text shows, with their lines."""
     lines = text(verb, arguments).splitlines()
