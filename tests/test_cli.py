@@ -16,6 +16,7 @@ import yaml
 
 from fusion_pl.__main__ import HELP, main
 from fusion_pl.cli.run import run
+from tests import texts
 
 FUSION_PL = [sys.executable, "-m", "fusion_pl"]
 
@@ -111,6 +112,19 @@ def test_tensorboard_has_what_the_readme_promises(config):
     assert any(name.startswith("lr-") for name in scalars)
     assert any("samples_per_sec" in name for name in scalars)
     assert "val/confusion" in events.Tags()["images"]
+
+
+def test_a_name_is_no_markup(tmp_path, monkeypatch, capsys):
+    """Rich would take it for the end of bold text that never began; a terminal would obey the escape sequence."""
+    monkeypatch.chdir(tmp_path)
+    texts.write_config(tmp_path)
+    content = yaml.safe_load(Path("config.yaml").read_text())
+    name = "[/b][red]\x1b[2J"
+    content["model"]["encoders"] = {name: content["model"]["encoders"]["text"]}
+    content["data"]["init_args"]["inputs"] = {name: "text"}
+    Path("config.yaml").write_text(yaml.safe_dump(content))
+    assert texts.fit("--trainer.max_epochs", "1", "--trainer.logger", "false") == 0
+    assert "[/b][red]\\x1b[2J" in capsys.readouterr().out
 
 
 def test_a_second_config_and_the_command_line_win(config, tmp_path):

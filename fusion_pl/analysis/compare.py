@@ -12,6 +12,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from fusion_pl.analysis.content import table_of
 from fusion_pl.analysis.folder import kept, result_of
@@ -23,6 +24,7 @@ from fusion_pl.analysis.workers import Died, Workers
 from fusion_pl.cli.parsers import parser_of
 from fusion_pl.cli.parsing import parse, refuse_repeated
 from fusion_pl.cli.refusals import guess
+from fusion_pl.messages import printable
 from fusion_pl.training.cache import held
 from fusion_pl.types import UserError
 
@@ -88,8 +90,10 @@ def compare_command(arguments: list[str]) -> None:
             f"Cache: {output / CACHE} holds {size / 2**30:.2f} GiB of frozen encoders' outputs (at most "
             f"{CACHE_LIMIT:g} GiB, unless --cache_limit says another number); delete it when no more heads are to come",
             highlight=False,
+            markup=False,
         )
-    console.print(f"Report: {output}/report.html, {output}/report.md, {output}/results.csv", highlight=False)
+    report = f"Report: {output}/report.html, {output}/report.md, {output}/results.csv"
+    console.print(report, highlight=False, markup=False)
 
 
 def _count(devices: list[int] | str | int) -> int:
@@ -192,7 +196,8 @@ class Comparison:
                     found = _died(trial, found)
                 self.results[trial] = found
                 if not console.is_terminal:
-                    console.print(f"{trial.name}: {_said(found)} ({len(self.results)} of {len(self.trials)})")
+                    line = f"{trial.name}: {_said(found)} ({len(self.results)} of {len(self.trials)})"
+                    console.print(printable(line), markup=False)
             live.update(self.table())
 
     def table(self) -> Table:
@@ -212,9 +217,8 @@ class Comparison:
             mean = f"{100 * sum(found) / len(found):.1f} % of {' to '.join(map(str, counts))}" if found else ""
             wrong = next((result.reason for result in results if result.status == "failed"), "")
             state = wrong or ("done" if len(results) == len(trials) else "")
-            table.add_row(
-                fusion.rpartition(".")[2], " + ".join(inputs), f"{len(results)} of {len(trials)}", mean, state
-            )
+            cells = (fusion.rpartition(".")[2], " + ".join(inputs), f"{len(results)} of {len(trials)}", mean, state)
+            table.add_row(*(Text(printable(cell)) for cell in cells))  # a name or a reason is no markup
         return table
 
 

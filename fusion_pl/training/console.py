@@ -15,7 +15,10 @@ from lightning.pytorch.utilities.model_summary.model_summary import get_human_re
 from rich import get_console
 from rich.progress import ProgressColumn
 from rich.table import Column, Table
+from rich.text import Text
 from torch import nn
+
+from fusion_pl.messages import printable
 
 # What Lightning says of its own code, of small data, or of what we leave out on purpose.
 NOISE = (
@@ -107,7 +110,7 @@ class ModelTable(Callback):
         others = {name: part for name, part in pl_module.named_children() if name != "encoders"}
         for name, part in (encoders | others).items():
             if any(True for _ in part.parameters()):
-                table.add_row(name, type(part).__name__, *_counts(part))
+                table.add_row(Text(printable(name)), type(part).__name__, *_counts(part))  # a name is no markup
         table.add_row("all", "", *_counts(pl_module), style="bold")
         get_console().print(table)
 

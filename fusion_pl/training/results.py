@@ -209,7 +209,7 @@ def _print(result: dict[str, Any], path: Path) -> None:
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in result["metrics"].items():
-        table.add_row(Text(name), f"{value:.4f}")
+        table.add_row(Text(printable(name)), f"{value:.4f}")
     if len(result["per_class"]) <= MOST_CLASSES_DRAWN:
         table.add_section()
         for name, row in result["per_class"].items():
