@@ -50,6 +50,7 @@ class Encoder(Recorded, nn.Module, ABC):
     levels: Sequence[int] = ()
     has_weights: bool = False
     _learning: tuple[bool, ...] | None = None  # which parameters learnt when the modes were last set
+    _frozen: frozenset[nn.Module] = frozenset()  # the frozen parts of that time, with all that is in them
 
     @abstractmethod
     def forward(self, **inputs: Tensor) -> Encoded:
@@ -62,25 +63,25 @@ class Encoder(Recorded, nn.Module, ABC):
         """Set training mode, except in frozen parts."""
         super().train(mode)
         if mode:
-            self._hold_frozen()
+            self._frozen = frozenset()
+            self._set_changed_modes()
         return self
 
     def follow_requires_grad(self) -> None:
-        """Set the modes anew where other parameters learn than before; called in every training step."""
-        if self._learning == self._flags():
-            return
-        if self._learning is not None:
-            super().train()
-        self._hold_frozen()
+        """Set the modes of what was frozen or unfrozen since the last call; called in every training step."""
+        if self._learning != self._flags():
+            self._set_changed_modes()
 
     def _flags(self) -> tuple[bool, ...]:
         return tuple(parameter.requires_grad for parameter in self.parameters())
 
-    def _hold_frozen(self) -> None:
+    def _set_changed_modes(self) -> None:
+        """Leave all other modules in the mode that the user has set."""
         self._learning = self._flags()
-        for module in self.modules():
-            if is_frozen(module):
-                module.eval()
+        before = self._frozen
+        self._frozen = frozenset(part for one in self.modules() if is_frozen(one) for part in one.modules())
+        for part in before ^ self._frozen:
+            part.training = part in before
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Note that the weights came from a checkpoint, where it has all of them."""

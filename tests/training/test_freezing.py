@@ -164,6 +164,28 @@ def test_what_is_unfrozen_learns_and_is_kept_no_longer(manifest, tmp_path, cache
         torch.testing.assert_close(found, model.encode(batch)["text"].tokens)
 
 
+class FreezeAWhile(Callback):
+    """Freezes one part in the second step, and lets it learn again in the third; notes the modes of all."""
+
+    def __init__(self) -> None:
+        self.modes = []
+
+    def on_train_batch_start(self, trainer, model, batch, index):
+        model.encoders["text"].norm.requires_grad_(index != 1)
+
+    def on_train_batch_end(self, trainer, model, outputs, batch, index):
+        encoder = model.encoders["text"]
+        self.modes.append((encoder.training, encoder.norm.training, encoder.dropout.training))
+
+
+def test_a_part_that_the_user_set_to_evaluation_stays_there(manifest):
+    encoder, watch = Own(), FreezeAWhile()
+    model = FusionClassifier({"text": encoder}, Mean, CLASSES)
+    encoder.dropout.eval()
+    fit(model, manifest, [watch])
+    assert watch.modes == [(True, True, False), (True, False, False), (True, True, False)]
+
+
 @pytest.mark.filterwarnings("error:Found")  # here none is meant to be
 def test_requires_grad_decides_not_what_freeze_said(manifest, tmp_path):
     save_image("resnet", tmp_path / "model")
