@@ -13,10 +13,16 @@ from typing import Any
 from fusion_pl.messages import reason, short
 from fusion_pl.types import UserError
 
-NAMES = re.compile(
-    r"((config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|preprocessor_config|processor_config)"
-    r"\.json|vocab\.txt|merges\.txt|[\w.-]+\.(model|vocab))"
-)
+# Files whose keys are settings; the keys of the other JSON files are words.
+SETTINGS = {"config.json", "tokenizer_config.json", "special_tokens_map.json"}
+SETTINGS |= {"preprocessor_config.json", "processor_config.json"}
+# What transformers' tokenizers name in ``vocab_files_names``.
+WORDS = {"added_tokens.json", "bpe.codes", "byte_maps.json", "dict.txt", "emoji.json", "encoder.json", "merges.txt"}
+WORDS |= {"entity_vocab.json", "normalizer.json", "target_vocab.json", "vocab-src.json", "vocab-tgt.json", "vocab.json"}
+WORDS |= {"prophetnet.tokenizer", "vocab.bpe", "vocab.txt", "word_pronunciation.json", "word_shape.json"}
+MODELS = re.compile(r"[\w.-]+\.(model|vocab|spm)")  # of sentencepiece
+UNNEEDED = {"chat_template.jinja", "chat_template.json", "generation_config.json", "README.md"}
+CODE = re.compile(r".*\.(py\w?|so|dll|dylib|sh|bat|exe|pkl|pickle|joblib|bin|pth?|ckpt)", re.IGNORECASE)
 # Names of code, of other repositories and of attention kernels from the hub. None changes what the files describe.
 IGNORED = {"auto_map", "custom_pipelines", "_name_or_path", "name_or_path", "_commit_hash", "chat_template"}
 IGNORED |= {"attn_implementation", "_attn_implementation", "experts_implementation", "kernel_config"}
@@ -33,12 +39,12 @@ SPECTRUM = 2**24  # numbers of a spectrogram: Whisper's and CLAP's have about a 
 
 def travels(name: str) -> bool:
     """Return whether a checkpoint carries a file of this name."""
-    return NAMES.fullmatch(name) is not None
+    return name in SETTINGS | WORDS | {"tokenizer.json"} or MODELS.fullmatch(name) is not None
 
 
 def without_code(name: str, content: bytes) -> bytes:
-    """Leave out of a JSON file what names code or other repositories."""
-    if not name.endswith(".json") or name == "tokenizer.json":
+    """Leave out of a file of settings what names code or other repositories."""
+    if name not in SETTINGS:
         return content
     given = json.loads(content)
     kept = _drop(given)
@@ -48,10 +54,15 @@ def without_code(name: str, content: bytes) -> bytes:
 def check_folder(folder: str) -> None:
     """Check the files that came in a checkpoint, and leave out what must not be obeyed.
 
+    Other files are removed: earlier versions embedded whatever a tokenizer had saved.
+
     Raises:
-        UserError: for a file that fusion-pl does not write, or that asks for more than any model needs.
+        UserError: for a file of code or a pickle, and for one that asks for more than any model needs.
     """
     for path in sorted(Path(folder).iterdir()):
+        if not travels(path.name) and not CODE.fullmatch(path.name):
+            path.unlink()
+            continue
         if not travels(path.name):
             raise UserError(
                 f"the checkpoint holds a file {path.name}, which fusion-pl does not write: it was tampered with"
@@ -74,12 +85,14 @@ def _drop(value: Any) -> Any:
 
 
 def _check(name: str, content: Any) -> None:
+    if name in WORDS:
+        return
     if not isinstance(content, dict):
         raise UserError("it is not a JSON object")
     if name == "tokenizer.json":
         _check_tokenizer(content)
-    tokens = {"tokenizer.json": content.get("added_tokens"), "vocab.json": None, "added_tokens.json": None}
-    if any("content" in one and not set(one) <= TOKEN for one in _dicts(tokens.get(name, content))):
+    tokens = content.get("added_tokens") if name == "tokenizer.json" else content
+    if any("content" in one and not set(one) <= TOKEN for one in _dicts(tokens)):
         raise UserError("a token has properties that tokenizers do not have")
     if name not in {"config.json", "preprocessor_config.json", "processor_config.json"}:
         return

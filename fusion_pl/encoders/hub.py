@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fusion_pl.encoders.embedded import travels, without_code
+from fusion_pl.encoders.embedded import UNNEEDED, travels, without_code
 from fusion_pl.messages import is_failure, reason
 from fusion_pl.types import MissingFileError, UserError
 
@@ -105,9 +105,19 @@ def quiet(bars: bool = False) -> Iterator[None]:
 
 
 def saved(part: Any) -> dict[str, bytes]:
-    """Return what a configuration, tokenizer or processor writes when it is saved: file name -> content."""
+    """Return what a configuration, tokenizer or processor writes when it is saved: file name -> content.
+
+    Raises:
+        UserError: for a file that checkpoints do not carry, without which the model could not be built again.
+    """
     with tempfile.TemporaryDirectory() as folder:
         with quiet():
             part.save_pretrained(folder)
-        paths = [path for path in sorted(Path(folder).iterdir()) if path.is_file() and travels(path.name)]
+        paths = [path for path in sorted(Path(folder).iterdir()) if path.is_file() and path.name not in UNNEEDED]
+        for path in paths:
+            if not travels(path.name):
+                raise UserError(
+                    f"pretrained: {type(part).__name__} needs the file {path.name}, which a checkpoint does not carry, "
+                    "so that the trained model could not be read again: choose a model with a tokenizer.json"
+                )
         return {path.name: without_code(path.name, path.read_bytes()) for path in paths}

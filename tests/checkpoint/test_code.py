@@ -85,3 +85,14 @@ def test_a_part_without_transformers_may_embed_any_plain_file(small, tmp_path):
     """The list of names is for what transformers reads."""
     torch.save(changed(small, put("text", "words.npy", b"123")), tmp_path / "x")
     assert Predictor.from_checkpoint(tmp_path / "x", device="cpu").predict({"text": "a"}).error is None
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "generation_config.json", "additional.txt"])
+def test_a_file_that_an_earlier_version_embedded_is_ignored(name, whole, tmp_path):
+    torch.save(changed(whole, put("text", name, b"{{ evil }}")), tmp_path / "x")
+    assert Predictor.from_checkpoint(tmp_path / "x", device="cpu").predict({"text": "a cat"}).error is None
+
+
+@pytest.mark.parametrize("name", ["evil.PY", "vocab.pkl", "pytorch_model.bin", "run.so"])
+def test_code_and_pickles_are_refused(name, whole, tmp_path):
+    refused(changed(whole, put("text", name, b"x")), tmp_path / "x", f"{name}, which fusion-pl does not write")

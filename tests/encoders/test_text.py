@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import transformers as hf
 
 from fusion_pl.encoders import TextEncoder
+from fusion_pl.encoders.embedded import travels, without_code
 from fusion_pl.types import MissingFileError, UserError
 from tests.encoders import promises
 from tests.encoders.models import TEXTS, WORDS, save_text
@@ -175,3 +180,59 @@ def test_class_token_of_a_model_that_has_none(tmp_path):
 def test_max_tokens_below_one(bert):
     with pytest.raises(UserError, match="max_tokens: 0 is not a number of tokens"):
         TextEncoder(str(bert), max_tokens=0)
+
+
+def phobert(folder, **more):
+    """Save a model whose tokenizer has no tokenizer.json."""
+    config = hf.RobertaConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=64, pad_token_id=1
+    )
+    hf.RobertaModel(config).save_pretrained(folder)
+    (folder / "words").write_text("".join(f"{word} {index}\n" for index, word in enumerate(["a", "cat", "c@@"], 4)))
+    (folder / "merges").write_text("a t</w> 1\nc at</w> 1\n")
+    tokenizer = hf.PhobertTokenizer(str(folder / "words"), str(folder / "merges"), **more)
+    tokenizer.save_pretrained(folder)
+
+
+def test_all_files_of_a_tokenizer_travel(tmp_path):
+    phobert(tmp_path, chat_template="{{ messages }}")
+    encoder = TextEncoder(str(tmp_path))
+    files = encoder.files()
+    assert {"vocab.txt", "bpe.codes", "tokenizer_config.json"} < set(files)
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    for name, content in files.items():
+        (inside / name).write_bytes(content)
+    again = TextEncoder.from_files({"pretrained": str(tmp_path)}, str(inside))
+    texts = ["a cat", "cat a"]
+    assert again.processor(texts)["input_ids"].tolist() == encoder.processor(texts)["input_ids"].tolist()
+
+
+def test_a_tokenizer_that_could_not_travel_is_refused_before_training(tmp_path, monkeypatch):
+    phobert(tmp_path)
+
+    def save(self, folder, **_):
+        (Path(folder) / "own.lexicon").write_text("cat")
+        return ()
+
+    monkeypatch.setattr(hf.PhobertTokenizer, "save_vocabulary", save)
+    with pytest.raises(UserError, match=r"PhobertTokenizer needs the file own\.lexicon, which a checkpoint does not"):
+        TextEncoder(str(tmp_path))
+
+
+def test_every_file_of_every_tokenizer_of_transformers_has_a_known_name():
+    """Compared with the names in the installed version's own classes."""
+    names = set()
+    for path in Path(hf.__file__).parent.glob("models/*/tokenization_*.py"):
+        text = path.read_text()
+        for table in re.findall(r"(?:VOCAB_FILES_NAMES|vocab_files_names)\b[^=]*= *\{(.*?)\}", text, re.DOTALL):
+            names |= set(re.findall(r""": *["']([^"'/]+\.[^"'/]+)["']""", table))
+    assert {"vocab.txt", "bpe.codes", "source.spm"} < names
+    assert {name for name in names if not travels(name)} == set()
+
+
+def test_vocabularies_stay_as_they_are():
+    content = b'{"auto_map": 0,   "chat_template": 1, "name_or_path": 2}'
+    for name in ("vocab.json", "added_tokens.json", "tokenizer.json", "vocab-src.json"):
+        assert without_code(name, content) == content
+    assert json.loads(without_code("config.json", content)) == {}
