@@ -7,9 +7,11 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import FrameType, ModuleType
 
 from fusion_pl import __version__
 
@@ -40,6 +42,7 @@ Every value of a configuration can be given on the command line, later ones win:
   fusion-pl fit --config configs/keypad.yaml --model.fusion fusion_pl.fusion.CrossAttention
   fusion-pl fit --config configs/keypad.yaml --ckpt_path last        # go on where a run stopped
 """
+RESOLVERS = {"jsonargparse._util", "fusion_pl.recipe"}  # modules that import what a class path names
 VERBS = ("fit", "validate", "test", "predict", "compare")
 
 
@@ -65,10 +68,11 @@ def main() -> int:
 
 def _run(verb: str, arguments: list[str]) -> int:
     """Run what needs the libraries."""
-    # A script has its own folder on the path, not the user's, whose classes a configuration may name. At the end:
-    # nothing that lies there may take the place of what is installed.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    try:
+        sys.meta_path.append(CurrentFolder(os.getcwd()))
+    except FileNotFoundError:
+        print("fusion-pl: error: the current folder has been removed: change to another one", file=sys.stderr)
+        return 2
     atexit.register(_leave)
     with _stopped_at_once():  # libraries that are interrupted while they load say all kinds of things
         from fusion_pl.cli.run import guarded, run
@@ -81,6 +85,35 @@ def _run(verb: str, arguments: list[str]) -> int:
     if verb == "compare":
         return guarded(lambda: compare_command(arguments))
     return run(verb, arguments)
+
+
+class CurrentFolder(MetaPathFinder):
+    """Find modules of the user's folder where a class path is resolved, which a script has not on its path.
+
+    Libraries import what may be installed or not (``dill``, ``pynvml``, ``tabulate``): a file of that name that lies
+    in the folder is not meant. From the first class on that is found there, the folder is searched last, as by any
+    program of the user's, since the class's module and other processes import what lies beside it.
+
+    Args:
+        folder: absolute.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return the module's place, or None where it is not there or not for this finder to say."""
+        frame = sys._getframe(1)
+        while frame.f_back and frame.f_globals.get("__name__", "").startswith("importlib"):
+            frame = frame.f_back
+        if path is not None or frame.f_globals.get("__name__") not in RESOLVERS:
+            return None
+        found = PathFinder.find_spec(fullname, [self.folder], target)
+        if found is not None and self.folder not in sys.path:
+            sys.path.append(self.folder)
+        return found
 
 
 def _answer(verb: str, arguments: list[str]) -> str | None:

@@ -137,6 +137,7 @@ def test_the_script_completes_verbs_options_and_values(tmp_path):
     assert complete("fusion-pl", "compare", "--fus") == ["--fusions"]
 
 
+OPTIONAL = ("dill", "pynvml", "torchcomms", "tensorflow", "argcomplete")  # libraries look for them
 HEAD = """
 from fusion_pl.fusion import Mean
 
@@ -150,7 +151,9 @@ class MyHead(Mean):
 def project(manifest, tmp_path):
     """A user's folder: a head of their own, a file that is named like an installed package, a configuration."""
     (tmp_path / "my_module.py").write_text(HEAD)
-    (tmp_path / "rich.py").write_text("raise SystemExit('a file in the current folder was taken for the package')\n")
+    for name in ("rich", *OPTIONAL):
+        said = f"{name}.py of the current folder was taken for the package"
+        (tmp_path / f"{name}.py").write_text(f"open({name!r} + '.ran', 'w')\nraise SystemExit({said!r})\n")
     (tmp_path / "needy.py").write_text("import not_installed_here\n")
     content = {
         "model": {
@@ -162,6 +165,8 @@ def project(manifest, tmp_path):
         "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "num_sanity_val_steps": 0},
     }  # fmt: skip
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    content["model"]["fusion"]["class_path"] = "fusion_pl.fusion.Mean"
+    (tmp_path / "plain.yaml").write_text(yaml.safe_dump(content))
     return tmp_path
 
 
@@ -176,10 +181,14 @@ def as_a_script(folder, *commands):
 
 
 def test_classes_of_the_current_folder_are_found(project, manifest):
-    best = "lightning_logs/version_0/checkpoints/best.ckpt"
+    """Files that are named like what libraries may import are not run."""
+    plain, best = (f"lightning_logs/version_{run}/checkpoints/best.ckpt" for run in (0, 1))
     predict = ["predict", "--ckpt_path", best, "--data.manifest", manifest, "--output", "p.csv"]
     ran = as_a_script(
         project,
+        ["fit", "--help"],
+        ["fit", "--config", "plain.yaml"],
+        ["predict", "--ckpt_path", plain, "--data.manifest", manifest, "--output", "p.csv"],
         ["fit", "--config", "config.yaml"],
         ["test", "--config", "config.yaml"],
         predict,
@@ -188,13 +197,25 @@ def test_classes_of_the_current_folder_are_found(project, manifest):
         ["fit", "--config", "config.yaml", "--model.fusion", "needy.Head"],
         ["fit", "--config", "config.yaml", "--model.fusion", "my_module.MyHeat"],
     )
-    assert ran.stdout.splitlines()[-1] == "[0, 0, 2, 0, 2, 2, 2]", ran.stderr
+    assert ran.stdout.splitlines()[-1] == "[0, 0, 0, 0, 0, 2, 0, 2, 2, 2]", ran.stderr
+    assert not list(project.glob("*.ran"))
     told = [line for line in ran.stderr.splitlines() if line.startswith("fusion-pl: error: ")]
     assert "--trust my_module" in told[0]
     assert f"in the current folder ({project}) and in PYTHONPATH ({ROOT})" in told[1]
     assert "needs 'not_installed_here'" in told[2]
     assert "there is no class 'my_module.MyHeat'; did you mean MyHead?" in told[3]
     assert "Traceback" not in ran.stderr
+
+
+def test_a_current_folder_that_is_gone_is_told(tmp_path):
+    call = f"import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('{tmp_path}/gone'); "
+    call += "import sys; from fusion_pl.__main__ import main; sys.argv = ['fusion-pl', 'fit', '--help']; print(main())"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", call], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert ran.stdout == "2\n"
+    assert ran.stderr == "fusion-pl: error: the current folder has been removed: change to another one\n"
 
 
 def test_a_module_that_a_checkpoint_needs_and_that_is_gone_is_looked_for_in_named_places():
