@@ -26,6 +26,7 @@ LOGGER: dict[str, Any] = {
     "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
     "init_args": {"save_dir": "lightning_logs", "name": "", "default_hp_metric": False},
 }
+CURVES = "events.out.tfevents.*"  # TensorBoard's files
 
 
 def find_checkpoint(wanted: str | None, logger: Namespace | bool | None, folder: str | None = None) -> str | None:
@@ -95,7 +96,7 @@ def run_of(checkpoint: str | None, logger: Namespace | bool | None) -> str | Non
 
 @contextmanager
 def claimed(trainer: Trainer) -> Iterator[None]:
-    """Have a run's folders for this process alone; a run that fails before its first step leaves none.
+    """Have a run's folders for this process alone; what fails or is refused before its first step leaves no trace.
 
     Raises:
         UserError: where another process trains there.
@@ -104,6 +105,8 @@ def claimed(trainer: Trainer) -> Iterator[None]:
         yield
         return
     new = _new_folder(trainer.logger)
+    run = Path(trainer.log_dir or trainer.default_root_dir)
+    curves = set(run.glob(CURVES))
     folder = _checkpoints(trainer)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
@@ -122,8 +125,11 @@ def claimed(trainer: Trainer) -> Iterator[None]:
         with _told_of_full_disks(folder):
             yield
     except BaseException:
-        if new is not None and trainer.global_step == 0 and not any(folder.glob("*.ckpt")):
-            _remove(new)
+        if trainer.global_step == 0:  # of a checkpoint, too, only what was accepted has been restored
+            if new is not None and not any(folder.glob("*.ckpt")):
+                _remove(new)
+            for empty in set(run.glob(CURVES)) - curves:  # Lightning opens it before it reads the checkpoint
+                empty.unlink(missing_ok=True)
         raise
     finally:
         lock.release()
@@ -194,7 +200,15 @@ class KeepConfig(SaveConfigCallback):
     """Write ``config.yaml``; that of before a run went on, if it was another one, is kept as ``config-<n>.yaml``."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the configuration."""
+        """Write the configuration of ``validate`` and ``test``."""
+        if stage != "fit":
+            self._write(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write that of ``fit`` when training starts: a run that was refused by then stays as it was."""
+        self._write(trainer, pl_module, "fit")
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         path = Path(str(trainer.log_dir)) / self.config_filename
         if self.already_saved or not trainer.is_global_zero or not path.is_file():
             super().setup(trainer, pl_module, stage)

@@ -119,7 +119,9 @@ def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     step = counts(checkpoint.get("global_step"), 0, "global_step")
     trained, validated, epochs = loops[TRAINED], loops[VALIDATED], loops["epoch_progress"]["current"]
     whole = trained["is_last_batch"] and trained["current"]["ready"] == trained["current"]["completed"]
-    if whole and epochs["processed"] < epochs["ready"]:
+    within = whole and epochs["processed"] < epochs["ready"]  # saved before Lightning counted the epoch
+    behind, done = epochs["processed"] + within, True
+    if within:
         results = checkpoint["callbacks"].get("WriteResults")
         if isinstance(results, dict) and isinstance(results.get("validated"), int):
             done = results["validated"] == step
@@ -133,12 +135,27 @@ def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
                 "is_last_batch": False,
             }
     most = trainer.max_epochs
-    if most is not None and -1 < most < epochs["processed"]:
+    if most is not None and -1 < most < behind:
         raise UserError(
-            f"{trainer.ckpt_path} has {epochs['processed']} epochs behind it, and trainer.max_epochs is {most}: give "
+            f"{trainer.ckpt_path} has {behind} epochs behind it, and trainer.max_epochs is {most}: give "
             "--trainer.max_epochs a larger number"
         )
+    if done:
+        _refuse_finished(trainer, behind, step)
     checkpoint["loops"] = {"fit_loop": loops}
+
+
+def _refuse_finished(trainer: Trainer, epochs: int, steps: int) -> None:
+    """Refuse to go on where nothing is left to train, unless the run was stopped before it wrote its results."""
+    reached = {"max_epochs": epochs == trainer.max_epochs, "max_steps": -1 < trainer.max_steps <= steps}
+    limit = next((name for name, there in reached.items() if there), None)
+    run = Path(str(trainer.ckpt_path)).parent.parent
+    stopped = (run / "config.yaml").is_file() and not (run / "metrics.json").is_file()
+    if limit is not None and not trainer.strategy.broadcast(stopped):
+        raise UserError(
+            f"nothing is left to train: {trainer.ckpt_path} has trainer.{limit} ({getattr(trainer, limit)}) behind it; "
+            f"give --trainer.{limit} a larger number"
+        )
 
 
 def check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

@@ -196,10 +196,10 @@ def loops(checkpoint):
 )
 def test_a_lie_about_the_state_is_one_sentence(again, change, said, capsys):
     lie(change)
-    before = LAST.read_bytes()
+    before = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()}
     assert fit("--ckpt_path", "last", "--trainer.max_epochs", "3") == 2
     assert said in capsys.readouterr().err
-    assert LAST.read_bytes() == before
+    assert {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()} == before
 
 
 def test_what_nobody_asked_for_is_not_taken(again):
