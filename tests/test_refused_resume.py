@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.texts import LAST, RUN, fit, results
+from fusion_pl.cli.run import run
+from tests.texts import BEST, LAST, RUN, fit, results
 
 LEFT = "nothing is left to train: {} has trainer.max_epochs (2) behind it; give --trainer.max_epochs a larger number"
 
@@ -36,3 +39,29 @@ def test_a_run_that_was_stopped_before_its_results_writes_them(again):
     (RUN / "metrics.json").unlink()
     assert fit("--ckpt_path", "last") == 0
     assert results()["metrics"] == whole["metrics"]
+
+
+@pytest.mark.parametrize("verb", ["fit", "test"])
+def test_a_new_class_is_named_with_its_row(again, verb, capsys):
+    with Path("rows.csv").open("a", newline="") as file:
+        csv.writer(file).writerow(["good thing 1", "犬", "train"])
+    before = files()
+    more = ["--ckpt_path", "last", "--trainer.max_epochs", "3"] if verb == "fit" else ["--ckpt_path", str(BEST)]
+    assert run(verb, ["--config", "config.yaml", *more]) == 2
+    said = capsys.readouterr().err
+    assert "'犬' is new" in said
+    assert "rows.csv, row 38" in said
+    assert "correct the label or remove the row, or train anew" in said
+    assert files() == before
+
+
+def test_a_missing_class_is_named(again, capsys):
+    shutil.copy("rows.csv", "before.csv")
+    Path("rows.csv").write_text(Path("rows.csv").read_text().replace(",spam,", ",eggs,"))
+    assert run("test", ["--config", "config.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "'eggs' is new (rows.csv, row 3, column 'label'), 'spam' is missing; set data.classes to" in said
+    order = ["--data.classes", "[spam, ham]"]
+    shutil.copy("before.csv", "rows.csv")
+    assert run("test", ["--config", "config.yaml", *order]) == 2
+    assert "they are in another order; set data.classes to ['ham', 'spam'], or train anew" in capsys.readouterr().err

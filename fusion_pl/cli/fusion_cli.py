@@ -165,7 +165,7 @@ class FusionCLI(LightningCLI):
             limit = int(config.cache_limit * 2**30) if config.cache_limit is not None else None
             self.model.keep_encoded(Path(config.cache), self.datamodule.augment, limit)
         if config.ckpt_path:
-            checkpoint = check_model(self.model, config.ckpt_path)
+            checkpoint = check_model(self.model, config.ckpt_path, self.datamodule)
             record = record_in(checkpoint, type(self.datamodule))
             if record and isinstance(
                 self.datamodule, ManifestData
