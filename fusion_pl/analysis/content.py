@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
 import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from fusion_pl.cli.errors import sentence
+from fusion_pl.cli.refusals import given
 from fusion_pl.data.base import FusionData
+from fusion_pl.training.cache_keys import sources
 from fusion_pl.training.results import PACKAGES
 
+BASES = (nn.Module, FusionData, Optimizer, LRScheduler)  # whose subclasses a short name may mean
+CLASS = re.compile(
+    r"model\.(fusion|optimizer|lr_scheduler|encoders\.[^.]+)|data|data\.(init_args\.)?augment\.[^.]+|.*\.class_path"
+)  # keys of a configuration that name a class
 PARTS = ("another configuration", "another table", "other library versions")  # what differs, by the part of a key
 
 
@@ -28,9 +40,10 @@ def key_of(config: Mapping[str, Any], extra: Sequence[str], table: str) -> str:
         extra: its further arguments.
         table: see ``table_of``.
     """
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    files, libraries = sources(set(_classes(config, extra)))
+    versions = [{name: importlib.metadata.version(name) for name in PACKAGES}, libraries]
     return "-".join(_hash(json.dumps(part, sort_keys=True, default=str).encode()) for part in (
-        [config, list(extra), sorted(set(_sources(config)))], table, versions,
+        [config, list(extra), files], table, versions,
     ))  # fmt: skip
 
 
@@ -76,18 +89,40 @@ def _about_data(extra: Sequence[str]) -> Iterator[str]:
             yield word
 
 
-def _sources(config: Mapping[str, Any]) -> Iterator[str]:
-    """Hash the files of the head's and the encoders' classes: one that was edited is another one."""
-    model = config["model"]
-    for part in (model["fusion"], *model["encoders"].values()):
-        module, _, name = str(part.get("class_path") if isinstance(part, Mapping) else part).rpartition(".")
-        try:
+def _classes(config: Mapping[str, Any], extra: Sequence[str]) -> Iterator[type]:
+    """Find the classes that the configuration and the options name, those of the data and of training, too."""
+    names = set(_named("", config))
+    for option, value in given(extra):
+        with contextlib.suppress(yaml.YAMLError):
+            names |= set(_named(option, yaml.safe_load(value)))
+    for path in names:
+        module, _, name = path.rpartition(".")
+        if not module:
+            yield from (one for base in BASES for one in _subclasses(base) if one.__name__ == name)
+            continue
+        with contextlib.suppress(ImportError, AttributeError, ValueError):  # not there: the run tells
             found = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError):
-            continue  # a short name, or one that is not there: the run knows it, or tells
-        for one in inspect.getmro(found) if inspect.isclass(found) else ():
-            if one.__module__.partition(".")[0] not in {"torch", "builtins", "abc"}:
-                yield _hash(Path(inspect.getfile(one)).read_bytes())
+            if inspect.isclass(found):
+                yield found
+
+
+def _named(key: str, part: Any) -> Iterator[str]:
+    """Return the names of classes in a part of a configuration, at any depth."""
+    if isinstance(part, Mapping):
+        for name, value in part.items():
+            yield from _named(f"{key}.{name}".removeprefix("."), value)
+    elif isinstance(part, (list, tuple)):
+        for value in part:
+            yield from _named(f"{key}.", value)
+    elif isinstance(part, str) and CLASS.fullmatch(key):
+        yield part
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    found: list[type] = type.__subclasses__(base)
+    for one in found:
+        yield one
+        yield from _subclasses(one)
 
 
 def _hash(content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""What a cached row goes by: everything that what an encoder returns depends on."""
+"""What a cached row goes by: everything that what an encoder returns depends on, its source code included."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import inspect
 import json
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -29,7 +29,8 @@ INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib
 def encoder_key(encoder: Encoder) -> str:
     """Hash an encoder: weights, buffers, arguments, files, source code, and the versions of the libraries."""
     versions = [importlib.metadata.version(name) for name in PACKAGES]
-    outline = [FORMAT, recipe_of(encoder), versions, _sources(encoder)]
+    parts = [*encoder.modules(), encoder.processor]
+    outline = [FORMAT, recipe_of(encoder), versions, *sources({type(part) for part in parts})]
     digest = hashlib.sha256(json.dumps(outline, sort_keys=True).encode())
     for name, content in sorted(encoder.files().items()):
         digest.update(name.encode() + content)
@@ -60,36 +61,43 @@ def _bytes(value: Tensor) -> bytes:
     return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _sources(encoder: Encoder) -> list[str]:
-    """Return the hash of each file of code that an encoder uses, and the version of each library.
+def sources(classes: Iterable[type]) -> tuple[list[str], list[str]]:
+    """Return the hash of each file of code that classes use, and the version of each library.
 
-    From the classes of the encoder, its parts, its processor and all that they inherit from, imports are followed; into
-    installed libraries no further than to their versions.
+    From the classes and all that they inherit from, imports are followed; into installed libraries no further than to
+    their versions.
     """
-    parts = [*encoder.modules(), encoder.processor]
-    classes = {base for part in parts for base in type(part).__mro__}
-    seen: dict[str, str] = {}
-    waiting = {one.__module__ for one in classes}
+    classes = {base for one in classes for base in one.__mro__}
+    files: dict[str, str] = {}
+    libraries: dict[str, str] = {}
+    waiting, seen = {one.__module__ for one in classes}, set[str]()
     while waiting:
         name = waiting.pop()
+        seen.add(name)
         top = name.partition(".")[0]
         if top != "fusion_pl" and (_place(top) or "").startswith(INSTALLED):
+            if name != top:
+                waiting |= {top} - seen  # once: to look its version up takes a millisecond
+                continue
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                seen[top] = importlib.metadata.version(top)
+                libraries[top] = importlib.metadata.version(top)
         elif (place := _place(name)) is not None:
-            seen[name], imported = _read(place, name)
-            waiting |= imported - seen.keys()
+            files[name], imported = _read(place, name)
+            waiting |= imported - seen
     for one in classes:  # typed into a notebook: no file, though perhaps a source
         if _place(one.__module__) is None:
             with contextlib.suppress(OSError, TypeError):
-                seen[f"{one.__module__}:{one.__qualname__}"] = _hash(inspect.getsource(one).encode())
-    return [f"{name} {content}" for name, content in sorted(seen.items())]
+                files[f"{one.__module__}:{one.__qualname__}"] = _hash(inspect.getsource(one).encode())
+    listed = [[f"{name} {content}" for name, content in sorted(found.items())] for found in (files, libraries)]
+    return listed[0], listed[1]
 
 
 def _place(name: str) -> str | None:
     """Return a module's file, without importing it; None where there is no such module, or it has no file."""
     if name in sys.modules:
         return getattr(sys.modules[name], "__file__", None)
+    if hasattr(parent := sys.modules.get(name.rpartition(".")[0]), "__file__") and not hasattr(parent, "__path__"):
+        return None  # what a module defines
     with contextlib.suppress(ImportError, ValueError):  # not a module, or one that is not installed
         spec = importlib.util.find_spec(name)
         return spec.origin if spec is not None and spec.has_location else None

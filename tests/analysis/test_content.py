@@ -10,6 +10,7 @@ import pytest
 
 from fusion_pl.analysis.content import difference, key_of, table_of
 from fusion_pl.analysis.plan import plan, trial_of
+from fusion_pl.training import cache_keys
 
 HEAD = "from fusion_pl.fusion import Mean\n\nclass Mine(Mean):\n    scale = {}\n"
 
@@ -52,10 +53,83 @@ def test_other_libraries_make_another_run(config, monkeypatch):
     assert difference(before, key(config)) == "other library versions"
 
 
-def test_an_edited_head_is_another_one(config, tmp_path, monkeypatch):
+SOURCES = {
+    "helper": "SCALE = 1",
+    "own_encoder": "import helper\nfrom fusion_pl.encoders import TinyText\nclass Short(TinyText): pass",
+    "own_data": "import helper\nfrom fusion_pl.data import ManifestData\nclass Rows(ManifestData): pass",
+    "own_steps": """
+import torch
+import helper
+class Noise(torch.nn.Module): pass
+class Descent(torch.optim.SGD): pass
+class Decay(torch.optim.lr_scheduler.ExponentialLR): pass
+""",
+}
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Write own modules, and have them imported as another process would."""
+
+    def _written(**sources):
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)
+        for name, content in sources.items():
+            (tmp_path / f"{name}.py").write_text(content)
+        for name in (*SOURCES, "own_head"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        cache_keys._read.cache_clear()
+
+    _written(**SOURCES)
+    return _written
+
+
+def test_an_edited_head_is_another_one(config, written):
     before = key(config)
-    (tmp_path / "own_head.py").write_text(HEAD.format(2))
+    written(own_head=HEAD.format(2))
     assert difference(before, key(config)) == "another configuration"
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"model": {"fusion": {"class_path": "own_head.Mine"}}},
+        {"model": {"encoders": {"text": "own_encoder.Short"}}},
+        {"model": {"encoders": {"text": {"class_path": "Short"}}}},
+        {"model": {"optimizer": {"class_path": "own_steps.Descent"}}},
+        {"model": {"lr_scheduler": "own_steps.Decay"}},
+        {"data": {"class_path": "own_data.Rows"}},
+        {"data": {"init_args": {"augment": {"text": "own_steps.Noise"}}}},
+        {"data": {"init_args": {"augment": {"text": {"init_args": {"args": [{"class_path": "own_steps.Noise"}]}}}}}},
+        ["--model.optimizer", "own_steps.Descent"],
+        ["--data.augment={text: {class_path: own_steps.Noise}}"],
+    ],
+)
+def test_an_edited_module_that_an_own_class_imports_makes_another_run(config, written, place):
+    """Whichever part of the run the class is, and however it is named."""
+    head = HEAD.format(1)
+    if place == {"model": {"fusion": {"class_path": "own_head.Mine"}}}:
+        head = "import helper\n" + head
+    extra, changes = (place, {}) if isinstance(place, list) else ([], place)
+    for section, content in changes.items():
+        for name, value in content.items():
+            config[section][name] = value if isinstance(value, str) else {**config[section].get(name, {}), **value}
+
+    def fresh(helper):
+        written(helper=helper, own_head=head)
+        if "Short" in str(place):
+            importlib.import_module("own_encoder")  # a short name is one that is known
+        return trial_of(config, "own_head.Mine", ("text",), 0, extra).key
+
+    before = fresh("SCALE = 1")
+    assert fresh("SCALE = 1") == before
+    assert difference(before, fresh("SCALE = 2")) == "another configuration"
+
+
+def test_a_compiled_class_has_no_source_to_follow(config):
+    config["model"]["encoders"]["text"] = "io.BytesIO"
+    config["model"]["optimizer"] = "array.array"
+    assert trial_of(config, "own_head.Mine", ("text",), 0).key
 
 
 def test_what_cannot_be_imported_is_told_by_the_run(config):
