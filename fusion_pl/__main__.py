@@ -47,7 +47,7 @@ VERBS = ("fit", "validate", "test", "predict", "compare")
 
 
 def main() -> int:
-    """Run the command and return its exit code: 0, or 2 for what the user can mend."""
+    """Run the command and return its exit code: 0, or 2 for what the user can fix."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print(HELP, end="")

@@ -22,7 +22,7 @@ Kind = Literal["text", "image", "audio"]
 
 
 class UserError(ValueError):
-    """Something the user can mend: the message says what is wrong, where, and what to do."""
+    """Something the user can fix: the message says what is wrong, where, and what to do."""
 
 
 class MissingFileError(UserError, FileNotFoundError):

@@ -141,10 +141,9 @@ def _facts(results: Sequence[Result], found: Summary) -> str:
     elif found.apart:
         said = "No two heads were measured on the same samples, so there is no best one."
     else:
-        said = "No run came to its end, so there is nothing to compare."
+        said = "No run finished, so there is nothing to compare."
     return (
-        f"{said} {len(found.rows)} rows, seeds {seeds}; {done} of {len(results)} runs came to their end; fusion-pl "
-        f"{versions}."
+        f"{said} {len(found.rows)} rows, seeds {seeds}; {done} of {len(results)} runs finished; fusion-pl {versions}."
     )
 
 

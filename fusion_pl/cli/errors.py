@@ -21,7 +21,7 @@ LONGEST = 400
 
 
 def sentence(error: BaseException) -> str | None:
-    """Say in a sentence what the user can mend; None where the fault is not theirs, so that the traceback is wanted."""
+    """Say in a sentence what the user can fix; None where the fault is not theirs, so that the traceback is wanted."""
     cause: BaseException | None = error
     while cause is not None:  # jsonargparse wraps what a class that it builds says
         if isinstance(cause, (UserError, MisconfigurationException)):

@@ -1,4 +1,4 @@
-"""Lightning's command line over this project's model and data; only here do the two meet."""
+"""Lightning's command line over this project's model and data."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from fusion_pl.types import Batch, UserError
 class FusionCLI(LightningCLI):
     """LightningCLI with this project's callbacks and its way to find checkpoints.
 
-    Data and model meet in two places: the data's classes go to the model, the model's processors go to the data.
+    It joins data and model: classes, and which inputs are augmented, go to the model; processors go to the data.
     """
 
     @staticmethod

@@ -46,7 +46,7 @@ def guarded(command: Callable[[], object]) -> int:
     """Run a command and tell a user's mistake in one sentence.
 
     Returns:
-        0, 2 after a mistake that the user can mend, 130 or 143 when stopped.
+        0, 2 after a mistake that the user can fix, 130 or 143 when stopped.
     """
     try:
         command()

@@ -70,8 +70,8 @@ def check_inputs(table: Table, columns: Sequence[str], ids: Sequence[str]) -> It
     """Find rows without any input."""
     for number, name, *cells in zip(table.numbers, ids, *(table.columns[column] for column in columns), strict=True):
         if all(cell is None for cell in cells):
-            mend = "fill one in, remove the row, or set data.drop_empty: true"
-            yield Problem(f"all inputs of the sample {name!r} are empty ({listed(columns)}): {mend}", number)
+            fix = "fill one in, remove the row, or set data.drop_empty: true"
+            yield Problem(f"all inputs of the sample {name!r} are empty ({listed(columns)}): {fix}", number)
 
 
 def resolve(cells: Sequence[str | None], root: str) -> list[str | None]:

@@ -183,12 +183,12 @@ def test_a_report_of_failures_only(tmp_path: Path) -> None:
     write([failed("Block", 0, "broke")], INPUTS, tmp_path, "base")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.rows == [["head", "seeds", "reason"], ["Block", "0", "broke"]]
-    assert "No run came to its end" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "No run finished" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_report_of_nothing(tmp_path: Path) -> None:
     write([], INPUTS, tmp_path, "base")
-    assert "No run came to its end" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "No run finished" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_one_head_one_input_one_seed_no_costs(tmp_path: Path) -> None:
