@@ -50,8 +50,7 @@ def main() -> int:
     """Run the command and return its exit code: 0, or 2 for what the user can fix."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
-        print(HELP, end="")
-        return 0
+        return _show(HELP)
     verb = arguments[0]
     if verb in {"-V", "--version"}:
         print(f"fusion-pl {__version__}")
@@ -62,6 +61,10 @@ def main() -> int:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(VERBS)}"
         print(f"fusion-pl: error: there is no verb {verb!r}; {hint} (fusion-pl --help)", file=sys.stderr)
+        return 2
+    if verb == "--completion" and arguments[1:] not in ([], ["bash"]):
+        given = " ".join(arguments[1:])
+        print(f"fusion-pl: error: --completion {given}: scripts are for bash only (zsh takes it, too)", file=sys.stderr)
         return 2
     return _run(verb, arguments[1:])
 
@@ -80,8 +83,7 @@ def _run(verb: str, arguments: list[str]) -> int:
         if verb == "compare":
             from fusion_pl.analysis.compare import compare_command
         if (answer := _answer(verb, arguments)) is not None:
-            print(answer)
-            return 0
+            return _show(f"{answer}\n")
     if verb == "compare":
         return guarded(lambda: compare_command(arguments))
     return run(verb, arguments)
@@ -114,6 +116,15 @@ class CurrentFolder(MetaPathFinder):
         if found is not None and self.folder not in sys.path:
             sys.path.append(self.folder)
         return found
+
+
+def _show(text: str) -> int:
+    """Print a text; a reader that has seen enough of it (``| head``) is no mistake."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+    return 0
 
 
 def _answer(verb: str, arguments: list[str]) -> str | None:

@@ -207,6 +207,16 @@ def test_classes_of_the_current_folder_are_found(project, manifest):
     assert "Traceback" not in ran.stderr
 
 
+def test_a_reader_that_stops_early_is_no_mistake():
+    call = "import sys; from fusion_pl.__main__ import main; sys.argv = ['fusion-pl', '--help']; sys.exit(main())"
+    read, write = os.pipe()
+    os.close(read)  # nobody reads
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([sys.executable, "-P", "-c", call], env=environment, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+
+
 def test_a_current_folder_that_is_gone_is_told(tmp_path):
     call = f"import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('{tmp_path}/gone'); "
     call += "import sys; from fusion_pl.__main__ import main; sys.argv = ['fusion-pl', 'fit', '--help']; print(main())"

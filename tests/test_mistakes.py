@@ -197,6 +197,13 @@ def test_every_number_out_of_its_range_is_refused(config, without_training, caps
         ("--model.fusion fusion_pl.fusion.Concta", "there is no class 'fusion_pl.fusion.Concta'; did you mean Concat?"),
         ("--model.fusion TinyText", "model.fusion: there is no class 'TinyText'"),
         ("--model.fusion fusion_pl.encoders.TinyText", "fusion_pl.encoders.TinyText is not a Fusion"),
+        (
+            "--model.lr_scheduler ReduceLROnPlateau",
+            "model.lr_scheduler: several classes are called ReduceLROnPlateau: "
+            "give the whole path of one of them, torch.optim.lr_scheduler.ReduceLROnPlateau, lightning.",
+        ),
+        ("--trainer.callbacks Timer", "which config.yaml cannot hold: give that option as text (for Timer"),
+        ("--trainer.callbacks+ Timer", "which config.yaml cannot hold: give that option as text (for Timer"),
         ("--model.fusion.dimm 3", "no option 'dimm' for model.fusion: did you mean dim?"),
         ("--model.encoders.text TinyTxt", "did you mean TinyText?"),
         ("--model.encoders.photo.dim 8", "--model.encoders.photo.dim is of no class yet: name that first"),
@@ -237,6 +244,21 @@ def test_the_sentence_says_what_is_wrong(config, without_training, arguments, ma
 
 
 @pytest.mark.parametrize(
+    ("option", "match"),
+    [
+        (
+            "early_stopping",
+            "--early_stopping.monitor: this run does not measure 'val/weight/text' in validation; there",
+        ),
+        ("checkpoint", "`ModelCheckpoint(monitor='val/weight/text')` could not find the monitored key"),
+    ],
+)
+def test_a_metric_that_this_head_does_not_have_is_told(config, option, match, capsys):
+    arguments = ["--model.fusion", "Concat", f"--{option}.monitor", "val/weight/text"]
+    assert match in said("fit", ["--config", config, *arguments], capsys)
+
+
+@pytest.mark.parametrize(
     ("arguments", "match"),
     [
         ("", "required: model.encoders, model.fusion, data; give --model.encoders"),
@@ -262,6 +284,7 @@ def test_what_may_be_given_more_than_once(config, without_training):
         ("predict", "--ckpt_path a --ckpt_path b", "--ckpt_path is given twice (a and b)"),
         ("predict", "--ckpt_pat a --data.manifest m.csv --output p.csv", "did you mean --ckpt_path?"),
         ("predict", "--ckpt_path a --data.manifest m.csv --output p.csv --data.batch_size x", "data.batch_size is x"),
+        ("--completion", "fish", "--completion fish: scripts are for bash only"),
         ("compare", "--config c --config d --output o", "--config is given twice (c and d)"),
         ("compare", "--config config.yaml --output o --fusion Concat", "no option --fusion; did you mean --fusions?"),
         ("compare", "--config config.yaml --output o --seeds x", "--seeds"),
@@ -277,6 +300,13 @@ def test_the_other_verbs(config, verb, arguments, match, capsys, monkeypatch):
     assert match in told
     assert told.count("\n") == 1
     assert not os.path.exists("o")
+
+
+def test_predict_over_a_file_that_is_there_with_a_manifest_that_is_not(config, capsys, tmp_path):
+    (tmp_path / "p.csv").write_text("before")
+    arguments = ["--ckpt_path", "a.ckpt", "--data.manifest", "gone.csv", "--output", "p.csv"]
+    assert said("predict", arguments, capsys)
+    assert (tmp_path / "p.csv").read_text() == "before"
 
 
 def test_the_options_of_compare_have_types():

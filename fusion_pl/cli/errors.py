@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -33,6 +34,10 @@ def sentence(error: BaseException) -> str | None:
         return (
             f"the checkpoint's weights do not fit this configuration: give its run's config.yaml ({_flat(str(error))})"
         )
+    found = re.match(r"Early stopping conditioned on metric `(.+?)` which is not available.*: (.+)", str(error))
+    if found and isinstance(error, RuntimeError):
+        there = found[2].replace("`", "")
+        return f"--early_stopping.monitor: this run does not measure {found[1]!r} in validation; there are {there}"
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         name = str(error.filename or "a file of the run").removesuffix(".partial")  # its name until it is complete
         return f"cannot write {name}: {error.strerror}: {UNWRITABLE[error.errno]}"

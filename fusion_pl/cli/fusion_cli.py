@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.callbacks.throughput_monitor import ThroughputMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from yaml import YAMLError
 
 from fusion_pl.cli.building import (
     build,
@@ -152,6 +154,19 @@ class FusionCLI(LightningCLI):
         run = run_of(config.ckpt_path, logger)
         if self.config.subcommand == "fit" and isinstance(logger, Namespace) and run is not None:
             logger.init_args["version"] = run  # go on in the same folder, with the same curves
+        self._dump_config()  # not while the model is built, where jsonargparse takes an error for a wrong value
+
+    def _dump_config(self) -> None:
+        try:
+            super()._dump_config()
+        except (ValueError, YAMLError) as error:
+            found = re.search(r"cannot represent an object', (.+?)\)", str(error))
+            if found is None:
+                raise
+            raise UserError(
+                f"a class that the configuration names has {found[1]} as the default of an option, which config.yaml "
+                "cannot hold: give that option as text (for Timer: --trainer.callbacks.interval step)"
+            ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Hand the processors to the data, and choose what the hardware favours where the user chose nothing."""

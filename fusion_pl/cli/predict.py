@@ -55,7 +55,8 @@ def predict_command(arguments: list[str]) -> None:
     refuse_repeated(arguments, repeatable=())
     config = parse(predict_parser(), arguments)
     write = _writer(config.output)  # a wrong ending is told before anything is loaded
-    if os.path.exists(config.output) and os.path.samefile(config.output, config.data.manifest):
+    both = os.path.exists(config.output) and os.path.exists(config.data.manifest)
+    if both and os.path.samefile(config.output, config.data.manifest):
         raise UserError(f"--output {config.output} is the manifest itself: give it another name")
     predictor = Predictor.from_checkpoint(config.ckpt_path, config.device, config.trust)
     data = ManifestData(**config.data.as_dict() | {"inputs": predictor.columns | (config.data.inputs or {})})

@@ -125,7 +125,7 @@ def _of_value(
     if full not in under and inner and get_origin(option.type) is dict:
         full = f"{last} of {path} in {option.key}"  # of which entry is not told
     option = inner.get(last, option)
-    return _no_class(leaf, messages, full, option) or _wrong(messages, full, option)
+    return _ambiguous(messages, full) or _no_class(leaf, messages, full, option) or _wrong(messages, full, option)
 
 
 def _keys(messages: Iterable[str]) -> list[str]:
@@ -140,6 +140,12 @@ def _detail(messages: Sequence[str]) -> str:
     """Return what is said of the wrong value itself: the first message below the innermost key."""
     last = max((at for at, message in enumerate(messages) if message.startswith("Parser key")), default=-1)
     return next(iter(messages[last + 1 :]), messages[-1])
+
+
+def _ambiguous(messages: Sequence[str], key: str) -> str | None:
+    """Say that several classes have the name that was given."""
+    found = re.search(r"Multiple subclasses with name (\w+)\. .*?: (.+?)\.?$", "\n".join(messages), re.MULTILINE)
+    return found and f"{key}: several classes are called {found[1]}: give the whole path of one of them, {found[2]}"
 
 
 def _no_class(leaf: BaseException, messages: Sequence[str], key: str, option: Option) -> str | None:
