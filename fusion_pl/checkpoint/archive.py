@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import pickle
 import pickletools
 import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,13 @@ CALLED = {
 BYTES = "_codecs encode"  # how the pickle writes bytes: as text, with the name of a codec
 NAMED = re.compile(r"torch (\w+Storage|b?float\d+|u?int\d+|bool|complex\d+)")
 
+# What zipfile, pickletools and torch raise on bytes that somebody else wrote.
+DAMAGED = (ValueError, LookupError, RuntimeError, EOFError, OverflowError, struct.error, pickle.UnpicklingError)
+
+
+class _RefusedError(Exception):
+    """A reason, in our own words."""
+
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint as plain data; nothing in it is executed.
@@ -44,18 +54,33 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise MissingFileError(f"there is no checkpoint {path}" + (": it is no file" if Path(path).exists() else ""))
     try:
         _check_pickle(_check_archive(path))
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = _load(path)
     except zipfile.BadZipFile as error:
         raise UserError(
             f"{path} is not a checkpoint: it is another kind of file, or it was cut off or damaged while it was "
             f"written or copied ({reason(error)}); copy it again, or take another checkpoint of the run"
         ) from error
-    except PermissionError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except Exception as error:  # torch and pickle fail in many ways on bytes that somebody else wrote
+    except MemoryError as error:
+        raise UserError(
+            f"there is not enough memory to read {path} ({Path(path).stat().st_size / 1e6:.0f} MB): end other programs"
+        ) from error
+    except OSError as error:
+        if error.errno not in {None, errno.EINVAL}:  # what positions outside of a damaged file give
+            raise UserError(
+                f"{path} cannot be read: {error.strerror}: check its permissions and its disk, or take another copy"
+            ) from error
+        raise UserError(f"{path} is not a checkpoint that can be read safely: it is damaged") from error
+    except (*DAMAGED, _RefusedError) as error:
         raise UserError(f"{path} is not a checkpoint that can be read safely: {_unsafe(error)}") from error
     check_contents(checkpoint, path)
     return dict(checkpoint)
+
+
+def _load(path: str | Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (TypeError, AttributeError, AssertionError, ArithmeticError) as error:  # of values of the wrong type
+        raise _RefusedError("it is damaged, or it holds more than plain data") from error
 
 
 def refuse_shards(path: str | Path) -> None:
@@ -80,10 +105,6 @@ def _unsafe(error: Exception) -> str:
     if found := re.search(r"GLOBAL ([\w.]+)", said):
         return f"it asks to run {short(found[1])}, and a checkpoint holds plain data only"
     return "it is damaged, or it holds more than plain data"
-
-
-class _RefusedError(Exception):
-    """A reason, in our own words."""
 
 
 def _check_archive(path: str | Path) -> bytes:

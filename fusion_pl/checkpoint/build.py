@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from fusion_pl.checkpoint.budget import Budget
@@ -48,12 +49,29 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
             )
         model.load_state_dict(weights)
     except BaseException as error:  # constructors fail in many ways on arguments that somebody else wrote
-        if not is_failure(error):
+        if not is_failure(error) or (not isinstance(error, UserError) and _runs(error, trust)):
             raise
-        raise UserError(
-            f"{path} does not hold together ({reason(error)}): it is damaged, or from another version"
-        ) from error
+        raise UserError(_said(error, path)) from error
     return model
+
+
+def _runs(error: BaseException, trust: Collection[str]) -> bool:
+    """Return whether an error came out of a trusted package: its authors want the traceback."""
+    names = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
+    return any(name.partition(".")[0] in set(trust) - {"fusion_pl"} for name in names)
+
+
+def _said(error: BaseException, path: str | Path) -> str:
+    if isinstance(error, UserError):
+        return f"{path} does not hold together: {error}"
+    if isinstance(error, ImportError):
+        return f"{path} cannot be used here: {reason(error)}: install what is missing, and try again"
+    if isinstance(error, MemoryError):
+        return f"there is not enough memory to build the model of {path}: end other programs"
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{path} cannot be unpacked: {error.strerror}{where}: check the folder for temporary files and its disk"
+    return f"{path} does not hold together ({reason(error)}): it is damaged, or from another version"
 
 
 def _encoder(part: type[Encoder], recipe: Recipe, files: dict[str, bytes]) -> Encoder:

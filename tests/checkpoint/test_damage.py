@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 from fusion_pl.checkpoint import read_checkpoint
 from fusion_pl.cli.run import run
+from fusion_pl.encoders import TinyText
 from fusion_pl.messages import printable
 from fusion_pl.predict import Predictor
 from fusion_pl.types import UserError
@@ -97,6 +100,80 @@ def test_a_tokenizer_of_another_model_is_told_with_the_text(whole, tmp_path):
         predict(model=model | {"unk_token": "[NO]"})
     with pytest.raises(UserError, match=r"cannot process a text: .*retry-limit"):
         predict(normalizer={"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""})
+
+
+class Broken(TinyText):
+    """A user's encoder with a fault of its own, or one that needs what is not there."""
+
+    def __init__(self, dim, fault):
+        super().__init__(dim=dim)
+        self.fault = fault
+        if fault != "none":
+            raise {"attribute": AttributeError, "import": ImportError, "type": TypeError}[fault]("of the user's own")
+
+
+@pytest.mark.parametrize("fault", ["attribute", "import", "type"])
+def test_an_error_of_a_class_that_is_trusted_keeps_its_traceback(fault, small, tmp_path):
+    def change(checkpoint):
+        part = {"class_path": f"{__name__}.Broken", "init_args": {"dim": 8, "fault": fault}}
+        checkpoint["fusion_pl"]["encoders"]["text"] = part
+
+    torch.save(changed(small, change), tmp_path / "x")
+    with pytest.raises((AttributeError, ImportError, TypeError), match="of the user's own"):
+        Predictor.from_checkpoint(tmp_path / "x", trust=["tests"])
+    torch.save(
+        changed(small, lambda c: (change(c), c["fusion_pl"]["encoders"]["text"]["init_args"].pop("fault"))),
+        tmp_path / "x",
+    )
+    with pytest.raises(UserError, match="does not hold together"):  # the arguments' fault, not the class's
+        Predictor.from_checkpoint(tmp_path / "x", trust=["tests"])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "cannot be unpacked: No space left on device"),
+        (MemoryError(), "not enough memory to build"),
+        (ImportError("needs the library words"), "cannot be used here: needs the library words: install"),
+        (UserError("a long reason " + 300 * "x"), 300 * "x"),
+    ],
+)
+def test_what_is_not_the_checkpoint_s_fault_is_not_called_damage(error, said, originals, monkeypatch):
+    """Faults of the machine cannot be had otherwise: here those of the folder for temporary files."""
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", fail)
+    with pytest.raises(UserError, match=said) as caught:
+        Predictor.from_checkpoint(originals / "small", device="cpu")
+    assert "damaged" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "cannot be read: Input/output error"),
+        (MemoryError(), "not enough memory to read"),
+    ],
+)
+def test_a_disk_that_fails_is_not_called_damage(error, said, originals, monkeypatch):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(UserError, match=said) as caught:
+        read_checkpoint(originals / "small")
+    assert "damaged" not in str(caught.value)
+
+
+def test_a_fault_of_our_own_is_not_called_damage(originals, monkeypatch):
+    def fail(data):
+        raise AttributeError("of our own")
+
+    monkeypatch.setattr("fusion_pl.checkpoint.archive._check_pickle", fail)
+    with pytest.raises(AttributeError, match="of our own"):
+        read_checkpoint(originals / "small")
 
 
 def test_weights_that_overflow_are_no_prediction(small, tmp_path):
