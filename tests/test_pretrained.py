@@ -68,9 +68,12 @@ def test_folders_are_needed_for_training_only(manifest, tmp_path, capsys):
     before = Predictor.from_checkpoint(best, device="cpu").predict(
         {"text": "number 1", "image": manifest.parent / "0.png"}
     )
+    best.rename("alone.ckpt")
+    for folder in "tia":  # a run that goes on has its weights from the checkpoint
+        (tmp_path / folder / "model.safetensors").unlink()
+    assert run("fit", ["--config", config, "--cache", "kept", "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
     for folder in "tia":
         shutil.rmtree(tmp_path / folder)
-    best.rename("alone.ckpt")
     after = Predictor.from_checkpoint("alone.ckpt", device="cpu").predict(
         {"text": "number 1", "image": manifest.parent / "0.png"}
     )

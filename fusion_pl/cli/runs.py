@@ -20,6 +20,7 @@ from fusion_pl.checkpoint.archive import refuse_shards
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.checks import listed
 from fusion_pl.data.manifest import ManifestData
+from fusion_pl.encoders.base import Encoder
 from fusion_pl.messages import short
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training.best import BestCheckpoint
@@ -227,7 +228,10 @@ class KeepConfig(SaveConfigCallback):
 
 
 def check_model(model: FusionClassifier, path: str, data: FusionData) -> dict[str, Any]:
-    """Refuse a checkpoint of another model in a sentence, instead of a list of tensors that do not fit; return it."""
+    """Refuse a checkpoint of another model in a sentence, instead of a list of tensors that do not fit; return it.
+
+    Encoders of which it holds all weights do not load their pretrained ones first.
+    """
     checkpoint = read_checkpoint(path)
     saved, wanted = (_outline(recipe) for recipe in (checkpoint["fusion_pl"], model.recipe()))
     for key, value in wanted.items():
@@ -238,6 +242,12 @@ def check_model(model: FusionClassifier, path: str, data: FusionData) -> dict[st
                 f"{path} was trained with other {key} ({saved[key]}) than this configuration asks for ({value}): "
                 "give the config.yaml that lies beside its run's logs"
             )
+    weights = checkpoint["state_dict"]
+    for name, encoder in model.encoders.items():
+        if isinstance(encoder, Encoder) and all(
+            f"encoders.{name}.{tensor}" in weights for tensor in encoder.state_dict()
+        ):
+            encoder.has_weights = True
     return checkpoint
 
 
