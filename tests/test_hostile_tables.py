@@ -77,8 +77,8 @@ def test_nothing_that_a_terminal_would_obey_is_printed(folder, tmp_path, monkeyp
     table = folder / "bad.jsonl"
     table.write_text("\n".join(map(json.dumps, rows)))
     given = ["--config", str(folder / "config.yaml"), "--data.manifest", str(table), "--trainer.logger", "false"]
-    assert run("fit", [*given, "--data.on_bad_file", "missing"]) == 0
     assert run("fit", given) == 2
+    assert run("fit", [*given, "--data.on_bad_file", "missing", "--checkpoint.dirpath", "other"]) == 0
     said = capsys.readouterr()
     assert "\\x1b[2J\N{CJK UNIFIED IDEOGRAPH-732B}" in said.out
     assert r"\x1b[2Jbad.png" in said.err

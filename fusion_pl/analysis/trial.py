@@ -47,6 +47,8 @@ def run_trial(trial: Trial, output: Path, extra: Sequence[str]) -> Result:
     logger = LOGGER | {"init_args": LOGGER["init_args"] | {"save_dir": str(folder)}}
     config = _cache(output, trial.config, extra) | trial.config
     config["trainer"] = (trial.config.get("trainer") or {}) | {"logger": logger}
+    if config.get("checkpoint"):  # in a folder that all runs shared each would replace those of the one before
+        config["checkpoint"] = config["checkpoint"] | {"dirpath": None}
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     arguments = ["--config", str(folder / "config.yaml"), *extra]
     common = outline(trial) | {"command": shlex.join(["fusion-pl", "fit", *arguments])}

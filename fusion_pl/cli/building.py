@@ -110,16 +110,18 @@ def check_numbers(config: Namespace) -> None:
 
 
 def check_folders(folders: Iterable[tuple[str, Any]]) -> None:
-    """Refuse a folder that a file stands in the way of.
+    """Refuse an address in place of a folder, and a folder that a file stands in the way of.
 
     Args:
         folders: option -> what it was given.
 
     Raises:
-        UserError: names the option and the file.
+        UserError: names the option, and the file.
     """
     for option, given in folders:
-        if isinstance(given, (str, Path)) and "://" not in str(given):
+        if "://" in str(given):
+            raise UserError(f"{option}: {given} is an address, expected a folder of this machine")
+        if isinstance(given, (str, Path)):
             for place in (Path(given), *Path(given).parents):
                 if place.is_file():
                     raise UserError(f"{option}: {place} is a file, expected a folder")

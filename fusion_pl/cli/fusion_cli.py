@@ -208,7 +208,7 @@ class FusionCLI(LightningCLI):
 
     def fit(self, **arguments: Any) -> None:
         """Train in a folder that no other process trains in."""
-        with claimed(self.trainer):
+        with claimed(self.trainer, goes_on=arguments.get("ckpt_path") is not None):
             self.trainer.fit(**arguments)
 
     def validate(self, **arguments: Any) -> None:

@@ -11,10 +11,11 @@ from lightning.pytorch import Callback
 from fusion_pl.cli.errors import sentence
 from fusion_pl.cli.fusion_cli import FusionCLI
 from fusion_pl.cli.parsing import refuse_repeated
-from fusion_pl.cli.runs import LOGGER, KeepConfig
+from fusion_pl.cli.runs import LOGGER
 from fusion_pl.data.base import FusionData
 from fusion_pl.messages import printable
 from fusion_pl.module import FusionClassifier
+from fusion_pl.training.configuration import KeepConfig
 from fusion_pl.training.console import quiet
 from fusion_pl.training.interrupt import Stopped, StopSignals, exit_code, first_process
 

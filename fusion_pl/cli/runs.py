@@ -6,14 +6,12 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch import Trainer
 
 from fusion_pl.checkpoint import read_checkpoint
 from fusion_pl.checkpoint.archive import refuse_shards
@@ -62,16 +60,26 @@ def find_checkpoint(wanted: str | None, logger: Namespace | bool | None, folder:
     files = [one / f"{wanted}.ckpt" for one in folders]
     if files and files[-1].exists():
         return find_checkpoint(str(files[-1]), logger)
+    if others := checkpoints_in(folders[-1]) if folders else []:
+        raise MissingFileError(
+            f"{folders[-1]} has no {wanted}.ckpt, but {listed(one.name for one in others)}: give one of them, such as "
+            f"--ckpt_path {others[0]}; the run's metrics.json names its best as checkpoint"
+        )
     older = [file for file in files if file.is_file()]
     if older:
         raise MissingFileError(
             f"the newest run, {files[-1].parent.parent}, has no {wanted}.ckpt: it was stopped before it wrote one, or "
-            f"has not come so far; give --ckpt_path {older[-1]} for the run before it, or remove the newest folder"
+            f"has not come so far; give --ckpt_path {older[-1]} for the run before it"
         )
     where = folder if folder is not None else f"{runs}/version_*/checkpoints"
     raise MissingFileError(
         f"there is no {wanted}.ckpt below {where}: train first with fusion-pl fit, or give --ckpt_path a file"
     )
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, by name."""
+    return sorted(one for one in folder.glob("*.ckpt") if one.is_file())
 
 
 def _number(run: Path) -> int:
@@ -100,11 +108,15 @@ def run_of(checkpoint: str | None, logger: Namespace | bool | None) -> str | Non
 
 
 @contextmanager
-def claimed(trainer: Trainer) -> Iterator[None]:
+def claimed(trainer: Trainer, goes_on: bool) -> Iterator[None]:
     """Have a run's folders for this process alone; what fails or is refused before its first step leaves no trace.
 
+    Args:
+        trainer: that will train there.
+        goes_on: whether it starts from a checkpoint: a run that does not would replace those that are there.
+
     Raises:
-        UserError: where another process trains there.
+        UserError: where another process trains there, or another run has left its checkpoints.
     """
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         yield
@@ -125,19 +137,29 @@ def claimed(trainer: Trainer) -> Iterator[None]:
     except NotImplementedError:  # a file system that knows no locks
         pass
     try:
+        if not goes_on:
+            _refuse_used(folder)
         for partial in folder.glob(f"*{PARTIAL}"):  # of a process that was killed while it saved
             partial.unlink()
         with _told_of_full_disks(folder):
             yield
     except BaseException:
         if trainer.global_step == 0:  # of a checkpoint, too, only what was accepted has been restored
-            if new is not None and not any(folder.glob("*.ckpt")):
+            if new is not None and not any(new.rglob("*.ckpt")):
                 _remove(new)
             for empty in set(run.glob(CURVES)) - curves:  # Lightning opens it before it reads the checkpoint
                 empty.unlink(missing_ok=True)
         raise
     finally:
         lock.release()
+
+
+def _refuse_used(folder: Path) -> None:
+    if there := checkpoints_in(folder):
+        raise UserError(
+            f"{folder} holds checkpoints of another run ({listed(one.name for one in there)}), which a new one would "
+            "replace: choose another folder with --checkpoint.dirpath, or give --ckpt_path last to go on"
+        )
 
 
 @contextmanager
@@ -199,32 +221,6 @@ def _checkpoints(trainer: Trainer) -> Path:
     """Return where Lightning will keep the checkpoints of a run."""
     chosen = next((one.dirpath for one in trainer.checkpoint_callbacks if isinstance(one, BestCheckpoint)), None)
     return Path(chosen or Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints")
-
-
-class KeepConfig(SaveConfigCallback):
-    """Write ``config.yaml``; that of before a run went on, if it was another one, is kept as ``config-<n>.yaml``."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the configuration of ``validate`` and ``test``."""
-        if stage != "fit":
-            self._write(trainer, pl_module, stage)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write that of ``fit`` when training starts: a run that was refused by then stays as it was."""
-        self._write(trainer, pl_module, "fit")
-
-    def _write(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        path = Path(str(trainer.log_dir)) / self.config_filename
-        if self.already_saved or not trainer.is_global_zero or not path.is_file():
-            super().setup(trainer, pl_module, stage)
-            return
-        before = path.read_bytes()
-        number = next(number for number in count(1) if not path.with_name(f"config-{number}.yaml").exists())
-        kept = path.with_name(f"config-{number}.yaml")
-        shutil.copyfile(path, kept)
-        super().setup(trainer, pl_module, stage)
-        if path.read_bytes() == before:
-            kept.unlink()
 
 
 def check_model(model: FusionClassifier, path: str, data: FusionData) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from fusion_pl.files import whole
 from fusion_pl.messages import printable
 from fusion_pl.metrics import per_class
 from fusion_pl.training.best import BestCheckpoint
+from fusion_pl.training.folder import run_folder
 from fusion_pl.training.pictures import confusion_picture, missing_picture
 from fusion_pl.training.states import Unfit, number
 
@@ -139,8 +140,7 @@ class WriteResults(Callback):
         return {"metrics": known, "per_class": self.per_class, "samples": self.samples}
 
     def _report(self, trainer: Trainer, result: dict[str, Any], checkpoint: str | None = None) -> None:
-        # Asked by every process: the first one tells the others.
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
         seed = os.environ.get("PL_GLOBAL_SEED")
@@ -155,10 +155,12 @@ class WriteResults(Callback):
             "device": _device(trainer),
             "seconds": round(time.monotonic() - self.started, 2),
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "metrics.json"
-        with whole(path) as file:
-            file.write(json.dumps(written, indent=2, default=str) + "\n")
+        path = None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / "metrics.json"
+            with whole(path) as file:
+                file.write(json.dumps(written, indent=2, default=str) + "\n")
         _print(written, path)
 
 
@@ -201,7 +203,7 @@ def _device(trainer: Trainer) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _print(result: dict[str, Any], path: Path) -> None:
+def _print(result: dict[str, Any], path: Path | None) -> None:
     samples = ", ".join(f"{count} {split}" for split, count in result["samples"].items())
     console = Console()
     console.print(f"{result['verb']}: {samples} samples, {result['seconds']:.0f} s", highlight=False)

@@ -205,7 +205,7 @@ def _files(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str, Any]:
     losses = {own(path): loss for path, loss in state["losses"].items() if own(path) in scores}
     losses = {path: loss for path, loss in losses.items() if isinstance(loss, float) and math.isfinite(loss)}
     order = ranked(scores, losses, callback.mode)[: callback.save_top_k if callback.save_top_k > 0 else None]
-    full = len(order) == callback.save_top_k
+    full = 0 < len(order) == callback.save_top_k
     step = state.get("best_step")
     return {
         "dirpath": callback.dirpath,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from fusion_pl.training.folder import run_folder
 
 
 class WriteSplits(Callback):
@@ -26,7 +27,7 @@ class WriteSplits(Callback):
 
     def _write(self, trainer: Trainer) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asked by every process: the first tells the others
-        if trainer.is_global_zero and hasattr(data, "write_splits"):
+        folder = run_folder(trainer)
+        if trainer.is_global_zero and folder is not None and hasattr(data, "write_splits"):
             folder.mkdir(parents=True, exist_ok=True)
             data.write_splits(folder / "splits.csv")

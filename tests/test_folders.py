@@ -1,0 +1,110 @@
+"""What runs write where: nothing of the user's, and nothing of another run, is replaced."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fusion_pl.cli.run import run
+from tests.parsing import ROOT
+from tests.texts import fit, load
+
+ONE = ["--trainer.max_epochs", "1"]
+
+
+@pytest.mark.parametrize("option", ["--trainer.logger=false", "--trainer.fast_dev_run=true"])
+def test_without_a_folder_of_its_own_a_run_replaces_none_of_the_users_files(fresh, capsys, option):
+    os.rename("rows.csv", "splits.csv")
+    Path("metrics.json").write_text("mine")
+    before = {path.name: path.read_bytes() for path in Path().iterdir()}
+    given = ["--data.manifest", "splits.csv", option]
+    assert fit(*given, *ONE) == 0
+    assert run("validate", ["--config", "config.yaml", *given]) == (0 if "logger" in option else 2)  # no checkpoint
+    shutil.rmtree("checkpoints", ignore_errors=True)
+    assert {path.name: path.read_bytes() for path in Path().iterdir()} == before
+    said = capsys.readouterr().out
+    assert "val/accuracy" in said
+    assert "results:" not in said
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        (["--checkpoint.dirpath", "keep"], "keep"),
+        (["--trainer.logger", "false"], "checkpoints"),
+        (["--trainer.logger.version", "7"], "lightning_logs/version_7/checkpoints"),
+    ],
+)
+def test_a_new_run_never_replaces_the_checkpoints_of_another_one(fresh, capsys, given, folder):
+    Path(folder).mkdir(parents=True)
+    best, last = Path(folder, "best.ckpt"), Path(folder, "last.ckpt")
+    for path in (best, last):
+        path.write_text("of another run")
+    before = sorted(Path().rglob("*"))
+    assert fit(*given, *ONE) == 2
+    said = capsys.readouterr().err
+    assert f"{folder} holds checkpoints of another run (best.ckpt, last.ckpt)" in said
+    assert "--ckpt_path last" in said
+    assert best.read_text() == last.read_text() == "of another run"
+    assert {path for path in Path().rglob("*") if path.name != ".lock"} == set(before)
+
+
+def test_a_run_whose_checkpoints_are_kept_elsewhere_goes_on(fresh):
+    given = ["--checkpoint.dirpath", "keep", "--checkpoint.save_top_k", "0"]
+    assert fit(*given, *ONE) == 0
+    assert fit(*given, *ONE) == 2
+    assert fit(*given, "--ckpt_path", "last", "--trainer.max_epochs", "2") == 0
+    assert load("keep/last.ckpt")["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("there", "match"),
+    [
+        (
+            ["best-0.ckpt", "best-1.ckpt", "last.ckpt"],
+            "but best-0.ckpt, best-1.ckpt, last.ckpt: give",
+        ),
+        (["last.ckpt"], "but last.ckpt: give"),
+    ],
+)
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_the_checkpoints_that_are_there_are_named(fresh, capsys, there, match, elsewhere):
+    folder = Path("keep" if elsewhere else "lightning_logs/version_1/checkpoints")
+    folder.mkdir(parents=True)
+    older = Path("lightning_logs/version_0/checkpoints")
+    older.mkdir(parents=True)
+    for path in (*(folder / name for name in there), older / "best.ckpt"):
+        path.touch()
+    given = ["--checkpoint.dirpath", "keep"] if elsewhere else []
+    assert run("test", ["--config", "config.yaml", *given]) == 2
+    said = capsys.readouterr().err
+    assert f"{folder} has no best.ckpt, {match}" in said
+    assert f"--ckpt_path {folder}/{there[0]}" in said
+    assert "remove" not in said
+    assert str(older) not in said
+
+
+@pytest.mark.parametrize(
+    "option", ["--checkpoint.dirpath", "--trainer.default_root_dir", "--trainer.logger.save_dir", "--cache"]
+)
+def test_an_address_is_no_folder(fresh, capsys, option):
+    before = sorted(Path().iterdir())
+    assert fit(option, "memory://ck") == 2
+    assert f"{option}: memory://ck is an address" in capsys.readouterr().err
+    assert sorted(Path().iterdir()) == before
+
+
+def test_the_demo_names_the_checkpoint_with_the_highest_number(fresh):
+    (command,) = re.findall(r"\$\$\((ls .*?)\)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    for version in (10, 9):  # the newest by clock is the older one
+        path = Path(f"lightning_logs/keypad/version_{version}/checkpoints/best.ckpt")
+        path.parent.mkdir(parents=True)
+        path.touch()
+    os.utime("lightning_logs/keypad/version_10/checkpoints/best.ckpt", (0, 0))
+    found = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout
+    assert found == "lightning_logs/keypad/version_10/checkpoints/best.ckpt\n"
