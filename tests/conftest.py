@@ -30,6 +30,14 @@ def notices_reach_caplog(monkeypatch):
     monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
 
 
+@pytest.fixture(autouse=True)
+def threads():
+    """A run chooses how many threads compute; the tests after it are to have as many as before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def write_row(folder, row, label, rng):
     """Bright picture and high tone for one class, dark and low for the other; the text names neither."""
     high = label == "high"

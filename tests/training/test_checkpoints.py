@@ -42,6 +42,7 @@ def test_kill_while_saving_keeps_the_checkpoint_of_before(small, tmp_path, monke
     """The temporary folder is another file system, as /tmp often is."""
     monkeypatch.setattr(tempfile, "tempdir", str(small))
     path, rng = tmp_path / "last.ckpt", random.Random(0)
+    torch.set_num_threads(1)  # a forked process has none of OpenMP's threads, and would wait for them without end
     found = set()
     for _ in range(12):
         with warnings.catch_warnings():
