@@ -20,7 +20,8 @@ demo: install
 	@echo "  $(BIN)/fusion-pl fit --config configs/own.yaml --data.manifest your.csv   # your own files: see README.md"
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	# two processes of one thread each: threads that wait for each other's cores take several times as long
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: install
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

@@ -15,7 +15,7 @@ UNWRITABLE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there, or choose another folder"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a folder that you may write to"),
     **dict.fromkeys(
-        (errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "a file and a folder have the same name: choose another"
+        (errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "a folder has the name of a file, or a file that of one"
     ),
 }
 LONGEST = 400

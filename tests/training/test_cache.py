@@ -308,4 +308,4 @@ def test_a_folder_holds_no_more_than_its_limit(tmp_path, caplog, calls):
     assert sum(counted) == 2 + 4
     again = EncodedCache(encoder, folder, Room(folder, limit))(inputs)
     assert sum(counted) == 2 + 4 + 2  # those that are there are read
-    assert torch.equal(found.tokens, again.tokens)
+    assert torch.allclose(found.tokens, again.tokens, atol=1e-5)  # computed in other batches
