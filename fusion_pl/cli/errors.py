@@ -15,7 +15,7 @@ UNWRITABLE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there, or choose another folder"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a folder that you may write to"),
     **dict.fromkeys(
-        (errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "a folder has the name of a file, or a file that of one"
+        (errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "a folder has the name of a file, or a file that of a folder"
     ),
 }
 LONGEST = 400
