@@ -18,14 +18,24 @@ def reason(error: BaseException) -> str:
     return short(lines[0]) if lines else type(error).__name__
 
 
-def short(text: str) -> str:
+def short(text: str, longest: int = LONGEST) -> str:
     """Cut a text that a file supplied, so that it cannot fill the screen.
 
     Example:
         >>> len(short("x" * 10_000))
         202
     """
-    return text if len(text) <= LONGEST else text[:LONGEST] + " …"
+    return text if len(text) <= longest else text[:longest] + " …"
+
+
+def one_line(text: str) -> str:
+    r"""Write several lines as one, and cut it.
+
+    Example:
+        >>> one_line("a\n   b")
+        'a b'
+    """
+    return short(" ".join(text.split()), longest=2 * LONGEST)
 
 
 def printable(text: str) -> str:

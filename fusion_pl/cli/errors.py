@@ -8,6 +8,7 @@ import re
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from fusion_pl.messages import one_line
 from fusion_pl.types import UserError
 
 # What to do about a file that cannot be written, by the reason.
@@ -18,7 +19,6 @@ UNWRITABLE = {
         (errno.ENOTDIR, errno.EEXIST, errno.EISDIR), "a folder has the name of a file, or a file that of a folder"
     ),
 }
-LONGEST = 400
 
 
 def sentence(error: BaseException) -> str | None:
@@ -31,9 +31,8 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, torch.OutOfMemoryError):
         return "the device is out of memory: lower --data.batch_size, or freeze encoders (freeze: all)"
     if isinstance(error, RuntimeError) and "loading state_dict" in str(error):
-        return (
-            f"the checkpoint's weights do not fit this configuration: give its run's config.yaml ({_flat(str(error))})"
-        )
+        said = one_line(str(error))
+        return f"the checkpoint's weights do not fit this configuration: give its run's config.yaml ({said})"
     found = re.match(r"Early stopping conditioned on metric `(.+?)` which is not available.*: (.+)", str(error))
     if found and isinstance(error, RuntimeError):
         there = found[2].replace("`", "")
@@ -42,8 +41,3 @@ def sentence(error: BaseException) -> str | None:
         name = str(error.filename or "a file of the run").removesuffix(".partial")  # its name until it is complete
         return f"cannot write {name}: {error.strerror}: {UNWRITABLE[error.errno]}"
     return None
-
-
-def _flat(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= LONGEST else flat[:LONGEST] + " …"

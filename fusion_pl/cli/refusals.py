@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from fusion_pl.cli.options import Option, options_of, options_of_class
+from fusion_pl.messages import one_line
 from fusion_pl.recipe import no_module
 from fusion_pl.types import UserError
 
@@ -33,7 +34,6 @@ TYPES = {
 }
 PATHS = {"Path"}  # a text, which jsonargparse lists as well
 VERBS = ("fit.", "validate.", "test.")
-LONGEST = 400
 
 
 def explain(error: ArgumentError, parser: ArgumentParser, arguments: Sequence[str]) -> str:
@@ -55,7 +55,7 @@ def explain(error: ArgumentError, parser: ArgumentParser, arguments: Sequence[st
         _of_line(messages[0], options_of(parser), arguments)
         or _of_file(leaf, messages, options_of(parser), arguments)
         or _of_value(leaf, messages, options_of(parser), arguments)
-        or _flat(messages[0].replace("Parser key ", ""))
+        or one_line(messages[0].replace("Parser key ", ""))
     )
 
 
@@ -226,12 +226,7 @@ def _not_yaml(error: yaml.MarkedYAMLError, arguments: Sequence[str]) -> str:
                 what = value
     mark = error.problem_mark
     place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    return f"{what}{place} is not YAML: {_flat(str(error.problem))}"
-
-
-def _flat(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= LONGEST else flat[:LONGEST] + " …"
+    return f"{what}{place} is not YAML: {one_line(str(error.problem))}"
 
 
 def guess(name: str, known: Iterable[str], before: str = "") -> str:
