@@ -43,7 +43,7 @@ class Collate:
                 the samples.
         """
         for sample in samples:
-            if sample.target is not None and not self.processors.keys() & sample.inputs.keys():
+            if sample.target is not None and self.processors.keys().isdisjoint(sample.inputs):
                 names = ", ".join(self.processors)
                 raise LoadError(f"the sample {sample.id!r} has none of the model's inputs ({names}): leave it out")
         samples = [self._thinned(sample) for sample in samples] if self.dropout else samples

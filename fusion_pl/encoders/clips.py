@@ -45,7 +45,8 @@ def cut(sound: Waveform, rate: int, longest: int, training: bool) -> Float[Tenso
     """
     samples = sound.samples.float()
     start, end = span(samples.numel(), sound.rate, rate, longest, training)
-    samples = samples[start:end]  # before resampling: fewer samples to resample
+    if end - start < samples.numel():
+        samples = samples[start:end]  # before resampling: fewer samples to resample
     if sound.rate != rate and samples.numel():
         samples = _resampler(*_ratio(sound.rate, rate))(samples)[:longest]
     return samples

@@ -38,7 +38,7 @@ class Pixels:
         """Return ``pixels``, (P, channels, image_size, image_size)."""
         del training
         size = (self.image_size, self.image_size)
-        pictures = (picture.convert(self.mode) for picture in values)
+        pictures = (picture if picture.mode == self.mode else picture.convert(self.mode) for picture in values)
         resized = [picture if picture.size == size else picture.resize(size) for picture in pictures]
         pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in resized]))
         return {"pixels": pixels.unsqueeze(1) if self.mode == "L" else pixels.movedim(-1, 1)}
