@@ -101,7 +101,7 @@ def damage(content: bytes, rng: random.Random) -> bytes:
 
 
 def rewrite(content: bytes, rng: random.Random) -> bytes:
-    """Put odd values into a checkpoint's recipe or embedded files, and write it again with right checksums."""
+    """Put odd values into a checkpoint's config or embedded files, and write it again with right checksums."""
     checkpoint = copy.deepcopy(torch.load(io.BytesIO(content), weights_only=True))
     files = checkpoint["fusion_pl"]["files"]["text"]
     for _ in range(rng.choice([1, 1, 2, 3])):
@@ -139,7 +139,7 @@ def _replace(value: Any, rng: random.Random) -> None:
 
 def opened(path: Path, kind: str) -> Any:
     """Open a file as its users do, and return something that can be compared."""
-    if kind in {"checkpoint", "recipe"}:
+    if kind in {"checkpoint", "config"}:
         prediction = Predictor.from_checkpoint(path, device="cpu").predict({"text": "the cat sat on a mat"})
         return prediction.error or tuple(prediction.probabilities.values())
     if kind == "table":
@@ -151,7 +151,7 @@ def opened(path: Path, kind: str) -> Any:
 
 KINDS: dict[str, tuple[list[str], Callable[[bytes, random.Random], bytes]]] = {
     "checkpoint": (["small.ckpt", "small.ckpt", "bert.ckpt"], damage),
-    "recipe": (["small.ckpt", "bert.ckpt", "bert.ckpt"], rewrite),
+    "config": (["small.ckpt", "bert.ckpt", "bert.ckpt"], rewrite),
     "picture": ([f"picture.{suffix}" for suffix in PICTURES], damage),
     "sound": ([f"sound.{suffix}" for suffix in SOUNDS], damage),
     "table": (["table.csv", "table.jsonl"], damage),

@@ -112,8 +112,8 @@ def plain(tiny: bool, compiled: bool) -> Figures:
     device = torch.device("cpu" if tiny else "cuda")
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
-        recipes = write_models(Path(name), tiny)
-        built = {key: getattr(encoders, f"{key.title()}Encoder")(**one["init_args"]) for key, one in recipes.items()}
+        configs = write_models(Path(name), tiny)
+        built = {key: getattr(encoders, f"{key.title()}Encoder")(**one["init_args"]) for key, one in configs.items()}
     model = FusionClassifier(built, fusion.CrossAttention, CLASSES).to(device).train()
     if compiled:
         compile_parts(model)

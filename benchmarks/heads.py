@@ -53,8 +53,8 @@ def encoded(shape: Shape, device: torch.device) -> dict[str, Encoded]:
             lengths = torch.where(torch.arange(shape.size, device=device) % 8 == 7, 0, count)
         mask = torch.arange(count, device=device) < lengths[:, None]
         tokens = torch.randn(shape.size, count, shape.dim, device=device) * mask.unsqueeze(-1)
-        pooled = tokens.sum(1) / lengths.clamp(min=1)[:, None]
-        found[name] = Encoded(tokens.requires_grad_(), mask, pooled.detach().requires_grad_())
+        embedding = tokens.sum(1) / lengths.clamp(min=1)[:, None]
+        found[name] = Encoded(tokens.requires_grad_(), mask, embedding.detach().requires_grad_())
     return found
 
 

@@ -23,7 +23,7 @@ from benchmarks.loading import write
 from benchmarks.measure import compare, show, take_turns, timed
 
 FIRST = "first step done"
-ANSWERS = {"--help": ["--help"], "--version": ["--version"], "a wrong verb": ["trian"]}
+ANSWERS = {"--help": ["--help"], "--version": ["--version"], "a wrong subcommand": ["trian"]}
 ANSWER_BAR = 0.3
 SHOWN = 12
 CASE = "28 px PNG, 0.5 s 8 kHz WAV"

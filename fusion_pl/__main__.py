@@ -32,8 +32,8 @@ verbs:
                         fusion-pl compare --config configs/keypad.yaml --output reports/keypad
 
 options:
-  --help               show this text; after a verb what is set most (fusion-pl fit --help), for the data set in use
-  --help-all           after a verb, all of its options
+  --help               show this text; after a subcommand: its main options, for the data set in use
+  --help-all           after a subcommand, all of its options
   --version            show the version
   --completion bash    print a script that completes verbs and options in bash or zsh
 
@@ -42,7 +42,7 @@ Every value of a configuration can be given on the command line, later ones win:
   fusion-pl fit --config configs/keypad.yaml --model.fusion fusion_pl.fusion.CrossAttention
   fusion-pl fit --config configs/keypad.yaml --ckpt_path last        # go on where a run stopped
 """
-RESOLVERS = {"jsonargparse._util", "fusion_pl.recipe"}  # modules that import what a class path names
+RESOLVERS = {"jsonargparse._util", "fusion_pl.config"}  # modules that import what a class path names
 VERBS = ("fit", "validate", "test", "predict", "compare")
 
 
@@ -51,25 +51,25 @@ def main() -> int:
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         return _show(HELP)
-    verb = arguments[0]
-    if verb in {"-V", "--version"}:
+    subcommand = arguments[0]
+    if subcommand in {"-V", "--version"}:
         print(f"fusion-pl {__version__}")
         return 0
-    if verb not in (*VERBS, "--completion"):
+    if subcommand not in (*VERBS, "--completion"):
         import difflib
 
-        close = difflib.get_close_matches(verb, VERBS, n=1)
+        close = difflib.get_close_matches(subcommand, VERBS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(VERBS)}"
-        print(f"fusion-pl: error: there is no verb {verb!r}; {hint} (fusion-pl --help)", file=sys.stderr)
+        print(f"fusion-pl: error: there is no subcommand {subcommand!r}; {hint} (fusion-pl --help)", file=sys.stderr)
         return 2
-    if verb == "--completion" and arguments[1:] not in ([], ["bash"]):
+    if subcommand == "--completion" and arguments[1:] not in ([], ["bash"]):
         given = " ".join(arguments[1:])
         print(f"fusion-pl: error: --completion {given}: scripts are for bash only (zsh takes it, too)", file=sys.stderr)
         return 2
-    return _run(verb, arguments[1:])
+    return _run(subcommand, arguments[1:])
 
 
-def _run(verb: str, arguments: list[str]) -> int:
+def _run(subcommand: str, arguments: list[str]) -> int:
     """Run what needs the libraries."""
     try:
         sys.meta_path.append(CurrentFolder(os.getcwd()))
@@ -80,13 +80,13 @@ def _run(verb: str, arguments: list[str]) -> int:
     with _stopped_at_once():  # libraries that are interrupted while they load say all kinds of things
         from fusion_pl.cli.run import guarded, run
 
-        if verb == "compare":
+        if subcommand == "compare":
             from fusion_pl.analysis.compare import compare_command
-        if (answer := _answer(verb, arguments)) is not None:
+        if (answer := _answer(subcommand, arguments)) is not None:
             return _show(f"{answer}\n")
-    if verb == "compare":
+    if subcommand == "compare":
         return guarded(lambda: compare_command(arguments))
-    return run(verb, arguments)
+    return run(subcommand, arguments)
 
 
 class CurrentFolder(MetaPathFinder):
@@ -127,16 +127,16 @@ def _show(text: str) -> int:
     return 0
 
 
-def _answer(verb: str, arguments: list[str]) -> str | None:
+def _answer(subcommand: str, arguments: list[str]) -> str | None:
     """Return what a command asks for that runs nothing: help, or the script that completes."""
-    if verb == "--completion":
+    if subcommand == "--completion":
         from fusion_pl.cli.completion import completion
 
         return completion()
     if {"-h", "--help", "--help-all"} & set(arguments):
         from fusion_pl.cli.help import text
 
-        return text(verb, arguments, everything="--help-all" in arguments)
+        return text(subcommand, arguments, everything="--help-all" in arguments)
     return None
 
 

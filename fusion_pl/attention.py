@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fusion_pl.layers import Project, mlp
+from fusion_pl.layers import Projection, mlp
 from fusion_pl.types import Encoded
 
-POSITIONS = 256  # places with an embedding; all later tokens share the last one
+POSITIONS = 256  # position_embedding with an embedding; all later tokens share the last one
 
 
 class Attention(nn.Module):
@@ -26,20 +26,20 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.query = nn.Linear(dim, dim, bias=False)
         self.key_value = nn.Linear(dim, 2 * dim, bias=False)
-        self.join_heads = nn.Linear(dim, dim)
+        self.output_projection = nn.Linear(dim, dim)
 
     def forward(
-        self, x: Float[Tensor, "B S F"], context: Float[Tensor, "B R F"], allowed: Bool[Tensor, "B #S R"]
+        self, x: Float[Tensor, "B S F"], context: Float[Tensor, "B R F"], attention_mask: Bool[Tensor, "B #S R"]
     ) -> Float[Tensor, "B S F"]:
-        """Read; every query needs a True in its row of ``allowed``, since a softmax over nothing is NaN."""
+        """Read; every query needs a True in its row of ``attention_mask``, since a softmax over nothing is NaN."""
         query = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         key, value = self.key_value(context).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        heads = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed.unsqueeze(1))
-        read: Tensor = self.join_heads(heads.transpose(1, 2).flatten(2))
+        heads = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask.unsqueeze(1))
+        read: Tensor = self.output_projection(heads.transpose(1, 2).flatten(2))
         return read
 
 
-class Layer(nn.Module):
+class TransformerLayer(nn.Module):
     """One pre-norm transformer layer: attend to oneself, or to a context, then transform each token.
 
     Dropout is on the two residual branches alone: on attention weights and hidden channels it would draw more random
@@ -64,27 +64,27 @@ class Layer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B S F"],
-        allowed: Bool[Tensor, "B #S R"],
+        attention_mask: Bool[Tensor, "B #S R"],
         context: Float[Tensor, "B R F"] | None = None,
         first: int | None = None,
     ) -> Float[Tensor, "B _ F"]:
-        """Attend where ``allowed``, then transform.
+        """Attend where ``attention_mask``, then transform.
 
         Args:
             x: the S tokens of a sample.
-            allowed: which of the R = S tokens, or of the context's R, each may attend to.
+            attention_mask: which of the R = S tokens, or of the context's R, each may attend to.
             context: what is read instead of x.
             first: only these many leading tokens are wanted; the others are just read.
         """
         query = self.norm_query(x)
         assert (context is None) == (self.norm_context is None), "a layer has a context exactly if it was built for one"
         read = query if self.norm_context is None else self.norm_context(context)
-        x = x[:, :first] + self.dropout(self.attention(query[:, :first], read, allowed))
+        x = x[:, :first] + self.dropout(self.attention(query[:, :first], read, attention_mask))
         transformed: Tensor = self.dropout(self.mlp(self.norm_mlp(x)))
         return x + transformed
 
 
-class ProjectTokens(nn.Module):
+class TokenProjection(nn.Module):
     """Bring every input's tokens to one width, and mark each with the input it comes from and with its place.
 
     ``x_{m,t} = W_m · LayerNorm(token) + e_m + p_{min(t, positions - 1)}``, t counted over the real tokens, so that it
@@ -93,29 +93,29 @@ class ProjectTokens(nn.Module):
     Args:
         dims: name of the input -> channels D of its tokens.
         dim: the common width F.
-        positions: learned places p, the last one shared by all later tokens; 0 = none, where the encoders' tokens
-            carry them.
+        positions: length of the learned position embedding p, whose last entry all later tokens share; 0 = none, where
+            the encoders' tokens carry their positions.
     """
 
     def __init__(self, dims: dict[str, int], dim: int, positions: int = 0) -> None:
         super().__init__()
-        self.project = nn.ModuleDict({name: Project(channels, dim, bias=False) for name, channels in dims.items()})
+        self.project = nn.ModuleDict({name: Projection(channels, dim, bias=False) for name, channels in dims.items()})
         self.embedding = nn.Parameter(torch.randn(len(dims), dim) * 0.02)
-        self.places = nn.Parameter(torch.randn(positions, dim) * 0.02) if positions else None
+        self.position_embedding = nn.Parameter(torch.randn(positions, dim) * 0.02) if positions else None
 
     def forward(self, inputs: dict[str, Encoded]) -> list[Float[Tensor, "B T F"]]:
-        """Project; one sequence an input, in the order of ``dims``."""
+        """Projection; one sequence an input, in the order of ``dims``."""
         found = []
         for (name, project), embedding in zip(self.project.items(), self.embedding, strict=True):
             tokens = project(inputs[name].tokens, inputs[name].mask) + embedding
-            if self.places is not None:
-                place = (inputs[name].mask.cumsum(1) - 1).clamp(min=0, max=len(self.places) - 1)
-                tokens = tokens + nn.functional.embedding(place, self.places)
+            if self.position_embedding is not None:
+                place = (inputs[name].mask.cumsum(1) - 1).clamp(min=0, max=len(self.position_embedding) - 1)
+                tokens = tokens + nn.functional.embedding(place, self.position_embedding)
             found.append(tokens)
         return found
 
 
-def readable(mask: Bool[Tensor, "B R"]) -> Bool[Tensor, "B 1 R"]:
+def to_attention_mask(mask: Bool[Tensor, "B R"]) -> Bool[Tensor, "B 1 R"]:
     """Turn a mask of real tokens into what every query may attend to.
 
     A row without any real token may attend to all of its blank ones, because a softmax over nothing is NaN; its caller

@@ -13,13 +13,13 @@ from fusion_pl.types import MissingFileError, UserError
 
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[TextIO]:
+def atomic_write(path: str | Path) -> Iterator[TextIO]:
     """Open a text file that appears under its name only when it is complete: no reader and no full disk leaves half.
 
     Example:
         >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "table.csv"
-        >>> with whole(target) as file:
+        >>> with atomic_write(target) as file:
         ...     _ = file.write("a,b")
         >>> target.read_text()
         'a,b'

@@ -44,7 +44,7 @@ def masked_softmax(scores: Float[Tensor, "*B M"], mask: Bool[Tensor, "*B M"]) ->
     return scores.masked_fill(~mask, lowest).softmax(-1).masked_fill(~mask, 0.0)
 
 
-def spread(encoded: Encoded, present: Bool[Tensor, " B"]) -> Encoded:
+def scatter_rows(encoded: Encoded, present: Bool[Tensor, " B"]) -> Encoded:
     """Give the P rows that an encoder computed their places among the B samples of the batch; the others become zeros.
 
     A gather with fixed B, so that nothing waits for the GPU to count; the result does not depend on what a blank row
@@ -62,24 +62,22 @@ def spread(encoded: Encoded, present: Bool[Tensor, " B"]) -> Encoded:
     return Encoded(
         place(encoded.tokens),
         place(encoded.mask),
-        place(encoded.pooled),
-        tuple(place(level) for level in encoded.levels),
-        None if encoded.depth is None else place(encoded.depth),
+        place(encoded.embedding),
+        None if encoded.layer_weights is None else place(encoded.layer_weights),
     )
 
 
-def hide(encoded: Encoded) -> Encoded:
+def drop_input(encoded: Encoded) -> Encoded:
     """Treat an input as missing in every sample."""
     return Encoded(
         torch.zeros_like(encoded.tokens),
         torch.zeros_like(encoded.mask),
-        torch.zeros_like(encoded.pooled),
-        tuple(torch.zeros_like(level) for level in encoded.levels),
-        None if encoded.depth is None else torch.zeros_like(encoded.depth),
+        torch.zeros_like(encoded.embedding),
+        None if encoded.layer_weights is None else torch.zeros_like(encoded.layer_weights),
     )
 
 
-def stand_in(encoded: Encoded, vector: Float[Tensor, " D"]) -> Encoded:
+def fill_missing(encoded: Encoded, vector: Float[Tensor, " D"]) -> Encoded:
     """Put a learned vector in the place of a missing input: as its only token, and as what its tokens are summed up to.
 
     Args:
@@ -88,10 +86,10 @@ def stand_in(encoded: Encoded, vector: Float[Tensor, " D"]) -> Encoded:
     """
     missing = ~encoded.mask.any(-1, keepdim=True)
     first = torch.arange(encoded.mask.shape[1], device=missing.device) == 0
-    vector = vector.to(encoded.pooled.dtype)
+    vector = vector.to(encoded.embedding.dtype)
     tokens = torch.where((missing & first).unsqueeze(-1), vector, encoded.tokens)
-    pooled = torch.where(missing, vector, encoded.pooled)
-    return encoded._replace(tokens=tokens, mask=encoded.mask | (missing & first), pooled=pooled)
+    embedding = torch.where(missing, vector, encoded.embedding)
+    return encoded._replace(tokens=tokens, mask=encoded.mask | (missing & first), embedding=embedding)
 
 
 def pair_products(values: Float[Tensor, "B M *K"]) -> Float[Tensor, "B *K"]:
@@ -103,7 +101,7 @@ def pair_products(values: Float[Tensor, "B M *K"]) -> Float[Tensor, "B *K"]:
         >>> pair_products(torch.tensor([[[2.0], [3.0], [5.0]]]))  # 6 + 10 + 15
         tensor([[31.]])
     """
-    wide = full(values)  # the squares cancel: where one input is loud, half precision would leave only its rounding
+    wide = upcast(values)  # the squares cancel: where one input is loud, half precision would leave only its rounding
     return ((wide.sum(1).square() - wide.square().sum(1)) / 2).to(values.dtype)
 
 
@@ -123,7 +121,7 @@ def log_softplus(values: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     return torch.where(far, values, softplus(values.masked_fill(far, FAR)).log())
 
 
-def full(values: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+def upcast(values: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """Leave half precision, for sums of exponentials and quotients that need the digits."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
@@ -149,7 +147,7 @@ def keep_variance(module: nn.Module) -> None:
                     nn.init.kaiming_normal_(parameter, nonlinearity="linear")
 
 
-class Project(nn.Module):
+class Projection(nn.Module):
     """Bring real vectors to another width, and give zeros where there is none, whatever stood there.
 
     ``y = W · LayerNorm(x) + b``
@@ -166,15 +164,15 @@ class Project(nn.Module):
         self.linear = nn.Linear(dim, out, bias=bias)
 
     def forward(self, values: Float[Tensor, "*B D"], real: Bool[Tensor, "*B"]) -> Float[Tensor, "*B F"]:
-        """Project; ``real`` says which vectors to believe."""
+        """Projection; ``real`` says which vectors to believe."""
         blank = ~real.unsqueeze(-1)
         # Before, so that no NaN enters the arithmetic (nor its gradient); after, because the bias is not zero.
         projected: Tensor = self.linear(self.norm(values.masked_fill(blank, 0.0)))
         return projected.masked_fill(blank, 0.0)
 
 
-class ProjectPooled(nn.ModuleDict):
-    """Bring every input's pooled vector to one width; zeros where the input is missing.
+class EmbeddingProjection(nn.ModuleDict):
+    """Bring every input's embedding vector to one width; zeros where the input is missing.
 
     Args:
         dims: name of the input -> its channels D.
@@ -182,15 +180,15 @@ class ProjectPooled(nn.ModuleDict):
     """
 
     def __init__(self, dims: dict[str, int], dim: int) -> None:
-        super().__init__({name: Project(channels, dim) for name, channels in dims.items()})
+        super().__init__({name: Projection(channels, dim) for name, channels in dims.items()})
 
     def forward(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M F"]:
-        """Project and stack, in the order of ``dims``."""
+        """Projection and stack, in the order of ``dims``."""
         encoded = [(project, inputs[name]) for name, project in self.items()]
-        return torch.stack([project(one.pooled, one.mask.any(-1)) for project, one in encoded], dim=1)
+        return torch.stack([project(one.embedding, one.mask.any(-1)) for project, one in encoded], dim=1)
 
 
-class Decide(nn.Module):
+class UnimodalClassifiers(nn.Module):
     """Give every input a classifier of its own: ``V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m``.
 
     Args:
@@ -202,12 +200,12 @@ class Decide(nn.Module):
 
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int, dropout: float) -> None:
         super().__init__()
-        self.project = ProjectPooled(dims, dim)
+        self.project = EmbeddingProjection(dims, dim)
         self.activate = nn.Sequential(nn.GELU(), nn.Dropout(dropout))
         self.classify = nn.ModuleDict({name: nn.Linear(dim, num_classes) for name in dims})
 
     def forward(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M C"]:
-        """Decide; zeros (no opinion) where an input is missing."""
+        """UnimodalClassifiers; zeros (no opinion) where an input is missing."""
         return self.from_hidden(self.hidden(inputs), inputs)
 
     def hidden(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M F"]:
@@ -216,7 +214,7 @@ class Decide(nn.Module):
         return found
 
     def from_hidden(self, hidden: Float[Tensor, "B M F"], inputs: dict[str, Encoded]) -> Float[Tensor, "B M C"]:
-        """Decide from the hidden channels."""
+        """UnimodalClassifiers from the hidden channels."""
         decisions = [classify(one) for classify, one in zip(self.classify.values(), hidden.unbind(1), strict=True)]
         present = torch.stack([inputs[name].mask.any(-1) for name in self.classify], dim=1)
         return torch.stack(decisions, dim=1).masked_fill(~present.unsqueeze(-1), 0.0)

@@ -12,16 +12,15 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from fusion_pl.config import PartConfig, config_of
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.stored import record_in
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
-from fusion_pl.layers import hide, spread, stand_in
+from fusion_pl.layers import drop_input, fill_missing, scatter_rows
 from fusion_pl.metrics import balanced_weights
-from fusion_pl.recipe import Recipe, recipe_of
 from fusion_pl.training.cache import Caches
 from fusion_pl.training.loss import Loss
-from fusion_pl.training.measures import Mean, StageMetrics
 from fusion_pl.training.optimisation import (
     WarmupCosine,
     dimensions,
@@ -29,10 +28,11 @@ from fusion_pl.training.optimisation import (
     parameter_groups,
     use_fused_step,
 )
+from fusion_pl.training.stage_metrics import Mean, StageMetrics
 from fusion_pl.types import Batch, Encoded, Fused, Processor, UserError
 
 FusionFactory = Callable[[dict[str, int], int], Fusion]
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 class FusionClassifier(LightningModule):
@@ -82,21 +82,25 @@ class FusionClassifier(LightningModule):
         self.pretrained_lr_factor = pretrained_lr_factor
         self.missing = missing
         dims = {name: encoder.dim for name, encoder in encoders.items()} if missing == "token" else {}
-        self.stand_ins = nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * 0.02) for name, dim in dims.items()})
+        self.missing_embeddings = nn.ParameterDict(
+            {name: nn.Parameter(torch.randn(dim) * 0.02) for name, dim in dims.items()}
+        )
         # Each input's own decision, for training: part of the model where the loss asks for it.
-        own = encoders.items() if self.loss.inputs else ()
-        self.deciders = nn.ModuleDict(
+        own = encoders.items() if self.loss.auxiliary_weight else ()
+        self.auxiliary_heads = nn.ModuleDict(
             {name: nn.Sequential(nn.LayerNorm(e.dim), nn.Linear(e.dim, len(classes))) for name, e in own}
         )
         self.register_buffer("loss_weights", None, persistent=False)
-        levels = {name: encoder.levels for name, encoder in encoders.items()}
-        self.measures = nn.ModuleDict({stage: StageMetrics(stage, len(classes), levels) for stage in ("val", "test")})
+        hidden_layers = {name: encoder.hidden_layers for name, encoder in encoders.items()}
+        self.stage_metrics = nn.ModuleDict(
+            {stage: StageMetrics(stage, len(classes), hidden_layers) for stage in ("val", "test")}
+        )
         self.train_loss, self.train_accuracy = Mean(), Mean()
         self.dimensions: dict[str, int] = {}
         self.cache: Caches | None = None
-        self.recipe()  # what a checkpoint could not carry is refused now, not after an hour of training
+        self.config()  # what a checkpoint could not carry is refused now, not after an hour of training
 
-    def keep_encoded(self, folder: Path, augmented: Collection[str], limit: int | None = None) -> None:
+    def enable_cache(self, folder: Path, augmented: Collection[str], limit: int | None = None) -> None:
         """Keep on disk what frozen encoders return, and cut their long clips where validation does.
 
         Args:
@@ -146,7 +150,7 @@ class FusionClassifier(LightningModule):
             if self.training:
                 encoder.follow_requires_grad()
             rows = self.cache.encode(name, encoder, inputs, self.training) if self.cache else encoder(**inputs)
-            found[name] = spread(rows, batch.present[name])
+            found[name] = scatter_rows(rows, batch.present[name])
         return found
 
     def fuse(self, encoded: dict[str, Encoded], only: Collection[str] | None = None) -> Fused:
@@ -157,8 +161,8 @@ class FusionClassifier(LightningModule):
             only: the inputs to use, as if every sample lacked the others; None = all.
         """
         if only is not None:
-            encoded = {name: one if name in only else hide(one) for name, one in encoded.items()}
-        stood = {name: stand_in(encoded[name], vector) for name, vector in self.stand_ins.items()}
+            encoded = {name: one if name in only else drop_input(one) for name, one in encoded.items()}
+        stood = {name: fill_missing(encoded[name], vector) for name, vector in self.missing_embeddings.items()}
         fused: Fused = self.fusion(encoded | stood)
         return fused
 
@@ -171,12 +175,12 @@ class FusionClassifier(LightningModule):
         encoded = self.encode(batch)
         fused = self.fuse(encoded)
         assert batch.target is not None
-        entropy = self.loss.entropy(batch.target, self.loss_weights)
-        loss = self.fusion.loss(fused, batch, entropy)
+        cross_entropy = self.loss.cross_entropy(batch.target, self.loss_weights)
+        loss = self.fusion.loss(fused, batch, cross_entropy)
         held_out = self.fusion.held_out(batch)
-        for name, decide in self.deciders.items():
+        for name, decide in self.auxiliary_heads.items():
             among = batch.present[name] if held_out is None else batch.present[name] & ~held_out
-            loss = loss + self.loss.inputs * entropy(decide(encoded[name].pooled), among)
+            loss = loss + self.loss.auxiliary_weight * cross_entropy(decide(encoded[name].embedding), among)
         return loss, fused
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -202,13 +206,13 @@ class FusionClassifier(LightningModule):
     def _measure(self, batch: Batch, stage: Literal["val", "test"]) -> Tensor:
         encoded = self.encode(batch)
         fused = self.fuse(encoded)
-        measures = self.measures[stage]
-        assert isinstance(measures, StageMetrics)
-        for name, metric in measures.update(fused, encoded, batch).items():
+        stage_metrics = self.stage_metrics[stage]
+        assert isinstance(stage_metrics, StageMetrics)
+        for name, metric in stage_metrics.update(fused, encoded, batch).items():
             self.log(name, metric, prog_bar=name == f"{stage}/loss")
         if self.trainer.state.fn != "fit":  # there it would be paid for after every epoch
-            for some in measures.choices:
-                self.log_dict(measures.update_choice(some, self.fuse(encoded, only=some), batch))
+            for some in stage_metrics.choices:
+                self.log_dict(stage_metrics.update_choice(some, self.fuse(encoded, only=some), batch))
         return fused.logits.float()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -226,21 +230,21 @@ class FusionClassifier(LightningModule):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
 
-    def recipe(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Return how to build this model again, as plain data."""
-        encoders: dict[str, Recipe] = {name: recipe_of(encoder) for name, encoder in self._encoders()}
+        encoders: dict[str, PartConfig] = {name: config_of(encoder) for name, encoder in self._encoders()}
         return {
             "format": CHECKPOINT_FORMAT,
             "classes": self.classes,
             "encoders": encoders,
-            "fusion": recipe_of(self.fusion, without=("dims", "num_classes")),
+            "fusion": config_of(self.fusion, without=("dims", "num_classes")),
             "missing": self.missing,
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put all that inference needs into the checkpoint: recipe, the encoders' files, the manifest's columns."""
+        """Put all that inference needs into the checkpoint: config, the encoders' files, the manifest's columns."""
         data = getattr(self._trainer, "datamodule", None)
-        checkpoint["fusion_pl"] = self.recipe() | {
+        checkpoint["fusion_pl"] = self.config() | {
             "files": {name: encoder.files() for name, encoder in self._encoders()},
             "columns": dict(getattr(data, "columns", {name: name for name in self.encoders})),
         }

@@ -111,16 +111,15 @@ class Encoded(NamedTuple):
     Attributes:
         tokens: the sequence; zeros where ``mask`` is False.
         mask: True = real token; a row of False = the sample lacks this input.
-        pooled: one vector a sample; zeros where the input is missing.
-        levels: hidden states by depth, only where the encoder was asked for them and does not combine them itself.
-        depth: how much each depth counted, zeros where the input is missing (None where the encoder does not weigh).
+        embedding: one vector a sample; zeros where the input is missing.
+        layer_weights: how much each hidden layer counted, zeros where the input is missing (None where the encoder
+            does not weigh them).
     """
 
     tokens: Float[Tensor, "B T D"]
     mask: Bool[Tensor, "B T"]
-    pooled: Float[Tensor, "B D"]
-    levels: tuple[Float[Tensor, "B T D"], ...] = ()
-    depth: Float[Tensor, "B L"] | None = None
+    embedding: Float[Tensor, "B D"]
+    layer_weights: Float[Tensor, "B L"] | None = None
 
 
 class Fused(NamedTuple):
@@ -128,14 +127,14 @@ class Fused(NamedTuple):
 
     Attributes:
         logits: of the classes.
-        vector: the joint embedding (None for decision-level heads).
+        embedding: of all inputs together (None for decision-level heads).
         weights: how much each input counted, summing to 1 over the present ones (None where the head does not know).
         input_logits: each input's own decision, where the head makes them.
         extra: what only the head's own loss reads.
     """
 
     logits: Float[Tensor, "B C"]
-    vector: Float[Tensor, "B F"] | None = None
+    embedding: Float[Tensor, "B F"] | None = None
     weights: Float[Tensor, "B M"] | None = None
     input_logits: dict[str, Float[Tensor, "B C"]] = {}  # noqa: RUF012 - a NamedTuple default, never mutated
     extra: dict[str, Tensor] = {}  # noqa: RUF012

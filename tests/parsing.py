@@ -20,10 +20,10 @@ class ParsedError(Exception):
     """Carries what was understood out of the command."""
 
 
-def parse(verb, *arguments):
+def parse(subcommand, *arguments):
     """Return the configuration that a command stands for; fail with the command's own sentence where it is refused."""
 
-    if verb == "compare":
+    if subcommand == "compare":
         given, extra = read_arguments(list(arguments))
         return plan(read_base(given.config), given.fusions, given.inputs, given.seeds, extra)
 
@@ -38,7 +38,7 @@ def parse(verb, *arguments):
         patch.setattr(FusionCLI, "before_instantiate_classes", stop_training)
         patch.setattr(Predictor, "from_checkpoint", stop_predicting)
         try:
-            code = run(verb, list(arguments))
+            code = run(subcommand, list(arguments))
         except ParsedError as parsed:
             return parsed.args[0]
-    raise AssertionError(f"fusion-pl {verb} {' '.join(arguments)} ended with {code} before anything was built")
+    raise AssertionError(f"fusion-pl {subcommand} {' '.join(arguments)} ended with {code} before anything was built")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusion_pl.attention import Attention, Layer, ProjectTokens, readable
+from fusion_pl.attention import Attention, TokenProjection, TransformerLayer, to_attention_mask
 from fusion_pl.types import Encoded
 
 DIM, HEADS = 12, 3
@@ -21,7 +21,7 @@ def outside(attention):
     with torch.no_grad():
         twin.in_proj_weight.copy_(torch.cat([attention.query.weight, attention.key_value.weight]))
         twin.in_proj_bias.zero_()
-    twin.out_proj.load_state_dict(attention.join_heads.state_dict())
+    twin.out_proj.load_state_dict(attention.output_projection.state_dict())
     return twin
 
 
@@ -43,7 +43,7 @@ def test_one_row_of_the_mask_serves_all_queries():
 
 
 def test_a_layer_without_context_is_torchs_pre_norm_transformer_layer():
-    layer = Layer(DIM, HEADS, dropout=0.5).double().eval()
+    layer = TransformerLayer(DIM, HEADS, dropout=0.5).double().eval()
     with torch.no_grad():
         for norm in (layer.norm_query, layer.norm_mlp):
             norm.weight.copy_(drawn(DIM))
@@ -57,12 +57,12 @@ def test_a_layer_without_context_is_torchs_pre_norm_transformer_layer():
     twin.linear1.load_state_dict(layer.mlp[0].state_dict())
     twin.linear2.load_state_dict(layer.mlp[3].state_dict())
     x = drawn(3, 5, DIM, seed=3)
-    found, expected = layer(x, readable(MASK)), twin(x, src_key_padding_mask=~MASK)
+    found, expected = layer(x, to_attention_mask(MASK)), twin(x, src_key_padding_mask=~MASK)
     torch.testing.assert_close(found[MASK], expected[MASK])
 
 
 def test_a_layer_with_context_normalises_it_by_a_norm_of_its_own():
-    layer = Layer(DIM, HEADS, dropout=0.5, cross=True).double().eval()
+    layer = TransformerLayer(DIM, HEADS, dropout=0.5, cross=True).double().eval()
     with torch.no_grad():
         layer.norm_context.weight.copy_(drawn(DIM))
         layer.norm_context.bias.copy_(drawn(DIM, seed=1))
@@ -70,37 +70,37 @@ def test_a_layer_with_context_normalises_it_by_a_norm_of_its_own():
     normed = layer.norm_context(context)
     read, _ = outside(layer.attention)(layer.norm_query(x), normed, normed, key_padding_mask=~MASK, need_weights=False)
     middle = x + read
-    torch.testing.assert_close(layer(x, readable(MASK), context), middle + layer.mlp(layer.norm_mlp(middle)))
+    torch.testing.assert_close(layer(x, to_attention_mask(MASK), context), middle + layer.mlp(layer.norm_mlp(middle)))
 
 
 @pytest.mark.parametrize("cross", [False, True])
 def test_a_layer_does_not_ignore_a_context_or_do_without_one(cross):
-    layer, x = Layer(DIM, HEADS, dropout=0.0, cross=cross).double(), drawn(3, 5, DIM)
+    layer, x = TransformerLayer(DIM, HEADS, dropout=0.0, cross=cross).double(), drawn(3, 5, DIM)
     with pytest.raises(AssertionError, match="a context exactly if it was built for one"):
-        layer(x, readable(MASK), None if cross else x)
+        layer(x, to_attention_mask(MASK), None if cross else x)
 
 
 @pytest.mark.parametrize("branch", ["attention", "mlp"])
 def test_dropout_reaches_either_branch_in_training_only(branch):
     """With the other branch at zero, so that what is dropped there could not be seen."""
-    x, layer = drawn(3, 5, DIM), Layer(DIM, HEADS, dropout=0.5).double()
-    other = layer.mlp[3] if branch == "attention" else layer.attention.join_heads
+    x, layer = drawn(3, 5, DIM), TransformerLayer(DIM, HEADS, dropout=0.5).double()
+    other = layer.mlp[3] if branch == "attention" else layer.attention.output_projection
     torch.nn.init.zeros_(other.weight)
     torch.nn.init.zeros_(other.bias)
-    assert not torch.equal(layer(x, readable(MASK)), layer(x, readable(MASK)))
+    assert not torch.equal(layer(x, to_attention_mask(MASK)), layer(x, to_attention_mask(MASK)))
     layer.eval()
-    assert torch.equal(layer(x, readable(MASK)), layer(x, readable(MASK)))
+    assert torch.equal(layer(x, to_attention_mask(MASK)), layer(x, to_attention_mask(MASK)))
 
 
 def test_what_is_only_read_changes_nothing_of_the_first():
-    x, layer = drawn(3, 5, DIM), Layer(DIM, HEADS, dropout=0.0).double()
-    torch.testing.assert_close(layer(x, readable(MASK), first=2), layer(x, readable(MASK))[:, :2])
+    x, layer = drawn(3, 5, DIM), TransformerLayer(DIM, HEADS, dropout=0.0).double()
+    torch.testing.assert_close(layer(x, to_attention_mask(MASK), first=2), layer(x, to_attention_mask(MASK))[:, :2])
 
 
 @pytest.mark.parametrize("positions", [0, 1, 3, 9])
 def test_tokens_are_projected_and_marked_with_their_input_and_place(positions):
     widths = {"b": 4, "a": 6}
-    project = ProjectTokens(widths, DIM, positions).double()
+    project = TokenProjection(widths, DIM, positions).double()
     inputs = {name: Encoded(drawn(3, 5, width), MASK, drawn(3, width)) for name, width in sorted(widths.items())}
     found = project(inputs)
     for i, name in enumerate(widths):
@@ -112,11 +112,11 @@ def test_tokens_are_projected_and_marked_with_their_input_and_place(positions):
                 expected = project.embedding[i] + (part.linear.weight @ normed if MASK[row, t] else 0)
                 if positions:
                     place = max(int(MASK[row, : t + 1].sum()) - 1, 0)  # real tokens before it
-                    expected = expected + project.places[min(place, positions - 1)]
+                    expected = expected + project.position_embedding[min(place, positions - 1)]
                 torch.testing.assert_close(found[i][row, t], expected)
-    assert len(project.places) == positions if positions else project.places is None
+    assert len(project.position_embedding) == positions if positions else project.position_embedding is None
 
 
 def test_a_row_without_real_tokens_may_read_its_blanks():
     mask = torch.tensor([[True, False, True], [False, False, False]])
-    assert readable(mask).tolist() == [[[True, False, True]], [[True, True, True]]]
+    assert to_attention_mask(mask).tolist() == [[[True, False, True]], [[True, True, True]]]

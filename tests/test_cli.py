@@ -63,7 +63,7 @@ def results(folder="lightning_logs", version=0):
 def test_train_test_and_predict(config, manifest, tmp_path, capsys):
     assert run("fit", ["--config", str(config)]) == 0
     fitted = results()
-    assert fitted["verb"] == "fit"
+    assert fitted["subcommand"] == "fit"
     assert fitted["samples"] == {"train": 24, "val": 12}
     assert fitted["seed"] == 1
     assert {"val/accuracy", "val/f1", "val/auroc", "val/calibration_error", "val/loss"} <= fitted["metrics"].keys()

@@ -11,14 +11,14 @@ import yaml
 from jsonargparse import Namespace
 from PIL import Image
 
-from fusion_pl.encoders.depth import Combine
+from fusion_pl.encoders.layer_mixing import Combine
 from fusion_pl.types import Waveform
 
 from .parsing import ROOT, parse
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
-LEVELS = sorted((ROOT / "configs/levels").glob("*.yaml"))
+LEVELS = sorted((ROOT / "configs/hidden_layers").glob("*.yaml"))
 
 every_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
@@ -75,13 +75,17 @@ def test_the_augmentations_of_a_shipped_configuration_run(path):
 @pytest.mark.parametrize("path", LEVELS, ids=lambda path: path.stem)
 def test_a_way_to_combine_depths_is_laid_over_keypad(path):
     """The rest stays as it was, every encoder can be built, and it differs from the baseline by its way alone."""
-    assert f"--config configs/keypad.yaml --config configs/levels/{path.name}" in path.read_text(encoding="utf-8")
+    assert f"--config configs/keypad.yaml --config configs/hidden_layers/{path.name}" in path.read_text(
+        encoding="utf-8"
+    )
     plain = parse("fit", "--config", str(ROOT / "configs/keypad.yaml"))
     config = parse("fit", "--config", str(ROOT / "configs/keypad.yaml"), "--config", str(path))
     assert config.data == plain.data
     assert config.model.fusion == plain.model.fusion
     encoders = {name: built(encoder) for name, encoder in config.model.encoders.items()}
-    ways = {name: encoder.depth.combine if encoder.depth else "last" for name, encoder in encoders.items()}
+    ways = {
+        name: encoder.layer_mixing.combine if encoder.layer_mixing else "last" for name, encoder in encoders.items()
+    }
     assert ways["image"] == path.stem
     assert set(ways.values()) <= {path.stem, "last"}
     for name, encoder in config.model.encoders.items():

@@ -16,9 +16,9 @@ from fusion_pl.cli.completion import completion
 from fusion_pl.cli.help import ABOUT, EXAMPLES, sections, text
 from fusion_pl.cli.options import walk
 from fusion_pl.cli.parsers import parser_of
+from fusion_pl.config import import_class
 from fusion_pl.data import Ask, Keypad, ManifestData
 from fusion_pl.fusion import Fusion
-from fusion_pl.recipe import class_of
 from fusion_pl.types import UserError
 
 from .parsing import ROOT, parse
@@ -32,9 +32,9 @@ def _a_wide_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
 
 
-def shown(verb, *arguments):
+def shown(subcommand, *arguments):
     """Return the options that a help text shows, with their lines."""
-    lines = text(verb, arguments).splitlines()
+    lines = text(subcommand, arguments).splitlines()
     return {found[1]: line for line in lines if (found := re.match(r"  --([\w.]+) ", line))}
 
 
@@ -42,13 +42,13 @@ def test_every_verb_has_help_and_an_example_that_is_understood(tmp_path, monkeyp
     assert set(ABOUT) == set(EXAMPLES) == set(VERBS)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    for verb, example in EXAMPLES.items():
-        parse(verb, *example.split())
+    for subcommand, example in EXAMPLES.items():
+        parse(subcommand, *example.split())
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_fits_a_screen_and_a_half(verb):
-    lines = text(verb, []).splitlines()
+@pytest.mark.parametrize("subcommand", VERBS)
+def test_help_fits_a_screen_and_a_half(subcommand):
+    lines = text(subcommand, []).splitlines()
     assert 10 < len(lines) <= SCREEN_AND_A_HALF
     assert max(map(len, lines)) <= 120
 
@@ -230,4 +230,4 @@ def test_a_current_folder_that_is_gone_is_told(tmp_path):
 
 def test_a_module_that_a_checkpoint_needs_and_that_is_gone_is_looked_for_in_named_places():
     with pytest.raises(UserError, match=r"no module 'gone_module' for gone_module.MyHead: .* folder .* PYTHONPATH"):
-        class_of("gone_module.MyHead", Fusion, trust=["gone_module"])
+        import_class("gone_module.MyHead", Fusion, trust=["gone_module"])

@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from fusion_pl.layers import (
-    Decide,
+    EmbeddingProjection,
     InputWeights,
-    Project,
-    ProjectPooled,
-    full,
+    Projection,
+    UnimodalClassifiers,
     log_softplus,
     masked_max,
     masked_mean,
     masked_softmax,
     mlp,
     pair_products,
+    scatter_rows,
     signed_sqrt,
-    spread,
+    upcast,
 )
 from fusion_pl.types import Encoded, UserError
 
@@ -35,11 +35,11 @@ def values():
 
 @pytest.mark.parametrize(("pool", "plain"), [(masked_mean, lambda x: x.mean(0)), (masked_max, lambda x: x.amax(0))])
 def test_masked_pooling_reads_real_entries_only(values, pool, plain):
-    pooled = pool(values, MASK)
+    embedding = pool(values, MASK)
     for row in range(3):
         kept = values[row][MASK[row]]
         expected = plain(kept) if len(kept) else torch.zeros(4, dtype=torch.float64)
-        torch.testing.assert_close(pooled[row], expected)
+        torch.testing.assert_close(embedding[row], expected)
 
 
 @pytest.mark.parametrize("pool", [masked_mean, masked_max])
@@ -58,29 +58,29 @@ def test_masked_softmax_is_a_softmax_over_the_real(values):
         torch.testing.assert_close(weights[row][MASK[row]], scores[row][MASK[row]].softmax(-1))
 
 
-def test_spread_puts_rows_in_their_places():
+def test_scatter_rows_puts_rows_in_their_places():
     tokens = torch.arange(1.0, 13.0).view(2, 3, 2)
     mask = torch.tensor([[True, True, False], [True, False, False]])
-    rows = Encoded(tokens, mask, tokens[:, 0], (tokens * 2,))
-    placed = spread(rows, torch.tensor([False, True, False, True]))
+    rows = Encoded(tokens, mask, tokens[:, 0], tokens[:, 0] * 2)
+    placed = scatter_rows(rows, torch.tensor([False, True, False, True]))
     for of, to in ((0, 1), (1, 3)):
         assert torch.equal(placed.tokens[to], tokens[of])
         assert torch.equal(placed.mask[to], mask[of])
-        assert torch.equal(placed.pooled[to], tokens[of, 0])
-        assert torch.equal(placed.levels[0][to], tokens[of] * 2)
+        assert torch.equal(placed.embedding[to], tokens[of, 0])
+        assert torch.equal(placed.layer_weights[to], tokens[of, 0] * 2)
     for missing in (0, 2):
         assert not placed.mask[missing].any()
         assert not placed.tokens[missing].any()
-        assert not placed.pooled[missing].any()
+        assert not placed.embedding[missing].any()
 
 
-def test_spread_ignores_the_blank_row_of_an_input_that_nobody_has():
+def test_scatter_rows_ignores_the_blank_row_of_an_input_that_nobody_has():
     blank = Encoded(torch.full((1, 3, 2), NAN), torch.ones(1, 3, dtype=torch.bool), torch.full((1, 2), NAN))
-    placed = spread(blank, torch.zeros(4, dtype=torch.bool))
+    placed = scatter_rows(blank, torch.zeros(4, dtype=torch.bool))
     assert placed.tokens.shape == (4, 3, 2)
     assert not placed.mask.any()
     assert not placed.tokens.any()
-    assert not placed.pooled.any()
+    assert not placed.embedding.any()
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 3), (2, 2, 3), (2, 4, 3, 5)])
@@ -129,8 +129,8 @@ def test_signed_sqrt_is_a_line_at_zero():
 )
 def test_full_leaves_half_precision_and_nothing_else(given, expected):
     values = torch.tensor([1.5, -2.25], dtype=given)
-    assert full(values).dtype == expected
-    assert full(values).tolist() == values.tolist()
+    assert upcast(values).dtype == expected
+    assert upcast(values).tolist() == values.tolist()
 
 
 def test_log_softplus_keeps_what_softplus_rounds_to_zero():
@@ -145,7 +145,7 @@ def test_log_softplus_keeps_what_softplus_rounds_to_zero():
 
 
 def test_project_is_a_linear_map_of_the_normalised_vector(values):
-    layer = Project(4, 6).double()
+    layer = Projection(4, 6).double()
     projected = layer(values, MASK)
     for row, column in MASK.nonzero().tolist():
         x = values[row, column]
@@ -155,14 +155,14 @@ def test_project_is_a_linear_map_of_the_normalised_vector(values):
 
 
 def test_project_pooled_stacks_in_the_order_of_dims():
-    layer = ProjectPooled({"b": 4, "a": 2}, dim=3)
+    layer = EmbeddingProjection({"b": 4, "a": 2}, dim=3)
     real = torch.ones(5, 1, dtype=torch.bool)
     inputs = {"a": Encoded(torch.ones(5, 1, 2), real, torch.ones(5, 2))}
     inputs["b"] = Encoded(torch.ones(5, 1, 4), ~real, torch.ones(5, 4))
     stacked = layer(inputs)
     assert stacked.shape == (5, 2, 3)
     assert (stacked[:, 0] == 0).all()
-    torch.testing.assert_close(stacked[:, 1], layer["a"](inputs["a"].pooled, real[:, 0]))
+    torch.testing.assert_close(stacked[:, 1], layer["a"](inputs["a"].embedding, real[:, 0]))
 
 
 def test_mlp_drops_out_between_its_layers():
@@ -202,7 +202,7 @@ def test_input_weights_refuse_what_they_cannot_be(weights, message):
 
 
 def test_decide_gives_every_input_a_classifier_and_a_missing_one_no_opinion():
-    decide = Decide({"b": 4, "a": 2}, num_classes=3, dim=5, dropout=0.5).double()
+    decide = UnimodalClassifiers({"b": 4, "a": 2}, num_classes=3, dim=5, dropout=0.5).double()
     drawn = torch.randn(4, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     masks = {"a": torch.tensor([True, True, False, False]), "b": torch.tensor([True, False, True, False])}
     widths = {"a": 2, "b": 4}

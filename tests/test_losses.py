@@ -23,8 +23,8 @@ HEADS = [getattr(fusion, name) for name in fusion.__all__]
 class Doubled(Concat):
     """Asks for twice the cross-entropy, and keeps the first two samples of a batch from the encoders."""
 
-    def loss(self, fused, batch, entropy):
-        return 2 * entropy(fused.logits)
+    def loss(self, fused, batch, cross_entropy):
+        return 2 * cross_entropy(fused.logits)
 
     def held_out(self, batch):
         return torch.arange(len(batch.ids)) < 2
@@ -51,7 +51,7 @@ def summed(decide, encoded, batch, among):
     """Return the summed cross-entropy of one input's own decisions over chosen samples that have it."""
     found = encoded.mask.any(-1)
     rows = [row for row in range(len(batch.ids)) if among[row] and found[row]]
-    return sum(cross_entropy(decide(encoded.pooled[row]), batch.target[row]) for row in rows)
+    return sum(cross_entropy(decide(encoded.embedding[row]), batch.target[row]) for row in rows)
 
 
 def gradients(model, *parts):
@@ -65,10 +65,10 @@ def test_training_minimises_the_heads_own_loss(encoders, batch):
 
 
 def test_an_inputs_own_loss_leaves_out_what_the_head_keeps(encoders, batch):
-    model = classifier(encoders, Doubled, inputs=0.7).eval()
+    model = classifier(encoders, Doubled, auxiliary_weight=0.7).eval()
     encoded = model.encode(batch)
     expected = 2 * cross_entropy(model(batch).logits, batch.target)
-    for name, decide in model.deciders.items():
+    for name, decide in model.auxiliary_heads.items():
         among = [row >= 2 for row in range(len(batch.ids))]
         expected = expected + 0.7 * summed(decide, encoded[name], batch, among) / len(batch.ids)
     torch.testing.assert_close(model.training_step(batch, 0), expected)
@@ -93,7 +93,7 @@ def test_only_the_proportion_of_class_weights_matters(encoders, batch, head):
 
     def loss(weights):
         torch.manual_seed(0)
-        model = classifier(encoders, head, label_smoothing=0.1, inputs=0.5, class_weights=weights).eval()
+        model = classifier(encoders, head, label_smoothing=0.1, auxiliary_weight=0.5, class_weights=weights).eval()
         model.setup("fit")
         return model.train(head is Stacking).training_step(batch, 0)  # which stacks in training only
 
@@ -106,7 +106,7 @@ def test_only_the_proportion_of_class_weights_matters(encoders, batch, head):
 
 
 def test_what_stacking_holds_out_teaches_neither_encoders_nor_deciders(encoders, batch):
-    model = classifier(encoders, partial(Stacking, held_out=0.5, dropout=0.0), inputs=0.7).train()
+    model = classifier(encoders, partial(Stacking, held_out=0.5, dropout=0.0), auxiliary_weight=0.7).train()
     held = model.fusion.held_out(batch)
     assert held.any()
     assert not held.all()
@@ -115,7 +115,9 @@ def test_what_stacking_holds_out_teaches_neither_encoders_nor_deciders(encoders,
         model.zero_grad()
         torch.manual_seed(0)  # the encoders drop out
         model.training_step(batch._replace(target=target), 0).backward()
-        found.append((gradients(model, "encoders", "deciders", "fusion.decide"), gradients(model, "fusion.stack")))
+        found.append(
+            (gradients(model, "encoders", "auxiliary_heads", "fusion.unimodal"), gradients(model, "fusion.stack"))
+        )
     (below, above), (other_below, other_above) = found
     assert all(torch.equal(one, other) for one, other in zip(below, other_below, strict=True))
     assert not any(torch.equal(one, other) for one, other in zip(above, other_above, strict=True))

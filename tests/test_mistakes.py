@@ -81,7 +81,7 @@ def config(table, tmp_path, monkeypatch):
 @pytest.fixture
 def without_training(monkeypatch):
     """Stop where training would start; one parser serves all commands."""
-    monkeypatch.setattr(FusionCLI, "_run_subcommand", lambda self, verb: None)
+    monkeypatch.setattr(FusionCLI, "_run_subcommand", lambda self, subcommand: None)
     setup = FusionCLI.setup_parser
 
     def shared(self, *given):
@@ -94,10 +94,10 @@ def without_training(monkeypatch):
     monkeypatch.setattr(FusionCLI, "setup_parser", shared)
 
 
-def said(verb, arguments, capsys):
+def said(subcommand, arguments, capsys):
     """Return the one sentence that a refused command writes."""
     capsys.readouterr()
-    assert run(verb, arguments) == 2, f"{verb} {arguments} was accepted"
+    assert run(subcommand, arguments) == 2, f"{subcommand} {arguments} was accepted"
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fusion-pl: error: ")]
     assert len(lines) == 1
     return lines[0].removeprefix("fusion-pl: error: ")
@@ -204,11 +204,17 @@ def test_every_number_out_of_its_range_is_refused(config, without_training, caps
         ),
         ("--trainer.callbacks Timer", "which config.yaml cannot hold: give that option as text (for Timer"),
         ("--trainer.callbacks+ Timer", "which config.yaml cannot hold: give that option as text (for Timer"),
-        ("--model.fusion.dimm 3", "no option 'dimm' for model.fusion: did you mean dim?"),
+        ("--model.fusion.dimm 3", "no option 'dimm' for model.fusion; did you mean dim?"),
         ("--model.encoders.text TinyTxt", "did you mean TinyText?"),
         ("--model.encoders.photo.dim 8", "--model.encoders.photo.dim is of no class yet: name that first"),
         ("--data Manifest", "did you mean ManifestData?"),
-        ("--data.batch_siz 3", "no option 'batch_siz' for data: did you mean batch_size?"),
+        ("--model.loss.inputs 0.5", "no option 'inputs' for model.loss: it is called auxiliary_weight now"),
+        (
+            "--model.encoders.text.levels [0]",
+            "no option 'levels' for model.encoders.text: it is called hidden_layers now",
+        ),
+        ("--config levels.yaml", "no option 'doubt' for model.fusion: it is called kl_weight now"),
+        ("--data.batch_siz 3", "no option 'batch_siz' for data; did you mean batch_size?"),
         ("--data.inputs 3", "data.inputs is 3, expected a dictionary such as '{name: value}' or null"),
         ("--data.input_dropout {text:~high}", "data.input_dropout is high in {'text': 'high'}, expected a number"),
         ("--data.manifest", "--data.manifest has no value"),
@@ -236,6 +242,7 @@ def test_the_sentence_says_what_is_wrong(config, without_training, arguments, ma
     (tmp_path / "folder").mkdir()
     (tmp_path / "broken.yaml").write_text("model:\n\t- x\n")
     (tmp_path / "epoch.yaml").write_text("trainer: {max_epoch: 3}\n")
+    (tmp_path / "levels.yaml").write_text("model: {fusion: {class_path: Evidential, init_args: {doubt: 0.2}}}\n")
     (tmp_path / "wide.yaml").write_text(
         "model: {encoders: {text: {class_path: fusion_pl.encoders.TinyText, init_args: {dim: wide}}}}\n"
     )
@@ -279,7 +286,7 @@ def test_what_may_be_given_more_than_once(config, without_training):
 
 
 @pytest.mark.parametrize(
-    ("verb", "arguments", "match"),
+    ("subcommand", "arguments", "match"),
     [
         ("predict", "--ckpt_path a --ckpt_path b", "--ckpt_path is given twice (a and b)"),
         ("predict", "--ckpt_pat a --data.manifest m.csv --output p.csv", "did you mean --ckpt_path?"),
@@ -291,10 +298,10 @@ def test_what_may_be_given_more_than_once(config, without_training):
         ("compare", "--config config.yaml --output o --data.batch_siz 3", "did you mean batch_size?"),
     ],
 )
-def test_the_other_verbs(config, verb, arguments, match, capsys, monkeypatch):
+def test_the_other_verbs(config, subcommand, arguments, match, capsys, monkeypatch):
     from fusion_pl.__main__ import main
 
-    monkeypatch.setattr(sys, "argv", ["fusion-pl", verb, *arguments.split()])
+    monkeypatch.setattr(sys, "argv", ["fusion-pl", subcommand, *arguments.split()])
     assert main() == 2
     told = capsys.readouterr().err
     assert match in told

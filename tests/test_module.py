@@ -12,12 +12,12 @@ from fusion_pl.data import ManifestData
 from fusion_pl.data.collate import Collate
 from fusion_pl.encoders import TinyImage, TinyText
 from fusion_pl.fusion import Concat, Mean, Weighted
-from fusion_pl.layers import stand_in
+from fusion_pl.layers import fill_missing
 from fusion_pl.module import FusionClassifier
 from fusion_pl.predict import Predictor
 from fusion_pl.training import Loss, WarmupCosine
-from fusion_pl.training.measures import fewer
 from fusion_pl.training.results import accuracy_by_inputs
+from fusion_pl.training.stage_metrics import fewer
 from fusion_pl.types import UserError
 
 from .conftest import CLASSES
@@ -61,19 +61,21 @@ def test_a_stand_in_takes_the_place_of_a_missing_input(encoders, data):
     batch = Collate(model.processors)([data.samples("train")[row] for row in range(12)])
     missing = next(name for name in ("image", "audio") if not batch.present[name].all())
     here = batch.present[missing].clone()
-    encoded = stand_in(model.encode(batch)[missing], model.stand_ins[missing])
+    encoded = fill_missing(model.encode(batch)[missing], model.missing_embeddings[missing])
     assert encoded.mask.any(-1).all()
-    assert torch.equal(encoded.pooled[~here], model.stand_ins[missing].expand(int((~here).sum()), -1))
-    assert torch.equal(encoded.tokens[~here][:, 0], encoded.pooled[~here])
+    assert torch.equal(encoded.embedding[~here], model.missing_embeddings[missing].expand(int((~here).sum()), -1))
+    assert torch.equal(encoded.tokens[~here][:, 0], encoded.embedding[~here])
     assert int(encoded.mask[~here].sum()) == int((~here).sum())
     before = model(batch).logits
     for value in batch.inputs[missing].values():
         value.zero_()
-    model.stand_ins[missing].data += torch.arange(len(model.stand_ins[missing]))  # no constant: a norm takes it out
+    model.missing_embeddings[missing].data += torch.arange(
+        len(model.missing_embeddings[missing])
+    )  # no constant: a norm takes it out
     after = model(batch).logits
     assert not torch.isclose(before[~here], after[~here]).all(-1).any()
     cross_entropy(after, batch.target).backward()
-    assert model.stand_ins[missing].grad.abs().max() > 0
+    assert model.missing_embeddings[missing].grad.abs().max() > 0
 
 
 def test_a_sample_does_not_depend_on_its_batch(model, data):
@@ -136,10 +138,10 @@ def test_how_much_each_depth_counted_is_logged_over_the_samples_that_have_the_in
     encoders = {"text": TinyText(dim=8), "image": TinyImage(dim=16, image_size=16, channels=1, combine="attention")}
     model = FusionClassifier(encoders, Concat, CLASSES)
     (logged,) = quiet_trainer(tmp_path).validate(model, datamodule=data, verbose=False)
-    found = [logged[f"val/depth/image/{level}"] for level in range(3)]
+    found = [logged[f"val/layer_weight/image/{level}"] for level in range(3)]
     model.eval()
     with torch.no_grad():
-        rows = [model.encode(batch)["image"].depth[batch.present["image"]] for batch in data.val_dataloader()]
+        rows = [model.encode(batch)["image"].layer_weights[batch.present["image"]] for batch in data.val_dataloader()]
     assert found == pytest.approx(torch.cat(rows).mean(0).tolist())
     assert sum(found) == pytest.approx(1)
     assert not [key for key in logged if "depth/text" in key]
@@ -178,7 +180,7 @@ def test_class_weights_and_smoothing_reach_the_loss(encoders, data, tmp_path):
 
 
 def test_every_input_may_learn_to_decide_by_itself(encoders, data, tmp_path):
-    model = FusionClassifier(encoders, Concat, CLASSES, loss=Loss(inputs=0.7))
+    model = FusionClassifier(encoders, Concat, CLASSES, loss=Loss(auxiliary_weight=0.7))
     trainer = quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0)
     trainer.fit(model, datamodule=data)
     batch = next(iter(data.train_dataloader()))
@@ -186,7 +188,7 @@ def test_every_input_may_learn_to_decide_by_itself(encoders, data, tmp_path):
     model.log = lambda *args, **kwargs: None
     expected = cross_entropy(model(batch).logits, batch.target)
     for name, encoded in model.encode(batch).items():
-        own = [model.deciders[name](encoded.pooled[i]) for i in range(5) if batch.present[name][i]]
+        own = [model.auxiliary_heads[name](encoded.embedding[i]) for i in range(5) if batch.present[name][i]]
         wanted = batch.target[batch.present[name]]
         expected = expected + 0.7 * cross_entropy(torch.stack(own), wanted, reduction="sum") / 5
     assert model.training_step(batch, 0).item() == pytest.approx(expected.item(), abs=1e-5)
@@ -195,7 +197,8 @@ def test_every_input_may_learn_to_decide_by_itself(encoders, data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "match"), [({"label_smoothing": 1.0}, "label_smoothing"), ({"inputs": -1.0}, "inputs")]
+    ("change", "match"),
+    [({"label_smoothing": 1.0}, "label_smoothing"), ({"auxiliary_weight": -1.0}, "auxiliary_weight")],
 )
 def test_a_loss_out_of_range_is_refused(change, match):
     with pytest.raises(UserError, match=match):

@@ -63,13 +63,13 @@ def test_the_stand_ins_for_missing_inputs_travel_in_the_checkpoint(encoders, man
     trainer: Trainer = quiet_trainer(tmp_path, max_epochs=1)
     trainer.fit(model, datamodule=data)
     with torch.no_grad():
-        model.stand_ins["audio"] += torch.arange(8.0)
+        model.missing_embeddings["audio"] += torch.arange(8.0)
     trainer.save_checkpoint(tmp_path / "model.ckpt")
     sample = {"text": "number 3"}
     direct = Predictor(model.eval().cpu(), device="cpu").predict(sample)
     assert Predictor.from_checkpoint(tmp_path / "model.ckpt", device="cpu").predict(sample) == direct
     with torch.no_grad():
-        model.stand_ins["audio"] -= torch.arange(8.0)
+        model.missing_embeddings["audio"] -= torch.arange(8.0)
     other = Predictor(model, device="cpu").predict(sample)
     assert other.probabilities["high"] != pytest.approx(direct.probabilities["high"], abs=1e-4)
 
@@ -138,7 +138,7 @@ def rewrite(path, change):
         (lambda r: r.update(format=99), "format 99"),
     ],
 )
-def test_a_tampered_recipe_is_refused(checkpoint, change, match):
+def test_a_tampered_config_is_refused(checkpoint, change, match):
     rewrite(checkpoint, change)
     with pytest.raises(UserError, match=match):
         Predictor.from_checkpoint(checkpoint)

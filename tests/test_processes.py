@@ -62,8 +62,8 @@ def folder(manifest, tmp_path_factory):
     return folder
 
 
-def command(verb, folder, *more):
-    call = [sys.executable, "-m", "fusion_pl", verb, "--config", "config.yaml", *DDP, *more]
+def command(subcommand, folder, *more):
+    call = [sys.executable, "-m", "fusion_pl", subcommand, "--config", "config.yaml", *DDP, *more]
     done = subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
@@ -93,7 +93,7 @@ def plainly(checkpoint, folder, split):
             fused = model.fuse(encoded)
             losses.append(cross_entropy(fused.logits, batch.target))
             weights.append(fused.weights[0])
-            depths += [encoded["image"].depth[0]] if batch.present["image"][0] else []
+            depths += [encoded["image"].layer_weights[0]] if batch.present["image"][0] else []
     assert len(losses) == 11
     found = {f"{split}/loss": torch.stack(losses).mean().item()}
     for name, weight in zip(model.encoders, torch.stack(weights).mean(0).tolist(), strict=True):

@@ -64,7 +64,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_pages_show_every_verb():
-    assert {verb for verb, *_ in FUSION_PL} == set(VERBS) - {"validate"}  # which works like test
+    assert {subcommand for subcommand, *_ in FUSION_PL} == set(VERBS) - {"validate"}  # which works like test
 
 
 @pytest.mark.parametrize("words", FUSION_PL, ids=" ".join)

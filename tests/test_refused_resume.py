@@ -41,13 +41,13 @@ def test_a_run_that_was_stopped_before_its_results_writes_them(again):
     assert results()["metrics"] == whole["metrics"]
 
 
-@pytest.mark.parametrize("verb", ["fit", "test"])
-def test_a_new_class_is_named_with_its_row(again, verb, capsys):
+@pytest.mark.parametrize("subcommand", ["fit", "test"])
+def test_a_new_class_is_named_with_its_row(again, subcommand, capsys):
     with Path("rows.csv").open("a", newline="") as file:
         csv.writer(file).writerow(["good thing 1", "犬", "train"])
     before = files()
-    more = ["--ckpt_path", "last", "--trainer.max_epochs", "3"] if verb == "fit" else ["--ckpt_path", str(BEST)]
-    assert run(verb, ["--config", "config.yaml", *more]) == 2
+    more = ["--ckpt_path", "last", "--trainer.max_epochs", "3"] if subcommand == "fit" else ["--ckpt_path", str(BEST)]
+    assert run(subcommand, ["--config", "config.yaml", *more]) == 2
     said = capsys.readouterr().err
     assert "'犬' is new" in said
     assert "rows.csv, row 38" in said

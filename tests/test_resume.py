@@ -131,9 +131,9 @@ def test_the_newest_run_goes_by_number_and_has_to_have_the_checkpoint(again, cap
     assert results(Path("lightning_logs/version_1"))["epochs"] == 2
     Path("lightning_logs/version_2/checkpoints").mkdir(parents=True)  # killed before its first checkpoint
     config = (RUN / "config.yaml").read_text()
-    for verb in ("fit", "test"):
-        last = ["--ckpt_path", "last"] if verb == "fit" else []
-        assert run(verb, ["--config", "config.yaml", *last]) == 2
+    for subcommand in ("fit", "test"):
+        last = ["--ckpt_path", "last"] if subcommand == "fit" else []
+        assert run(subcommand, ["--config", "config.yaml", *last]) == 2
         said = capsys.readouterr().err
         assert "the newest run, lightning_logs/version_2, has no" in said
         assert "--ckpt_path lightning_logs/version_1/checkpoints/" in said

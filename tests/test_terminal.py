@@ -25,7 +25,7 @@ def test_results_stand_alone_below_the_bar(fit):  # noqa: F811
         f"checkpoint: {folder}/version_0/checkpoints/best.ckpt",
     ]
     shown = ESCAPES.sub("", live)
-    for nothing in ("stand_ins", "by_depth", "FLOPs", "No positive samples", "weights_only"):
+    for nothing in ("missing_embeddings", "layer_weights", "FLOPs", "No positive samples", "weights_only"):
         assert nothing not in shown
     table = [line.split() for line in shown.splitlines() if re.match(r"(text|image|fusion|all) ", line)]
     assert sorted(row[0] for row in table) == ["all", "fusion", "image", "text"]

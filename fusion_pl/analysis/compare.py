@@ -48,7 +48,7 @@ def compare_command(arguments: list[str]) -> None:
     """Run ``fusion-pl compare``.
 
     Args:
-        arguments: what follows the verb on the command line.
+        arguments: what follows the subcommand on the command line.
 
     Raises:
         UserError: for a mistake that concerns all runs; a failing head gets a row with its reason.

@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fusion_pl.cli.errors import sentence
+from fusion_pl.cli.errors import user_message
 from fusion_pl.cli.refusals import given
 from fusion_pl.data.base import FusionData
 from fusion_pl.training.cache_keys import sources
@@ -73,7 +73,7 @@ def table_of(data: Mapping[str, Any], extra: Sequence[str]) -> str:
         parser.set_defaults({"data": dict(data)})
         built: Any = parser.instantiate(parser.parse_args(list(_about_data(extra)))).data
     except Exception as error:
-        if sentence(error):
+        if user_message(error):
             raise
         return ""  # what is wrong with it, the run tells
     path = Path(getattr(built, "manifest", ""))

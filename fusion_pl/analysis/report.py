@@ -16,7 +16,7 @@ from fusion_pl.analysis.result import ACCURACY, Result
 from fusion_pl.analysis.statistics import wilson
 from fusion_pl.analysis.summary import COSTS, Row, Summary, grouped, summarise
 from fusion_pl.analysis.tables import NONE, apart, by_inputs, failures, ranking
-from fusion_pl.files import whole
+from fusion_pl.files import atomic_write
 from fusion_pl.training.pictures import missing_picture
 
 HOW_TO_READ = (
@@ -94,7 +94,7 @@ def write(
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as file:
+        with atomic_write(path) as file:
             file.write(content)
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from fusion_pl.files import whole
+from fusion_pl.files import atomic_write
 from fusion_pl.types import UserError
 
 ACCURACY = "test/accuracy"
@@ -93,7 +93,7 @@ class Result:
 
     def write(self, path: Path) -> None:
         """Write what ``read`` reads."""
-        with whole(path) as file:
+        with atomic_write(path) as file:
             json.dump(self.to_dict(), file, indent=1)
 
     @classmethod

@@ -19,7 +19,7 @@ def accuracy_interval(correct: Correct) -> tuple[float, float]:
 
     One seed: Wilson's interval, of the samples alone. Several seeds: the bootstrap over samples and seeds, and nowhere
     narrower than Wilson's interval of the mean, since rows that are all right can only be drawn again as all right: 6
-    of 6 would be 100 % without a doubt.
+    of 6 would be 100 % without a kl_weight.
 
     Args:
         correct: 1 where a seed's run classified a sample rightly, else 0.

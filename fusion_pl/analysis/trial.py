@@ -23,11 +23,11 @@ from fusion_pl.analysis.folder import RESULT, folder_of
 from fusion_pl.analysis.plan import Trial
 from fusion_pl.analysis.result import Result
 from fusion_pl.analysis.samples import SeenSamples
-from fusion_pl.cli.errors import sentence
+from fusion_pl.cli.errors import user_message
 from fusion_pl.cli.run import train
 from fusion_pl.cli.runs import LOGGER
-from fusion_pl.training.measures import fewer
 from fusion_pl.training.results import WriteResults, accuracy_by_inputs
+from fusion_pl.training.stage_metrics import fewer
 
 LOG = "log.txt"
 CACHE = "cache"  # folder of what frozen encoders return
@@ -59,8 +59,8 @@ def run_trial(trial: Trial, output: Path, extra: Sequence[str]) -> Result:
             found = _measured([*arguments, "--trainer.enable_progress_bar", "false"])
             result = Result(**common, status="done", **found)
         except (Exception, SystemExit) as error:  # one failing head must not stop the others; its row says why
-            result = Result(**common, status="failed", reason=sentence(error) or f"{type(error).__name__}: {error}")
-            if sentence(error) is None:
+            result = Result(**common, status="failed", reason=user_message(error) or f"{type(error).__name__}: {error}")
+            if user_message(error) is None:
                 traceback.print_exc()
     result.write(folder / RESULT)
     return result

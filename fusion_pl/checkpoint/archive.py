@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fusion_pl.checkpoint.contents import check_contents
+from fusion_pl.checkpoint.convert import convert
 from fusion_pl.messages import reason, short
 from fusion_pl.types import MissingFileError, UserError
 
@@ -72,6 +73,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a checkpoint that can be read safely: it is damaged") from error
     except (*DAMAGED, _RefusedError) as error:
         raise UserError(f"{path} is not a checkpoint that can be read safely: {_unsafe(error)}") from error
+    convert(checkpoint)
     check_contents(checkpoint, path)
     return dict(checkpoint)
 

@@ -1,4 +1,4 @@
-"""Holds what a recipe asks for against the tensors that a checkpoint has, while the model is built."""
+"""Holds what a config asks for against the tensors that a checkpoint has, while the model is built."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.made_bytes += needed
                 self.made_tensors += 1
             if max(needed, self.made_bytes) > self.bytes or self.made_tensors > self.tensors:
-                raise UserError("the recipe asks for a larger model than the checkpoint has weights for")
+                raise UserError("the config asks for a larger model than the checkpoint has weights for")
         return func(*args, **kwargs)
 
 

@@ -9,11 +9,11 @@ from traceback import walk_tb
 from typing import Any
 
 from fusion_pl.checkpoint.budget import Budget
+from fusion_pl.config import PartConfig, import_class
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
 from fusion_pl.messages import is_failure, reason
 from fusion_pl.module import FusionClassifier
-from fusion_pl.recipe import Recipe, class_of
 from fusion_pl.types import UserError
 
 
@@ -26,26 +26,26 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
         trust: packages besides fusion_pl whose encoders and heads may run.
 
     Raises:
-        UserError: where the recipe asks for code that is not trusted, or does not fit the weights.
+        UserError: where the config asks for code that is not trusted, or does not fit the weights.
     """
-    recipe = checkpoint["fusion_pl"]
-    weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("deciders.")}
-    head = class_of(recipe["fusion"]["class_path"], Fusion, trust)  # type: ignore[type-abstract]
+    config = checkpoint["fusion_pl"]
+    weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("auxiliary_heads.")}
+    head = import_class(config["fusion"]["class_path"], Fusion, trust)  # type: ignore[type-abstract]
     parts = {
-        name: class_of(part["class_path"], Encoder, trust)  # type: ignore[type-abstract]
-        for name, part in recipe["encoders"].items()
+        name: import_class(part["class_path"], Encoder, trust)  # type: ignore[type-abstract]
+        for name, part in config["encoders"].items()
     }
     try:
         with Budget(list(weights.values())):
             encoders = {
-                name: _encoder(part, recipe["encoders"][name], recipe["files"].get(name, {}))
+                name: _encoder(part, config["encoders"][name], config["files"].get(name, {}))
                 for name, part in parts.items()
             }
             model = FusionClassifier(
                 encoders,
-                lambda dims, num_classes: head(dims, num_classes, **recipe["fusion"]["init_args"]),
-                recipe["classes"],
-                missing=recipe["missing"],
+                lambda dims, num_classes: head(dims, num_classes, **config["fusion"]["init_args"]),
+                config["classes"],
+                missing=config["missing"],
             )
         model.load_state_dict(weights)
     except BaseException as error:  # constructors fail in many ways on arguments that somebody else wrote
@@ -74,8 +74,8 @@ def _said(error: BaseException, path: str | Path) -> str:
     return f"{path} does not hold together ({reason(error)}): it is damaged, or from another version"
 
 
-def _encoder(part: type[Encoder], recipe: Recipe, files: dict[str, bytes]) -> Encoder:
+def _encoder(part: type[Encoder], config: PartConfig, files: dict[str, bytes]) -> Encoder:
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
-        return part.from_files(recipe["init_args"], folder)
+        return part.from_files(config["init_args"], folder)

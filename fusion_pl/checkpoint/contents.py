@@ -15,7 +15,7 @@ from fusion_pl.messages import short
 from fusion_pl.module import CHECKPOINT_FORMAT
 from fusion_pl.types import UserError
 
-LARGEST = 2**24  # of the numbers in the recipe of our own parts: no width, depth or length comes near
+LARGEST = 2**24  # of the numbers in the config of our own parts: no width, depth or length comes near
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 DEPTH, ITEMS = 64, 5_000_000  # of nested lists; of everything
 
@@ -37,7 +37,7 @@ def check_contents(checkpoint: Any, path: str | Path) -> None:
             "another version"
         )
     try:
-        _recipe(ours)
+        _config(ours)
         weights = _tensors(checkpoint.get("state_dict"), Path(path).stat().st_size)
     except _UnexpectedError as error:
         raise UserError(f"{path} does not hold together ({error}): it is damaged, or from another version") from error
@@ -67,7 +67,7 @@ def _expect(condition: bool, said: str) -> None:
         raise _UnexpectedError(said)
 
 
-def _recipe(ours: dict[str, Any]) -> None:
+def _config(ours: dict[str, Any]) -> None:
     keys = ("classes", "encoders", "fusion", "missing", "files", "columns")
     lacking = [key for key in keys if key not in ours]
     _expect(not lacking, f"it lacks {', '.join(lacking)}")
@@ -78,7 +78,7 @@ def _recipe(ours: dict[str, Any]) -> None:
     columns = ours["columns"]
     _expect(_is_mapping(columns) and all(map(_is_text, columns.values())), "columns does not name columns")
     for where, part in (("fusion", ours["fusion"]), *((f"encoders.{short(name)}", p) for name, p in encoders.items())):
-        _expect(isinstance(part, dict) and set(part) == {"class_path", "init_args"}, f"{where} is not a recipe")
+        _expect(isinstance(part, dict) and set(part) == {"class_path", "init_args"}, f"{where} is not a config")
         _expect(_is_text(part["class_path"]), f"{where}.class_path is not a name")
         _expect(_is_mapping(part["init_args"]), f"{where}.init_args is not a dictionary")
         largest = LARGEST if part["class_path"].startswith("fusion_pl.") else math.inf

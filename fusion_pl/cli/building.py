@@ -15,7 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from fusion_pl.module import FusionClassifier
-from fusion_pl.training.measures import StageMetrics
+from fusion_pl.training.stage_metrics import StageMetrics
 from fusion_pl.types import UserError
 
 # What Lightning takes without a word, and divides by or compares with later.
@@ -85,11 +85,11 @@ def check_monitor(option: str, wanted: str | None, model: FusionClassifier) -> N
     Raises:
         UserError: says which there are.
     """
-    measures = model.measures["val"]
-    assert isinstance(measures, StageMetrics)
-    measured = map(str, measures.classification.keys(keep_base=False))
+    stage_metrics = model.stage_metrics["val"]
+    assert isinstance(stage_metrics, StageMetrics)
+    measured = map(str, stage_metrics.classification.keys(keep_base=False))
     known = ["val/loss", *measured, "train/loss", "train/loss_step", "train/accuracy"]
-    if wanted is not None and wanted not in known and not wanted.startswith(("val/weight/", "val/depth/")):
+    if wanted is not None and wanted not in known and not wanted.startswith(("val/weight/", "val/layer_weight/")):
         close: list[str] = difflib.get_close_matches(wanted, known, n=1)
         did = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
         raise UserError(f"{option}: no run measures {wanted!r}; {did}")

@@ -13,22 +13,22 @@ def completion() -> str:
     """Return a script for bash that completes verbs, options, and the values that are known."""
     cases: list[str] = []
     values: dict[str, str] = {}
-    for verb in ABOUT:
-        options = [option for option in _options(verb) if "NAME" not in option.key]
+    for subcommand in ABOUT:
+        options = [option for option in _options(subcommand) if "NAME" not in option.key]
         names = {f"--{option.key}" for option in options} | {"--help", "--help-all"}
-        names |= set() if verb == "predict" else {"--config"}
-        cases.append(f"    {verb}) options={' '.join(sorted(names))!r} ;;")
+        names |= set() if subcommand == "predict" else {"--config"}
+        cases.append(f"    {subcommand}) options={' '.join(sorted(names))!r} ;;")
         for option in options:
             if known := [str(one) for one in option.choices] or own_classes(option):
                 values[option.key] = f"    --{option.key}) known={' '.join(known)!r} ;;"
     return SCRIPT.format(verbs=" ".join(ABOUT), cases="\n".join(cases), values="\n".join(values.values()))
 
 
-def _options(verb: str) -> list[Option]:
-    if verb in {"predict", "compare"}:
-        parser = predict_parser() if verb == "predict" else compare_parser()
+def _options(subcommand: str) -> list[Option]:
+    if subcommand in {"predict", "compare"}:
+        parser = predict_parser() if subcommand == "predict" else compare_parser()
         return list(options_of(parser).values())
-    return [option for option, _ in walk(parser_of(verb))]
+    return [option for option, _ in walk(parser_of(subcommand))]
 
 
 SCRIPT = """\

@@ -21,7 +21,7 @@ UNWRITABLE = {
 }
 
 
-def sentence(error: BaseException) -> str | None:
+def user_message(error: BaseException) -> str | None:
     """Say in a sentence what the user can fix; None where the fault is not theirs, so that the traceback is wanted."""
     cause: BaseException | None = error
     while cause is not None:  # jsonargparse wraps what a class that it builds says

@@ -133,15 +133,15 @@ class FusionCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
-            verb, *arguments = sys.argv[1:]
-            raise UserError(explain(error, self._subcommand_parsers[verb], arguments)) from error
+            subcommand, *arguments = sys.argv[1:]
+            raise UserError(explain(error, self._subcommand_parsers[subcommand], arguments)) from error
 
     def _add_instantiators(self) -> None:
         super()._add_instantiators()
         self.parser.add_instantiator(build, object)
 
     def _parse_ckpt_path(self) -> None:
-        """Take nothing of the configuration from a checkpoint: ours carries a recipe, which ``_check`` compares."""
+        """Take nothing of the configuration from a checkpoint: ours carries a config, which ``_check`` compares."""
 
     def before_instantiate_classes(self) -> None:
         """Find the checkpoint that ``best`` and ``last`` mean, before anything slow is done."""
@@ -178,7 +178,7 @@ class FusionCLI(LightningCLI):
                 check_monitor(f"--{name}.monitor", config[name].monitor, self.model)
         if config.cache:
             limit = int(config.cache_limit * 2**30) if config.cache_limit is not None else None
-            self.model.keep_encoded(Path(config.cache), self.datamodule.augment, limit)
+            self.model.enable_cache(Path(config.cache), self.datamodule.augment, limit)
         if config.ckpt_path:
             checkpoint = check_model(self.model, config.ckpt_path, self.datamodule)
             record = record_in(checkpoint, type(self.datamodule))

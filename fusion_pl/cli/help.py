@@ -40,7 +40,7 @@ RUN = ("ckpt_path", "seed_everything", "trainer.logger.name", "trainer.logger.sa
 HARDWARE = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.precision")
 MODEL = (
     *("model.encoders", "model.fusion", "model.missing", "model.pretrained_lr_factor"),
-    *("model.loss.label_smoothing", "model.loss.class_weights", "model.loss.inputs"),
+    *("model.loss.label_smoothing", "model.loss.class_weights", "model.loss.auxiliary_weight"),
 )
 TRAINING = (
     *("trainer.max_epochs", "model.optimizer", "model.optimizer.lr", "model.optimizer.weight_decay"),
@@ -51,34 +51,40 @@ CONFIG = Option("config", str, None, "YAML file of options, laid over those that
 WIDEST, NAMES = 120, 46
 
 
-def text(verb: str, arguments: Sequence[str], everything: bool = False) -> str:
-    """Return the help of a verb.
+def text(subcommand: str, arguments: Sequence[str], everything: bool = False) -> str:
+    """Return the help of a subcommand.
 
     Args:
-        verb: which one.
+        subcommand: which one.
         arguments: of the command; its ``--data`` and ``--config`` say for which data set help is wanted.
         everything: whether to list all options, with all that is known of them.
     """
-    lines = [f"usage: fusion-pl {verb} {EXAMPLES[verb].partition(' ')[0]} … [--OPTION VALUE …]", ""]
-    lines += [*textwrap.wrap(ABOUT[verb], _width()), "", "example:", f"  fusion-pl {verb} {EXAMPLES[verb]}", ""]
-    for title, options in sections(verb, arguments, everything):
+    lines = [f"usage: fusion-pl {subcommand} {EXAMPLES[subcommand].partition(' ')[0]} … [--OPTION VALUE …]", ""]
+    lines += [
+        *textwrap.wrap(ABOUT[subcommand], _width()),
+        "",
+        "example:",
+        f"  fusion-pl {subcommand} {EXAMPLES[subcommand]}",
+        "",
+    ]
+    for title, options in sections(subcommand, arguments, everything):
         lines += [f"{title}:", *(line for option in options for line in _lines(option, everything)), ""]
-    if verb in {"predict", "compare"}:
+    if subcommand in {"predict", "compare"}:
         return "\n".join(lines)
     last = "In YAML, --a.b 1 is written a: {b: 1}, and a class's own options stand below init_args."
     last = last if everything else f"--help-all has all options, and those of every class. {last}"
     return "\n".join([*lines, *textwrap.wrap(last, _width())])
 
 
-def sections(verb: str, arguments: Sequence[str], everything: bool = False) -> Iterator[tuple[str, list[Option]]]:
-    """Yield the groups of options that the help of a verb shows."""
-    if verb == "predict":
+def sections(subcommand: str, arguments: Sequence[str], everything: bool = False) -> Iterator[tuple[str, list[Option]]]:
+    """Yield the groups of options that the help of a subcommand shows."""
+    if subcommand == "predict":
         yield "options", list(options_of(predict_parser()).values())
         return
-    if verb == "compare":
+    if subcommand == "compare":
         yield "options", list(options_of(compare_parser()).values())
         return
-    parser = parser_of(verb)
+    parser = parser_of(subcommand)
     if everything:
         yield from _all(parser)
         return
@@ -89,7 +95,7 @@ def sections(verb: str, arguments: Sequence[str], everything: bool = False) -> I
     rows = [every["data"], *options_of_class(data, every["data"]).values()]
     yield textwrap.shorten(f"data ({data.__name__}: {_first(data.__doc__ or '')})", WIDEST, placeholder=" …"), rows
     yield "model", [every[key] for key in MODEL]
-    if verb == "fit":
+    if subcommand == "fit":
         yield "training", [every[key] for key in TRAINING]
     yield "hardware", [every[key] for key in HARDWARE]
     yield "run", [CONFIG, *(every[key] for key in RUN)]

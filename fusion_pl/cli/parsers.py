@@ -24,10 +24,10 @@ class _BuiltError(Exception):
 
 
 @functools.cache
-def parser_of(verb: str) -> LightningArgumentParser:
+def parser_of(subcommand: str) -> LightningArgumentParser:
     """Return the parser of fit, validate or test."""
     try:
         command_line(_Reader)
     except _BuiltError as built:
         parsers: dict[str, LightningArgumentParser] = built.args[0]
-    return parsers[verb]
+    return parsers[subcommand]

@@ -28,7 +28,7 @@ def refuse_repeated(arguments: Iterable[str], repeatable: Iterable[str] = CONFIG
     """Refuse an option that is given twice: only the last would have an effect.
 
     Args:
-        arguments: what follows the verb on the command line.
+        arguments: what follows the subcommand on the command line.
         repeatable: options that may be given more than once.
 
     Raises:

@@ -16,7 +16,7 @@ from rich.progress import track
 
 from fusion_pl.cli.parsing import parse, refuse_repeated
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.files import whole
+from fusion_pl.files import atomic_write
 from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.types import UserError
 
@@ -47,7 +47,7 @@ def predict_command(arguments: list[str]) -> None:
     """Run ``fusion-pl predict``.
 
     Args:
-        arguments: what follows the verb on the command line.
+        arguments: what follows the subcommand on the command line.
 
     Raises:
         UserError: for a mistake that concerns the whole run; a bad row gets its own error in the output.
@@ -87,7 +87,7 @@ def _writer(output: str) -> Writer:
     rows = _csv if suffix == ".csv" else _json_lines
 
     def write(predictions: Iterable[Prediction], classes: list[str], inputs: list[str]) -> int:
-        with whole(output) as file:
+        with atomic_write(output) as file:
             return sum(prediction.error is not None for prediction in rows(file, predictions, classes, inputs))
 
     return write

@@ -14,8 +14,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from fusion_pl.cli.options import Option, options_of, options_of_class
+from fusion_pl.config import RENAMED_ARGUMENTS, no_module
 from fusion_pl.messages import one_line
-from fusion_pl.recipe import no_module
 from fusion_pl.types import UserError
 
 TYPES = {
@@ -34,6 +34,7 @@ TYPES = {
 }
 PATHS = {"Path"}  # a text, which jsonargparse lists as well
 VERBS = ("fit.", "validate.", "test.")
+RENAMED = {"model.loss.inputs": "auxiliary_weight"} | RENAMED_ARGUMENTS
 
 
 def explain(error: ArgumentError, parser: ArgumentParser, arguments: Sequence[str]) -> str:
@@ -115,9 +116,8 @@ def _of_value(
     under = [key for key, _ in given(arguments) if key.startswith(f"{keys[0]}.")]
     full = next((key for key in under if key.endswith(f".{last}")), ".".join(dict.fromkeys([keys[0], last])))
     if refused:
-        close = difflib.get_close_matches(last, inner, n=1)
-        did = f"did you mean {close[0]}? " if close else ""
-        return f"there is no option {last!r} for {full.removesuffix(f'.{last}')}: {did}{path} takes {', '.join(inner)}"
+        near = f": it is called {new} now" if (new := RENAMED.get(full) or RENAMED.get(last)) else guess(last, inner)
+        return f"there is no option {last!r} for {full.removesuffix(f'.{last}')}{near}; {path} takes {', '.join(inner)}"
     if "is abstract" in str(leaf):
         first = next(iter(under), option.key)
         place = first.rpartition(".")[0] if get_origin(option.type) is dict else option.key
@@ -131,8 +131,8 @@ def _of_value(
 def _keys(messages: Iterable[str]) -> list[str]:
     """Return the keys that lead to the wrong value, the outermost first."""
     found = [one[1] for message in messages if (one := re.match(r'Parser key "([^"]+)"', message))]
-    for verb in VERBS:
-        found = [key.removeprefix(verb) for key in found]
+    for subcommand in VERBS:
+        found = [key.removeprefix(subcommand) for key in found]
     return list(dict.fromkeys(found))
 
 
@@ -209,8 +209,8 @@ def _required(names: str, keys: Sequence[str]) -> str:
     """Say what is missing, and how to give it."""
     inside = [key for key in keys if key != "config"][:1]
     wanted = [".".join([*inside, name]) for name in names.split(", ")]
-    for verb in VERBS:
-        wanted = [name.removeprefix(verb) for name in wanted]
+    for subcommand in VERBS:
+        wanted = [name.removeprefix(subcommand) for name in wanted]
     hint = "" if inside or "data" not in wanted else ", or --config with a file such as configs/keypad.yaml"
     return f"required: {', '.join(wanted)}; give {' '.join(f'--{name} …' for name in wanted)}{hint}"
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from lightning.pytorch import Callback
 
-from fusion_pl.cli.errors import sentence
+from fusion_pl.cli.errors import user_message
 from fusion_pl.cli.fusion_cli import FusionCLI
 from fusion_pl.cli.parsing import refuse_repeated
 from fusion_pl.cli.runs import LOGGER
@@ -20,25 +20,25 @@ from fusion_pl.training.console import quiet
 from fusion_pl.training.interrupt import Stopped, StopSignals, exit_code, first_process
 
 
-def run(verb: str, arguments: list[str]) -> int:
+def run(subcommand: str, arguments: list[str]) -> int:
     """Run fit, validate, test or predict.
 
     Args:
-        verb: which one.
+        subcommand: which one.
         arguments: what follows it on the command line.
 
     Returns:
         See ``guarded``.
     """
     stoppable = StopSignals().listening()
-    if verb == "predict":
+    if subcommand == "predict":
         from fusion_pl.cli.predict import predict_command
 
         return guarded(stoppable(lambda: predict_command(arguments)))
 
     def command() -> None:
         refuse_repeated(arguments)
-        train(verb, arguments)
+        train(subcommand, arguments)
 
     return guarded(stoppable(command))
 
@@ -58,7 +58,7 @@ def guarded(command: Callable[[], object]) -> int:
             print(stop, file=sys.stderr)
         return exit_code(stop.signum)
     except Exception as error:
-        said = sentence(error)
+        said = user_message(error)
         if said is None:
             raise
         print(f"fusion-pl: error: {printable(said)}", file=sys.stderr)
@@ -66,16 +66,16 @@ def guarded(command: Callable[[], object]) -> int:
     return 0
 
 
-def train(verb: str, arguments: list[str], callbacks: Sequence[Callback] = ()) -> FusionCLI:
+def train(subcommand: str, arguments: list[str], callbacks: Sequence[Callback] = ()) -> FusionCLI:
     """Run fit, validate or test, and return what was built for it.
 
     Args:
-        verb: which one.
+        subcommand: which one.
         arguments: what follows it on the command line.
         callbacks: further ones, which are no part of the configuration.
     """
     quiet()
-    sys.argv[1:] = [verb, *arguments]  # what Lightning starts further processes with
+    sys.argv[1:] = [subcommand, *arguments]  # what Lightning starts further processes with
     return command_line(FusionCLI, callbacks)
 
 

@@ -229,7 +229,7 @@ def check_model(model: FusionClassifier, path: str, data: FusionData) -> dict[st
     Encoders of which it holds all weights do not load their pretrained ones first.
     """
     checkpoint = read_checkpoint(path)
-    saved, wanted = (_outline(recipe) for recipe in (checkpoint["fusion_pl"], model.recipe()))
+    saved, wanted = (_outline(config) for config in (checkpoint["fusion_pl"], model.config()))
     for key, value in wanted.items():
         if saved[key] != value:
             if key == "classes":
@@ -268,9 +268,9 @@ def _other_classes(saved: list[str], wanted: list[str], data: FusionData) -> str
     return f"{', '.join(parts)}; {helps}"
 
 
-def _outline(recipe: dict[str, Any]) -> dict[str, Any]:
+def _outline(config: dict[str, Any]) -> dict[str, Any]:
     return {
-        "classes": recipe["classes"],
-        "encoders": {name: part["class_path"] for name, part in recipe["encoders"].items()},
-        "fusion": recipe["fusion"]["class_path"],
+        "classes": config["classes"],
+        "encoders": {name: part["class_path"] for name, part in config["encoders"].items()},
+        "fusion": config["fusion"]["class_path"],
     }

@@ -12,7 +12,7 @@ from fusion_pl.data.keys import row_keys, table_hash
 from fusion_pl.data.splits import Split, assign, to_draw
 from fusion_pl.data.stored import StoredSplits
 from fusion_pl.data.table import Problem, Table
-from fusion_pl.files import whole
+from fusion_pl.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def write_splits(path: str | Path, table: Table, ids: Sequence[str], splits: Map
         splits: split -> its rows.
     """
     rows = sorted((row, split) for split, some in splits.items() for row in some)
-    with whole(path) as file:
+    with atomic_write(path) as file:
         writer = csv.writer(file)
         writer.writerow(["row", "id", "split"])
         writer.writerows((table.numbers[row], ids[row], split) for row, split in rows)

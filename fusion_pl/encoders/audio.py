@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from fusion_pl.encoders.audio_features import Features, MaskedFeatures, Patches, Repeated, Samples, Whisper
 from fusion_pl.encoders.clips import cut, span
-from fusion_pl.encoders.depth import Combine
 from fusion_pl.encoders.hub import read, saved
+from fusion_pl.encoders.layer_mixing import Combine
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
 from fusion_pl.types import Encoded, Kind, UserError, Waveform
 
@@ -68,8 +68,9 @@ class AudioEncoder(PretrainedEncoder):
         freeze: "all", "none", or how many blocks from the bottom (then the convolutions below them are frozen too).
         pooling: how tokens become one vector: their mean, their maximum, or the class token (AST).
         max_seconds: longest clip, in seconds; models with a window of fixed length take no more than it.
-        levels: depths whose hidden states are wanted: 0 = below the first block, -1 = last (not for CLAP).
-        combine: how they become the tokens: concat, sum, attention; None = ``Encoded.levels`` hands them on.
+        hidden_layers: which of them become the tokens: 0 = below the first block, -1 = last; None = the last alone.
+            CLAP has none to choose from.
+        combine: how several become one sequence: concat, sum or attention.
 
     Raises:
         UserError: where the model cannot be read, or an argument does not fit it.
@@ -87,19 +88,19 @@ class AudioEncoder(PretrainedEncoder):
         freeze: Freeze = "none",
         pooling: Pooling = "mean",
         max_seconds: float = 10.0,
-        levels: list[int] | None = None,
+        hidden_layers: list[int] | None = None,
         combine: Combine | None = None,
     ) -> None:
-        super().__init__(pretrained, weights, freeze, pooling, levels, combine)
+        super().__init__(pretrained, weights, freeze, pooling, hidden_layers, combine)
         if max_seconds <= 0:
             raise UserError(f"max_seconds: {max_seconds} is not a length in seconds: give more than 0, such as 10")
         self.processor = AudioProcessor(self._features(), max_seconds)
         if self.config.model_type == "clap":
             audio = self.config.audio_config
             self.dim = audio.patch_embeds_hidden_size * 2 ** (len(audio.depths) - 1)
-            if levels:
+            if hidden_layers:
                 raise UserError(
-                    "levels: CLAP folds time into its maps, so it has no sequences to show: leave levels out"
+                    "hidden_layers: CLAP folds time into its maps, so it has no sequences to combine: leave it out"
                 )
         class_token = self.config.model_type == "audio-spectrogram-transformer"
         self._finish(class_token, [self.dim] * (len(self._blocks()[1]) + 1))

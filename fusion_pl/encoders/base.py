@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fusion_pl.recipe import Recorded
+from fusion_pl.config import Configurable
 from fusion_pl.types import Encoded, Processor
 
 
@@ -28,7 +28,7 @@ def is_frozen(module: nn.Module) -> bool:
     return found
 
 
-class Encoder(Recorded, nn.Module, ABC):
+class Encoder(Configurable, nn.Module, ABC):
     """Turns one input into tokens and a vector. To write your own, set two attributes and ``forward``.
 
     A constructor takes plain data only (text, numbers, lists, dictionaries): it is what the checkpoint carries.
@@ -40,14 +40,14 @@ class Encoder(Recorded, nn.Module, ABC):
         dim: channels D of tokens and vector.
         processor: turns opened values into keyword arguments of ``forward``; its ``kind`` says how a file is opened.
         pretrained_weights: whether ``load_pretrained`` has weights to load; such an encoder learns at a lower rate.
-        levels: the depths whose hidden states it combines or hands on.
+        hidden_layers: those that it combines; none where only the last one is used.
         has_weights: whether the weights were loaded, from the hub or from a checkpoint; then training starts from them.
     """
 
     dim: int
     processor: Processor
     pretrained_weights: bool = False
-    levels: Sequence[int] = ()
+    hidden_layers: Sequence[int] = ()
     has_weights: bool = False
     _learning: tuple[bool, ...] | None = None  # which parameters learnt when the modes were last set
     _frozen: frozenset[nn.Module] = frozenset()  # the frozen parts of that time, with all that is in them

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fusion_pl.encoders.depth import Depth
+from fusion_pl.encoders.layer_mixing import LayerMixing
 from fusion_pl.layers import masked_max, masked_mean
 from fusion_pl.types import Encoded, UserError
 
@@ -72,16 +72,16 @@ class MeanMax(nn.Module):
     def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
         """Return one vector a row; zeros where a row has no real token."""
         both = torch.cat([masked_mean(tokens, mask), masked_max(tokens, mask)], dim=-1)
-        pooled: Tensor = self.project(self.dropout(both))
-        return pooled.masked_fill(~mask.any(-1, keepdim=True), 0)
+        embedding: Tensor = self.project(self.dropout(both))
+        return embedding.masked_fill(~mask.any(-1, keepdim=True), 0)
 
 
 def summed_up(
-    states: Sequence[Float[Tensor, "B T D"]], mask: Bool[Tensor, "B T"], pool: MeanMax, depth: Depth | None
+    states: Sequence[Float[Tensor, "B T D"]], mask: Bool[Tensor, "B T"], pool: MeanMax, mixing: LayerMixing | None
 ) -> Encoded:
-    """Return an encoder's tokens and vector: of its last state, or of what ``depth`` makes of all."""
+    """Return an encoder's tokens and embedding: of its last state, or of all of them combined."""
     tokens, weights = states[-1], None
-    if depth is not None:
-        tokens, weights = depth(states, mask.to(tokens.dtype))
+    if mixing is not None:
+        tokens, weights = mixing(states, mask.to(tokens.dtype))
         tokens = tokens * mask.unsqueeze(-1)
-    return Encoded(tokens, mask, pool(tokens, mask), depth=weights)
+    return Encoded(tokens, mask, pool(tokens, mask), weights)

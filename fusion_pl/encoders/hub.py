@@ -89,7 +89,7 @@ def quiet(bars: bool = False) -> Iterator[None]:
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    levels = logging.get_verbosity(), hub_logging.get_verbosity()
+    hidden_layers = logging.get_verbosity(), hub_logging.get_verbosity()
     had_bars = logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     hub_logging.set_verbosity(logging.ERROR)
@@ -98,8 +98,8 @@ def quiet(bars: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        logging.set_verbosity(levels[0])
-        hub_logging.set_verbosity(levels[1])
+        logging.set_verbosity(hidden_layers[0])
+        hub_logging.set_verbosity(hidden_layers[1])
         if had_bars:
             logging.enable_progress_bar()
 

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torch import Tensor, nn
 
-from fusion_pl.encoders.depth import Combine, as_tokens
 from fusion_pl.encoders.hub import read, saved
+from fusion_pl.encoders.layer_mixing import Combine, as_tokens
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
 from fusion_pl.types import Encoded, Kind, MissingFileError, UserError
 
@@ -84,9 +84,8 @@ class ImageEncoder(PretrainedEncoder):
         pooling: how tokens become one vector: their mean, their maximum, or the class token.
         image_size: height and width in pixels; None = what the model was trained with.
         channels_last: memory layout; None = channels last for convolutional networks, about twice as fast on a CPU.
-        levels: depths whose hidden states are wanted: 0 = first, -1 = last.
-        combine: how they become the tokens: concat, sum, attention or, for maps, pyramid; None = ``Encoded.levels``
-            hands them on.
+        hidden_layers: which of them become the tokens: 0 = first, -1 = last; None = the last alone.
+        combine: how several become one sequence: concat, sum, attention or, for maps, pyramid.
 
     Raises:
         UserError: where the model cannot be read, or an argument does not fit it.
@@ -108,10 +107,10 @@ class ImageEncoder(PretrainedEncoder):
         pooling: Pooling = "mean",
         image_size: int | None = None,
         channels_last: bool | None = None,
-        levels: list[int] | None = None,
+        hidden_layers: list[int] | None = None,
         combine: Combine | None = None,
     ) -> None:
-        super().__init__(pretrained, weights, freeze, pooling, levels, combine)
+        super().__init__(pretrained, weights, freeze, pooling, hidden_layers, combine)
         if image_size is not None and image_size < 1:
             raise UserError(f"image_size: {image_size} is not a number of pixels: give at least 1, such as 224")
         names = [name.lower() for name, _ in self.model.named_modules()]
@@ -175,12 +174,12 @@ class ImageEncoder(PretrainedEncoder):
 
     def _probe(self, size: int) -> Any:
         """Look at a blank picture: how wide each depth is no two families of models write down in the same way."""
-        training, levels, self.levels = self.model.training, self.levels, [0]
+        training, hidden_layers, self.hidden_layers = self.model.training, self.hidden_layers, [0]
         self.model.eval()
         with torch.no_grad():
             out = self._look(torch.zeros(1, 3, size, size))
         self.model.train(training)
-        self.levels = levels
+        self.hidden_layers = hidden_layers
         return out
 
     def _look(self, pixels: Tensor) -> Any:
@@ -196,7 +195,7 @@ class ImageEncoder(PretrainedEncoder):
         out = self._look(pixels)
         tokens = as_tokens(out.last_hidden_state)
         norm = FINAL_NORMS.get(self.config.model_type)
-        if norm is not None:  # these models apply it to their own pooled vector only
+        if norm is not None:  # these models apply it to their own embedding vector only
             tokens = getattr(self.model, norm)(tokens)
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return self._encoded(tokens, mask, _states(out))

@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fusion_pl.encoders.base import Encoder
-from fusion_pl.encoders.depth import Combine, Depth, as_tokens, combined
 from fusion_pl.encoders.embedded import check_folder
 from fusion_pl.encoders.hub import locate, offline, read, saved
+from fusion_pl.encoders.layer_mixing import Combine, LayerMixing, build_layer_mixing
 from fusion_pl.layers import masked_max, masked_mean
 from fusion_pl.messages import short
 from fusion_pl.types import Encoded, UserError
@@ -34,9 +34,8 @@ class PretrainedEncoder(Encoder):
         weights: whether to use its weights, or only its architecture.
         freeze: "all", "none", or how many blocks from the bottom (then the embeddings are frozen too).
         pooling: how tokens become one vector: their mean, their maximum, or the class token.
-        levels: depths whose hidden states are wanted: 0 = embeddings, -1 = last block.
-        combine: how they become the tokens (see ``fusion_pl.encoders.depth.Depth``); None = the last block alone does,
-            and ``Encoded.levels`` hands them on as they are.
+        hidden_layers: which of them become the tokens: 0 = embeddings, -1 = last block; None = the last block alone.
+        combine: how several become one sequence (see ``fusion_pl.encoders.layer_mixing.LayerMixing``).
 
     Raises:
         UserError: where the model cannot be read, or an argument does not fit it.
@@ -53,7 +52,7 @@ class PretrainedEncoder(Encoder):
         weights: bool = True,
         freeze: Freeze = "none",
         pooling: Pooling = "mean",
-        levels: list[int] | None = None,
+        hidden_layers: list[int] | None = None,
         combine: Combine | None = None,
     ) -> None:
         super().__init__()
@@ -61,9 +60,9 @@ class PretrainedEncoder(Encoder):
         self.pretrained_weights = weights
         self.freeze = freeze
         self.pooling = pooling
-        self.levels = list(levels or [])
+        self.hidden_layers = list(hidden_layers or [])
         self.combine = combine
-        self.depth: Depth | None = None
+        self.layer_mixing: LayerMixing | None = None
         self.config, self._files = self._configure()
         self.model = self._prepare(self._tower_of(self._build()))
         self.dim = int(getattr(self.config, "hidden_size", 0))
@@ -201,20 +200,18 @@ class PretrainedEncoder(Encoder):
                 yield parameter
 
     def _call(self, **inputs: Any) -> Any:
-        return self.model(**inputs, output_hidden_states=bool(self.levels), return_dict=True)
+        return self.model(**inputs, output_hidden_states=bool(self.hidden_layers), return_dict=True)
 
     def _encoded(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], states: Any = ()) -> Encoded:
-        """Blank the padding, pool, and combine the levels or hand them on."""
-        picked, weights = tuple(states[depth] for depth in self.levels), None
-        if self.depth is not None:
-            maps = picked[0].dim() == 4
-            tokens, weights = self.depth(picked, None if maps else mask.to(tokens.dtype))
+        """Combine hidden layers where that is wanted, set the padding to zero, and pool."""
+        weights = None
+        if self.layer_mixing is not None:
+            chosen = [states[layer] for layer in self.hidden_layers]
+            maps = chosen[0].dim() == 4
+            tokens, weights = self.layer_mixing(chosen, None if maps else mask.to(tokens.dtype))
             mask = mask.new_ones(tokens.shape[:2]) if maps else mask
-            picked = ()
-        gap = ~mask.unsqueeze(-1)
-        tokens = tokens.masked_fill(gap, 0.0)
-        levels = tuple(h.masked_fill(gap, 0.0) if h.shape[1] == mask.shape[1] else h for h in map(as_tokens, picked))
-        return Encoded(tokens, mask, self._pool(tokens, mask), levels, weights)
+        tokens = tokens.masked_fill(~mask.unsqueeze(-1), 0.0)
+        return Encoded(tokens, mask, self._pool(tokens, mask), weights)
 
     def _pool(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
         if self.pooling == "cls":
@@ -222,23 +219,23 @@ class PretrainedEncoder(Encoder):
         return masked_mean(tokens, mask) if self.pooling == "mean" else masked_max(tokens, mask)
 
     def _finish(self, has_class_token: bool, widths: list[int], maps: bool = False) -> None:
-        """Check what needs the whole model, and build what combines its levels.
+        """Check what needs the whole model, and build what combines its hidden layers.
 
         Args:
             has_class_token: whether the first token stands for all.
-            widths: channels of each depth.
-            maps: whether its depths are maps.
+            widths: channels of each hidden layer.
+            maps: whether they are maps.
         """
         if self.pooling == "cls" and not has_class_token:
             raise UserError(f"pooling: {self.source} has no class token: choose mean or max")
-        self.depth = combined(self.source, self.levels, self.combine, widths, maps)
-        if self.depth is not None:
-            self.dim = self.depth.dim
+        self.layer_mixing = build_layer_mixing(self.source, self.hidden_layers, self.combine, widths, maps)
+        if self.layer_mixing is not None:
+            self.dim = self.layer_mixing.dim
             self._hold_unused()
         self.train()  # as built, but for frozen parts: Lightning keeps the modes that it finds when training starts
 
     def _hold_unused(self) -> None:
-        """Freeze what no level depends on, such as the blocks above the last one: it would never get a gradient."""
+        """Freeze what no chosen layer depends on, such as the blocks above the last one: it never gets a gradient."""
         learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         with torch.enable_grad():
             tokens = self.eval()(**self.processor([self.example])).tokens

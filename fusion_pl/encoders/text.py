@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from fusion_pl.encoders.depth import Combine
 from fusion_pl.encoders.hub import read, saved
+from fusion_pl.encoders.layer_mixing import Combine
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
 from fusion_pl.messages import is_failure, reason
 from fusion_pl.types import Encoded, Kind, UserError
@@ -76,8 +76,8 @@ class TextEncoder(PretrainedEncoder):
         freeze: "all", "none", or how many blocks from the bottom (then the embeddings are frozen too).
         pooling: how tokens become one vector: their mean, their maximum, or the class token.
         max_tokens: longest text, in tokens with the special ones; no more than the model has positions for.
-        levels: depths whose hidden states are wanted: 0 = embeddings, -1 = last block.
-        combine: how they become the tokens: concat, sum, attention; None = ``Encoded.levels`` hands them on.
+        hidden_layers: which of them become the tokens: 0 = embeddings, -1 = last block; None = the last block alone.
+        combine: how several become one sequence: concat, sum or attention.
 
     Raises:
         UserError: where the model cannot be read, or an argument does not fit it.
@@ -95,10 +95,10 @@ class TextEncoder(PretrainedEncoder):
         freeze: Freeze = "none",
         pooling: Pooling = "mean",
         max_tokens: int = 128,
-        levels: list[int] | None = None,
+        hidden_layers: list[int] | None = None,
         combine: Combine | None = None,
     ) -> None:
-        super().__init__(pretrained, weights, freeze, pooling, levels, combine)
+        super().__init__(pretrained, weights, freeze, pooling, hidden_layers, combine)
         tokenizer = self._tokenizer()
         if max_tokens < 1:
             raise UserError(f"max_tokens: {max_tokens} is not a number of tokens: give at least 1, such as 128")

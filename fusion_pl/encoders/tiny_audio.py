@@ -13,7 +13,7 @@ from torchaudio.functional import melscale_fbanks
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.encoders.clips import cut, span
 from fusion_pl.encoders.convolution import MaskedConv, MeanMax, check_dim, summed_up
-from fusion_pl.encoders.depth import Combine, combined
+from fusion_pl.encoders.layer_mixing import Combine, build_layer_mixing
 from fusion_pl.layers import masked_mean
 from fusion_pl.types import Encoded, Kind, UserError
 
@@ -120,8 +120,8 @@ class TinyAudio(Encoder):
         centered: whether each band's mean over the clip is subtracted. It takes away what microphone, room and a
             speaker's timbre add throughout, so words generalise to new speakers; it also takes away a steady tone.
             Source: cepstral mean normalisation, Atal 1974 (J. Acoust. Soc. Am. 55), here on the log-mel bands.
-        combine: how all depths from where the sequence is short together become the tokens (see
-            ``fusion_pl.encoders.depth.Depth``); None = the last one alone does.
+        combine: how all hidden layers after the two that shorten the sequence together become the tokens (see
+            ``fusion_pl.encoders.layer_mixing.LayerMixing``); None = the last one alone does.
     """
 
     def __init__(
@@ -142,10 +142,12 @@ class TinyAudio(Encoder):
         first = [MaskedConv(n_mels, dim, stride=2), MaskedConv(dim, dim, stride=2)]
         rest = [MaskedConv(dim, dim) for _ in range(num_layers)]
         self.shorten, self.layers = nn.ModuleList(first), nn.ModuleList(rest)
-        self.levels = range(1 + num_layers) if combine else ()
-        self.depth = combined("TinyAudio", self.levels, combine, [dim] * (1 + num_layers), maps=False)
-        if self.depth is not None:
-            self.dim = self.depth.dim
+        self.hidden_layers = range(1 + num_layers) if combine else ()
+        self.layer_mixing = build_layer_mixing(
+            "TinyAudio", self.hidden_layers, combine, [dim] * (1 + num_layers), maps=False
+        )
+        if self.layer_mixing is not None:
+            self.dim = self.layer_mixing.dim
         self.pool = MeanMax(self.dim, dropout)
 
     def forward(  # type: ignore[override]
@@ -160,4 +162,4 @@ class TinyAudio(Encoder):
         for layer in self.layers:
             tokens, mask = layer(tokens, mask)
             states.append(tokens)
-        return summed_up(states, mask, self.pool, self.depth)
+        return summed_up(states, mask, self.pool, self.layer_mixing)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.encoders.convolution import MeanMax, check_dim
-from fusion_pl.encoders.depth import Combine, as_tokens, combined
+from fusion_pl.encoders.layer_mixing import Combine, as_tokens, build_layer_mixing
 from fusion_pl.types import Encoded, Kind, UserError
 
 
@@ -57,8 +57,8 @@ class TinyImage(Encoder):
         dropout: probability that a channel of the vector is dropped.
         coordinates: whether every convolution sees two more channels, each place's row and column. The vector forgets
             where something was seen; with them it can hold "red, above". Source: CoordConv, arXiv:1807.03247.
-        combine: how all its depths together become the tokens (see ``fusion_pl.encoders.depth.Depth``); None = the last
-            one alone does.
+        combine: how all its hidden layers together become the tokens (see
+            ``fusion_pl.encoders.layer_mixing.LayerMixing``); None = the last one alone does.
     """
 
     def __init__(
@@ -79,10 +79,12 @@ class TinyImage(Encoder):
             _conv(dim // 2 + 2 * coordinates, dim, stride=2),
             _conv(dim + 2 * coordinates, dim),
         )
-        self.levels = range(3) if combine else ()
-        self.depth = combined("TinyImage", self.levels, combine, [dim // 2, dim, dim], maps=True)
-        if self.depth is not None:
-            self.dim = self.depth.dim
+        self.hidden_layers = range(3) if combine else ()
+        self.layer_mixing = build_layer_mixing(
+            "TinyImage", self.hidden_layers, combine, [dim // 2, dim, dim], maps=True
+        )
+        if self.layer_mixing is not None:
+            self.dim = self.layer_mixing.dim
         self.pool = MeanMax(self.dim, dropout)
 
     def forward(self, pixels: UInt8[Tensor, "P K S S"]) -> Encoded:  # type: ignore[override]
@@ -94,12 +96,12 @@ class TinyImage(Encoder):
             values = layer(_placed(values) if self.coordinates else values)
             states.append(values)
         fine, weights = as_tokens(values), None
-        if self.depth is not None:
-            fine, weights = self.depth(states)
-        pooled = self.pool(fine, fine.new_ones(fine.shape[:2], dtype=torch.bool))
+        if self.layer_mixing is not None:
+            fine, weights = self.layer_mixing(states)
+        embedding = self.pool(fine, fine.new_ones(fine.shape[:2], dtype=torch.bool))
         grid = fine.transpose(1, 2).reshape(len(fine), -1, *values.shape[-2:])
         tokens = as_tokens(nn.functional.avg_pool2d(grid, 2, ceil_mode=True))
-        return Encoded(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool), pooled, depth=weights)
+        return Encoded(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool), embedding, weights)
 
 
 def _placed(values: Float[Tensor, "P K S S"]) -> Float[Tensor, "P K2 S S"]:

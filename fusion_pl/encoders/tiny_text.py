@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.encoders.convolution import MaskedConv, MeanMax, check_dim, summed_up
-from fusion_pl.encoders.depth import Combine, combined
+from fusion_pl.encoders.layer_mixing import Combine, build_layer_mixing
 from fusion_pl.types import Encoded, Kind, UserError
 
 BEGIN = 256  # the one token that is not a byte; it makes the empty text a sequence too
@@ -52,8 +52,8 @@ class TinyText(Encoder):
         num_layers: convolutions; each sees two bytes further, either way.
         max_tokens: longest text in bytes, plus one.
         dropout: probability that a channel of the vector is dropped.
-        combine: how all its depths, the bytes' embeddings the first, together become
-            the tokens (see ``fusion_pl.encoders.depth.Depth``); None = the last one alone does.
+        combine: how all its hidden layers together become the tokens (see
+            ``fusion_pl.encoders.layer_mixing.LayerMixing``); None = the last one alone does.
     """
 
     def __init__(
@@ -69,10 +69,12 @@ class TinyText(Encoder):
         self.processor = Utf8Bytes(max_tokens)
         self.embed = nn.Embedding(BEGIN + 1, dim)
         self.layers = nn.ModuleList(MaskedConv(dim, dim) for _ in range(num_layers))
-        self.levels = range(1 + num_layers) if combine else ()
-        self.depth = combined("TinyText", self.levels, combine, [dim] * (1 + num_layers), maps=False)
-        if self.depth is not None:
-            self.dim = self.depth.dim
+        self.hidden_layers = range(1 + num_layers) if combine else ()
+        self.layer_mixing = build_layer_mixing(
+            "TinyText", self.hidden_layers, combine, [dim] * (1 + num_layers), maps=False
+        )
+        if self.layer_mixing is not None:
+            self.dim = self.layer_mixing.dim
         self.pool = MeanMax(self.dim, dropout)
 
     def forward(self, ids: Int[Tensor, "P T"], mask: Bool[Tensor, "P T"]) -> Encoded:  # type: ignore[override]
@@ -82,4 +84,4 @@ class TinyText(Encoder):
         for layer in self.layers:
             tokens, mask = layer(tokens, mask)
             states.append(tokens)
-        return summed_up(states, mask, self.pool, self.depth)
+        return summed_up(states, mask, self.pool, self.layer_mixing)

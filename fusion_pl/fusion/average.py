@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import Decide, InputWeights
+from fusion_pl.layers import InputWeights, UnimodalClassifiers
 from fusion_pl.types import Encoded, Fused
 
 
@@ -45,13 +45,13 @@ class Average(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("Average", dropout, dim=dim)
-        self.decide = Decide(dims, num_classes, dim, dropout)
+        self.unimodal = UnimodalClassifiers(dims, num_classes, dim, dropout)
         self.weigh = InputWeights(self.names, dim, weights)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``input_logits`` are the inputs' own, zeros (no opinion) where an input is missing."""
-        hidden, present = self.decide.hidden(inputs), self.present(inputs)
-        decisions = self.decide.from_hidden(hidden, inputs)
+        hidden, present = self.unimodal.hidden(inputs), self.present(inputs)
+        decisions = self.unimodal.from_hidden(hidden, inputs)
         log_weights = self.weigh(hidden, present)
         logits = (log_weights.unsqueeze(-1) + decisions.log_softmax(-1)).logsumexp(1)
         weights = log_weights.exp().masked_fill(~present, 0.0)

@@ -9,20 +9,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fusion_pl.recipe import Recorded
+from fusion_pl.config import Configurable
 from fusion_pl.types import Batch, Encoded, Fused, UserError
 
 
 @runtime_checkable
-class Entropy(Protocol):
+class CrossEntropy(Protocol):
     """The cross-entropy of a batch, smoothed and weighted as the configuration asks."""
 
-    def __call__(self, logits: Float[Tensor, "B C"], among: Bool[Tensor, " B"] | None = None) -> Float[Tensor, ""]:
+    def __call__(self, logits: Float[Tensor, "B C"], mask: Bool[Tensor, " B"] | None = None) -> Float[Tensor, ""]:
         """Return the mean over the batch; samples that are not ``among`` count as 0."""
         ...
 
 
-class Fusion(Recorded, nn.Module, ABC):
+class Fusion(Configurable, nn.Module, ABC):
     """Joins any number of encoded inputs into a decision. A head is one file: a constructor and ``forward``.
 
     A missing input must not change the result: its mask is False and its tensors are zeros. Every parameter must take
@@ -51,16 +51,16 @@ class Fusion(Recorded, nn.Module, ABC):
             inputs: exactly the names of ``dims``.
         """
 
-    def loss(self, fused: Fused, batch: Batch, entropy: Entropy) -> Float[Tensor, ""]:
+    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Float[Tensor, ""]:
         """Return what training minimises: the cross-entropy of the decision, unless a head's method asks for more.
 
         Args:
             fused: what ``forward`` made of the batch.
             batch: with its targets.
-            entropy: the cross-entropy to use.
+            cross_entropy: the cross-entropy to use.
         """
         del batch
-        return entropy(fused.logits)
+        return cross_entropy(fused.logits)
 
     def held_out(self, batch: Batch) -> Bool[Tensor, " B"] | None:
         """Return which samples the encoders must not learn from, where the head keeps some for itself."""

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from fusion_pl.attention import ProjectTokens
+from fusion_pl.attention import TokenProjection
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import ProjectPooled, keep_variance, masked_mean, mlp
+from fusion_pl.layers import EmbeddingProjection, keep_variance, masked_mean, mlp
 from fusion_pl.types import Encoded, Fused, UserError
 
 
@@ -52,7 +52,7 @@ class BiLSTM(Fusion):
         if over not in {"inputs", "tokens"}:
             raise UserError(f"BiLSTM was given over={over!r}, expected inputs or tokens")
         self.over = over
-        self.project = ProjectPooled(dims, dim) if over == "inputs" else ProjectTokens(dims, dim)
+        self.project = EmbeddingProjection(dims, dim) if over == "inputs" else TokenProjection(dims, dim)
         # Two of one direction, not one of two: each reads its sequence from the left, so padding always comes last.
         self.forwards = nn.LSTM(dim, dim, batch_first=True)
         self.backwards = nn.LSTM(dim, dim, batch_first=True)
@@ -60,7 +60,7 @@ class BiLSTM(Fusion):
         keep_variance(self)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z."""
+        """Fuse B samples; ``embedding`` is z."""
         if self.over == "inputs":
             sequence, mask = self.project(inputs), self.present(inputs)
         else:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import ProjectPooled, mlp, pair_products, signed_sqrt
+from fusion_pl.layers import EmbeddingProjection, mlp, pair_products, signed_sqrt
 from fusion_pl.types import Encoded, Fused
 
 
@@ -46,13 +46,13 @@ class Bilinear(Fusion):
         super().__init__(dims, num_classes)
         check_sizes("Bilinear", dropout, dim=dim, factor=factor)
         self.factor = factor
-        self.project = ProjectPooled(dims, dim)
+        self.project = EmbeddingProjection(dims, dim)
         self.widen = nn.ModuleList(nn.Linear(dim, factor * dim, bias=False) for _ in dims)
         self.norm = nn.LayerNorm(dim)
         self.classify = mlp(dim, dim, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z."""
+        """Fuse B samples; ``embedding`` is z."""
         vectors = self.project(inputs)
         wide = torch.stack([one(vector) for one, vector in zip(self.widen, vectors.unbind(1), strict=True)], dim=1)
         pairs: Tensor = pair_products(wide)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import ProjectPooled, mlp, pair_products, signed_sqrt
+from fusion_pl.layers import EmbeddingProjection, mlp, pair_products, signed_sqrt
 from fusion_pl.types import Encoded, Fused, UserError
 
 
@@ -58,13 +58,13 @@ class Block(Fusion):
             )
         size = dim // num_chunks
         self.num_chunks, self.rank = num_chunks, rank
-        self.project = ProjectPooled(dims, dim)
+        self.project = EmbeddingProjection(dims, dim)
         self.merge = nn.Parameter(torch.randn(len(dims), num_chunks, rank, size, size) * size**-0.5)
         self.join = nn.Linear(dim, dim)
         self.classify = mlp(dim, dim, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z."""
+        """Fuse B samples; ``embedding`` is z."""
         vectors = self.project(inputs)
         chunks = vectors.unflatten(-1, (self.num_chunks, -1))
         merged = torch.einsum("bmci,mcrio->bmcro", chunks, self.merge)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_pl.attention import POSITIONS, Layer, ProjectTokens
+from fusion_pl.attention import POSITIONS, TokenProjection, TransformerLayer
 from fusion_pl.fusion.base import Fusion, check_sizes
 from fusion_pl.layers import keep_variance, masked_mean
 from fusion_pl.types import Encoded, Fused, UserError
@@ -53,31 +53,31 @@ class Bottleneck(Fusion):
         check_sizes("Bottleneck", dropout, dim=dim, num_heads=num_heads, num_bottlenecks=num_bottlenecks)
         if num_layers < 2:
             raise UserError(f"Bottleneck was given num_layers={num_layers}: the inputs first meet in the second layer")
-        self.project = ProjectTokens(dims, dim, positions=POSITIONS)
+        self.project = TokenProjection(dims, dim, positions=POSITIONS)
         self.bottlenecks = nn.Parameter(torch.randn(num_bottlenecks, dim) * 0.02)
         self.layers = nn.ModuleList(
-            nn.ModuleList(Layer(dim, num_heads, dropout) for _ in dims) for _ in range(num_layers)
+            nn.ModuleList(TransformerLayer(dim, num_heads, dropout) for _ in dims) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim)
         self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
         keep_variance(self)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z."""
+        """Fuse B samples; ``embedding`` is z."""
         masks, present = [inputs[name].mask for name in self.names], self.present(inputs)
         tokens = self.project(inputs)
         shared = self.bottlenecks.expand(present.shape[0], -1, -1).to(tokens[0].dtype)
         # The bottlenecks come first, where a sample's own tokens may all be blank.
-        allowed = [nn.functional.pad(mask, (shared.shape[1], 0), value=True).unsqueeze(1) for mask in masks]
+        attention_mask = [nn.functional.pad(mask, (shared.shape[1], 0), value=True).unsqueeze(1) for mask in masks]
         for layers in self.layers:
             assert isinstance(layers, nn.ModuleList)
             seen = []
             for m, layer in enumerate(layers):
-                x = layer(torch.cat([shared, tokens[m]], dim=1), allowed[m])
+                x = layer(torch.cat([shared, tokens[m]], dim=1), attention_mask[m])
                 said, tokens[m] = x.tensor_split([shared.shape[1]], dim=1)
                 seen.append(said)
             everywhere = present.unsqueeze(1).expand(-1, shared.shape[1], -1)
             shared = masked_mean(torch.stack(seen, dim=-2), everywhere)
-        pooled = [masked_mean(self.norm(one), mask) for one, mask in zip(tokens, masks, strict=True)]
-        vector = masked_mean(torch.stack(pooled, dim=1), present)
+        embedding = [masked_mean(self.norm(one), mask) for one, mask in zip(tokens, masks, strict=True)]
+        vector = masked_mean(torch.stack(embedding, dim=1), present)
         return Fused(self.classify(vector), vector)

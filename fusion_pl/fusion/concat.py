@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import ProjectPooled
+from fusion_pl.layers import EmbeddingProjection
 from fusion_pl.types import Encoded, Fused
 
 
@@ -35,7 +35,7 @@ class Concat(Fusion):
 
     Example:
         >>> mask = torch.ones(2, 4, dtype=torch.bool)  # two samples, four real tokens each
-        >>> image = Encoded(tokens=torch.randn(2, 4, 8), mask=mask, pooled=torch.randn(2, 8))
+        >>> image = Encoded(tokens=torch.randn(2, 4, 8), mask=mask, embedding=torch.randn(2, 8))
         >>> Concat({"image": 8}, num_classes=3)({"image": image}).logits.shape
         torch.Size([2, 3])
     """
@@ -45,12 +45,12 @@ class Concat(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("Concat", dropout, dim=dim, hidden=hidden)
-        self.project = ProjectPooled(dims, dim)
+        self.project = EmbeddingProjection(dims, dim)
         self.join = nn.Sequential(nn.Linear(len(dims) * (dim + 1), hidden), nn.GELU())
         self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, num_classes))
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is h."""
+        """Fuse B samples; ``embedding`` is h."""
         vectors = self.project(inputs)
         present = self.present(inputs).to(vectors.dtype)
         vector = self.join(torch.cat([vectors.flatten(1), present], dim=-1))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from fusion_pl.attention import Layer, ProjectTokens
+from fusion_pl.attention import TokenProjection, TransformerLayer
 from fusion_pl.fusion.base import Fusion, check_sizes
 from fusion_pl.layers import keep_variance, masked_mean
 from fusion_pl.types import Encoded, Fused
@@ -58,23 +58,23 @@ class CrossAttention(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("CrossAttention", dropout, dim=dim, num_heads=num_heads, num_layers=num_layers)
-        self.project = ProjectTokens(dims, dim)
-        self.layers = nn.ModuleList(Layer(dim, num_heads, dropout) for _ in range(num_layers))
+        self.project = TokenProjection(dims, dim)
+        self.layers = nn.ModuleList(TransformerLayer(dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
         keep_variance(self)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z."""
+        """Fuse B samples; ``embedding`` is z."""
         masks = [inputs[name].mask for name in self.names]
         lengths = [mask.shape[1] for mask in masks]
         present = self.present(inputs)
         x = torch.cat(self.project(inputs), dim=1)
-        allowed = across(torch.cat(masks, dim=1), present, lengths)
+        attention_mask = across(torch.cat(masks, dim=1), present, lengths)
         for layer in self.layers:
-            x = layer(x, allowed)
-        pooled = [masked_mean(one, mask) for one, mask in zip(self.norm(x).split(lengths, 1), masks, strict=True)]
-        vector = masked_mean(torch.stack(pooled, dim=1), present)
+            x = layer(x, attention_mask)
+        embedding = [masked_mean(one, mask) for one, mask in zip(self.norm(x).split(lengths, 1), masks, strict=True)]
+        vector = masked_mean(torch.stack(embedding, dim=1), present)
         return Fused(self.classify(vector), vector)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import ProjectPooled, mlp
+from fusion_pl.layers import EmbeddingProjection, mlp
 from fusion_pl.types import Encoded, Fused
 
 
@@ -34,14 +34,14 @@ class DeepSet(Fusion):
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:
         super().__init__(dims, num_classes)
         check_sizes("DeepSet", dropout, dim=dim)
-        self.project = ProjectPooled(dims, dim)
+        self.project = EmbeddingProjection(dims, dim)
         self.embedding = nn.Parameter(torch.randn(len(dims), dim) * 0.02)
         self.transform = mlp(dim, dim, dim, dropout)
         self.norm = nn.LayerNorm(dim)
         self.classify = mlp(dim, dim, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is the normalised z."""
+        """Fuse B samples; ``embedding`` is the normalised z."""
         members = self.transform(self.project(inputs) + self.embedding)
         kept = members.masked_fill(~self.present(inputs).unsqueeze(-1), 0.0)
         vector = self.norm(kept.sum(1))

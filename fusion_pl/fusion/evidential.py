@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import one_hot, softplus
 
-from fusion_pl.fusion.base import Entropy, Fusion, check_sizes
-from fusion_pl.layers import Decide, full, log_softplus, masked_softmax
+from fusion_pl.fusion.base import CrossEntropy, Fusion, check_sizes
+from fusion_pl.layers import UnimodalClassifiers, log_softplus, masked_softmax, upcast
 from fusion_pl.types import Batch, Encoded, Fused, UserError
 
 
@@ -26,42 +26,42 @@ class Evidential(Fusion):
     ``b_m / u_m = e_m / C`` that is ``α = C (exp g - 1) + 1`` with ``g = Σ log(1 + e_m / C)``, in any order.
 
     A missing input believes nothing (b = 0, u = 1), which changes nothing. ``weights`` are the shares of ``1 - u_m``.
-    Training minimises the cross-entropy of P and of every present input's own ``α_m / S_m``, plus ``doubt`` times the
-    divergence from the flat Dirichlet of what each believes in wrong classes.
+    Training minimises the cross-entropy of P and of every present input's own ``α_m / S_m``, plus ``kl_weight``
+    times the divergence from the flat Dirichlet of what each believes in wrong classes.
 
     Cost: ``M D F + M F C`` multiply-adds a sample.
 
     Source: "Trusted Multi-View Classification", arXiv:2102.02051. Softplus, which does not get stuck at zero, is what
     the authors' code has where the paper writes ReLU. Deviations: the cross-entropy of the expected probabilities
     (type II likelihood of arXiv:1806.01768) instead of the expected cross-entropy; the divergence of the inputs' own
-    opinions only, where theirs is of the fused one too; its weight ``doubt`` is constant, where theirs rises from 0 to
-    1 over the first epochs and stays there.
+    opinions only, where theirs is of the fused one too; its weight is constant, where theirs rises from 0 to 1 over the
+    first epochs and stays there.
 
     Args:
         dims: name of the input -> channels D of its vector.
         num_classes: C.
-        doubt: weight of the divergence, 0 or more.
+        kl_weight: weight of the divergence, 0 or more.
         dim: hidden channels of each input's network f_m.
         dropout: probability with which hidden channels are dropped in training.
 
     Raises:
-        UserError: where ``doubt``, a size or the dropout is out of range.
+        UserError: where ``kl_weight``, a size or the dropout is out of range.
     """
 
     def __init__(
-        self, dims: dict[str, int], num_classes: int, doubt: float = 0.1, dim: int = 128, dropout: float = 0.1
+        self, dims: dict[str, int], num_classes: int, kl_weight: float = 0.1, dim: int = 128, dropout: float = 0.1
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("Evidential", dropout, dim=dim)
-        if not 0 <= doubt < math.inf:
-            raise UserError(f"Evidential was given doubt={doubt}, expected a number that is 0 or more")
-        self.doubt = doubt
-        self.decide = Decide(dims, num_classes, dim, dropout)
+        if not 0 <= kl_weight < math.inf:
+            raise UserError(f"Evidential was given kl_weight={kl_weight}, expected a number that is 0 or more")
+        self.kl_weight = kl_weight
+        self.unimodal = UnimodalClassifiers(dims, num_classes, dim, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``input_logits`` are ``log α_m``, zeros (no opinion) where an input is missing."""
         present = self.present(inputs)
-        decisions = full(self.decide(inputs))
+        decisions = upcast(self.unimodal(inputs))
         evidence = softplus(decisions).masked_fill(~present.unsqueeze(-1), 0.0)
         classes, total = self.num_classes, log_softplus(decisions).logsumexp(-1)
         gain = (evidence / classes).log1p().sum(1)
@@ -70,15 +70,15 @@ class Evidential(Fusion):
         own = (evidence + 1).log()
         return Fused(logits, None, weights, self.named(own))
 
-    def loss(self, fused: Fused, batch: Batch, entropy: Entropy) -> Tensor:
-        """Return the joint and the inputs' own losses, each with its doubt."""
+    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Tensor:
+        """Return the joint and the inputs' own losses, each with its kl_weight."""
         assert batch.target is not None
-        parts = [entropy(fused.logits)]
+        parts = [cross_entropy(fused.logits)]
         for name in self.names:
             present, alpha = batch.present[name], fused.input_logits[name].exp()
             wrong = alpha.masked_fill(one_hot(batch.target, self.num_classes).bool(), 1.0)
-            doubt = from_flat(wrong).masked_fill(~present, 0.0).mean()
-            parts.append(entropy(fused.input_logits[name], present) + self.doubt * doubt)
+            kl_weight = from_flat(wrong).masked_fill(~present, 0.0).mean()
+            parts.append(cross_entropy(fused.input_logits[name], present) + self.kl_weight * kl_weight)
         return torch.stack(parts).sum()
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import ProjectPooled, masked_mean, mlp
+from fusion_pl.layers import EmbeddingProjection, masked_mean, mlp
 from fusion_pl.types import Encoded, Fused
 
 
@@ -35,12 +35,12 @@ class FiLM(Fusion):
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:
         super().__init__(dims, num_classes)
         check_sizes("FiLM", dropout, dim=dim)
-        self.project = ProjectPooled(dims, dim)
+        self.project = EmbeddingProjection(dims, dim)
         self.modulate = nn.ModuleList(nn.Linear(dim, 2 * dim, bias=False) for _ in dims)
         self.classify = mlp(dim, dim, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z."""
+        """Fuse B samples; ``embedding`` is z."""
         vectors = self.project(inputs)
         sent = torch.stack([one(vector) for one, vector in zip(self.modulate, vectors.unbind(1), strict=True)], dim=1)
         scale, shift = (sent.sum(1, keepdim=True) - sent).chunk(2, dim=-1)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import ProjectPooled, mlp
+from fusion_pl.layers import EmbeddingProjection, mlp
 from fusion_pl.types import Encoded, Fused
 
 
@@ -35,12 +35,12 @@ class Gated(Fusion):
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:
         super().__init__(dims, num_classes)
         check_sizes("Gated", dropout, dim=dim)
-        self.project = ProjectPooled(dims, dim)
+        self.project = EmbeddingProjection(dims, dim)
         self.gate = nn.Linear(len(dims) * dim, len(dims) * dim)
         self.classify = mlp(dim, dim, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z, and ``weights`` are the shares of the mean open gate."""
+        """Fuse B samples; ``embedding`` is z, and ``weights`` are the shares of the mean open gate."""
         vectors, present = self.project(inputs), self.present(inputs)
         gates = torch.sigmoid(self.gate(vectors.flatten(1))).view_as(vectors)
         gates = gates.masked_fill(~present.unsqueeze(-1), 0.0)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import ProjectPooled, masked_mean, mlp
+from fusion_pl.layers import EmbeddingProjection, masked_mean, mlp
 from fusion_pl.types import Encoded, Fused
 
 
@@ -39,7 +39,7 @@ class Graph(Fusion):
         super().__init__(dims, num_classes)
         check_sizes("Graph", dropout, dim=dim, num_rounds=num_rounds)
         self.num_rounds = num_rounds
-        self.project = ProjectPooled(dims, dim)
+        self.project = EmbeddingProjection(dims, dim)
         self.embedding = nn.Parameter(torch.randn(len(dims), dim) * 0.02)
         self.listen = nn.Linear(dim, dim)
         self.tell = nn.Linear(dim, dim, bias=False)
@@ -47,7 +47,7 @@ class Graph(Fusion):
         self.classify = mlp(dim, dim, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z."""
+        """Fuse B samples; ``embedding`` is z."""
         present = self.present(inputs)
         count = len(self.names)
         other = ~torch.eye(count, dtype=torch.bool, device=present.device) & present.unsqueeze(1)  # B M M: m hears k

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import ProjectPooled, masked_mean, mlp
+from fusion_pl.layers import EmbeddingProjection, masked_mean, mlp
 from fusion_pl.types import Encoded, Fused
 
 
@@ -39,14 +39,14 @@ class HyperNetwork(Fusion):
         super().__init__(dims, num_classes)
         check_sizes("HyperNetwork", dropout, dim=dim, hidden=hidden)
         self.dim = dim
-        self.project = ProjectPooled(dims, dim)
+        self.project = EmbeddingProjection(dims, dim)
         self.embedding = nn.Parameter(torch.randn(len(dims), dim) * 0.02)
         self.write = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim * dim))
         self.norm = nn.LayerNorm(dim)
         self.classify = mlp(dim, hidden, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z."""
+        """Fuse B samples; ``embedding`` is z."""
         vectors, present = self.project(inputs), self.present(inputs)
         others = present.sum(1, keepdim=True) - present.long()
         context = (vectors.sum(1, keepdim=True) - vectors) / others.clamp(min=1).unsqueeze(-1)

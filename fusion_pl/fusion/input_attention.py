@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import ProjectPooled, masked_mean, mlp
+from fusion_pl.layers import EmbeddingProjection, masked_mean, mlp
 from fusion_pl.types import Encoded, Fused
 
 
@@ -42,24 +42,26 @@ class InputAttention(Fusion):
         super().__init__(dims, num_classes)
         check_sizes("InputAttention", dropout, dim=dim, num_heads=num_heads)
         self.num_heads = num_heads
-        self.project = ProjectPooled(dims, dim)
+        self.project = EmbeddingProjection(dims, dim)
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim, bias=False)
-        self.join_heads = nn.Linear(dim, dim)
+        self.output_projection = nn.Linear(dim, dim)
         self.classify = mlp(dim, dim, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z, and ``weights`` are w, averaged over the heads."""
+        """Fuse B samples; ``embedding`` is z, and ``weights`` are w, averaged over the heads."""
         vectors, present = self.project(inputs), self.present(inputs)
         context = masked_mean(vectors, present)
         query = self.query(context).unflatten(-1, (self.num_heads, 1, -1))  # B H 1 F/H
         key, value = self.key_value(vectors).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # B H M F/H
         # Values that carry a one for their input come back as that input's weight.
         marks = torch.eye(len(self.names), dtype=value.dtype, device=value.device).expand(*value.shape[:2], -1, -1)
-        allowed = present | ~present.any(-1, keepdim=True)  # a softmax over nothing is NaN; nobody reads that row
+        attention_mask = present | ~present.any(
+            -1, keepdim=True
+        )  # a softmax over nothing is NaN; nobody reads that row
         read = F.scaled_dot_product_attention(
-            query, key, torch.cat([value, marks], dim=-1), attn_mask=allowed[:, None, None]
+            query, key, torch.cat([value, marks], dim=-1), attn_mask=attention_mask[:, None, None]
         )
         said, weights = read.squeeze(2).tensor_split([value.shape[-1]], dim=-1)
-        vector = self.join_heads(said.flatten(1)) + context
+        vector = self.output_projection(said.flatten(1)) + context
         return Fused(self.classify(vector), vector, weights.mean(1).masked_fill(~present, 0.0))

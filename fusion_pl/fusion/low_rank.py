@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import ProjectPooled, mlp
+from fusion_pl.layers import EmbeddingProjection, mlp
 from fusion_pl.types import Encoded, Fused
 
 
@@ -42,14 +42,14 @@ class LowRank(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("LowRank", dropout, dim=dim, rank=rank)
-        self.project = ProjectPooled(dims, dim)
+        self.project = EmbeddingProjection(dims, dim)
         self.factors = nn.Parameter(torch.randn(len(dims), rank, dim, dim) * dim**-0.5)
         self.constants = nn.Parameter(1 + 0.1 * torch.randn(len(dims), rank, dim))
         self.norm = nn.LayerNorm(dim)
         self.classify = mlp(dim, dim, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z."""
+        """Fuse B samples; ``embedding`` is z."""
         factors = torch.einsum("bmi,mrio->bmro", self.project(inputs), self.factors) + self.constants
         vector = self.norm(factors.prod(1).sum(1))
         return Fused(self.classify(vector), vector)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import ProjectPooled, masked_max, mlp
+from fusion_pl.layers import EmbeddingProjection, masked_max, mlp
 from fusion_pl.types import Encoded, Fused
 
 
@@ -30,10 +30,10 @@ class Max(Fusion):
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:
         super().__init__(dims, num_classes)
         check_sizes("Max", dropout, dim=dim)
-        self.project = ProjectPooled(dims, dim)
+        self.project = EmbeddingProjection(dims, dim)
         self.classify = mlp(dim, dim, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z."""
+        """Fuse B samples; ``embedding`` is z."""
         vector = masked_max(self.project(inputs), self.present(inputs))
         return Fused(self.classify(vector), vector)

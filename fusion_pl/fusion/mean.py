@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import ProjectPooled, masked_mean, mlp
+from fusion_pl.layers import EmbeddingProjection, masked_mean, mlp
 from fusion_pl.types import Encoded, Fused
 
 
@@ -30,11 +30,11 @@ class Mean(Fusion):
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:
         super().__init__(dims, num_classes)
         check_sizes("Mean", dropout, dim=dim)
-        self.project = ProjectPooled(dims, dim)
+        self.project = EmbeddingProjection(dims, dim)
         self.classify = mlp(dim, dim, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z and ``weights`` are equal over the present inputs."""
+        """Fuse B samples; ``embedding`` is z and ``weights`` are equal over the present inputs."""
         vectors, present = self.project(inputs), self.present(inputs)
         vector = masked_mean(vectors, present)
         weights = present / present.sum(-1, keepdim=True).clamp(min=1)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import ProjectPooled, mlp
+from fusion_pl.layers import EmbeddingProjection, mlp
 from fusion_pl.types import Encoded, Fused
 
 
@@ -40,7 +40,7 @@ class MultiplicativeInteractions(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("MultiplicativeInteractions", dropout, dim=dim, hidden=hidden)
-        self.project = ProjectPooled(dims, dim)
+        self.project = EmbeddingProjection(dims, dim)
         joints = len(dims) - 1
         self.meet = nn.ParameterList(torch.randn(dim, dim, dim) / dim for _ in range(joints))
         self.add = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(joints))
@@ -48,7 +48,7 @@ class MultiplicativeInteractions(Fusion):
         self.classify = mlp(dim, hidden, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z."""
+        """Fuse B samples; ``embedding`` is z."""
         first, *rest = self.project(inputs).unbind(1)
         begun, *present = self.present(inputs).unsqueeze(-1).unbind(1)
         joint = first

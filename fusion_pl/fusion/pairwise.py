@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fusion_pl.attention import POSITIONS, Layer, ProjectTokens, readable
+from fusion_pl.attention import POSITIONS, TokenProjection, TransformerLayer, to_attention_mask
 from fusion_pl.fusion.base import Fusion, check_sizes
 from fusion_pl.layers import keep_variance, masked_mean
 from fusion_pl.types import Encoded, Fused
@@ -56,19 +56,20 @@ class Pairwise(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("Pairwise", dropout, dim=dim, num_heads=num_heads, num_layers=num_layers)
-        self.project = ProjectTokens(dims, dim, positions=POSITIONS)
+        self.project = TokenProjection(dims, dim, positions=POSITIONS)
         pairs = len(dims) * (len(dims) - 1)
         self.cross = nn.ModuleList(
-            nn.ModuleList(Layer(dim, num_heads, dropout, cross=True) for _ in range(num_layers)) for _ in range(pairs)
+            nn.ModuleList(TransformerLayer(dim, num_heads, dropout, cross=True) for _ in range(num_layers))
+            for _ in range(pairs)
         )
-        self.layers = nn.ModuleList(Layer(dim, num_heads, dropout) for _ in dims)
+        self.layers = nn.ModuleList(TransformerLayer(dim, num_heads, dropout) for _ in dims)
         self.norm = nn.LayerNorm(dim)
         self.join = nn.Sequential(nn.Linear(len(dims) * dim, dim), nn.GELU())
         self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
         keep_variance(self)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z."""
+        """Fuse B samples; ``embedding`` is z."""
         masks, present = [inputs[name].mask for name in self.names], self.present(inputs)
         tokens, stacks = self.project(inputs), iter(self.cross)
         vectors = []
@@ -76,14 +77,14 @@ class Pairwise(Fusion):
             others = [k for k in range(len(masks)) if k != m]
             read = [self._read(next(stacks), target, tokens[k], masks[k]) for k in others]
             x = self._joined(target, read, present[:, others])
-            vectors.append(masked_mean(self.norm(layer(x, readable(masks[m]))), masks[m]))
+            vectors.append(masked_mean(self.norm(layer(x, to_attention_mask(masks[m]))), masks[m]))
         vector = self.join(torch.cat(vectors, dim=-1))
         return Fused(self.classify(vector), vector)
 
     def _read(self, stack: nn.Module, target: Tokens, source: Tokens, mask: Bool[Tensor, "B R"]) -> Tokens:
         assert isinstance(stack, nn.ModuleList)
         for layer in stack:
-            target = layer(target, readable(mask), source)
+            target = layer(target, to_attention_mask(mask), source)
         return target
 
     def _joined(self, target: Tokens, read: list[Tokens], present: Bool[Tensor, "B K"]) -> Tokens:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_pl.attention import POSITIONS, Layer, ProjectTokens, readable
+from fusion_pl.attention import POSITIONS, TokenProjection, TransformerLayer, to_attention_mask
 from fusion_pl.fusion.base import Fusion, check_sizes
 from fusion_pl.layers import keep_variance
 from fusion_pl.types import Encoded, Fused
@@ -48,23 +48,23 @@ class Perceiver(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("Perceiver", dropout, dim=dim, num_heads=num_heads, num_layers=num_layers, num_latents=num_latents)
-        self.project = ProjectTokens(dims, dim, positions=POSITIONS)
+        self.project = TokenProjection(dims, dim, positions=POSITIONS)
         self.latents = nn.Parameter(torch.randn(num_latents, dim) * 0.02)
-        self.read = nn.ModuleList(Layer(dim, num_heads, dropout, cross=True) for _ in range(num_layers))
-        self.think = nn.ModuleList(Layer(dim, num_heads, dropout) for _ in range(num_layers))
+        self.read = nn.ModuleList(TransformerLayer(dim, num_heads, dropout, cross=True) for _ in range(num_layers))
+        self.think = nn.ModuleList(TransformerLayer(dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
         keep_variance(self)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z. The latents of a sample without any input think, but read nothing."""
+        """Fuse B samples; ``embedding`` is z. The latents of a sample without any input think, but read nothing."""
         context = torch.cat(self.project(inputs), dim=1)
         mask = torch.cat([inputs[name].mask for name in self.names], dim=1)
         found = mask.any(-1)[:, None, None]
         latents = self.latents.expand(mask.shape[0], -1, -1).to(context.dtype)
         everyone = mask.new_ones(1, 1, latents.shape[1])
         for read, think in zip(self.read, self.think, strict=True):
-            told = read(latents, readable(mask), context)
+            told = read(latents, to_attention_mask(mask), context)
             latents = think(torch.where(found, told, latents.to(told.dtype)), everyone.expand(mask.shape[0], -1, -1))
         vector = self.norm(latents).mean(1)
         return Fused(self.classify(vector), vector)

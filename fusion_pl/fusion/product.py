@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import ProjectPooled, mlp
+from fusion_pl.layers import EmbeddingProjection, mlp
 from fusion_pl.types import Encoded, Fused
 
 
@@ -35,11 +35,11 @@ class Product(Fusion):
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:
         super().__init__(dims, num_classes)
         check_sizes("Product", dropout, dim=dim)
-        self.project = ProjectPooled(dims, dim)
+        self.project = EmbeddingProjection(dims, dim)
         self.norm = nn.LayerNorm(dim)
         self.classify = mlp(dim, dim, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z."""
+        """Fuse B samples; ``embedding`` is z."""
         vector = self.norm((1 + self.project(inputs)).prod(1))  # a missing input is projected to zeros
         return Fused(self.classify(vector), vector)

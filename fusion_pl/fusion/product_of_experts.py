@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import Decide
+from fusion_pl.layers import UnimodalClassifiers
 from fusion_pl.types import Encoded, Fused
 
 
@@ -37,12 +37,12 @@ class ProductOfExperts(Fusion):
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:
         super().__init__(dims, num_classes)
         check_sizes("ProductOfExperts", dropout, dim=dim)
-        self.decide = Decide(dims, num_classes, dim, dropout)
+        self.unimodal = UnimodalClassifiers(dims, num_classes, dim, dropout)
         self.prior = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``input_logits`` are the inputs' own, zeros (no opinion) where an input is missing."""
-        decisions, present = self.decide(inputs), self.present(inputs).unsqueeze(-1)
+        decisions, present = self.unimodal(inputs), self.present(inputs).unsqueeze(-1)
         prior = self.prior.log_softmax(-1)
         beyond = (decisions.log_softmax(-1) - prior).masked_fill(~present, 0.0)
         return Fused(prior + beyond.sum(1), input_logits=self.named(decisions))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from fusion_pl.fusion.base import Entropy, Fusion, check_sizes
-from fusion_pl.layers import Decide, full, log_softplus, masked_softmax
+from fusion_pl.fusion.base import CrossEntropy, Fusion, check_sizes
+from fusion_pl.layers import UnimodalClassifiers, log_softplus, masked_softmax, upcast
 from fusion_pl.types import Batch, Encoded, Fused, UserError
 
 SCALE = 10  # brings energies to the size of differences of probabilities, as in the authors' code
@@ -55,24 +55,24 @@ class QualityAware(Fusion):
         if not 0 <= rank < math.inf:
             raise UserError(f"QualityAware was given rank={rank}, expected a number that is 0 or more")
         self.rank = rank
-        self.decide = Decide(dims, num_classes, dim, dropout)
+        self.unimodal = UnimodalClassifiers(dims, num_classes, dim, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``input_logits`` are f, zeros (no opinion) where an input is missing."""
-        decisions, present = full(self.decide(inputs)), self.present(inputs)
+        decisions, present = upcast(self.unimodal(inputs)), self.present(inputs)
         weights = masked_softmax(log_softplus(decisions.logsumexp(-1)), present).detach()  # s / Σ s, without underflow
         logits = (weights.unsqueeze(-1) * decisions).sum(1)
         return Fused(logits, None, weights, self.named(decisions))
 
-    def loss(self, fused: Fused, batch: Batch, entropy: Entropy) -> Tensor:
+    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Tensor:
         """Return the fused and the inputs' own losses, and the ranking of their confidences."""
         assert batch.target is not None
-        parts = [entropy(fused.logits)]
+        parts = [cross_entropy(fused.logits)]
         for name in self.names:
             own, present = fused.input_logits[name], batch.present[name]
             right = own.detach().softmax(-1).gather(-1, batch.target.unsqueeze(-1)).squeeze(-1)
             sure = softplus(own.logsumexp(-1)) / SCALE
             gap, ahead = right - right.roll(1), sure - sure.roll(1)  # each sample beside the one before it
             ranked = (gap.abs() - gap.sign() * ahead).relu().masked_fill(~(present & present.roll(1)), 0.0)
-            parts.append(entropy(own, present) + self.rank * ranked.mean())
+            parts.append(cross_entropy(own, present) + self.rank * ranked.mean())
         return torch.stack(parts).sum()

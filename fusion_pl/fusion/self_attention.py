@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_pl.attention import Layer, ProjectTokens
+from fusion_pl.attention import TokenProjection, TransformerLayer
 from fusion_pl.fusion.base import Fusion, check_sizes
 from fusion_pl.layers import keep_variance
 from fusion_pl.types import Encoded, Fused
@@ -48,23 +48,23 @@ class SelfAttention(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("SelfAttention", dropout, dim=dim, num_heads=num_heads, num_layers=num_layers, positions=positions)
-        self.project = ProjectTokens(dims, dim, positions)
+        self.project = TokenProjection(dims, dim, positions)
         self.class_token = nn.Parameter(torch.randn(dim) * 0.02)
-        self.layers = nn.ModuleList(Layer(dim, num_heads, dropout) for _ in range(num_layers))
+        self.layers = nn.ModuleList(TransformerLayer(dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
         keep_variance(self)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is the normalised z."""
+        """Fuse B samples; ``embedding`` is the normalised z."""
         tokens = self.project(inputs)
         first = self.class_token.expand(tokens[0].shape[0], 1, -1).to(tokens[0].dtype)
         x = torch.cat([first, *tokens], dim=1)
         # A sample without any input keeps its class token to look at.
         real = torch.cat([inputs[name].mask for name in self.names], dim=1)
-        allowed = nn.functional.pad(real, (1, 0), value=True).unsqueeze(1)
+        attention_mask = nn.functional.pad(real, (1, 0), value=True).unsqueeze(1)
         *layers, last = self.layers
         for layer in layers:
-            x = layer(x, allowed)
-        vector = self.norm(last(x, allowed, first=1)[:, 0])  # nobody looks at the others any more
+            x = layer(x, attention_mask)
+        vector = self.norm(last(x, attention_mask, first=1)[:, 0])  # nobody looks at the others any more
         return Fused(self.classify(vector), vector)

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fusion_pl.fusion.base import Entropy, Fusion, check_sizes
-from fusion_pl.layers import Decide, mlp
+from fusion_pl.fusion.base import CrossEntropy, Fusion, check_sizes
+from fusion_pl.layers import UnimodalClassifiers, mlp
 from fusion_pl.types import Batch, Encoded, Fused, UserError, hash_ids
 
 
@@ -45,12 +45,12 @@ class Stacking(Fusion):
         if not 0 < held_out < 1:
             raise UserError(f"Stacking was given held_out={held_out}, expected a part above 0 and below 1")
         self.share = held_out
-        self.decide = Decide(dims, num_classes, dim, dropout)
+        self.unimodal = UnimodalClassifiers(dims, num_classes, dim, dropout)
         self.stack = mlp(len(dims) * (num_classes + 1), dim, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``input_logits`` are the inputs' own, zeros (no opinion) where an input is missing."""
-        decisions, present = self.decide(inputs), self.present(inputs)
+        decisions, present = self.unimodal(inputs), self.present(inputs)
         extra = {"given": self._stacked(decisions.detach(), present)} if self.training else {}
         named = self.named(decisions)
         return Fused(self._stacked(decisions, present), input_logits=named, extra=extra)
@@ -67,8 +67,8 @@ class Stacking(Fusion):
             hashes = hash_ids(batch.ids).to(next(iter(batch.present.values())).device)
         return hashes % 1000 < 1000 * self.share
 
-    def loss(self, fused: Fused, batch: Batch, entropy: Entropy) -> Tensor:
+    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Tensor:
         """Return the classifiers' losses on their samples plus the stacked one's on the held-out ones."""
         held = self.held_out(batch)
-        own = [entropy(fused.input_logits[name], batch.present[name] & ~held) for name in self.names]
-        return torch.stack([*own, entropy(fused.extra["given"], held)]).sum()
+        own = [cross_entropy(fused.input_logits[name], batch.present[name] & ~held) for name in self.names]
+        return torch.stack([*own, cross_entropy(fused.extra["given"], held)]).sum()

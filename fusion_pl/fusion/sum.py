@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import ProjectPooled, mlp
+from fusion_pl.layers import EmbeddingProjection, mlp
 from fusion_pl.types import Encoded, Fused
 
 
@@ -29,10 +29,10 @@ class Sum(Fusion):
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:
         super().__init__(dims, num_classes)
         check_sizes("Sum", dropout, dim=dim)
-        self.project = ProjectPooled(dims, dim)
+        self.project = EmbeddingProjection(dims, dim)
         self.classify = mlp(dim, dim, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z."""
+        """Fuse B samples; ``embedding`` is z."""
         vector = self.project(inputs).sum(1)  # a missing input is projected to zeros
         return Fused(self.classify(vector), vector)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import ProjectPooled
+from fusion_pl.layers import EmbeddingProjection
 from fusion_pl.types import Encoded, Fused, UserError
 
 LARGEST = 100_000  # entries of the tensor; times ``hidden`` it is the parameters of the layer that reads it
@@ -51,13 +51,13 @@ class TensorFusion(Fusion):
                 f"TensorFusion of {len(dims)} inputs with dim={dim} makes {size:,} products, more than {LARGEST:,}: "
                 f"use {f'dim={fits} or less, or ' if fits else ''}LowRank"
             )
-        self.project = ProjectPooled(dims, dim)
+        self.project = EmbeddingProjection(dims, dim)
         self.norm = nn.LayerNorm(size)
         self.join = nn.Sequential(nn.Linear(size, hidden), nn.GELU())
         self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, num_classes))
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is h."""
+        """Fuse B samples; ``embedding`` is h."""
         first, *rest = nn.functional.pad(self.project(inputs), (0, 1), value=1.0).unbind(1)
         product = first
         for vector in rest:

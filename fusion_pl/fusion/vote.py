@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fusion_pl.fusion.base import Entropy, Fusion, check_sizes
-from fusion_pl.layers import Decide, full, masked_mean
+from fusion_pl.fusion.base import CrossEntropy, Fusion, check_sizes
+from fusion_pl.layers import UnimodalClassifiers, masked_mean, upcast
 from fusion_pl.types import Batch, Encoded, Fused
 
 TIE = 0.01  # what the mean probability counts beside the votes: enough to break a tie, too little to overrule one
@@ -38,11 +38,11 @@ class Vote(Fusion):
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:
         super().__init__(dims, num_classes)
         check_sizes("Vote", dropout, dim=dim)
-        self.decide = Decide(dims, num_classes, dim, dropout)
+        self.unimodal = UnimodalClassifiers(dims, num_classes, dim, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``input_logits`` are the inputs' own, zeros (no opinion) where an input is missing."""
-        decisions, present = full(self.decide(inputs)), self.present(inputs)  # half precision cannot tell a tie
+        decisions, present = upcast(self.unimodal(inputs)), self.present(inputs)  # half precision cannot tell a tie
         votes = nn.functional.one_hot(decisions.argmax(-1), self.num_classes).to(decisions.dtype)
         shares = masked_mean(votes, present) + TIE * masked_mean(decisions.softmax(-1), present)
         known = present.any(-1, keepdim=True)
@@ -51,6 +51,6 @@ class Vote(Fusion):
         logits = shares.log().log_softmax(-1)
         return Fused(logits, input_logits=self.named(decisions))
 
-    def loss(self, fused: Fused, batch: Batch, entropy: Entropy) -> Tensor:
+    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Tensor:
         """Return the sum of the classifiers' own losses."""
-        return torch.stack([entropy(fused.input_logits[name], batch.present[name]) for name in self.names]).sum()
+        return torch.stack([cross_entropy(fused.input_logits[name], batch.present[name]) for name in self.names]).sum()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import InputWeights, ProjectPooled, mlp
+from fusion_pl.layers import EmbeddingProjection, InputWeights, mlp
 from fusion_pl.types import Encoded, Fused
 
 
@@ -43,12 +43,12 @@ class Weighted(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes("Weighted", dropout, dim=dim)
-        self.project = ProjectPooled(dims, dim)
+        self.project = EmbeddingProjection(dims, dim)
         self.weigh = InputWeights(self.names, dim, weights)
         self.classify = mlp(dim, dim, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``vector`` is z and ``weights`` are w."""
+        """Fuse B samples; ``embedding`` is z and ``weights`` are w."""
         vectors, present = self.project(inputs), self.present(inputs)
         weights = self.weigh(vectors, present).exp().masked_fill(~present, 0.0)
         vector = (weights.unsqueeze(-1) * vectors).sum(1)

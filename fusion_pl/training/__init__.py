@@ -1,4 +1,4 @@
-"""How a run goes: optimisation recipes and callbacks, one file each."""
+"""How a run goes: optimisation configs and callbacks, one file each."""
 
 from fusion_pl.training.loss import Loss
 from fusion_pl.training.optimisation import WarmupCosine

@@ -29,12 +29,6 @@ RESERVE = 2**30  # bytes that are left free on the disk: the run's checkpoints n
 logger = logging.getLogger(__name__)
 
 
-def can_be_kept(encoder: Encoder) -> bool:
-    """Say whether what an encoder returns can be kept: it is frozen, and no levels are handed on as they are."""
-    raw = bool(encoder.levels) and getattr(encoder, "depth", None) is None
-    return is_frozen(encoder) and not raw
-
-
 class Caches:
     """What a model's frozen encoders returned; which of them are frozen is asked anew each time.
 
@@ -59,7 +53,7 @@ class Caches:
         """Forget what went by earlier weights, and say so where the cache can do nothing."""
         self.kept.clear()
         self.cut_alike(encoders)  # a callback may have frozen some since
-        frozen = {name for name, encoder in encoders if can_be_kept(encoder)}
+        frozen = {name for name, encoder in encoders if is_frozen(encoder)}
         if not frozen:
             rank_zero_info("Cache: nothing is kept, because no encoder is frozen as a whole (freeze: all).")
         elif training and frozen <= self.augmented:
@@ -75,7 +69,7 @@ class Caches:
             inputs: the encoder's keyword arguments.
             training: whether the inputs are augmented, if they ever are.
         """
-        kept = can_be_kept(encoder)
+        kept = is_frozen(encoder)
         if not kept:
             self.kept.pop(name, None)  # when it is frozen again, it has other weights
         if not kept or (training and name in self.augmented):
@@ -186,7 +180,9 @@ class EncodedCache:
 def _rows(encoded: Encoded) -> list[Row]:
     """Take the batch apart, each row as long as its last real token."""
     lengths = (encoded.mask * torch.arange(1, 1 + encoded.mask.shape[1], device=encoded.mask.device)).amax(1).tolist()
-    plain = {"pooled": encoded.pooled.cpu()} | ({} if encoded.depth is None else {"depth": encoded.depth.cpu()})
+    plain = {"embedding": encoded.embedding.cpu()} | (
+        {} if encoded.layer_weights is None else {"layer_weights": encoded.layer_weights.cpu()}
+    )
     tokens, mask = encoded.tokens.cpu(), encoded.mask.cpu()
     rows = [
         {"tokens": tokens[row, :length], "mask": mask[row, :length]} | {key: one[row] for key, one in plain.items()}
@@ -213,6 +209,6 @@ def _checksum(path: Path, row: bytes) -> bytes:
 def _joined(rows: list[Row], device: torch.device) -> Encoded:
     tokens: Float[Tensor, "P T D"] = pad_sequence([row["tokens"] for row in rows], batch_first=True)
     mask: Bool[Tensor, "P T"] = pad_sequence([row["mask"] for row in rows], batch_first=True)
-    pooled = torch.stack([row["pooled"] for row in rows]).to(device)
-    depth = torch.stack([row["depth"] for row in rows]).to(device) if "depth" in rows[0] else None
-    return Encoded(tokens.to(device), mask.to(device), pooled, depth=depth)
+    embedding = torch.stack([row["embedding"] for row in rows]).to(device)
+    weights = torch.stack([row["layer_weights"] for row in rows]).to(device) if "layer_weights" in rows[0] else None
+    return Encoded(tokens.to(device), mask.to(device), embedding, weights)

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fusion_pl.config import config_of
 from fusion_pl.encoders.base import Encoder
-from fusion_pl.recipe import recipe_of
 
 FORMAT = 2  # of the rows' files
 PACKAGES = ("fusion-pl", "torch", "transformers")
@@ -30,7 +30,7 @@ def encoder_key(encoder: Encoder) -> str:
     """Hash an encoder: weights, buffers, arguments, files, source code, and the versions of the libraries."""
     versions = [importlib.metadata.version(name) for name in PACKAGES]
     parts = [*encoder.modules(), encoder.processor]
-    outline = [FORMAT, recipe_of(encoder), versions, *sources({type(part) for part in parts})]
+    outline = [FORMAT, config_of(encoder), versions, *sources({type(part) for part in parts})]
     digest = hashlib.sha256(json.dumps(outline, sort_keys=True).encode())
     for name, content in sorted(encoder.files().items()):
         digest.update(name.encode() + content)

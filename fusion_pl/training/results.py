@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fusion_pl.files import whole
+from fusion_pl.files import atomic_write
 from fusion_pl.messages import printable
 from fusion_pl.metrics import per_class
 from fusion_pl.training.best import BestCheckpoint
@@ -71,8 +71,8 @@ class WriteResults(Callback):
         self._confusion(trainer, pl_module, "test")
 
     def _confusion(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        measures: Any = module.measures
-        confusion = measures[stage].confusion
+        stage_metrics: Any = module.stage_metrics
+        confusion = stage_metrics[stage].confusion
         matrix = confusion.compute().cpu()  # by every process: it waits for the others
         if trainer.sanity_checking:
             confusion.reset()
@@ -145,7 +145,7 @@ class WriteResults(Callback):
             return
         seed = os.environ.get("PL_GLOBAL_SEED")
         written = {
-            "verb": trainer.state.fn.value if trainer.state.fn else None,
+            "subcommand": trainer.state.fn.value if trainer.state.fn else None,
             **result,
             "seed": int(seed) if seed is not None else None,
             "checkpoint": checkpoint or trainer.ckpt_path,
@@ -159,7 +159,7 @@ class WriteResults(Callback):
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / "metrics.json"
-            with whole(path) as file:
+            with atomic_write(path) as file:
                 file.write(json.dumps(written, indent=2, default=str) + "\n")
         _print(written, path)
 
@@ -206,7 +206,7 @@ def _device(trainer: Trainer) -> str:
 def _print(result: dict[str, Any], path: Path | None) -> None:
     samples = ", ".join(f"{count} {split}" for split, count in result["samples"].items())
     console = Console()
-    console.print(f"{result['verb']}: {samples} samples, {result['seconds']:.0f} s", highlight=False)
+    console.print(f"{result['subcommand']}: {samples} samples, {result['seconds']:.0f} s", highlight=False)
     table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")

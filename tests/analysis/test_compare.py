@@ -78,11 +78,11 @@ class Endless(Mean):
 class Recording(Mean):
     """Writes down in which order it is given the samples."""
 
-    def loss(self, fused, batch, entropy):
+    def loss(self, fused, batch, cross_entropy):
         if self.training:
             with open("order-" + os.environ["PL_GLOBAL_SEED"], "a") as file:
                 file.write(" ".join(batch.ids) + " ")
-        return super().loss(fused, batch, entropy)
+        return super().loss(fused, batch, cross_entropy)
 '''
 
 

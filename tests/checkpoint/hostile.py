@@ -15,7 +15,7 @@ TOKENIZER = ("text", "tokenizer.json")
 
 
 def changed(checkpoint, change):
-    """Return a copy with another recipe, other files or other weights."""
+    """Return a copy with another config, other files or other weights."""
     given = dict(
         checkpoint, fusion_pl=copy.deepcopy(checkpoint["fusion_pl"]), state_dict=dict(checkpoint["state_dict"])
     )

@@ -13,7 +13,7 @@ import zipfile
 
 import torch
 
-from fusion_pl.training.measures import fewer
+from fusion_pl.training.stage_metrics import fewer
 
 from .hostile import TOKENIZER, changed, file, first, part, setting, weight
 
@@ -94,7 +94,7 @@ PICKLES = {
 LIMITED = """
 import pathlib, resource, sys
 from fusion_pl.predict import Predictor
-from fusion_pl.training.measures import fewer
+from fusion_pl.training.stage_metrics import fewer
 from fusion_pl.types import UserError
 import transformers, fusion_pl.encoders, torch._dynamo
 Predictor.from_checkpoint(sys.argv[2], device="cpu")

@@ -116,7 +116,7 @@ def test_rows_of_the_same_content_share_a_split(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------------- the command
-class Project:
+class Projection:
     """A folder with a configuration, a table and a trained run."""
 
     def __init__(self, folder, records):
@@ -133,9 +133,9 @@ class Project:
         }
         (folder / "config.yaml").write_text(yaml.safe_dump(content))
 
-    def run(self, verb, *arguments):
+    def run(self, subcommand, *arguments):
         with contextlib.chdir(self.folder):
-            return run(verb, ["--config", "config.yaml", *arguments])
+            return run(subcommand, ["--config", "config.yaml", *arguments])
 
     @property
     def checkpoint(self):
@@ -154,7 +154,7 @@ class Project:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    project = Project(tmp_path_factory.mktemp("trained"), table())
+    project = Projection(tmp_path_factory.mktemp("trained"), table())
     assert project.run("fit") == 0
     return project
 
@@ -163,7 +163,7 @@ def trained(tmp_path_factory):
 def project(trained, tmp_path):
     """The trained run, in a folder of the test's own."""
     shutil.copytree(trained.folder, tmp_path / "project")
-    found = Project.__new__(Project)
+    found = Projection.__new__(Projection)
     found.folder, found.manifest = tmp_path / "project", tmp_path / "project/m.csv"
     return found
 
@@ -189,14 +189,14 @@ def test_test_takes_the_splits_of_the_training_whatever_the_table_and_the_option
     assert project.tested(1) == {"test": list(after.values()).count("test")}
 
 
-@pytest.mark.parametrize("verb", ["test", "validate"])
-def test_a_row_that_was_trained_on_is_refused_where_the_table_now_calls_it_another_split(project, capsys, verb):
-    split = {"test": "test", "validate": "val"}[verb]
+@pytest.mark.parametrize("subcommand", ["test", "validate"])
+def test_a_row_that_was_trained_on_is_refused_where_the_table_now_calls_it_another_split(project, capsys, subcommand):
+    split = {"test": "test", "validate": "val"}[subcommand]
     rows = list(project.splits(0).items())
     first = next(name for name, old in rows if old == "train")
     named = [one | {"split": split if one["id"] == first else project.splits(0)[one["id"]]} for one in table()]
     write(project.manifest, named)
-    assert project.run(verb) == 2
+    assert project.run(subcommand) == 2
     at = int(first[1:]) + 2
     count = [one["split"] for one in named].count(split)
     said = capsys.readouterr().err

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusion_pl.encoders.depth import Combine
+from fusion_pl.encoders.layer_mixing import Combine
 from fusion_pl.encoders.pretrained import PretrainedEncoder
 from fusion_pl.types import Encoded, UserError
 
@@ -26,7 +26,7 @@ def encode(encoder: PretrainedEncoder, values: Sequence[Any]) -> Encoded:
 def has_right_shapes(encoder: PretrainedEncoder, values: Sequence[Any]) -> None:
     out = encode(encoder, values)
     assert out.tokens.shape == (len(values), out.mask.shape[1], encoder.dim)
-    assert out.pooled.shape == (len(values), encoder.dim)
+    assert out.embedding.shape == (len(values), encoder.dim)
     assert out.mask.dtype == torch.bool
     assert out.mask.any(-1).all()
     assert not out.tokens[~out.mask].any()
@@ -42,7 +42,7 @@ def ignores_neighbours(encoder: PretrainedEncoder, values: Sequence[Any]) -> Non
         real = together.mask[row]
         assert int(real.sum()) == int(alone.mask.sum())
         torch.testing.assert_close(together.tokens[row][real], alone.tokens[0][alone.mask[0]], rtol=1e-4, atol=2e-5)
-        torch.testing.assert_close(together.pooled[row], alone.pooled[0], rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(together.embedding[row], alone.embedding[0], rtol=1e-4, atol=2e-5)
 
 
 def survives_its_folder(kind: type[PretrainedEncoder], folder: Path, values: Sequence[Any], tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def survives_its_folder(kind: type[PretrainedEncoder], folder: Path, values: Seq
         assert again.pretrained_weights
         before, after = encode(encoder, values), encode(again, values)
         torch.testing.assert_close(after.tokens, before.tokens, rtol=0, atol=0)
-        torch.testing.assert_close(after.pooled, before.pooled, rtol=0, atol=0)
+        torch.testing.assert_close(after.embedding, before.embedding, rtol=0, atol=0)
         encoder = again
 
 
@@ -87,7 +87,7 @@ def stays_finite_in_bfloat16(encoder: PretrainedEncoder, values: Sequence[Any]) 
         out = encoder(**batch)
     assert out.tokens.isfinite().all()
     exact = encode(encoder, values)
-    assert torch.cosine_similarity(out.pooled.float(), exact.pooled, dim=-1).min() > 0.9
+    assert torch.cosine_similarity(out.embedding.float(), exact.embedding, dim=-1).min() > 0.9
 
 
 def freezes_wholly(kind: type[PretrainedEncoder], folder: Path, values: Sequence[Any]) -> None:
@@ -98,7 +98,7 @@ def freezes_wholly(kind: type[PretrainedEncoder], folder: Path, values: Sequence
     torch.testing.assert_close(encoder.eval()(**batch).tokens, first.tokens, rtol=0, atol=0)
     assert not any(p.requires_grad for p in encoder.parameters())
     assert first.tokens.grad_fn is None
-    assert first.pooled.grad_fn is None
+    assert first.embedding.grad_fn is None
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     torch.testing.assert_close(encoder(**batch).tokens, first.tokens, rtol=0, atol=0)  # no dropout
     for key, value in encoder.state_dict().items():  # no running statistics
@@ -126,32 +126,30 @@ def freezes_the_bottom(kind: type[PretrainedEncoder], folder: Path, values: Sequ
         kind(str(folder), freeze=99)
 
 
-def shows_levels(kind: type[PretrainedEncoder], folder: Path, values: Sequence[Any]) -> None:
-    encoder = kind(str(folder), levels=[0, -1])
-    out = encode(encoder, values)
-    assert len(out.levels) == 2
-    assert all(level.shape[0] == len(values) and level.dim() == 3 for level in out.levels)
-    assert out.levels[0].shape != out.levels[1].shape or not torch.equal(out.levels[0], out.levels[1])
-    with pytest.raises(UserError, match="levels: 50 is not among"):
-        kind(str(folder), levels=[50])
+def refuses_hidden_layers(kind: type[PretrainedEncoder], folder: Path) -> None:
+    with pytest.raises(UserError, match="hidden_layers: 50 is not among"):
+        kind(str(folder), hidden_layers=[50], combine="sum")
+    with pytest.raises(UserError, match=r"hidden_layers: .* also needs combine, one of concat, sum"):
+        kind(str(folder), hidden_layers=[0])
+    with pytest.raises(UserError, match="combine: sum also needs hidden_layers, some of 0 to"):
+        kind(str(folder), combine="sum")
 
 
-def combines_levels(kind: type[PretrainedEncoder], folder: Path, values: Sequence[Any], combine: Combine) -> None:
-    """All promises hold for what is made of several depths, and nothing that is left unused waits for a gradient."""
-    for levels in [[0, -1], [0, 1]] if combine == "sum" else [[0, -1]]:  # once without the last block
-        encoder = kind(str(folder), levels=levels, combine=combine)
+def combines_hidden_layers(
+    kind: type[PretrainedEncoder], folder: Path, values: Sequence[Any], combine: Combine
+) -> None:
+    """All promises hold for the combination of several layers, and no unused parameter waits for a gradient."""
+    for hidden_layers in [[0, -1], [0, 1]] if combine == "sum" else [[0, -1]]:  # once without the last block
+        encoder = kind(str(folder), hidden_layers=hidden_layers, combine=combine)
         encoder.load_pretrained()
         has_right_shapes(encoder, values)
         ignores_neighbours(encoder, values)
         trains_every_parameter(encoder, values, "tokens")
         out = encode(encoder, values)
-        assert out.levels == ()
-        assert (out.depth is not None) == (combine == "attention")
-        if out.depth is not None:
-            assert out.depth.shape == (len(values), 2)
-            torch.testing.assert_close(out.depth.sum(-1), torch.ones(len(values)))
-    with pytest.raises(UserError, match=f"combine: {combine} needs to know which depths: give levels"):
-        kind(str(folder), combine=combine)
+        assert (out.layer_weights is not None) == (combine == "attention")
+        if out.layer_weights is not None:
+            assert out.layer_weights.shape == (len(values), 2)
+            torch.testing.assert_close(out.layer_weights.sum(-1), torch.ones(len(values)))
 
 
 def travels_to_workers(encoder: PretrainedEncoder, values: Sequence[Any]) -> None:

@@ -55,7 +55,7 @@ def test_padding_and_neighbours_change_nothing(encoder):
     promises.ignores_neighbours(encoder, CLIPS)
 
 
-@pytest.mark.parametrize("head", ["tokens", "pooled"])
+@pytest.mark.parametrize("head", ["tokens", "embedding"])
 def test_every_parameter_learns(encoder, head):
     promises.trains_every_parameter(encoder, CLIPS, head)  # the saved models would drop nine layers of ten
 
@@ -80,22 +80,20 @@ def test_freeze_bottom(folder):
     promises.freezes_the_bottom(AudioEncoder, folder, CLIPS, TOPS)
 
 
-def test_levels(named):
+def test_refused_hidden_layers(named):
     name, folder = named
     if name == "clap":
-        with pytest.raises(UserError, match="levels: CLAP folds time"):
-            AudioEncoder(str(folder), levels=[0])
+        with pytest.raises(UserError, match="hidden_layers: CLAP folds time"):
+            AudioEncoder(str(folder), hidden_layers=[0], combine="sum")
         return
-    promises.shows_levels(AudioEncoder, folder, CLIPS)
-    out = promises.encode(AudioEncoder(str(folder), levels=[1]), CLIPS)
-    assert not out.levels[0][~out.mask].any()
+    promises.refuses_hidden_layers(AudioEncoder, folder)
 
 
 @pytest.mark.parametrize("combine", ["concat", "sum", "attention"])
-def test_combined_levels(named, combine):
+def test_combined_hidden_layers(named, combine):
     name, folder = named
     if name != "clap":
-        promises.combines_levels(AudioEncoder, folder, CLIPS, combine)
+        promises.combines_hidden_layers(AudioEncoder, folder, CLIPS, combine)
 
 
 def test_tokens_are_those_of_the_saved_model(named, encoder):

@@ -60,7 +60,7 @@ def test_neighbours_change_nothing(encoder):
     promises.ignores_neighbours(encoder, PICTURES)
 
 
-@pytest.mark.parametrize("head", ["tokens", "pooled"])
+@pytest.mark.parametrize("head", ["tokens", "embedding"])
 def test_every_parameter_learns(encoder, head):
     promises.trains_every_parameter(encoder, PICTURES, head)
 
@@ -85,18 +85,18 @@ def test_freeze_bottom(folder):
     promises.freezes_the_bottom(ImageEncoder, folder, PICTURES, TOPS)
 
 
-def test_levels(folder):
-    promises.shows_levels(ImageEncoder, folder, PICTURES)
+def test_refused_hidden_layers(folder):
+    promises.refuses_hidden_layers(ImageEncoder, folder)
 
 
 @pytest.mark.parametrize("combine", ["concat", "sum", "attention", "pyramid"])
-def test_combined_levels(named, combine):
+def test_combined_hidden_layers(named, combine):
     name, folder = named
     if combine == "pyramid" and name not in (*CONVOLUTIONAL, "swin"):
         with pytest.raises(UserError, match="has sequences, and a pyramid needs maps"):
-            ImageEncoder(str(folder), levels=[0, -1], combine=combine)
+            ImageEncoder(str(folder), hidden_layers=[0, -1], combine=combine)
     else:
-        promises.combines_levels(ImageEncoder, folder, PICTURES, combine)
+        promises.combines_hidden_layers(ImageEncoder, folder, PICTURES, combine)
 
 
 def reference(name, folder, pictures):
@@ -126,7 +126,7 @@ def test_class_token(named):
     if name in {"vit", "dinov2", "clip"}:
         encoder = ImageEncoder(str(folder), pooling="cls")
         out = promises.encode(encoder, PICTURES)
-        torch.testing.assert_close(out.pooled, out.tokens[:, 0])
+        torch.testing.assert_close(out.embedding, out.tokens[:, 0])
     else:
         with pytest.raises(UserError, match="has no class token"):
             ImageEncoder(str(folder), pooling="cls")

@@ -40,7 +40,7 @@ def encoder(folder):
 
 
 def vectors(encoder, sentences):
-    return F.normalize(encoder(**encoder.processor(sentences)).pooled, dim=-1)
+    return F.normalize(encoder(**encoder.processor(sentences)).embedding, dim=-1)
 
 
 def test_same_meaning_is_nearer_than_same_words(encoder):
@@ -49,7 +49,7 @@ def test_same_meaning_is_nearer_than_same_words(encoder):
         assert one @ two > one @ three + 0.2, sentence
 
 
-def test_vectors_are_those_of_the_recipe_on_the_model_card(encoder, folder):
+def test_vectors_are_those_of_the_config_on_the_model_card(encoder, folder):
     """Mean of the token vectors by attention mask, then normalised; restated with transformers alone."""
     sentences = [text for triple in TRIPLES for text in triple]
     made = hf.AutoTokenizer.from_pretrained(folder)(sentences, padding=True, return_tensors="pt")

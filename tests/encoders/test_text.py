@@ -54,7 +54,7 @@ def test_padding_and_neighbours_change_nothing(encoder):
     promises.ignores_neighbours(encoder, TEXTS_OF_A_BATCH)
 
 
-@pytest.mark.parametrize("head", ["tokens", "pooled"])
+@pytest.mark.parametrize("head", ["tokens", "embedding"])
 def test_every_parameter_learns(encoder, head):
     promises.trains_every_parameter(encoder, TEXTS_OF_A_BATCH, head)
 
@@ -79,18 +79,18 @@ def test_freeze_bottom(folder):
     promises.freezes_the_bottom(TextEncoder, folder, TEXTS_OF_A_BATCH, TOPS)
 
 
-def test_levels(folder):
-    promises.shows_levels(TextEncoder, folder, TEXTS_OF_A_BATCH)
+def test_refused_hidden_layers(folder):
+    promises.refuses_hidden_layers(TextEncoder, folder)
 
 
 @pytest.mark.parametrize("combine", ["concat", "sum", "attention"])
-def test_combined_levels(folder, combine):
-    promises.combines_levels(TextEncoder, folder, TEXTS_OF_A_BATCH, combine)
+def test_combined_hidden_layers(folder, combine):
+    promises.combines_hidden_layers(TextEncoder, folder, TEXTS_OF_A_BATCH, combine)
 
 
 def test_a_sequence_is_no_pyramid(bert):
     with pytest.raises(UserError, match="has sequences, and a pyramid needs maps: choose concat, sum or attention"):
-        TextEncoder(str(bert), levels=[0, 1], combine="pyramid")
+        TextEncoder(str(bert), hidden_layers=[0, 1], combine="pyramid")
 
 
 def test_tokens_are_those_of_the_saved_model(folder, encoder):
@@ -121,7 +121,7 @@ def test_pooling(bert, pooling):
     for row in range(len(TEXTS_OF_A_BATCH)):
         real = out.tokens[row][out.mask[row]]
         expected = {"mean": real.mean(0), "max": real.max(0).values, "cls": real[0]}[pooling]
-        torch.testing.assert_close(out.pooled[row], expected)
+        torch.testing.assert_close(out.embedding[row], expected)
 
 
 def test_weights_false_is_the_same_architecture_untrained(bert):

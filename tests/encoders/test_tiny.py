@@ -13,8 +13,8 @@ from PIL import Image
 from torchaudio.transforms import MelSpectrogram
 
 import fusion_pl.encoders
+from fusion_pl.config import config_of, import_class
 from fusion_pl.encoders import Encoder, TinyAudio, TinyImage, TinyText
-from fusion_pl.recipe import class_of, recipe_of
 from fusion_pl.types import Encoded, Processor, UserError, Waveform
 
 KINDS = [getattr(fusion_pl.encoders, name) for name in fusion_pl.encoders.__all__ if name.startswith("Tiny")]
@@ -62,7 +62,7 @@ def assert_same_row(found: Encoded, row: int, wanted: Encoded) -> None:
     real = found.mask[row]
     assert int(real.sum()) == int(wanted.mask.sum())
     torch.testing.assert_close(found.tokens[row][real], wanted.tokens[0][wanted.mask[0]], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.pooled[row], wanted.pooled[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.embedding[row], wanted.embedding[0], rtol=1e-4, atol=1e-5)
 
 
 def test_all_three_kinds_are_found() -> None:
@@ -74,18 +74,18 @@ def test_shapes_and_masks(encoder: Encoder) -> None:
     values = values_of(encoder)
     out = encoder(**encoder.processor(values))
     assert out.tokens.shape == (*out.mask.shape, encoder.dim)
-    assert out.pooled.shape == (len(values), encoder.dim)
+    assert out.embedding.shape == (len(values), encoder.dim)
     assert out.mask.dtype == torch.bool
     assert out.mask.any(-1).all()
     assert not out.tokens[~out.mask].any()
     assert out.tokens.isfinite().all()
-    assert out.pooled.isfinite().all()
+    assert out.embedding.isfinite().all()
 
 
 @every_kind
 def test_different_values_get_different_vectors(encoder: Encoder) -> None:
-    pooled = encoder(**encoder.processor(values_of(encoder))).pooled
-    apart = torch.cdist(pooled, pooled) + torch.eye(len(pooled))
+    embedding = encoder(**encoder.processor(values_of(encoder))).embedding
+    apart = torch.cdist(embedding, embedding) + torch.eye(len(embedding))
     assert apart.min() > 1e-3
 
 
@@ -108,12 +108,12 @@ def test_more_padding_changes_nothing(encoder: Encoder) -> None:
     wider = {key: widen(value, (0, more)) if value.dim() > 1 else value for key, value in batch.items()}
     narrow, wide = encoder(**batch), encoder(**wider)
     torch.testing.assert_close(wide.tokens[:, : narrow.tokens.shape[1]], narrow.tokens, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(wide.pooled, narrow.pooled, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(wide.embedding, narrow.embedding, rtol=1e-4, atol=1e-5)
     assert int(wide.mask.sum()) == int(narrow.mask.sum())
 
 
 @every_way
-@pytest.mark.parametrize("head", ["tokens", "pooled"])
+@pytest.mark.parametrize("head", ["tokens", "embedding"])
 def test_every_parameter_gets_a_gradient(kind: type[Encoder], way: str | None, head: str) -> None:
     torch.manual_seed(0)
     encoder = kind(combine=way).train()
@@ -126,9 +126,9 @@ def test_every_parameter_gets_a_gradient(kind: type[Encoder], way: str | None, h
 @every_kind
 def test_evaluation_is_deterministic_and_training_drops(encoder: Encoder) -> None:
     batch = encoder.processor(values_of(encoder))
-    assert torch.equal(encoder(**batch).pooled, encoder(**batch).pooled)
+    assert torch.equal(encoder(**batch).embedding, encoder(**batch).embedding)
     encoder.train()
-    assert not torch.equal(encoder(**batch).pooled, encoder(**batch).pooled)
+    assert not torch.equal(encoder(**batch).embedding, encoder(**batch).embedding)
 
 
 @every_kind
@@ -141,22 +141,22 @@ def test_processor_travels_to_workers(encoder: Encoder) -> None:
 
 
 @every_way
-def test_recipe_builds_the_same_encoder(kind: type[Encoder], way: str | None) -> None:
+def test_config_builds_the_same_encoder(kind: type[Encoder], way: str | None) -> None:
     encoder = kind(dim=32, combine=way).eval()
-    recipe = json.loads(json.dumps(recipe_of(encoder)))
-    again = class_of(recipe["class_path"], Encoder).from_files(recipe["init_args"], "no folder is needed").eval()
+    config = json.loads(json.dumps(config_of(encoder)))
+    again = import_class(config["class_path"], Encoder).from_files(config["init_args"], "no folder is needed").eval()
     again.load_state_dict(encoder.state_dict())
     assert encoder.files() == {}
     values = values_of(encoder)
-    assert torch.equal(again(**again.processor(values)).pooled, encoder(**encoder.processor(values)).pooled)
+    assert torch.equal(again(**again.processor(values)).embedding, encoder(**encoder.processor(values)).embedding)
 
 
 @every_kind
 def test_survives_a_deep_copy_and_bfloat16(encoder: Encoder) -> None:
     batch = encoder.processor(values_of(encoder))
-    exact = encoder(**batch).pooled
+    exact = encoder(**batch).embedding
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = copy.deepcopy(encoder)(**batch).pooled
+        rough = copy.deepcopy(encoder)(**batch).embedding
     assert rough.isfinite().all()
     assert torch.cosine_similarity(rough.float(), exact, dim=-1).min() > 0.98
 
@@ -324,7 +324,7 @@ def test_half_precision_leaves_the_spectrogram_in_full() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed, _ = encoder.spectrogram(**clips)
     assert torch.equal(mixed, exact)
-    assert encoder.bfloat16()(**clips).pooled.dtype == torch.bfloat16
+    assert encoder.bfloat16()(**clips).embedding.dtype == torch.bfloat16
 
 
 def test_with_coordinates_the_vector_knows_where() -> None:
@@ -336,6 +336,6 @@ def test_with_coordinates_the_vector_knows_where() -> None:
         above = Image.new("RGB", (64, 64))
         above.paste("white", (24, 12, 40, 28))
         below = above.transpose(Image.Transpose.ROTATE_180).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        vectors = encoder(**encoder.processor([above, below])).pooled.detach()
+        vectors = encoder(**encoder.processor([above, below])).embedding.detach()
         apart[coordinates] = float((vectors[0] - vectors[1]).norm() / vectors.norm(dim=-1).mean())
     assert apart[True] > 5 * apart[False]

@@ -24,9 +24,9 @@ def make_inputs(present: list[list[int]], dtype: torch.dtype = torch.float64, se
         kept = torch.randint(1, length + 1, (len(table), 1), generator=generator)
         mask = (torch.arange(length) < kept) & has.unsqueeze(-1)
         tokens = torch.randn(len(table), length, dim, generator=generator, dtype=dtype)
-        pooled = torch.randn(len(table), dim, generator=generator, dtype=dtype)
+        embedding = torch.randn(len(table), dim, generator=generator, dtype=dtype)
         inputs[name] = Encoded(
-            tokens.masked_fill(~mask.unsqueeze(-1), 0), mask, pooled.masked_fill(~has.unsqueeze(-1), 0)
+            tokens.masked_fill(~mask.unsqueeze(-1), 0), mask, embedding.masked_fill(~has.unsqueeze(-1), 0)
         )
     return inputs
 

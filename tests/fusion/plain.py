@@ -45,7 +45,7 @@ def vectors(head, inputs, row):
     found = {}
     for m, (name, one) in enumerate(inputs.items()):
         if one.mask[row].any():
-            found[m] = linear(head.project[name].linear, norm(head.project[name].norm, one.pooled[row]))
+            found[m] = linear(head.project[name].linear, norm(head.project[name].norm, one.embedding[row]))
     return found
 
 

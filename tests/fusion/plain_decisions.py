@@ -16,7 +16,7 @@ def own_logits(decide, inputs, row):
     for name, one in inputs.items():
         if one.mask[row].any():
             part = decide.project[name]
-            hidden = gelu(linear(part.linear, norm(part.norm, one.pooled[row])))
+            hidden = gelu(linear(part.linear, norm(part.norm, one.embedding[row])))
             found[name] = linear(decide.classify[name], hidden)
     return found
 
@@ -46,10 +46,10 @@ def batch_of(inputs, target, ids=None):
 
 
 def entropy_of(target):
-    """Return the plain cross-entropy of a batch; samples that are not ``among`` count as 0."""
+    """Return the plain cross-entropy of a batch; samples outside of ``mask`` count as 0."""
 
-    def entropy(logits, among=None):
-        rows = [i for i in range(len(target)) if among is None or among[i]]
+    def cross_entropy(logits, mask=None):
+        rows = [i for i in range(len(target)) if mask is None or mask[i]]
         return sum((-shares(logits[i])[target[i]].log() for i in rows), 0 * logits.sum()) / len(target)
 
-    return entropy
+    return cross_entropy

@@ -8,13 +8,17 @@ from .plain import linear, mlp, norm
 
 
 def real_tokens(project, inputs, row):
-    """Project the real tokens of each input and mark them with their input and place."""
+    """Projection the real tokens of each input and mark them with their input and place."""
     found = []
     for i, (name, part) in enumerate(project.project.items()):
         own = []
         for t in inputs[name].mask[row].nonzero().flatten().tolist():
             x = linear(part.linear, norm(part.norm, inputs[name].tokens[row, t])) + project.embedding[i]
-            own.append(x if project.places is None else x + project.places[min(t, len(project.places) - 1)])
+            own.append(
+                x
+                if project.position_embedding is None
+                else x + project.position_embedding[min(t, len(project.position_embedding) - 1)]
+            )
         found.append(own)
     return found
 
@@ -30,7 +34,7 @@ def attend(attention, query, keys):
         scores = torch.stack([(weight_q[rows] @ query) @ (weight_k[rows] @ key) / size**0.5 for key in keys])
         shares = scores.exp() / scores.exp().sum()
         heads.append(sum(share * (weight_v[rows] @ key) for share, key in zip(shares, keys, strict=True)))
-    return linear(attention.join_heads, torch.cat(heads))
+    return linear(attention.output_projection, torch.cat(heads))
 
 
 def transform(layer, x, seen):

@@ -28,8 +28,8 @@ def test_equals_the_logarithm_of_the_weighted_probabilities(dims, make, weights)
             if not table[i]:
                 assert fused.input_logits[name][row].tolist() == [0.0] * 4
                 continue
-            hidden = F.gelu(head.decide.project[name].linear(head.decide.project[name].norm(one.pooled[row])))
-            logits = head.decide.classify[name](hidden)
+            hidden = F.gelu(head.unimodal.project[name].linear(head.unimodal.project[name].norm(one.embedding[row])))
+            logits = head.unimodal.classify[name](hidden)
             torch.testing.assert_close(fused.input_logits[name][row], logits)
             parts.append(logits.exp() / logits.exp().sum())
             score = 0.0 if head.weigh.offset is None else head.weigh.offset[i].item()
@@ -40,7 +40,7 @@ def test_equals_the_logarithm_of_the_weighted_probabilities(dims, make, weights)
         torch.testing.assert_close(fused.logits[row], expected, rtol=1e-6, atol=1e-6)
         kept = fused.weights[row][torch.tensor(table, dtype=torch.bool)]
         torch.testing.assert_close(kept, torch.tensor(shares).double(), rtol=1e-6, atol=0)
-    assert fused.vector is None
+    assert fused.embedding is None
 
 
 def test_its_logits_are_probabilities_whoever_is_missing(dims, make):
@@ -52,12 +52,12 @@ def test_its_logits_are_probabilities_whoever_is_missing(dims, make):
 def test_a_confident_mistake_keeps_its_gradient(dims, make):
     head = Average(dims, num_classes=4)
     with torch.no_grad():
-        for classify in head.decide.classify.values():
+        for classify in head.unimodal.classify.values():
             classify.bias[0] = 500.0  # the other classes' probabilities underflow to 0
     logits = head(make([[1, 1, 1]], torch.float32)).logits
     F.cross_entropy(logits, torch.tensor([1])).backward()
     assert logits.isfinite().all()
-    gradient = torch.stack([classify.bias.grad for classify in head.decide.classify.values()]).sum(0)
+    gradient = torch.stack([classify.bias.grad for classify in head.unimodal.classify.values()]).sum(0)
     torch.testing.assert_close(gradient, torch.tensor([1.0, -1.0, 0.0, 0.0]), atol=1e-3, rtol=0)
 
 

@@ -42,10 +42,10 @@ def check(head, inputs, sequences):
     packed = pack_sequence([torch.stack(sequences[row]) for row in rows], enforce_sorted=False)
     read, lengths = pad_packed_sequence(outside(head, 8)(packed)[0], batch_first=True)
     for row, states, length in zip(rows, read, lengths, strict=True):
-        torch.testing.assert_close(fused.vector[row], states[:length].mean(0))
+        torch.testing.assert_close(fused.embedding[row], states[:length].mean(0))
     for row in set(range(len(sequences))) - set(rows):
-        assert not fused.vector[row].any()
-    torch.testing.assert_close(fused.logits, head.classify(fused.vector))
+        assert not fused.embedding[row].any()
+    torch.testing.assert_close(fused.logits, head.classify(fused.embedding))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -55,7 +55,7 @@ def test_equals_a_packed_network_over_the_present_inputs(dims, make, count):
     sequences = []
     for row in range(len(PRESENT)):
         own = [(head.project[name], one) for name, one in inputs.items() if one.mask[row].any()]
-        sequences.append([part.linear(part.norm(one.pooled[row])) for part, one in own])
+        sequences.append([part.linear(part.norm(one.embedding[row])) for part, one in own])
     check(head, inputs, sequences)
 
 

@@ -17,17 +17,17 @@ def test_equals_its_formula(dims, make, factor):
     for row in range(len(PRESENT)):
         found = vectors(head, inputs, row)
         wide = {m: linear(head.widen[m], u) for m, u in found.items()}
-        pooled = zeros(DIM)
+        embedding = zeros(DIM)
         for f in range(DIM):
             for m in found:
                 for n in found:
                     if m < n:
                         for k in range(factor):
-                            pooled[f] += wide[m][f * factor + k] * wide[n][f * factor + k]
+                            embedding[f] += wide[m][f * factor + k] * wide[n][f * factor + k]
         # The root is smoothed below 1e-4, see ``signed_sqrt``.
-        root = torch.stack([p / (p.abs() + 1e-4) ** 0.5 for p in pooled])
+        root = torch.stack([p / (p.abs() + 1e-4) ** 0.5 for p in embedding])
         z = norm(head.norm, root) + sum(found.values(), zeros(DIM))
-        torch.testing.assert_close(fused.vector[row], z)
+        torch.testing.assert_close(fused.embedding[row], z)
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
 
 
@@ -42,9 +42,9 @@ def test_equals_bilinear_pooling_of_low_rank(dims, make):
             outside.weight[f] = sum(torch.outer(first[f, k], second[f, k]) for k in range(factor))
     for row in range(3):
         u = vectors(head, inputs, row)
-        pooled = outside(u[0], u[1])
-        root = pooled.sign() * (pooled.abs() / (1 + 1e-4 / pooled.abs()) ** 0.5 / pooled.abs() ** 0.5)
-        torch.testing.assert_close(head(inputs).vector[row], norm(head.norm, root) + u[0] + u[1])
+        embedding = outside(u[0], u[1])
+        root = embedding.sign() * (embedding.abs() / (1 + 1e-4 / embedding.abs()) ** 0.5 / embedding.abs() ** 0.5)
+        torch.testing.assert_close(head(inputs).embedding[row], norm(head.norm, root) + u[0] + u[1])
 
 
 def test_a_sample_with_one_input_is_not_blind(dims, make):
@@ -60,6 +60,6 @@ def test_bfloat16_keeps_small_products_beside_large_values(dims, make):
     torch.nn.init.normal_(head.widen[1].weight, std=4e-4)
     inputs = make([[1, 1, 0]] * 8, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = head(inputs).vector.float()
-    exact = head(inputs).vector
+        rough = head(inputs).embedding.float()
+    exact = head(inputs).embedding
     assert (rough - exact).norm() < 0.05 * exact.norm()

@@ -35,7 +35,7 @@ def test_equals_its_formula(dims, make):
         lengths = [math.sqrt(sum(value.item() ** 2 for value in part)) for part in parts]
         joined = torch.cat([part / length if length else part for part, length in zip(parts, lengths, strict=True)])
         z = linear(head.join, joined) + sum(found.values(), zeros(DIM))
-        torch.testing.assert_close(fused.vector[row], z)
+        torch.testing.assert_close(fused.embedding[row], z)
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
 
 

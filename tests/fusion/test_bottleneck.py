@@ -25,8 +25,8 @@ def restate(head, inputs, row):
             said.append([transform(layers[m], one, seen) for one in shared])
             given[m] = [transform(layers[m], one, seen) for one in own]
         shared = [mean(list(versions)) for versions in zip(*said, strict=True)]
-    pooled = [mean([head.norm(one) for one in own]) for own in given.values()]
-    return mean(pooled) if pooled else torch.zeros_like(head.norm.bias)
+    embedding = [mean([head.norm(one) for one in own]) for own in given.values()]
+    return mean(embedding) if embedding else torch.zeros_like(head.norm.bias)
 
 
 @pytest.mark.parametrize(("count", "num_layers"), [(1, 2), (2, 3), (3, 2)])
@@ -37,7 +37,7 @@ def test_equals_its_formula(dims, make, count, num_layers):
     fused = head(inputs)
     for row in range(len(PRESENT)):
         expected = restate(head, inputs, row)
-        torch.testing.assert_close(fused.vector[row], expected)
+        torch.testing.assert_close(fused.embedding[row], expected)
         torch.testing.assert_close(fused.logits[row], head.classify(expected))
 
 

@@ -14,7 +14,7 @@ import sys
 
 import torch
 from PIL import Image
-from torch.nn.functional import cross_entropy
+from torch.nn import functional as F
 
 import fusion_pl.fusion
 from fusion_pl.data.collate import Collate
@@ -40,12 +40,12 @@ for name in sys.argv[1:]:
     head = getattr(fusion_pl.fusion, name)(DIMS, 4).train()
 
     def step(inputs, batch):
-        def entropy(logits, among=None):
-            losses = cross_entropy(logits, batch.target, reduction="none")
-            return (losses if among is None else losses.masked_fill(~among, 0.0)).mean()
+        def cross_entropy(logits, mask=None):
+            losses = F.cross_entropy(logits, batch.target, reduction="none")
+            return (losses if mask is None else losses.masked_fill(~mask, 0.0)).mean()
 
         kept = head.held_out(batch)
-        return head.loss(head(inputs), batch, entropy) + (0 if kept is None else kept.sum())
+        return head.loss(head(inputs), batch, cross_entropy) + (0 if kept is None else kept.sum())
 
     torch.compiler.reset()
     compiled = torch.compile(step, backend="eager", fullgraph=True)

@@ -16,15 +16,15 @@ def test_equals_its_formula(dims, make):
         parts = []
         for (name, one), has in zip(inputs.items(), table, strict=True):
             layer = head.project[name]
-            x = one.pooled[row]
+            x = one.embedding[row]
             normed = (x - x.mean()) / (x.var(unbiased=False) + layer.norm.eps).sqrt()
             parts.append(layer.linear.weight @ normed + layer.linear.bias if has else torch.zeros(7).double())
         joined = torch.cat([*parts, torch.tensor(table).double()])
         hidden = F.gelu(head.join[0].weight @ joined + head.join[0].bias)
-        torch.testing.assert_close(fused.vector[row], hidden)
+        torch.testing.assert_close(fused.embedding[row], hidden)
         torch.testing.assert_close(fused.logits[row], head.classify[1].weight @ hidden + head.classify[1].bias)
 
 
 def test_widths(dims, make):
-    assert Concat(dims, num_classes=4, hidden=9).double()(make(PRESENT)).vector.shape == (4, 9)
+    assert Concat(dims, num_classes=4, hidden=9).double()(make(PRESENT)).embedding.shape == (4, 9)
     assert Concat(dims, num_classes=4).double()(make(PRESENT)).weights is None

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 import fusion_pl.fusion
+from fusion_pl.config import config_of, import_class
 from fusion_pl.fusion import Fusion
-from fusion_pl.recipe import class_of, recipe_of
 from fusion_pl.types import Encoded, Fused, UserError
 
 CLASSES = 4
@@ -77,7 +77,7 @@ def subsets(count: int) -> list[list[int]]:
 
 def outputs(fused: Fused) -> dict[str, Tensor]:
     """Return all tensors of a result by name."""
-    named = {"logits": fused.logits, "vector": fused.vector, "weights": fused.weights, **fused.input_logits}
+    named = {"logits": fused.logits, "vector": fused.embedding, "weights": fused.weights, **fused.input_logits}
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
@@ -87,7 +87,7 @@ def spoil(inputs: dict[str, Encoded]) -> dict[str, Encoded]:
         name: Encoded(
             one.tokens.masked_fill(~one.mask.unsqueeze(-1), GARBAGE),
             one.mask,
-            one.pooled.masked_fill(~one.mask.any(-1, keepdim=True), GARBAGE),
+            one.embedding.masked_fill(~one.mask.any(-1, keepdim=True), GARBAGE),
         )
         for name, one in inputs.items()
     }
@@ -138,8 +138,8 @@ def test_shapes_and_finite_for_every_subset(head, args, count, build, make):
     present = subsets(count)
     fused = build(head, args, count)(make(present))
     assert fused.logits.shape == (len(present), CLASSES)
-    assert fused.vector is None or fused.vector.shape[0] == len(present)
-    assert fused.vector is None or fused.vector.dim() == 2
+    assert fused.embedding is None or fused.embedding.shape[0] == len(present)
+    assert fused.embedding is None or fused.embedding.dim() == 2
     assert list(fused.input_logits) in ([], list(make(present)))
     assert all(one.shape == fused.logits.shape for one in fused.input_logits.values())
     for name, tensor in outputs(fused).items():
@@ -193,7 +193,7 @@ def test_padding_changes_nothing(head, args, count, build, make):
         name: Encoded(
             torch.nn.functional.pad(one.tokens, (0, 0, 0, extra), value=GARBAGE),
             torch.nn.functional.pad(one.mask, (0, extra)),
-            one.pooled,
+            one.embedding,
         )
         for extra, (name, one) in enumerate(inputs.items(), start=1)
     }
@@ -211,7 +211,7 @@ def test_padding_may_stand_on_the_left(head, args, count, build, make):
     for name, one in inputs.items():
         turn = (torch.arange(one.mask.shape[1]) + one.mask.sum(-1, keepdim=True)) % one.mask.shape[1]
         tokens = one.tokens.gather(1, turn.unsqueeze(-1).expand_as(one.tokens))
-        left[name] = Encoded(tokens, one.mask.gather(1, turn), one.pooled)
+        left[name] = Encoded(tokens, one.mask.gather(1, turn), one.embedding)
     assert any(not one.mask[:, 0].all() for one in left.values())
     expected = outputs(fusion(inputs))
     for name, tensor in outputs(fusion(left)).items():
@@ -225,7 +225,7 @@ def test_a_row_does_not_depend_on_its_neighbours(head, args, count, build, make)
     expected = outputs(fusion(inputs))
     order = torch.randperm(2 ** (count + 1), generator=torch.Generator().manual_seed(1))
     for rows in (order, order[:1], order[::2]):
-        chosen = {name: Encoded(one.tokens[rows], one.mask[rows], one.pooled[rows]) for name, one in inputs.items()}
+        chosen = {name: Encoded(one.tokens[rows], one.mask[rows], one.embedding[rows]) for name, one in inputs.items()}
         for name, tensor in outputs(fusion(chosen)).items():
             torch.testing.assert_close(tensor, expected[name][rows], msg=name)
 
@@ -246,12 +246,12 @@ def test_every_parameter_learns_whoever_is_missing(head, args, count, build, mak
         inputs = spoil(make([present] * 3))
         for one in inputs.values():
             one.tokens.requires_grad_()
-            one.pooled.requires_grad_()
+            one.embedding.requires_grad_()
         loss_of(fusion(inputs)).backward()
         for name, parameter in fusion.named_parameters():
             assert parameter.grad is not None, f"{name} takes no part"
             assert parameter.grad.isfinite().all(), name
-        for tensor in (tensor for one in inputs.values() for tensor in (one.tokens, one.pooled)):
+        for tensor in (tensor for one in inputs.values() for tensor in (one.tokens, one.embedding)):
             assert tensor.grad is None or tensor.grad.isfinite().all()
 
 
@@ -305,11 +305,11 @@ def test_copies_and_pickles(head, args, again, build, make):
 
 @every_head
 @every_count
-def test_its_recipe_builds_it_again(head, args, count, build, make):
+def test_its_config_builds_it_again(head, args, count, build, make):
     fusion, inputs = build(head, args, count), make(subsets(count))
-    recipe = json.loads(json.dumps(recipe_of(fusion, without={"dims", "num_classes"})))
-    dims = {name: one.pooled.shape[-1] for name, one in inputs.items()}
-    again = class_of(recipe["class_path"], Fusion)(dims, CLASSES, **recipe["init_args"]).double().eval()
+    config = json.loads(json.dumps(config_of(fusion, without={"dims", "num_classes"})))
+    dims = {name: one.embedding.shape[-1] for name, one in inputs.items()}
+    again = import_class(config["class_path"], Fusion)(dims, CLASSES, **config["init_args"]).double().eval()
     again.load_state_dict(fusion.state_dict())
     assert type(again) is head
     torch.testing.assert_close(again(inputs).logits, fusion(inputs).logits)

@@ -22,8 +22,8 @@ def restate(head, inputs, row):
             others = [other for j, other in tokens if j != i] or [other for _, other in tokens]
             after.append((i, transform(layer, x, others)))
         tokens = after
-    pooled = [mean([head.norm(x) for j, x in tokens if j == i]) for i in sorted({i for i, _ in tokens})]
-    return mean(pooled) if pooled else torch.zeros_like(head.norm.bias)
+    embedding = [mean([head.norm(x) for j, x in tokens if j == i]) for i in sorted({i for i, _ in tokens})]
+    return mean(embedding) if embedding else torch.zeros_like(head.norm.bias)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -34,7 +34,7 @@ def test_equals_its_formula(dims, make, count):
     fused = head(inputs)
     for row in range(len(PRESENT)):
         expected = restate(head, inputs, row)
-        torch.testing.assert_close(fused.vector[row], expected)
+        torch.testing.assert_close(fused.embedding[row], expected)
         torch.testing.assert_close(fused.logits[row], head.classify(expected))
 
 

@@ -14,7 +14,7 @@ def test_equals_its_formula(dims, make):
         z = zeros(6)
         for m, u in vectors(head, inputs, row).items():
             z = z + mlp(head.transform, u + head.embedding[m])
-        torch.testing.assert_close(fused.vector[row], norm(head.norm, z))
+        torch.testing.assert_close(fused.embedding[row], norm(head.norm, z))
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, norm(head.norm, z)))
 
 

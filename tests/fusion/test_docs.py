@@ -15,8 +15,8 @@ import torch
 import yaml
 
 import fusion_pl.fusion
+from fusion_pl.config import config_of, import_class
 from fusion_pl.fusion import Fusion
-from fusion_pl.recipe import class_of, recipe_of
 from fusion_pl.types import UserError
 
 TEXT = (Path(__file__).parents[2] / "docs" / "fusion.md").read_text(encoding="utf-8")
@@ -35,11 +35,11 @@ def test_every_shown_configuration_builds():
     shown = [line for block in blocks("yaml") for line in block.splitlines() if "class_path" in line]
     assert len(shown) == 5
     for line in shown:
-        recipe = yaml.safe_load(line)["fusion"]
-        args = recipe["init_args"]
+        config = yaml.safe_load(line)["fusion"]
+        args = config["init_args"]
         if isinstance(args.get("weights"), dict):
             args["weights"] = {name: float(weight) for name, weight in args["weights"].items()}
-        head = class_of(recipe["class_path"], Fusion)({"text": 4, "image": 3, "audio": 2}, 5, **args)
+        head = import_class(config["class_path"], Fusion)({"text": 4, "image": 3, "audio": 2}, 5, **args)
         assert head.init_args | args == head.init_args
 
 
@@ -50,17 +50,18 @@ def test_its_own_head_works_from_another_package(tmp_path, monkeypatch, dims, ma
     head = importlib.import_module("heads_of_a_user").Largest(dims, 4, dim=16).double()
     inputs = make([[1, 1, 1], [1, 0, 1], [0, 0, 0]])
     spoilt = {
-        name: one._replace(pooled=one.pooled.where(one.mask.any(-1, True), torch.nan)) for name, one in inputs.items()
+        name: one._replace(embedding=one.embedding.where(one.mask.any(-1, True), torch.nan))
+        for name, one in inputs.items()
     }
     logits = head(spoilt).logits
     assert torch.equal(logits, head(inputs).logits)
     logits.sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
-    recipe = recipe_of(head, without={"dims", "num_classes"})
-    assert recipe == {"class_path": "heads_of_a_user.Largest", "init_args": {"dim": 16}}
-    assert class_of(recipe["class_path"], Fusion, trust=["heads_of_a_user"]) is type(head)
+    config = config_of(head, without={"dims", "num_classes"})
+    assert config == {"class_path": "heads_of_a_user.Largest", "init_args": {"dim": 16}}
+    assert import_class(config["class_path"], Fusion, trust=["heads_of_a_user"]) is type(head)
     with pytest.raises(UserError, match="--trust heads_of_a_user"):
-        class_of(recipe["class_path"], Fusion)
+        import_class(config["class_path"], Fusion)
 
 
 def test_its_own_head_is_trained_and_predicts_in_fresh_processes(tmp_path, manifest):

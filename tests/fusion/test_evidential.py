@@ -48,7 +48,7 @@ def test_equals_dempsters_rule_over_explicit_subsets(dims, make, count):
     head, inputs = stirred(Evidential(chosen, CLASSES, dim=7)), make([table[:count] for table in PRESENT])
     fused = head(inputs)
     for row, table in enumerate(PRESENT):
-        opinions = {name: masses(logits) for name, logits in own_logits(head.decide, inputs, row).items()}
+        opinions = {name: masses(logits) for name, logits in own_logits(head.unimodal, inputs, row).items()}
         assert len(opinions) == sum(table[:count])
         torch.testing.assert_close(fused.logits[row].exp(), alpha_of(dempster(opinions.values())))
         known = {name: 1 - opinion[ALL] for name, opinion in opinions.items()}
@@ -64,7 +64,7 @@ def test_the_order_of_the_inputs_does_not_matter(dims, make):
     inputs, found = make([[1, 1, 1], [1, 1, 1]] * 3, torch.float32), []
     for order in itertools.permutations(range(3)):
         head = Evidential(dims, CLASSES)
-        head.decide = Fixed(logits[:, list(order)])
+        head.unimodal = Fixed(logits[:, list(order)])
         found.append(head(inputs).logits)
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-6, atol=1e-6)
@@ -74,7 +74,7 @@ def test_a_missing_input_changes_nothing(dims, make):
     names, logits = list(dims), torch.randn(5, 3, CLASSES, generator=torch.Generator().manual_seed(0)).double()
     inputs = make([[1, 0, 1]] * 5)
     with_gap, without = Evidential(dims, CLASSES), Evidential({name: dims[name] for name in names[::2]}, CLASSES)
-    with_gap.decide, without.decide = Fixed(logits), Fixed(logits[:, ::2])
+    with_gap.unimodal, without.unimodal = Fixed(logits), Fixed(logits[:, ::2])
     expected = without({name: inputs[name] for name in names[::2]})
     torch.testing.assert_close(with_gap(inputs).logits, expected.logits)
     torch.testing.assert_close(with_gap(inputs).weights[:, ::2], expected.weights)
@@ -85,7 +85,7 @@ def test_agreement_is_surer_than_either_and_conflict_names_both(dims, make):
     logits[0, :, 2] = 5.0
     logits[1, 0, 2] = logits[1, 1, 3] = 5.0
     head = Evidential(dims, CLASSES)
-    head.decide = Fixed(logits)
+    head.unimodal = Fixed(logits)
     fused = head(make([[1, 1, 0]] * 2))
     joint, own = fused.logits.softmax(-1), next(iter(fused.input_logits.values())).softmax(-1)
     assert joint[0, 2] > own[0, 2] + 0.1
@@ -96,12 +96,12 @@ def test_agreement_is_surer_than_either_and_conflict_names_both(dims, make):
 def test_endless_evidence_of_many_inputs_stays_finite(make):
     many = {f"input {i}": 3 for i in range(30)}
     head = Evidential(many, CLASSES)
-    head.decide = Fixed(torch.full((1, 30, CLASSES), -1e4).index_fill(2, torch.tensor([1]), 1e6))
+    head.unimodal = Fixed(torch.full((1, 30, CLASSES), -1e4).index_fill(2, torch.tensor([1]), 1e6))
     one = next(iter(make([[1]], torch.float32).values()))
     fused = head(dict.fromkeys(many, one))
     assert fused.logits.isfinite().all()
     torch.nn.functional.cross_entropy(fused.logits, torch.tensor([0])).backward()
-    assert head.decide.decisions.grad.isfinite().all()
+    assert head.unimodal.decisions.grad.isfinite().all()
 
 
 def test_doubt_is_the_divergence_from_the_flat_dirichlet():
@@ -117,24 +117,26 @@ def test_doubt_is_the_divergence_from_the_flat_dirichlet():
         assert found.item() == pytest.approx(integrand.mean().item() / 2, abs=0.01)  # the triangle's area is 1/2
 
 
-@pytest.mark.parametrize("doubt", [0.0, 0.7])
-def test_its_loss_is_that_of_all_decisions_and_of_belief_in_wrong_classes(dims, make, doubt):
-    head, inputs = stirred(Evidential(dims, CLASSES, doubt=doubt, dim=7)), make(PRESENT)
+@pytest.mark.parametrize("kl_weight", [0.0, 0.7])
+def test_its_loss_is_that_of_all_decisions_and_of_belief_in_wrong_classes(dims, make, kl_weight):
+    head, inputs = stirred(Evidential(dims, CLASSES, kl_weight=kl_weight, dim=7)), make(PRESENT)
     target = [2, 0, 1, 3, 1]
     fused = head(inputs)
     expected = torch.tensor(0.0).double()
     for row, c in enumerate(target):
-        opinions = [masses(logits) for logits in own_logits(head.decide, inputs, row).values()]
+        opinions = [masses(logits) for logits in own_logits(head.unimodal, inputs, row).values()]
         for alpha in [alpha_of(dempster(opinions)), *map(alpha_of, opinions)]:
             expected = expected - (alpha[c] / alpha.sum()).log() / len(target)
         for alpha in map(alpha_of, opinions):
             wrong = [1.0 if i == c else alpha[i].item() for i in range(CLASSES)]
             flat, believed = Dirichlet(torch.ones(CLASSES).double()), Dirichlet(torch.tensor(wrong).double())
-            expected = expected + doubt * torch.distributions.kl_divergence(believed, flat) / len(target)
+            expected = expected + kl_weight * torch.distributions.kl_divergence(believed, flat) / len(target)
     torch.testing.assert_close(head.loss(fused, batch_of(inputs, target), entropy_of(target)), expected)
 
 
-@pytest.mark.parametrize("doubt", [-0.1, math.nan, math.inf])
-def test_refuses_what_cannot_be_built(dims, doubt):
-    with pytest.raises(UserError, match=f"Evidential was given doubt={doubt}, expected a number that is 0 or more"):
-        Evidential(dims, CLASSES, doubt=doubt)
+@pytest.mark.parametrize("kl_weight", [-0.1, math.nan, math.inf])
+def test_refuses_what_cannot_be_built(dims, kl_weight):
+    with pytest.raises(
+        UserError, match=f"Evidential was given kl_weight={kl_weight}, expected a number that is 0 or more"
+    ):
+        Evidential(dims, CLASSES, kl_weight=kl_weight)

@@ -20,30 +20,30 @@ def softmax(scores):
 
 
 @pytest.mark.parametrize("top", [2, 3, 4])
-def test_equals_its_formula(dims, make, top):
-    head, inputs = stirred(Experts(dims, num_classes=4, dim=DIM, num_experts=EXPERTS, top=top)), make(PRESENT)
+def test_equals_its_formula(dims, make, top_k):
+    head, inputs = stirred(Experts(dims, num_classes=4, dim=DIM, num_experts=EXPERTS, top_k=top_k)), make(PRESENT)
     fused = head(inputs)
     for row, table in enumerate(PRESENT):
         found = vectors(head, inputs, row)
         context = torch.cat([*(found.get(m, zeros(DIM)) for m in range(3)), torch.tensor(table).double()])
         routed = softmax(linear(head.route, context))
-        chosen = sorted(range(EXPERTS), key=lambda k: -routed[k])[:top]
+        chosen = sorted(range(EXPERTS), key=lambda k: -routed[k])[:top_k]
         total = sum(routed[k] for k in chosen)
         z = sum(routed[k] / total * mlp(head.experts[k], context) for k in chosen)
-        torch.testing.assert_close(fused.vector[row], z)
+        torch.testing.assert_close(fused.embedding[row], z)
         torch.testing.assert_close(fused.logits[row], linear(head.classify[2], gelu(z)))
 
 
 def test_exactly_top_experts_have_a_share(dims, make):
-    """Break one expert at a time: a sample changes where that one was among its ``top``, and nowhere else."""
-    head, inputs = stirred(Experts(dims, num_classes=4, num_experts=EXPERTS, top=2)), make(PRESENT * 8)
-    before = head(inputs).vector
+    """Break one expert at a time: a sample changes where that one was among its ``top_k``, and nowhere else."""
+    head, inputs = stirred(Experts(dims, num_classes=4, num_experts=EXPERTS, top_k=2)), make(PRESENT * 8)
+    before = head(inputs).embedding
     shares = torch.zeros(len(before), dtype=torch.long)
     for expert in head.experts:
         kept = expert[3].bias.detach().clone()
         with torch.no_grad():
             expert[3].bias.add_(1.0)
-            shares += (head(inputs).vector != before).any(-1)
+            shares += (head(inputs).embedding != before).any(-1)
             expert[3].bias.copy_(kept)
     assert (shares == 2).all()
 
@@ -57,8 +57,8 @@ def test_loss_is_the_cross_entropy_plus_the_balancing_loss(dims, make):
         first = sum(max(range(EXPERTS), key=lambda e: one[e]) == k for one in probabilities) / len(probabilities)
         balancing += EXPERTS * first * sum(one[k] for one in probabilities) / len(probabilities)
     cross = sum(-math.log(softmax(row)[label]) for row, label in zip(fused.logits, target, strict=True)) / len(target)
-    entropy = lambda logits, among=None: torch.nn.functional.cross_entropy(logits, target)  # noqa: E731
-    loss = head.loss(fused, BATCH, entropy)
+    cross_entropy = lambda logits, mask=None: torch.nn.functional.cross_entropy(logits, target)  # noqa: E731
+    loss = head.loss(fused, BATCH, cross_entropy)
     torch.testing.assert_close(loss, torch.tensor(cross + 0.3 * balancing).double())
 
 
@@ -80,7 +80,7 @@ def contexts(head, inputs):
 def test_balancing_loss_is_1_in_balance_and_the_number_of_experts_at_worst(dims, routed, expected):
     head = Experts(dims, num_classes=4, num_experts=EXPERTS, balance=1.0)
     fused = Fused(torch.zeros(EXPERTS, 4), extra={"routed": routed})
-    assert head.loss(fused, BATCH, lambda logits, among=None: logits.sum()).item() == expected
+    assert head.loss(fused, BATCH, lambda logits, mask=None: logits.sum()).item() == expected
 
 
 def test_the_router_learns_from_the_decision(dims, make):
@@ -92,8 +92,8 @@ def test_the_router_learns_from_the_decision(dims, make):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"top": 5}, "Experts was given top=5, expected at least 2 .* and at most num_experts=4"),
-        ({"top": 1}, r"Experts was given top=1, expected at least 2 \(the share of a single expert is always 1"),
+        ({"top": 5}, "Experts was given top_k=5, expected at least 2 .* and at most num_experts=4"),
+        ({"top": 1}, r"Experts was given top_k=1, expected at least 2 \(the share of a single expert is always 1"),
         ({"balance": -0.1}, r"Experts was given balance=-0\.1, expected a number that is 0 or more"),
         ({"balance": math.nan}, "Experts was given balance=nan, expected a number that is 0 or more"),
     ],

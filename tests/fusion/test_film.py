@@ -23,19 +23,19 @@ def test_equals_its_formula(dims, make):
                     scale, shift = scale + sent[:DIM], shift + sent[DIM:]
             total += gelu(scale * u + shift)
         z = total / max(len(found), 1)
-        torch.testing.assert_close(fused.vector[row], z)
+        torch.testing.assert_close(fused.embedding[row], z)
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
 
 
 def test_a_missing_input_modulates_nothing(dims, make):
     """Whatever the missing ones' maps are, a lone input stays as it is, and so does a pair."""
     head, inputs = stirred(FiLM(dims, num_classes=4, dim=DIM)), make([[1, 0, 0], [1, 1, 0]])
-    before = head(inputs).vector
+    before = head(inputs).embedding
     alone = gelu(vectors(head, inputs, 0)[0])
     torch.testing.assert_close(before[0], alone)
     with torch.no_grad():
         head.modulate[2].weight.mul_(-3)
-    assert torch.equal(head(inputs).vector, before)
+    assert torch.equal(head(inputs).embedding, before)
     with torch.no_grad():
         head.modulate[1].weight.mul_(-3)
-    assert not torch.allclose(head(inputs).vector[1], before[1])
+    assert not torch.allclose(head(inputs).embedding[1], before[1])

@@ -27,7 +27,7 @@ def test_equals_its_formula(dims, make):
                 gate = 1 / (1 + math.exp(-score - head.gate.bias[channel].item()))
                 z[f] += gate * math.tanh(u[f].item())
                 opened[m] += gate / DIM
-        torch.testing.assert_close(fused.vector[row], z)
+        torch.testing.assert_close(fused.embedding[row], z)
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
         torch.testing.assert_close(fused.weights[row], opened / max(opened.sum(), 1e-300))
 
@@ -37,5 +37,5 @@ def test_a_gate_sees_the_other_inputs(dims, make):
     with torch.no_grad():
         for name in list(dims)[1:]:  # these say nothing themselves: their gates are shut
             head.gate.bias.view(3, DIM)[list(dims).index(name)] = -1e4
-    first, second = (head(given).vector for given in (inputs, inputs | {"voice-2": other["voice-2"]}))
+    first, second = (head(given).embedding for given in (inputs, inputs | {"voice-2": other["voice-2"]}))
     assert (first - second).abs().max() > 1e-3

@@ -32,7 +32,7 @@ def test_equals_its_formula(dims, make, rounds):
                 after[m] = gru(head.update, sum(told, zeros(DIM)) / max(len(told), 1), node)
             nodes = after
         z = sum(nodes.values(), zeros(DIM)) / max(len(nodes), 1)
-        torch.testing.assert_close(fused.vector[row], z)
+        torch.testing.assert_close(fused.embedding[row], z)
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
 
 

@@ -25,7 +25,7 @@ def test_equals_its_formula(dims, make):
             read = [sum(written[o * DIM + i] * u[i] for i in range(DIM)) / math.sqrt(DIM) for o in range(DIM)]
             total = total + norm(head.norm, u + torch.stack(read))
         z = total / max(len(found), 1)
-        torch.testing.assert_close(fused.vector[row], z)
+        torch.testing.assert_close(fused.embedding[row], z)
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
 
 

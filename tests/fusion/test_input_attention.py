@@ -28,7 +28,7 @@ def attend(head, found):
         said.append(sum(score / total * values[m][mine] for m, score in scores.items()))
         for m, score in scores.items():
             weights[m] += score / total / HEADS
-    return linear(head.join_heads, torch.cat(said)) + context, weights
+    return linear(head.output_projection, torch.cat(said)) + context, weights
 
 
 def test_equals_its_formula(dims, make):
@@ -36,11 +36,11 @@ def test_equals_its_formula(dims, make):
     fused = head(inputs)
     for row in range(len(PRESENT) - 1):
         vector, weights = attend(head, vectors(head, inputs, row))
-        torch.testing.assert_close(fused.vector[row], vector)
+        torch.testing.assert_close(fused.embedding[row], vector)
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, vector))
         torch.testing.assert_close(fused.weights[row], weights)
     # Nothing to read: what remains is the bias.
-    torch.testing.assert_close(fused.vector[-1], head.join_heads.bias)
+    torch.testing.assert_close(fused.embedding[-1], head.output_projection.bias)
     assert (fused.weights[-1] == 0).all()
 
 
@@ -50,13 +50,13 @@ def test_equals_multihead_attention(dims, make):
     with torch.no_grad():
         outside.in_proj_weight.copy_(torch.cat([head.query.weight, head.key_value.weight]))
         outside.in_proj_bias.copy_(torch.cat([head.query.bias, zeros(2 * DIM)]))
-        outside.out_proj.load_state_dict(head.join_heads.state_dict())
+        outside.out_proj.load_state_dict(head.output_projection.state_dict())
     fused = head(inputs)
     for row in range(len(PRESENT) - 1):
         members = torch.stack(list(vectors(head, inputs, row).values()))[None]
         context = members.mean(1, keepdim=True)
         read, weights = outside(context, members, members)
-        torch.testing.assert_close(fused.vector[row], (read + context)[0, 0])
+        torch.testing.assert_close(fused.embedding[row], (read + context)[0, 0])
         torch.testing.assert_close(fused.weights[row][fused.weights[row] > 0], weights[0, 0])
 
 
@@ -64,7 +64,7 @@ def test_an_inputs_score_depends_on_the_others(dims, make):
     """The odds of two inputs would stay as they are, whatever the third holds, if each scored for itself alone."""
     head, inputs = stirred(InputAttention(dims, num_classes=4)), make([[1, 1, 1]])
     third = inputs["voice-2"]
-    changed = inputs | {"voice-2": Encoded(third.tokens, third.mask, third.pooled.flip(-1))}
+    changed = inputs | {"voice-2": Encoded(third.tokens, third.mask, third.embedding.flip(-1))}
     before, after = (head(given).weights[0] for given in (inputs, changed))
     assert not torch.isclose(before[0] / before[1], after[0] / after[1], rtol=1e-3)
 

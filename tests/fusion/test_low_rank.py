@@ -30,7 +30,7 @@ def test_equals_its_formula(dims, make):
         found = vectors(head, inputs, row)
         first, second, third = (torch.cat([found.get(m, zeros(DIM)), zeros(1) + 1]) for m in range(3))
         z = norm(head.norm, torch.einsum("i,j,k,ijko->o", first, second, third, tensor))
-        torch.testing.assert_close(fused.vector[row], z)
+        torch.testing.assert_close(fused.embedding[row], z)
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
 
 
@@ -43,4 +43,4 @@ def test_is_a_layer_that_reads_tensor_fusions_products(dims, make):
     other(inputs)
     y = products[0] @ written_out(head).flatten(0, 2)
     for row in range(len(PRESENT)):
-        torch.testing.assert_close(head(inputs).vector[row], norm(head.norm, y[row]))
+        torch.testing.assert_close(head(inputs).embedding[row], norm(head.norm, y[row]))

@@ -13,7 +13,7 @@ def test_equals_its_formula(dims, make):
     for row in range(len(PRESENT)):
         found = list(vectors(head, inputs, row).values())
         z = torch.tensor([max((u[f].item() for u in found), default=0.0) for f in range(7)], dtype=torch.float64)
-        torch.testing.assert_close(fused.vector[row], z)
+        torch.testing.assert_close(fused.embedding[row], z)
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
 
 
@@ -22,6 +22,6 @@ def test_the_zeros_of_a_missing_input_do_not_win(dims, make):
     with torch.no_grad():
         for project in head.project.values():
             project.linear.bias.fill_(-100.0)
-    vector = head(make(PRESENT)).vector
+    vector = head(make(PRESENT)).embedding
     assert (vector[:-1] < -50).all()
     assert (vector[-1] == 0).all()

@@ -27,7 +27,7 @@ def test_equals_its_formula(dims, make):
     fused = head(inputs)
     for row in range(len(PRESENT)):
         z = fold(head, vectors(head, inputs, row))
-        torch.testing.assert_close(fused.vector[row], z)
+        torch.testing.assert_close(fused.embedding[row], z)
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
 
 
@@ -40,11 +40,11 @@ def test_equals_bilinear_for_two_inputs(dims, make):
     for row in range(3):
         u = vectors(head, inputs, row)
         met = outside(u[0], u[1]) + linear(head.add[0], torch.cat([u[0], u[1]]))
-        torch.testing.assert_close(head(inputs).vector[row], norm(head.norm[0], met))
+        torch.testing.assert_close(head(inputs).embedding[row], norm(head.norm[0], met))
 
 
 def test_the_first_present_input_starts_and_a_missing_one_leaves_it(dims, make):
     head, inputs = stirred(MultiplicativeInteractions(dims, num_classes=4, dim=DIM)), make([[0, 1, 0], [1, 0, 0]])
-    vector = head(inputs).vector
+    vector = head(inputs).embedding
     torch.testing.assert_close(vector[0], vectors(head, inputs, 0)[1])
     torch.testing.assert_close(vector[1], vectors(head, inputs, 1)[0])

@@ -30,7 +30,7 @@ def test_equals_its_formula(dims, make, count, num_layers):
     fused = head(inputs)
     for row in range(len(PRESENT)):
         expected = restate(head, inputs, row)
-        torch.testing.assert_close(fused.vector[row], expected)
+        torch.testing.assert_close(fused.embedding[row], expected)
         torch.testing.assert_close(fused.logits[row], head.classify(expected))
 
 

@@ -15,7 +15,7 @@ def test_equals_its_formula(dims, make):
         for u in vectors(head, inputs, row).values():
             product = product * (1 + u)
         z = norm(head.norm, product)
-        torch.testing.assert_close(fused.vector[row], z)
+        torch.testing.assert_close(fused.embedding[row], z)
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
 
 
@@ -36,6 +36,6 @@ def test_one_input_can_switch_a_channel_off(dims, make):
     other = make([[1, 1, 1]] * 2, seed=1)
     head.norm = torch.nn.Identity()
     for changed in (inputs, inputs | {"my photo": other["my photo"], "voice-2": other["voice-2"]}):
-        vector = head(changed).vector
+        vector = head(changed).embedding
         assert (vector[:, 3] == 0).all()
         assert (vector[:, [0, 1, 2, 4, 5, 6]] != 0).all()

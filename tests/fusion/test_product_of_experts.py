@@ -21,7 +21,7 @@ def test_equals_the_product_over_the_prior(dims, make, count):
     fused = head(inputs)
     prior = shares(head.prior)
     for row, table in enumerate(PRESENT):
-        own = own_logits(head.decide, inputs, row)
+        own = own_logits(head.unimodal, inputs, row)
         assert len(own) == sum(table[:count])
         expected = prior
         for logits in own.values():
@@ -29,7 +29,7 @@ def test_equals_the_product_over_the_prior(dims, make, count):
         torch.testing.assert_close(fused.logits[row], expected.log())
         for name in chosen:
             torch.testing.assert_close(fused.input_logits[name][row], own.get(name, torch.zeros(4).double()))
-    assert fused.vector is None
+    assert fused.embedding is None
     assert fused.weights is None
 
 
@@ -46,7 +46,7 @@ def test_gives_the_posterior_of_bayes_where_inputs_are_independent_given_the_cla
     alone = [joint.sum([axis for axis in (1, 2, 3) if axis != m + 1]) for m in range(3)]  # each: class, shown
     posterior = torch.stack([torch.stack([alone[m][:, case[m]] for m in range(3)]) for case in cases])
     head = ProductOfExperts(dims, num_classes=4).double()
-    head.decide = Fixed(posterior.log() + 3.0)  # a classifier knows its posterior up to a factor
+    head.unimodal = Fixed(posterior.log() + 3.0)  # a classifier knows its posterior up to a factor
     with torch.no_grad():
         head.prior.copy_(prior.log() - 1.0)
     for present, wanted in (([1, 1, 1], expected), ([1, 1, 0], without_the_last)):

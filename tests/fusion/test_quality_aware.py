@@ -22,7 +22,7 @@ def test_equals_its_formula(dims, make):
     head, inputs = stirred(QualityAware(dims, num_classes=4, dim=7)), make(PRESENT)
     fused = head(inputs)
     for row, table in enumerate(PRESENT):
-        own = own_logits(head.decide, inputs, row)
+        own = own_logits(head.unimodal, inputs, row)
         assert len(own) == sum(table)
         sure = {name: confidence(logits) for name, logits in own.items()}
         weights = [sure[name] / sum(sure.values()) if name in sure else torch.tensor(0.0).double() for name in dims]
@@ -34,7 +34,7 @@ def test_equals_its_formula(dims, make):
 def test_weights_sum_to_one_where_confidences_are_too_small_for_a_float(dims, make):
     decisions = torch.tensor([[-100.0] * 4, [-101.0] * 4, [-104.0] * 4]).unsqueeze(0)
     head = QualityAware(dims, num_classes=4)
-    head.decide = Fixed(decisions)
+    head.unimodal = Fixed(decisions)
     fused = head(make([[1, 1, 1]], torch.float32))
     expected = torch.tensor([0.0, -1.0, -4.0]).softmax(0)  # softplus is the exponential there, and log Σ exp adds log 4
     torch.testing.assert_close(fused.weights[0], expected)
@@ -44,13 +44,13 @@ def test_weights_sum_to_one_where_confidences_are_too_small_for_a_float(dims, ma
 def test_no_gradient_goes_through_the_weights(dims, make):
     decisions = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).double()
     head = QualityAware(dims, num_classes=4)
-    head.decide = Fixed(decisions)
+    head.unimodal = Fixed(decisions)
     fused = head(make([[1, 1, 1], [1, 0, 1]]))
     assert not fused.weights.requires_grad
     fused.logits[:, 1].sum().backward()
     expected = torch.zeros(2, 3, 4).double()
     expected[:, :, 1] = fused.weights  # what is left of the derivative when w is a constant
-    torch.testing.assert_close(head.decide.decisions.grad, expected)
+    torch.testing.assert_close(head.unimodal.decisions.grad, expected)
 
 
 def ranked(own, target):
@@ -71,16 +71,16 @@ def ranked(own, target):
 def test_its_loss_is_that_of_all_decisions_and_of_the_ranking(dims, make, rank):
     head, inputs = stirred(QualityAware(dims, num_classes=4, rank=rank, dim=7)), make([*PRESENT, [1, 1, 1]])
     target = [2, 0, 1, 3, 1, 1]
-    fused, entropy = head(inputs), entropy_of(target)
-    own = [own_logits(head.decide, inputs, row) for row in range(len(target))]
-    expected = entropy(fused.logits)
+    fused, cross_entropy = head(inputs), entropy_of(target)
+    own = [own_logits(head.unimodal, inputs, row) for row in range(len(target))]
+    expected = cross_entropy(fused.logits)
     for name in dims:
         mine = [one.get(name) for one in own]
         alone = sum(-shares(x)[c].log() for x, c in zip(mine, target, strict=True) if x is not None) / len(target)
         order = ranked(mine, target)
         assert order > 0, "the test needs a pair in the wrong order"
         expected = expected + alone + rank * order
-    torch.testing.assert_close(head.loss(fused, batch_of(inputs, target), entropy), expected)
+    torch.testing.assert_close(head.loss(fused, batch_of(inputs, target), cross_entropy), expected)
 
 
 def ranking_loss(decisions, dims, make, target):
@@ -89,7 +89,7 @@ def ranking_loss(decisions, dims, make, target):
     losses, inputs = [], make([[1], [1]])
     for rank in (1.0, 0.0):
         head = QualityAware({name: dims[name]}, num_classes=4, rank=rank)
-        head.decide = Fixed(decisions.unsqueeze(1))
+        head.unimodal = Fixed(decisions.unsqueeze(1))
         losses.append(head.loss(head(inputs), batch_of(inputs, target), entropy_of(target)))
     return losses[0] - losses[1]
 
@@ -111,10 +111,10 @@ def test_the_ranking_trains_confidence_and_not_the_probability_it_is_measured_by
     decisions = torch.stack([torch.tensor([5.0, 0.0, 0.0, 0.0]), torch.tensor([0.0, 5.0, 0.0, 0.0])]).double()
     name = next(iter(dims))
     head, inputs = QualityAware({name: dims[name]}, num_classes=4, rank=1.0), make([[1], [1]])
-    head.decide = Fixed(decisions.unsqueeze(1))
-    head.loss(head(inputs), batch_of(inputs, [0, 0]), lambda logits, among=None: 0 * logits.sum()).backward()
+    head.unimodal = Fixed(decisions.unsqueeze(1))
+    head.loss(head(inputs), batch_of(inputs, [0, 0]), lambda logits, mask=None: 0 * logits.sum()).backward()
     # Up where it is right, down where it is wrong, and each class by no more than its share in log Σ exp.
-    gradient = head.decide.decisions.grad.squeeze(1)
+    gradient = head.unimodal.decisions.grad.squeeze(1)
     assert (gradient[0] < 0).all()
     assert (gradient[1] > 0).all()
     for moved, logits in zip(gradient, decisions, strict=True):

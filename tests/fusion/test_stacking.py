@@ -27,7 +27,7 @@ def parts(head, inputs, target, ids):
     assert {*held} == {True, False}, "the test needs samples on both sides"
     base, top = [], []
     for row, out in enumerate(held):
-        own = own_logits(head.decide, inputs, row)
+        own = own_logits(head.unimodal, inputs, row)
         if out:
             top.append(-shares(stacked(head, own))[target[row]].log())
         else:
@@ -50,7 +50,7 @@ def test_equals_its_formula(dims, make):
     head, inputs = stirred(Stacking(dims, num_classes=4, dim=7)), make(PRESENT)
     fused = head(inputs)
     for row in range(len(PRESENT)):
-        torch.testing.assert_close(fused.logits[row], stacked(head, own_logits(head.decide, inputs, row)))
+        torch.testing.assert_close(fused.logits[row], stacked(head, own_logits(head.unimodal, inputs, row)))
     assert fused.extra == {}
 
 
@@ -61,12 +61,12 @@ def test_its_loss_is_that_of_the_classifiers_and_of_the_stacked_one_on_different
     torch.testing.assert_close(loss, base + top)
 
     loss.backward()
-    found = {module: gradients(head, module) for module in ("decide", "stack")}
+    found = {module: gradients(head, module) for module in ("unimodal", "stack")}
     head.zero_grad()
     base, _, _ = parts(head, inputs, target, ids)
     base.backward()
-    for name, gradient in gradients(head, "decide").items():  # nothing of the stacked one's loss comes down here
-        torch.testing.assert_close(found["decide"][name], gradient)
+    for name, gradient in gradients(head, "unimodal").items():  # nothing of the stacked one's loss comes down here
+        torch.testing.assert_close(found["unimodal"][name], gradient)
     assert not any(gradient is not None for gradient in gradients(head, "stack").values())
     head.zero_grad()
     _, top, _ = parts(head, inputs, target, ids)
@@ -79,11 +79,11 @@ def test_held_out_samples_do_not_reach_the_encoders(trained):
     head, inputs, target, ids = trained
     *_, held = parts(head, inputs, target, ids)
     for one in inputs.values():
-        one.pooled.requires_grad_()
+        one.embedding.requires_grad_()
     head.loss(head(inputs), batch_of(inputs, target, ids), entropy_of(target)).backward()
     for one in inputs.values():
         for row, out in enumerate(held):
-            assert one.pooled.grad[row].any() == (bool(one.mask[row].any()) and not out)
+            assert one.embedding.grad[row].any() == (bool(one.mask[row].any()) and not out)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5])

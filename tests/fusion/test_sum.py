@@ -14,7 +14,7 @@ def test_equals_its_formula(dims, make):
         z = zeros(7)
         for u in vectors(head, inputs, row).values():
             z += u
-        torch.testing.assert_close(fused.vector[row], z)
+        torch.testing.assert_close(fused.embedding[row], z)
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
 
 
@@ -22,4 +22,4 @@ def test_more_witnesses_say_more_than_their_mean(dims, make):
     head, mean, inputs = Sum(dims, num_classes=4).double(), Mean(dims, num_classes=4).double(), make(PRESENT)
     mean.load_state_dict(head.state_dict())
     count = torch.tensor(PRESENT).sum(-1, keepdim=True)
-    torch.testing.assert_close(head(inputs).vector, mean(inputs).vector * count)
+    torch.testing.assert_close(head(inputs).embedding, mean(inputs).embedding * count)

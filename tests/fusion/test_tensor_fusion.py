@@ -24,7 +24,7 @@ def test_equals_its_formula(dims, make):
         parts = ends_with_one(vectors(head, inputs, row))
         tensor = [parts[0][i] * parts[1][j] * parts[2][k] for i, j, k in itertools.product(range(DIM + 1), repeat=3)]
         h = gelu(linear(head.join[0], norm(head.norm, torch.stack(tensor))))
-        torch.testing.assert_close(fused.vector[row], h)
+        torch.testing.assert_close(fused.embedding[row], h)
         torch.testing.assert_close(fused.logits[row], linear(head.classify[1], h))
 
 

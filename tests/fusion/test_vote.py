@@ -15,7 +15,7 @@ PRESENT = [[1, 1, 1], [0, 1, 1], [1, 0, 0], [0, 0, 0]]
 def voting(dims, probabilities, dtype=torch.float64):
     """A head whose inputs have these probabilities (B, M, C)."""
     head = Vote(dims, num_classes=4).to(dtype)
-    head.decide = Fixed(torch.tensor(probabilities, dtype=dtype).log())
+    head.unimodal = Fixed(torch.tensor(probabilities, dtype=dtype).log())
     return head
 
 
@@ -23,7 +23,7 @@ def test_equals_its_formula(dims, make):
     head, inputs = stirred(Vote(dims, num_classes=4, dim=7)), make(PRESENT)
     fused = head(inputs)
     for row, table in enumerate(PRESENT):
-        own = [shares(logits) for logits in own_logits(head.decide, inputs, row).values()]
+        own = [shares(logits) for logits in own_logits(head.unimodal, inputs, row).values()]
         assert len(own) == sum(table)
         expected = [0.25] * 4
         if own:
@@ -51,23 +51,23 @@ def test_a_tie_goes_to_the_larger_mean_probability(dims, make, dtype):
 
 def test_the_logit_of_a_class_that_nobody_thinks_possible_is_finite(dims, make):
     head = Vote(dims, num_classes=4)
-    head.decide = Fixed(torch.tensor([[[0.0, 500.0, 0.0, 0.0]] * 3]))
+    head.unimodal = Fixed(torch.tensor([[[0.0, 500.0, 0.0, 0.0]] * 3]))
     assert head(make([[1, 1, 1]], torch.float32)).logits.isfinite().all()
 
 
 def test_each_classifier_learns_alone_from_the_samples_that_have_its_input(dims, make):
     head, inputs, target = stirred(Vote(dims, num_classes=4, dim=7)), make(PRESENT), [2, 0, 1, 3]
     loss = head.loss(head(inputs), batch_of(inputs, target), entropy_of(target))
-    own = [own_logits(head.decide, inputs, row) for row in range(4)]
+    own = [own_logits(head.unimodal, inputs, row) for row in range(4)]
     expected = sum(-shares(one[name])[target[row]].log() for row, one in enumerate(own) for name in one) / 4
     torch.testing.assert_close(loss, expected)
 
     loss.backward()
     name = next(iter(dims))
-    found = head.decide.classify[name].weight.grad.clone()
+    found = head.unimodal.classify[name].weight.grad.clone()
     head.zero_grad()
     (sum(-shares(one[name])[target[row]].log() for row, one in enumerate(own) if name in one) / 4).backward()
-    torch.testing.assert_close(found, head.decide.classify[name].weight.grad)
+    torch.testing.assert_close(found, head.unimodal.classify[name].weight.grad)
 
 
 def test_refuses_what_cannot_be_built(dims):

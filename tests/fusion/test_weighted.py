@@ -17,7 +17,7 @@ def share(weights: list[float], table: list[int]) -> list[float]:
 
 
 def projected(head, inputs, row):
-    return [head.project[name].linear(head.project[name].norm(one.pooled[row])) for name, one in inputs.items()]
+    return [head.project[name].linear(head.project[name].norm(one.embedding[row])) for name, one in inputs.items()]
 
 
 def test_given_weights_are_shared_out_over_the_present(dims, make):
@@ -31,8 +31,8 @@ def test_given_weights_are_shared_out_over_the_present(dims, make):
         torch.testing.assert_close(fused.weights[row], torch.tensor(weights).double(), rtol=1e-6, atol=0)
         vectors = projected(head, inputs, row)
         expected = sum(weight * vector for weight, vector in zip(weights, vectors, strict=True))
-        torch.testing.assert_close(fused.vector[row], expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(fused.logits[row], head.classify(fused.vector[row]))
+        torch.testing.assert_close(fused.embedding[row], expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(fused.logits[row], head.classify(fused.embedding[row]))
 
 
 def test_the_order_in_the_configuration_does_not_matter(dims, make):

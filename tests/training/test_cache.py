@@ -14,11 +14,12 @@ from PIL import Image
 
 from fusion_pl.data import ManifestData
 from fusion_pl.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder, TinyText
+from fusion_pl.encoders.base import is_frozen
 from fusion_pl.fusion import Concat
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training import cache as module
 from fusion_pl.training import cache_keys
-from fusion_pl.training.cache import EncodedCache, Room, can_be_kept, held
+from fusion_pl.training.cache import EncodedCache, Room, held
 from fusion_pl.types import Encoded, Waveform
 
 from ..conftest import CLASSES
@@ -76,7 +77,7 @@ def test_rows_are_computed_once_whatever_stands_beside_them(name, tmp_path, call
         assert torch.equal(found.mask, wanted.mask[:, : found.mask.shape[1]])
         assert not wanted.mask[:, found.mask.shape[1] :].any()
         torch.testing.assert_close(found.tokens, wanted.tokens[:, : found.mask.shape[1]], rtol=1e-4, atol=2e-5)
-        torch.testing.assert_close(found.pooled, wanted.pooled, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(found.embedding, wanted.embedding, rtol=1e-4, atol=2e-5)
     assert counted == [len(values)]
 
 
@@ -167,7 +168,7 @@ def test_edited_code_is_run_anew(tmp_path, monkeypatch, place, old, new):
         encoder = importlib.import_module("shop.own").Own()
         inputs = encoder.processor(["the cat"])
         cached = EncodedCache(encoder, tmp_path / "cache")
-        assert torch.equal(cached(inputs).pooled, encoder(**inputs).pooled)
+        assert torch.equal(cached(inputs).embedding, encoder(**inputs).embedding)
         return cached.folder
 
     first = encoded()
@@ -210,7 +211,7 @@ def test_a_long_sound_is_cut_at_one_place_when_it_is_kept(tmp_path):
     model = FusionClassifier({"audio": encoder}, Concat, CLASSES)
     clip = [tone(3.0)]
     assert len({encoder.processor(clip, training=True)["values"].sum().item() for _ in range(4)}) > 1
-    model.keep_encoded(tmp_path / "cache", augmented=())
+    model.enable_cache(tmp_path / "cache", augmented=())
     found = {encoder.processor(clip, training=training)["values"].sum().item() for training in (True, True, False)}
     assert len(found) == 1
 
@@ -244,7 +245,7 @@ def test_a_flipped_byte_never_gives_another_number(tmp_path):
         found = cached(inputs)
         assert torch.equal(found.tokens, first.tokens)
         assert torch.equal(found.mask, first.mask)
-        assert torch.equal(found.pooled, first.pooled)
+        assert torch.equal(found.embedding, first.embedding)
         assert paths[which].read_bytes() == contents[which]  # written anew
     paths[0].write_bytes(contents[1])  # another row's
     assert torch.equal(cached(inputs).tokens, first.tokens)
@@ -268,24 +269,23 @@ def test_a_full_disk_costs_time_only(tmp_path, monkeypatch, caplog, calls):
 
 def test_only_what_never_learns_is_kept(tmp_path, manifest):
     image = frozen("vit", tmp_path / "model")
-    assert can_be_kept(image)
-    assert not can_be_kept(TinyText())
-    assert not can_be_kept(ImageEncoder(str(tmp_path / "model"), freeze=1))
-    assert not can_be_kept(ImageEncoder(str(tmp_path / "model"), freeze="all", levels=[0, 1]))
-    assert can_be_kept(ImageEncoder(str(tmp_path / "model"), freeze="all", levels=[0, 1], combine="sum"))
+    assert is_frozen(image)
+    assert not is_frozen(TinyText())
+    assert not is_frozen(ImageEncoder(str(tmp_path / "model"), freeze=1))
+    assert is_frozen(ImageEncoder(str(tmp_path / "model"), freeze="all", hidden_layers=[0, 1], combine="sum"))
     model = FusionClassifier({"text": TinyText(dim=8), "image": image}, Concat, CLASSES)
     data = ManifestData(str(manifest), batch_size=8, num_workers=0)
     data.processors = model.processors
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
     plain = model.eval()(batch).logits
-    model.keep_encoded(tmp_path / "cache", augmented=())
+    model.enable_cache(tmp_path / "cache", augmented=())
     for _ in range(2):
         torch.testing.assert_close(model(batch).logits, plain, rtol=1e-4, atol=2e-5)
     assert len(list((tmp_path / "cache").iterdir())) == 1
     kept = len(list((tmp_path / "cache").rglob("*.row")))
     assert kept == int(batch.present["image"].sum())
-    model.train().keep_encoded(tmp_path / "cache", augmented={"image"})
+    model.train().enable_cache(tmp_path / "cache", augmented={"image"})
     batch.inputs["image"]["pixel_values"] //= 2
     model(batch)
     assert len(list((tmp_path / "cache").rglob("*.row"))) == kept

@@ -114,15 +114,15 @@ class Watch(Callback):
 
     def on_train_batch_end(self, trainer, model, outputs, batch, *index):
         encoder = model.encoders["text"]
-        pooled = model.encode(batch)["text"].pooled
-        self.steps.append((is_frozen(encoder), encoder.training, encoder.norm.training, pooled.requires_grad))
+        embedding = model.encode(batch)["text"].embedding
+        self.steps.append((is_frozen(encoder), encoder.training, encoder.norm.training, embedding.requires_grad))
 
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_users_frozen_encoder_is_at_inference_and_kept(manifest, tmp_path, cached):
     model, watch = FusionClassifier({"text": Own().requires_grad_(False)}, Mean, CLASSES), Watch()
     if cached:
-        model.keep_encoded(tmp_path / "cache", augmented=())
+        model.enable_cache(tmp_path / "cache", augmented=())
     before = weights(model.encoders["text"])
     fit(model, manifest, [watch], max_epochs=3)
     assert same(weights(model.encoders["text"]), before)  # the running statistics, too
@@ -149,7 +149,7 @@ class Unfreeze(BaseFinetuning):
 def test_what_is_unfrozen_learns_and_is_kept_no_longer(manifest, tmp_path, cached):
     model, watch, unfreeze = FusionClassifier({"text": Own()}, Mean, CLASSES), Watch(), Unfreeze()
     if cached:
-        model.keep_encoded(tmp_path / "cache", augmented=())
+        model.enable_cache(tmp_path / "cache", augmented=())
     before = weights(model.encoders["text"])
     trainer = fit(model, manifest, [watch, unfreeze], max_epochs=3)
     frozen, learning = (True, False, False, False), (False, True, True, True)
@@ -201,12 +201,12 @@ def test_requires_grad_decides_not_what_freeze_said(manifest, tmp_path):
 
 def test_a_cache_that_keeps_nothing_says_so(manifest, tmp_path, caplog):
     model = FusionClassifier({"text": Own()}, Mean, CLASSES)
-    model.keep_encoded(tmp_path / "cache", augmented=())
+    model.enable_cache(tmp_path / "cache", augmented=())
     with caplog.at_level("INFO"):
         fit(model, manifest)
         assert "Cache: nothing is kept, because no encoder is frozen as a whole (freeze: all)." in caplog.text
         caplog.clear()
         model.encoders["text"].requires_grad_(False)
-        model.keep_encoded(tmp_path / "cache", augmented={"text"})
+        model.enable_cache(tmp_path / "cache", augmented={"text"})
         fit(model, manifest)
     assert "Cache: only validation is kept, because training augments all frozen inputs (text)." in caplog.text

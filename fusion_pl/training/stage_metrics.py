@@ -48,27 +48,27 @@ class StageMetrics(nn.Module):
     Args:
         stage: what the names of all numbers start with, ``val`` or ``test``.
         num_classes: C.
-        levels: name of the input -> the depths that its encoder combines, none for most.
+        hidden_layers: name of the input -> the hidden layers that its encoder combines, none for most.
     """
 
-    def __init__(self, stage: str, num_classes: int, levels: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, stage: str, num_classes: int, hidden_layers: Mapping[str, Sequence[int]]) -> None:
         super().__init__()
         self.stage = stage
-        self.levels = {name: list(depths) for name, depths in levels.items()}
-        self.choices = fewer(list(levels))
+        self.hidden_layers = {name: list(depths) for name, depths in hidden_layers.items()}
+        self.choices = fewer(list(hidden_layers))
         self.loss = Mean()
         self.classification = classification_metrics(num_classes, f"{stage}/")
         self.confusion = confusion_matrix(num_classes)
-        self.weights = nn.ModuleDict({name: Mean() for name in levels})
+        self.weights = nn.ModuleDict({name: Mean() for name in hidden_layers})
         self.by_inputs = nn.ModuleDict({"+".join(some): Mean() for some in self.choices})
-        depths = (f"{name}/{depth}" for name, found in self.levels.items() for depth in found)
-        self.by_depth = nn.ModuleDict({key: Mean() for key in depths})
+        depths = (f"{name}/{depth}" for name, found in self.hidden_layers.items() for depth in found)
+        self.layer_weights = nn.ModuleDict({key: Mean() for key in depths})
 
     def update(self, fused: Fused, encoded: Mapping[str, Encoded], batch: Batch) -> dict[str, Metric]:
         """Measure a batch.
 
         The loss is the plain cross-entropy, neither smoothed nor weighted, so that runs can be compared. An input's
-        weight is averaged over all samples, with 0 for those that lack it; how much a depth counts, over those that
+        weight is averaged over all samples, with 0 for those that lack it; the weight of a hidden layer over those that
         have the input.
 
         Returns:
@@ -84,12 +84,12 @@ class StageMetrics(nn.Module):
         if fused.weights is not None:
             for (name, mean), weight in zip(self.weights.items(), fused.weights.float().sum(0), strict=True):
                 found |= self._added(f"weight/{name}", mean, weight, size)
-        for name, depths in self.levels.items():
-            weighed = encoded[name].depth
+        for name, depths in self.hidden_layers.items():
+            weighed = encoded[name].layer_weights
             if weighed is not None:
                 for depth, weight in zip(depths, weighed.float().sum(0), strict=True):
-                    mean = self.by_depth[f"{name}/{depth}"]
-                    found |= self._added(f"depth/{name}/{depth}", mean, weight, batch.present[name].sum())
+                    mean = self.layer_weights[f"{name}/{depth}"]
+                    found |= self._added(f"layer_weight/{name}/{depth}", mean, weight, batch.present[name].sum())
         return found
 
     def update_choice(self, some: Sequence[str], fused: Fused, batch: Batch) -> dict[str, Metric]:

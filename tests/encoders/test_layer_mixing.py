@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusion_pl.encoders.depth import Depth, combined
+from fusion_pl.encoders.layer_mixing import LayerMixing, build_layer_mixing
 from fusion_pl.types import UserError
 
 MASK = torch.tensor([[True, True, True, False], [True, False, False, False]])
@@ -28,7 +28,7 @@ def normed(x):
 @pytest.mark.parametrize("widths", [(5, 5, 5), (3, 4, 5)])
 def test_concat_and_sum(widths):
     states = [drawn(2, 4, width) for width in widths]
-    concat, summed = Depth(widths, "concat").double(), Depth(widths, "sum").double()
+    concat, summed = LayerMixing(widths, "concat").double(), LayerMixing(widths, "sum").double()
     assert (concat.dim, summed.dim) == (sum(widths), widths[-1])
     (joined, none), (total, also_none) = concat(states), summed(states)
     assert none is also_none is None
@@ -44,16 +44,16 @@ def test_concat_and_sum(widths):
 
 def test_attention_weighs_each_sample_by_what_its_real_positions_hold():
     states = [drawn(2, 4, 5) for _ in range(3)]
-    depth = Depth((5, 5, 5), "attention").double()
-    nn.init.normal_(depth.weigh.offset)
-    found, weights = depth(states, MASK.double())
-    first, _, last = depth.weigh.gate
+    mixing = LayerMixing((5, 5, 5), "attention").double()
+    nn.init.normal_(mixing.weigh.offset)
+    found, weights = mixing(states, MASK.double())
+    first, _, last = mixing.weigh.gate
     for row in range(2):
         count = int(MASK[row].sum())
         scores = []
         for level, state in enumerate(states):
             mean = sum(normed(state[row, t]) for t in range(count)) / count
-            score = last.weight[0] @ torch.tanh(first.weight @ mean + first.bias) + depth.weigh.offset[level]
+            score = last.weight[0] @ torch.tanh(first.weight @ mean + first.bias) + mixing.weigh.offset[level]
             scores.append(score.exp())
         shares = [score / sum(scores) for score in scores]
         torch.testing.assert_close(weights[row], torch.stack(shares))
@@ -64,7 +64,7 @@ def test_attention_weighs_each_sample_by_what_its_real_positions_hold():
 
 def test_maps_meet_on_the_grid_of_the_last():
     fine, coarse = drawn(2, 3, 4, 6), drawn(2, 5, 2, 3)
-    joined, _ = Depth((3, 5), "concat").double()([fine, coarse])
+    joined, _ = LayerMixing((3, 5), "concat").double()([fine, coarse])
     assert joined.shape == (2, 6, 8)
     for row in range(2):
         for place in range(6):
@@ -74,11 +74,11 @@ def test_maps_meet_on_the_grid_of_the_last():
 
 
 def test_a_pyramid_adds_the_coarse_map_to_the_fine_one():
-    """Two depths: the coarse map by itself, and the fine one plus the coarse one stretched to it."""
+    """Two layers: the coarse map by itself, and the fine one plus the coarse one stretched to it."""
     fine, coarse = drawn(1, 3, 4, 4), drawn(1, 5, 2, 2)
-    depth = Depth((3, 5), "pyramid").double()
-    found, _ = depth([fine, coarse])
-    inner, layer = depth.pyramid.inner_blocks, depth.pyramid.layer_blocks
+    mixing = LayerMixing((3, 5), "pyramid").double()
+    found, _ = mixing([fine, coarse])
+    inner, layer = mixing.pyramid.inner_blocks, mixing.pyramid.layer_blocks
     top = inner[1](coarse)
     below = inner[0](fine) + top.repeat_interleave(2, 2).repeat_interleave(2, 3)
     bottom = layer[0](below).unflatten(2, (2, 2)).unflatten(4, (2, 2)).mean((3, 5))
@@ -86,7 +86,7 @@ def test_a_pyramid_adds_the_coarse_map_to_the_fine_one():
     torch.testing.assert_close(found, expected.flatten(2).transpose(1, 2))
 
 
-@pytest.mark.parametrize("levels", [[2, 0], [-1, 0], [1, 1], [2, -1]])
-def test_levels_go_from_the_input_to_the_output(levels):
-    with pytest.raises(UserError, match="must go from the input to the output, each depth once"):
-        combined("a model", levels, "sum", [4, 4, 4], maps=False)
+@pytest.mark.parametrize("hidden_layers", [[2, 0], [-1, 0], [1, 1], [2, -1]])
+def test_hidden_layers_go_from_the_input_to_the_output(hidden_layers):
+    with pytest.raises(UserError, match="must go from the input to the output, each layer once"):
+        build_layer_mixing("a model", hidden_layers, "sum", [4, 4, 4], maps=False)

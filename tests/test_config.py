@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import nn
 
+from fusion_pl.config import Configurable, config_of, import_class
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.encoders.tiny_text import TinyText
 from fusion_pl.fusion import Concat
 from fusion_pl.fusion.base import Fusion
-from fusion_pl.recipe import Recorded, class_of, recipe_of
 from fusion_pl.types import UserError
 
 
-class Outer(Recorded, nn.Module):
+class Outer(Configurable, nn.Module):
     def __init__(self, width, *, depth=1, **kwargs):
         super().__init__()
         self.options = kwargs
@@ -28,19 +28,19 @@ def test_only_the_users_own_arguments_are_kept():
     assert Outer(1, depth=2, colour="red").init_args == {"width": 1, "depth": 2, "colour": "red"}
 
 
-def test_a_recipe_builds_an_equal_part():
+def test_a_config_builds_an_equal_part():
     head = Concat({"text": 4}, 3, hidden=5)
-    recipe = recipe_of(head, without=("dims", "num_classes"))
-    assert recipe == {"class_path": "fusion_pl.fusion.concat.Concat", "init_args": {"hidden": 5}}
-    again = class_of(recipe["class_path"], Fusion)({"text": 4}, 3, **recipe["init_args"])
+    config = config_of(head, without=("dims", "num_classes"))
+    assert config == {"class_path": "fusion_pl.fusion.concat.Concat", "init_args": {"hidden": 5}}
+    again = import_class(config["class_path"], Fusion)({"text": 4}, 3, **config["init_args"])
     again.load_state_dict(head.state_dict())
 
 
 def test_what_a_checkpoint_cannot_carry_is_refused():
     with pytest.raises(UserError, match=r"Outer\(width=…\) is a Linear: a checkpoint carries only"):
-        recipe_of(Outer(nn.Linear(1, 1)))
+        config_of(Outer(nn.Linear(1, 1)))
     with pytest.raises(UserError, match="is a Tensor"):
-        recipe_of(Outer({"a": [torch.zeros(1)]}))
+        config_of(Outer({"a": [torch.zeros(1)]}))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_what_a_checkpoint_cannot_carry_is_refused():
         ("os.system", "not part of fusion-pl"),
         ("subprocess.Popen", "--trust subprocess"),
         ("fusion_pl_evil.Head", "not part of fusion-pl"),
-        ("fusion_pl.recipe.importlib", "not a Encoder|not an Encoder"),
+        ("fusion_pl.config.importlib", "not a Encoder|not an Encoder"),
         ("fusion_pl.fusion.Concat", "is not a Encoder"),
         ("fusion_pl.encoders.Nothing", "cannot be imported here"),
         ("fusion_pl.nothing.Nothing", "cannot be imported here"),
@@ -58,9 +58,9 @@ def test_what_a_checkpoint_cannot_carry_is_refused():
 )
 def test_foreign_or_wrong_classes_are_refused(path, match):
     with pytest.raises(UserError, match=match):
-        class_of(path, Encoder)
+        import_class(path, Encoder)
 
 
 def test_a_trusted_package_may_run():
-    assert class_of("tests.test_recipe.Inner", Recorded, trust=["tests"]).__name__ == "Inner"
-    assert class_of("fusion_pl.encoders.TinyText", Encoder) is TinyText
+    assert import_class("tests.test_config.Inner", Configurable, trust=["tests"]).__name__ == "Inner"
+    assert import_class("fusion_pl.encoders.TinyText", Encoder) is TinyText

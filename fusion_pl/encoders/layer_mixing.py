@@ -1,9 +1,9 @@
-"""Hidden layers of several depths, combined into one sequence."""
+"""Several hidden layers of an encoder, combined into one sequence."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -16,10 +16,10 @@ from fusion_pl.types import UserError
 Combine = Literal["concat", "sum", "attention", "pyramid"]
 
 
-class Depth(nn.Module):
-    r"""Combine what a network holds at L depths, so that a head sees edges beside objects, or spelling beside sense.
+class LayerMixing(nn.Module):
+    r"""Combine L hidden layers of a network, so that a head sees edges beside objects, or spelling beside meaning.
 
-    With :math:`y_l = P_l\, \mathrm{LayerNorm}(x_l)` for depth l, and :math:`P_l` a learned matrix where the depths
+    With :math:`y_l = P_l\, \mathrm{LayerNorm}(x_l)` for layer l, and :math:`P_l` a learned matrix where the layers
     differ in width, else the identity:
 
     - ``concat``: ``[LayerNorm(x_1) … LayerNorm(x_L)]``, as wide as all of them together.
@@ -27,21 +27,21 @@ class Depth(nn.Module):
     - ``attention``: :math:`\sum_l w_l y_l`, with :math:`w = \mathrm{softmax}_l(o_l + v \cdot \tanh(V \bar y_l))` for
       each sample, :math:`\bar y` the mean over positions.
     - ``pyramid``, for maps: torchvision's feature pyramid, which adds what deep layers know to the fine maps of early
-      ones; its maps are averaged to the grid of the coarsest, then over depth, so that there are no more tokens.
+      ones; its maps are averaged to the grid of the coarsest, then over layers, so that there are no more tokens.
 
     Maps of several sizes are first averaged to the grid of the last one.
 
-    Source: concat and sum of normalised layers as in "BERT", arXiv:1810.04805, table 7; learned weights by depth as in
+    Source: concat and sum of normalised layers as in "BERT", arXiv:1810.04805, table 7; learned weights by layer as in
     "Deep contextualized word representations", arXiv:1802.05365, but for each sample; "Feature Pyramid Networks for
-    Object Detection", arXiv:1612.03144, with its levels joined as in "Panoptic Feature Pyramid Networks",
+    Object Detection", arXiv:1612.03144, with its hidden_layers joined as in "Panoptic Feature Pyramid Networks",
     arXiv:1901.02446, on the coarsest instead of the finest grid.
 
     Args:
-        widths: channels of each of the L depths.
+        widths: channels of each of the L layers.
         combine: as above.
 
     Attributes:
-        dim: channels of the result: all together for ``concat``, of the last depth otherwise.
+        dim: channels of the result: all together for ``concat``, of the last layer otherwise.
     """
 
     def __init__(self, widths: Sequence[int], combine: Combine) -> None:
@@ -57,7 +57,7 @@ class Depth(nn.Module):
         elif combine != "concat" and len(set(widths)) > 1:
             self.project = nn.ModuleList(nn.Linear(width, self.dim) for width in widths)
         if combine == "attention":
-            self.weigh = InputWeights([str(depth) for depth in range(len(widths))], self.dim, "sample")
+            self.weigh = InputWeights([str(layer) for layer in range(len(widths))], self.dim, "sample")
 
     def forward(
         self, states: Sequence[Tensor], real: Float[Tensor, "P T"] | None = None
@@ -69,10 +69,10 @@ class Depth(nn.Module):
             real: 1 for each position that is real, else 0; None = all are. Sequences only.
 
         Returns:
-            The sequence, row by row where it was a map, and how much each depth counted (``attention`` only).
+            The sequence, row by row where it was a map, and the weight of each layer (``attention`` only).
         """
         if self.pyramid is not None:
-            maps = self.pyramid({str(depth): state for depth, state in enumerate(states)}).values()
+            maps = self.pyramid({str(layer): state for layer, state in enumerate(states)}).values()
             grid = min(((one.shape[-2], one.shape[-1]) for one in maps), key=lambda size: size[0] * size[1])
             return torch.stack([_sequence(one, grid) for one in maps]).mean(0), None
         grid = states[-1].shape[-2], states[-1].shape[-1]
@@ -99,34 +99,38 @@ def as_tokens(state: Tensor) -> Float[Tensor, "P T D"]:
     return state.flatten(2).transpose(1, 2) if state.dim() == 4 else state
 
 
-def combined(
-    encoder: str, levels: Sequence[int], combine: Combine | None, widths: Sequence[int], maps: bool
-) -> Depth | None:
-    """Build what combines an encoder's levels; None where nothing is to be combined.
+def build_layer_mixing(
+    encoder: str, hidden_layers: Sequence[int], combine: Combine | None, widths: Sequence[int], maps: bool
+) -> LayerMixing | None:
+    """Build what combines hidden layers of an encoder; None where its last one is used alone.
 
     Args:
         encoder: its class or model, for messages.
-        levels: the depths that are wanted.
-        combine: see ``Depth``; None = hand them on as they are.
-        widths: channels of every depth there is.
+        hidden_layers: the ones to combine.
+        combine: see ``LayerMixing``.
+        widths: channels of every hidden layer that there is.
         maps: whether they are maps.
 
     Raises:
-        UserError: where a depth is not there, or ``combine`` does not fit.
+        UserError: where a layer does not exist, ``combine`` does not fit, or one of the two is given without the other.
     """
-    depths = len(widths)
-    for level in levels:
-        if not -depths <= level < depths:
-            raise UserError(f"levels: {level} is not among the {depths} depths of {encoder} (0 to {depths - 1})")
+    count = len(widths)
+    for layer in hidden_layers:
+        if not -count <= layer < count:
+            raise UserError(
+                f"hidden_layers: {layer} is not among the {count} hidden layers of {encoder} (0 to {count - 1})"
+            )
     if combine is None:
+        if hidden_layers:
+            raise UserError(f"hidden_layers: {encoder} also needs combine, one of {', '.join(get_args(Combine))}")
         return None
-    if not levels:
+    if not hidden_layers:
+        raise UserError(f"combine: {combine} also needs hidden_layers, some of 0 to {count - 1} in {encoder}")
+    indices = [layer % count for layer in hidden_layers]
+    if indices != sorted(set(indices)):
         raise UserError(
-            f"combine: {combine} needs to know which depths: give levels, of 0 to {depths - 1} in {encoder}"
+            f"hidden_layers: {list(hidden_layers)} of {encoder} must go from the input to the output, each layer once"
         )
-    places = [level % depths for level in levels]
-    if places != sorted(set(places)):
-        raise UserError(f"levels: {list(levels)} of {encoder} must go from the input to the output, each depth once")
     if combine == "pyramid" and not maps:
         raise UserError(f"combine: {encoder} has sequences, and a pyramid needs maps: choose concat, sum or attention")
-    return Depth([widths[level] for level in levels], combine)
+    return LayerMixing([widths[layer] for layer in hidden_layers], combine)

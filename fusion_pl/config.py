@@ -13,21 +13,23 @@ from fusion_pl.messages import short
 from fusion_pl.types import UserError
 
 PLAIN = (str, int, float, bool, type(None))
-PartT = TypeVar("PartT", bound="Recorded")
+# What arguments of encoders and heads were called before; old checkpoints are converted, old YAML gets a hint.
+RENAMED_ARGUMENTS = {"levels": "hidden_layers", "doubt": "kl_weight", "top": "top_k"}
+PartT = TypeVar("PartT", bound="Configurable")
 
 
-class Recipe(TypedDict):
+class PartConfig(TypedDict):
     """A class and the arguments of its constructor, written as in the YAML."""
 
     class_path: str
     init_args: dict[str, Any]
 
 
-class Recorded:
+class Configurable:
     """Base of every pluggable part: remembers its constructor's arguments, whoever wrote the subclass.
 
     Example:
-        >>> class Part(Recorded):
+        >>> class Part(Configurable):
         ...     def __init__(self, width: int, depth: int = 2): ...
         >>> Part(8).init_args
         {'width': 8}
@@ -43,7 +45,7 @@ class Recorded:
 
 def _recording(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
-    def wrapper(self: Recorded, *args: Any, **kwargs: Any) -> None:
+    def wrapper(self: Configurable, *args: Any, **kwargs: Any) -> None:
         if "init_args" not in self.__dict__:  # the outermost constructor runs first; its arguments are the user's
             bound = inspect.signature(init).bind(self, *args, **kwargs)
             _, *rest = bound.arguments.items()
@@ -54,7 +56,7 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def recipe_of(part: Recorded, without: Collection[str] = ()) -> Recipe:
+def config_of(part: Configurable, without: Collection[str] = ()) -> PartConfig:
     """Return how to build ``part`` again.
 
     Args:
@@ -66,7 +68,9 @@ def recipe_of(part: Recorded, without: Collection[str] = ()) -> Recipe:
     """
     path = f"{type(part).__module__}.{type(part).__qualname__}"
     args = {key: value for key, value in part.init_args.items() if key not in without}
-    return Recipe(class_path=path, init_args={key: _plain(value, f"{path}({key}=…)") for key, value in args.items()})
+    return PartConfig(
+        class_path=path, init_args={key: _plain(value, f"{path}({key}=…)") for key, value in args.items()}
+    )
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -82,7 +86,7 @@ def _plain(value: Any, where: str) -> Any:
     )
 
 
-def class_of(path: str, base: type[PartT], trust: Collection[str] = ()) -> type[PartT]:
+def import_class(path: str, base: type[PartT], trust: Collection[str] = ()) -> type[PartT]:
     """Find a part's class by its path, and refuse what could run somebody else's code.
 
     Args:
