@@ -58,7 +58,7 @@ def difference(key: str, other: str) -> str | None:
 def table_of(data: Mapping[str, Any], extra: Sequence[str]) -> str:
     """Hash the bytes of the table that runs read; empty where the data is a class of the user's that has none.
 
-    The data is built as a run builds it, so that demo data is there, and options of the command line count.
+    The data is built and prepared as by a run, with the options of the command line.
 
     Args:
         data: of the configuration.
@@ -72,6 +72,7 @@ def table_of(data: Mapping[str, Any], extra: Sequence[str]) -> str:
     try:
         parser.set_defaults({"data": dict(data)})
         built: Any = parser.instantiate(parser.parse_args(list(_about_data(extra)))).data
+        built.prepare_data()
     except Exception as error:
         if user_message(error):
             raise

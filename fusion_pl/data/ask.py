@@ -1,11 +1,10 @@
-"""Demo data in which no sum of opinions can find the answer: a picture, a question about it, and a tone that points."""
+"""Demo data whose label depends on all inputs: an image, a question about it, and a tone that selects an object."""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Mapping
-from pathlib import Path
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -13,13 +12,11 @@ from jaxtyping import Int16
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 
-from fusion_pl.data.drawn import Drawing, DrawnSet
+from fusion_pl.data.synthetic import SyntheticDataset, SyntheticSample
 
-VERSION = 2  # raise it with every change that alters a byte
-SIZES: Mapping[str, int] = {"train": 8000, "val": 1000, "test": 1000}
 COLOURS = {"red": (220, 50, 40), "green": (40, 170, 70), "blue": (50, 90, 220), "yellow": (225, 195, 40)}
-SHAPES = ("disc", "ring", "bar", "pole")  # filled, hollow, lying, standing: plain to a small encoder, so that a head's
-# accuracy says how well it fuses, not how long its gradient takes to teach the encoder fine differences of outline
+# Easy for a small encoder, so that accuracy measures the fusion: filled and hollow circle, wide and tall rectangle.
+SHAPES = ("disc", "ring", "bar", "pole")
 QUESTIONS = {
     "colour": ("what colour is it", "which colour", "name its colour", "how is it painted", "its colour please"),
     "shape": ("what shape is it", "which shape", "name its shape", "what form has it", "its shape please"),
@@ -27,42 +24,42 @@ QUESTIONS = {
 CLASSES = (*COLOURS, *SHAPES)
 INPUTS = ("text", "image", "audio")
 
-SIDE, CELL = 40, 20  # pixels: of the picture, and of the half in which an object has its place
+SIDE, HALF = 40, 20  # pixels: side of the image, and height of the half that holds an object
 RATE, SECONDS = 8000, 0.2
-PITCHES = {"upper": (900.0, 1400.0), "lower": (250.0, 400.0)}  # Hz; what sounds high points up
+PITCHES = {"upper": (900.0, 1400.0), "lower": (250.0, 400.0)}  # Hz
 
 
 class Scene(NamedTuple):
-    """What a sample is about; all else is how it is drawn.
+    """What determines a sample's label; everything else is random.
 
     Attributes:
         colours: of the upper and the lower object; they differ.
         shapes: of the upper and the lower object; they differ.
-        asked: ``colour`` or ``shape``.
-        place: ``upper`` or ``lower``, which object the question means.
+        question: ``colour`` or ``shape``.
+        position: ``upper`` or ``lower``, the object that the question is about.
     """
 
     colours: tuple[str, str]
     shapes: tuple[str, str]
-    asked: str
-    place: str
+    question: str
+    position: str
 
     @property
     def answer(self) -> str:
         """The label."""
-        values = self.colours if self.asked == "colour" else self.shapes
-        return values[0 if self.place == "upper" else 1]
+        values = self.colours if self.question == "colour" else self.shapes
+        return values[0 if self.position == "upper" else 1]
 
 
 SCENES = [
-    Scene(colours, shapes, asked, place)
+    Scene(colours, shapes, question, position)
     for colours in itertools.permutations(COLOURS, 2)
     for shapes in itertools.permutations(SHAPES, 2)
-    for asked in QUESTIONS
-    for place in PITCHES
+    for question in QUESTIONS
+    for position in PITCHES
 ]
-# What is above tends to be red or green, a disc or a ring. Without this hint, tone and place each mean nothing
-# until the other is understood, and training waits long for both to come by chance.
+# Upper objects are more often red or green, a disc or a ring. Without this correlation the tone alone carries no
+# gradient signal, and training stays on a plateau for long.
 HINT = 3
 ABOVE = {*list(COLOURS)[:2], *SHAPES[:2]}
 WEIGHTS: list[int] = [
@@ -71,66 +68,74 @@ WEIGHTS: list[int] = [
 ]
 
 
-def ceiling(inputs: Collection[str]) -> float:
-    """Return the best accuracy that some of the inputs allow, exactly: summed over all scenes.
+def best_accuracy(inputs: Collection[str]) -> float:
+    """Return the accuracy of the Bayes classifier on some of the inputs, summed over all scenes.
 
-    The text tells what is asked, the image both objects, the audio which of them is meant.
+    The text gives the question, the image both objects, the audio the position.
 
     Example:
-        >>> [round(ceiling({name}), 2) for name in INPUTS], ceiling({"text", "image"}), ceiling(INPUTS)
-        ([0.25, 0.25, 0.2], 0.5, 1.0)
+        >>> best_accuracy({"text"}), best_accuracy({"text", "image"}), best_accuracy(INPUTS)
+        (0.25, 0.5, 1.0)
     """
     answers: dict[tuple[object, ...], Counter[str]] = {}
     for scene, weight in zip(SCENES, WEIGHTS, strict=True):
-        told = {"text": scene.asked, "image": (scene.colours, scene.shapes), "audio": scene.place}
-        known = tuple(told[name] for name in INPUTS if name in inputs)
-        answers.setdefault(known, Counter())[scene.answer] += weight
+        content = {"text": scene.question, "image": (scene.colours, scene.shapes), "audio": scene.position}
+        observed = tuple(content[name] for name in INPUTS if name in inputs)
+        answers.setdefault(observed, Counter())[scene.answer] += weight
     best: int = sum(max(count.values()) for count in answers.values())
     return best / sum(WEIGHTS)
 
 
-def draw(index: int, rng: Generator) -> Drawing:
-    """Draw a sample: one of five ways to ask, 40 × 40 pixels in colour, and 0.2 s of sound at 8 kHz."""
+def generate(index: int, rng: Generator) -> SyntheticSample:
+    """Generate a sample: one of five phrasings, 40 × 40 RGB pixels, and 0.2 s of sound at 8 kHz."""
     del index
     scene = SCENES[rng.choice(len(SCENES), p=np.divide(WEIGHTS, sum(WEIGHTS)))]
-    ways = QUESTIONS[scene.asked]
-    return Drawing(scene.answer, ways[rng.integers(len(ways))], _paint(scene, rng), _sound(scene, rng))
+    phrasings = QUESTIONS[scene.question]
+    text = phrasings[rng.integers(len(phrasings))]
+    return SyntheticSample(scene.answer, text, _image(scene, rng), _audio(scene, rng))
 
 
-def _paint(scene: Scene, rng: Generator) -> Image.Image:
-    """Put each object somewhere in its half, in some size, on a dull ground with noise."""
+def _image(scene: Scene, rng: Generator) -> Image.Image:
+    """Draw each object at a random position and size in its half, on a grey background with noise."""
     image = Image.new("RGB", (SIDE, SIDE), tuple(int(value) for value in rng.integers(90, 150, 3)))
-    pen = ImageDraw.Draw(image)
+    canvas = ImageDraw.Draw(image)
     for row, (colour, shape) in enumerate(zip(scene.colours, scene.shapes, strict=True)):
         radius = rng.uniform(6.5, 9.0)
         x = rng.uniform(radius + 1, SIDE - radius - 1)
-        y = row * CELL + rng.uniform(radius + 1, CELL - radius - 1)
-        _shape(pen, shape, (x, y, radius), COLOURS[colour])
+        y = row * HALF + rng.uniform(radius + 1, HALF - radius - 1)
+        _draw_shape(canvas, shape, (x, y, radius), COLOURS[colour])
     noisy = np.asarray(image) + rng.normal(0, 6, (SIDE, SIDE, 3))
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
-def _shape(pen: ImageDraw.ImageDraw, shape: str, at: tuple[float, float, float], colour: tuple[int, int, int]) -> None:
-    x, y, radius = at
+def _draw_shape(
+    canvas: ImageDraw.ImageDraw, shape: str, circle: tuple[float, float, float], colour: tuple[int, int, int]
+) -> None:
+    x, y, radius = circle
     wide, tall = {"bar": (radius, radius / 3), "pole": (radius / 3, radius)}.get(shape, (radius, radius))
     box = (x - wide, y - tall, x + wide, y + tall)
     if shape == "disc":
-        pen.ellipse(box, fill=colour)
+        canvas.ellipse(box, fill=colour)
     elif shape == "ring":
-        pen.ellipse(box, outline=colour, width=2)
+        canvas.ellipse(box, outline=colour, width=2)
     else:
-        pen.rectangle(box, fill=colour)
+        canvas.rectangle(box, fill=colour)
 
 
-def _sound(scene: Scene, rng: Generator) -> Int16[np.ndarray, " N"]:
-    """Sound one tone of the place's range in noise: x(t) = sin(2π f t + φ) + n(t)."""
+def _audio(scene: Scene, rng: Generator) -> Int16[np.ndarray, " N"]:
+    """Synthesise one tone in the position's range, with noise: x(t) = sin(2π f t + φ) + n(t)."""
     time = np.arange(int(SECONDS * RATE)) / RATE
-    tone = np.sin(2 * np.pi * rng.uniform(*PITCHES[scene.place]) * time + rng.uniform(0, 2 * np.pi))
+    tone = np.sin(2 * np.pi * rng.uniform(*PITCHES[scene.position]) * time + rng.uniform(0, 2 * np.pi))
     signal = tone + rng.normal(0, rng.uniform(0.1, 0.6), len(time))
     samples: Int16[np.ndarray, " N"] = (signal / np.abs(signal).max() * rng.uniform(0.2, 0.8) * 32767).astype(np.int16)
     return samples
 
 
-def write_ask(folder: str | Path, seed: int = 0, sizes: Mapping[str, int] = SIZES) -> Path:
-    """Write the demo data, unless it is there already, and return its manifest; see ``DrawnSet.write``."""
-    return DrawnSet("ask", VERSION, RATE, draw).write(folder, seed, sizes)
+ASK = SyntheticDataset(
+    name="ask",
+    version=2,
+    classes=CLASSES,
+    sizes={"train": 8000, "val": 1000, "test": 1000},
+    rate=RATE,
+    generate=generate,
+)

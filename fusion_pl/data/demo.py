@@ -1,77 +1,86 @@
-"""The demo data as data modules: written where they are first used."""
+"""The demo data sets as data modules."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import os
+from typing import Any, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_info
 
 from fusion_pl.data import ask, keypad
 from fusion_pl.data.manifest import ManifestData
+from fusion_pl.data.synthetic import MANIFEST, SyntheticDataset
 
 
-class _Demo(ManifestData):
-    """What the files fix is given here, so that the command does not offer it."""
+class _DemoData(ManifestData):
+    """Write a generated data set in ``prepare_data``; options that its files determine are not offered."""
 
-    def __init__(self, manifest: Path, inputs: dict[str, str] | None, classes: tuple[str, ...], **kwargs: Any) -> None:
+    dataset: ClassVar[SyntheticDataset]
+
+    def __init__(self, folder: str, inputs: dict[str, str] | None, **kwargs: Any) -> None:
         super().__init__(
-            manifest=str(manifest),
+            manifest=os.path.join(folder, MANIFEST),
             inputs=inputs,
-            classes=list(classes),
+            classes=list(self.dataset.classes),
             label="label",
             split="split",
-            root=str(manifest.parent),
+            root=folder,
             val_fraction=0.15,
             test_fraction=0.15,
             **kwargs,
         )
 
+    def prepare_data(self) -> None:
+        """Write the data set, unless the folder holds it already; one process per machine does so.
 
-class Keypad(_Demo):
-    """Keys of a telephone as ``text`` (number words with typos), ``image`` (glyphs) and ``audio`` (tone pairs).
+        Raises:
+            UserError: if the folder holds other files or cannot be written.
+        """
+        self.dataset.write(self.root)
 
-    3,000 samples with a fixed split, written in some seconds when the object is built, unless the folder holds them.
-    Each input alone decides about four keys in five; together they decide nearly all.
+
+class Keypad(_DemoData):
+    """Keys of a telephone as ``text`` (number words with typos), ``image`` (digits) and ``audio`` (tone pairs).
+
+    3,000 samples with a fixed split, generated in some seconds before the first use. Each input alone classifies about
+    four keys in five; all inputs together classify nearly all.
 
     Args:
-        folder: where they are, or are written to.
-        inputs: name of the input -> ``text``, ``image`` or ``audio``, where the model uses other names.
+        folder: folder of the data set.
+        inputs: name of the input -> ``text``, ``image`` or ``audio``, if the model uses other names.
         kwargs: see ``FusionData``.
-
-    Raises:
-        UserError: where the folder holds something else or cannot be written.
     """
+
+    dataset = keypad.KEYPAD
 
     def __init__(self, folder: str = "data/keypad", inputs: dict[str, str] | None = None, **kwargs: Any) -> None:
-        super().__init__(manifest=keypad.write_keypad(folder), inputs=inputs, classes=keypad.CLASSES, **kwargs)
+        super().__init__(folder=folder, inputs=inputs, **kwargs)
 
 
-class Ask(_Demo):
-    """A question (``text``) about a picture of two objects (``image``), and a tone (``audio``) that says which one.
+class Ask(_DemoData):
+    """A question (``text``) about an image of two objects (``image``), and a tone (``audio``) that selects one of them.
 
-    10,000 samples with a fixed split, written in some seconds when the object is built, unless the folder holds them.
-    No input and no two of them can answer more than the ceilings that are told when it is set up; all three can always.
+    10,000 samples with a fixed split, generated in some seconds before the first use. One or two inputs cannot exceed
+    the accuracies that are printed at the start; all three inputs determine the answer.
 
     Args:
-        folder: where they are, or are written to.
-        inputs: name of the input -> ``text``, ``image`` or ``audio``, where the model uses other names.
+        folder: folder of the data set.
+        inputs: name of the input -> ``text``, ``image`` or ``audio``, if the model uses other names.
         kwargs: see ``FusionData``.
-
-    Raises:
-        UserError: where the folder holds something else or cannot be written.
     """
 
+    dataset = ask.ASK
+
     def __init__(self, folder: str = "data/ask", inputs: dict[str, str] | None = None, **kwargs: Any) -> None:
-        super().__init__(manifest=ask.write_ask(folder), inputs=inputs, classes=ask.CLASSES, **kwargs)
+        super().__init__(folder=folder, inputs=inputs, **kwargs)
 
     def setup(self, stage: str) -> None:
-        """Check the manifest, and say how far the model's inputs can get."""
+        """Check the manifest, and print the best accuracy that the model's inputs allow."""
         super().setup(stage)
-        one = max(ask.ceiling({name}) for name in ask.INPUTS)
-        two = max(ask.ceiling(set(ask.INPUTS) - {name}) for name in ask.INPUTS)
-        this = ask.ceiling(set(self.columns.values()))
+        one = max(ask.best_accuracy({name}) for name in ask.INPUTS)
+        two = max(ask.best_accuracy(set(ask.INPUTS) - {name}) for name in ask.INPUTS)
+        best = ask.best_accuracy(set(self.columns.values()))
         rank_zero_info(
-            f"Ask: the model's inputs can answer at most {this:.1%} (one input alone {one:.1%}, two {two:.1%}, all "
-            "three 100%; counted over all scenes)"
+            f"Ask: the model's inputs allow an accuracy of at most {best:.1%} (one input {one:.1%}, two {two:.1%}, all "
+            "three 100%)"
         )

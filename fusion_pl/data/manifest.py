@@ -258,8 +258,9 @@ class ManifestData(FusionData):
 
     @cached_property
     def _classes(self) -> list[str]:
-        labels = self.table.columns.get(self.label, [])
-        return infer_classes(labels) if self.given_classes is None else self.given_classes
+        if self.given_classes is not None:
+            return self.given_classes
+        return infer_classes(self.table.columns.get(self.label, []))
 
     @cached_property
     def _targets(self) -> list[int | None]:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusion_pl.data import Ask, ask
-from fusion_pl.data.ask import CLASSES, SCENES, WEIGHTS, ceiling, draw, write_ask
+from fusion_pl.data import Ask
+from fusion_pl.data.ask import ASK, CLASSES, SCENES, WEIGHTS, best_accuracy, generate
 from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
 
 SMALL = {"train": 60, "val": 20, "test": 20}
@@ -18,20 +18,20 @@ INK = {"red": (220, 50, 40), "green": (40, 170, 70), "blue": (50, 90, 220), "yel
 
 
 @pytest.fixture(scope="module")
-def drawings():
-    return [draw(index, np.random.default_rng([5, index])) for index in range(300)]
+def samples():
+    return [generate(index, np.random.default_rng([5, index])) for index in range(300)]
 
 
-def what_is_asked(text):
+def question_of(text):
     return "shape" if "shape" in text or "form" in text else "colour"
 
 
-def which_is_meant(samples):
-    spectrum = np.abs(np.fft.rfft(samples / 32768, n=8000))  # 1 Hz a bin
+def position_of(audio):
+    spectrum = np.abs(np.fft.rfft(audio / 32768, n=8000))  # 1 Hz a bin
     return "upper" if spectrum[800:1500].max() > spectrum[200:500].max() else "lower"
 
 
-def objects_seen(image):
+def objects_in(image):
     """The ink that most pixels of each half come close to, and the shape that these pixels have."""
     pixels = np.asarray(image).astype(float)
     seen = []
@@ -50,23 +50,23 @@ def shape_of(filled):
     return "disc" if filled > 0.6 else "ring"
 
 
-def test_the_answer_is_in_the_files(drawings):
+def test_the_label_follows_from_the_inputs(samples):
     """Read back from text, pixels and samples alone."""
-    asked = Counter(what_is_asked(drawing.text) for drawing in drawings)
+    asked = Counter(question_of(sample.text) for sample in samples)
     assert min(asked.values()) > 100
-    for drawing in drawings:
-        upper, lower = objects_seen(drawing.image)
+    for sample in samples:
+        upper, lower = objects_in(sample.image)
         assert all(one != other for one, other in zip(upper, lower, strict=True))
-        colour, shape = upper if which_is_meant(drawing.audio) == "upper" else lower
-        assert drawing.label == {"colour": colour, "shape": shape}[what_is_asked(drawing.text)]
+        colour, shape = upper if position_of(sample.audio) == "upper" else lower
+        assert sample.label == {"colour": colour, "shape": shape}[question_of(sample.text)]
 
 
-def test_every_answer_is_equally_likely(drawings):
+def test_classes_are_balanced(samples):
     expected = Counter()
     for scene, weight in zip(SCENES, WEIGHTS, strict=True):
         expected[scene.answer] += weight
     assert set(expected.values()) == {sum(WEIGHTS) // 8}
-    drawn = Counter(drawing.label for drawing in drawings)
+    drawn = Counter(sample.label for sample in samples)
     assert all(drawn[name] == pytest.approx(300 / 8, abs=18) for name in CLASSES)  # three standard deviations
 
 
@@ -84,12 +84,12 @@ def test_every_answer_is_equally_likely(drawings):
         (("text", "image", "audio"), 1),
     ],
 )
-def test_ceilings_are_what_counting_by_hand_gives(inputs, best):
-    assert ceiling(inputs) == pytest.approx(best)
+def test_best_accuracy_agrees_with_counting_by_hand(inputs, best):
+    assert best_accuracy(inputs) == pytest.approx(best)
 
 
 def test_files_and_rows(tmp_path):
-    manifest = write_ask(tmp_path / "ask", sizes=SMALL)
+    manifest = ASK.write(tmp_path / "ask", sizes=SMALL)
     with manifest.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert Counter(row["split"] for row in rows) == SMALL
@@ -100,8 +100,8 @@ def test_files_and_rows(tmp_path):
         assert (sound.getframerate(), sound.getnframes()) == (8000, 1600)
 
 
-def test_it_tells_how_far_the_models_inputs_can_get(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(ask, "write_ask", lambda folder: write_ask(folder, sizes=SMALL))
+def test_setup_prints_the_best_accuracy_of_the_models_inputs(tmp_path, caplog):
+    ASK.write(tmp_path / "ask", sizes=SMALL)
     encoders = {"text": TinyText(), "image": TinyImage(), "audio": TinyAudio()}
     for names, best in ((("text", "image", "audio"), "100.0%"), (("text", "image"), "50.0%"), (("audio",), "20.2%")):
         data = Ask(str(tmp_path / "ask"))
@@ -109,5 +109,5 @@ def test_it_tells_how_far_the_models_inputs_can_get(tmp_path, monkeypatch, caplo
         with caplog.at_level(logging.INFO):
             caplog.clear()
             data.setup("fit")
-        assert f"the model's inputs can answer at most {best}" in caplog.text
-        assert "one input alone 25.0%, two 50.0%" in caplog.text
+        assert f"the model's inputs allow an accuracy of at most {best}" in caplog.text
+        assert "one input 25.0%, two 50.0%" in caplog.text

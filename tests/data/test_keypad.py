@@ -6,14 +6,16 @@ import hashlib
 import wave
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fusion_pl.cli.run import run
 from fusion_pl.data import Keypad, keypad
-from fusion_pl.data.keypad import press, write_keypad
+from fusion_pl.data.keypad import KEYPAD, generate
 from fusion_pl.types import UserError
 
 SMALL = {"train": 20, "val": 10, "test": 10}
@@ -33,19 +35,23 @@ def rows_of(manifest: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def presses():
-    return [(index % 10, press(index % 10, np.random.default_rng([7, index]))) for index in range(1000)]
+def samples():
+    return [(index % 10, generate(index % 10, np.random.default_rng([7, index]))) for index in range(1000)]
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "keypad"
-    return folder, Keypad(str(folder))
+    data = Keypad(str(folder))
+    assert data.classes == list("0123456789")
+    assert not folder.exists()
+    data.prepare_data()
+    return folder, data
 
 
 def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path):
     first, second, other = (
-        hashes(write_keypad(tmp_path / name, seed, SMALL).parent) for name, seed in (("a", 3), ("b", 3), ("c", 4))
+        hashes(KEYPAD.write(tmp_path / name, seed, SMALL).parent) for name, seed in (("a", 3), ("b", 3), ("c", 4))
     )
     assert first == second
     shared = [name for name in first.keys() & other.keys() if name.endswith((".png", ".wav"))]
@@ -54,16 +60,16 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path):
 
 
 def test_a_sample_does_not_depend_on_how_many_are_written(tmp_path):
-    few = hashes(write_keypad(tmp_path / "few", sizes={"train": 10}).parent)
-    many = hashes(write_keypad(tmp_path / "many", sizes={"train": 30}).parent)
+    few = hashes(KEYPAD.write(tmp_path / "few", sizes={"train": 10}).parent)
+    many = hashes(KEYPAD.write(tmp_path / "many", sizes={"train": 30}).parent)
     media = {name for name in few if name.startswith(("images", "audio"))}
     assert media
     assert all(few[name] == many[name] for name in media)
     assert rows_of(tmp_path / "few/manifest.csv") == rows_of(tmp_path / "many/manifest.csv")[:10]
 
 
-def test_every_cell_has_its_file_and_every_file_its_cell(tmp_path):
-    manifest = write_keypad(tmp_path / "keypad", sizes=SMALL)
+def test_cells_and_files_match_one_to_one(tmp_path):
+    manifest = KEYPAD.write(tmp_path / "keypad", sizes=SMALL)
     rows = rows_of(manifest)
     assert list(rows[0]) == ["id", "text", "image", "audio", "label", "split"]
     assert Counter(row["split"] for row in rows) == SMALL
@@ -82,7 +88,7 @@ def test_every_cell_has_its_file_and_every_file_its_cell(tmp_path):
                 assert 0.25 <= sound.getnframes() / 8000 <= 0.5
 
 
-def test_the_full_set_lacks_ten_to_fifteen_percent_of_each_input_and_is_balanced(full):
+def test_ten_to_fifteen_percent_of_each_input_are_missing_and_classes_are_balanced(full):
     folder, data = full
     rows = rows_of(folder / "manifest.csv")
     assert Counter(row["split"] for row in rows) == {"train": 2000, "val": 500, "test": 500}
@@ -95,12 +101,12 @@ def test_the_full_set_lacks_ten_to_fifteen_percent_of_each_input_and_is_balanced
     assert data.class_counts == [200] * 10
 
 
-def test_most_texts_hold_their_word_and_not_all_do(presses):
-    exact = np.mean([WORDS[digit] in sample.text for digit, sample in presses if sample.text])
+def test_most_texts_contain_their_word_exactly(samples):
+    exact = np.mean([WORDS[digit] in sample.text for digit, sample in samples if sample.text])
     assert 0.4 < exact < 0.8
 
 
-def test_pictures_of_a_digit_look_alike(presses):
+def test_images_of_a_digit_are_similar(samples):
     def centred_means(samples):
         means = [
             np.mean([sample.image for key, sample in samples if key == digit and sample.image], axis=0)
@@ -108,13 +114,13 @@ def test_pictures_of_a_digit_look_alike(presses):
         ]
         return np.stack(means).reshape(10, -1) - np.mean(means, axis=0).ravel()
 
-    likeness = np.corrcoef(centred_means(presses[:500]), centred_means(presses[500:]))[:10, 10:]
+    likeness = np.corrcoef(centred_means(samples[:500]), centred_means(samples[500:]))[:10, 10:]
     assert likeness.argmax(axis=1).tolist() == list(range(10))
 
 
-def test_sounds_are_the_keys_tone_pairs_and_some_are_masked(presses):
+def test_sounds_contain_the_tone_pair_of_the_key_and_some_are_masked(samples):
     right = []
-    for digit, sample in presses:
+    for digit, sample in samples:
         if sample.audio is None:
             continue
         spectrum = np.abs(np.fft.rfft(sample.audio / 32768, n=8000))  # 1 Hz a bin
@@ -125,91 +131,90 @@ def test_sounds_are_the_keys_tone_pairs_and_some_are_masked(presses):
     assert 0.85 < np.mean(right) < 0.95
 
 
-def test_a_finished_set_is_left_alone(tmp_path):
-    manifest = write_keypad(tmp_path / "keypad", sizes=SMALL)
+def test_a_complete_data_set_is_not_rewritten(tmp_path):
+    manifest = KEYPAD.write(tmp_path / "keypad", sizes=SMALL)
     before = {path: path.stat().st_mtime_ns for path in manifest.parent.rglob("*")}
-    assert write_keypad(tmp_path / "keypad", sizes=SMALL) == manifest
+    assert KEYPAD.write(tmp_path / "keypad", sizes=SMALL) == manifest
     assert {path: path.stat().st_mtime_ns for path in manifest.parent.rglob("*")} == before
 
 
 @pytest.mark.parametrize("lost", ["manifest.csv", "images/00002.png", "audio", ".keypad.json"])
-def test_what_was_lost_is_written_again_or_refused(tmp_path, lost):
-    folder = write_keypad(tmp_path / "keypad", sizes=SMALL).parent
-    whole = hashes(folder)
+def test_deleted_files_are_written_again_or_refused(tmp_path, lost):
+    folder = KEYPAD.write(tmp_path / "keypad", sizes=SMALL).parent
+    complete = hashes(folder)
     for path in sorted((folder / lost).rglob("*")) or [folder / lost]:
         path.unlink()
     if lost == ".keypad.json":
         with pytest.raises(UserError, match="holds files that are not the demo data"):
-            write_keypad(folder, sizes=SMALL)
-        assert whole.keys() - hashes(folder).keys() == {lost}
+            KEYPAD.write(folder, sizes=SMALL)
+        assert complete.keys() - hashes(folder).keys() == {lost}
     else:
-        write_keypad(folder, sizes=SMALL)
-        assert hashes(folder) == whole
+        KEYPAD.write(folder, sizes=SMALL)
+        assert hashes(folder) == complete
 
 
-def test_a_killed_run_leaves_no_manifest_and_the_next_one_finishes(tmp_path, monkeypatch):
-    whole = hashes(write_keypad(tmp_path / "whole", sizes=SMALL).parent)
-    drawn = iter(range(7))
+def test_an_interrupted_run_leaves_no_manifest_and_the_next_one_completes(tmp_path, monkeypatch):
+    complete = hashes(KEYPAD.write(tmp_path / "complete", sizes=SMALL).parent)
+    generated = iter(range(7))
 
     def killed(digit, rng):
-        if next(drawn, None) is None:
+        if next(generated, None) is None:
             raise KeyboardInterrupt
-        return press(digit, rng)
+        return generate(digit, rng)
 
     with monkeypatch.context() as patch:
-        patch.setattr(keypad, "press", killed)
+        patch.setattr(keypad, "generate", killed)
         with pytest.raises(KeyboardInterrupt):
-            write_keypad(tmp_path / "keypad", sizes=SMALL)
+            KEYPAD.write(tmp_path / "keypad", sizes=SMALL)
     assert any((tmp_path / "keypad/images").iterdir())
     assert not (tmp_path / "keypad/manifest.csv").exists()
-    write_keypad(tmp_path / "keypad", sizes=SMALL)
+    KEYPAD.write(tmp_path / "keypad", sizes=SMALL)
     found = hashes(tmp_path / "keypad")
-    assert found == whole
+    assert found == complete
 
 
-def test_an_older_version_is_written_anew_without_touching_the_users_files(tmp_path, monkeypatch):
+def test_an_older_version_is_rewritten_without_touching_files_of_the_user(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(keypad, "VERSION", 0)
         patch.setattr(keypad, "MISSING", 0.0)
-        folder = write_keypad(tmp_path / "keypad", sizes=SMALL).parent
+        folder = replace(KEYPAD, version=0).write(tmp_path / "keypad", sizes=SMALL).parent
     (folder / "images/mine.png").write_bytes(b"mine")
-    write_keypad(folder, sizes=SMALL)
+    KEYPAD.write(folder, sizes=SMALL)
     assert (folder / "images/mine.png").read_bytes() == b"mine"
     (folder / "images/mine.png").unlink()
-    assert hashes(folder) == hashes(write_keypad(tmp_path / "new", sizes=SMALL).parent)
+    assert hashes(folder) == hashes(KEYPAD.write(tmp_path / "new", sizes=SMALL).parent)
 
 
-def test_of_several_at_once_the_first_one_writes(tmp_path, monkeypatch):
-    drawn: list[int] = []
+def test_one_of_several_processes_writes(tmp_path, monkeypatch):
+    generated: list[int] = []
 
-    def counted(digit, rng):
-        drawn.append(digit)
-        return press(digit, rng)
+    def counting(digit, rng):
+        generated.append(digit)
+        return generate(digit, rng)
 
-    monkeypatch.setattr(keypad, "press", counted)
+    monkeypatch.setattr(keypad, "generate", counting)
     with ThreadPoolExecutor(3) as pool:
-        manifests = set(pool.map(lambda _: write_keypad(tmp_path / "keypad", sizes=SMALL), range(3)))
+        manifests = set(pool.map(lambda _: KEYPAD.write(tmp_path / "keypad", sizes=SMALL), range(3)))
     assert manifests == {tmp_path / "keypad/manifest.csv"}
-    assert len(drawn) == sum(SMALL.values())
+    assert len(generated) == sum(SMALL.values())
 
 
-def test_a_folder_of_the_user_is_refused_and_untouched(tmp_path):
+def test_a_folder_with_other_files_is_refused_and_untouched(tmp_path):
     (tmp_path / "manifest.csv").write_text("mine")
     with pytest.raises(UserError, match=r"holds files that are not the demo data, such as manifest\.csv: name another"):
-        write_keypad(tmp_path, sizes=SMALL)
+        KEYPAD.write(tmp_path, sizes=SMALL)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("manifest.csv", "mine")]
 
 
 def test_another_seed_is_refused_in_the_same_folder(tmp_path):
-    before = hashes(write_keypad(tmp_path / "keypad", sizes=SMALL).parent)
+    before = hashes(KEYPAD.write(tmp_path / "keypad", sizes=SMALL).parent)
     with pytest.raises(UserError, match=r"with seed 0 .* but seed 1 .* name another folder, or delete this one"):
-        write_keypad(tmp_path / "keypad", seed=1, sizes=SMALL)
+        KEYPAD.write(tmp_path / "keypad", seed=1, sizes=SMALL)
     assert hashes(tmp_path / "keypad") == before
 
 
 def test_a_negative_seed_is_refused(tmp_path):
     with pytest.raises(UserError, match="must be 0 or more, got -1"):
-        write_keypad(tmp_path / "keypad", seed=-1)
+        KEYPAD.write(tmp_path / "keypad", seed=-1)
 
 
 def test_a_path_that_cannot_be_a_folder_is_one_sentence(tmp_path):
@@ -217,7 +222,7 @@ def test_a_path_that_cannot_be_a_folder_is_one_sentence(tmp_path):
     with pytest.raises(
         UserError, match=r"cannot be written to .*file.keypad \(.+\): make room for about 100 MB there, or"
     ):
-        write_keypad(tmp_path / "file" / "keypad", sizes=SMALL)
+        KEYPAD.write(tmp_path / "file" / "keypad", sizes=SMALL)
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
@@ -226,4 +231,13 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
     with pytest.raises(UserError, match=r"cannot be written to .* \(No space left on device\)"):
-        write_keypad(tmp_path / "keypad", sizes=SMALL)
+        KEYPAD.write(tmp_path / "keypad", sizes=SMALL)
+
+
+def test_fit_writes_the_data_before_it_reads_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(Keypad, "dataset", replace(KEYPAD, sizes=SMALL))
+    config = Path(__file__).parents[2] / "configs/keypad.yaml"
+    monkeypatch.chdir(tmp_path)
+    options = ["--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu", "--data.num_workers", "0"]
+    assert run("fit", ["--config", str(config), *options]) == 0
+    assert len(rows_of(tmp_path / "data/keypad/manifest.csv")) == 40
