@@ -247,6 +247,7 @@ class FusionClassifier(LightningModule):
         checkpoint["fusion_pl"] = self.config() | {
             "files": {name: encoder.files() for name, encoder in self._encoders()},
             "columns": dict(getattr(data, "columns", {name: name for name in self.encoders})),
+            "label": data.label if isinstance(data, ManifestData) else None,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""From a checkpoint alone to predictions."""
+"""Predict with nothing but a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from fusion_pl.types import Batch, Sample, UserError
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one sample.
+    """The class that the model predicts for one sample.
 
     Attributes:
         id: the sample's.
-        label: name of the likeliest class; None where there is an ``error``.
+        label: name of the most probable class; None where there is an ``error``.
         probability: of that class.
-        probabilities: of every class, by name.
-        weights: how much each input counted, where the fusion head knows; 0 for a missing one, unless the model was
-            trained with ``missing: token``: there a learned vector stands for it, and counts.
+        probabilities: class name -> probability.
+        weights: input name -> its share in the decision, where the fusion head has weights. A missing input has 0,
+            unless the model was trained with ``missing: token``: its learned embedding has a weight of its own.
         error: why there is no prediction.
     """
 
@@ -41,20 +41,28 @@ class Prediction:
 
 
 class Predictor:
-    """Classify samples with a trained model, in batches; a bad sample gets its own error and does not spoil the others.
+    """Classify samples in batches with a trained model; one that cannot be used gets an error and affects no other.
 
     Args:
         model: a trained classifier.
         device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         columns: name of the input -> column of a manifest.
+        label: column of the class in the manifest of the training, where it is known.
     """
 
-    def __init__(self, model: FusionClassifier, device: str = "auto", columns: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        model: FusionClassifier,
+        device: str = "auto",
+        columns: dict[str, str] | None = None,
+        label: str | None = None,
+    ) -> None:
         self.device = _device(device)
         self.model = model.to(self.device).eval()
         self.processors = model.processors
         self.classes = model.classes
         self.columns = columns or {name: name for name in self.processors}
+        self.label = label
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, device: str = "auto", trust: Collection[str] = ()) -> Predictor:
@@ -70,7 +78,8 @@ class Predictor:
             UserError: for a file that is damaged or none of ours, or that asks for code which is not trusted.
         """
         checkpoint = read_checkpoint(path)
-        return cls(build_model(checkpoint, path, trust), device, checkpoint["fusion_pl"]["columns"])
+        config = checkpoint["fusion_pl"]
+        return cls(build_model(checkpoint, path, trust), device, config["columns"], config.get("label"))
 
     @overload
     def predict(self, samples: Mapping[str, Any], batch_size: int = 32) -> Prediction: ...
@@ -105,7 +114,7 @@ class Predictor:
         return list(self.predict_batches(batches))
 
     def predict_batches(self, batches: Iterable[Batch]) -> Iterator[Prediction]:
-        """Classify what a loader yields, in its order."""
+        """Classify the batches of a loader, in its order."""
         for batch in batches:
             with torch.inference_mode():
                 fused = self.model(self.model.transfer_batch_to_device(batch, self.device, 0))
@@ -113,11 +122,11 @@ class Predictor:
             weights = None if fused.weights is None else fused.weights.float().cpu()
             present = torch.stack([batch.present[name] for name in self.processors], dim=-1).any(-1)
             for row, sample_id in enumerate(batch.ids):
-                if bad := batch.bad_files[row]:
-                    yield Prediction(sample_id, error="; ".join(bad))
+                if errors := batch.bad_files[row]:
+                    yield Prediction(sample_id, error="; ".join(errors))
                 elif not present[row]:
-                    takes = ", ".join(self.processors)
-                    yield Prediction(sample_id, error=f"the sample has none of the model's inputs; it takes: {takes}")
+                    names = ", ".join(self.processors)
+                    yield Prediction(sample_id, error=f"the sample has none of the model's inputs; it takes: {names}")
                 elif not probabilities[row].isfinite().all():
                     yield Prediction(sample_id, error="the model's output for this sample is not a number")
                 else:
@@ -138,9 +147,9 @@ class Predictor:
             for name in values:
                 if name not in self.processors:
                     raise UserError(f"this model has no input {name!r}; it takes: {', '.join(self.processors)}")
-            given = {name: value for name, value in values.items() if value is not None}
-            parts = {name: self.processors[name] for name in given}
-            opened = {name: as_value(part.kind, given[name], crop_of(part)) for name, part in parts.items()}
+            present = {name: value for name, value in values.items() if value is not None}
+            parts = {name: self.processors[name] for name in present}
+            opened = {name: as_value(part.kind, present[name], crop_of(part)) for name, part in parts.items()}
         except UserError as error:
             return Sample(sample_id, {}, bad_files=(str(error),))
         return Sample(sample_id, opened)
@@ -148,8 +157,7 @@ class Predictor:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return found or torch.device("cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -11,7 +11,6 @@ from fusion_pl.analysis.compare import read_arguments
 from fusion_pl.analysis.plan import plan, read_base
 from fusion_pl.cli.fusion_cli import FusionCLI
 from fusion_pl.cli.run import run
-from fusion_pl.predict import Predictor
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,7 +35,7 @@ def parse(subcommand, *arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["fusion-pl"])
         patch.setattr(FusionCLI, "before_instantiate_classes", stop_training)
-        patch.setattr(Predictor, "from_checkpoint", stop_predicting)
+        patch.setattr("fusion_pl.cli.predict.find_checkpoint", stop_predicting)
         try:
             code = run(subcommand, list(arguments))
         except ParsedError as parsed:

@@ -183,7 +183,7 @@ def as_a_script(folder, *commands):
 def test_classes_of_the_current_folder_are_found(project, manifest):
     """Files that are named like what libraries may import are not run."""
     plain, best = (f"lightning_logs/version_{run}/checkpoints/best.ckpt" for run in (0, 1))
-    predict = ["predict", "--ckpt_path", best, "--data.manifest", manifest, "--output", "p.csv"]
+    predict = ["predict", "--ckpt_path", best, "--data.manifest", manifest, "--output", "p.csv", "--overwrite"]
     ran = as_a_script(
         project,
         ["fit", "--help"],

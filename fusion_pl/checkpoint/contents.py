@@ -77,6 +77,7 @@ def _config(ours: dict[str, Any]) -> None:
     _expect(ours["missing"] in ("mask", "token"), "missing is neither mask nor token")
     columns = ours["columns"]
     _expect(_is_mapping(columns) and all(map(_is_text, columns.values())), "columns does not name columns")
+    _expect(ours.get("label") is None or _is_text(ours["label"]), "label does not name a column")
     for where, part in (("fusion", ours["fusion"]), *((f"encoders.{short(name)}", p) for name, p in encoders.items())):
         _expect(isinstance(part, dict) and set(part) == {"class_path", "init_args"}, f"{where} is not a config")
         _expect(_is_text(part["class_path"]), f"{where}.class_path is not a name")

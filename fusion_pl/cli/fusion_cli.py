@@ -36,6 +36,7 @@ from fusion_pl.cli.runs import (
     find_checkpoint,
     new_folder,
     run_of,
+    runs_folder,
 )
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.stored import record_in
@@ -148,9 +149,9 @@ class FusionCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         check_numbers(config)
         check_folders(folders_of(config))
-        default = None if self.config.subcommand == "fit" else "best"
         logger = config.trainer.logger
-        config.ckpt_path = find_checkpoint(config.ckpt_path or default, logger, checkpoints_folder(config))
+        if name := config.ckpt_path or (None if self.config.subcommand == "fit" else "best"):
+            config.ckpt_path = find_checkpoint(name, runs_folder(logger), checkpoints_folder(config))
         run = run_of(config.ckpt_path, logger)
         if self.config.subcommand == "fit" and isinstance(logger, Namespace) and run is not None:
             logger.init_args["version"] = run  # go on in the same folder, with the same curves

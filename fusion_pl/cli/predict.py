@@ -1,12 +1,13 @@
-"""``fusion-pl predict``: classify the rows of a manifest and write what comes out."""
+"""``fusion-pl predict``: classify the rows of a manifest and write the predictions to a file."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,16 +16,21 @@ from rich.console import Console
 from rich.progress import track
 
 from fusion_pl.cli.parsing import parse, refuse_repeated
+from fusion_pl.cli.runs import LOGGER, find_checkpoint
+from fusion_pl.data.checks import check_column
 from fusion_pl.data.manifest import ManifestData
+from fusion_pl.data.table import Table, refuse
 from fusion_pl.files import atomic_write
 from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.types import UserError
 
-# What only matters where there are labels or training.
+# Options of the data that only matter for training, or where labels are needed.
 TRAINING_ONLY = {
     *("label", "split", "classes", "val_fraction", "test_fraction", "seed", "augment", "on_bad_file"),
     *("drop_empty", "input_dropout"),
 }
+
+Columns = dict[str, list[str | None]]  # name -> one cell per row
 
 
 def predict_parser() -> ArgumentParser:
@@ -35,10 +41,29 @@ def predict_parser() -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--ckpt_path", type=str, required=True, help="the file that fusion-pl fit wrote")
-    parser.add_argument("--output", type=str, required=True, help="where to write: a .csv or .jsonl file")
+    parser.add_argument(
+        "--ckpt_path",
+        type=str,
+        required=True,
+        help="a file that fusion-pl fit wrote, or best or last of the newest run",
+    )
+    parser.add_argument("--output", type=str, required=True, help="the .csv or .jsonl file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an output file that exists")
+    parser.add_argument(
+        "--columns",
+        type=list[str] | str,
+        default=[],
+        help="columns of the table to copy to the output, such as text,split",
+    )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--trust", type=str, default=[], help="packages whose encoders and heads may run", nargs="*")
+    for name in ("save_dir", "name"):
+        parser.add_argument(
+            f"--trainer.logger.{name}",
+            type=str,
+            default=LOGGER["init_args"][name],
+            help="where fit keeps its runs, for --ckpt_path best or last",
+        )
     parser.add_class_arguments(ManifestData, "data", skip=TRAINING_ONLY)
     return parser
 
@@ -50,64 +75,93 @@ def predict_command(arguments: list[str]) -> None:
         arguments: what follows the subcommand on the command line.
 
     Raises:
-        UserError: for a mistake that concerns the whole run; a bad row gets its own error in the output.
+        UserError: for a mistake that concerns the whole run; a row that cannot be used has an error in the output.
     """
     refuse_repeated(arguments, repeatable=())
     config = parse(predict_parser(), arguments)
-    write = _writer(config.output)  # a wrong ending is told before anything is loaded
-    both = os.path.exists(config.output) and os.path.exists(config.data.manifest)
-    if both and os.path.samefile(config.output, config.data.manifest):
-        raise UserError(f"--output {config.output} is the manifest itself: give it another name")
-    predictor = Predictor.from_checkpoint(config.ckpt_path, config.device, config.trust)
+    _check_output(Path(config.output), config.overwrite, config.data.manifest)
+    logger = config.trainer.logger
+    path = find_checkpoint(config.ckpt_path, Path(logger.save_dir, logger.name))
+    predictor = Predictor.from_checkpoint(path, config.device, config.trust)
     data = ManifestData(**config.data.as_dict() | {"inputs": predictor.columns | (config.data.inputs or {})})
     data.processors = predictor.processors
     data.setup("predict")
+    columns = _columns(data.table, config.columns)
     loader: Any = data.predict_dataloader()
     console = Console(stderr=True)
     batches = track(loader, description="Predicting", total=len(loader), console=console, transient=True)
-    failed = write(predictor.predict_batches(batches), predictor.classes, list(predictor.processors))
-    total = len(loader.dataset)
-    console.print(
-        f"{total - failed} of {total} rows predicted, written to {config.output}", highlight=False, markup=False
-    )
+    labels = data.table.columns.get(predictor.label or "", [None] * len(loader.dataset))
+    counts: Counter[str] = Counter()
+    predictions = _count(predictor.predict_batches(batches), labels, set(predictor.classes), counts)
+    write = _write_csv if Path(config.output).suffix.lower() == ".csv" else _write_json_lines
+    with atomic_write(config.output) as file:
+        write(file, predictions, predictor.classes, columns)
+    total, failed, labelled = len(loader.dataset), counts["failed"], counts["labelled"]
+    lines = [f"{total - failed} of {total} rows predicted, written to {config.output}"]
     if failed:
-        console.print(f"{failed} could not be: the error column says why", highlight=False)
+        lines.append(f"{failed} could not be predicted: the error column says why")
+    if labelled:
+        rows = "1 row" if labelled == 1 else f"{labelled} rows"
+        lines.append(f"accuracy {counts['correct'] / labelled:.4f} ({rows} with a known label)")
+    console.print("\n".join(lines), highlight=False, markup=False)
 
 
-Writer = Callable[[Iterable[Prediction], list[str], list[str]], int]
+def _check_output(output: Path, overwrite: bool, manifest: str) -> None:
+    """Refuse an output file that cannot or must not be written, before anything is loaded."""
+    if output.suffix.lower() not in {".csv", ".jsonl"}:
+        raise UserError(f"--output {output} ends in {output.suffix!r}: predictions are written as .csv or .jsonl")
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"--output {output}: the folder {output.parent} does not exist")
+    if output.exists():
+        if Path(manifest).exists() and output.samefile(manifest):
+            raise UserError(f"--output {output} is the manifest itself: give it another name")
+        if not overwrite:
+            raise UserError(f"--output {output} exists: give --overwrite to replace it, or another --output")
 
 
-def _writer(output: str) -> Writer:
-    """Choose by suffix what writes predictions; it returns how many rows have an error."""
-    suffix = Path(output).suffix.lower()
-    if suffix not in {".csv", ".jsonl"}:
-        raise UserError(f"--output {output} ends in {suffix!r}: predictions are written as .csv or .jsonl")
-    if not Path(output).absolute().parent.is_dir():
-        raise UserError(f"--output {output}: the folder {Path(output).parent} does not exist")
-    rows = _csv if suffix == ".csv" else _json_lines
-
-    def write(predictions: Iterable[Prediction], classes: list[str], inputs: list[str]) -> int:
-        with atomic_write(output) as file:
-            return sum(prediction.error is not None for prediction in rows(file, predictions, classes, inputs))
-
-    return write
+def _columns(table: Table, names: list[str] | str) -> Columns:
+    """Return the columns of the table to copy, by name."""
+    names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+    refuse(table.path, [problem for name in names for problem in check_column(table, name, "--columns")])
+    return {name: table.columns[name] for name in names}
 
 
-def _csv(
-    file: TextIO, predictions: Iterable[Prediction], classes: list[str], inputs: list[str]
+def _count(
+    predictions: Iterable[Prediction], labels: Sequence[str | None], classes: set[str], counts: Counter[str]
 ) -> Iterator[Prediction]:
+    """Pass the predictions on; count those with an error, with a label that the model knows, and the correct ones."""
+    for prediction, cell in zip(predictions, labels, strict=True):
+        label = (cell or "").strip()
+        labelled = prediction.error is None and label in classes
+        counts["failed"] += prediction.error is not None
+        counts["labelled"] += labelled
+        counts["correct"] += labelled and prediction.label == label
+        yield prediction
+
+
+def _write_csv(file: TextIO, predictions: Iterable[Prediction], classes: list[str], columns: Columns) -> None:
+    """Write one row per sample, with columns for weights where the fusion head has them."""
+    predictions, first = iter(predictions), list[Prediction]()
+    for prediction in predictions:  # up to the first that shows whether the head has weights
+        first.append(prediction)
+        if prediction.error is None:
+            break
+    inputs = list(first[-1].weights or {}) if first else []
+    names = ["label", "probability", *(f"p({name})" for name in classes), *(f"weight({name})" for name in inputs)]
+    output = {"id", *names, "error"}
+    copied = [f"table({name})" if name in output else name for name in columns]
     writer = csv.writer(file)
-    writer.writerow(
-        ["id", "label", "probability", *(f"p({c})" for c in classes), *(f"weight({name})" for name in inputs), "error"]
-    )
-    for one in predictions:
-        shares, weights = one.probabilities or {}, one.weights or {}
-        numbers = [one.probability, *(shares.get(c) for c in classes), *(weights.get(name) for name in inputs)]
-        writer.writerow([one.id, one.label, *("" if n is None else f"{n:.6g}" for n in numbers), one.error])
-        yield one
+    writer.writerow(["id", *copied, *names, "error"])
+    for row, one in enumerate(chain(first, predictions)):
+        probabilities, weights = one.probabilities or {}, one.weights or {}
+        numbers = [one.probability, *map(probabilities.get, classes), *map(weights.get, inputs)]
+        cells = [cells[row] for cells in columns.values()]
+        formatted = ("" if number is None else f"{number:.6g}" for number in numbers)
+        writer.writerow([one.id, *cells, one.label, *formatted, one.error])
 
 
-def _json_lines(file: TextIO, predictions: Iterable[Prediction], *_: list[str]) -> Iterator[Prediction]:
-    for one in predictions:
-        file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
-        yield one
+def _write_json_lines(file: TextIO, predictions: Iterable[Prediction], _: list[str], columns: Columns) -> None:
+    """Write one object per sample, with the copied columns under ``columns``."""
+    for row, one in enumerate(predictions):
+        copied = {"columns": {name: cells[row] for name, cells in columns.items()}} if columns else {}
+        file.write(json.dumps(asdict(one) | copied, ensure_ascii=False) + "\n")

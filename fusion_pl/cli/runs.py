@@ -32,48 +32,49 @@ LOGGER: dict[str, Any] = {
 CURVES = "events.out.tfevents.*"  # TensorBoard's files
 
 
-def find_checkpoint(wanted: str | None, logger: Namespace | bool | None, folder: str | None = None) -> str | None:
-    """Return the file that ``best``, ``last`` or a path means.
+def find_checkpoint(name: str, runs: Path, folder: str | None = None) -> str:
+    """Return the path of a checkpoint that the user names.
 
     Args:
-        wanted: a path, or the name of a file among the newest run's checkpoints without its ending.
-        logger: the run's logger configuration, which says where runs are.
-        folder: where all runs of this configuration keep their checkpoints, instead of in a folder of their own.
+        name: a path; or ``best`` or ``last`` for that file of the newest run.
+        runs: the folder of the runs, see ``runs_folder``.
+        folder: the folder of all checkpoints, where the runs have no folders of their own.
 
     Raises:
-        MissingFileError: where there is no such file, and where the newest run has none yet: an older run's is not
-            taken for it.
+        MissingFileError: where there is no such file. Where the newest run has none yet, no older one is taken.
         UserError: for a checkpoint that is a folder.
     """
-    if wanted is None:
-        return None
-    if wanted not in {"best", "last"}:
-        refuse_shards(wanted)
-        if not Path(wanted).is_file():
-            raise MissingFileError(f"there is no checkpoint {wanted}: check --ckpt_path, or give best or last")
-        return wanted
-    runs = runs_folder(logger)
+    if name not in {"best", "last"}:
+        refuse_shards(name)
+        if not Path(name).is_file():
+            raise MissingFileError(
+                f"there is no checkpoint {name} (looked for {Path(name).absolute()}): check --ckpt_path, or give "
+                "best or last for that of the newest run"
+            )
+        return name
     if folder is not None:
         folders = [Path(folder)]
     else:  # by number: times change when files are copied, and clocks go back
         folders = sorted(runs.glob("version_*/checkpoints"), key=lambda path: _number(path.parent))
-    files = [one / f"{wanted}.ckpt" for one in folders]
+    files = [path / f"{name}.ckpt" for path in folders]
     if files and files[-1].exists():
-        return find_checkpoint(str(files[-1]), logger)
+        return find_checkpoint(str(files[-1]), runs)
     if others := checkpoints_in(folders[-1]) if folders else []:
         raise MissingFileError(
-            f"{folders[-1]} has no {wanted}.ckpt, but {listed(one.name for one in others)}: give one of them, such as "
+            f"{folders[-1]} has no {name}.ckpt, but {listed(path.name for path in others)}: give one of them, such as "
             f"--ckpt_path {others[0]}; the run's metrics.json names its best as checkpoint"
         )
     older = [file for file in files if file.is_file()]
     if older:
         raise MissingFileError(
-            f"the newest run, {files[-1].parent.parent}, has no {wanted}.ckpt: it was stopped before it wrote one, or "
-            f"has not come so far; give --ckpt_path {older[-1]} for the run before it"
+            f"the newest run, {files[-1].parent.parent}, has no {name}.ckpt: it was stopped before it wrote one, or "
+            f"has not validated yet; give --ckpt_path {older[-1]} for the run before it"
         )
     where = folder if folder is not None else f"{runs}/version_*/checkpoints"
+    named = sorted({path.parts[-4] for path in runs.glob(f"*/version_*/checkpoints/{name}.ckpt")})
+    hint = f", or name a run with --trainer.logger.name {named[-1]}" if named and folder is None else ""
     raise MissingFileError(
-        f"there is no {wanted}.ckpt below {where}: train first with fusion-pl fit, or give --ckpt_path a file"
+        f"there is no {name}.ckpt below {where}: train first with fusion-pl fit, or give --ckpt_path a file{hint}"
     )
 
 

@@ -1,0 +1,108 @@
+"""``fusion-pl predict`` as a user runs it: which checkpoint, which file, which columns, which lines on the console."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from fusion_pl.cli.run import run
+from tests import texts
+
+DATA = ["--data.manifest", "rows.csv", "--data.num_workers", "0"]
+
+
+def predict(*arguments, ckpt_path=str(texts.BEST), output="p.csv"):
+    return run("predict", ["--ckpt_path", ckpt_path, "--output", output, *DATA, *arguments])
+
+
+def table(path="p.csv"):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_checkpoint_of_the_newest_run_is_found_by_name(name, again):
+    """As for test: by the number of the run, in the folder of its logger."""
+    assert predict(ckpt_path=f"lightning_logs/version_0/checkpoints/{name}.ckpt", output="path.csv") == 0
+    assert predict(ckpt_path=name, output="name.csv") == 0
+    assert table("name.csv") == table("path.csv")
+    Path("lightning_logs").rename("runs")
+    assert predict("--trainer.logger.save_dir", "runs", ckpt_path=name, output="moved.csv") == 0
+    Path("logs/pets").mkdir(parents=True)
+    Path("runs/version_0").rename("logs/pets/version_3")
+    logger = ["--trainer.logger.save_dir", "logs", "--trainer.logger.name", "pets"]
+    assert predict(*logger, ckpt_path=name, output="named.csv") == 0
+
+
+def test_a_checkpoint_that_is_not_found_says_where_it_was_looked_for(again, capsys):
+    Path("lightning_logs/pets").mkdir()
+    Path("lightning_logs/version_0").rename("lightning_logs/pets/version_0")
+    assert predict(ckpt_path="best") == 2
+    message = capsys.readouterr().err
+    assert "there is no best.ckpt below lightning_logs/version_*/checkpoints" in message
+    assert "--trainer.logger.name pets" in message
+    assert predict(ckpt_path="best.ckpt") == 2
+    message = capsys.readouterr().err
+    assert f"there is no checkpoint best.ckpt (looked for {again / 'best.ckpt'})" in message
+    assert "or give best or last" in message
+
+
+def test_existing_output_is_not_overwritten_without_the_option(again, capsys):
+    Path("p.csv").write_text("mine")
+    assert predict() == 2
+    assert "p.csv exists: give --overwrite to replace it, or another --output" in capsys.readouterr().err
+    assert Path("p.csv").read_text() == "mine"
+    assert predict("--overwrite") == 0
+    assert len(table()) == 36
+
+
+@pytest.mark.parametrize("columns", ["split,text", "[split, text]"])
+def test_columns_of_the_table_are_carried_to_the_output(columns, again):
+    rows = table("rows.csv")
+    assert predict("--columns", columns) == 0
+    assert list(table()[0])[:3] == ["id", "split", "text"]
+    assert [(row["split"], row["text"]) for row in table()] == [(row["split"], row["text"]) for row in rows]
+    assert predict("--columns", columns, output="p.jsonl") == 0
+    lines = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
+    assert [line["columns"] for line in lines] == [{"split": row["split"], "text": row["text"]} for row in rows]
+
+
+def test_a_column_with_the_name_of_an_output_is_told_apart(again):
+    assert predict("--columns", "label") == 0
+    assert [row["table(label)"] for row in table()] == [row["label"] for row in table("rows.csv")]
+    assert {row["label"] for row in table()} <= {"ham", "spam"}
+
+
+def test_a_column_that_the_table_lacks_is_refused(again, capsys):
+    assert predict("--columns", "text,splitt") == 2
+    message = capsys.readouterr().err
+    assert "there is no column 'splitt' for --columns" in message
+    assert "did you mean 'split'?" in message
+    assert not Path("p.csv").exists()
+
+
+def test_known_labels_give_an_accuracy(again, capsys):
+    assert predict() == 0
+    rows = list(zip(table(), table("rows.csv"), strict=True))
+    right = sum(prediction["label"] == row["label"] for prediction, row in rows)
+    assert f"accuracy {right / 36:.4f} (36 rows with a known label)" in capsys.readouterr().err
+
+
+def test_absent_and_unknown_labels_are_no_mistake(again, capsys):
+    lines = Path("rows.csv").read_text().splitlines()
+    Path("rows.csv").write_text("\n".join([lines[0], lines[1], "good thing,ham!,train", "bad thing,,train"]))
+    assert predict() == 0
+    assert "(1 row with a known label)" in capsys.readouterr().err
+    Path("rows.csv").write_text("text\ngood thing\n")
+    assert predict("--overwrite") == 0
+    message = capsys.readouterr().err
+    assert "1 of 1 rows predicted" in message
+    assert "accuracy" not in message
+
+
+def test_a_head_without_weights_has_no_weight_columns(again, trained):
+    assert predict() == 0
+    assert list(table()[0]) == ["id", "label", "probability", "p(ham)", "p(spam)", "error"]
