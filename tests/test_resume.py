@@ -92,6 +92,25 @@ def test_a_validation_that_was_cut_off_is_repeated(again):
     assert results()["metrics"] == pytest.approx(whole["metrics"])
 
 
+def test_the_best_checkpoint_has_the_weights_alone(fresh, capsys):
+    """For inference; last.ckpt has the state of the optimizer as well, which is twice as large as the weights."""
+    assert fit() == 0
+    assert "optimizer_states" in load(LAST)
+    assert "optimizer_states" not in load(BEST)
+    assert BEST.stat().st_size < 0.6 * LAST.stat().st_size
+    assert fit("--ckpt_path", "best", "--trainer.max_epochs", "3") == 2
+    message = capsys.readouterr().err
+    assert f"fit cannot resume from {BEST}: it has the weights alone" in message
+    assert "--ckpt_path last" in message
+    assert run("validate", ["--config", "config.yaml"]) == 0  # with best
+
+
+def test_without_a_last_checkpoint_the_best_one_can_be_resumed(fresh):
+    assert fit("--checkpoint.save_last", "false") == 0
+    assert not LAST.exists()
+    assert fit("--ckpt_path", "best", "--trainer.max_epochs", "3") == 0
+
+
 def test_kill_in_the_middle_leaves_the_last_epoch(fresh):
     many = ["--trainer.max_epochs", "100000", *FROZEN]
     command = [sys.executable, "-m", "fusion_pl", "fit", "--config", "config.yaml", *many]

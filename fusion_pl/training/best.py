@@ -20,8 +20,9 @@ from fusion_pl.types import UserError
 class BestCheckpoint(ModelCheckpoint):
     """Keep the best checkpoint, of equally good ones that of the lowest ``val/loss``; and the last of every epoch.
 
-    Lightning's own keeps the first of equally good ones, and writes ``last.ckpt`` only in a step in which it wrote a
-    best one too. ``best_step`` is the global step of the best checkpoint.
+    ``last.ckpt`` has the state of training, to resume from. With ``save_last`` the best checkpoints have the weights
+    alone, for inference. Lightning's own class keeps the first of equally good ones, and writes ``last.ckpt`` only in a
+    step in which it wrote a best one too. ``best_step`` is the global step of the best checkpoint.
 
     Raises:
         UserError: where several checkpoints would have the same name.
@@ -109,7 +110,12 @@ class BestCheckpoint(ModelCheckpoint):
             self._rank()
         if filepath == self.best_model_path:
             self.best_step = trainer.global_step
-        super()._save_checkpoint(trainer, filepath)
+        weights_only = self.save_weights_only
+        self.save_weights_only = weights_only or (self.save_last is True and filepath != self.last_model_path)
+        try:
+            super()._save_checkpoint(trainer, filepath)
+        finally:
+            self.save_weights_only = weights_only
 
     def _rank(self) -> None:
         """Let the loss order what Lightning's own leaves in the order of time."""
@@ -127,30 +133,38 @@ def _loss(trainer: Trainer) -> float:
     return float(trainer.callback_metrics.get("val/loss", math.nan))
 
 
-def _no_room(keeper: BestCheckpoint, trainer: Trainer) -> str | None:
-    """Return what to say where the disk has no room for a run's checkpoints."""
-    folder = Path(str(keeper.dirpath))
-    names = ["best"] * (keeper.save_top_k != 0) + ["last"] * bool(keeper.save_last)
-    files = [folder / f"{name}.ckpt" for name in names]
-    if not files:
+def _no_room(callback: BestCheckpoint, trainer: Trainer) -> str | None:
+    """Return a message where the disk has no room for a run's checkpoints."""
+    folder = Path(str(callback.dirpath))
+    weights, full = weights_bytes(trainer), checkpoint_bytes(trainer)
+    sizes = {"best": weights if callback.save_last is True else full} if callback.save_top_k != 0 else {}
+    sizes |= {"last": full} if callback.save_last else {}
+    if callback.save_weights_only:
+        sizes = dict.fromkeys(sizes, weights)
+    if not sizes:
         return None
-    size = checkpoint_bytes(trainer)
-    count = sum(not file.is_file() for file in files) + 1  # one more is written before it replaces another
+    replacement = max(sizes.values())  # the new file is complete before the old one is removed
+    needed = replacement + sum(size for name, size in sizes.items() if not (folder / f"{name}.ckpt").is_file())
     existing = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
     free = shutil.disk_usage(existing).free
-    if free >= count * size:
+    if free >= needed:
         return None
+    files = ", ".join(f"{name}.ckpt {size / 1e6:.1f} MB" for name, size in sizes.items())
     return (
         f"the disk {disk_of(existing)}, where {folder} is, has {free / 1e6:.0f} MB free, and this run's checkpoints "
-        f"need about {count * size / 1e6:.0f} MB ({count} of {size / 1e6:.0f} MB, weights and optimizer state, one of "
-        "them while it replaces another): make room there, or choose a folder on another disk with --checkpoint.dirpath"
+        f"need about {needed / 1e6:.1f} MB ({files}, and {replacement / 1e6:.1f} MB while one replaces another): make "
+        "room there, or choose a folder on another disk with --checkpoint.dirpath"
     )
+
+
+def weights_bytes(trainer: Trainer) -> int:
+    """Return the size of the weights of a run's model."""
+    return sum(tensor.nbytes for tensor in trainer.lightning_module.state_dict().values())
 
 
 def checkpoint_bytes(trainer: Trainer) -> int:
     """Return about how large a checkpoint is: the weights, and what the optimizer will keep for each of them."""
-    module = trainer.lightning_module
-    size: int = sum(tensor.nbytes for tensor in module.state_dict().values())
+    size = weights_bytes(trainer)
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
             one = min(group["params"], key=lambda parameter: (parameter.numel() < 2, parameter.numel()))

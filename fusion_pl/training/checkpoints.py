@@ -169,9 +169,9 @@ def full(path: Path, checkpoints: Path) -> str:
         checkpoints: the folder of the run's checkpoints.
     """
     free = shutil.disk_usage(path.parent).free
-    kept = _kept(checkpoints)
+    kept = checkpoints / "last.ckpt"
     said = f"the disk {disk_of(path)} is full ({free / 1e6:.0f} MB free), so {path} could not be written"
-    if kept is None:
+    if not kept.is_file():
         return f"{said}: make room there, or choose a folder on another disk with --checkpoint.dirpath"
     return (
         f"{said}; {kept} is complete: make room and repeat the command with --ckpt_path last, or go on on another disk "

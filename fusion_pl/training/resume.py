@@ -57,8 +57,8 @@ class CheckResumed(Callback):
             return
         if any(part not in checkpoint for part in PARTS):
             raise UserError(
-                f"{trainer.ckpt_path} holds weights without the state of training, so fit cannot go on from it: give a "
-                "checkpoint of a run without checkpoint.save_weights_only"
+                f"fit cannot resume from {trainer.ckpt_path}: it has the weights alone, without the state of training; "
+                "give --ckpt_path last, or the last.ckpt beside it (of a run without checkpoint.save_weights_only)"
             )
         try:
             for part, kind in PARTS.items():
