@@ -1,4 +1,4 @@
-"""Files that are there whole, or not at all; and what is no file."""
+"""Atomic writes, and a check for regular files."""
 
 from __future__ import annotations
 
@@ -11,35 +11,51 @@ from typing import TextIO
 
 from fusion_pl.types import MissingFileError, UserError
 
+PARTIAL = ".partial"
+
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[TextIO]:
-    """Open a text file that appears under its name only when it is complete: no reader and no full disk leaves half.
+def atomic_path(path: str | Path, concurrent: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``, and rename it to ``path`` if the block succeeds.
 
-    Example:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "table.csv"
-        >>> with atomic_write(target) as file:
-        ...     _ = file.write("a,b")
-        >>> target.read_text()
-        'a,b'
+    Args:
+        path: destination.
+        concurrent: whether several processes may write the same file at once.
     """
-    partial = Path(f"{path}.partial")
+    partial = Path(f"{path}.{os.getpid()}{PARTIAL}" if concurrent else f"{path}{PARTIAL}")
     try:
-        # A name may hold half of a surrogate pair, which UTF-8 cannot: it is written as \\ud800.
-        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            yield file
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[TextIO]:
+    """Open a text file that replaces ``path`` only if the block succeeds.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "table.csv"
+        >>> with atomic_write(path) as file:
+        ...     _ = file.write("a,b")
+        >>> path.read_text()
+        'a,b'
+    """
+    # UTF-8 cannot encode half of a surrogate pair, which a name may hold: it is written as \\ud800.
+    with (
+        atomic_path(path) as partial,
+        partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        yield file
+
+
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Refuse what cannot be read as a file: a folder, or a pipe, which would be waited for without end.
+    """Refuse a path that is not a regular file; reading a pipe would block.
 
     Raises:
-        MissingFileError: where there is nothing.
-        UserError: where it is something else than a file.
+        MissingFileError: if the path does not exist.
+        UserError: if it is a folder, a pipe or a device.
     """
     try:
         mode = os.stat(path).st_mode

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from fusion_pl.messages import short
 from fusion_pl.module import CHECKPOINT_FORMAT
+from fusion_pl.plain_data import NestingError, walk
 from fusion_pl.types import UserError
 
 LARGEST = 2**24  # of the numbers in the config of our own parts: no width, depth or length comes near
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-DEPTH, ITEMS = 64, 5_000_000  # of nested lists; of everything
+MAX_DEPTH, MAX_VALUES = 64, 5_000_000  # of the arguments of a part
 
 
 def check_contents(checkpoint: Any, path: str | Path) -> None:
@@ -39,7 +40,7 @@ def check_contents(checkpoint: Any, path: str | Path) -> None:
     try:
         _config(ours)
         weights = _tensors(checkpoint.get("state_dict"), Path(path).stat().st_size)
-    except _UnexpectedError as error:
+    except (_UnexpectedError, NestingError) as error:
         raise UserError(f"{path} does not hold together ({error}): it is damaged, or from another version") from error
     if name := not_finite(weights):
         raise UserError(
@@ -83,7 +84,7 @@ def _config(ours: dict[str, Any]) -> None:
         _expect(_is_text(part["class_path"]), f"{where}.class_path is not a name")
         _expect(_is_mapping(part["init_args"]), f"{where}.init_args is not a dictionary")
         largest = LARGEST if part["class_path"].startswith("fusion_pl.") else math.inf
-        _plain(part["init_args"], where, largest)
+        _check_arguments(part["init_args"], where, largest)
     files = ours["files"]
     _expect(_is_mapping(files) and set(files) <= set(encoders), "files belong to no encoder")
     for name, content in ((name, held) for held in files.values() for name, held in _pairs(held)):
@@ -108,22 +109,16 @@ def _is_mapping(value: Any) -> bool:
     return isinstance(value, dict) and all(_is_text(key) for key in value)
 
 
-def _plain(value: Any, where: str, largest: int | float) -> None:
-    """See to it that arguments are text, numbers, lists and dictionaries of a plausible size."""
-    todo, seen = [(value, 0)], 0
-    while todo:
-        one, depth = todo.pop()
-        seen += 1
-        _expect(seen <= ITEMS and depth <= DEPTH, f"{where}.init_args has too many parts")
-        if isinstance(one, dict):
-            _expect(_is_mapping(one), f"{where}.init_args has a key that is not a name")
-            todo += [(item, depth + 1) for item in one.values()]
-        elif isinstance(one, list):
-            todo += [(item, depth + 1) for item in one]
-        elif isinstance(one, int):
-            _expect(abs(one) <= largest, f"{where}.init_args has a number beyond {largest}")
+def _check_arguments(arguments: dict[str, Any], where: str, largest: int | float) -> None:
+    """Check that arguments are text, numbers, lists and dictionaries of a plausible size."""
+    for key, value in walk(arguments, MAX_DEPTH, MAX_VALUES):
+        _expect(_is_text(key), f"{where}.init_args has a key that is not a name")
+        if isinstance(value, int):
+            _expect(abs(value) <= largest, f"{where}.init_args has a number beyond {largest}")
         else:
-            _expect(one is None or isinstance(one, float) or _is_text(one), f"{where}.init_args holds no plain data")
+            _expect(
+                value is None or isinstance(value, (dict, list, float, str)), f"{where}.init_args holds no plain data"
+            )
 
 
 def _tensors(weights: Any, size: int) -> dict[str, Tensor]:

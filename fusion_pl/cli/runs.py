@@ -19,10 +19,11 @@ from fusion_pl.data.base import FusionData
 from fusion_pl.data.checks import listed
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.encoders.base import Encoder
+from fusion_pl.files import PARTIAL
 from fusion_pl.messages import short
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training.best import BestCheckpoint
-from fusion_pl.training.checkpoints import FULL, PARTIAL, NoRoomError, full
+from fusion_pl.training.checkpoints import FULL, NoRoomError, full
 from fusion_pl.types import MissingFileError, UserError
 
 LOGGER: dict[str, Any] = {

@@ -7,10 +7,12 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fusion_pl.messages import reason, short
+from fusion_pl.plain_data import walk
 from fusion_pl.types import UserError
 
 # Files whose keys are settings; the keys of the other JSON files are words.
@@ -26,7 +28,7 @@ CODE = re.compile(r".*\.(py\w?|so|dll|dylib|sh|bat|exe|pkl|pickle|joblib|bin|pth
 # Names of code, of other repositories and of attention kernels from the hub. None changes what the files describe.
 IGNORED = {"auto_map", "custom_pipelines", "_name_or_path", "name_or_path", "_commit_hash", "chat_template"}
 IGNORED |= {"attn_implementation", "_attn_implementation", "experts_implementation", "kernel_config"}
-BYTES, DEPTH, ITEMS = 2**26, 100, 500_000  # of a file; of nested JSON; of a configuration
+BYTES = 2**26  # of a file
 LARGEST = 2**24  # of a configuration's numbers
 UNBOUNDED = {"rope_theta", "theta", "max_length", "model_max_length"}  # size nothing that is built
 GROWTH = 64  # factor by which a normalizer may lengthen a text: three replacements of one character by two make 8
@@ -35,6 +37,8 @@ TOKEN = {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "spec
 SIDE = 4096  # of a picture, in pixels
 SAMPLES = 2**22  # of a clip: four minutes at 16 kHz
 SPECTRUM = 2**24  # numbers of a spectrogram: Whisper's and CLAP's have about a million
+
+_walk = partial(walk, max_depth=100, max_values=500_000)
 
 
 def travels(name: str) -> bool:
@@ -103,23 +107,6 @@ def _check(name: str, content: Any) -> None:
             raise UserError(f"{key} {short(str(value))!r} names a model of another repository, which is not read")
     if name != "config.json":
         _check_processor(content)
-
-
-def _walk(content: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every value of a JSON document with the key that it belongs to."""
-    todo: list[tuple[str, Any, int]] = [("", content, 0)]
-    for _ in range(ITEMS):
-        if not todo:
-            return
-        key, value, depth = todo.pop()
-        if depth > DEPTH:
-            break
-        yield key, value
-        if isinstance(value, dict):
-            todo += [(name, item, depth + 1) for name, item in value.items()]
-        elif isinstance(value, list):
-            todo += [(key, item, depth + 1) for item in value]
-    raise UserError("it has more parts than any configuration")
 
 
 def _check_processor(settings: dict[str, Any]) -> None:

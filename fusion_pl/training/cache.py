@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import os
 import shutil
 import zlib
 from collections.abc import Collection, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fusion_pl.encoders.base import Encoder, is_frozen
+from fusion_pl.files import atomic_path
 from fusion_pl.training.cache_keys import encoder_key, row_keys
 from fusion_pl.types import Encoded
 
@@ -163,17 +163,14 @@ class EncodedCache:
     def _write(self, path: Path, row: Row) -> None:
         if self.full:
             return
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             content = save(row)
             self.room.take(len(content) + CHECKSUM)
-            partial.write_bytes(content + _checksum(path, content))
-            partial.replace(path)
+            with atomic_path(path, concurrent=True) as partial:
+                partial.write_bytes(content + _checksum(path, content))
         except OSError as error:
             self.full = True
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
             logger.warning("The cache %s takes no more (%s): what is missing is computed each time", self.folder, error)
 
 

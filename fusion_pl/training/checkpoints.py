@@ -14,11 +14,11 @@ from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 
 from fusion_pl.checkpoint import read_checkpoint
 from fusion_pl.checkpoint.contents import not_finite
+from fusion_pl.files import atomic_path
 from fusion_pl.training.states import shown
 from fusion_pl.types import UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
-PARTIAL = ".partial"
 SHARDED = "meta.pt"  # the file of a sharded checkpoint that describes the others
 OLDEST = (2, 6)  # Lightning's versions that fusion-pl has been used with
 
@@ -52,21 +52,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + PARTIAL)
         try:
-            with partial.open("wb") as file:
+            with atomic_path(path) as partial, partial.open("wb") as file:
                 stream = _Stream(file)
                 torch.save(checkpoint, stream)  # type: ignore[arg-type]
                 stream.finish()
-            partial.replace(path)
             _sync_folder(path.parent)
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            partial.unlink(missing_ok=True)
             raise NoRoomError(full(path, path.parent)) from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None

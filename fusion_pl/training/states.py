@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fusion_pl.plain_data import NestingError, walk
+
 MOST = 2**53  # of what is counted: steps, batches, epochs
-DEEPEST = 20
+MAX_DEPTH, MAX_VALUES = 20, 5_000_000  # of the state of a callback
 LONGEST = 40  # of a text in a message
 HARDWARE = {"fused", "foreach", "capturable", "differentiable"}  # how this machine computes a step, not the other one
 
@@ -113,19 +115,14 @@ def counts(value: Any, template: Any, where: str) -> Any:
     return value
 
 
-def check_plain(value: Any, where: str, depth: int = 0, seen: set[int] | None = None) -> None:
-    """Refuse what no callback can mean: numbers that are none, and endless nesting."""
-    seen = set() if seen is None else seen
-    if depth > DEEPEST:
-        raise Unfit(f"{where} is nested too deeply")
-    if isinstance(value, (dict, list, tuple)):
-        if id(value) in seen:
-            return
-        seen.add(id(value))
-        for one in value.values() if isinstance(value, dict) else value:
-            check_plain(one, where, depth + 1, seen)
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        number(value, where, infinite=True)
+def check_plain(value: Any, where: str) -> None:
+    """Refuse NaN, huge integers and endless nesting in the state of a callback."""
+    try:
+        for _, item in walk(value, MAX_DEPTH, MAX_VALUES):
+            if isinstance(item, (int, float)) and not isinstance(item, bool):
+                number(item, where, infinite=True)
+    except NestingError as error:
+        raise Unfit(f"{where} cannot be used: {error}") from error
 
 
 def counted(saved: list[Any], wanted: list[Any], what: str) -> list[Any]:

@@ -121,7 +121,8 @@ def test_messages_are_short_whatever_the_value():
     loop.append(loop)
     for value in ("x" * 10**6, 10**6000, loop, {"a": loop}, torch.zeros(10**6), object()):
         assert len(shown(value)) < 80
-    check_plain(loop, "state")
+    with pytest.raises(Unfit, match="state cannot be used: it is nested too deeply"):
+        check_plain(loop, "state")
     with pytest.raises(Unfit, match="expected a smaller number"):
         number(10**6000, "score")
     with pytest.raises(Unfit, match=r"current\.ready is True, expected a count"):
