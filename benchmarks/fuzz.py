@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 
 from fusion_pl.data import ManifestData
-from fusion_pl.data.media import as_value
+from fusion_pl.data.media import load_input
 from fusion_pl.encoders import TextEncoder, TinyText
 from fusion_pl.fusion import Mean
 from fusion_pl.messages import printable
@@ -145,7 +145,7 @@ def opened(path: Path, kind: str) -> Any:
     if kind == "table":
         data = ManifestData(str(path), inputs={"text": "text"}, num_workers=0, val_fraction=0.2, test_fraction=0.2)
         return tuple(data.classes)
-    value = as_value("image" if kind == "picture" else "audio", path)
+    value = load_input("image" if kind == "picture" else "audio", path)
     return value.tobytes() if kind == "picture" else value.samples.numpy().tobytes()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fusion_pl.checkpoint import build_model, read_checkpoint
 from fusion_pl.data.collate import Collate
-from fusion_pl.data.media import as_value, crop_of
+from fusion_pl.data.media import crop_function, load_input
 from fusion_pl.module import FusionClassifier
 from fusion_pl.types import Batch, Sample, UserError
 
@@ -149,7 +149,7 @@ class Predictor:
                     raise UserError(f"this model has no input {name!r}; it takes: {', '.join(self.processors)}")
             present = {name: value for name, value in values.items() if value is not None}
             parts = {name: self.processors[name] for name in present}
-            opened = {name: as_value(part.kind, present[name], crop_of(part)) for name, part in parts.items()}
+            opened = {name: load_input(part.kind, present[name], crop_function(part)) for name, part in parts.items()}
         except UserError as error:
             return Sample(sample_id, {}, bad_files=(str(error),))
         return Sample(sample_id, opened)

@@ -104,7 +104,7 @@ def test_a_hostile_row_gets_its_own_error_and_spoils_no_other(folder, tmp_path):
     (folder / "page.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
     cells = [
         ({"text": "fine"}, None),
-        ({"text": "half \ud800 pair"}, "which is no character"),
+        ({"text": "half \ud800 pair"}, "which is not a character"),
         ({"image": "pipe.png"}, "pipe.png is not a file"),
         ({"image": "page.png"}, "page.png cannot be read as a picture"),
         ({"image": "\x1b[2Jnone.png"}, "does not exist"),

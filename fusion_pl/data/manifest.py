@@ -23,7 +23,7 @@ from fusion_pl.data.checks import (
     outside,
     resolve,
 )
-from fusion_pl.data.media import crop_of
+from fusion_pl.data.media import crop_function
 from fusion_pl.data.rows import Column, Rows
 from fusion_pl.data.splits import SPLITS, Split, to_draw
 from fusion_pl.data.stored import StoredSplits, without_splits
@@ -238,7 +238,7 @@ class ManifestData(FusionData):
                 cells = self._paths[name] if name in self._paths else self.table.columns[column]
                 augment = self.augment.get(name) if split == "train" else None
                 processor = self.processors[name]
-                crop = crop_of(processor, training=split == "train")
+                crop = crop_function(processor, training=split == "train")
                 columns.append(Column(name, column, processor.kind, [cells[row] for row in rows], augment, crop))
         return Rows(
             source=self.manifest,

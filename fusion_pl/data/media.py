@@ -1,7 +1,7 @@
-"""Open one cell of a manifest, or one value from memory, as what processors take: text, a picture, a waveform.
+"""Load cells of a manifest and values in memory as text, images and waveforms.
 
-Pictures come out upright (EXIF), as 8-bit grey or RGB, transparent parts on white. Sound comes out as mono float32 at
-the rate of the file; resampling is the processor's work, because only it knows the rate it wants.
+Images are upright (EXIF), 8-bit grey or RGB, with transparent pixels on white. Sound is mono float32 at the rate of the
+file; processors resample it.
 """
 
 from __future__ import annotations
@@ -22,81 +22,68 @@ from fusion_pl.types import Kind, Processor, UserError, Waveform
 INT_BITS = {"int16": 16, "int32": 32}
 
 
-def crop_of(processor: Processor, training: bool = False) -> Crop | None:
-    """Return what says which part of a sound a processor uses; None where it uses all, or does not say."""
+def crop_function(processor: Processor, training: bool = False) -> Crop | None:
+    """Return the function that selects the part of a sound that a processor uses; None if it uses all of it."""
     crop = getattr(processor, "crop", None)
     return None if crop is None else partial(crop, training=training)
 
 
-def open_value(kind: Kind, cell: str, crop: Crop | None = None) -> Any:
-    """Open one cell: text is itself, picture and sound are read from their file.
-
-    Args:
-        kind: of the input.
-        cell: the text, or a path.
-        crop: of a sound, which part is wanted; None = all of it.
-
-    Raises:
-        UserError: where it cannot be read.
-    """
-    if kind == "text":
-        return _unicode(cell)
-    return read_image(cell) if kind == "image" else read_audio(cell, crop)
-
-
-def _unicode(text: str) -> str:
-    r"""Refuse half of a surrogate pair (``\ud800``), which JSON can hold, but no encoding of text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"the text holds {text[error.start]!a}, which is no character: remove it") from error
-    return text
-
-
-def blank(kind: Kind) -> Any:
-    """Return a value to keep shapes when no sample of a batch has an input; encoders' results for it are never used."""
+def placeholder(kind: Kind) -> Any:
+    """Return a value for a batch in which no sample has the input; its encoding is never used."""
     if kind == "text":
         return ""
     if kind == "image":
         return Image.new("RGB", (32, 32))
-    return Waveform(torch.zeros(16_000), 16_000)  # one second: longer than any encoder's first window
+    return Waveform(torch.zeros(16_000), 16_000)  # one second: longer than the first window of any encoder
 
 
-def as_value(kind: Kind, value: Any, crop: Crop | None = None) -> Any:
-    """Turn what a caller holds in memory into what the processors take.
+def load_input(kind: Kind, value: Any, crop: Crop | None = None) -> Any:
+    """Convert a cell of a manifest or a value in memory to what processors take.
 
     Args:
         kind: of the input.
         value: text: ``str``. image: a path, a PIL image, an array (H, W) or (H, W, 1|3|4), a tensor (H, W) or
             (1|3|4, H, W), each uint8 or float in [0, 1]. audio: a path, a ``Waveform``, or (array or tensor (N,) or
             (channels, N), rate in Hz) with floats, int16 or int32.
-        crop: of a sound's file, which part is wanted; None = all of it.
+        crop: selects the part of a sound file to read; None = all of it.
+
+    Returns:
+        ``str``, ``PIL.Image.Image`` or ``Waveform``.
 
     Raises:
-        UserError: where it is something else; says what is accepted.
+        UserError: if the value cannot be read, or has another type.
 
     Example:
-        >>> as_value("image", np.zeros((4, 6), dtype=np.uint8)).size
+        >>> load_input("image", np.zeros((4, 6), dtype=np.uint8)).size
         (6, 4)
     """
     if kind == "text":
-        if isinstance(value, str):
-            return _unicode(value)
-        raise UserError(f"a text input takes a str, got {_what(value)}")
+        return _check_text(value)
     if isinstance(value, (str, os.PathLike)):
-        return open_value(kind, os.fspath(value), crop)
-    return _as_image(value) if kind == "image" else _as_audio(value)
+        return read_image(value) if kind == "image" else read_audio(value, crop)
+    return _convert_image(value) if kind == "image" else _convert_audio(value)
 
 
-def _what(value: Any) -> str:
+def _check_text(value: Any) -> str:
+    r"""Refuse half of a surrogate pair (``\ud800``): JSON can hold it, UTF-8 cannot."""
+    if not isinstance(value, str):
+        raise UserError(f"a text input takes a str, got {_describe(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the text holds {value[error.start]!a}, which is not a character: remove it") from error
+    return value
+
+
+def _describe(value: Any) -> str:
     shape = getattr(value, "shape", None)
     return type(value).__name__ + ("" if shape is None else f" of shape {tuple(shape)} and type {value.dtype}")
 
 
-def _as_image(value: Any) -> Image.Image:
+def _convert_image(value: Any) -> Image.Image:
     wrong = UserError(
         "an image input takes a path, a PIL image, an array (H, W) or (H, W, 1|3|4), or a tensor (H, W) or "
-        f"(1|3|4, H, W), each uint8 or float in [0, 1], got {_what(value)}"
+        f"(1|3|4, H, W), each uint8 or float in [0, 1], got {_describe(value)}"
     )
     if isinstance(value, Image.Image):
         try:
@@ -111,24 +98,24 @@ def _as_image(value: Any) -> Image.Image:
         pixels, floating = value, np.issubdtype(value.dtype, np.floating)
     else:
         raise wrong
-    known = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (1, 3, 4))
-    if not known or not pixels.size or not (floating or pixels.dtype == np.uint8):
+    has_image_shape = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (1, 3, 4))
+    if not has_image_shape or not pixels.size or not (floating or pixels.dtype == np.uint8):
         raise wrong
     if floating:
         if not (pixels.min() >= 0 and pixels.max() <= 1):  # also refuses NaN
             raise UserError(
                 f"an image of floats must lie in [0, 1], got {pixels.min():.4g} to {pixels.max():.4g}: "
-                "divide by 255, or undo a normalisation"
+                "divide by 255, or undo the normalisation"
             )
         pixels = np.rint(pixels * 255).astype(np.uint8)
     pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
     return eight_bit(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
-def _as_audio(value: Any) -> Waveform:
+def _convert_audio(value: Any) -> Waveform:
     wrong = UserError(
         "an audio input takes a path, a Waveform, or a pair (array or tensor (N,) or (channels, N), rate in Hz) with "
-        f"samples as floats, int16 or int32, got {_what(value)}"
+        f"samples as floats, int16 or int32, got {_describe(value)}"
     )
     if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], (Tensor, np.ndarray))):
         raise wrong
@@ -138,10 +125,10 @@ def _as_audio(value: Any) -> Waveform:
     samples = np.atleast_2d(raw.detach().cpu().float().numpy() if isinstance(raw, Tensor) else raw)
     name = str(raw.dtype).removeprefix("torch.")
     if samples.ndim != 2 or not (name in INT_BITS or "float" in name):
-        raise UserError(f"{wrong}; its first part is {_what(raw)}")
+        raise UserError(f"{wrong}; its first part is {_describe(raw)}")
     if samples.shape[0] > samples.shape[1] > 0:
         raise UserError(
-            f"an audio input takes (channels, N), got {_what(raw)}, more channels than samples: transpose it"
+            f"an audio input takes (channels, N), got {_describe(raw)}, more channels than samples: transpose it"
         )
     if name in INT_BITS:
         samples = samples / float(2 ** (INT_BITS[name] - 1))

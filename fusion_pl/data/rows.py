@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from fusion_pl.data.audio import Crop
-from fusion_pl.data.media import open_value
+from fusion_pl.data.media import load_input
 from fusion_pl.types import Kind, Sample, UserError
 
 OnBadFile = Literal["raise", "missing"]
@@ -111,7 +111,7 @@ class Rows(Dataset[Sample]):
             if cell is None:
                 continue
             try:
-                value = open_value(column.kind, cell, column.crop)
+                value = load_input(column.kind, cell, column.crop)
             except UserError as error:
                 sentence = f"{self.source}, row {self.numbers[index]}, column {column.name!r}: {error}"
                 if self.on_bad_file == "raise":

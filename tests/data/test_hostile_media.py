@@ -16,7 +16,7 @@ from PIL import Image
 
 from fusion_pl.data.audio import read_audio
 from fusion_pl.data.image import read_image
-from fusion_pl.data.media import as_value, crop_of
+from fusion_pl.data.media import crop_function, load_input
 from fusion_pl.encoders import TinyAudio
 from fusion_pl.encoders.clips import cut
 from fusion_pl.types import UserError
@@ -60,11 +60,11 @@ def test_only_the_part_that_is_used_is_read(sounds, suffix):
     path = sounds / f"a.{suffix}"
     processor = TinyAudio(rate=3000, max_seconds=1.1).processor
     whole = read_audio(path)
-    middle = read_audio(path, crop_of(processor))
+    middle = read_audio(path, crop_function(processor))
     assert len(middle.samples) < len(whole.samples) / 4
     assert torch.allclose(processor([middle])["samples"], processor([whole])["samples"], atol=1e-6)
     torch.manual_seed(3)
-    drawn = read_audio(path, crop_of(processor, training=True))
+    drawn = read_audio(path, crop_function(processor, training=True))
     torch.manual_seed(3)
     assert torch.allclose(processor([drawn], True)["samples"], processor([whole], True)["samples"], atol=1e-6)
 
@@ -115,14 +115,14 @@ def test_a_rate_of_no_recording_is_refused(tmp_path, rate):
     with pytest.raises(UserError, match=rf"a\.wav has a rate of {rate} Hz, expected 1000 to 384000"):
         read_audio(tmp_path / "a.wav")
     with pytest.raises(UserError, match=rf"a rate of {rate} Hz, expected 1000 to 384000"):
-        as_value("audio", (np.zeros(9), rate))
+        load_input("audio", (np.zeros(9), rate))
 
 
 @pytest.mark.parametrize("rate", [44_100, 44_101, 47_999, 8_001, 96_000, 383_999])
 def test_a_tone_keeps_its_pitch_at_any_rate(rate):
     """To 16 kHz, to which some of these rates have no simple ratio: 440 Hz cross zero 880 times in a second."""
     tone = torch.sin(2 * torch.pi * 440 * torch.arange(2 * rate) / rate)
-    found = cut(as_value("audio", (tone, rate)), 16_000, 32_000, training=False)
+    found = cut(load_input("audio", (tone, rate)), 16_000, 32_000, training=False)
     assert abs(len(found) - 32_000) <= 16
     second = found[8_000:24_000]
     assert abs(int((second[1:] * second[:-1] < 0).sum()) - 880) <= 1
@@ -140,7 +140,7 @@ def test_small_files_take_neither_gigabytes_nor_minutes(tmp_path):
         import resource
         from fusion_pl.data.audio import read_audio
         from fusion_pl.data.image import read_image
-        from fusion_pl.data.media import crop_of
+        from fusion_pl.data.media import crop_function
         from fusion_pl.encoders import TinyAudio
         from fusion_pl.types import UserError
 
@@ -149,7 +149,8 @@ def test_small_files_take_neither_gigabytes_nor_minutes(tmp_path):
         resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
         processor = TinyAudio(rate=16_000, max_seconds=10).processor
         for name in ("long.wav", "odd.wav"):
-            print(processor([read_audio(f"{tmp_path}/{{name}}", crop_of(processor, True))], True)["samples"].shape[1])
+            sound = read_audio(f"{tmp_path}/{{name}}", crop_function(processor, True))
+            print(processor([sound], True)["samples"].shape[1])
         print(read_image("{tmp_path}/deep.png").size)
         try:
             read_image("{tmp_path}/scans.jpg")
@@ -212,9 +213,9 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     for kind in ("image", "audio"):
         with pytest.raises(UserError, match=r"a\.png is not a file"):
-            as_value(kind, tmp_path / "a.png")
+            load_input(kind, tmp_path / "a.png")
 
 
 def test_half_a_surrogate_pair_is_no_text():
-    with pytest.raises(UserError, match=r"the text holds '\\ud800', which is no character"):
-        as_value("text", "a\ud800b")
+    with pytest.raises(UserError, match=r"the text holds '\\ud800', which is not a character"):
+        load_input("text", "a\ud800b")

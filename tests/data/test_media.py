@@ -11,7 +11,7 @@ from PIL import Image
 
 from fusion_pl.data.audio import read_audio
 from fusion_pl.data.image import read_image
-from fusion_pl.data.media import as_value, blank, open_value
+from fusion_pl.data.media import load_input, placeholder
 from fusion_pl.types import MissingFileError, UserError, Waveform
 
 
@@ -61,7 +61,7 @@ def test_every_mode_becomes_eight_bit(tmp_path, mode, colour, name, expected):
 
 
 def test_a_picture_in_memory_of_a_mode_no_file_has():
-    image = as_value("image", Image.new("YCbCr", (5, 3), (76, 85, 255)))
+    image = load_input("image", Image.new("YCbCr", (5, 3), (76, 85, 255)))
     assert (image.mode, pixel(image)) == ("RGB", (254, 0, 0))
 
 
@@ -105,7 +105,7 @@ def test_exif_orientation_is_applied(tmp_path):
     upright = read_image(saved(tmp_path, image, exif=exif))
     assert upright.size == (2, 4)
     assert [pixel(upright, (0, 0)), pixel(upright, (0, 3))] == [(255, 0, 0), (0, 0, 255)]
-    assert as_value("image", Image.open(tmp_path / "a picture ü.png")).size == (2, 4)
+    assert load_input("image", Image.open(tmp_path / "a picture ü.png")).size == (2, 4)
 
 
 def test_an_animation_gives_its_first_frame_and_closes_its_file(tmp_path):
@@ -196,19 +196,11 @@ def test_unusable_sound_is_refused_by_name(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------ cells, values
-def test_a_cell_opens_by_kind(tmp_path):
-    saved(tmp_path, Image.new("L", (3, 2), 9), "a.png")
-    soundfile.write(tmp_path / "a.wav", tone(8000), 8000)
-    assert open_value("text", "a.png") == "a.png"
-    assert pixel(open_value("image", str(tmp_path / "a.png"))) == (9, 9, 9)
-    assert open_value("audio", str(tmp_path / "a.wav")).rate == 8000
-
-
 @pytest.mark.parametrize("kind", ["text", "image", "audio"])
-def test_a_blank_is_a_value_of_its_kind(kind):
-    value = blank(kind)
-    assert as_value(kind, value) is value or kind != "text"
-    assert type(as_value(kind, value)) is type(value)
+def test_a_placeholder_is_a_value_of_its_kind(kind):
+    value = placeholder(kind)
+    assert load_input(kind, value) is value or kind != "text"
+    assert type(load_input(kind, value)) is type(value)
 
 
 ROW = np.array([[0, 51, 255]], dtype=np.uint8)  # H = 1, W = 3
@@ -234,7 +226,7 @@ COLOUR = np.stack([ROW, ROW // 2, ROW // 3], axis=-1)
     ],
 )
 def test_pictures_in_memory(value, mode, last):
-    image = as_value("image", value)
+    image = load_input("image", value)
     assert image.mode == mode
     assert image.size == (3, 1)
     assert pixel(image, (2, 0)) == last
@@ -243,7 +235,7 @@ def test_pictures_in_memory(value, mode, last):
 def test_a_callers_picture_stays_as_it_is():
     image = Image.new("RGB", (4, 2))
     image.getexif()[0x0112] = 6
-    assert as_value("image", image).size == (2, 4)
+    assert load_input("image", image).size == (2, 4)
     assert image.size == (4, 2)
 
 
@@ -265,7 +257,7 @@ LEFT = np.array([0.5, -0.5, 0.25, 0.0], dtype=np.float32)
     ],
 )
 def test_sound_in_memory(samples, mono):
-    wave = as_value("audio", (samples, 8000))
+    wave = load_input("audio", (samples, 8000))
     assert isinstance(wave, Waveform)
     assert wave.rate == 8000
     assert wave.samples.dtype == torch.float32
@@ -274,10 +266,10 @@ def test_sound_in_memory(samples, mono):
 
 def test_paths_in_memory(tmp_path):
     path = saved(tmp_path, Image.new("L", (3, 2), 9))
-    assert pixel(as_value("image", path)) == pixel(as_value("image", str(path))) == (9, 9, 9)
+    assert pixel(load_input("image", path)) == pixel(load_input("image", str(path))) == (9, 9, 9)
     soundfile.write(tmp_path / "a.wav", tone(8000), 8000)
-    assert as_value("audio", tmp_path / "a.wav").rate == 8000
-    assert as_value("text", "a.png") == "a.png"
+    assert load_input("audio", tmp_path / "a.wav").rate == 8000
+    assert load_input("text", "a.png") == "a.png"
 
 
 @pytest.mark.parametrize(
@@ -306,4 +298,4 @@ def test_paths_in_memory(tmp_path):
 )
 def test_other_values_are_refused_with_what_is_accepted(kind, value, message):
     with pytest.raises(UserError, match=message):
-        as_value(kind, value)
+        load_input(kind, value)
