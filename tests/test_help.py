@@ -15,7 +15,7 @@ from fusion_pl.__main__ import HELP, VERBS, main
 from fusion_pl.cli.completion import completion
 from fusion_pl.cli.help import ABOUT, EXAMPLES, sections, text
 from fusion_pl.cli.options import walk
-from fusion_pl.cli.parsers import parser_of
+from fusion_pl.cli.run import parser_of
 from fusion_pl.config import import_class
 from fusion_pl.data import Ask, Keypad, ManifestData
 from fusion_pl.fusion import Fusion

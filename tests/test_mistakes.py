@@ -17,10 +17,9 @@ from lightning.pytorch.callbacks import Callback
 from fusion_pl.analysis.compare import compare_parser
 from fusion_pl.cli.fusion_cli import FusionCLI
 from fusion_pl.cli.options import options_of, walk
-from fusion_pl.cli.parsers import parser_of
 from fusion_pl.cli.parsing import parse
 from fusion_pl.cli.predict import predict_parser
-from fusion_pl.cli.run import run
+from fusion_pl.cli.run import parser_of, run
 from fusion_pl.data import FusionData, Keypad, ManifestData
 from fusion_pl.encoders import Encoder
 from fusion_pl.fusion import Fusion

@@ -21,9 +21,9 @@ from fusion_pl.analysis.report import write
 from fusion_pl.analysis.result import Result
 from fusion_pl.analysis.trial import CACHE, CACHE_LIMIT, outline, run_trial
 from fusion_pl.analysis.workers import Died, Workers
-from fusion_pl.cli.parsers import parser_of
+from fusion_pl.cli.parse_errors import guess
 from fusion_pl.cli.parsing import parse, refuse_repeated
-from fusion_pl.cli.refusals import guess
+from fusion_pl.cli.run import parser_of
 from fusion_pl.messages import printable
 from fusion_pl.training.cache import held
 from fusion_pl.types import UserError

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fusion_pl.cli.errors import user_message
-from fusion_pl.cli.refusals import given
+from fusion_pl.cli.options import options_on
 from fusion_pl.data.base import FusionData
 from fusion_pl.training.cache_keys import sources
 from fusion_pl.training.results import PACKAGES
@@ -93,7 +93,7 @@ def _about_data(extra: Sequence[str]) -> Iterator[str]:
 def _classes(config: Mapping[str, Any], extra: Sequence[str]) -> Iterator[type]:
     """Find the classes that the configuration and the options name, those of the data and of training, too."""
     names = set(_named("", config))
-    for option, value in given(extra):
+    for option, value in options_on(extra):
         with contextlib.suppress(yaml.YAMLError):
             names |= set(_named(option, yaml.safe_load(value)))
     for path in names:

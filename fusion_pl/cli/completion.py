@@ -5,8 +5,8 @@ from __future__ import annotations
 from fusion_pl.analysis.compare import compare_parser
 from fusion_pl.cli.help import ABOUT, own_classes
 from fusion_pl.cli.options import Option, options_of, walk
-from fusion_pl.cli.parsers import parser_of
 from fusion_pl.cli.predict import predict_parser
+from fusion_pl.cli.run import parser_of
 
 
 def completion() -> str:

@@ -19,18 +19,18 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from yaml import YAMLError
 
-from fusion_pl.cli.building import (
+from fusion_pl.cli.checks import (
     build,
     check_folders,
+    check_model,
     check_monitor,
     check_numbers,
     check_optimizer,
     folders_of,
     told_by,
 )
-from fusion_pl.cli.refusals import explain
+from fusion_pl.cli.parse_errors import explain
 from fusion_pl.cli.runs import (
-    check_model,
     checkpoints_folder,
     claimed,
     find_checkpoint,

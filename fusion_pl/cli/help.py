@@ -17,8 +17,8 @@ from jsonargparse import ArgumentParser
 
 from fusion_pl.analysis.compare import compare_parser
 from fusion_pl.cli.options import Option, options_of, options_of_class, walk
-from fusion_pl.cli.parsers import parser_of
 from fusion_pl.cli.predict import predict_parser
+from fusion_pl.cli.run import parser_of
 from fusion_pl.data.manifest import ManifestData
 
 ABOUT = {

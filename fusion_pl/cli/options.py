@@ -6,7 +6,8 @@ import argparse
 import collections.abc
 import functools
 import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -100,6 +101,16 @@ def walk(parser: argparse.ArgumentParser) -> Iterator[tuple[Option, type | None]
             for cls in option.classes:
                 if cls.__module__.startswith("fusion_pl.") or (default or "").rpartition(".")[2] == cls.__name__:
                     yield from ((one, cls) for one in options_of_class(cls, option).values())
+
+
+def options_on(arguments: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield every option of a command line, without its dashes and ``init_args``, with the word that follows it."""
+    words = list(arguments)
+    for at, word in enumerate(words):
+        if word.startswith("-") and not re.match(r"-(\d|\.\d|$)", word):
+            option, equals, value = word.partition("=")
+            key = option.lstrip("-").replace(".init_args.", ".")
+            yield key, value if equals else " ".join(words[at + 1 : at + 2])
 
 
 def _reads_file(action: argparse.Action) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from fusion_pl.cli.refusals import explain, given
+from fusion_pl.cli.options import options_on
+from fusion_pl.cli.parse_errors import explain
 from fusion_pl.types import UserError
 
 CONFIG = ("config", "c")  # a later file is laid over an earlier one
@@ -36,7 +37,7 @@ def refuse_repeated(arguments: Iterable[str], repeatable: Iterable[str] = CONFIG
     """
     lists: tuple[str, ...] = ()  # --trainer.callbacks+ A --trainer.callbacks.x 1 --trainer.callbacks+ B …
     seen: dict[str, str] = {}
-    for key, value in given(arguments):
+    for key, value in options_on(arguments):
         if key.endswith("+"):
             lists += (key[:-1],)
         elif key not in repeatable and not key.startswith(lists):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from lightning.pytorch import Callback
+from lightning.pytorch.cli import LightningArgumentParser
 
 from fusion_pl.cli.errors import user_message
 from fusion_pl.cli.fusion_cli import FusionCLI
@@ -92,3 +95,23 @@ def command_line(kind: type[FusionCLI], callbacks: Sequence[Callback] = ()) -> F
         parser_kwargs={"prog": "fusion-pl", "exit_on_error": False, "allow_abbrev": False},
         auto_configure_optimizers=False,
     )
+
+
+class _ParserReadyError(Exception):
+    """Stops the command line once the parsers are complete; Lightning's constructor would go on to training."""
+
+
+class _ParserOnly(FusionCLI):
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        del parser, args
+        raise _ParserReadyError(self._subcommand_parsers)
+
+
+@functools.cache
+def parser_of(subcommand: str) -> LightningArgumentParser:
+    """Return the parser of fit, validate or test."""
+    try:
+        command_line(_ParserOnly)
+    except _ParserReadyError as ready:
+        parsers: dict[str, LightningArgumentParser] = ready.args[0]
+    return parsers[subcommand]

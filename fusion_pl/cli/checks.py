@@ -14,6 +14,12 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from fusion_pl.checkpoint import read_checkpoint
+from fusion_pl.data.base import FusionData
+from fusion_pl.data.checks import listed
+from fusion_pl.data.manifest import ManifestData
+from fusion_pl.encoders.base import Encoder
+from fusion_pl.messages import short
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training.stage_metrics import StageMetrics
 from fusion_pl.types import UserError
@@ -134,3 +140,56 @@ def folders_of(config: Namespace) -> Iterator[tuple[str, Any]]:
     yield "--trainer.default_root_dir", config.trainer.default_root_dir
     if isinstance(config.trainer.logger, Namespace):
         yield "--trainer.logger.save_dir", config.trainer.logger.init_args.get("save_dir")
+
+
+def check_model(model: FusionClassifier, path: str, data: FusionData) -> dict[str, Any]:
+    """Refuse a checkpoint of another model in a sentence, instead of a list of tensors that do not fit; return it.
+
+    Encoders of which it holds all weights do not load their pretrained ones first.
+    """
+    checkpoint = read_checkpoint(path)
+    saved, wanted = (_outline(config) for config in (checkpoint["fusion_pl"], model.config()))
+    for key, value in wanted.items():
+        if saved[key] != value:
+            if key == "classes":
+                raise UserError(f"{path} was trained with other classes: {_other_classes(saved[key], value, data)}")
+            raise UserError(
+                f"{path} was trained with other {key} ({saved[key]}) than this configuration asks for ({value}): "
+                "give the config.yaml that lies beside its run's logs"
+            )
+    weights = checkpoint["state_dict"]
+    for name, encoder in model.encoders.items():
+        if isinstance(encoder, Encoder) and all(
+            f"encoders.{name}.{tensor}" in weights for tensor in encoder.state_dict()
+        ):
+            encoder.has_weights = True
+    return checkpoint
+
+
+def _other_classes(saved: list[str], wanted: list[str], data: FusionData) -> str:
+    """Say which classes are new, missing or in another order, where the first of a new one is, and what helps."""
+    before, now = set(saved), set(wanted)
+    new, missing = [name for name in wanted if name not in before], [name for name in saved if name not in now]
+    parts = [
+        f"{listed(repr(short(name)) for name in names)} {'is' if len(names) == 1 else 'are'} {word}"
+        for names, word in ((new, "new"), (missing, "missing"))
+        if names
+    ] or ["they are in another order"]
+    helps = "train anew with fusion-pl fit"
+    if isinstance(data, ManifestData):
+        if new and data.given_classes is None:
+            labels = [(cell or "").strip() for cell in data.table.columns[data.label]]
+            row = data.table.numbers[labels.index(new[0])]
+            parts[0] += f" ({data.manifest}, row {row}, column {data.label!r})"
+            helps = f"correct the label or remove the row, or {helps}"
+        if missing or not new or data.given_classes is not None:
+            helps = f"set data.classes to [{listed(repr(short(name)) for name in saved)}], or {helps}"
+    return f"{', '.join(parts)}; {helps}"
+
+
+def _outline(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "classes": config["classes"],
+        "encoders": {name: part["class_path"] for name, part in config["encoders"].items()},
+        "fusion": config["fusion"]["class_path"],
+    }

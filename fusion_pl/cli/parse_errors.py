@@ -6,14 +6,14 @@ import difflib
 import os
 import pydoc
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_origin
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from fusion_pl.cli.options import Option, options_of, options_of_class
+from fusion_pl.cli.options import Option, options_of, options_of_class, options_on
 from fusion_pl.config import RENAMED_ARGUMENTS, no_module
 from fusion_pl.messages import one_line
 from fusion_pl.types import UserError
@@ -72,7 +72,7 @@ def _of_line(message: str, known: Iterable[str], arguments: Sequence[str]) -> st
     if found := re.search(r"does not accept option '(.+?)'", message):  # in a file
         return f"there is no option {found[1]}{guess(found[1], known) or '; --help-all lists them'}"
     if re.search(r"expected (one|at least one) argument", message):
-        empty = next((key for key, value in given(arguments) if not value or value.startswith("--")), "an option")
+        empty = next((key for key, value in options_on(arguments) if not value or value.startswith("--")), "an option")
         return f"--{empty} has no value: write one after it"
     return None
 
@@ -113,7 +113,7 @@ def _of_value(
     inner: dict[str, Option] = {}
     if isinstance(cls, type) and (len(keys) > 1 or refused):
         inner = {key.rpartition(".")[2]: one for key, one in options_of_class(cls, option).items()}
-    under = [key for key, _ in given(arguments) if key.startswith(f"{keys[0]}.")]
+    under = [key for key, _ in options_on(arguments) if key.startswith(f"{keys[0]}.")]
     full = next((key for key in under if key.endswith(f".{last}")), ".".join(dict.fromkeys([keys[0], last])))
     if refused:
         near = f": it is called {new} now" if (new := RENAMED.get(full) or RENAMED.get(last)) else guess(last, inner)
@@ -218,7 +218,7 @@ def _required(names: str, keys: Sequence[str]) -> str:
 def _not_yaml(error: yaml.MarkedYAMLError, arguments: Sequence[str]) -> str:
     """Say where a file, or a value of the command line, is not YAML."""
     what = "the value of an option"
-    for _, value in given(arguments):
+    for _, value in options_on(arguments):
         if os.path.isfile(value):
             try:
                 yaml.safe_load(Path(value).read_text(encoding="utf-8"))
@@ -233,13 +233,3 @@ def guess(name: str, known: Iterable[str], before: str = "") -> str:
     """Return "; did you mean …?" where a known name is near."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {before}{close[0]}?" if close else ""
-
-
-def given(arguments: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield every option, without its dashes and ``init_args``, with the word that follows it."""
-    words = list(arguments)
-    for at, word in enumerate(words):
-        if word.startswith("-") and not re.match(r"-(\d|\.\d|$)", word):
-            option, equals, value = word.partition("=")
-            key = option.lstrip("-").replace(".init_args.", ".")
-            yield key, value if equals else " ".join(words[at + 1 : at + 2])
