@@ -180,12 +180,11 @@ class FusionCLI(LightningCLI):
         if config.cache:
             limit = int(config.cache_limit * 2**30) if config.cache_limit is not None else None
             self.model.enable_cache(Path(config.cache), self.datamodule.augment, limit)
+        loaded = {}
         if config.ckpt_path:
-            checkpoint = check_model(self.model, config.ckpt_path, self.datamodule)
+            checkpoint = loaded[config.ckpt_path] = check_model(self.model, config.ckpt_path, self.datamodule)
             record = record_in(checkpoint, type(self.datamodule))
-            if record and isinstance(
-                self.datamodule, ManifestData
-            ):  # now, not after it was set up, as the Trainer would
+            if record and isinstance(self.datamodule, ManifestData):  # before setup; the Trainer restores after it
                 self.datamodule.load_state_dict(record)
         self.stopper = SaveWhenStopped()
         given = self._get(self.config_init, "trainer")
@@ -194,7 +193,7 @@ class FusionCLI(LightningCLI):
             callbacks += [LearningRateMonitor(), ThroughputMonitor(batch_size_fn=_count, window_size=10)]
         if given.precision is None:
             kwargs["precision"] = config.trainer.precision = favoured_precision(self.model, given.accelerator)
-        kwargs["plugins"] = with_atomic_files(given.plugins)
+        kwargs["plugins"] = with_atomic_files(given.plugins, loaded)
         own = given.callbacks or []
         kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *shown(given), *callbacks]
         kwargs["enable_model_summary"] = False  # ours is shorter

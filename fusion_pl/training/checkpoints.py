@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,7 +37,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     Whatever kills the process or fills the disk, the name holds a complete checkpoint or none. Addresses such as
     ``s3://`` are left to Lightning.
+
+    Args:
+        loaded: path -> a checkpoint that was read and checked before; it is not read again.
     """
+
+    def __init__(self, loaded: Mapping[str, dict[str, Any]] | None = None) -> None:
+        super().__init__()
+        self.loaded = dict(loaded or {})
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint.
@@ -71,7 +79,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: where it is damaged, or not one that fusion-pl wrote.
         """
-        checkpoint = read_checkpoint(path)
+        checkpoint = self.loaded.pop(str(path), None) or read_checkpoint(path)
         version = checkpoint.get("pytorch-lightning_version")
         found = re.match(r"(\d{1,4})\.(\d{1,4})\.", version) if isinstance(version, str) else None
         if found is None or (int(found[1]), int(found[2])) < OLDEST:
@@ -92,10 +100,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             Path(path).unlink()
 
 
-def with_atomic_files(plugins: Any) -> list[Any]:
+def with_atomic_files(plugins: Any, loaded: Mapping[str, dict[str, Any]] | None = None) -> list[Any]:
     """Add our way to write checkpoints to the user's plugins, unless there is one among them."""
     given = plugins if isinstance(plugins, list) else [plugins] * (plugins is not None)
-    return given if any(isinstance(one, CheckpointIO) for one in given) else [*given, AtomicCheckpointIO()]
+    return given if any(isinstance(one, CheckpointIO) for one in given) else [*given, AtomicCheckpointIO(loaded)]
 
 
 class _Stream:

@@ -24,6 +24,7 @@ from fusion_pl.fusion import Mean
 from fusion_pl.module import FusionClassifier
 from fusion_pl.types import UserError
 
+MORE = ["--ckpt_path", "last", "--trainer.max_epochs", "2"]
 WORDS = ("ash", "birch", "cedar", "elm", "fir", "hazel", "larch", "maple", "oak", "pine")
 
 
@@ -210,15 +211,22 @@ def test_a_row_that_was_trained_on_is_refused_where_the_table_now_calls_it_anoth
 def test_a_run_that_goes_on_keeps_its_splits_and_remembers_what_it_was_trained_on(project, capsys):
     before = project.splits(0)
     write(project.manifest, with_ten_more(table()))
-    more = ["--ckpt_path", "last", "--trainer.max_epochs", "2"]
-    assert project.run("fit", *more, "--data.seed", "7") == 0
+    assert project.run("fit", *MORE, "--data.seed", "7") == 0
     after = project.splits(0)
     assert len(after) == 210
     assert {name: after[name] for name in before} == before
     named = [one | {"split": "test" if before[one["id"]] == "train" else before[one["id"]]} for one in table()]
     write(project.manifest, named)
-    assert project.run("fit", *more) == 2
+    assert project.run("fit", *MORE) == 2
     assert "trained on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("subcommand", "options"), [("test", []), ("fit", MORE)])
+def test_a_checkpoint_is_read_once(project, monkeypatch, subcommand, options):
+    load, paths = torch.load, []
+    monkeypatch.setattr(torch, "load", lambda path, **kwargs: paths.append(path) or load(path, **kwargs))
+    assert project.run(subcommand, *options) == 0
+    assert len(paths) == 1
 
 
 def test_a_checkpoint_without_splits_still_works_and_that_is_said(project, caplog):
