@@ -16,8 +16,7 @@ from fusion_pl.layers import fill_missing
 from fusion_pl.module import FusionClassifier
 from fusion_pl.predict import Predictor
 from fusion_pl.training import Loss, WarmupCosine
-from fusion_pl.training.results import accuracy_by_inputs
-from fusion_pl.training.stage_metrics import fewer
+from fusion_pl.training.stage_metrics import accuracy_by_inputs, fewer
 from fusion_pl.types import UserError
 
 from .conftest import CLASSES

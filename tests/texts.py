@@ -52,7 +52,7 @@ def values(tag, folder=RUN):
 
     events = EventAccumulator(str(folder))
     events.Reload()
-    return [event.value for event in events.Scalars(tag)]
+    return [event.value for event in events.Scalars(tag.replace("val/", "Validation/"))]
 
 
 def results(folder=RUN):

@@ -17,7 +17,7 @@ from fusion_pl.analysis.statistics import wilson
 from fusion_pl.analysis.summary import COSTS, Row, Summary, grouped, summarise
 from fusion_pl.analysis.tables import NONE, apart, by_inputs, failures, ranking
 from fusion_pl.files import atomic_write
-from fusion_pl.training.pictures import missing_picture
+from fusion_pl.training.figures import plot_missing_inputs
 
 HOW_TO_READ = (
     (
@@ -158,7 +158,7 @@ def _costs(rows: Sequence[Row]) -> list[Picture]:
 def _missing(rows: Sequence[Row], all_inputs: Sequence[str]) -> Picture | None:
     best = next((row for row in rows if len(row.inputs) > 1), None)  # rows come in the order of validation
     names = [name for name in all_inputs if best and name in best.inputs]
-    figure = missing_picture(best.subsets, names, best.label) if best else None
+    figure = plot_missing_inputs(best.subsets, names, best.label) if best else None
     return Picture("missing", MISSING_CAPTION.format(best.label), svg(figure)) if best and figure else None
 
 

@@ -26,8 +26,9 @@ from fusion_pl.analysis.samples import SeenSamples
 from fusion_pl.cli.errors import user_message
 from fusion_pl.cli.run import train
 from fusion_pl.cli.runs import LOGGER
-from fusion_pl.training.results import WriteResults, accuracy_by_inputs
-from fusion_pl.training.stage_metrics import fewer
+from fusion_pl.training.results import WriteResults
+from fusion_pl.training.stage_metrics import accuracy_by_inputs, fewer
+from fusion_pl.training.tensorboard import TensorBoardFigures
 
 LOG = "log.txt"
 CACHE = "cache"  # folder of what frozen encoders return
@@ -91,7 +92,8 @@ def _measured(arguments: list[str]) -> dict[str, Any]:
     trainer, model = cli.trainer, cli.model
     fitted = json.loads((Path(str(trainer.log_dir)) / "metrics.json").read_text(encoding="utf-8"))
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks[:] = [one for one in callbacks if not isinstance(one, WriteResults)]  # fit's report stays
+    # the results of fit stay
+    callbacks[:] = [one for one in callbacks if not isinstance(one, (WriteResults, TensorBoardFigures))]
     (tested,) = trainer.test(
         model, datamodule=cli.datamodule, ckpt_path=fitted["checkpoint"], weights_only=True, verbose=False
     )

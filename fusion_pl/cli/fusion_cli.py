@@ -42,12 +42,14 @@ from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.stored import record_in
 from fusion_pl.training.best import BestCheckpoint
 from fusion_pl.training.checkpoints import with_atomic_files
-from fusion_pl.training.console import shown
+from fusion_pl.training.console import console_callbacks
 from fusion_pl.training.hardware import favoured_precision, favoured_threads, keep_memory
 from fusion_pl.training.interrupt import SaveWhenStopped, Stopped
+from fusion_pl.training.loggers import LogInterval
 from fusion_pl.training.results import WriteResults
 from fusion_pl.training.resume import CheckResumed
 from fusion_pl.training.splits import WriteSplits
+from fusion_pl.training.tensorboard import TensorBoardFigures
 from fusion_pl.types import Batch, UserError
 
 
@@ -188,14 +190,17 @@ class FusionCLI(LightningCLI):
                 self.datamodule.load_state_dict(record)
         self.stopper = SaveWhenStopped()
         given = self._get(self.config_init, "trainer")
-        callbacks = [self.stopper, CheckResumed(), WriteSplits(), WriteResults(config.as_dict())]
+        callbacks = [self.stopper, CheckResumed(), WriteSplits(), WriteResults()]
         if given.logger is not False:
             callbacks += [LearningRateMonitor(), ThroughputMonitor(batch_size_fn=_count, window_size=10)]
+            callbacks.append(TensorBoardFigures(config.as_dict()))
+        if given.log_every_n_steps is None:
+            callbacks.append(LogInterval())
         if given.precision is None:
             kwargs["precision"] = config.trainer.precision = favoured_precision(self.model, given.accelerator)
         kwargs["plugins"] = with_atomic_files(given.plugins, loaded)
         own = given.callbacks or []
-        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *shown(given), *callbacks]
+        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *console_callbacks(given), *callbacks]
         kwargs["enable_model_summary"] = False  # ours is shorter
         with told_by("trainer", given.as_dict(), TypeError):
             trainer = super().instantiate_trainer(**kwargs)

@@ -19,7 +19,7 @@ from fusion_pl.data.base import FusionData
 from fusion_pl.messages import printable
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training.configuration import KeepConfig
-from fusion_pl.training.console import quiet
+from fusion_pl.training.console import configure_logging
 from fusion_pl.training.interrupt import Stopped, StopSignals, exit_code, first_process
 
 
@@ -77,7 +77,7 @@ def train(subcommand: str, arguments: list[str], callbacks: Sequence[Callback] =
         arguments: what follows it on the command line.
         callbacks: further ones, which are no part of the configuration.
     """
-    quiet()
+    configure_logging()
     sys.argv[1:] = [subcommand, *arguments]  # what Lightning starts further processes with
     return command_line(FusionCLI, callbacks)
 

@@ -21,7 +21,7 @@ from fusion_pl.training.checkpoints import FULL, NoRoomError, full
 from fusion_pl.types import MissingFileError, UserError
 
 LOGGER: dict[str, Any] = {
-    "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+    "class_path": "fusion_pl.training.TensorBoard",
     "init_args": {"save_dir": "lightning_logs", "name": "", "default_hp_metric": False},
 }
 CURVES = "events.out.tfevents.*"  # TensorBoard's files

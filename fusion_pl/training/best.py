@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from fusion_pl.training.checkpoints import NoRoomError, disk_of
-from fusion_pl.training.states import ranked, state_after_a_step
+from fusion_pl.training.states import rank_checkpoints, state_after_step
 from fusion_pl.types import UserError
 
 
@@ -119,7 +119,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def _rank(self) -> None:
         """Let the loss order what Lightning's own leaves in the order of time."""
-        order = ranked(self.best_k_models, self.losses, self.mode)
+        order = rank_checkpoints(self.best_k_models, self.losses, self.mode)
         self.best_model_path, self.best_model_score = order[0], self.best_k_models[order[0]]
         if self.kth_best_model_path:
             self.kth_best_model_path, self.kth_value = order[-1], self.best_k_models[order[-1]]
@@ -168,7 +168,7 @@ def checkpoint_bytes(trainer: Trainer) -> int:
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
             one = min(group["params"], key=lambda parameter: (parameter.numel() < 2, parameter.numel()))
-            kept = state_after_a_step(optimizer, group, one).values()
+            kept = state_after_step(optimizer, group, one).values()
             copies = sum(isinstance(value, Tensor) and value.shape == one.shape for value in kept)
             size += copies * sum(parameter.nbytes for parameter in group["params"])
     return size

@@ -16,7 +16,7 @@ from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 from fusion_pl.checkpoint import read_checkpoint
 from fusion_pl.checkpoint.contents import not_finite
 from fusion_pl.files import atomic_path
-from fusion_pl.training.states import shown
+from fusion_pl.training.states import describe
 from fusion_pl.types import UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -84,7 +84,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         found = re.match(r"(\d{1,4})\.(\d{1,4})\.", version) if isinstance(version, str) else None
         if found is None or (int(found[1]), int(found[2])) < OLDEST:
             raise UserError(
-                f"{path} names {shown(version)} as its version of Lightning: it is damaged, or not one of ours"
+                f"{path} names {describe(version)} as its version of Lightning: it is damaged, or not one of ours"
             )
         if not isinstance(checkpoint.setdefault("callbacks", {}), dict):  # without any, CheckResumed is not asked
             raise UserError(f"{path} is damaged: its callbacks are no table of states")

@@ -1,10 +1,11 @@
-"""What a run shows in the terminal."""
+"""Terminal output of a run: model summary, progress bar, results."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import CustomBarColumn
 from lightning.pytorch.utilities.model_summary.model_summary import get_human_readable_count
 from rich import get_console
+from rich.console import Console
 from rich.progress import ProgressColumn
 from rich.table import Column, Table
 from rich.text import Text
@@ -20,46 +22,50 @@ from torch import nn
 
 from fusion_pl.messages import printable
 
-# What Lightning says of its own code, of small data, or of what we leave out on purpose.
-NOISE = (
+# Warnings about Lightning's own code, about small data, or about what is left out on purpose.
+IGNORED_WARNINGS = (
     ".*does not have many workers.*",
-    ".*smaller than the logging interval.*",
+    ".*smaller than the logging interval.*",  # LogInterval sets it when training starts
     ".*`flops_per_batch`.*",
     ".*not supported by the model summary.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*dirpath has changed.*",
     ".*exists and is not empty.*",
-    ".*in eval mode at the start of training.*",  # the frozen parts of encoders
-    ".*ended before the epoch ended.*",  # the rest of that epoch is drawn anew: some samples come twice, some never
-    ".*missing from font.*",  # a class name in a picture, which shows a box instead
-    ".*No (positive|negative) samples in targets.*",  # a class that validation lacks: its score is left out
+    ".*in eval mode at the start of training.*",  # frozen parts of encoders
+    ".*ended before the epoch ended.*",  # the resumed epoch draws its remaining batches again
+    ".*missing from font.*",  # a class name in a figure, drawn as a box
+    ".*No (positive|negative) samples in targets.*",  # a class without validation samples has no score
 )
-CHATTER = (
+IGNORED_MESSAGES = (
     "litlogger",
     "TPU available",
     "Loading `train_dataloader`",
-    "Restoring states from",  # "Restored" and "Loaded" follow
+    "Restoring states from",  # followed by "Restored" and "Loaded"
 )
-WIDEST_BAR = 40
-BESIDE_BAR = 75  # columns for epoch, batches, times and losses
+MAX_BAR_WIDTH = 40
+METRICS_WIDTH = 75  # columns for epoch, batches, times and losses
+MAX_PRINTED_CLASSES = 60
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's in one line, gone before results are printed; where there is no terminal, a line per epoch."""
+    """Show Lightning's bar in one line and remove it before results are printed.
+
+    Without a terminal, print a line per epoch instead.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Draw nothing into a file."""
+        """Disable the bar where there is no terminal."""
         super().setup(trainer, pl_module, stage)
         console = get_console()
-        self._lines = trainer.is_global_zero and not (console.is_terminal or console.is_jupyter)
-        if self._lines:
+        self._prints_lines = trainer.is_global_zero and not (console.is_terminal or console.is_jupyter)
+        if self._prints_lines:
             self.disable()
 
     def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
-        """Leave out the speed, and give the bar what the rest leaves of the line."""
+        """Leave out the speed, and fit the bar into the line."""
         columns = super().configure_columns(trainer)[:-1]
-        bar = next(one for one in columns if isinstance(one, CustomBarColumn))
-        bar.bar_width = max(5, min(WIDEST_BAR, get_console().width - BESIDE_BAR))
+        bar = next(column for column in columns if isinstance(column, CustomBarColumn))
+        bar.bar_width = max(5, min(MAX_BAR_WIDTH, get_console().width - METRICS_WIDTH))
         for column in columns:
             column._table_column = Column(no_wrap=True)
         return list(columns)
@@ -70,37 +76,37 @@ class ProgressBar(RichProgressBar):
             self._metric_component._table_column = Column(no_wrap=True)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return what stands beside the bar."""
-        shown = {name.removesuffix("_step"): value for name, value in super().get_metrics(trainer, pl_module).items()}
-        return {name: value for name, value in shown.items() if name != "v_num"}
+        """Return the metrics beside the bar, without the run's number."""
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name.removesuffix("_step"): value for name, value in metrics.items() if name != "v_num"}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the line to the results."""
+        """Remove the bar."""
         super().on_train_end(trainer, pl_module)
         self._stop_progress()
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the line to the results."""
+        """Remove the bar."""
         super().on_test_end(trainer, pl_module)
         self._stop_progress()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the line to the results, or write one where there is no bar."""
+        """Remove the bar of ``validate``; in ``fit``, print a line where there is no bar."""
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn != "fit":
             self._stop_progress()
-        elif self._lines and not trainer.sanity_checking:
-            wanted = ("val/loss", "val/accuracy")
-            found = {name: trainer.callback_metrics[name] for name in wanted if name in trainer.callback_metrics}
-            said = "".join(f", {name} {float(value):.4f}" for name, value in found.items())
-            print(f"Epoch {trainer.current_epoch}, step {trainer.global_step}{said}", flush=True)
+        elif self._prints_lines and not trainer.sanity_checking:
+            logged = trainer.callback_metrics
+            names = [name for name in ("val/loss", "val/accuracy") if name in logged]
+            metrics = "".join(f", {name} {float(logged[name]):.4f}" for name in names)
+            print(f"Epoch {trainer.current_epoch}, step {trainer.global_step}{metrics}", flush=True)
 
 
 class ModelTable(Callback):
-    """Say once what is trained: the encoders, the fusion, and how many parameters of each learn."""
+    """Print a table of the encoders and the fusion head with their numbers of parameters."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print the table; before a strategy distributes the parameters."""
+        """Print the table, before a strategy distributes the parameters."""
         if stage != "fit" or not trainer.is_global_zero:
             return
         table = Table("part", "class", box=None, pad_edge=False)
@@ -110,46 +116,75 @@ class ModelTable(Callback):
         others = {name: part for name, part in pl_module.named_children() if name != "encoders"}
         for name, part in (encoders | others).items():
             if any(True for _ in part.parameters()):
-                table.add_row(Text(printable(name)), type(part).__name__, *_counts(part))  # a name is no markup
-        table.add_row("all", "", *_counts(pl_module), style="bold")
+                table.add_row(Text(printable(name)), type(part).__name__, *_parameter_counts(part))
+        table.add_row("all", "", *_parameter_counts(pl_module), style="bold")
         get_console().print(table)
 
 
-def _counts(part: nn.Module) -> tuple[str, str]:
+def _parameter_counts(part: nn.Module) -> tuple[str, str]:
+    """Return the number of all parameters and of the trained ones."""
     parameters = list(part.parameters())
-    learn = sum(one.numel() for one in parameters if one.requires_grad)
-    return get_human_readable_count(sum(one.numel() for one in parameters)), get_human_readable_count(learn)
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return get_human_readable_count(sum(map(nn.Parameter.numel, parameters))), get_human_readable_count(trained)
 
 
-def shown(trainer: Any) -> list[Callback]:
-    """Return what shows a run: the table of the model and the bar, or only what the user wants of them.
+def console_callbacks(trainer: Any) -> list[Callback]:
+    """Return the model table and the progress bar, except where the user disables or replaces them.
 
     Args:
-        trainer: the Trainer's arguments, as they were given.
+        trainer: the Trainer's arguments.
     """
-    own = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+    user_callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
     callbacks: list[Callback] = []
-    if trainer.enable_model_summary is not False and not any(isinstance(one, ModelSummary) for one in own):
+    if trainer.enable_model_summary is not False and not any(isinstance(one, ModelSummary) for one in user_callbacks):
         callbacks.append(ModelTable())
-    if trainer.enable_progress_bar is not False and not any(isinstance(one, LightningProgressBar) for one in own):
+    has_bar = any(isinstance(one, LightningProgressBar) for one in user_callbacks)
+    if trainer.enable_progress_bar is not False and not has_bar:
         callbacks.append(ProgressBar())
     return callbacks
 
 
-class _AboveBar(logging.Handler):
-    """Write to what is the error output now: while a bar is drawn, that puts a message above it."""
+def print_results(result: dict[str, Any], path: Path | None) -> None:
+    """Print a table of metrics, the path of ``metrics.json`` and the path of the checkpoint.
+
+    Args:
+        result: content of ``metrics.json``.
+        path: of that file; None where there is none.
+    """
+    samples = ", ".join(f"{count} {split}" for split, count in result["samples"].items())
+    console = Console()
+    console.print(f"{result['command']}: {samples} samples, {result['seconds']:.0f} s", highlight=False)
+    table = Table()
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in result["metrics"].items():
+        table.add_row(Text(printable(name)), f"{value:.4f}")
+    if len(result["per_class"]) <= MAX_PRINTED_CLASSES:
+        table.add_section()
+        for name, row in result["per_class"].items():
+            table.add_row(Text(printable(f"F1 of {name} (n = {row['samples']})")), f"{row['f1']:.4f}")
+    console.print(table)
+    for name, file in (("results", path), ("checkpoint", result["checkpoint"])):
+        if file:  # in one line, so that it can be copied
+            console.print(Text(f"{name}: {printable(str(file))}"), soft_wrap=True)
+
+
+class _StderrHandler(logging.Handler):
+    """Write to the current ``sys.stderr``: while a bar is drawn, Rich prints that above the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
 
 
-def quiet() -> None:
-    """Silence what a user can do nothing about, and keep messages out of the bar."""
+def configure_logging() -> None:
+    """Filter warnings and messages that a user cannot act on, and print the others above the bar."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: not any(said in record.getMessage() for said in CHATTER)
+        lambda record: not any(message in record.getMessage() for message in IGNORED_MESSAGES)
     )
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         logger = logging.getLogger(name)
-        logger.handlers = [_AboveBar() if type(one) is logging.StreamHandler else one for one in logger.handlers]
-    for message in NOISE:
+        logger.handlers = [
+            _StderrHandler() if type(handler) is logging.StreamHandler else handler for handler in logger.handlers
+        ]
+    for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)

@@ -14,17 +14,17 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from fusion_pl.training.states import (
-    Other,
-    Unfit,
+    InvalidStateError,
+    MismatchError,
+    check_counters,
+    check_length,
+    check_number,
+    check_optimizer_state,
     check_plain,
-    counted,
-    counts,
-    like,
-    number,
-    optimizer_state,
-    ranked,
-    schedule_state,
-    shown,
+    check_schedule_state,
+    describe,
+    match_template,
+    rank_checkpoints,
 )
 from fusion_pl.types import UserError
 
@@ -63,14 +63,14 @@ class CheckResumed(Callback):
         try:
             for part, kind in PARTS.items():
                 if not isinstance(checkpoint[part], kind):
-                    raise Unfit(f"{part} is no {kind.__name__}")
+                    raise InvalidStateError(f"{part} is no {kind.__name__}")
             check_loops(trainer, checkpoint)
             check_callbacks(trainer, checkpoint)
             precision = trainer.precision_plugin
             name = type(precision).__qualname__
             if name in checkpoint:
-                checkpoint[name] = like(checkpoint[name], precision.state_dict(), name)
-        except Unfit as error:
+                checkpoint[name] = match_template(checkpoint[name], precision.state_dict(), name)
+        except InvalidStateError as error:
             raise _refusal(trainer, error) from error
         self._states = checkpoint
         if trainer.strategy.restore_checkpoint_after_setup:
@@ -86,23 +86,23 @@ class CheckResumed(Callback):
         if states is None:
             return
         try:
-            saved = counted(states["optimizer_states"], trainer.optimizers, "optimizers")
+            saved = check_length(states["optimizer_states"], trainer.optimizers, "optimizers")
             if type(trainer.strategy).load_optimizer_state_dict is Strategy.load_optimizer_state_dict:
                 states["optimizer_states"] = [
-                    optimizer_state(optimizer, state)
+                    check_optimizer_state(optimizer, state)
                     for optimizer, state in zip(trainer.optimizers, saved, strict=True)
                 ]
             configs = trainer.lr_scheduler_configs
-            schedules = counted(states["lr_schedulers"], configs, "schedules")
+            schedules = check_length(states["lr_schedulers"], configs, "schedules")
             states["lr_schedulers"] = [
-                schedule_state(config.scheduler, state) for config, state in zip(configs, schedules, strict=True)
+                check_schedule_state(config.scheduler, state) for config, state in zip(configs, schedules, strict=True)
             ]
-        except Unfit as error:
+        except InvalidStateError as error:
             raise _refusal(trainer, error) from error
 
 
-def _refusal(trainer: Trainer, error: Unfit) -> UserError:
-    if isinstance(error, Other):
+def _refusal(trainer: Trainer, error: InvalidStateError) -> UserError:
+    if isinstance(error, MismatchError):
         return UserError(
             f"fit cannot go on from {trainer.ckpt_path}: it {error}: give the optimizer and the lr_scheduler of that "
             "run's config.yaml, or start anew without --ckpt_path"
@@ -115,8 +115,8 @@ def _refusal(trainer: Trainer, error: Unfit) -> UserError:
 
 def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Keep of the loops' states what counts this run's epochs and batches; repeat a validation that was cut off."""
-    loops = counts(checkpoint["loops"].get("fit_loop"), trainer.fit_loop.state_dict(), "fit_loop")
-    step = counts(checkpoint.get("global_step"), 0, "global_step")
+    loops = check_counters(checkpoint["loops"].get("fit_loop"), trainer.fit_loop.state_dict(), "fit_loop")
+    step = check_counters(checkpoint.get("global_step"), 0, "global_step")
     trained, validated, epochs = loops[TRAINED], loops[VALIDATED], loops["epoch_progress"]["current"]
     whole = trained["is_last_batch"] and trained["current"]["ready"] == trained["current"]["completed"]
     within = whole and epochs["processed"] < epochs["ready"]  # saved before Lightning counted the epoch
@@ -165,7 +165,7 @@ def check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         key = callback.state_key
         state = checkpoint["callbacks"].get(key, {})
         if not isinstance(state, dict):
-            raise Unfit(f"state of {key} is {shown(state)}, expected a table")
+            raise InvalidStateError(f"state of {key} is {describe(state)}, expected a table")
         if not state:
             continue
         if isinstance(callback, ModelCheckpoint):
@@ -173,7 +173,11 @@ def check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         elif isinstance(callback, EarlyStopping):
             own = callback.state_dict()
             patient = {name: value for name, value in own.items() if name in {"wait_count", "stopped_epoch"}}
-            state = own | counts(state, patient, key) | like(state, {"best_score": own["best_score"]}, key)
+            state = (
+                own
+                | check_counters(state, patient, key)
+                | match_template(state, {"best_score": own["best_score"]}, key)
+            )
         else:
             check_plain(state, key)
         kept[key] = state
@@ -196,15 +200,15 @@ def _files(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str, Any]:
 
     for part in ("best_k_models", "losses"):
         if not isinstance(state.setdefault(part, {}), dict):
-            raise Unfit(f"{part} of {key} is {shown(state[part])}, expected a table")
+            raise InvalidStateError(f"{part} of {key} is {describe(state[part])}, expected a table")
     scores = {
-        own(path): torch.tensor(float(number(score, f"score of {key}", infinite=True)))
+        own(path): torch.tensor(float(check_number(score, f"score of {key}", infinite=True)))
         for path, score in state["best_k_models"].items()
         if own(path)
     }
     losses = {own(path): loss for path, loss in state["losses"].items() if own(path) in scores}
     losses = {path: loss for path, loss in losses.items() if isinstance(loss, float) and math.isfinite(loss)}
-    order = ranked(scores, losses, callback.mode)[: callback.save_top_k if callback.save_top_k > 0 else None]
+    order = rank_checkpoints(scores, losses, callback.mode)[: callback.save_top_k if callback.save_top_k > 0 else None]
     full = 0 < len(order) == callback.save_top_k
     step = state.get("best_step")
     return {
@@ -216,5 +220,5 @@ def _files(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str, Any]:
         "kth_value": scores[order[-1]] if full else callback.kth_value,
         "last_model_path": own(state.get("last_model_path")),
         "losses": {path: losses.get(path, math.nan) for path in order},
-        "best_step": counts(step, 0, f"best_step of {key}") if order and step is not None else None,
+        "best_step": check_counters(step, 0, f"best_step of {key}") if order and step is not None else None,
     }

@@ -122,3 +122,19 @@ def fewer(names: Sequence[str]) -> list[tuple[str, ...]]:
     if len(names) < MANY_INPUTS:
         return subsets(names)[:-1]
     return [*combinations(names, 1), *combinations(names, len(names) - 1)]
+
+
+def accuracy_by_inputs(metrics: Mapping[str, float], stage: str, inputs: Sequence[str]) -> dict[str, float]:
+    """Return the accuracy with each measured subset of the inputs, all inputs included.
+
+    Args:
+        metrics: name of the metric -> value.
+        stage: ``val`` or ``test``.
+        inputs: names of the model's inputs.
+
+    Returns:
+        Inputs joined by ``+`` -> accuracy.
+    """
+    prefix = f"{stage}/accuracy/"
+    by_subset = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
+    return by_subset | {"+".join(inputs): metrics[f"{stage}/accuracy"]}

@@ -1,4 +1,4 @@
-"""Values from a checkpoint, held against those that this run has in their place."""
+"""Check the training state of a checkpoint against the state of this run."""
 
 from __future__ import annotations
 
@@ -13,220 +13,263 @@ from torch.optim import Optimizer
 
 from fusion_pl.plain_data import NestingError, walk
 
-MOST = 2**53  # of what is counted: steps, batches, epochs
+MAX_COUNT = 2**53  # of steps, batches, epochs
 MAX_DEPTH, MAX_VALUES = 20, 5_000_000  # of the state of a callback
-LONGEST = 40  # of a text in a message
-HARDWARE = {"fused", "foreach", "capturable", "differentiable"}  # how this machine computes a step, not the other one
+MAX_TEXT_LENGTH = 40  # of a value in a message
+# Options of an optimizer that depend on the hardware of this run.
+HARDWARE_OPTIONS = {"fused", "foreach", "capturable", "differentiable"}
 
 
-class Unfit(Exception):  # noqa: N818  # becomes a UserError that names the file
-    """A part of a checkpoint's training state is not what this run expects."""
+class InvalidStateError(Exception):
+    """A part of the training state has a form that this run does not expect.
+
+    It becomes a ``UserError`` with the path of the checkpoint.
+    """
 
 
-class Other(Unfit):
-    """A state is that of another optimizer or schedule."""
+class MismatchError(InvalidStateError):
+    """A state belongs to another optimizer or schedule.
 
-    def __init__(self, what: str, own: object, told: Iterable[str]) -> None:
-        name = type(own).__name__
-        super().__init__(f"was trained with another {what} than {name} (one with {', '.join(sorted(told))})")
+    Args:
+        kind: ``optimizer`` or ``learning rate schedule``.
+        expected: that of this run.
+        keys: in the state, but unknown to ``expected``.
+    """
+
+    def __init__(self, kind: str, expected: object, keys: Iterable[str]) -> None:
+        name = type(expected).__name__
+        super().__init__(f"was trained with another {kind} than {name} (one with {', '.join(sorted(keys))})")
 
 
-def like(value: Any, template: Any, where: str) -> Any:
-    """Return a value with the keys and lengths of a template, or the template where only this run can know.
+def match_template(value: Any, template: Any, name: str) -> Any:
+    """Return a value with the keys, lengths, types and shapes of a template.
+
+    Text and other objects are taken from the template.
 
     Args:
         value: from a checkpoint.
-        template: what this run has in its place.
-        where: names the value in messages.
+        template: the corresponding value of this run.
+        name: of the value, for messages.
 
     Raises:
-        Unfit: for another type, shape or length, and for numbers that are not finite where the template's are.
+        InvalidStateError: for another type, shape or length, and for numbers that are not finite, unless the
+            template's are infinite.
     """
     if isinstance(template, dict):
         if not isinstance(value, Mapping):
-            raise Unfit(f"{where} is {shown(value)}, expected a table")
-        known = {key: own for key, own in template.items() if key in value}
-        return template | {key: like(value[key], own, f"{where}.{key}") for key, own in known.items()}
+            raise InvalidStateError(f"{name} is {describe(value)}, expected a table")
+        return {
+            key: match_template(value[key], default, f"{name}.{key}") if key in value else default
+            for key, default in template.items()
+        }
     if isinstance(template, (list, tuple)):
         if not isinstance(value, (list, tuple)) or len(value) != len(template):
-            raise Unfit(f"{where} is {shown(value)}, expected {len(template)} values")
+            raise InvalidStateError(f"{name} is {describe(value)}, expected {len(template)} values")
         pairs = zip(value, template, strict=True)
-        return type(template)(like(one, own, f"{where}.{index}") for index, (one, own) in enumerate(pairs))
-    if isinstance(template, bool) and not isinstance(value, bool):
-        raise Unfit(f"{where} is {shown(value)}, expected true or false")
+        return type(template)(match_template(*pair, f"{name}.{index}") for index, pair in enumerate(pairs))
     if isinstance(template, Tensor):
-        return _tensor(value, template, where)
-    if isinstance(template, (int, float)) and not isinstance(template, bool):
-        return template if value is None else number(value, where, infinite=math.isinf(template))
-    if template is None and value is not None:
-        return number(value, where)
-    return value if template is None or isinstance(template, bool) else template
+        return _match_tensor(value, template, name)
+    if isinstance(template, bool):
+        if not isinstance(value, bool):
+            raise InvalidStateError(f"{name} is {describe(value)}, expected true or false")
+        template = value
+    elif isinstance(template, (int, float)):
+        return template if value is None else check_number(value, name, infinite=math.isinf(template))
+    return check_number(value, name) if template is None and value is not None else template
 
 
-def number(value: Any, where: str, infinite: bool = False) -> int | float:
-    """Return a number, or raise ``Unfit``; one in a tensor counts as well."""
+def check_number(value: Any, name: str, infinite: bool = False) -> int | float:
+    """Return a finite number; a tensor with one number counts as well.
+
+    Args:
+        value: from a checkpoint.
+        name: of the value, for messages.
+        infinite: also accept infinity.
+
+    Raises:
+        InvalidStateError: for anything else.
+    """
     if isinstance(value, Tensor) and value.numel() == 1 and value.layout == torch.strided and not value.is_meta:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise Unfit(f"{where} is {shown(value)}, expected a number")
-    if isinstance(value, int) and abs(value) > MOST:
-        raise Unfit(f"{where} is {shown(value)}, expected a smaller number")
+        raise InvalidStateError(f"{name} is {describe(value)}, expected a number")
+    if isinstance(value, int) and abs(value) > MAX_COUNT:
+        raise InvalidStateError(f"{name} is {describe(value)}, expected a smaller number")
     if math.isnan(value) or (math.isinf(value) and not infinite):
-        raise Unfit(f"{where} is {shown(value)}, expected a finite number")
+        raise InvalidStateError(f"{name} is {describe(value)}, expected a finite number")
     return value
 
 
-def _tensor(value: Any, template: Tensor, where: str) -> Tensor:
-    """Return a copy of a tensor in memory that is laid out like the template's."""
+def _match_tensor(value: Any, template: Tensor, name: str) -> Tensor:
+    """Return a copy of a tensor with the memory layout of the template."""
     if not isinstance(value, Tensor):
-        value = torch.tensor(number(value, where, infinite=True))
-    kind = (template.shape, template.layout, template.is_complex())
-    if (value.shape, value.layout, value.is_complex()) != kind or value.is_meta:
-        raise Unfit(f"{where} has shape {tuple(value.shape)}, expected {tuple(template.shape)}")
-    endless = template.numel() == 1 and bool(template.isinf())
-    if value.isnan().any() or not (endless or value.isfinite().all()):
-        raise Unfit(f"{where} holds numbers that are not finite")
+        value = torch.tensor(check_number(value, name, infinite=True))
+    form = (template.shape, template.layout, template.is_complex())
+    if (value.shape, value.layout, value.is_complex()) != form or value.is_meta:
+        raise InvalidStateError(f"{name} has shape {tuple(value.shape)}, expected {tuple(template.shape)}")
+    infinite = template.numel() == 1 and bool(template.isinf())
+    if value.isnan().any() or not (infinite or value.isfinite().all()):
+        raise InvalidStateError(f"{name} holds numbers that are not finite")
     return torch.empty_like(template, requires_grad=False).copy_(value)
 
 
-def shown(value: Any) -> str:
-    """Return a value for a message, shortened."""
+def describe(value: Any) -> str:
+    """Return a short description of a value for a message."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
-    if isinstance(value, int) and abs(value) > MOST:
+    if isinstance(value, int) and abs(value) > MAX_COUNT:
         return "a huge number"
     if value is None or isinstance(value, (bool, int, float)):
         return repr(value)
     if isinstance(value, str):
-        return repr(value if len(value) <= LONGEST else f"{value[:LONGEST]} …")
+        return repr(value if len(value) <= MAX_TEXT_LENGTH else f"{value[:MAX_TEXT_LENGTH]} …")
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, Sized) else "")
 
 
-def counts(value: Any, template: Any, where: str) -> Any:
-    """Return counters with the keys of a template."""
+def check_counters(value: Any, template: Any, name: str) -> Any:
+    """Return counters with the keys of a template: nested tables of counts and flags."""
     if isinstance(template, dict):
         if not isinstance(value, dict):
-            raise Unfit(f"{where} is {shown(value)}, expected a table")
+            raise InvalidStateError(f"{name} is {describe(value)}, expected a table")
         return {
-            key: counts(value[key], own, f"{where}.{key}") if key in value else own for key, own in template.items()
+            key: check_counters(value[key], default, f"{name}.{key}") if key in value else default
+            for key, default in template.items()
         }
-    if type(value) is not type(template) or not 0 <= value <= MOST:
-        raise Unfit(f"{where} is {shown(value)}, expected a count")
+    if type(value) is not type(template) or not 0 <= value <= MAX_COUNT:
+        raise InvalidStateError(f"{name} is {describe(value)}, expected a count")
     return value
 
 
-def check_plain(value: Any, where: str) -> None:
+def check_plain(value: Any, name: str) -> None:
     """Refuse NaN, huge integers and endless nesting in the state of a callback."""
     try:
         for _, item in walk(value, MAX_DEPTH, MAX_VALUES):
             if isinstance(item, (int, float)) and not isinstance(item, bool):
-                number(item, where, infinite=True)
+                check_number(item, name, infinite=True)
     except NestingError as error:
-        raise Unfit(f"{where} cannot be used: {error}") from error
+        raise InvalidStateError(f"{name} cannot be used: {error}") from error
 
 
-def counted(saved: list[Any], wanted: list[Any], what: str) -> list[Any]:
-    """Return a list, or raise ``Unfit`` where it is not as long as the other."""
-    if len(saved) != len(wanted):
-        raise Unfit(f"number of {what} is {len(saved)}, expected {len(wanted)}")
+def check_length(saved: list[Any], expected: list[Any], items: str) -> list[Any]:
+    """Return a list that has as many items as expected.
+
+    Args:
+        saved: from a checkpoint.
+        expected: that of this run.
+        items: what the list holds, for messages.
+
+    Raises:
+        InvalidStateError: for another length.
+    """
+    if len(saved) != len(expected):
+        raise InvalidStateError(f"number of {items} is {len(saved)}, expected {len(expected)}")
     return saved
 
 
-def ranked(scores: dict[str, Tensor], losses: dict[str, float], mode: str) -> list[str]:
-    """Return names of checkpoints, best first: by score, then by loss; an unknown loss comes last."""
+def rank_checkpoints(scores: dict[str, Tensor], losses: dict[str, float], mode: str) -> list[str]:
+    """Sort checkpoints, best first: by score, then by loss. An unknown loss (NaN) ranks last.
+
+    Args:
+        scores: path -> monitored metric.
+        losses: path -> validation loss.
+        mode: ``min`` or ``max``.
+    """
     sign = 1 if mode == "min" else -1
 
-    def rank(path: str) -> tuple[float, float]:
+    def key(path: str) -> tuple[float, float]:
         loss = losses.get(path, math.nan)
         return sign * float(scores[path]), math.inf if math.isnan(loss) else loss
 
-    return sorted(scores, key=rank)
+    return sorted(scores, key=key)
 
 
-def optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
-    """Return a saved state for an optimizer, in fresh memory.
+def check_optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
+    """Return a copy of a saved state that fits an optimizer.
 
-    Each parameter's tensors must have the names and shapes that the optimizer would give them: torch trusts them, and
-    its fused steps read beyond a tensor that is too small. How a step is computed stays as this run has it.
+    Each parameter's tensors need the names and shapes that the optimizer gives them: torch does not check them, and
+    its fused steps read beyond a tensor that is too small. Options that depend on the hardware are those of this run.
 
     Raises:
-        Unfit: where there are other parameters.
-        Other: where it is another optimizer.
+        InvalidStateError: for other parameters.
+        MismatchError: for another optimizer.
     """
-    wrong = Unfit("optimizer's state is no table of parameters and groups")
+    malformed = InvalidStateError("optimizer's state is no table of parameters and groups")
     if not isinstance(saved, dict) or not isinstance(saved.get("state"), dict):
-        raise wrong
+        raise malformed
     groups = saved.get("param_groups")
-    if not isinstance(groups, list) or not all(isinstance(one, dict) for one in groups):
-        raise wrong
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        raise malformed
     checked: dict[str, Any] = {"state": {}, "param_groups": []}
     first = 0
-    for own, old in zip(optimizer.param_groups, counted(groups, optimizer.param_groups, "groups"), strict=True):
+    for group, old in zip(optimizer.param_groups, check_length(groups, optimizer.param_groups, "groups"), strict=True):
         names = old.get("params")
-        if not isinstance(names, list) or not all(isinstance(one, int) for one in names):
-            raise wrong
-        counted(names, own["params"], "parameters in a group")
-        options = {key: value for key, value in own.items() if key != "params"}
-        changes = {key: value for key, value in options.items() if key not in HARDWARE | {"lr_factor"}}
-        lacking, more = set(optimizer.defaults) - HARDWARE - set(old), set(old) - HARDWARE - set(own)
-        if lacking and more:  # another version of torch has either
-            raise Other("optimizer", optimizer, map(str, more))
-        options |= like({key: old[key] for key in changes if key in old}, changes, "optimizer")
+        if not isinstance(names, list) or not all(isinstance(name, int) for name in names):
+            raise malformed
+        check_length(names, group["params"], "parameters in a group")
+        options = {key: value for key, value in group.items() if key != "params"}
+        restored = {key: value for key, value in options.items() if key not in HARDWARE_OPTIONS | {"lr_factor"}}
+        absent = set(optimizer.defaults) - HARDWARE_OPTIONS - set(old)
+        unknown = set(old) - HARDWARE_OPTIONS - set(group)
+        if absent and unknown:  # another version of torch has only one of the two
+            raise MismatchError("optimizer", optimizer, map(str, unknown))
+        options |= match_template({key: old[key] for key in restored if key in old}, restored, "optimizer")
         checked["param_groups"].append(options | {"params": list(range(first, first + len(names)))})
-        shapes: dict[Any, dict[str, Any]] = {}
-        for index, (name, parameter) in enumerate(zip(names, own["params"], strict=True), first):
+        templates: dict[Any, dict[str, Any]] = {}
+        for index, (name, parameter) in enumerate(zip(names, group["params"], strict=True), first):
             if name not in saved["state"]:
-                continue  # a parameter that has had no gradient yet
-            same = (parameter.shape, parameter.stride(), parameter.dtype, parameter.device)
-            if same not in shapes:
-                shapes[same] = state_after_a_step(optimizer, own, parameter)
-            checked["state"][index] = _parameter_state(saved["state"][name], shapes[same])
-            unknown = set(saved["state"][name]) - set(shapes[same])
-            if (lacking or more) and unknown:  # where the options agree, it is made later than in the first step
-                raise Other("optimizer", optimizer, map(str, unknown))
+                continue  # a parameter without a gradient so far
+            form = (parameter.shape, parameter.stride(), parameter.dtype, parameter.device)
+            if form not in templates:
+                templates[form] = state_after_step(optimizer, group, parameter)
+            checked["state"][index] = _check_parameter_state(saved["state"][name], templates[form])
+            other_keys = set(saved["state"][name]) - set(templates[form])
+            if (absent or unknown) and other_keys:  # with equal options, the optimizer may add them in a later step
+                raise MismatchError("optimizer", optimizer, map(str, other_keys))
         first += len(names)
     return checked
 
 
-def schedule_state(schedule: Any, saved: Any) -> Any:
-    """Return a saved state for a schedule of the learning rate.
+def check_schedule_state(schedule: Any, saved: Any) -> Any:
+    """Return a saved state that fits a learning rate schedule.
 
     Raises:
-        Unfit: for another schedule, and for values that do not fit it.
+        InvalidStateError: for values of another form.
+        MismatchError: for another schedule.
     """
-    own = schedule.state_dict()
+    template = schedule.state_dict()
     if isinstance(saved, dict):
-        different = {key for key in set(own) ^ set(saved) if isinstance(key, str) and not key.startswith("_")}
-        different -= {"total_steps", *dir(type(schedule))}  # of versions before; names of methods, which are dropped
+        different = {key for key in set(template) ^ set(saved) if isinstance(key, str) and not key.startswith("_")}
+        different -= {"total_steps", *dir(type(schedule))}  # of earlier versions; names of methods are ignored
         if different:
-            raise Other("learning rate schedule", schedule, map(str, different & set(saved) or {"other settings"}))
-    return like(saved, own, "schedule")
+            keys = different & set(saved) or {"other settings"}
+            raise MismatchError("learning rate schedule", schedule, map(str, keys))
+    return match_template(saved, template, "schedule")
 
 
-def _parameter_state(saved: Any, template: dict[str, Any]) -> dict[str, Any]:
+def _check_parameter_state(saved: Any, template: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(saved, dict):
-        raise Unfit("optimizer's state is no table of parameters and groups")
+        raise InvalidStateError("optimizer's state is no table of parameters and groups")
     for key in template:
         if key not in saved:
-            raise Unfit(f"optimizer has kept no {key}")
-    return {key: like(saved[key], own, f"optimizer's {key}") for key, own in template.items()}
+            raise InvalidStateError(f"optimizer's state has no {key}")
+    return {key: match_template(saved[key], value, f"optimizer's {key}") for key, value in template.items()}
 
 
-def state_after_a_step(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
-    """Return what an optimizer keeps for a parameter: names, shapes and types, those that a step on zeros makes.
+def state_after_step(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+    """Return the state that an optimizer has for a parameter after a step on zeros: names, shapes and types.
 
     Args:
-        optimizer: whose step it is; it is not changed.
+        optimizer: is not changed.
         group: the parameter's group, for the options.
-        parameter: whose shape, type and device matter; its values do not.
+        parameter: its shape, type and device matter, its values do not.
     """
-    if parameter in optimizer.state:  # some make it before the first step
+    if parameter in optimizer.state:  # some optimizers make it before the first step
         return dict(optimizer.state[parameter])
-    trial = torch.zeros_like(parameter, requires_grad=True)
-    trial.grad = torch.zeros_like(trial)
+    zeros = torch.zeros_like(parameter, requires_grad=True)
+    zeros.grad = torch.zeros_like(zeros)
     copy = object.__new__(type(optimizer))
     copy.__dict__.update(optimizer.__dict__)
     copy.__dict__.pop("step", None)  # a schedule counts the steps of the original there
-    copy.state, copy.param_groups = defaultdict(dict), [group | {"params": [trial]}]
+    copy.state, copy.param_groups = defaultdict(dict), [group | {"params": [zeros]}]
     copy.step(lambda: 0.0)
-    return dict(copy.state[trial])
+    return dict(copy.state[zeros])

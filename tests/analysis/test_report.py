@@ -16,7 +16,7 @@ from fusion_pl.analysis.plots import accuracy_against_cost, accuracy_by_subset, 
 from fusion_pl.analysis.report import write
 from fusion_pl.analysis.result import Result
 from fusion_pl.analysis.summary import summarise
-from fusion_pl.training.pictures import missing_picture
+from fusion_pl.training.figures import plot_missing_inputs
 from tests.analysis.runs import INPUTS, done, failed
 
 SEEDS = (0, 1)
@@ -223,7 +223,7 @@ def test_names_are_not_mathematics() -> None:
     drawn = (
         accuracy_against_cost(rows, "parameters"),
         accuracy_by_subset(rows, names),
-        missing_picture(subsets, names, rows[0].label),
+        plot_missing_inputs(subsets, names, rows[0].label),
     )
     for figure in drawn:
         assert figure is not None

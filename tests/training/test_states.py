@@ -10,7 +10,15 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, SequentialLR, StepLR
 
-from fusion_pl.training.states import Unfit, check_plain, counts, like, number, optimizer_state, shown
+from fusion_pl.training.states import (
+    InvalidStateError,
+    check_counters,
+    check_number,
+    check_optimizer_state,
+    check_plain,
+    describe,
+    match_template,
+)
 
 OPTIMIZERS = {
     "Adam": {"amsgrad": True},
@@ -51,7 +59,7 @@ def test_an_optimizer_goes_on_as_if_it_had_not_stopped(name):
     again, other = model_and_optimizer(name, steps=0, **OPTIMIZERS[name])
     again.load_state_dict(model.state_dict())
     before = set(other.state)
-    checked = optimizer_state(other, copy.deepcopy(optimizer.state_dict()))
+    checked = check_optimizer_state(other, copy.deepcopy(optimizer.state_dict()))
     assert set(other.state) == before  # what was tried out left nothing behind
     other.load_state_dict(checked)
     step(model, optimizer, 3)
@@ -68,7 +76,7 @@ def test_an_optimizer_goes_on_as_if_it_had_not_stopped(name):
         (lambda s: s["state"][1].update(exp_avg=torch.zeros(2, 4).to_sparse()), "exp_avg has shape"),
         (lambda s: s["state"][1]["exp_avg"].fill_(math.nan), "exp_avg holds numbers that are not finite"),
         (lambda s: s["state"][1].update(step=[1]), "step is a list of 1"),
-        (lambda s: s["state"][1].pop("exp_avg_sq"), "has kept no exp_avg_sq"),
+        (lambda s: s["state"][1].pop("exp_avg_sq"), "state has no exp_avg_sq"),
         (lambda s: s["state"].update({1: 3}), "no table"),
         (lambda s: s["param_groups"].pop(), "number of groups is 1, expected 2"),
         (lambda s: s["param_groups"][0]["params"].pop(), "number of parameters in a group is 1, expected 2"),
@@ -83,15 +91,15 @@ def test_an_optimizer_state_that_does_not_fit_is_refused(change, match):
     optimizer = model_and_optimizer()[1]
     saved = copy.deepcopy(optimizer.state_dict())
     change(saved)
-    with pytest.raises(Unfit, match=match):
-        optimizer_state(optimizer, saved)
+    with pytest.raises(InvalidStateError, match=match):
+        check_optimizer_state(optimizer, saved)
 
 
 def test_how_a_step_is_computed_is_not_taken_from_elsewhere():
     optimizer = model_and_optimizer(fused=False)[1]
     saved = copy.deepcopy(optimizer.state_dict())
     saved["param_groups"][0].update(fused=True, surprise=1, lr=0.5)
-    checked = optimizer_state(optimizer, saved)["param_groups"][0]
+    checked = check_optimizer_state(optimizer, saved)["param_groups"][0]
     assert (checked["fused"], checked["lr"]) == (False, 0.5)
     assert "surprise" not in checked
 
@@ -113,17 +121,17 @@ def test_a_schedule_goes_on_as_it_was(make):
         schedule.step(*[1.0] * isinstance(schedule, ReduceLROnPlateau))
     saved = copy.deepcopy(schedule.state_dict())
     other = make(model_and_optimizer()[1])
-    assert like(saved | {"get_lr": 3}, other.state_dict(), "schedule") == saved
+    assert match_template(saved | {"get_lr": 3}, other.state_dict(), "schedule") == saved
 
 
 def test_messages_are_short_whatever_the_value():
     loop: list = []
     loop.append(loop)
     for value in ("x" * 10**6, 10**6000, loop, {"a": loop}, torch.zeros(10**6), object()):
-        assert len(shown(value)) < 80
-    with pytest.raises(Unfit, match="state cannot be used: it is nested too deeply"):
+        assert len(describe(value)) < 80
+    with pytest.raises(InvalidStateError, match="state cannot be used: it is nested too deeply"):
         check_plain(loop, "state")
-    with pytest.raises(Unfit, match="expected a smaller number"):
-        number(10**6000, "score")
-    with pytest.raises(Unfit, match=r"current\.ready is True, expected a count"):
-        counts({"ready": True}, {"ready": 0}, "current")
+    with pytest.raises(InvalidStateError, match="expected a smaller number"):
+        check_number(10**6000, "score")
+    with pytest.raises(InvalidStateError, match=r"current\.ready is True, expected a count"):
+        check_counters({"ready": True}, {"ready": 0}, "current")

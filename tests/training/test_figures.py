@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from fusion_pl.training.pictures import missing_picture
+from fusion_pl.training.figures import plot_missing_inputs
 
 NAMES = ("text", "image", "audio")
 ACCURACIES = {
@@ -21,7 +21,7 @@ def lines(figure):
 
 
 def test_a_missing_input_takes_a_straight_line():
-    found = lines(missing_picture({"text": 0.4, "image": 0.7, "text+image": 0.9}, ("text", "image"), "Mean"))
+    found = lines(plot_missing_inputs({"text": 0.4, "image": 0.7, "text+image": 0.9}, ("text", "image"), "Mean"))
     assert set(found) == {"text missing", "image missing"}
     assert [found["text missing"][share] for share in (0, 50, 100)] == pytest.approx([90, 80, 70])
     assert [found["image missing"][share] for share in (0, 50, 100)] == pytest.approx([90, 65, 40])
@@ -29,7 +29,7 @@ def test_a_missing_input_takes_a_straight_line():
 
 @pytest.mark.parametrize("share", [0, 20, 70, 100])
 def test_any_missing_is_the_mean_over_samples_drawn_by_lot(share):
-    curve = lines(missing_picture(ACCURACIES, NAMES, "Mean"))["any missing"]
+    curve = lines(plot_missing_inputs(ACCURACIES, NAMES, "Mean"))["any missing"]
     draw = random.Random(0)
     kept = []
     while len(kept) < 20_000:
@@ -40,6 +40,7 @@ def test_any_missing_is_the_mean_over_samples_drawn_by_lot(share):
 
 
 def test_what_was_not_measured_is_not_drawn():
-    assert missing_picture({"text+image": 0.9}, ("text", "image"), "Mean") is None
-    assert missing_picture({"text": 0.9}, ("text",), "Mean") is None
-    assert set(lines(missing_picture({"text+image+audio": 0.9, "text+image": 0.8}, NAMES, "M"))) == {"audio missing"}
+    assert plot_missing_inputs({"text+image": 0.9}, ("text", "image"), "Mean") is None
+    assert plot_missing_inputs({"text": 0.9}, ("text",), "Mean") is None
+    figure = plot_missing_inputs({"text+image+audio": 0.9, "text+image": 0.8}, NAMES, "Mean")
+    assert set(lines(figure)) == {"audio missing"}

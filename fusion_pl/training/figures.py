@@ -1,0 +1,79 @@
+"""Figures for TensorBoard and for the report of compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from fusion_pl.messages import printable
+from fusion_pl.metrics import subsets
+
+MAX_PLOTTED_CLASSES = 60  # a larger confusion matrix is not legible
+MAX_LABELLED_CLASSES = 20  # with counts in the cells
+
+
+def plot_confusion(confusion: Int[Tensor, "C C"], classes: list[str], title: str) -> Figure:
+    """Plot a confusion matrix, coloured by the share of the row.
+
+    Args:
+        confusion: counts; a row per true class, a column per predicted class.
+        classes: their names.
+        title: of the figure.
+    """
+    counts = confusion.numpy()
+    size = 2.5 + 0.4 * len(classes)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(counts / counts.sum(axis=1, keepdims=True).clip(min=1), cmap="Blues", vmin=0, vmax=1)
+    axes.set(title=title, xlabel="predicted", ylabel="true")
+    names = [printable(name) for name in classes]
+    axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)  # a class name may contain $
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    if len(classes) <= MAX_LABELLED_CLASSES:
+        for row, column in zip(*counts.nonzero(), strict=True):
+            color = "white" if counts[row, column] > counts[row].sum() / 2 else "black"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color)
+    return figure
+
+
+def plot_missing_inputs(accuracies: Mapping[str, float], inputs: Sequence[str], title: str) -> Figure | None:
+    r"""Plot the expected accuracy against the share q of missing cells: a line per input, and one for all inputs.
+
+    Where cells of input m are missing at random, a sample is classified with all inputs with probability 1 - q and
+    without m with probability q, so the expectation is :math:`(1 - q)\, a_{all} + q\, a_{-m}`. Where cells of every
+    input are, it is :math:`\sum_S q^{M - |S|} (1 - q)^{|S|} a_S / (1 - q^M)` over the non-empty subsets S: samples
+    without any input are left out. Both are exact where every sample has all inputs.
+
+    Args:
+        accuracies: inputs joined by ``+`` in the order of ``inputs`` -> accuracy with only these, 0 to 1.
+        inputs: names of all inputs of the model.
+        title: of the figure.
+
+    Returns:
+        The figure, or None where no subset of fewer inputs was measured.
+    """
+    by_subset = {subset: accuracies.get("+".join(subset)) for subset in subsets(inputs)}
+    with_all = by_subset[tuple(inputs)]
+    without = {name: by_subset.get(tuple(other for other in inputs if other != name)) for name in inputs}
+    measured = {name: accuracy for name, accuracy in without.items() if accuracy is not None}
+    if with_all is None or not measured:
+        return None
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    share = np.linspace(0, 1, 101)
+    for name, accuracy in measured.items():
+        axes.plot(100 * share, 100 * ((1 - share) * with_all + share * accuracy), label=f"{name} missing")
+    if len(inputs) > 2 and None not in by_subset.values():
+        # Numerator and denominator are divided by 1 - q, so that q = 1 gives the limit instead of 0 / 0.
+        weights = [share ** (len(inputs) - len(subset)) * (1 - share) ** (len(subset) - 1) for subset in by_subset]
+        mean = sum(weight * (value or 0.0) for weight, value in zip(weights, by_subset.values(), strict=True))
+        axes.plot(100 * share, 100 * mean / sum(weights), color="black", linestyle="--", label="any missing")
+    axes.set(xlabel="share of missing cells in %", ylabel="accuracy in %")
+    axes.set_title(title, parse_math=False)
+    for text in axes.legend().get_texts():
+        text.set_parse_math(False)
+    return figure

@@ -1,0 +1,42 @@
+"""What TensorBoard shows of a run."""
+
+from __future__ import annotations
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fusion_pl.cli.run import run
+from tests.texts import RUN, fit
+
+SHORT = ["--trainer.log_every_n_steps", "null"]  # 5 steps per epoch
+
+
+def scalars(folder):
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+
+
+def test_short_runs_have_curves(fresh, capsys):
+    assert fit(*SHORT) == 0
+    curves = scalars(RUN)
+    assert [point.step for point in curves["train/loss_step"]] == list(range(10))
+    assert len(curves["lr-AdamW/new"]) == 10
+    assert "log_every_n_steps" not in capsys.readouterr().err
+
+
+def test_a_given_interval_is_used(fresh):
+    assert fit("--trainer.log_every_n_steps", "5") == 0
+    assert [point.step for point in scalars(RUN)["train/loss_step"]] == [4, 9]
+
+
+def test_validation_accuracy_is_the_first_chart(fresh):
+    assert fit(*SHORT, "--trainer.max_epochs", "3") == 0
+    curves = scalars(RUN)
+    assert min(curves) == "Validation/accuracy"  # TensorBoard compares the characters' codes
+    assert "epoch" not in curves
+    assert [tag for tag, points in curves.items() if len(points) == 1] == []
+
+
+def test_a_measurement_writes_no_single_points(again):
+    assert run("validate", ["--config", "config.yaml"]) == 0
+    assert scalars("lightning_logs/version_1") == {}
