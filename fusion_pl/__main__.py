@@ -1,4 +1,4 @@
-"""The command ``fusion-pl``: answers help, version and slips at once; the rest waits for the libraries to load."""
+"""The command ``fusion-pl``; help, version and an unknown command are answered before the libraries are imported."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from types import FrameType, ModuleType
 from fusion_pl import __version__
 
 HELP = """\
-usage: fusion-pl VERB [options]
+usage: fusion-pl COMMAND [options]
 
 Classify things that come as text, images and sound together.
 
-verbs:
+commands:
   fit       train:      fusion-pl fit --config configs/keypad.yaml
-  validate  measure on the validation split:
+  validate  evaluate on the validation split:
                         fusion-pl validate --config configs/keypad.yaml
-  test      measure on the test split, with the best checkpoint of the newest run unless --ckpt_path names one:
+  test      evaluate on the test split, with the best checkpoint of the newest run unless --ckpt_path names one:
                         fusion-pl test --config configs/keypad.yaml
   predict   classify the rows of a manifest with a checkpoint alone:
                         fusion-pl predict --ckpt_path best.ckpt --data.manifest new.csv --output predictions.csv
@@ -32,72 +32,73 @@ verbs:
                         fusion-pl compare --config configs/keypad.yaml --output reports/keypad
 
 options:
-  --help               show this text; after a subcommand: its main options, for the data set in use
-  --help-all           after a subcommand, all of its options
+  --help               show this text; after a command: its main options, for the data set in use
+  --help-all           after a command: all of its options
   --version            show the version
-  --completion bash    print a script that completes verbs and options in bash or zsh
+  --completion bash    print a script that completes commands and options in bash or zsh
 
-Every value of a configuration can be given on the command line, later ones win:
+Every value of a configuration can be given on the command line; later values win:
   fusion-pl fit --config configs/keypad.yaml --trainer.max_epochs 5 --data.batch_size 16
   fusion-pl fit --config configs/keypad.yaml --model.fusion fusion_pl.fusion.CrossAttention
-  fusion-pl fit --config configs/keypad.yaml --ckpt_path last        # go on where a run stopped
+  fusion-pl fit --config configs/keypad.yaml --ckpt_path last        # resume the newest run
 """
-RESOLVERS = {"jsonargparse._util", "fusion_pl.config"}  # modules that import what a class path names
-VERBS = ("fit", "validate", "test", "predict", "compare")
+IMPORTERS = {"jsonargparse._util", "fusion_pl.config"}  # modules that import classes by their class path
+COMMANDS = ("fit", "validate", "test", "predict", "compare")
 
 
 def main() -> int:
     """Run the command and return its exit code: 0, or 2 for what the user can fix."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
-        return _show(HELP)
+        return _print(HELP)
     subcommand = arguments[0]
     if subcommand in {"-V", "--version"}:
         print(f"fusion-pl {__version__}")
         return 0
-    if subcommand not in (*VERBS, "--completion"):
+    if subcommand not in (*COMMANDS, "--completion"):
         import difflib
 
-        close = difflib.get_close_matches(subcommand, VERBS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the verbs are {', '.join(VERBS)}"
-        print(f"fusion-pl: error: there is no subcommand {subcommand!r}; {hint} (fusion-pl --help)", file=sys.stderr)
+        close = difflib.get_close_matches(subcommand, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(COMMANDS)}"
+        print(f"fusion-pl: error: there is no command {subcommand!r}; {hint} (fusion-pl --help)", file=sys.stderr)
         return 2
     if subcommand == "--completion" and arguments[1:] not in ([], ["bash"]):
-        given = " ".join(arguments[1:])
-        print(f"fusion-pl: error: --completion {given}: scripts are for bash only (zsh takes it, too)", file=sys.stderr)
+        shell = " ".join(arguments[1:])
+        print(f"fusion-pl: error: --completion {shell}: give bash, whose script zsh reads as well", file=sys.stderr)
         return 2
     return _run(subcommand, arguments[1:])
 
 
 def _run(subcommand: str, arguments: list[str]) -> int:
-    """Run what needs the libraries."""
+    """Import the libraries and run a command."""
     try:
         sys.meta_path.append(CurrentFolder(os.getcwd()))
     except FileNotFoundError:
         print("fusion-pl: error: the current folder has been removed: change to another one", file=sys.stderr)
         return 2
-    atexit.register(_leave)
-    with _stopped_at_once():  # libraries that are interrupted while they load say all kinds of things
+    atexit.register(_exit_fast)
+    with _exit_on_interrupt():  # libraries that are interrupted during their import print their own tracebacks
         from fusion_pl.cli.run import guarded, run
 
         if subcommand == "compare":
             from fusion_pl.analysis.compare import compare_command
-        if (answer := _answer(subcommand, arguments)) is not None:
-            return _show(f"{answer}\n")
+        if (text := _help_or_completion(subcommand, arguments)) is not None:
+            return _print(f"{text}\n")
     if subcommand == "compare":
         return guarded(lambda: compare_command(arguments))
     return run(subcommand, arguments)
 
 
 class CurrentFolder(MetaPathFinder):
-    """Find modules of the user's folder where a class path is resolved, which a script has not on its path.
+    """Import the classes that a class path names from the current folder, which is not on the path of a script.
 
-    Libraries import what may be installed or not (``dill``, ``pynvml``, ``tabulate``): a file of that name that lies
-    in the folder is not meant. From the first class on that is found there, the folder is searched last, as by any
-    program of the user's, since the class's module and other processes import what lies beside it.
+    Libraries try to import optional packages (``dill``, ``pynvml``, ``tabulate``), so a file of such a name in the
+    current folder must not be imported in their place. Therefore only imports by ``IMPORTERS`` look into the folder.
+    Once a class is found there, the folder is appended to ``sys.path``: the class's module and other processes import
+    modules beside it.
 
     Args:
-        folder: absolute.
+        folder: absolute path.
     """
 
     def __init__(self, folder: str) -> None:
@@ -106,29 +107,29 @@ class CurrentFolder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the module's place, or None where it is not there or not for this finder to say."""
+        """Return the spec of a module in the folder; None where it has none, or where other code imports it."""
         frame = sys._getframe(1)
         while frame.f_back and frame.f_globals.get("__name__", "").startswith("importlib"):
             frame = frame.f_back
-        if path is not None or frame.f_globals.get("__name__") not in RESOLVERS:
+        if path is not None or frame.f_globals.get("__name__") not in IMPORTERS:
             return None
-        found = PathFinder.find_spec(fullname, [self.folder], target)
-        if found is not None and self.folder not in sys.path:
+        spec = PathFinder.find_spec(fullname, [self.folder], target)
+        if spec is not None and self.folder not in sys.path:
             sys.path.append(self.folder)
-        return found
+        return spec
 
 
-def _show(text: str) -> int:
-    """Print a text; a reader that has seen enough of it (``| head``) is no mistake."""
+def _print(text: str) -> int:
+    """Print a text and return the exit code; a reader that closes the pipe early (``| head``) is no error."""
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
     return 0
 
 
-def _answer(subcommand: str, arguments: list[str]) -> str | None:
-    """Return what a command asks for that runs nothing: help, or the script that completes."""
+def _help_or_completion(subcommand: str, arguments: list[str]) -> str | None:
+    """Return the help or the completion script that a command line asks for; None where it runs a command."""
     if subcommand == "--completion":
         from fusion_pl.cli.completion import completion
 
@@ -140,15 +141,15 @@ def _answer(subcommand: str, arguments: list[str]) -> str | None:
     return None
 
 
-def _leave() -> None:
-    """End at once: to look for garbage among all that was imported takes a second, in which Ctrl-C may still come."""
+def _exit_fast() -> None:
+    """Skip the garbage collection at exit: it takes a second, in which Ctrl-C would print a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.freeze()
 
 
 @contextmanager
-def _stopped_at_once() -> Iterator[None]:
-    """End without a word of Python's at Ctrl-C; nothing is open yet."""
+def _exit_on_interrupt() -> Iterator[None]:
+    """Exit without a traceback at Ctrl-C, before there is anything to save."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         del frame
@@ -156,7 +157,7 @@ def _stopped_at_once() -> Iterator[None]:
         os._exit(128 + signum)
 
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # a command in the background, or a caller that has its own way
+    if before is not signal.default_int_handler:  # a command in the background, or a caller with its own handler
         yield
         return
     signal.signal(signal.SIGINT, stop)

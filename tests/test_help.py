@@ -11,10 +11,10 @@ import sys
 import pytest
 import yaml
 
-from fusion_pl.__main__ import HELP, VERBS, main
+from fusion_pl.__main__ import COMMANDS, HELP, main
 from fusion_pl.cli.completion import completion
 from fusion_pl.cli.help import ABOUT, EXAMPLES, sections, text
-from fusion_pl.cli.options import walk
+from fusion_pl.cli.options import all_options
 from fusion_pl.cli.run import parser_of
 from fusion_pl.config import import_class
 from fusion_pl.data import Ask, Keypad, ManifestData
@@ -39,14 +39,14 @@ def shown(subcommand, *arguments):
 
 
 def test_every_verb_has_help_and_an_example_that_is_understood(tmp_path, monkeypatch):
-    assert set(ABOUT) == set(EXAMPLES) == set(VERBS)
+    assert set(ABOUT) == set(EXAMPLES) == set(COMMANDS)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for subcommand, example in EXAMPLES.items():
         parse(subcommand, *example.split())
 
 
-@pytest.mark.parametrize("subcommand", VERBS)
+@pytest.mark.parametrize("subcommand", COMMANDS)
 def test_help_fits_a_screen_and_a_half(subcommand):
     lines = text(subcommand, []).splitlines()
     assert 10 < len(lines) <= SCREEN_AND_A_HALF
@@ -97,7 +97,7 @@ def test_the_defaults_that_are_shown_are_the_real_ones():
 
 def test_help_all_has_every_option():
     everything = text("fit", [], everything=True)
-    for option, _ in walk(parser_of("fit")):
+    for option, _ in all_options(parser_of("fit")):
         assert f"--{option.key} " in everything
     assert "model.fusion of fusion_pl.fusion.film.FiLM:" in everything
 

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 
 from fusion_pl.analysis.compare import compare_parser
 from fusion_pl.cli.fusion_cli import FusionCLI
-from fusion_pl.cli.options import options_of, walk
+from fusion_pl.cli.options import all_options, options_of
 from fusion_pl.cli.parsing import parse
 from fusion_pl.cli.predict import predict_parser
 from fusion_pl.cli.run import parser_of, run
@@ -121,7 +121,7 @@ def test_every_option_refuses_another_type():
     covered, wrong, small = set(), [], {}
     for parser in (parser_of("fit"), parser_of("validate"), parser_of("test"), predict_parser()):
         own = options_of(parser).values()
-        for option, cls in walk(parser):
+        for option, cls in all_options(parser):
             takes_any = any(part is str or "Untyped" in str(part) for part in parts_of(option.type))
             if takes_any or option.type is None or (option.key, cls) in covered:
                 continue
@@ -151,7 +151,7 @@ def test_every_option_refuses_another_type():
 def test_every_number_out_of_its_range_is_refused(config, without_training, capsys):
     """-1 where no number below 0 has a meaning; heads and encoders are built by themselves."""
     wrong, covered = [], 0
-    for option, cls in walk(parser_of("fit")):
+    for option, cls in all_options(parser_of("fit")):
         name = option.key.rpartition(".")[2]
         numeric = any(part in (int, float) for part in parts_of(option.type)) or option.key == "threads"
         if not numeric or option.key in ANY_NUMBER or (cls and issubclass(cls, Callback)):
@@ -290,7 +290,7 @@ def test_what_may_be_given_more_than_once(config, without_training):
         ("predict", "--ckpt_path a --ckpt_path b", "--ckpt_path is given twice (a and b)"),
         ("predict", "--ckpt_pat a --data.manifest m.csv --output p.csv", "did you mean --ckpt_path?"),
         ("predict", "--ckpt_path a --data.manifest m.csv --output p.csv --data.batch_size x", "data.batch_size is x"),
-        ("--completion", "fish", "--completion fish: scripts are for bash only"),
+        ("--completion", "fish", "--completion fish: give bash"),
         ("compare", "--config c --config d --output o", "--config is given twice (c and d)"),
         ("compare", "--config config.yaml --output o --fusion Concat", "no option --fusion; did you mean --fusions?"),
         ("compare", "--config config.yaml --output o --seeds x", "--seeds"),

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from fusion_pl.__main__ import VERBS
+from fusion_pl.__main__ import COMMANDS
 from fusion_pl.data import ManifestData
 from fusion_pl.encoders import Encoder
 from fusion_pl.fusion import Mean
@@ -64,7 +64,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_the_pages_show_every_verb():
-    assert {subcommand for subcommand, *_ in FUSION_PL} == set(VERBS) - {"validate"}  # which works like test
+    assert {subcommand for subcommand, *_ in FUSION_PL} == set(COMMANDS) - {"validate"}  # which works like test
 
 
 @pytest.mark.parametrize("words", FUSION_PL, ids=" ".join)

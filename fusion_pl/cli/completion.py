@@ -1,34 +1,31 @@
-"""``fusion-pl --completion bash``: a script that completes verbs, options and values."""
+"""``fusion-pl --completion bash``: a script that completes commands, options and values."""
 
 from __future__ import annotations
 
-from fusion_pl.analysis.compare import compare_parser
-from fusion_pl.cli.help import ABOUT, own_classes
-from fusion_pl.cli.options import Option, options_of, walk
-from fusion_pl.cli.predict import predict_parser
+from fusion_pl.cli.help import ABOUT, own_classes, sections
+from fusion_pl.cli.options import Option, all_options
 from fusion_pl.cli.run import parser_of
 
 
 def completion() -> str:
-    """Return a script for bash that completes verbs, options, and the values that are known."""
+    """Return a script for bash that completes commands, options, and values where they are known."""
     cases: list[str] = []
     values: dict[str, str] = {}
     for subcommand in ABOUT:
         options = [option for option in _options(subcommand) if "NAME" not in option.key]
-        names = {f"--{option.key}" for option in options} | {"--help", "--help-all"}
-        names |= set() if subcommand == "predict" else {"--config"}
-        cases.append(f"    {subcommand}) options={' '.join(sorted(names))!r} ;;")
+        keys = {f"--{option.key}" for option in options} | {"--help", "--help-all"}
+        keys |= set() if subcommand == "predict" else {"--config"}
+        cases.append(f"    {subcommand}) options={' '.join(sorted(keys))!r} ;;")
         for option in options:
-            if known := [str(one) for one in option.choices] or own_classes(option):
-                values[option.key] = f"    --{option.key}) known={' '.join(known)!r} ;;"
-    return SCRIPT.format(verbs=" ".join(ABOUT), cases="\n".join(cases), values="\n".join(values.values()))
+            if words := [str(choice) for choice in option.choices] or own_classes(option):
+                values[option.key] = f"    --{option.key}) known={' '.join(words)!r} ;;"
+    return SCRIPT.format(commands=" ".join(ABOUT), cases="\n".join(cases), values="\n".join(values.values()))
 
 
 def _options(subcommand: str) -> list[Option]:
     if subcommand in {"predict", "compare"}:
-        parser = predict_parser() if subcommand == "predict" else compare_parser()
-        return list(options_of(parser).values())
-    return [option for option, _ in walk(parser_of(subcommand))]
+        return [option for _, options in sections(subcommand, []) for option in options]
+    return [option for option, _ in all_options(parser_of(subcommand))]
 
 
 SCRIPT = """\
@@ -36,7 +33,7 @@ SCRIPT = """\
 _fusion_pl() {{
   local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" options="" known=""
   if [ "$COMP_CWORD" -eq 1 ]; then
-    COMPREPLY=($(compgen -W '{verbs} --help --version' -- "$word"))
+    COMPREPLY=($(compgen -W '{commands} --help --version' -- "$word"))
     return
   fi
   case "${{COMP_WORDS[1]}}" in

@@ -1,8 +1,7 @@
-"""``fusion-pl VERB --help``: what users set, with the defaults of the parser itself; ``--help-all`` has the rest."""
+"""``fusion-pl COMMAND --help``: the main options, with the defaults of the parser; ``--help-all`` has all of them."""
 
 from __future__ import annotations
 
-import itertools
 import pydoc
 import re
 import shutil
@@ -16,18 +15,18 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from fusion_pl.analysis.compare import compare_parser
-from fusion_pl.cli.options import Option, options_of, options_of_class, walk
+from fusion_pl.cli.options import Option, all_options, options_of, options_of_class, options_on
 from fusion_pl.cli.predict import predict_parser
 from fusion_pl.cli.run import parser_of
 from fusion_pl.data.manifest import ManifestData
 
 ABOUT = {
-    "fit": "Train a model. Give a configuration, and on the command line what differs from it; what comes later wins.",
-    "validate": "Measure a checkpoint on the validation split, with the configuration that it was trained with.",
-    "test": "Measure a checkpoint on the test split, with the configuration that it was trained with.",
+    "fit": "Train a model with a configuration. Options on the command line override it; later ones win.",
+    "validate": "Evaluate a checkpoint on the validation split, with the configuration of its training.",
+    "test": "Evaluate a checkpoint on the test split, with the configuration of its training.",
     "predict": "Classify the rows of a table with a checkpoint alone: no configuration, no hub.",
     "compare": "Train heads and single inputs with one configuration over several seeds, and report which is best. "
-    "Options of fusion-pl fit (--trainer.max_epochs 5) go to every run.",
+    "Options of fusion-pl fit (--trainer.max_epochs 5) apply to every run.",
 }
 EXAMPLES = {
     "fit": "--config configs/keypad.yaml --data.batch_size 16 --trainer.max_epochs 5 --model.fusion CrossAttention",
@@ -47,20 +46,21 @@ TRAINING = (
     *("model.lr_scheduler", "model.lr_scheduler.warmup", "trainer.accumulate_grad_batches"),
     *("trainer.gradient_clip_val", "early_stopping.monitor", "early_stopping.patience", "checkpoint.monitor"),
 )
-CONFIG = Option("config", str, None, "YAML file of options, laid over those that were given before it", False)
-WIDEST, NAMES = 120, 46
+CONFIG = Option("config", str, None, "YAML file of options, which override those given before it", False)
+MAX_WIDTH, KEY_WIDTH = 120, 46  # characters
 
 
 def text(subcommand: str, arguments: Sequence[str], everything: bool = False) -> str:
-    """Return the help of a subcommand.
+    """Return the help of a command.
 
     Args:
-        subcommand: which one.
-        arguments: of the command; its ``--data`` and ``--config`` say for which data set help is wanted.
-        everything: whether to list all options, with all that is known of them.
+        subcommand: its name.
+        arguments: what follows it; ``--data`` and ``--config`` select the data set whose options are shown.
+        everything: whether to list all options, with their full help.
     """
-    lines = [f"usage: fusion-pl {subcommand} {EXAMPLES[subcommand].partition(' ')[0]} … [--OPTION VALUE …]", ""]
-    lines += [
+    lines = [
+        f"usage: fusion-pl {subcommand} {EXAMPLES[subcommand].partition(' ')[0]} … [--OPTION VALUE …]",
+        "",
         *textwrap.wrap(ABOUT[subcommand], _width()),
         "",
         "example:",
@@ -68,128 +68,127 @@ def text(subcommand: str, arguments: Sequence[str], everything: bool = False) ->
         "",
     ]
     for title, options in sections(subcommand, arguments, everything):
-        lines += [f"{title}:", *(line for option in options for line in _lines(option, everything)), ""]
+        lines += [f"{title}:", *(line for option in options for line in _option_lines(option, everything)), ""]
     if subcommand in {"predict", "compare"}:
         return "\n".join(lines)
-    last = "In YAML, --a.b 1 is written a: {b: 1}, and a class's own options stand below init_args."
-    last = last if everything else f"--help-all has all options, and those of every class. {last}"
-    return "\n".join([*lines, *textwrap.wrap(last, _width())])
+    note = "In YAML, --a.b 1 is written a: {b: 1}, and the options of a class are under init_args."
+    note = note if everything else f"--help-all shows all options, and those of every class. {note}"
+    return "\n".join([*lines, *textwrap.wrap(note, _width())])
 
 
 def sections(subcommand: str, arguments: Sequence[str], everything: bool = False) -> Iterator[tuple[str, list[Option]]]:
-    """Yield the groups of options that the help of a subcommand shows."""
-    if subcommand == "predict":
-        yield "options", list(options_of(predict_parser()).values())
+    """Yield the titles and options of the sections in the help of a command."""
+    if subcommand in {"predict", "compare"}:
+        parser = predict_parser() if subcommand == "predict" else compare_parser()
+        yield "options", list(options_of(parser).values())
         return
-    if subcommand == "compare":
-        yield "options", list(options_of(compare_parser()).values())
-        return
-    parser = parser_of(subcommand)
     if everything:
-        yield from _all(parser)
+        yield from _all_sections(parser_of(subcommand))
         return
-    every: dict[str, Option] = {}
-    for option, _ in walk(parser):
-        every.setdefault(option.key, option)
-    data = data_class(every["data"], arguments)
-    rows = [every["data"], *options_of_class(data, every["data"]).values()]
-    yield textwrap.shorten(f"data ({data.__name__}: {_first(data.__doc__ or '')})", WIDEST, placeholder=" …"), rows
-    yield "model", [every[key] for key in MODEL]
+    options: dict[str, Option] = {}
+    for option, _ in all_options(parser_of(subcommand)):
+        options.setdefault(option.key, option)
+    data = data_class(options["data"], arguments)
+    data_options = [options["data"], *options_of_class(data, options["data"]).values()]
+    title = f"data ({data.__name__}: {_first_sentence(data.__doc__ or '')})"
+    yield textwrap.shorten(title, MAX_WIDTH, placeholder=" …"), data_options
+    yield "model", [options[key] for key in MODEL]
     if subcommand == "fit":
-        yield "training", [every[key] for key in TRAINING]
-    yield "hardware", [every[key] for key in HARDWARE]
-    yield "run", [CONFIG, *(every[key] for key in RUN)]
+        yield "training", [options[key] for key in TRAINING]
+    yield "hardware", [options[key] for key in HARDWARE]
+    yield "run", [CONFIG, *(options[key] for key in RUN)]
 
 
-def _all(parser: ArgumentParser) -> Iterator[tuple[str, list[Option]]]:
-    groups: dict[str, list[Option]] = {}
-    for option, cls in walk(parser):
-        place = "run" if "." not in option.key and option.key != "data" else option.key.partition(".")[0]
-        title = place if cls is None else f"{option.key.rpartition('.')[0]} of {cls.__module__}.{cls.__qualname__}"
-        groups.setdefault(title, []).append(option)
-    yield from groups.items()
+def _all_sections(parser: ArgumentParser) -> Iterator[tuple[str, list[Option]]]:
+    sections: dict[str, list[Option]] = {}
+    for option, cls in all_options(parser):
+        prefix, _, last = option.key.rpartition(".")
+        group = option.key.partition(".")[0] if prefix or last == "data" else "run"
+        title = group if cls is None else f"{prefix} of {cls.__module__}.{cls.__qualname__}"
+        sections.setdefault(title, []).append(option)
+    yield from sections.items()
 
 
 def data_class(option: Option, arguments: Sequence[str]) -> type:
-    """Return the data set that a command names, in ``--data`` or in its last ``--config`` that has one.
+    """Return the data set that a command line names, in ``--data`` or in its last ``--config`` that has one.
 
     Args:
-        option: ``data`` of the parser.
-        arguments: of the command.
+        option: the parser's option ``data``.
+        arguments: what follows the command.
     """
-    named = None
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    for before, word in itertools.pairwise(words):
-        if before in {"--config", "-c"} and Path(word).is_file():
+    name = None
+    for key, value in options_on(arguments):
+        if key in {"config", "c"} and Path(value).is_file():
             try:
-                content = yaml.safe_load(Path(word).read_text(encoding="utf-8"))
+                content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
             except (yaml.YAMLError, UnicodeDecodeError):
-                continue  # help is wanted, not a refusal
+                continue  # help must not fail
             data = content.get("data") if isinstance(content, dict) else None
-            found = data.get("class_path") if isinstance(data, dict) else data
-            named = found if isinstance(found, str) else named
-        if before in {"--data", "--data.class_path"}:
-            named = word
-    found = {cls.__name__: cls for cls in option.classes}.get(named or "") or pydoc.locate(named or "")
-    return found if isinstance(found, type) else ManifestData
+            path = data.get("class_path") if isinstance(data, dict) else data
+            name = path if isinstance(path, str) else name
+        if key in {"data", "data.class_path"}:
+            name = value
+    cls = {cls.__name__: cls for cls in option.classes}.get(name or "") or pydoc.locate(name or "")
+    return cls if isinstance(cls, type) else ManifestData
 
 
-def _lines(option: Option, everything: bool) -> list[str]:
-    head = f"  --{option.key} {_value(option)}"
-    default = "required" if option.required else f"default: {_shown(option.default)}"
-    default = "" if option.default in (None, "", []) and not option.required else default
-    said = _plain(option.help).removesuffix(f" ({option.default})")
-    if ours := own_classes(option):
-        said = f"{'data set' if said.startswith('One or more arguments') else _first(said)}, such as {', '.join(ours)}"
+def _option_lines(option: Option, everything: bool) -> list[str]:
+    """Return the lines of one option: key and value, then its help and default, in one line unless ``everything``."""
+    is_flag = option.type is None and option.default is False
+    key = f"  --{option.key}" if is_flag else f"  --{option.key} {_value(option)}"
+    default = "" if is_flag or option.default in (None, "", []) else f"default: {_default(option.default)}"
+    default = "required" if option.required else default
+    description = _plain(option.help).removesuffix(f" ({option.default})")
+    if names := own_classes(option):
+        first = "data set" if description.startswith("One or more arguments") else _first_sentence(description)
+        description = f"{first}, such as {', '.join(names)}"
     if not everything:
-        said = _first(said)
-        room = _width() - NAMES - len(default) - 3 * bool(default)
-        said = textwrap.shorten(said, max(room, 20), placeholder=" …")
-    body = f"{said} ({default})" if default and said else said or f"({default})" * bool(default)
-    wrapped = textwrap.wrap(body, _width() - NAMES) or [""]
-    first = [f"{head:<{NAMES}}{wrapped[0]}".rstrip()] if len(head) < NAMES else [head, " " * NAMES + wrapped[0]]
-    if len(head) >= NAMES and not everything:
-        first = [f"{head}  {textwrap.shorten(body, max(_width() - len(head) - 2, 20), placeholder=' …')}"]
-        wrapped = wrapped[:1]
-    return [*first, *(" " * NAMES + line for line in wrapped[1:])]
+        room = _width() - KEY_WIDTH - len(default) - 3 * bool(default)
+        description = textwrap.shorten(_first_sentence(description), max(room, 20), placeholder=" …")
+    body = f"{description} ({default})" if default and description else description or f"({default})" * bool(default)
+    if len(key) >= KEY_WIDTH and not everything:
+        return [f"{key}  {textwrap.shorten(body, max(_width() - len(key) - 2, 20), placeholder=' …')}"]
+    wrapped = [" " * KEY_WIDTH + line for line in textwrap.wrap(body, _width() - KEY_WIDTH) or [""]]
+    if len(key) >= KEY_WIDTH:
+        return [key, *wrapped]
+    return [(key + wrapped[0][len(key) :]).rstrip(), *wrapped[1:]]
 
 
 def _width() -> int:
-    return min(WIDEST, shutil.get_terminal_size((WIDEST, 50)).columns)
+    return min(MAX_WIDTH, shutil.get_terminal_size((MAX_WIDTH, 50)).columns)
 
 
-def _plain(said: str) -> str:
-    """Take the marks of reStructuredText away, and the default, which is shown by itself."""
-    said = re.sub(r":\w+:`~?([^`]+)`", r"\1", said).replace("``", "").replace("`", "")
-    return re.sub(r"\s*Default: .*$|\s*\(default: [^)]*\)", "", " ".join(said.split()))
+def _plain(text: str) -> str:
+    """Remove reStructuredText markup, and the default, which is shown separately."""
+    text = re.sub(r":\w+:`~?([^`]+)`", r"\1", text).replace("``", "").replace("`", "")
+    return re.sub(r"\s*Default: .*$|\s*\(default: [^)]*\)", "", " ".join(text.split()))
 
 
 def own_classes(option: Option) -> list[str]:
-    """Return the classes of this project that an option may name, those that it needs only."""
+    """Return the names of this project's classes that an option takes."""
     bases = [base for base in option.bases if base.__module__.startswith("fusion_pl.")]
     return [cls.__name__ for cls in option.classes if issubclass(cls, tuple(bases)) and bases != [cls]]
 
 
-def _first(said: str) -> str:
-    """Return the first sentence."""
-    return re.split(r"(?<=[a-z\d)\]])[.;](?: |$)", " ".join(said.split()), maxsplit=1)[0]
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[a-z\d)\]])[.;](?: |$)", " ".join(text.split()), maxsplit=1)[0]
 
 
-def _shown(default: Any) -> str:
+def _default(default: Any) -> str:
     if isinstance(default, dict) and "class_path" in default:
         return str(default["class_path"]).rpartition(".")[2]
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def _value(option: Option) -> str:
-    """Return what stands for a value: its choices where they are few, and the kinds that it may have."""
-    words = [str(one) for one in option.choices] if len(option.choices) < 4 else []
+    """Return the placeholder for a value: its choices where they are few, and the types that it may have."""
+    words = [str(choice) for choice in option.choices] if len(option.choices) < 4 else []
     union = get_origin(option.type) in (Union, UnionType)
-    hints = [get_origin(one) or one for one in (get_args(option.type) if union else [option.type])]
+    hints = [get_origin(hint) or hint for hint in (get_args(option.type) if union else [option.type])]
     if option.bases and str not in hints:
         words.append("'{NAME: CLASS}'" if dict in hints else "CLASS")
     else:
-        kinds = [one for one in hints if isinstance(one, type) and one is not bool]
-        for kind, word in ((float, "X"), (int, "N"), (str, "TEXT"), (list, "LIST"), (dict, "'{NAME: …}'")):
-            words += [word] * any(issubclass(one, kind) for one in kinds)
+        types = [hint for hint in hints if isinstance(hint, type) and hint is not bool]
+        for base, word in ((float, "X"), (int, "N"), (str, "TEXT"), (list, "LIST"), (dict, "'{NAME: …}'")):
+            words += [word] * any(issubclass(hint, base) for hint in types)
     return "|".join(words[:3]) or "VALUE"

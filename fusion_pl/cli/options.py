@@ -1,4 +1,4 @@
-"""What a parser takes: each option with its type, default and help, also those of the classes that options name."""
+"""The options of a parser, and of the classes that its options name, with type, default and help."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
-NOT_BUILT = (str, int, float, bool, type(None), Path, timedelta, dict, list, tuple, Tensor)
+PLAIN_TYPES = (str, int, float, bool, type(None), Path, timedelta, dict, list, tuple, Tensor)  # not given by class path
 
 
 class Option(NamedTuple):
-    """One option.
+    """An option of a command.
 
     Attributes:
-        key: as in ``--key``; ``NAME`` stands for an input's name.
+        key: as in ``--key``; ``NAME`` in it is the name of an input.
         type: its annotation.
         default: None where there is none.
         help: from the docstring, in one line.
@@ -37,30 +37,31 @@ class Option(NamedTuple):
 
     @property
     def choices(self) -> list[Any]:
-        """What it may be, where its type lists that."""
+        """The allowed values, where the type lists them."""
         return list(_choices(self.type))
 
     @property
     def bases(self) -> list[type]:
-        """Whose subclasses it may name, where it takes a class."""
+        """The base classes of the classes that may be given."""
         return list(dict.fromkeys(_bases(self.type)))
 
     @property
     def classes(self) -> list[type]:
-        """The concrete classes that it may name, of those that are loaded."""
-        return list(dict.fromkeys(cls for base in self.bases for cls in _concrete(base)))
+        """The imported concrete classes that may be given."""
+        return list(dict.fromkeys(cls for base in self.bases for cls in _concrete_subclasses(base)))
 
 
 def options_of(parser: argparse.ArgumentParser) -> dict[str, Option]:
-    """Return a parser's own options by key, without those that only ask it for something (help) or load a file."""
-    found = {}
+    """Return the options of a parser by key, without ``--help`` and those that read a configuration file."""
+    options = {}
     for action in parser._actions:
-        if action.option_strings and action.default != argparse.SUPPRESS and not _reads_file(action):
+        is_file = type(action).__name__ == "ActionConfigFile"
+        if action.option_strings and action.default != argparse.SUPPRESS and not is_file:
             hint = getattr(action, "_typehint", action.type)
             text = " ".join((action.help or "").split())
-            default = _plain(action.default)
-            found[action.dest] = Option(action.dest, hint, default, text, bool(action.required) and default is None)
-    return found
+            default = action.default.as_dict() if isinstance(action.default, Namespace) else action.default
+            options[action.dest] = Option(action.dest, hint, default, text, bool(action.required) and default is None)
+    return options
 
 
 def options_of_class(cls: type, option: Option) -> dict[str, Option]:
@@ -68,28 +69,29 @@ def options_of_class(cls: type, option: Option) -> dict[str, Option]:
 
     Args:
         cls: the class.
-        option: that names it. What its callable is given later (a head's ``dims``) is not the user's to give.
+        option: the option that names it. Arguments of its callable type (``dims`` of a head) are no options.
     """
-    callable_args: Any = next((get_args(one)[0] for one in (option.type, *get_args(option.type)) if _calls(one)), [])
+    hints = (option.type, *get_args(option.type))
+    positional: Any = next((get_args(hint)[0] for hint in hints if _is_callable(hint)), [])
     key = f"{option.key}.NAME" if get_origin(option.type) is dict else option.key
-    found = _options_of_class(cls, key, len(callable_args))
+    options = dict(_constructor_options(cls, key, len(positional)))
     default = option.default if isinstance(option.default, dict) else {}
-    given = default.get("init_args") or {} if default.get("class_path", "").rpartition(".")[2] == cls.__name__ else {}
-    return {
-        name: one._replace(default=given[last], required=False) if (last := name.rpartition(".")[2]) in given else one
-        for name, one in found.items()
-    }
+    is_default = default.get("class_path", "").rpartition(".")[2] == cls.__name__
+    for name, value in (default.get("init_args") or {} if is_default else {}).items():
+        if (full := f"{key}.{name}") in options:
+            options[full] = options[full]._replace(default=value, required=False)
+    return options
 
 
 @functools.cache
-def _options_of_class(cls: type, key: str, skipped: int) -> dict[str, Option]:
+def _constructor_options(cls: type, key: str, positional: int) -> dict[str, Option]:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(cls, key, fail_untyped=False, skip={skipped} if skipped else None)
+    parser.add_class_arguments(cls, key, fail_untyped=False, skip={positional} if positional else None)
     return options_of(parser)
 
 
-def walk(parser: argparse.ArgumentParser) -> Iterator[tuple[Option, type | None]]:
-    """Yield every option, and after one that takes a class those of each class of this project, and of its default.
+def all_options(parser: argparse.ArgumentParser) -> Iterator[tuple[Option, type | None]]:
+    """Yield every option of a parser, and those of the classes that it names: this project's, and the default.
 
     Yields:
         The option, and the class that it belongs to (None: the command itself).
@@ -97,10 +99,10 @@ def walk(parser: argparse.ArgumentParser) -> Iterator[tuple[Option, type | None]
     for option in options_of(parser).values():
         yield option, None
         default = option.default.get("class_path") if isinstance(option.default, dict) else None
-        if option.key != "trainer.callbacks":  # ours are not the user's to give
+        if option.key != "trainer.callbacks":  # the command adds this project's callbacks by itself
             for cls in option.classes:
                 if cls.__module__.startswith("fusion_pl.") or (default or "").rpartition(".")[2] == cls.__name__:
-                    yield from ((one, cls) for one in options_of_class(cls, option).values())
+                    yield from ((inner, cls) for inner in options_of_class(cls, option).values())
 
 
 def options_on(arguments: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -113,11 +115,7 @@ def options_on(arguments: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield key, value if equals else " ".join(words[at + 1 : at + 2])
 
 
-def _reads_file(action: argparse.Action) -> bool:
-    return type(action).__name__ == "ActionConfigFile"
-
-
-def _calls(hint: Any) -> bool:
+def _is_callable(hint: Any) -> bool:
     return get_origin(hint) is collections.abc.Callable
 
 
@@ -126,29 +124,23 @@ def _choices(hint: Any) -> Iterator[Any]:
         yield from get_args(hint)
     elif hint is bool:
         yield from ("true", "false")
-    elif not _calls(hint) and get_origin(hint) not in (dict, list):
-        for one in get_args(hint):
-            yield from _choices(one)
+    elif not _is_callable(hint) and get_origin(hint) not in (dict, list):
+        for inner in get_args(hint):
+            yield from _choices(inner)
 
 
 def _bases(hint: Any) -> Iterator[type]:
-    if get_origin(hint) is Literal:
-        return
     if isinstance(hint, type) and not get_args(hint):
-        if not issubclass(hint, NOT_BUILT):
+        if not issubclass(hint, PLAIN_TYPES):
             yield hint
-        return
-    for one in get_args(hint)[-1:] if _calls(hint) else get_args(hint):
-        yield from _bases(one)
+    elif get_origin(hint) is not Literal:
+        for inner in get_args(hint)[-1:] if _is_callable(hint) else get_args(hint):
+            yield from _bases(inner)
 
 
-def _concrete(base: type) -> Iterator[type]:
+def _concrete_subclasses(base: type) -> Iterator[type]:
     if not inspect.isabstract(base) and not base.__name__.startswith("_") and "<locals>" not in base.__qualname__:
         yield base
     subclasses: list[type] = base.__subclasses__()
     for cls in subclasses:
-        yield from _concrete(cls)
-
-
-def _plain(default: Any) -> Any:
-    return default.as_dict() if isinstance(default, Namespace) else default
+        yield from _concrete_subclasses(cls)
