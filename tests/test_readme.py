@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import shlex
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -112,7 +116,28 @@ def test_every_section_that_is_linked_exists(page):
             assert section in {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}, section
 
 
-def test_the_python_of_the_readme_runs(folder, manifest, model, capsys):
+def block_with(page, words):
+    """Return the one Python block of a page that contains some words."""
+    (block,) = [block for block in blocks(page, "python") if words in block]
+    return block
+
+
+def test_the_training_of_the_readme_runs(folder, manifest):
+    """In a process of its own, as a script."""
+    (folder / "data").mkdir()
+    (folder / "data/pets").symlink_to(manifest.parent)
+    script = folder / "train.py"
+    guarded = textwrap.indent(block_with("README.md", "trainer.fit"), "    ")
+    script.write_text(f'if __name__ == "__main__":\n{guarded}')
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    ran = subprocess.run([sys.executable, str(script)], cwd=folder, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "test/accuracy" in ran.stdout
+    assert "Prediction(id='0', label=" in ran.stdout
+    assert list(folder.glob("lightning_logs/version_0/checkpoints/best.ckpt"))
+
+
+def test_the_prediction_of_the_readme_runs(folder, manifest, model, capsys):
     data = ManifestData(str(manifest), batch_size=8, num_workers=0)
     data.processors = model.processors
     trainer = quiet_trainer(folder, max_epochs=1)
@@ -122,8 +147,7 @@ def test_the_python_of_the_readme_runs(folder, manifest, model, capsys):
     (folder / "sounds").mkdir()
     Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(folder / "photos" / "1.jpg")
     soundfile.write(folder / "sounds" / "1.wav", np.zeros(4000), 8000)
-    for block in blocks("README.md", "python"):
-        exec(compile(block, "README.md", "exec"), {})
+    exec(compile(block_with("README.md", "lost.jpg"), "README.md", "exec"), {})
     label, *_, lost = capsys.readouterr().out.splitlines()
     assert label.split()[0] in model.classes
     assert lost == "lost.jpg does not exist"
