@@ -51,7 +51,7 @@ def table(sets: dict[str, Runs]) -> str:
     seeds = {name: max(map(len, found.values()), default=0) for name, found in sets.items()}
     header = ["head", *(f"{name} ({count} seed{'s' * (count != 1)})" for name, count in seeds.items())]
     lines = [
-        [*header, "parameters of the head", "ms a step", "MB"],
+        [*header, "parameters of the head", "ms per step", "MB"],
         [":--", *["--:"] * (len(header) + 2)],
     ]
     for label in sorted({label for found in sets.values() for label in found}, key=lambda one: (" " in one, one)):

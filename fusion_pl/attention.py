@@ -1,4 +1,4 @@
-"""Attention under a mask, for heads that read tokens. Every mask is True = may be attended to."""
+"""Masked attention for heads over tokens. In every mask True = may be attended to."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from fusion_pl.layers import Projection, mlp
 from fusion_pl.types import Encoded
 
-POSITIONS = 256  # position_embedding with an embedding; all later tokens share the last one
+POSITIONS = 256  # default length of a position embedding
 
 
 class Attention(nn.Module):
-    """Let queries read a context with several heads.
+    """Multi-head attention from queries to a context.
 
     Args:
-        dim: channels F of both.
-        num_heads: H, a divisor of ``dim``.
+        dim: channels F of queries and context.
+        num_heads: attention heads H, a divisor of ``dim``.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -31,25 +31,25 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B S F"], context: Float[Tensor, "B R F"], attention_mask: Bool[Tensor, "B #S R"]
     ) -> Float[Tensor, "B S F"]:
-        """Read; every query needs a True in its row of ``attention_mask``, since a softmax over nothing is NaN."""
+        """Attend; each row of ``attention_mask`` needs a True, because a softmax over no entries is NaN."""
         query = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         key, value = self.key_value(context).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         heads = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask.unsqueeze(1))
-        read: Tensor = self.output_projection(heads.transpose(1, 2).flatten(2))
-        return read
+        output: Tensor = self.output_projection(heads.transpose(1, 2).flatten(2))
+        return output
 
 
 class TransformerLayer(nn.Module):
-    """One pre-norm transformer layer: attend to oneself, or to a context, then transform each token.
+    """Pre-norm transformer layer: self-attention or cross-attention, followed by an MLP.
 
-    Dropout is on the two residual branches alone: on attention weights and hidden channels it would draw more random
-    numbers than all the rest, and keep the fused attention kernels away.
+    Dropout is applied to the two residual branches only: on attention weights and hidden channels it would dominate the
+    cost of random numbers and prevent fused attention kernels.
 
     Args:
         dim: channels F.
-        num_heads: H, a divisor of ``dim``.
+        num_heads: attention heads H, a divisor of ``dim``.
         dropout: probability that a channel of a residual branch is dropped, in training.
-        cross: whether there is a context, normalised by a norm of its own.
+        cross: whether this is cross-attention to a context, which has a norm of its own.
     """
 
     def __init__(self, dim: int, num_heads: int, dropout: float, cross: bool = False) -> None:
@@ -66,35 +66,36 @@ class TransformerLayer(nn.Module):
         x: Float[Tensor, "B S F"],
         attention_mask: Bool[Tensor, "B #S R"],
         context: Float[Tensor, "B R F"] | None = None,
-        first: int | None = None,
+        num_queries: int | None = None,
     ) -> Float[Tensor, "B _ F"]:
-        """Attend where ``attention_mask``, then transform.
+        """Apply the layer.
 
         Args:
-            x: the S tokens of a sample.
-            attention_mask: which of the R = S tokens, or of the context's R, each may attend to.
-            context: what is read instead of x.
-            first: only these many leading tokens are wanted; the others are just read.
+            x: S tokens per sample.
+            attention_mask: which of the R tokens of the context each token may attend to.
+            context: tokens to attend to; None = x.
+            num_queries: number of leading tokens to compute; the others serve as context only. None = all.
         """
         query = self.norm_query(x)
-        assert (context is None) == (self.norm_context is None), "a layer has a context exactly if it was built for one"
-        read = query if self.norm_context is None else self.norm_context(context)
-        x = x[:, :first] + self.dropout(self.attention(query[:, :first], read, attention_mask))
+        assert (context is None) == (self.norm_context is None), (
+            "cross-attention needs a context, and self-attention has none"
+        )
+        context = query if self.norm_context is None else self.norm_context(context)
+        x = x[:, :num_queries] + self.dropout(self.attention(query[:, :num_queries], context, attention_mask))
         transformed: Tensor = self.dropout(self.mlp(self.norm_mlp(x)))
         return x + transformed
 
 
 class TokenProjection(nn.Module):
-    """Bring every input's tokens to one width, and mark each with the input it comes from and with its place.
+    """Project every input's tokens to a common dimension, and add an input embedding and a position embedding.
 
-    ``x_{m,t} = W_m · LayerNorm(token) + e_m + p_{min(t, positions - 1)}``, t counted over the real tokens, so that it
-    does not matter on which side an encoder pads; tokens that are not real become marks alone, whatever stood there.
+    ``x_{m,t} = W_m · LayerNorm(token) + e_m + p_{min(t, positions - 1)}``, where t counts the real tokens, so that the
+    result does not depend on the side that an encoder pads. Tokens that are not real become ``e_m + p`` alone.
 
     Args:
         dims: name of the input -> channels D of its tokens.
-        dim: the common width F.
-        positions: length of the learned position embedding p, whose last entry all later tokens share; 0 = none, where
-            the encoders' tokens carry their positions.
+        dim: common number of channels F.
+        positions: length of the learned position embedding p; all later tokens share the last entry. 0 = none.
     """
 
     def __init__(self, dims: dict[str, int], dim: int, positions: int = 0) -> None:
@@ -104,21 +105,20 @@ class TokenProjection(nn.Module):
         self.position_embedding = nn.Parameter(torch.randn(positions, dim) * 0.02) if positions else None
 
     def forward(self, inputs: dict[str, Encoded]) -> list[Float[Tensor, "B T F"]]:
-        """Projection; one sequence an input, in the order of ``dims``."""
-        found = []
+        """Return one sequence per input, in the order of ``dims``."""
+        sequences = []
         for (name, project), embedding in zip(self.project.items(), self.embedding, strict=True):
             tokens = project(inputs[name].tokens, inputs[name].mask) + embedding
             if self.position_embedding is not None:
-                place = (inputs[name].mask.cumsum(1) - 1).clamp(min=0, max=len(self.position_embedding) - 1)
-                tokens = tokens + nn.functional.embedding(place, self.position_embedding)
-            found.append(tokens)
-        return found
+                position = (inputs[name].mask.cumsum(1) - 1).clamp(min=0, max=len(self.position_embedding) - 1)
+                tokens = tokens + nn.functional.embedding(position, self.position_embedding)
+            sequences.append(tokens)
+        return sequences
 
 
 def to_attention_mask(mask: Bool[Tensor, "B R"]) -> Bool[Tensor, "B 1 R"]:
-    """Turn a mask of real tokens into what every query may attend to.
+    """Return the attention mask of queries that attend to all real tokens.
 
-    A row without any real token may attend to all of its blank ones, because a softmax over nothing is NaN; its caller
-    leaves out what comes of it.
+    In a row without any real token all are True, because a softmax over no entries is NaN; the caller masks the result.
     """
     return (mask | ~mask.any(-1, keepdim=True)).unsqueeze(1)

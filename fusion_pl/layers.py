@@ -1,8 +1,9 @@
-"""Tensor parts that encoders and heads share; each knows what a mask is."""
+"""Masked layers and functions that encoders and heads share."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,30 +12,30 @@ from torch.nn.functional import softplus
 
 from fusion_pl.types import Encoded, UserError
 
-FAR = -30.0  # below it softplus is the exponential, to the last digit of half of a double's
-NO_WEIGHT = -1e4  # log of a weight of zero: its exponential is exactly 0, yet alone it still normalises to 1
+MIN_SOFTPLUS = -30.0  # below it softplus(x) equals exp(x) up to a relative error of 1e-13
+LOG_ZERO = -1e4  # log of a weight of 0: its exponential is exactly 0, but a softmax over such entries is finite
 
 
 def masked_mean(values: Float[Tensor, "*B T D"], mask: Bool[Tensor, "*B T"]) -> Float[Tensor, "*B D"]:
-    """Average over the real entries of the second-to-last axis; zeros where there is none.
+    """Average over the real entries of the second-to-last axis; zeros if there is none.
 
     Example:
         >>> masked_mean(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]]))
         tensor([[2.]])
     """
-    kept = values.masked_fill(~mask.unsqueeze(-1), 0.0)
-    return kept.sum(-2) / mask.sum(-1, keepdim=True).clamp(min=1)
+    masked = values.masked_fill(~mask.unsqueeze(-1), 0.0)
+    return masked.sum(-2) / mask.sum(-1, keepdim=True).clamp(min=1)
 
 
 def masked_max(values: Float[Tensor, "*B T D"], mask: Bool[Tensor, "*B T"]) -> Float[Tensor, "*B D"]:
-    """Take the maximum over the real entries of the second-to-last axis; zeros where there is none."""
+    """Take the maximum over the real entries of the second-to-last axis; zeros if there is none."""
     lowest = torch.finfo(values.dtype).min
-    top = values.masked_fill(~mask.unsqueeze(-1), lowest).amax(-2)
-    return top.masked_fill(~mask.any(-1, keepdim=True), 0.0)
+    maximum = values.masked_fill(~mask.unsqueeze(-1), lowest).amax(-2)
+    return maximum.masked_fill(~mask.any(-1, keepdim=True), 0.0)
 
 
 def masked_softmax(scores: Float[Tensor, "*B M"], mask: Bool[Tensor, "*B M"]) -> Float[Tensor, "*B M"]:
-    """Softmax over the real entries of the last axis; zeros where there is none.
+    """Compute the softmax over the real entries of the last axis; zeros if there is none.
 
     Example:
         >>> masked_softmax(torch.zeros(1, 3), torch.tensor([[True, False, True]]))
@@ -45,55 +46,51 @@ def masked_softmax(scores: Float[Tensor, "*B M"], mask: Bool[Tensor, "*B M"]) ->
 
 
 def scatter_rows(encoded: Encoded, present: Bool[Tensor, " B"]) -> Encoded:
-    """Give the P rows that an encoder computed their places among the B samples of the batch; the others become zeros.
+    """Scatter the P rows that an encoder computed to the B samples of the batch; the other samples become zeros.
 
-    A gather with fixed B, so that nothing waits for the GPU to count; the result does not depend on what a blank row
-    held.
+    Implemented as a gather of B rows, which needs no synchronisation with the GPU.
 
     Args:
-        encoded: P rows, in the order of the present samples.
-        present: which of the B samples they are.
+        encoded: P rows, in the order of the samples that have the input.
+        present: which of the B samples have it.
     """
-    row = (present.cumsum(0) - 1).clamp(min=0)
+    index = (present.cumsum(0) - 1).clamp(min=0)
 
-    def place(rows: Tensor) -> Tensor:
-        return rows[row].masked_fill(~present.view(-1, *[1] * (rows.dim() - 1)), 0)
+    def scatter(rows: Tensor) -> Tensor:
+        return rows[index].masked_fill(~present.view(-1, *[1] * (rows.dim() - 1)), 0)
 
-    return Encoded(
-        place(encoded.tokens),
-        place(encoded.mask),
-        place(encoded.embedding),
-        None if encoded.layer_weights is None else place(encoded.layer_weights),
-    )
+    return _map_tensors(encoded, scatter)
 
 
 def drop_input(encoded: Encoded) -> Encoded:
-    """Treat an input as missing in every sample."""
+    """Return the encoder output of an input that is missing in every sample."""
+    return _map_tensors(encoded, torch.zeros_like)
+
+
+def _map_tensors(encoded: Encoded, function: Callable[[Tensor], Tensor]) -> Encoded:
+    tokens, mask, embedding, weights = encoded
     return Encoded(
-        torch.zeros_like(encoded.tokens),
-        torch.zeros_like(encoded.mask),
-        torch.zeros_like(encoded.embedding),
-        None if encoded.layer_weights is None else torch.zeros_like(encoded.layer_weights),
+        function(tokens), function(mask), function(embedding), None if weights is None else function(weights)
     )
 
 
-def fill_missing(encoded: Encoded, vector: Float[Tensor, " D"]) -> Encoded:
-    """Put a learned vector in the place of a missing input: as its only token, and as what its tokens are summed up to.
+def fill_missing(encoded: Encoded, missing_embedding: Float[Tensor, " D"]) -> Encoded:
+    """Replace missing inputs by a learned embedding, which becomes their only token and their pooled embedding.
 
     Args:
-        encoded: B samples; those without the input have a mask of False throughout.
-        vector: what stands for it.
+        encoded: B samples; the mask of a sample without the input is all False.
+        missing_embedding: the learned embedding.
     """
     missing = ~encoded.mask.any(-1, keepdim=True)
     first = torch.arange(encoded.mask.shape[1], device=missing.device) == 0
-    vector = vector.to(encoded.embedding.dtype)
-    tokens = torch.where((missing & first).unsqueeze(-1), vector, encoded.tokens)
-    embedding = torch.where(missing, vector, encoded.embedding)
+    missing_embedding = missing_embedding.to(encoded.embedding.dtype)
+    tokens = torch.where((missing & first).unsqueeze(-1), missing_embedding, encoded.tokens)
+    embedding = torch.where(missing, missing_embedding, encoded.embedding)
     return encoded._replace(tokens=tokens, mask=encoded.mask | (missing & first), embedding=embedding)
 
 
 def pair_products(values: Float[Tensor, "B M *K"]) -> Float[Tensor, "B *K"]:
-    """Sum the products of all pairs of the second axis, ``Σ_{m<n} a_m ∘ a_n``, at the price of a sum.
+    """Sum the products of all pairs of the second axis, ``Σ_{m<n} a_m ∘ a_n``, at linear cost.
 
     Source: "Factorization Machines", Rendle 2010, lemma 3.1.
 
@@ -101,28 +98,28 @@ def pair_products(values: Float[Tensor, "B M *K"]) -> Float[Tensor, "B *K"]:
         >>> pair_products(torch.tensor([[[2.0], [3.0], [5.0]]]))  # 6 + 10 + 15
         tensor([[31.]])
     """
-    wide = upcast(values)  # the squares cancel: where one input is loud, half precision would leave only its rounding
-    return ((wide.sum(1).square() - wide.square().sum(1)) / 2).to(values.dtype)
+    upcasted = upcast(values)  # the difference of squares cancels digits, of which half precision has too few
+    return ((upcasted.sum(1).square() - upcasted.square().sum(1)) / 2).to(values.dtype)
 
 
 def signed_sqrt(values: Float[Tensor, "*B"], smooth: float = 1e-4) -> Float[Tensor, "*B"]:
-    """Take the root of the size and keep the sign: products are large or tiny, their roots lie closer together.
+    """Compute ``sign(x) · √|x|``, which reduces the range of products.
 
     Args:
-        values: of any shape.
-        smooth: size below which the curve becomes a line, because the root's gradient at 0 is infinite.
+        values: x, of any shape.
+        smooth: magnitude below which the function is linear, because the gradient of the root at 0 is infinite.
     """
     return values / (values.abs() + smooth).sqrt()
 
 
 def log_softplus(values: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """Take the logarithm of a softplus; far below zero it is the value itself, where softplus alone would underflow."""
-    far = values < FAR
-    return torch.where(far, values, softplus(values.masked_fill(far, FAR)).log())
+    """Compute ``log(softplus(x))``; where softplus underflows, it is x itself."""
+    small = values < MIN_SOFTPLUS
+    return torch.where(small, values, softplus(values.masked_fill(small, MIN_SOFTPLUS)).log())
 
 
 def upcast(values: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """Leave half precision, for sums of exponentials and quotients that need the digits."""
+    """Convert half precision to single precision; other types stay unchanged."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -132,30 +129,30 @@ def mlp(dim: int, hidden: int, out: int, dropout: float) -> nn.Sequential:
 
 
 def keep_variance(module: nn.Module) -> None:
-    """Draw every matrix of a module anew from N(0, 1 / its columns): its outputs vary as much as its inputs.
+    """Initialise every matrix of a module from N(0, 1 / columns), so that outputs have the variance of the inputs.
 
-    torch's own start leaves a third of the variance at every linear map. Through projection, values, output projection
-    and the two maps of an MLP little is left of what the inputs say to each other, all tokens are attended to alike,
-    and training must first make the weights larger.
+    The default initialisation of torch reduces the variance to a third at every linear layer. After the projection, the
+    value and output projections of attention and the two layers of an MLP, the inputs hardly affect each other and
+    attention is nearly uniform, so that training must increase the weights first.
 
     Source: "Efficient BackProp", LeCun et al. 1998, section 4.6.
     """
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.LSTM):
-            for parameter in part.parameters(recurse=False):
+    for child in module.modules():
+        if isinstance(child, nn.Linear | nn.LSTM):
+            for parameter in child.parameters(recurse=False):
                 if parameter.ndim == 2:
                     nn.init.kaiming_normal_(parameter, nonlinearity="linear")
 
 
 class Projection(nn.Module):
-    """Bring real vectors to another width, and give zeros where there is none, whatever stood there.
+    """Normalise and project vectors; where the mask is False the result is zeros, whatever the values are.
 
     ``y = W · LayerNorm(x) + b``
 
     Args:
         dim: channels D of x.
         out: channels F of y.
-        bias: whether there is a b.
+        bias: whether to add b.
     """
 
     def __init__(self, dim: int, out: int, bias: bool = True) -> None:
@@ -163,39 +160,40 @@ class Projection(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.linear = nn.Linear(dim, out, bias=bias)
 
-    def forward(self, values: Float[Tensor, "*B D"], real: Bool[Tensor, "*B"]) -> Float[Tensor, "*B F"]:
-        """Projection; ``real`` says which vectors to believe."""
-        blank = ~real.unsqueeze(-1)
-        # Before, so that no NaN enters the arithmetic (nor its gradient); after, because the bias is not zero.
-        projected: Tensor = self.linear(self.norm(values.masked_fill(blank, 0.0)))
-        return projected.masked_fill(blank, 0.0)
+    def forward(self, values: Float[Tensor, "*B D"], mask: Bool[Tensor, "*B"]) -> Float[Tensor, "*B F"]:
+        """Project; ``mask`` is True for real vectors."""
+        padding = ~mask.unsqueeze(-1)
+        # Masked before, so that a NaN affects neither result nor gradient, and after, because of the bias.
+        projected: Tensor = self.linear(self.norm(values.masked_fill(padding, 0.0)))
+        return projected.masked_fill(padding, 0.0)
 
 
 class EmbeddingProjection(nn.ModuleDict):
-    """Bring every input's embedding vector to one width; zeros where the input is missing.
+    """Project every input's embedding to a common dimension; zeros where the input is missing.
 
     Args:
-        dims: name of the input -> its channels D.
-        dim: the common width F.
+        dims: name of the input -> channels D of its embedding.
+        dim: common number of channels F.
     """
 
     def __init__(self, dims: dict[str, int], dim: int) -> None:
         super().__init__({name: Projection(channels, dim) for name, channels in dims.items()})
 
     def forward(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M F"]:
-        """Projection and stack, in the order of ``dims``."""
-        encoded = [(project, inputs[name]) for name, project in self.items()]
-        return torch.stack([project(one.embedding, one.mask.any(-1)) for project, one in encoded], dim=1)
+        """Return the projected embeddings, in the order of ``dims``."""
+        return torch.stack(
+            [project(inputs[name].embedding, inputs[name].mask.any(-1)) for name, project in self.items()], dim=1
+        )
 
 
 class UnimodalClassifiers(nn.Module):
-    """Give every input a classifier of its own: ``V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m``.
+    """One classifier per input: ``V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m``.
 
     Args:
-        dims: name of the input -> its channels D.
-        num_classes: C.
+        dims: name of the input -> channels D of its embedding.
+        num_classes: number of classes C.
         dim: hidden channels F.
-        dropout: probability with which hidden channels are dropped in training.
+        dropout: probability that a hidden channel is dropped, in training.
     """
 
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int, dropout: float) -> None:
@@ -205,86 +203,87 @@ class UnimodalClassifiers(nn.Module):
         self.classify = nn.ModuleDict({name: nn.Linear(dim, num_classes) for name in dims})
 
     def forward(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M C"]:
-        """UnimodalClassifiers; zeros (no opinion) where an input is missing."""
+        """Return the logits of each input; zeros where an input is missing."""
         return self.from_hidden(self.hidden(inputs), inputs)
 
     def hidden(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M F"]:
-        """Return the hidden channels, for a head that weighs by them."""
-        found: Tensor = self.activate(self.project(inputs))
-        return found
+        """Return the hidden channels of each classifier."""
+        activations: Tensor = self.activate(self.project(inputs))
+        return activations
 
     def from_hidden(self, hidden: Float[Tensor, "B M F"], inputs: dict[str, Encoded]) -> Float[Tensor, "B M C"]:
-        """UnimodalClassifiers from the hidden channels."""
-        decisions = [classify(one) for classify, one in zip(self.classify.values(), hidden.unbind(1), strict=True)]
+        """Return the logits of each input from its hidden channels; zeros where an input is missing."""
+        logits = [linear(channels) for linear, channels in zip(self.classify.values(), hidden.unbind(1), strict=True)]
         present = torch.stack([inputs[name].mask.any(-1) for name in self.classify], dim=1)
-        return torch.stack(decisions, dim=1).masked_fill(~present.unsqueeze(-1), 0.0)
+        return torch.stack(logits, dim=1).masked_fill(~present.unsqueeze(-1), 0.0)
 
 
 class InputWeights(nn.Module):
-    """Say how much each input of a sample counts: the softmax of its scores over the inputs that are present.
+    """Compute the weights of a sample's inputs: the softmax of scores over the inputs that are present.
 
-    The score of input m with the vector ``u_m`` is, by ``weights``:
+    The score of input m with the embedding ``u_m`` depends on ``weights``:
 
-    - a number for each input: ``log w_m``, so that the present ones share in the proportion that was given. Where all
-      present ones were given 0 they count equally.
+    - a number per input: ``log w_m``, so that the fixed weights are normalised over the present inputs. If all of them
+      have weight 0, they count equally.
     - ``"equal"``: 0.
-    - ``"global"``: ``o_m``, one learned number for each input.
-    - ``"sample"``: ``o_m + v · tanh(V u_m)``, learned, from what this sample's input holds.
+    - ``"global"``: ``o_m``, one learned number per input.
+    - ``"sample"``: ``o_m + v · tanh(V u_m)``, learned, computed from the embeddings of each sample.
 
-    Source: "Attention-based Deep Multiple Instance Learning", arXiv:1802.04712, equation 8, for ``"sample"``; the
-    offset ``o_m`` is ours, because inputs, unlike the members of a bag, differ in kind.
+    Source: "Attention-based Deep Multiple Instance Learning", arXiv:1802.04712, equation 8, for ``"sample"``.
+    Deviation: the offset ``o_m``, because inputs, unlike the instances of a bag, differ in kind.
 
     Args:
-        names: of the inputs, in the order of M.
+        names: names of the inputs, in the order of M.
         dim: channels F of ``u_m``.
         weights: as above.
 
     Raises:
-        UserError: where given weights are not one number >= 0 for each input, or are all 0.
+        UserError: if fixed weights are not one number >= 0 per input, or are all 0.
     """
 
-    given: Tensor | None
+    fixed: Tensor | None
 
     def __init__(self, names: list[str], dim: int, weights: dict[str, float] | str) -> None:
         super().__init__()
         learned = isinstance(weights, str) and weights != "equal"
         if learned and weights not in {"global", "sample"}:
             raise UserError(
-                f"the fusion head has weights: {weights!r}, expected global, sample, or a number for each input: "
+                f"the fusion head has weights: {weights!r}, expected global, sample, or a number per input: "
                 f"{{{', '.join(f'{name}: 1.0' for name in names)}}}"
             )
         scores = (
-            None if learned else _scores(names, weights if isinstance(weights, dict) else dict.fromkeys(names, 1.0))
+            None
+            if learned
+            else _log_weights(names, weights if isinstance(weights, dict) else dict.fromkeys(names, 1.0))
         )
-        self.register_buffer("given", scores, persistent=False)  # the configuration carries it
+        self.register_buffer("fixed", scores, persistent=False)  # part of the configuration
         self.offset = nn.Parameter(torch.zeros(len(names))) if learned else None
         self.gate = None
         if weights == "sample":
             self.gate = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, 1, bias=False))
 
-    def forward(self, vectors: Float[Tensor, "B M F"], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B M"]:
-        """Return the logarithms of the weights; where an input is missing they are too low to count.
+    def forward(self, embeddings: Float[Tensor, "B M F"], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+        """Return the logarithms of the weights; the weight of a missing input is 0 up to rounding.
 
-        A sample without any input gets equal weights, which its caller has to blank: no logarithm says "none" and has a
-        gradient.
+        A sample without any input gets equal weights, which the caller has to mask: the logarithm of 0 has no gradient.
         """
-        scores = self.given if self.offset is None else self.offset
+        scores = self.fixed if self.offset is None else self.offset
         assert scores is not None
         if self.gate is not None:
-            scores = scores + self.gate(vectors).squeeze(-1)
+            scores = scores + self.gate(embeddings).squeeze(-1)
         lowest = torch.finfo(scores.dtype).min
         return scores.expand(present.shape).masked_fill(~present, lowest).log_softmax(-1)
 
 
-def _scores(names: list[str], weights: dict[str, float]) -> Float[Tensor, " M"]:
+def _log_weights(names: list[str], weights: dict[str, float]) -> Float[Tensor, " M"]:
     if set(weights) != set(names):
         raise UserError(
             f"the fusion head's weights name {', '.join(weights) or 'nothing'}, but the model's inputs are "
-            f"{', '.join(names)}: give one number for each of them"
+            f"{', '.join(names)}: give one number per input"
         )
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
             raise UserError(f"the fusion head's weight of {name} is {weight}, expected a number that is 0 or more")
     if not any(weights.values()):
         raise UserError("the fusion head's weights are all 0: give at least one input a weight above 0")
-    return torch.tensor([math.log(weights[name]) if weights[name] else NO_WEIGHT for name in names])
+    return torch.tensor([math.log(weights[name]) if weights[name] else LOG_ZERO for name in names])

@@ -1,4 +1,4 @@
-"""What is measured: the same numbers in training, validation, test and the written report."""
+"""Classification metrics for training, validation, test and reports."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from torchmetrics.classification import (
 
 
 def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:
-    """Collect accuracy (share of samples that are right), macro-F1, one-vs-rest AUROC and calibration error (15 bins).
+    """Return accuracy (micro average), macro-F1, one-vs-rest macro AUROC and expected calibration error (15 bins).
 
-    Exact over several processes and uneven batches: counts and scores are gathered, never averages of averages.
+    The metrics are exact for several processes and uneven batches, because counts and scores are gathered.
 
     Args:
-        num_classes: C.
-        prefix: put before each name, such as ``"val/"``.
+        num_classes: number of classes C.
+        prefix: prefix of each name, such as ``"val/"``.
     """
     return MetricCollection(
         {
@@ -39,23 +39,24 @@ def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:
 
 
 def confusion_matrix(num_classes: int) -> MulticlassConfusionMatrix:
-    """Count true class (row) against predicted class (column)."""
+    """Return the confusion matrix metric: row = true class, column = predicted class."""
     return MulticlassConfusionMatrix(num_classes, validate_args=False)
 
 
 def per_class(confusion: Int[Tensor, "C C"], classes: list[str]) -> dict[str, dict[str, float]]:
-    """Read precision, recall, F1 and the number of samples of each class off a confusion matrix.
+    """Compute precision, recall, F1 and the number of samples per class from a confusion matrix.
 
     Example:
         >>> per_class(torch.tensor([[3, 1], [0, 4]]), ["cat", "dog"])["cat"]
         {'precision': 1.0, 'recall': 0.75, 'f1': 0.8571, 'samples': 4}
     """
-    right, true, said = confusion.diag(), confusion.sum(1), confusion.sum(0)
+    correct, true, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
 
-    def share(part: Int[Tensor, " C"], whole: Int[Tensor, " C"]) -> Float[Tensor, " C"]:
-        return part / whole.clamp(min=1)
+    def ratio(numerator: Int[Tensor, " C"], denominator: Int[Tensor, " C"]) -> Float[Tensor, " C"]:
+        return numerator / denominator.clamp(min=1)
 
-    columns = zip(classes, share(right, said), share(right, true), share(2 * right, true + said), true, strict=True)
+    precisions, recalls, f1s = ratio(correct, predicted), ratio(correct, true), ratio(2 * correct, true + predicted)
+    columns = zip(classes, precisions, recalls, f1s, true, strict=True)
     return {
         name: {
             "precision": round(precision.item(), 4),
@@ -68,20 +69,20 @@ def per_class(confusion: Int[Tensor, "C C"], classes: list[str]) -> dict[str, di
 
 
 def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return every choice of at least one of the names, the small ones first and all of them last.
+    """Return all non-empty subsets of the names, by size.
 
     Example:
         >>> subsets(["text", "image"])
         [('text',), ('image',), ('text', 'image')]
     """
-    return [one for size in range(1, len(names) + 1) for one in combinations(names, size)]
+    return [subset for size in range(1, len(names) + 1) for subset in combinations(names, size)]
 
 
 def balanced_weights(counts: list[int]) -> Float[Tensor, " C"]:
-    r"""Weigh classes by the inverse of their frequency: :math:`w_c = n / (C\, n_c)`.
+    r"""Compute class weights inversely proportional to class frequency: :math:`w_c = n / (C\, n_c)`.
 
     Args:
-        counts: training samples of each class, all positive.
+        counts: training samples per class, all positive.
 
     Example:
         >>> balanced_weights([1, 3])

@@ -1,4 +1,4 @@
-"""The whole model on one screen: encode each input, fuse, classify."""
+"""The Lightning module: encode each input, fuse, classify."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ CHECKPOINT_FORMAT = 2
 
 
 class FusionClassifier(LightningModule):
-    """Classify samples of text, images and sound: one encoder per input, joined by a fusion head.
+    """Classify samples of text, images and audio: one encoder per input and a fusion head.
 
     Args:
-        encoders: name of the input -> its encoder. Names are yours: columns, unless ``data.inputs`` maps them.
-        fusion: builds the head from the encoders' widths and the number of classes.
-        classes: names of the classes, in the order of the targets. From the command line they come from the data.
-        optimizer: made from parameter groups; norms and biases get no weight decay.
-        lr_scheduler: warm-up and cosine by step; one of your own is stepped once an epoch.
+        encoders: name of the input -> its encoder. Names are columns of the table, unless ``data.inputs`` maps them.
+        fusion: builds the head from the encoders' dimensions and the number of classes.
+        classes: names of the classes, in the order of the targets. On the command line they come from the data.
+        optimizer: built from parameter groups; norms and biases have no weight decay.
+        lr_scheduler: linear warm-up and cosine decay per step; any other scheduler is stepped once per epoch.
         pretrained_lr_factor: learning rate of pretrained encoders relative to the optimizer's.
-        loss: label smoothing, class weights, and whether every input also learns to decide by itself.
-        missing: what stands for an input that a sample lacks: ``mask``, nothing, the head leaves it out; ``token``, a
-            learned vector, which training has to have met (missing cells, or ``data.input_dropout``).
+        loss: label smoothing, class weights and the weight of auxiliary (unimodal) classifiers.
+        missing: how missing inputs are handled: ``mask``: the head masks them; ``token``: a learned embedding replaces
+            them, which needs missing inputs in training (empty cells, or ``data.input_dropout``).
 
     Raises:
-        UserError: for a name that cannot be used, fewer than two classes, or options that do not fit them.
+        UserError: for an invalid name of an input, fewer than two classes, or options that do not match the classes.
 
     Example:
         >>> from fusion_pl.encoders import TinyText
@@ -85,10 +85,13 @@ class FusionClassifier(LightningModule):
         self.missing_embeddings = nn.ParameterDict(
             {name: nn.Parameter(torch.randn(dim) * 0.02) for name, dim in dims.items()}
         )
-        # Each input's own decision, for training: part of the model where the loss asks for it.
-        own = encoders.items() if self.loss.auxiliary_weight else ()
+        # Unimodal classifiers for the auxiliary loss, used in training only.
         self.auxiliary_heads = nn.ModuleDict(
-            {name: nn.Sequential(nn.LayerNorm(e.dim), nn.Linear(e.dim, len(classes))) for name, e in own}
+            {
+                name: nn.Sequential(nn.LayerNorm(encoder.dim), nn.Linear(encoder.dim, len(classes)))
+                for name, encoder in encoders.items()
+                if self.loss.auxiliary_weight
+            }
         )
         self.register_buffer("loss_weights", None, persistent=False)
         hidden_layers = {name: encoder.hidden_layers for name, encoder in encoders.items()}
@@ -98,127 +101,127 @@ class FusionClassifier(LightningModule):
         self.train_loss, self.train_accuracy = Mean(), Mean()
         self.dimensions: dict[str, int] = {}
         self.cache: Caches | None = None
-        self.config()  # what a checkpoint could not carry is refused now, not after an hour of training
+        self.config()  # fails now, not after an hour of training, if a checkpoint cannot store an argument
 
     def enable_cache(self, folder: Path, augmented: Collection[str], limit: int | None = None) -> None:
-        """Keep on disk what frozen encoders return, and cut their long clips where validation does.
+        """Cache the outputs of frozen encoders on disk, and crop their long clips in training as in validation.
 
         Args:
-            folder: of all caches.
-            augmented: inputs that training changes each time: theirs are kept in validation and test only.
-            limit: bytes that the folder may hold; None: as much as the disk has room for.
+            folder: folder of all caches.
+            augmented: inputs that are augmented in training, which are cached in validation and test only.
+            limit: maximum size of the folder in bytes; None: as much as the disk has room for.
         """
         self.cache = Caches(folder, augmented, limit)
         self.cache.cut_alike(self._encoders())
 
     @property
     def processors(self) -> dict[str, Processor]:
-        """What turns opened values into the encoders' tensors: name of the input -> processor."""
+        """Processors of the encoders: name of the input -> processor."""
         return {name: encoder.processor for name, encoder in self._encoders()}
 
     def _encoders(self) -> list[tuple[str, Encoder]]:
         return [(name, encoder) for name, encoder in self.encoders.items() if isinstance(encoder, Encoder)]
 
     def setup(self, stage: str) -> None:
-        """Load pretrained weights where there are none yet, and weigh the classes, when training starts."""
+        """Load pretrained weights that are not loaded yet, and compute class weights, when training starts."""
         if self.cache is not None:
             self.cache.start(self._encoders(), training=stage == "fit")
         if stage != "fit":
             return
         for _, encoder in self._encoders():
             if self.training:
-                encoder.follow_requires_grad()  # a callback, or the user, may have frozen parts since
+                encoder.follow_requires_grad()  # a callback or the user may have frozen modules
             if not encoder.has_weights:
                 encoder.load_pretrained()
                 encoder.has_weights = True
-        self.dimensions = dimensions(self)  # before a strategy makes flat pieces of the parameters
+        self.dimensions = dimensions(self)  # before a strategy flattens the parameters
         if self.loss.class_weights == "balanced":
             counts = getattr(getattr(self.trainer, "datamodule", None), "class_counts", None)
             if counts is None:
                 raise UserError(
-                    "class_weights: balanced counts the training samples of a FusionData; give one number a class"
+                    "class_weights: balanced counts the training samples of a FusionData; give one number per class"
                 )
             self.loss_weights = balanced_weights(counts).to(self.device)
         elif self.loss.class_weights is not None:
             self.loss_weights = torch.tensor(self.loss.class_weights, dtype=torch.float, device=self.device)
 
     def encode(self, batch: Batch) -> dict[str, Encoded]:
-        """Encode every input of a batch; a sample that lacks one gets zeros and a mask of False there."""
-        found = {}
+        """Encode every input of a batch; missing inputs become zeros with a mask of False."""
+        encoded = {}
         for name, encoder in self._encoders():
             inputs = batch.inputs[name]
             if self.training:
                 encoder.follow_requires_grad()
             rows = self.cache.encode(name, encoder, inputs, self.training) if self.cache else encoder(**inputs)
-            found[name] = scatter_rows(rows, batch.present[name])
-        return found
+            encoded[name] = scatter_rows(rows, batch.present[name])
+        return encoded
 
     def fuse(self, encoded: dict[str, Encoded], only: Collection[str] | None = None) -> Fused:
-        """Let the head decide.
+        """Apply the fusion head.
 
         Args:
-            encoded: as ``encode`` returns it.
-            only: the inputs to use, as if every sample lacked the others; None = all.
+            encoded: output of ``encode``.
+            only: the inputs to use; all others are treated as missing. None = all.
         """
         if only is not None:
-            encoded = {name: one if name in only else drop_input(one) for name, one in encoded.items()}
-        stood = {name: fill_missing(encoded[name], vector) for name, vector in self.missing_embeddings.items()}
-        fused: Fused = self.fusion(encoded | stood)
+            encoded = {name: value if name in only else drop_input(value) for name, value in encoded.items()}
+        filled = {name: fill_missing(encoded[name], vector) for name, vector in self.missing_embeddings.items()}
+        fused: Fused = self.fusion(encoded | filled)
         return fused
 
     def forward(self, batch: Batch) -> Fused:
-        """Return what the fusion head makes of a batch."""
+        """Encode and fuse a batch."""
         return self.fuse(self.encode(batch))
 
-    def objective(self, batch: Batch) -> tuple[Tensor, Fused]:
-        """Return what training minimises on a batch with targets, and the head's decision."""
+    def compute_loss(self, batch: Batch) -> tuple[Tensor, Fused]:
+        """Return the training loss of a batch with targets, and the head's output."""
         encoded = self.encode(batch)
         fused = self.fuse(encoded)
         assert batch.target is not None
         cross_entropy = self.loss.cross_entropy(batch.target, self.loss_weights)
         loss = self.fusion.loss(fused, batch, cross_entropy)
-        held_out = self.fusion.held_out(batch)
-        for name, decide in self.auxiliary_heads.items():
-            among = batch.present[name] if held_out is None else batch.present[name] & ~held_out
-            loss = loss + self.loss.auxiliary_weight * cross_entropy(decide(encoded[name].embedding), among)
+        held_out = self.fusion.held_out_mask(batch)
+        for name, classify in self.auxiliary_heads.items():
+            mask = batch.present[name] if held_out is None else batch.present[name] & ~held_out
+            loss = loss + self.loss.auxiliary_weight * cross_entropy(classify(encoded[name].embedding), mask)
         return loss, fused
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        loss, fused = self.objective(batch)
+        loss, fused = self.compute_loss(batch)
         assert batch.target is not None
-        size, right = len(batch.ids), fused.logits.argmax(-1).eq(batch.target)
+        size, correct = len(batch.ids), fused.logits.argmax(-1).eq(batch.target)
         self.train_loss.update(loss.detach() * size, size)
-        self.train_accuracy.update(right.sum(), size)
-        self.log("train/loss_step", loss, prog_bar=True, batch_size=size)  # this process's: nobody waits for the others
+        self.train_accuracy.update(correct.sum(), size)
+        self.log("train/loss_step", loss, prog_bar=True, batch_size=size)  # of this process only: no synchronisation
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure a validation batch."""
-        self._measure(batch, "val")
+        """Update the validation metrics."""
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Measure a test batch, and return its logits for who asks sample by sample."""
-        return self._measure(batch, "test")
+        """Update the test metrics, and return the logits for callbacks that record each sample."""
+        return self._evaluate(batch, "test")
 
-    def _measure(self, batch: Batch, stage: Literal["val", "test"]) -> Tensor:
+    def _evaluate(self, batch: Batch, stage: Literal["val", "test"]) -> Tensor:
         encoded = self.encode(batch)
         fused = self.fuse(encoded)
         stage_metrics = self.stage_metrics[stage]
         assert isinstance(stage_metrics, StageMetrics)
         for name, metric in stage_metrics.update(fused, encoded, batch).items():
             self.log(name, metric, prog_bar=name == f"{stage}/loss")
-        if self.trainer.state.fn != "fit":  # there it would be paid for after every epoch
-            for some in stage_metrics.choices:
-                self.log_dict(stage_metrics.update_choice(some, self.fuse(encoded, only=some), batch))
+        if self.trainer.state.fn != "fit":  # not after every epoch of training, which would be slow
+            for subset in stage_metrics.choices:
+                self.log_dict(stage_metrics.update_choice(subset, self.fuse(encoded, only=subset), batch))
         return fused.logits.float()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build optimizer and schedule; pretrained encoders start at ``pretrained_lr_factor`` times the rate."""
-        slow = [encoder for _, encoder in self._encoders() if encoder.pretrained_weights]
-        groups = parameter_groups(slow, self, self.pretrained_lr_factor, self.dimensions)
+        """Build optimizer and scheduler; pretrained encoders have ``pretrained_lr_factor`` times the learning rate."""
+        pretrained = [encoder for _, encoder in self._encoders() if encoder.pretrained_weights]
+        groups = parameter_groups(pretrained, self, self.pretrained_lr_factor, self.dimensions)
         optimizer = self.optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_factor"]
@@ -231,7 +234,7 @@ class FusionClassifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
 
     def config(self) -> dict[str, Any]:
-        """Return how to build this model again, as plain data."""
+        """Return the configuration that rebuilds this model, as plain data."""
         encoders: dict[str, PartConfig] = {name: config_of(encoder) for name, encoder in self._encoders()}
         return {
             "format": CHECKPOINT_FORMAT,
@@ -242,7 +245,7 @@ class FusionClassifier(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put all that inference needs into the checkpoint: config, the encoders' files, the manifest's columns."""
+        """Add all that inference needs to the checkpoint: configuration, encoders' files, columns of the manifest."""
         data = getattr(self._trainer, "datamodule", None)
         checkpoint["fusion_pl"] = self.config() | {
             "files": {name: encoder.files() for name, encoder in self._encoders()},
@@ -251,7 +254,7 @@ class FusionClassifier(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give the data the record of splits that a class of another name wrote: Lightning looks for its own only."""
+        """Restore the splits saved by a data class of another name; Lightning restores those of the same class only."""
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, ManifestData) and type(data).__qualname__ not in checkpoint:
             data.load_state_dict(record_in(checkpoint, type(data)) or {})

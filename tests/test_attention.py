@@ -25,7 +25,7 @@ def outside(attention):
     return twin
 
 
-def test_attention_is_torchs_own_whatever_each_query_may_read():
+def test_attention_equals_torch_multihead_attention():
     attention = Attention(DIM, HEADS).double().eval()
     x, context = drawn(3, 4, DIM), drawn(3, 5, DIM, seed=1)
     allowed = drawn(3, 4, 5, seed=2) > 0
@@ -35,14 +35,14 @@ def test_attention_is_torchs_own_whatever_each_query_may_read():
     torch.testing.assert_close(attention(x, context, allowed), expected)
 
 
-def test_one_row_of_the_mask_serves_all_queries():
+def test_a_mask_of_one_row_is_broadcast_to_all_queries():
     attention = Attention(DIM, HEADS).double()
     x, context = drawn(3, 4, DIM), drawn(3, 5, DIM, seed=1)
     row = MASK.unsqueeze(1)
     torch.testing.assert_close(attention(x, context, row), attention(x, context, row.expand(3, 4, 5)))
 
 
-def test_a_layer_without_context_is_torchs_pre_norm_transformer_layer():
+def test_self_attention_layer_equals_torch_pre_norm_layer():
     layer = TransformerLayer(DIM, HEADS, dropout=0.5).double().eval()
     with torch.no_grad():
         for norm in (layer.norm_query, layer.norm_mlp):
@@ -61,7 +61,7 @@ def test_a_layer_without_context_is_torchs_pre_norm_transformer_layer():
     torch.testing.assert_close(found[MASK], expected[MASK])
 
 
-def test_a_layer_with_context_normalises_it_by_a_norm_of_its_own():
+def test_cross_attention_layer_has_a_norm_for_the_context():
     layer = TransformerLayer(DIM, HEADS, dropout=0.5, cross=True).double().eval()
     with torch.no_grad():
         layer.norm_context.weight.copy_(drawn(DIM))
@@ -74,14 +74,14 @@ def test_a_layer_with_context_normalises_it_by_a_norm_of_its_own():
 
 
 @pytest.mark.parametrize("cross", [False, True])
-def test_a_layer_does_not_ignore_a_context_or_do_without_one(cross):
+def test_a_layer_checks_that_it_gets_a_context_if_it_needs_one(cross):
     layer, x = TransformerLayer(DIM, HEADS, dropout=0.0, cross=cross).double(), drawn(3, 5, DIM)
-    with pytest.raises(AssertionError, match="a context exactly if it was built for one"):
+    with pytest.raises(AssertionError, match="cross-attention needs a context, and self-attention has none"):
         layer(x, to_attention_mask(MASK), None if cross else x)
 
 
 @pytest.mark.parametrize("branch", ["attention", "mlp"])
-def test_dropout_reaches_either_branch_in_training_only(branch):
+def test_dropout_affects_each_branch_in_training_only(branch):
     """With the other branch at zero, so that what is dropped there could not be seen."""
     x, layer = drawn(3, 5, DIM), TransformerLayer(DIM, HEADS, dropout=0.5).double()
     other = layer.mlp[3] if branch == "attention" else layer.attention.output_projection
@@ -92,13 +92,15 @@ def test_dropout_reaches_either_branch_in_training_only(branch):
     assert torch.equal(layer(x, to_attention_mask(MASK)), layer(x, to_attention_mask(MASK)))
 
 
-def test_what_is_only_read_changes_nothing_of_the_first():
+def test_num_queries_returns_the_same_leading_tokens():
     x, layer = drawn(3, 5, DIM), TransformerLayer(DIM, HEADS, dropout=0.0).double()
-    torch.testing.assert_close(layer(x, to_attention_mask(MASK), first=2), layer(x, to_attention_mask(MASK))[:, :2])
+    torch.testing.assert_close(
+        layer(x, to_attention_mask(MASK), num_queries=2), layer(x, to_attention_mask(MASK))[:, :2]
+    )
 
 
 @pytest.mark.parametrize("positions", [0, 1, 3, 9])
-def test_tokens_are_projected_and_marked_with_their_input_and_place(positions):
+def test_token_projection_adds_input_and_position_embeddings(positions):
     widths = {"b": 4, "a": 6}
     project = TokenProjection(widths, DIM, positions).double()
     inputs = {name: Encoded(drawn(3, 5, width), MASK, drawn(3, width)) for name, width in sorted(widths.items())}
@@ -117,6 +119,6 @@ def test_tokens_are_projected_and_marked_with_their_input_and_place(positions):
     assert len(project.position_embedding) == positions if positions else project.position_embedding is None
 
 
-def test_a_row_without_real_tokens_may_read_its_blanks():
+def test_a_row_without_real_tokens_attends_to_padding():
     mask = torch.tensor([[True, False, True], [False, False, False]])
     assert to_attention_mask(mask).tolist() == [[[True, False, True]], [[True, True, True]]]

@@ -23,7 +23,7 @@ class Inner(Outer):
         super().__init__(width + 1, depth=7)
 
 
-def test_only_the_users_own_arguments_are_kept():
+def test_only_the_arguments_of_the_user_are_recorded():
     assert Inner(2).init_args == {"width": 2}
     assert Outer(1, depth=2, colour="red").init_args == {"width": 1, "depth": 2, "colour": "red"}
 
@@ -36,7 +36,7 @@ def test_a_config_builds_an_equal_part():
     again.load_state_dict(head.state_dict())
 
 
-def test_what_a_checkpoint_cannot_carry_is_refused():
+def test_arguments_that_are_not_plain_data_are_refused():
     with pytest.raises(UserError, match=r"Outer\(width=…\) is a Linear: a checkpoint carries only"):
         config_of(Outer(nn.Linear(1, 1)))
     with pytest.raises(UserError, match="is a Tensor"):
@@ -56,11 +56,11 @@ def test_what_a_checkpoint_cannot_carry_is_refused():
         ("TinyText", "not part of fusion-pl"),
     ],
 )
-def test_foreign_or_wrong_classes_are_refused(path, match):
+def test_untrusted_or_wrong_classes_are_refused(path, match):
     with pytest.raises(UserError, match=match):
         import_class(path, Encoder)
 
 
-def test_a_trusted_package_may_run():
+def test_classes_of_a_trusted_package_are_imported():
     assert import_class("tests.test_config.Inner", Configurable, trust=["tests"]).__name__ == "Inner"
     assert import_class("fusion_pl.encoders.TinyText", Encoder) is TinyText

@@ -50,7 +50,7 @@ def test_masked_pooling_has_a_finite_gradient(values, pool):
     assert (values.grad[~MASK] == 0).all()
 
 
-def test_masked_softmax_is_a_softmax_over_the_real(values):
+def test_masked_softmax_is_a_softmax_over_real_entries(values):
     scores = values[:, :, 0]
     weights = masked_softmax(scores, MASK)
     for row in range(3):
@@ -58,7 +58,7 @@ def test_masked_softmax_is_a_softmax_over_the_real(values):
         torch.testing.assert_close(weights[row][MASK[row]], scores[row][MASK[row]].softmax(-1))
 
 
-def test_scatter_rows_puts_rows_in_their_places():
+def test_scatter_rows_restores_the_order_of_the_batch():
     tokens = torch.arange(1.0, 13.0).view(2, 3, 2)
     mask = torch.tensor([[True, True, False], [True, False, False]])
     rows = Encoded(tokens, mask, tokens[:, 0], tokens[:, 0] * 2)
@@ -74,7 +74,7 @@ def test_scatter_rows_puts_rows_in_their_places():
         assert not placed.embedding[missing].any()
 
 
-def test_scatter_rows_ignores_the_blank_row_of_an_input_that_nobody_has():
+def test_scatter_rows_ignores_the_blank_row_of_an_input_without_samples():
     blank = Encoded(torch.full((1, 3, 2), NAN), torch.ones(1, 3, dtype=torch.bool), torch.full((1, 2), NAN))
     placed = scatter_rows(blank, torch.zeros(4, dtype=torch.bool))
     assert placed.tokens.shape == (4, 3, 2)
@@ -94,25 +94,25 @@ def test_pair_products_sum_over_all_pairs(shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_pair_products_of_a_lone_vector_are_exactly_nothing(dtype):
+def test_pair_products_of_a_single_vector_are_zero(dtype):
     alone = torch.zeros(5, 3, 100, dtype=dtype)
     alone[:, 1] = torch.randn(5, 100, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert torch.equal(pair_products(alone), torch.zeros(5, 100, dtype=dtype))
 
 
-def test_pair_products_in_half_precision_keep_what_is_small_beside_large():
+def test_pair_products_in_half_precision_keep_small_products():
     values = torch.tensor([[[12.0], [0.01]]], dtype=torch.bfloat16)
     product = values[:, 0] * values[:, 1]
     torch.testing.assert_close(pair_products(values), product, rtol=0.01, atol=0)
 
 
-def test_signed_sqrt_is_a_root_that_keeps_the_sign():
+def test_signed_sqrt_keeps_the_sign():
     values = torch.tensor([-400.0, -9.0, 0.0, 4.0, 10000.0], dtype=torch.float64)
     expected = torch.tensor([-20.0, -3.0, 0.0, 2.0, 100.0], dtype=torch.float64)
     torch.testing.assert_close(signed_sqrt(values), expected, rtol=1e-4, atol=0)
 
 
-def test_signed_sqrt_is_a_line_at_zero():
+def test_signed_sqrt_is_linear_at_zero():
     values = torch.tensor([-1e-9, 0.0, 1e-9], dtype=torch.float64, requires_grad=True)
     signed_sqrt(values, smooth=0.01).sum().backward()
     torch.testing.assert_close(values.grad, torch.full((3,), 10.0, dtype=torch.float64), rtol=1e-5, atol=0)
@@ -127,13 +127,13 @@ def test_signed_sqrt_is_a_line_at_zero():
         (torch.float64, torch.float64),
     ],
 )
-def test_full_leaves_half_precision_and_nothing_else(given, expected):
+def test_upcast_converts_half_precision_only(given, expected):
     values = torch.tensor([1.5, -2.25], dtype=given)
     assert upcast(values).dtype == expected
     assert upcast(values).tolist() == values.tolist()
 
 
-def test_log_softplus_keeps_what_softplus_rounds_to_zero():
+def test_log_softplus_does_not_underflow():
     values = torch.tensor([-3000.0, -104.0, -31.0, -29.0, -3.0, 0.0, 5.0, 400.0], requires_grad=True)
     found = log_softplus(values)
     expected = [math.log(math.log1p(math.exp(x))) if x > -700 else x for x in values.tolist()]
@@ -144,7 +144,7 @@ def test_log_softplus_keeps_what_softplus_rounds_to_zero():
     torch.testing.assert_close(values.grad, torch.tensor(slopes))
 
 
-def test_project_is_a_linear_map_of_the_normalised_vector(values):
+def test_projection_is_a_linear_layer_after_layer_norm(values):
     layer = Projection(4, 6).double()
     projected = layer(values, MASK)
     for row, column in MASK.nonzero().tolist():
@@ -154,7 +154,7 @@ def test_project_is_a_linear_map_of_the_normalised_vector(values):
     assert (projected[~MASK] == 0).all()
 
 
-def test_project_pooled_stacks_in_the_order_of_dims():
+def test_embedding_projection_stacks_in_the_order_of_dims():
     layer = EmbeddingProjection({"b": 4, "a": 2}, dim=3)
     real = torch.ones(5, 1, dtype=torch.bool)
     inputs = {"a": Encoded(torch.ones(5, 1, 2), real, torch.ones(5, 2))}
@@ -165,7 +165,7 @@ def test_project_pooled_stacks_in_the_order_of_dims():
     torch.testing.assert_close(stacked[:, 1], layer["a"](inputs["a"].embedding, real[:, 0]))
 
 
-def test_mlp_drops_out_between_its_layers():
+def test_mlp_has_dropout_between_its_layers():
     layer = mlp(3, 5, 2, dropout=0.5)
     x = torch.randn(4, 3)
     assert not torch.equal(layer(x), layer(x))
@@ -174,7 +174,7 @@ def test_mlp_drops_out_between_its_layers():
     torch.testing.assert_close(layer(x), last(torch.nn.functional.gelu(first(x))))
 
 
-def test_input_weights_are_logarithms_of_shares():
+def test_input_weights_are_normalised_logarithms():
     weigh = InputWeights(["a", "b", "c"], dim=2, weights={"c": 3.0, "a": 1.0, "b": 0.0})
     present = torch.tensor([[True, True, True], [False, True, True], [False, True, False]])
     shares = weigh(torch.zeros(3, 3, 2), present).exp()
@@ -191,17 +191,17 @@ def test_input_weights_without_any_input_have_a_finite_gradient():
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ("sampled", "weights: 'sampled', expected global, sample, or a number for each input: {a: 1.0, b: 1.0}"),
+        ("sampled", "weights: 'sampled', expected global, sample, or a number per input: {a: 1.0, b: 1.0}"),
         ({"a": 1.0}, "weights name a, but the model's inputs are a, b"),
         ({"a": 1.0, "b": math.nan}, "weight of b is nan, expected a number that is 0 or more"),
     ],
 )
-def test_input_weights_refuse_what_they_cannot_be(weights, message):
+def test_input_weights_refuse_invalid_weights(weights, message):
     with pytest.raises(UserError, match=message):
         InputWeights(["a", "b"], dim=2, weights=weights)
 
 
-def test_decide_gives_every_input_a_classifier_and_a_missing_one_no_opinion():
+def test_unimodal_classifiers_return_zeros_for_missing_inputs():
     decide = UnimodalClassifiers({"b": 4, "a": 2}, num_classes=3, dim=5, dropout=0.5).double()
     drawn = torch.randn(4, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     masks = {"a": torch.tensor([True, True, False, False]), "b": torch.tensor([True, False, True, False])}

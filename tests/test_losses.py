@@ -26,7 +26,7 @@ class Doubled(Concat):
     def loss(self, fused, batch, cross_entropy):
         return 2 * cross_entropy(fused.logits)
 
-    def held_out(self, batch):
+    def held_out_mask(self, batch):
         return torch.arange(len(batch.ids)) < 2
 
 
@@ -58,13 +58,13 @@ def gradients(model, *parts):
     return [one.grad.clone() for part in parts for one in model.get_submodule(part).parameters()]
 
 
-def test_training_minimises_the_heads_own_loss(encoders, batch):
+def test_training_uses_the_loss_of_the_head(encoders, batch):
     model = classifier(encoders, Doubled).eval()
     expected = 2 * cross_entropy(model(batch).logits, batch.target)
     torch.testing.assert_close(model.training_step(batch, 0), expected)
 
 
-def test_an_inputs_own_loss_leaves_out_what_the_head_keeps(encoders, batch):
+def test_auxiliary_loss_excludes_held_out_samples(encoders, batch):
     model = classifier(encoders, Doubled, auxiliary_weight=0.7).eval()
     encoded = model.encode(batch)
     expected = 2 * cross_entropy(model(batch).logits, batch.target)
@@ -74,7 +74,7 @@ def test_an_inputs_own_loss_leaves_out_what_the_head_keeps(encoders, batch):
     torch.testing.assert_close(model.training_step(batch, 0), expected)
 
 
-def test_smoothing_and_class_weights_reach_the_heads_own_loss(encoders, batch):
+def test_smoothing_and_class_weights_apply_to_the_loss_of_the_head(encoders, batch):
     model = classifier(encoders, Vote, label_smoothing=0.2, class_weights=[1.0, 3.0]).eval()
     model.setup("fit")
     decisions = model(batch).input_logits
@@ -88,7 +88,7 @@ def test_smoothing_and_class_weights_reach_the_heads_own_loss(encoders, batch):
 
 
 @pytest.mark.parametrize("head", [Concat, *(head for head in HEADS if head.loss is not Fusion.loss)])
-def test_only_the_proportion_of_class_weights_matters(encoders, batch, head):
+def test_the_scale_of_class_weights_does_not_matter(encoders, batch, head):
     """In every head's own loss and in the inputs', as in the cross-entropy of the decision."""
 
     def loss(weights):
@@ -105,9 +105,9 @@ def test_only_the_proportion_of_class_weights_matters(encoders, batch, head):
     assert not torch.isclose(plain, skewed)
 
 
-def test_what_stacking_holds_out_teaches_neither_encoders_nor_deciders(encoders, batch):
+def test_held_out_samples_train_neither_encoders_nor_auxiliary_heads(encoders, batch):
     model = classifier(encoders, partial(Stacking, held_out=0.5, dropout=0.0), auxiliary_weight=0.7).train()
-    held = model.fusion.held_out(batch)
+    held = model.fusion.held_out_mask(batch)
     assert held.any()
     assert not held.all()
     found = []

@@ -6,7 +6,7 @@ import torch
 from fusion_pl.metrics import balanced_weights, classification_metrics, confusion_matrix, per_class
 
 
-def test_a_perfect_predictor_is_perfect():
+def test_a_perfect_predictor_has_perfect_scores():
     target = torch.arange(12) % 3
     measured = classification_metrics(3, "val/")(torch.eye(3)[target], target)
     assert {name: value.item() for name, value in measured.items()} == {
@@ -17,7 +17,7 @@ def test_a_perfect_predictor_is_perfect():
     }
 
 
-def test_metrics_agree_with_plain_restatements():
+def test_metrics_equal_their_formulas():
     torch.manual_seed(0)
     target = torch.randint(3, (50,))
     scores = torch.randn(50, 3).softmax(-1)
@@ -51,7 +51,7 @@ def test_confusion_rows_are_true_classes():
     assert per_class(matrix, ["a", "b"])["a"] == {"precision": 1.0, "recall": 0.5, "f1": 0.6667, "samples": 2}
 
 
-def test_balanced_weights_give_every_class_the_same_say():
+def test_balanced_weights_give_every_class_the_same_total_weight():
     counts = torch.tensor([10.0, 30.0, 60.0])
     shares = balanced_weights([10, 30, 60]) * counts
     assert torch.allclose(shares, shares.mean().expand(3))

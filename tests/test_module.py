@@ -42,7 +42,7 @@ def quiet_trainer(tmp_path, **kwargs):
     )
 
 
-def test_a_missing_input_cannot_matter(model, data):
+def test_values_of_missing_inputs_do_not_change_the_result(model, data):
     model.eval()
     batch = Collate(model.processors)([data.samples("train")[row] for row in range(12)])
     missing = next(name for name in ("image", "audio") if not batch.present[name].all())
@@ -54,7 +54,7 @@ def test_a_missing_input_cannot_matter(model, data):
     assert not torch.equal(before[alone], after[alone])
 
 
-def test_a_stand_in_takes_the_place_of_a_missing_input(encoders, data):
+def test_a_missing_embedding_replaces_a_missing_input(encoders, data):
     """It is read, it learns, and what stood in the missing input's place still cannot matter."""
     model = FusionClassifier(encoders, Concat, CLASSES, missing="token").eval()
     batch = Collate(model.processors)([data.samples("train")[row] for row in range(12)])
@@ -85,7 +85,7 @@ def test_a_sample_does_not_depend_on_its_batch(model, data):
     assert torch.allclose(together, alone, atol=1e-5)
 
 
-def test_training_learns_and_every_parameter_moves(model, data, tmp_path):
+def test_training_reduces_the_loss_and_changes_every_parameter(model, data, tmp_path):
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     trainer = quiet_trainer(tmp_path, max_epochs=8)
     trainer.fit(model, datamodule=data)
@@ -104,7 +104,7 @@ def test_the_logged_loss_is_the_mean_over_samples(model, data, tmp_path):
     assert logged["val/loss"] == pytest.approx(torch.cat(losses).mean().item(), abs=1e-5)
 
 
-def test_accuracy_by_inputs_is_that_of_batches_without_the_others(model, data, tmp_path):
+def test_accuracy_per_subset_equals_that_of_batches_without_the_other_inputs(model, data, tmp_path):
     """Hiding an input in the model gives what leaving out its cells in the data gives; uneven batches count by size."""
     trainer = quiet_trainer(tmp_path)
     (logged,) = trainer.test(model, datamodule=data, verbose=False)
@@ -124,7 +124,7 @@ def test_accuracy_by_inputs_is_that_of_batches_without_the_others(model, data, t
         assert found[some] == pytest.approx(right / seen), some
 
 
-def test_it_is_measured_by_inputs_in_validate_but_not_in_fit(model, data, tmp_path):
+def test_accuracy_per_subset_is_measured_in_validate_but_not_in_fit(model, data, tmp_path):
     trainer = quiet_trainer(tmp_path, max_epochs=1)
     trainer.fit(model, datamodule=data)
     assert not [key for key in trainer.callback_metrics if "accuracy/" in key]
@@ -132,7 +132,7 @@ def test_it_is_measured_by_inputs_in_validate_but_not_in_fit(model, data, tmp_pa
     assert {"val/accuracy/text", "val/accuracy/image+audio"} <= set(logged)
 
 
-def test_how_much_each_depth_counted_is_logged_over_the_samples_that_have_the_input(data, tmp_path):
+def test_layer_weights_are_logged_over_samples_that_have_the_input(data, tmp_path):
     torch.manual_seed(0)
     encoders = {"text": TinyText(dim=8), "image": TinyImage(dim=16, image_size=16, channels=1, combine="attention")}
     model = FusionClassifier(encoders, Concat, CLASSES)
@@ -146,12 +146,12 @@ def test_how_much_each_depth_counted_is_logged_over_the_samples_that_have_the_in
     assert not [key for key in logged if "depth/text" in key]
 
 
-def test_many_inputs_are_not_measured_in_every_choice():
+def test_many_inputs_are_not_measured_in_every_subset():
     assert len(fewer("abcd")) == 2**4 - 2
     assert [len(one) for one in fewer("abcdef")] == [1] * 6 + [5] * 6
 
 
-def test_an_input_that_no_sample_has_has_no_accuracy(encoders, data, tmp_path):
+def test_an_input_without_samples_has_no_accuracy(encoders, data, tmp_path):
     """No share of nothing is made up, and nothing fails."""
     collate = data.test_dataloader().collate_fn
 
@@ -167,7 +167,7 @@ def test_an_input_that_no_sample_has_has_no_accuracy(encoders, data, tmp_path):
     assert not math.isnan(logged["test/accuracy/text+image"])
 
 
-def test_class_weights_and_smoothing_reach_the_loss(encoders, data, tmp_path):
+def test_class_weights_and_smoothing_apply_to_the_loss(encoders, data, tmp_path):
     model = FusionClassifier(encoders, Concat, CLASSES, loss=Loss(label_smoothing=0.2, class_weights=[1.0, 3.0]))
     trainer = quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0)
     trainer.fit(model, datamodule=data)
@@ -178,7 +178,7 @@ def test_class_weights_and_smoothing_reach_the_loss(encoders, data, tmp_path):
     assert model.training_step(batch, 0).item() == pytest.approx(expected.item(), abs=1e-6)
 
 
-def test_every_input_may_learn_to_decide_by_itself(encoders, data, tmp_path):
+def test_auxiliary_loss_trains_a_classifier_per_input(encoders, data, tmp_path):
     model = FusionClassifier(encoders, Concat, CLASSES, loss=Loss(auxiliary_weight=0.7))
     trainer = quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0)
     trainer.fit(model, datamodule=data)
@@ -210,7 +210,7 @@ def test_balanced_weights_come_from_the_training_split(encoders, data, tmp_path)
     assert model.loss_weights.tolist() == [1.0, 1.0]
 
 
-def test_norms_do_not_decay_and_pretrained_weights_learn_slower(model, tmp_path):
+def test_norms_have_no_weight_decay_and_pretrained_weights_a_lower_rate(model, tmp_path):
     model.encoders["text"].pretrained_weights = True
     model.lr_scheduler = lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     optimizer = model.configure_optimizers()["optimizer"]
@@ -250,7 +250,7 @@ def test_warmup_cosine_follows_its_formula():
         ({"loss": Loss(class_weights=[1.0])}, "has 1 numbers, expected one for each"),
     ],
 )
-def test_what_cannot_work_is_refused(change, match):
+def test_invalid_arguments_are_refused(change, match):
     arguments = {"encoders": {"text": TinyText()}, "fusion": Mean, "classes": CLASSES} | change
     with pytest.raises(UserError, match=match):
         FusionClassifier(**arguments)

@@ -29,7 +29,7 @@ def assert_same(found: Batch, wanted: Batch) -> None:
     assert torch.equal(found.target, wanted.target)
 
 
-def test_a_batch_arrives_as_it_left() -> None:
+def test_a_pickled_batch_is_equal() -> None:
     for size in (4, SMALL):
         wanted = batch_of(size)
         (found,) = DataLoader(dataset=[wanted], batch_size=None, num_workers=1, collate_fn=lambda batch: batch)
@@ -38,14 +38,14 @@ def test_a_batch_arrives_as_it_left() -> None:
         found.inputs["voice"]["samples"].zero_()  # is the receiver's own
 
 
-def test_a_batch_without_targets_and_of_half_floats_arrives() -> None:
+def test_a_batch_without_targets_and_in_half_precision_can_be_pickled() -> None:
     left = batch_of(4)._replace(target=None, inputs={"voice": {"samples": torch.rand(2, 4).bfloat16()}})
     arrived = pickle.loads(pickle.dumps(left))
     assert arrived.target is None
     assert torch.equal(arrived.inputs["voice"]["samples"], left.inputs["voice"]["samples"])
 
 
-def test_small_tensors_share_no_memory() -> None:
+def test_small_tensors_are_not_in_shared_memory() -> None:
     sent = bytes(ForkingPickler.dumps(batch_of(4)))
     assert b"rebuild_storage" not in sent
     assert b"rebuild_storage" in bytes(ForkingPickler.dumps(batch_of(SMALL)))

@@ -27,7 +27,7 @@ def costs_of(model: FusionClassifier, batch: Batch) -> dict[str, Any]:
     """
 
     def loss() -> Tensor:
-        return model.objective(batch)[0]
+        return model.compute_loss(batch)[0]
 
     def step() -> None:
         loss().backward()  # type: ignore[no-untyped-call]

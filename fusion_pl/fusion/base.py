@@ -1,39 +1,54 @@
-"""What a fusion head promises."""
+"""Base classes of the fusion heads."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from fusion_pl.attention import TokenProjection
 from fusion_pl.config import Configurable
+from fusion_pl.layers import EmbeddingProjection, UnimodalClassifiers
 from fusion_pl.types import Batch, Encoded, Fused, UserError
+
+Embeddings = Float[Tensor, "B M F"]  # projected embeddings u; zeros where the input is missing
+Present = Bool[Tensor, "B M"]  # which sample has which input
+Tokens = Float[Tensor, "B _ F"]  # projected tokens x of one input
+TokenMask = Bool[Tensor, "B _"]  # True = real token
+
+
+class FusedEmbedding(NamedTuple):
+    """Output of ``EmbeddingFusion.fuse``; the attributes are those of ``Fused``."""
+
+    embedding: Float[Tensor, "B _"]
+    weights: Float[Tensor, "B M"] | None = None
+    extra: dict[str, Tensor] = {}  # noqa: RUF012 - a NamedTuple default, never mutated
 
 
 @runtime_checkable
 class CrossEntropy(Protocol):
-    """The cross-entropy of a batch, smoothed and weighted as the configuration asks."""
+    """The cross-entropy of a batch, with the label smoothing and class weights of the configuration."""
 
     def __call__(self, logits: Float[Tensor, "B C"], mask: Bool[Tensor, " B"] | None = None) -> Float[Tensor, ""]:
-        """Return the mean over the batch; samples that are not ``among`` count as 0."""
+        """Return the mean over the batch; samples where ``mask`` is False count as 0."""
         ...
 
 
 class Fusion(Configurable, nn.Module, ABC):
-    """Joins any number of encoded inputs into a decision. A head is one file: a constructor and ``forward``.
+    """Classify samples from any number of encoded inputs. A head is one file: a constructor and ``forward``.
 
     A missing input must not change the result: its mask is False and its tensors are zeros. Every parameter must take
     part in every forward pass, whichever inputs a batch holds, so that several processes stay in step.
 
     Args:
-        dims: name of the input -> channels D of its tokens; the order is the order of ``Fused.weights``.
-        num_classes: C.
+        dims: name of the input -> channels D of its embedding and tokens, in the order of ``Fused.weights``.
+        num_classes: number of classes C.
 
     Raises:
-        UserError: where there is no input.
+        UserError: if there is no input.
     """
 
     def __init__(self, dims: dict[str, int], num_classes: int) -> None:
@@ -48,44 +63,159 @@ class Fusion(Configurable, nn.Module, ABC):
         """Fuse B samples.
 
         Args:
-            inputs: exactly the names of ``dims``.
+            inputs: name of the input -> its encoder's output, for exactly the names of ``dims``.
         """
 
     def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Float[Tensor, ""]:
-        """Return what training minimises: the cross-entropy of the decision, unless a head's method asks for more.
+        """Return the training loss: the cross-entropy of the logits, unless the method of a head adds terms.
 
         Args:
-            fused: what ``forward`` made of the batch.
+            fused: output of ``forward`` for the batch.
             batch: with its targets.
             cross_entropy: the cross-entropy to use.
         """
         del batch
         return cross_entropy(fused.logits)
 
-    def held_out(self, batch: Batch) -> Bool[Tensor, " B"] | None:
-        """Return which samples the encoders must not learn from, where the head keeps some for itself."""
+    def held_out_mask(self, batch: Batch) -> Bool[Tensor, " B"] | None:
+        """Return which samples the encoders must not be trained on; None if the head holds out no samples."""
         del batch
         return None
 
-    def present(self, inputs: dict[str, Encoded]) -> Bool[Tensor, "B M"]:
+    def present(self, inputs: dict[str, Encoded]) -> Present:
         """Return which sample has which input, in the order of ``dims``."""
         return torch.stack([inputs[name].mask.any(-1) for name in self.names], dim=-1)
 
-    def named(self, decisions: Float[Tensor, "B M C"]) -> dict[str, Float[Tensor, "B C"]]:
-        """Return each input's own decision by its name, as ``Fused.input_logits`` has it."""
-        return dict(zip(self.names, decisions.unbind(1), strict=True))
+
+class EmbeddingFusion(Fusion):
+    """Base of heads that fuse one embedding per input: a subclass sets ``classify`` and implements ``fuse``.
+
+    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``z = fuse(u_1 … u_M)``, ``logits = classify(z)``
+
+    Args:
+        dims: name of the input -> channels D of its embedding.
+        num_classes: number of classes C.
+        dim: channels F of the projected embeddings u, and of the classifier's hidden layer.
+        dropout: probability that a hidden channel of the classifier is dropped, in training.
+        **sizes: name of an argument of the subclass -> its value, a whole number of at least 1.
+
+    Raises:
+        UserError: if a size or the dropout is out of range.
+    """
+
+    classify: nn.Module
+
+    def __init__(
+        self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1, **sizes: int
+    ) -> None:
+        super().__init__(dims, num_classes)
+        check_sizes(type(self).__name__, dropout, dim=dim, **sizes)
+        self.project = EmbeddingProjection(dims, dim)
+
+    @abstractmethod
+    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
+        """Return the fused embedding z, and the weights of the inputs if the head computes them.
+
+        Args:
+            embeddings: projected embeddings u; zeros where the input is missing.
+            present: which sample has which input.
+        """
+
+    def forward(self, inputs: dict[str, Encoded]) -> Fused:
+        """Fuse B samples; ``embedding`` is z."""
+        embedding, weights, extra = self.fuse(self.project(inputs), self.present(inputs))
+        return Fused(self.classify(embedding), embedding, weights, extra=extra)
+
+
+class TokenFusion(Fusion):
+    """Base of transformers over the tokens of all inputs: a subclass sets ``classify`` and implements ``fuse``.
+
+    ``x_{m,t} = W_m · LayerNorm(token_t of m) + e_m + p_t``, ``z = fuse(x_1 … x_M)``, ``logits = classify(z)``
+
+    ``e_m`` is a learned embedding of input m, ``p_t`` a learned position embedding if the head has one. Subclasses
+    initialise their matrices by ``fusion_pl.layers.keep_variance``.
+
+    Args:
+        dims: name of the input -> channels D of its tokens.
+        num_classes: number of classes C.
+        dim: channels F of the transformer and of z; the MLPs have four times as many.
+        num_heads: attention heads H, a divisor of ``dim``.
+        num_layers: transformer layers L.
+        dropout: probability of dropout in residual branches and before the classifier, in training.
+        positions: length of the position embedding; all later tokens share the last entry. 0 = none.
+        **sizes: name of an argument of the subclass -> its value, a whole number of at least 1.
+
+    Raises:
+        UserError: if ``num_heads`` does not divide ``dim``, or a size or the dropout is out of range.
+    """
+
+    classify: nn.Module
+
+    def __init__(
+        self,
+        dims: dict[str, int],
+        num_classes: int,
+        dim: int,
+        num_heads: int,
+        num_layers: int,
+        dropout: float,
+        positions: int = 0,
+        **sizes: int,
+    ) -> None:
+        super().__init__(dims, num_classes)
+        check_sizes(type(self).__name__, dropout, dim=dim, num_heads=num_heads, num_layers=num_layers, **sizes)
+        self.project = TokenProjection(dims, dim, positions)
+
+    @abstractmethod
+    def fuse(self, tokens: list[Tokens], masks: list[TokenMask]) -> Float[Tensor, "B F"]:
+        """Return the fused embedding z.
+
+        Args:
+            tokens: projected tokens x of each input.
+            masks: True = real token, for each input.
+        """
+
+    def forward(self, inputs: dict[str, Encoded]) -> Fused:
+        """Fuse B samples; ``embedding`` is z."""
+        embedding = self.fuse(self.project(inputs), [inputs[name].mask for name in self.names])
+        return Fused(self.classify(embedding), embedding)
+
+
+class LateFusion(Fusion):
+    """Base of heads that combine the predictions of one classifier per input; a subclass implements ``forward``.
+
+    ``f_m = V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m``, the logits of input m
+
+    Args:
+        dims: name of the input -> channels D of its embedding.
+        num_classes: number of classes C.
+        dim: hidden channels F of each classifier.
+        dropout: probability that a hidden channel is dropped, in training.
+
+    Raises:
+        UserError: if ``dim`` or the dropout is out of range.
+    """
+
+    def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:
+        super().__init__(dims, num_classes)
+        check_sizes(type(self).__name__, dropout, dim=dim)
+        self.unimodal = UnimodalClassifiers(dims, num_classes, dim, dropout)
+
+    def by_name(self, logits: Float[Tensor, "B M C"]) -> dict[str, Float[Tensor, "B C"]]:
+        """Return the logits of each input by its name, as in ``Fused.input_logits``."""
+        return dict(zip(self.names, logits.unbind(1), strict=True))
 
 
 def check_sizes(head: str, dropout: float, **sizes: int) -> None:
-    """Refuse arguments that no layer can be built from.
+    """Check arguments of a constructor.
 
     Args:
-        head: its class name, for the message.
+        head: name of the class, for the message.
         dropout: a probability.
-        **sizes: name of an argument -> its value, a whole number of at least 1; of ``num_heads`` dim is a multiple.
+        **sizes: name of an argument -> its value, a whole number of at least 1; ``dim`` is a multiple of ``num_heads``.
 
     Raises:
-        UserError: at the first one that is out of range.
+        UserError: for the first one that is out of range.
     """
     for name, size in sizes.items():
         if size < 1:

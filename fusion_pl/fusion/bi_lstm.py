@@ -1,4 +1,4 @@
-"""Fusion by a recurrent network."""
+"""Fusion by a bidirectional LSTM."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from fusion_pl.types import Encoded, Fused, UserError
 
 
 class BiLSTM(Fusion):
-    """Read the inputs one after the other, forwards and backwards, by a recurrent network.
+    """Apply a bidirectional LSTM to the sequence of the inputs' embeddings, or of all their tokens.
 
-    ``over: inputs``: the sequence is the vectors ``u_m = W_m · LayerNorm(x_m) + b_m`` of the present inputs.
+    ``over: inputs``: the sequence is the embeddings ``u_m = W_m · LayerNorm(x_m) + b_m`` of the present inputs.
     ``over: tokens``: the sequence is all real tokens of all inputs, ``W_m · LayerNorm(token) + e_m``.
     ``h = LSTM(sequence)``, ``h' = LSTM(reversed sequence)``, ``z = mean over the sequence of [h, h']``,
     ``logits = MLP(z)``
 
-    What is missing or padding is taken out before the network reads: it steps from one real entry to the next.
+    Missing inputs and padding are removed from the sequence.
 
-    Cost: ``16 S F²`` multiply-adds a sample, one step after the other; S = M, or all tokens.
+    Cost: ``16 S F²`` multiply-adds per sample, computed sequentially; S = M, or all tokens.
 
     Source: "Framewise phoneme classification with bidirectional LSTM", Graves and Schmidhuber 2005.
 
     Args:
         dims: name of the input -> channels D.
-        num_classes: C.
+        num_classes: number of classes C.
         over: what the sequence consists of.
         dim: channels F of each direction; z has twice as many.
-        dropout: probability with which hidden channels are dropped in training.
+        dropout: probability that a hidden channel of the classifier is dropped, in training.
 
     Raises:
-        UserError: where ``over``, a size or the dropout is out of range.
+        UserError: if ``over``, ``dim`` or the dropout is out of range.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class BiLSTM(Fusion):
             raise UserError(f"BiLSTM was given over={over!r}, expected inputs or tokens")
         self.over = over
         self.project = EmbeddingProjection(dims, dim) if over == "inputs" else TokenProjection(dims, dim)
-        # Two of one direction, not one of two: each reads its sequence from the left, so padding always comes last.
+        # Two unidirectional LSTMs: each gets its own order of the sequence, with the padding at the end.
         self.forwards = nn.LSTM(dim, dim, batch_first=True)
         self.backwards = nn.LSTM(dim, dim, batch_first=True)
         self.classify = mlp(2 * dim, dim, num_classes, dropout)
@@ -66,21 +66,17 @@ class BiLSTM(Fusion):
         else:
             sequence = torch.cat(self.project(inputs), dim=1)
             mask = torch.cat([inputs[name].mask for name in self.names], dim=1)
-        there, back = orders(mask)
-        read = [
-            masked_mean(network(_ordered(sequence, order))[0], mask.sort(dim=-1, descending=True, stable=True).values)
-            for network, order in ((self.forwards, there), (self.backwards, back))
-        ]
-        vector = torch.cat(read, dim=-1)
-        return Fused(self.classify(vector), vector)
+        sorted_mask = mask.sort(dim=-1, descending=True, stable=True).values
+        means = []
+        for lstm, order in zip((self.forwards, self.backwards), real_first_orders(mask), strict=True):
+            ordered = sequence.gather(1, order.unsqueeze(-1).expand(-1, -1, sequence.shape[-1]))
+            means.append(masked_mean(lstm(ordered)[0], sorted_mask))
+        embedding: Float[Tensor, "B F2"] = torch.cat(means, dim=-1)
+        return Fused(self.classify(embedding), embedding)
 
 
-def orders(mask: Bool[Tensor, "B S"]) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
-    """Return where to find the real entries in their order, and in reverse order; blanks come last in both."""
-    place = torch.arange(mask.shape[1], device=mask.device)
-    blank = mask.shape[1] * (~mask).long()
-    return (place + blank).argsort(dim=-1), (place.flip(0) + blank).argsort(dim=-1)
-
-
-def _ordered(sequence: Float[Tensor, "B S F"], order: Int[Tensor, "B S"]) -> Float[Tensor, "B S F"]:
-    return sequence.gather(1, order.unsqueeze(-1).expand(-1, -1, sequence.shape[-1]))
+def real_first_orders(mask: Bool[Tensor, "B S"]) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
+    """Return the indices of the real entries in their order, and in reverse order; padding comes last in both."""
+    position = torch.arange(mask.shape[1], device=mask.device)
+    padding = mask.shape[1] * (~mask).long()
+    return (position + padding).argsort(dim=-1), (position.flip(0) + padding).argsort(dim=-1)

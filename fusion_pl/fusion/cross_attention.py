@@ -3,48 +3,36 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fusion_pl.attention import TokenProjection, TransformerLayer
-from fusion_pl.fusion.base import Fusion, check_sizes
+from fusion_pl.attention import TransformerLayer
+from fusion_pl.fusion.base import Present, TokenFusion, TokenMask, Tokens
 from fusion_pl.layers import keep_variance, masked_mean
-from fusion_pl.types import Encoded, Fused
 
 
-class CrossAttention(Fusion):
-    """Let the tokens of every input look at the tokens of all others, so that a word can find its place in the picture.
+class CrossAttention(TokenFusion):
+    """Apply a transformer in which the tokens of each input attend to the tokens of all other inputs.
 
     With three inputs, what each token (row) may attend to::
 
                  text  image audio
         text      ·     ×     ×       × = its real tokens
         image     ×     ·     ×
-        audio     ×     ×     ·       · = only where the sample has no other input
+        audio     ×     ×     ·       · = only if the sample has no other input
 
     ``x = W_m · LayerNorm(token) + e_m``, where ``e_m`` is a learned embedding of input m
     ``num_layers`` times: ``x = x + Attention(LayerNorm(x))``, ``x = x + MLP(LayerNorm(x))``
     ``z`` = the mean over the present inputs of the mean of ``LayerNorm(x)`` over their tokens, ``logits = V · z + c``
 
-    A sample with one input attends to itself: the head becomes an ordinary transformer instead of going blind. No
-    positions are added, the encoders' tokens carry them. ``Fused.weights`` is None: from the first layer on every token
-    holds something of the other inputs, and a share for each input would be made up.
+    A sample with one input attends to itself, as in an ordinary transformer. There is no position embedding: the
+    encoders' tokens contain their positions. ``Fused.weights`` is None: after the first layer every token contains
+    information of all inputs, which cannot be attributed to one of them.
 
-    Cost: ``S D F + L (12 S F² + 2 S² F)`` multiply-adds a sample, S = all tokens.
+    Cost: ``S D F + L (12 S F² + 2 S² F)`` multiply-adds per sample, S = all tokens.
 
     Source: "Multimodal Transformer for Unaligned Multimodal Language Sequences", arXiv:1906.00295. Deviations: one
-    stack of layers for all inputs instead of one for each ordered pair, and one softmax over the tokens of all others.
-
-    Args:
-        dims: name of the input -> channels D of its tokens.
-        num_classes: C.
-        dim: channels F of the transformer and of the joint embedding z; its MLPs are four times as wide.
-        num_heads: H, a divisor of ``dim``.
-        num_layers: L.
-        dropout: probability in residual branches and before the classifier, in training.
-
-    Raises:
-        UserError: where ``num_heads`` does not divide ``dim``, or a size or the dropout is out of range.
+    stack of layers for all inputs instead of one per ordered pair, and one softmax over the tokens of all other inputs.
     """
 
     def __init__(
@@ -56,43 +44,39 @@ class CrossAttention(Fusion):
         num_layers: int = 2,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__(dims, num_classes)
-        check_sizes("CrossAttention", dropout, dim=dim, num_heads=num_heads, num_layers=num_layers)
-        self.project = TokenProjection(dims, dim)
+        super().__init__(dims, num_classes, dim, num_heads, num_layers, dropout)
         self.layers = nn.ModuleList(TransformerLayer(dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
         keep_variance(self)
 
-    def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``embedding`` is z."""
-        masks = [inputs[name].mask for name in self.names]
+    def fuse(self, tokens: list[Tokens], masks: list[TokenMask]) -> Float[Tensor, "B F"]:
+        """Return z."""
         lengths = [mask.shape[1] for mask in masks]
-        present = self.present(inputs)
-        x = torch.cat(self.project(inputs), dim=1)
-        attention_mask = across(torch.cat(masks, dim=1), present, lengths)
+        present = torch.stack([mask.any(-1) for mask in masks], dim=1)
+        x = torch.cat(tokens, dim=1)
+        attention_mask = cross_attention_mask(torch.cat(masks, dim=1), present, lengths)
         for layer in self.layers:
             x = layer(x, attention_mask)
-        embedding = [masked_mean(one, mask) for one, mask in zip(self.norm(x).split(lengths, 1), masks, strict=True)]
-        vector = masked_mean(torch.stack(embedding, dim=1), present)
-        return Fused(self.classify(vector), vector)
+        means = [masked_mean(part, mask) for part, mask in zip(self.norm(x).split(lengths, 1), masks, strict=True)]
+        return masked_mean(torch.stack(means, dim=1), present)
 
 
-def across(real: Bool[Tensor, "B S"], present: Bool[Tensor, "B M"], lengths: list[int]) -> Bool[Tensor, "B S S"]:
-    """Say which token may attend to which: True = may.
+def cross_attention_mask(mask: Bool[Tensor, "B S"], present: Present, lengths: list[int]) -> Bool[Tensor, "B S S"]:
+    """Return which token may attend to which: True = may.
 
-    Every row has at least one True, because a softmax over nothing is NaN: a sample without any input attends to all of
-    its blank tokens, and nobody reads the result.
+    Every row has at least one True, because a softmax over no entries is NaN: a sample without any input attends to all
+    of its padding tokens, and the result is masked.
 
     Args:
-        real: the real ones among the S tokens of all inputs, one input after the other.
-        present: which inputs a sample has.
-        lengths: how many of the S tokens each input holds, padding included.
+        mask: True = real token, for the S tokens of all inputs.
+        present: which sample has which input.
+        lengths: number of the S tokens that each input has, padding included.
     """
-    inputs = torch.arange(len(lengths), device=real.device)
-    owner = torch.cat([real.new_full((length,), i, dtype=torch.long) for i, length in enumerate(lengths)])
-    others = present.sum(-1, keepdim=True) - present.long()  # how many inputs a sample has beside this one
-    foreign = owner != inputs.unsqueeze(-1)
-    seen = real.unsqueeze(1) & (foreign | (others == 0).unsqueeze(-1))  # B M S: which tokens an input sees
-    seen = seen | ~present.any(-1).view(-1, 1, 1)
-    return seen[:, owner]
+    inputs = torch.arange(len(lengths), device=mask.device)
+    token_input = torch.cat([mask.new_full((length,), i, dtype=torch.long) for i, length in enumerate(lengths)])
+    num_others = present.sum(-1, keepdim=True) - present.long()
+    is_other = token_input != inputs.unsqueeze(-1)
+    allowed = mask.unsqueeze(1) & (is_other | (num_others == 0).unsqueeze(-1))  # B M S, per input
+    allowed = allowed | ~present.any(-1).view(-1, 1, 1)
+    return allowed[:, token_input]

@@ -1,49 +1,36 @@
-"""Fusion by feature-wise modulation."""
+"""Fusion by feature-wise linear modulation."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import EmbeddingProjection, masked_mean, mlp
-from fusion_pl.types import Encoded, Fused
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.layers import masked_mean, mlp
 
 
-class FiLM(Fusion):
-    """Let every input scale and shift the channels of the others, so that a question decides what is looked for.
+class FiLM(EmbeddingFusion):
+    """Scale and shift the channels of each input by factors that are computed from the other inputs.
 
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``(γ_m, β_m) = (1, 0) + Σ A_k · u_k over the present k other than m``
-    ``h_m = GELU(γ_m ∘ u_m + β_m)``, ``z = mean over the present m of h_m``, ``logits = MLP(z)``
+    ``h_m = GELU(γ_m ∘ u_m + β_m)``, ``z = mean of h_m over the present m``, ``logits = MLP(z)``
 
-    Cost: ``M D F + 2 M F² + F²`` multiply-adds a sample.
+    Cost: ``M D F + 2 M F² + F²`` multiply-adds per sample.
 
-    Source: "FiLM: Visual Reasoning with a General Conditioning Layer", arXiv:1709.07871. There a question modulates the
-    maps of a convolutional network; here each of M vectors is modulated by all others, by linear maps whose results are
-    added, so that a missing one modulates nothing.
-
-    Args:
-        dims: name of the input -> channels D of its vector.
-        num_classes: C.
-        dim: channels F of the joint embedding z, and of the classifier's hidden layer.
-        dropout: probability with which hidden channels are dropped in training.
-
-    Raises:
-        UserError: where a size or the dropout is out of range.
+    Source: "FiLM: Visual Reasoning with a General Conditioning Layer", arXiv:1709.07871, in which a question modulates
+    the feature maps of a convolutional network. Deviation: each of M embeddings is modulated by all others; their
+    linear maps are added, so that a missing input modulates nothing.
     """
 
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:
-        super().__init__(dims, num_classes)
-        check_sizes("FiLM", dropout, dim=dim)
-        self.project = EmbeddingProjection(dims, dim)
+        super().__init__(dims, num_classes, dim, dropout)
         self.modulate = nn.ModuleList(nn.Linear(dim, 2 * dim, bias=False) for _ in dims)
         self.classify = mlp(dim, dim, num_classes, dropout)
 
-    def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``embedding`` is z."""
-        vectors = self.project(inputs)
-        sent = torch.stack([one(vector) for one, vector in zip(self.modulate, vectors.unbind(1), strict=True)], dim=1)
-        scale, shift = (sent.sum(1, keepdim=True) - sent).chunk(2, dim=-1)
-        hidden = nn.functional.gelu((1 + scale) * vectors + shift)
-        vector = masked_mean(hidden, self.present(inputs))
-        return Fused(self.classify(vector), vector)
+    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
+        """Return z."""
+        pairs = zip(self.modulate, embeddings.unbind(1), strict=True)
+        modulation = torch.stack([linear(embedding) for linear, embedding in pairs], dim=1)
+        scale, shift = (modulation.sum(1, keepdim=True) - modulation).chunk(2, dim=-1)
+        hidden = nn.functional.gelu((1 + scale) * embeddings + shift)
+        return FusedEmbedding(masked_mean(hidden, present))

@@ -5,57 +5,47 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import EmbeddingProjection, mlp
-from fusion_pl.types import Encoded, Fused
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.layers import mlp
 
 
-class MultiplicativeInteractions(Fusion):
-    """Join the inputs one after the other by a layer in which every channel of one meets every channel of the other.
+class MultiplicativeInteractions(EmbeddingFusion):
+    """Combine the inputs one after the other by a bilinear layer over all pairs of channels.
 
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``z_1 = u_1``
     ``z_m = LayerNorm(z_{m-1}ᵀ T_m u_m + U_m · z_{m-1} + V_m · u_m + c_m)``, ``logits = MLP(z_M)``
 
-    An input that is missing leaves z as it was; the first present one starts it.
+    A missing input leaves z unchanged; z is initialised with the first present one.
 
-    Cost: ``M D F + (M - 1) F³ + F h`` multiply-adds a sample, h = ``hidden``, and about as many parameters: keep
-    ``dim`` small.
+    Cost: ``M D F + (M - 1) F³ + F h`` multiply-adds per sample, h = ``hidden``, and about as many parameters: use a
+    small ``dim``.
 
     Source: "Multiplicative Interactions and Where to Find Them", Jayakumar et al., ICLR 2020, equation 1, for two
-    inputs. For M of them it is folded from the left, in the order of ``model.encoders``; the norms are ours.
+    inputs. Deviations: M inputs are combined from the left, in the order of ``model.encoders``; the norms.
 
     Args:
-        dims: name of the input -> channels D of its vector.
-        num_classes: C.
-        dim: channels F of every input and of the joint embedding z.
         hidden: channels of the classifier's hidden layer.
-        dropout: probability with which hidden channels are dropped in training.
-
-    Raises:
-        UserError: where a size or the dropout is out of range.
     """
 
     def __init__(
         self, dims: dict[str, int], num_classes: int, dim: int = 32, hidden: int = 128, dropout: float = 0.1
     ) -> None:
-        super().__init__(dims, num_classes)
-        check_sizes("MultiplicativeInteractions", dropout, dim=dim, hidden=hidden)
-        self.project = EmbeddingProjection(dims, dim)
-        joints = len(dims) - 1
-        self.meet = nn.ParameterList(torch.randn(dim, dim, dim) / dim for _ in range(joints))
-        self.add = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(joints))
-        self.norm = nn.ModuleList(nn.LayerNorm(dim) for _ in range(joints))
+        super().__init__(dims, num_classes, dim, dropout, hidden=hidden)
+        steps = len(dims) - 1
+        self.meet = nn.ParameterList(torch.randn(dim, dim, dim) / dim for _ in range(steps))
+        self.add = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(steps))
+        self.norm = nn.ModuleList(nn.LayerNorm(dim) for _ in range(steps))
         self.classify = mlp(dim, hidden, num_classes, dropout)
 
-    def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``embedding`` is z."""
-        first, *rest = self.project(inputs).unbind(1)
-        begun, *present = self.present(inputs).unsqueeze(-1).unbind(1)
-        joint = first
-        for vector, here, meet, add, norm in zip(rest, present, self.meet, self.add, self.norm, strict=True):
-            # Two by two: where opt_einsum is installed, three at once are ordered by their sizes, the batch's too.
-            met = torch.einsum("bjo,bj->bo", torch.einsum("bi,ijo->bjo", joint, meet), vector)
-            met = norm(met + add(torch.cat([joint, vector], dim=-1)))
-            joint = torch.where(begun & here, met, torch.where(here, vector, joint).to(met.dtype))
-            begun = begun | here
-        return Fused(self.classify(joint), joint)
+    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
+        """Return z."""
+        z, *others = embeddings.unbind(1)
+        z_present, *others_present = present.unsqueeze(-1).unbind(1)
+        layers = zip(self.meet, self.add, self.norm, strict=True)
+        for u, u_present, (bilinear, linear, norm) in zip(others, others_present, layers, strict=True):
+            # One einsum of three operands would be ordered by their sizes, the batch size included, by opt_einsum.
+            product = torch.einsum("bjo,bj->bo", torch.einsum("bi,ijo->bjo", z, bilinear), u)
+            combined = norm(product + linear(torch.cat([z, u], dim=-1)))
+            z = torch.where(z_present & u_present, combined, torch.where(u_present, u, z).to(combined.dtype))
+            z_present = z_present | u_present
+        return FusedEmbedding(z)

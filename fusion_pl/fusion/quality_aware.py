@@ -1,4 +1,4 @@
-"""Fusion of decisions by how sure each one looks."""
+"""Quality-aware Multimodal Fusion (QMF): fusion by energy-based confidence."""
 
 from __future__ import annotations
 
@@ -8,71 +8,67 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from fusion_pl.fusion.base import CrossEntropy, Fusion, check_sizes
-from fusion_pl.layers import UnimodalClassifiers, log_softplus, masked_softmax, upcast
+from fusion_pl.fusion.base import CrossEntropy, LateFusion
+from fusion_pl.layers import log_softplus, masked_softmax, upcast
 from fusion_pl.types import Batch, Encoded, Fused, UserError
 
-SCALE = 10  # brings energies to the size of differences of probabilities, as in the authors' code
+ENERGY_SCALE = 10  # brings energies to the range of differences of probabilities, as in the authors' code
 
 
-class QualityAware(Fusion):
-    """Weigh every input's decision by its energy, sample by sample: a blurred picture counts less than a sharp one.
+class QualityAware(LateFusion):
+    """Weigh the inputs' logits per sample by an energy-based confidence, so that a blurred image counts less: QMF.
 
     ``f_m = V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m``, confidence ``s_m = softplus(log Σ_c exp f_mc)``
-    ``w_m = s_m / Σ s over the present inputs``, ``logits = Σ w_m f_m over the present m``; no gradient goes through w
+    ``w_m = s_m / Σ s over the present inputs``, ``logits = Σ w_m f_m over the present m``; w has no gradient
 
-    Training minimises the cross-entropy of the fused and of every present input's own decision, plus ``rank`` times a
-    ranking loss: of two samples, the one whose input is right with the higher probability must have the higher
-    confidence: a tenth of it, by at least the difference of these probabilities. Each sample of a batch is ranked
-    against the one before it.
+    Training minimises the cross-entropy of the fused and of every present input's prediction, plus ``rank`` times a
+    ranking loss: of two samples, the one with the higher probability of the true class must have the higher confidence;
+    a tenth of the confidence must be higher by at least the difference of the probabilities. Each sample of a batch is
+    ranked against the previous one.
 
-    Cost: ``M D F + M F C`` multiply-adds a sample.
+    Cost: ``M D F + M F C`` multiply-adds per sample.
 
     Source: "Provable Dynamic Fusion for Low-Quality Multimodal Data", arXiv:2306.02050. Deviations: weights are
-    positive and sum to 1, so that a missing input does not shrink the logits (the authors' code weighs by
-    ``0.1 · log Σ_c exp f_mc`` as it is); how hard a sample is, is read off the current probability instead of its
-    summed-up loss over the epochs. The ranking is that of "Confidence-Aware Learning for Deep Neural Networks",
-    arXiv:2007.01458, which *demands* the difference as a margin; the authors' code *tolerates* it, being
-    ``max(0, g (s_i - s_j) / 10 - |κ_i - κ_j|)`` with the difficulties κ and the sign g of ``κ_i - κ_j``, and counts it
-    once, where ``rank`` is 0.1.
+    positive and sum to 1, so that a missing input does not scale the logits down (the authors' weights are
+    ``0.1 · log Σ_c exp f_mc``); the difficulty of a sample is read off its current probability instead of its
+    accumulated loss over the epochs. The ranking loss is that of "Confidence-Aware Learning for Deep Neural Networks",
+    arXiv:2007.01458, in which the difference is a margin; in the authors' code,
+    ``max(0, g (s_i - s_j) / 10 - |κ_i - κ_j|)`` with the difficulties κ and the sign g of ``κ_i - κ_j``, it is a
+    tolerance, and the weight of the loss is 1 where ``rank`` is 0.1.
 
     Args:
-        dims: name of the input -> channels D of its vector.
-        num_classes: C.
         rank: weight of the ranking loss, 0 or more.
-        dim: hidden channels of each input's classifier.
-        dropout: probability with which hidden channels are dropped in training.
 
     Raises:
-        UserError: where ``rank``, a size or the dropout is out of range.
+        UserError: if ``rank`` is out of range.
     """
 
     def __init__(
         self, dims: dict[str, int], num_classes: int, rank: float = 0.1, dim: int = 128, dropout: float = 0.1
     ) -> None:
-        super().__init__(dims, num_classes)
-        check_sizes("QualityAware", dropout, dim=dim)
+        super().__init__(dims, num_classes, dim, dropout)
         if not 0 <= rank < math.inf:
             raise UserError(f"QualityAware was given rank={rank}, expected a number that is 0 or more")
         self.rank = rank
-        self.unimodal = UnimodalClassifiers(dims, num_classes, dim, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``input_logits`` are f, zeros (no opinion) where an input is missing."""
-        decisions, present = upcast(self.unimodal(inputs)), self.present(inputs)
-        weights = masked_softmax(log_softplus(decisions.logsumexp(-1)), present).detach()  # s / Σ s, without underflow
-        logits = (weights.unsqueeze(-1) * decisions).sum(1)
-        return Fused(logits, None, weights, self.named(decisions))
+        """Fuse B samples; ``input_logits`` are f, zeros where an input is missing."""
+        input_logits, present = upcast(self.unimodal(inputs)), self.present(inputs)
+        log_confidence = log_softplus(input_logits.logsumexp(-1))
+        weights = masked_softmax(log_confidence, present).detach()  # s / Σ s, which does not underflow
+        logits = (weights.unsqueeze(-1) * input_logits).sum(1)
+        return Fused(logits, None, weights, self.by_name(input_logits))
 
     def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Tensor:
-        """Return the fused and the inputs' own losses, and the ranking of their confidences."""
+        """Return the losses of the fused prediction and of each input's prediction, with its ranking loss."""
         assert batch.target is not None
-        parts = [cross_entropy(fused.logits)]
+        losses = [cross_entropy(fused.logits)]
         for name in self.names:
-            own, present = fused.input_logits[name], batch.present[name]
-            right = own.detach().softmax(-1).gather(-1, batch.target.unsqueeze(-1)).squeeze(-1)
-            sure = softplus(own.logsumexp(-1)) / SCALE
-            gap, ahead = right - right.roll(1), sure - sure.roll(1)  # each sample beside the one before it
-            ranked = (gap.abs() - gap.sign() * ahead).relu().masked_fill(~(present & present.roll(1)), 0.0)
-            parts.append(cross_entropy(own, present) + self.rank * ranked.mean())
-        return torch.stack(parts).sum()
+            logits, present = fused.input_logits[name], batch.present[name]
+            probability = logits.detach().softmax(-1).gather(-1, batch.target.unsqueeze(-1)).squeeze(-1)
+            confidence = softplus(logits.logsumexp(-1)) / ENERGY_SCALE
+            # Differences from the previous sample of the batch.
+            margin, difference = probability - probability.roll(1), confidence - confidence.roll(1)
+            ranking = (margin.abs() - margin.sign() * difference).relu().masked_fill(~(present & present.roll(1)), 0.0)
+            losses.append(cross_entropy(logits, present) + self.rank * ranking.mean())
+        return torch.stack(losses).sum()

@@ -7,60 +7,53 @@ import math
 import torch
 from torch import nn
 
-from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import EmbeddingProjection
-from fusion_pl.types import Encoded, Fused, UserError
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.types import UserError
 
-LARGEST = 100_000  # entries of the tensor; times ``hidden`` it is the parameters of the layer that reads it
+MAX_PRODUCTS = 100_000  # entries of the outer product; times ``hidden`` = parameters of the layer after it
 
 
-class TensorFusion(Fusion):
-    """Lay out every product of channels, one of each input, and let a small network read them all.
+class TensorFusion(EmbeddingFusion):
+    """Compute the outer product of all inputs' embeddings and classify it by an MLP.
 
-    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``t = [u_1; 1] ⊗ … ⊗ [u_M; 1]``, ``h = GELU(A · LayerNorm(t) + b)``,
-    ``logits = V · h + c``
+    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``t = [u_1; 1] ⊗ … ⊗ [u_M; 1]``, ``z = GELU(A · LayerNorm(t) + b)``,
+    ``logits = V · z + c``
 
-    The ones keep each input alone, each pair and so on among the products. A missing input is ``[0; 1]``: all products
-    with it vanish, and those without it stay.
+    With the ones, t contains each input, each pair, and so on. A missing input is ``[0; 1]``: all products with it
+    vanish and the others remain.
 
-    Cost: ``M D F + (F + 1)^M h`` multiply-adds a sample: it grows with a power of M. ``LowRank`` does not.
+    Cost: ``M D F + (F + 1)^M h`` multiply-adds per sample, exponential in M; that of ``LowRank`` is linear.
 
     Source: "Tensor Fusion Network for Multimodal Sentiment Analysis", arXiv:1707.07250, its tensor fusion layer.
     Deviations: inputs are projected linearly, and t is normalised.
 
     Args:
-        dims: name of the input -> channels D of its vector.
-        num_classes: C.
-        dim: channels F that each input is given.
-        hidden: channels of the joint embedding h.
-        dropout: probability with which channels of h are dropped in training.
+        dim: channels F of the projected embeddings u.
+        hidden: channels of the fused embedding z.
+        dropout: probability that a channel of z is dropped, in training.
 
     Raises:
-        UserError: where a size or the dropout is out of range, or the tensor would be too large.
+        UserError: if the outer product is too large.
     """
 
     def __init__(
         self, dims: dict[str, int], num_classes: int, dim: int = 16, hidden: int = 128, dropout: float = 0.1
     ) -> None:
-        super().__init__(dims, num_classes)
-        check_sizes("TensorFusion", dropout, dim=dim, hidden=hidden)
+        super().__init__(dims, num_classes, dim, dropout, hidden=hidden)
         size = (dim + 1) ** len(dims)
-        if size > LARGEST:
-            fits = math.floor(LARGEST ** (1 / len(dims))) - 1
+        if size > MAX_PRODUCTS:
+            fits = math.floor(MAX_PRODUCTS ** (1 / len(dims))) - 1
             raise UserError(
-                f"TensorFusion of {len(dims)} inputs with dim={dim} makes {size:,} products, more than {LARGEST:,}: "
-                f"use {f'dim={fits} or less, or ' if fits else ''}LowRank"
+                f"TensorFusion of {len(dims)} inputs with dim={dim} makes {size:,} products, more than "
+                f"{MAX_PRODUCTS:,}: use {f'dim={fits} or less, or ' if fits else ''}LowRank"
             )
-        self.project = EmbeddingProjection(dims, dim)
         self.norm = nn.LayerNorm(size)
         self.join = nn.Sequential(nn.Linear(size, hidden), nn.GELU())
         self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, num_classes))
 
-    def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``embedding`` is h."""
-        first, *rest = nn.functional.pad(self.project(inputs), (0, 1), value=1.0).unbind(1)
-        product = first
-        for vector in rest:
-            product = torch.einsum("bi,bj->bij", product, vector).flatten(1)
-        vector = self.join(self.norm(product))
-        return Fused(self.classify(vector), vector)
+    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
+        """Return z."""
+        product, *others = nn.functional.pad(embeddings, (0, 1), value=1.0).unbind(1)
+        for other in others:
+            product = torch.einsum("bi,bj->bij", product, other).flatten(1)
+        return FusedEmbedding(self.join(self.norm(product)))

@@ -43,13 +43,13 @@ def test_equals_the_logarithm_of_the_weighted_probabilities(dims, make, weights)
     assert fused.embedding is None
 
 
-def test_its_logits_are_probabilities_whoever_is_missing(dims, make):
+def test_logits_are_log_probabilities_for_every_subset_of_inputs(dims, make):
     logits = Average(dims, num_classes=4).double()(make([[1, 1, 1], [0, 1, 0], [0, 0, 0]])).logits
     torch.testing.assert_close(logits.exp().sum(-1), torch.ones(3).double())
     torch.testing.assert_close(logits[2].exp(), torch.full((4,), 0.25).double())
 
 
-def test_a_confident_mistake_keeps_its_gradient(dims, make):
+def test_a_confident_wrong_prediction_has_a_gradient(dims, make):
     head = Average(dims, num_classes=4)
     with torch.no_grad():
         for classify in head.unimodal.classify.values():
@@ -61,6 +61,6 @@ def test_a_confident_mistake_keeps_its_gradient(dims, make):
     torch.testing.assert_close(gradient, torch.tensor([1.0, -1.0, 0.0, 0.0]), atol=1e-3, rtol=0)
 
 
-def test_refuses_weights_that_do_not_fit(dims):
+def test_refuses_weights_that_do_not_match_the_inputs(dims):
     with pytest.raises(UserError, match="weights name text, but the model's inputs are título, my photo, voice-2"):
         Average(dims, num_classes=4, weights={"text": 1.0})

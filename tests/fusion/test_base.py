@@ -17,6 +17,6 @@ CASES = [
 
 
 @pytest.mark.parametrize(("head", "name", "value"), CASES)
-def test_every_head_refuses_sizes_that_no_layer_can_have(head, name, value, dims):
+def test_every_head_refuses_invalid_sizes(head, name, value, dims):
     with pytest.raises(UserError, match=rf"^{head.__name__} was given {name}={value}\b"):
         head(dims, num_classes=4, **{name: value})

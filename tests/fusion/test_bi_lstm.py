@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from fusion_pl.fusion import BiLSTM
-from fusion_pl.fusion.bi_lstm import orders
+from fusion_pl.fusion.bi_lstm import real_first_orders
 from fusion_pl.types import UserError
 
 from .plain import stirred
@@ -69,8 +69,8 @@ def test_equals_a_packed_network_over_the_real_tokens(dims, make, count):
     check(head, inputs, sequences)
 
 
-def test_orders_put_the_real_first():
-    there, back = orders(torch.tensor([[False, True, True, False, True], [False] * 5]))
+def test_orders_put_real_entries_first():
+    there, back = real_first_orders(torch.tensor([[False, True, True, False, True], [False] * 5]))
     assert there[0, :3].tolist() == [1, 2, 4]
     assert back[0, :3].tolist() == [4, 2, 1]
     assert sorted(there[0].tolist()) == sorted(back[1].tolist()) == [0, 1, 2, 3, 4]
@@ -83,7 +83,7 @@ def test_orders_put_the_real_first():
         ({"dim": 0}, "BiLSTM was given dim=0, expected a whole number of at least 1"),
     ],
 )
-def test_refuses_what_cannot_be_built(dims, args, message, monkeypatch):
+def test_refuses_invalid_arguments(dims, args, message, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user's Python does not check annotations
     with pytest.raises(UserError, match=message):
         BiLSTM(dims, num_classes=4, **args)

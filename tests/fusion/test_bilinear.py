@@ -47,7 +47,7 @@ def test_equals_bilinear_pooling_of_low_rank(dims, make):
         torch.testing.assert_close(head(inputs).embedding[row], norm(head.norm, root) + u[0] + u[1])
 
 
-def test_a_sample_with_one_input_is_not_blind(dims, make):
+def test_the_result_for_a_single_input_depends_on_it(dims, make):
     head = stirred(Bilinear(dims, num_classes=4))
     first, second = (head(make([[1, 0, 0]], seed=seed)).logits for seed in (0, 1))
     assert (first - second).abs().max() > 1e-2

@@ -39,7 +39,7 @@ def test_equals_its_formula(dims, make):
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
 
 
-def test_channels_of_different_chunks_never_meet(dims, make):
+def test_channels_of_different_chunks_are_not_multiplied(dims, make):
     """That is what a block-diagonal tensor means: change one chunk, and the others' products stay."""
     head, inputs = stirred(Block(dims, num_classes=4, dim=DIM, num_chunks=CHUNKS, rank=RANK)), make([[1, 1, 1]])
     seen = []
@@ -53,13 +53,13 @@ def test_channels_of_different_chunks_never_meet(dims, make):
     assert not torch.allclose(before[:SIZE], after[:SIZE])
 
 
-def test_a_sample_with_one_input_is_not_blind(dims, make):
+def test_the_result_for_a_single_input_depends_on_it(dims, make):
     head = stirred(Block(dims, num_classes=4))
     first, second = (head(make([[1, 0, 0]], seed=seed)).logits for seed in (0, 1))
     assert (first - second).abs().max() > 1e-2
 
 
-def test_half_precision_holds_the_gradient_of_a_sample_without_a_pair(dims, make):
+def test_the_gradient_without_a_pair_is_finite_in_half_precision(dims, make):
     head = Block(dims, num_classes=4).half()
     inputs = make([[1, 0, 0], [0, 0, 1], [1, 1, 1]], dtype=torch.float16)
     head(inputs).logits.float().log_softmax(-1)[:, 0].mean().neg().backward()
@@ -68,5 +68,7 @@ def test_half_precision_holds_the_gradient_of_a_sample_without_a_pair(dims, make
 
 
 def test_refuses_chunks_of_unequal_size(dims):
-    with pytest.raises(UserError, match="Block was given dim=10 and num_chunks=4: chunks are equally large, so dim"):
+    with pytest.raises(
+        UserError, match="Block was given dim=10 and num_chunks=4: all chunks have the same size, so dim"
+    ):
         Block(dims, num_classes=4, dim=10, num_chunks=4)

@@ -83,6 +83,6 @@ def test_inputs_meet_in_the_second_layer_and_only_through_the_shared_tokens(dims
         ({"dim": 10, "num_heads": 4}, "Bottleneck was given dim=10 and num_heads=4: .* must be a multiple"),
     ],
 )
-def test_refuses_what_cannot_be_built(dims, args, message):
+def test_refuses_invalid_arguments(dims, args, message):
     with pytest.raises(UserError, match=message):
         Bottleneck(dims, num_classes=4, **args)

@@ -44,7 +44,7 @@ for name in sys.argv[1:]:
             losses = F.cross_entropy(logits, batch.target, reduction="none")
             return (losses if mask is None else losses.masked_fill(~mask, 0.0)).mean()
 
-        kept = head.held_out(batch)
+        kept = head.held_out_mask(batch)
         return head.loss(head(inputs), batch, cross_entropy) + (0 if kept is None else kept.sum())
 
     torch.compiler.reset()
@@ -56,13 +56,13 @@ for name in sys.argv[1:]:
 """
 
 
-def test_what_a_head_minimises_is_one_graph_for_all_batches():
+def test_the_loss_of_a_head_compiles_to_one_graph_for_all_batches():
     """Of heads that say so themselves: a break, or a new graph for every batch, costs what compiling gains."""
     heads = {name: getattr(fusion_pl.fusion, name) for name in fusion_pl.fusion.__all__ if name != "Fusion"}
     own = [
         name
         for name, head in heads.items()
-        if (head.loss, head.held_out) != (Fusion.loss, Fusion.held_out) and not inspect.isabstract(head)
+        if (head.loss, head.held_out_mask) != (Fusion.loss, Fusion.held_out_mask) and not inspect.isabstract(head)
     ]
     assert {"Stacking", "QualityAware"} <= set(own)
     found = subprocess.run([sys.executable, "-c", CODE, *own], capture_output=True, text=True, check=False)

@@ -25,6 +25,6 @@ def test_equals_its_formula(dims, make):
         torch.testing.assert_close(fused.logits[row], head.classify[1].weight @ hidden + head.classify[1].bias)
 
 
-def test_widths(dims, make):
+def test_shape_of_the_embedding(dims, make):
     assert Concat(dims, num_classes=4, hidden=9).double()(make(PRESENT)).embedding.shape == (4, 9)
     assert Concat(dims, num_classes=4).double()(make(PRESENT)).weights is None

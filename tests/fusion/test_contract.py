@@ -161,7 +161,7 @@ def test_weights_sum_to_one_over_the_present(head, args, count, build, make):
 
 
 @every_head
-def test_weights_sum_to_one_however_far_the_head_has_gone(head, args, build, make):
+def test_weights_sum_to_one_for_large_parameters(head, args, build, make):
     """Where a head's numbers are hundreds, in single precision, the exponentials that weights come from are zeros."""
     present = subsets(3)
     fusion, table = build(head, args, 3, torch.float32), torch.tensor(present, dtype=torch.float32)
@@ -177,7 +177,7 @@ def test_weights_sum_to_one_however_far_the_head_has_gone(head, args, build, mak
 
 @every_head
 @every_count
-def test_what_is_not_real_is_never_read(head, args, count, build, make):
+def test_values_under_a_false_mask_do_not_change_the_result(head, args, count, build, make):
     fusion, inputs = build(head, args, count), make(subsets(count))
     clean, spoilt = outputs(fusion(inputs)), outputs(fusion(spoil(inputs)))
     assert clean.keys() == spoilt.keys()
@@ -204,7 +204,7 @@ def test_padding_changes_nothing(head, args, count, build, make):
 
 @every_head
 @every_count
-def test_padding_may_stand_on_the_left(head, args, count, build, make):
+def test_padding_may_be_on_the_left(head, args, count, build, make):
     """A user's encoder may pad as many tokenizers do for generation: places are counted from the first real token."""
     fusion, inputs = build(head, args, count), make(subsets(count) * 2)
     left = {}
@@ -220,7 +220,7 @@ def test_padding_may_stand_on_the_left(head, args, count, build, make):
 
 @every_head
 @every_count
-def test_a_row_does_not_depend_on_its_neighbours(head, args, count, build, make):
+def test_a_sample_does_not_depend_on_its_batch(head, args, count, build, make):
     fusion, inputs = build(head, args, count), make(subsets(count) * 2)
     expected = outputs(fusion(inputs))
     order = torch.randperm(2 ** (count + 1), generator=torch.Generator().manual_seed(1))
@@ -231,7 +231,7 @@ def test_a_row_does_not_depend_on_its_neighbours(head, args, count, build, make)
 
 
 @every_head
-def test_every_present_input_is_read(head, args, build, make):
+def test_every_present_input_changes_the_result(head, args, build, make):
     fusion, inputs = build(head, args, 3), make([[1, 1, 1]] * 2)
     expected, other = fusion(inputs).logits, make([[1, 1, 1]] * 2, seed=1)
     for name in inputs:
@@ -240,7 +240,7 @@ def test_every_present_input_is_read(head, args, build, make):
 
 @every_head
 @every_count
-def test_every_parameter_learns_whoever_is_missing(head, args, count, build, make):
+def test_every_parameter_has_a_finite_gradient_for_every_missing_input(head, args, count, build, make):
     for present in ([1] * count, [0] + [1] * (count - 1), [0] * count):
         fusion = build(head, args, count).train()
         inputs = spoil(make([present] * 3))
@@ -265,7 +265,7 @@ def test_no_parameter_is_without_effect(head, args, build, make):
 
 
 @every_head
-def test_nothing_trains_outside_the_state_dict(head, args, build, make):
+def test_every_trained_tensor_is_in_the_state_dict(head, args, build, make):
     fusion = build(head, args, 3)
     known = {id(parameter) for parameter in fusion.parameters()}
     assert {id(leaf) for leaf in leaves(fusion(make([[1, 1, 1]])).logits)} == known
@@ -288,7 +288,7 @@ def test_trains_with_missing_inputs(head, args, count, build, make):
 
 
 @every_head
-def test_eval_is_deterministic_and_leaves_no_trace(head, args, build, make):
+def test_eval_is_deterministic_and_changes_no_state(head, args, build, make):
     fusion, inputs = build(head, args, 3), make(subsets(3))
     before = copy.deepcopy(fusion.state_dict())
     first, second = outputs(fusion(inputs)), outputs(fusion(inputs))
@@ -298,7 +298,7 @@ def test_eval_is_deterministic_and_leaves_no_trace(head, args, build, make):
 
 @every_head
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda fusion: pickle.loads(pickle.dumps(fusion))])
-def test_copies_and_pickles(head, args, again, build, make):
+def test_can_be_copied_and_pickled(head, args, again, build, make):
     fusion, inputs = build(head, args, 2), make(subsets(2))
     assert torch.equal(again(fusion)(inputs).logits, fusion(inputs).logits)
 

@@ -50,7 +50,7 @@ def build(name: str):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_the_docstring_tells_source_and_cost_and_so_does_the_guide(name):
+def test_source_and_cost_are_documented_in_docstring_and_guide(name):
     about = getattr(fusion_pl.fusion, name).__doc__
     assert "\n    Source: " in about
     (formula,) = re.findall(r"Cost: ``(.+?)``", about)

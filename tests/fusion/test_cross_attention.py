@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fusion_pl.fusion import CrossAttention
-from fusion_pl.fusion.cross_attention import across
+from fusion_pl.fusion.cross_attention import cross_attention_mask
 from fusion_pl.types import UserError
 
 from .plain import stirred
@@ -38,18 +38,18 @@ def test_equals_its_formula(dims, make, count):
         torch.testing.assert_close(fused.logits[row], head.classify(expected))
 
 
-def test_what_may_attend_to_what():
+def test_attention_mask():
     real = torch.tensor([[1, 1, 0, 1, 1]] * 3, dtype=torch.bool)
     real[1, 3:] = False
     real[2] = False
     present = torch.tensor([[1, 1], [1, 0], [0, 0]], dtype=torch.bool)
-    both, alone, none = across(real, present, [3, 2]).squeeze(1).int().tolist()
+    both, alone, none = cross_attention_mask(real, present, [3, 2]).squeeze(1).int().tolist()
     assert both == [[0, 0, 0, 1, 1]] * 3 + [[1, 1, 0, 0, 0]] * 2
     assert alone[:3] == [[1, 1, 0, 0, 0]] * 3
     assert none == [[1] * 5] * 5
 
 
-def test_an_embedding_tells_inputs_apart(dims, make):
+def test_inputs_differ_by_their_embedding(dims, make):
     first = next(iter(dims))
     head = CrossAttention({first: dims[first], "same": dims[first]}, num_classes=4).double().eval()
     one = make([[1]])[first]
@@ -60,7 +60,7 @@ def test_an_embedding_tells_inputs_apart(dims, make):
     assert not torch.allclose(head({first: one, "same": one}).logits, before)
 
 
-def test_attention_is_dropped_in_training_only(dims, make):
+def test_dropout_is_active_in_training_only(dims, make):
     head = CrossAttention(dims, num_classes=4, dropout=0.5).double()
     inputs = make([[1, 1, 1]])
     assert not torch.equal(head(inputs).logits, head(inputs).logits)
@@ -75,6 +75,6 @@ def test_attention_is_dropped_in_training_only(dims, make):
         ({"num_layers": 0}, "CrossAttention was given num_layers=0, expected a whole number of at least 1"),
     ],
 )
-def test_refuses_what_cannot_be_built(dims, args, message):
+def test_refuses_invalid_arguments(dims, args, message):
     with pytest.raises(UserError, match=message):
         CrossAttention(dims, num_classes=4, **args)

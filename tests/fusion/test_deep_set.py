@@ -18,7 +18,7 @@ def test_equals_its_formula(dims, make):
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, norm(head.norm, z)))
 
 
-def test_it_is_a_set_but_for_the_embeddings(dims, make):
+def test_without_input_embeddings_the_order_does_not_matter(dims, make):
     """The same vectors under other names fuse to the same, once no embedding tells which is which."""
     equal = dict.fromkeys(dims, 6)
     head, (first, second, third) = stirred(DeepSet(equal, num_classes=4)), equal

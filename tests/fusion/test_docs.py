@@ -31,7 +31,7 @@ def test_the_table_has_every_head():
     assert rows == set(fusion_pl.fusion.__all__) - {"Fusion"}
 
 
-def test_every_shown_configuration_builds():
+def test_every_configuration_in_the_guide_builds():
     shown = [line for block in blocks("yaml") for line in block.splitlines() if "class_path" in line]
     assert len(shown) == 5
     for line in shown:
@@ -43,7 +43,7 @@ def test_every_shown_configuration_builds():
         assert head.init_args | args == head.init_args
 
 
-def test_its_own_head_works_from_another_package(tmp_path, monkeypatch, dims, make):
+def test_the_example_head_works_from_another_package(tmp_path, monkeypatch, dims, make):
     (source,) = blocks("python")
     (tmp_path / "heads_of_a_user.py").write_text(source, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -64,7 +64,7 @@ def test_its_own_head_works_from_another_package(tmp_path, monkeypatch, dims, ma
         import_class(config["class_path"], Fusion)
 
 
-def test_its_own_head_is_trained_and_predicts_in_fresh_processes(tmp_path, manifest):
+def test_the_example_head_trains_and_predicts_in_fresh_processes(tmp_path, manifest):
     (source,) = blocks("python")
     (tmp_path / "heads_of_a_user.py").write_text(source, encoding="utf-8")
     config = {

@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Dirichlet
 
 from fusion_pl.fusion import Evidential
-from fusion_pl.fusion.evidential import from_flat
+from fusion_pl.fusion.evidential import kl_from_uniform
 from fusion_pl.types import UserError
 
 from .plain import stirred
@@ -80,7 +80,7 @@ def test_a_missing_input_changes_nothing(dims, make):
     torch.testing.assert_close(with_gap(inputs).weights[:, ::2], expected.weights)
 
 
-def test_agreement_is_surer_than_either_and_conflict_names_both(dims, make):
+def test_agreement_reduces_uncertainty_and_conflict_keeps_both_classes(dims, make):
     logits = torch.full((2, 3, CLASSES), -9.0).double()
     logits[0, :, 2] = 5.0
     logits[1, 0, 2] = logits[1, 1, 3] = 5.0
@@ -93,7 +93,7 @@ def test_agreement_is_surer_than_either_and_conflict_names_both(dims, make):
     assert joint[1, 2] > 0.4
 
 
-def test_endless_evidence_of_many_inputs_stays_finite(make):
+def test_large_evidence_of_many_inputs_is_finite(make):
     many = {f"input {i}": 3 for i in range(30)}
     head = Evidential(many, CLASSES)
     head.unimodal = Fixed(torch.full((1, 30, CLASSES), -1e4).index_fill(2, torch.tensor([1]), 1e6))
@@ -104,21 +104,21 @@ def test_endless_evidence_of_many_inputs_stays_finite(make):
     assert head.unimodal.decisions.grad.isfinite().all()
 
 
-def test_doubt_is_the_divergence_from_the_flat_dirichlet():
+def test_kl_from_uniform_equals_torch_distributions():
     alpha = torch.tensor([[3.0, 1.5, 1.2], [1.0, 1.0, 1.0], [1.0, 1.0, 6.0]]).double()
     steps = 400
     middle = (torch.arange(steps).double() + 0.5) / steps
     first, second = torch.meshgrid(middle, middle, indexing="ij")
     inside = first + second < 1 - 0.5 / steps  # a grid of points all over the simplex
     points = torch.stack([first[inside], second[inside], 1 - first[inside] - second[inside]], dim=-1)
-    for row, found in zip(alpha, from_flat(alpha), strict=True):
+    for row, found in zip(alpha, kl_from_uniform(alpha), strict=True):
         log_density = Dirichlet(row).log_prob(points)
         integrand = log_density.exp() * (log_density - math.log(2))  # the flat one has density 2! everywhere
         assert found.item() == pytest.approx(integrand.mean().item() / 2, abs=0.01)  # the triangle's area is 1/2
 
 
 @pytest.mark.parametrize("kl_weight", [0.0, 0.7])
-def test_its_loss_is_that_of_all_decisions_and_of_belief_in_wrong_classes(dims, make, kl_weight):
+def test_loss_equals_its_formula(dims, make, kl_weight):
     head, inputs = stirred(Evidential(dims, CLASSES, kl_weight=kl_weight, dim=7)), make(PRESENT)
     target = [2, 0, 1, 3, 1]
     fused = head(inputs)
@@ -135,7 +135,7 @@ def test_its_loss_is_that_of_all_decisions_and_of_belief_in_wrong_classes(dims, 
 
 
 @pytest.mark.parametrize("kl_weight", [-0.1, math.nan, math.inf])
-def test_refuses_what_cannot_be_built(dims, kl_weight):
+def test_refuses_invalid_arguments(dims, kl_weight):
     with pytest.raises(
         UserError, match=f"Evidential was given kl_weight={kl_weight}, expected a number that is 0 or more"
     ):

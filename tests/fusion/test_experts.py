@@ -19,7 +19,7 @@ def softmax(scores):
     return [power / sum(powers) for power in powers]
 
 
-@pytest.mark.parametrize("top", [2, 3, 4])
+@pytest.mark.parametrize("top_k", [2, 3, 4])
 def test_equals_its_formula(dims, make, top_k):
     head, inputs = stirred(Experts(dims, num_classes=4, dim=DIM, num_experts=EXPERTS, top_k=top_k)), make(PRESENT)
     fused = head(inputs)
@@ -34,7 +34,7 @@ def test_equals_its_formula(dims, make, top_k):
         torch.testing.assert_close(fused.logits[row], linear(head.classify[2], gelu(z)))
 
 
-def test_exactly_top_experts_have_a_share(dims, make):
+def test_exactly_top_k_experts_affect_a_sample(dims, make):
     """Break one expert at a time: a sample changes where that one was among its ``top_k``, and nowhere else."""
     head, inputs = stirred(Experts(dims, num_classes=4, num_experts=EXPERTS, top_k=2)), make(PRESENT * 8)
     before = head(inputs).embedding
@@ -77,13 +77,13 @@ def contexts(head, inputs):
     ],
     ids=["equally often", "one is asked always"],
 )
-def test_balancing_loss_is_1_in_balance_and_the_number_of_experts_at_worst(dims, routed, expected):
+def test_balancing_loss_ranges_from_1_to_the_number_of_experts(dims, routed, expected):
     head = Experts(dims, num_classes=4, num_experts=EXPERTS, balance=1.0)
-    fused = Fused(torch.zeros(EXPERTS, 4), extra={"routed": routed})
+    fused = Fused(torch.zeros(EXPERTS, 4), extra={"router_probabilities": routed})
     assert head.loss(fused, BATCH, lambda logits, mask=None: logits.sum()).item() == expected
 
 
-def test_the_router_learns_from_the_decision(dims, make):
+def test_the_cross_entropy_has_a_gradient_for_the_router(dims, make):
     head = stirred(Experts(dims, num_classes=4, balance=0.0))
     head(make(PRESENT)).logits.log_softmax(-1)[:, 0].mean().backward()
     assert head.route.weight.grad.abs().max() > 1e-6
@@ -92,12 +92,12 @@ def test_the_router_learns_from_the_decision(dims, make):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"top": 5}, "Experts was given top_k=5, expected at least 2 .* and at most num_experts=4"),
-        ({"top": 1}, r"Experts was given top_k=1, expected at least 2 \(the share of a single expert is always 1"),
+        ({"top_k": 5}, "Experts was given top_k=5, expected at least 2 .* and at most num_experts=4"),
+        ({"top_k": 1}, r"Experts was given top_k=1, expected at least 2 \(the weight of a single expert is always 1"),
         ({"balance": -0.1}, r"Experts was given balance=-0\.1, expected a number that is 0 or more"),
         ({"balance": math.nan}, "Experts was given balance=nan, expected a number that is 0 or more"),
     ],
 )
-def test_refuses_what_cannot_be(dims, args, message):
+def test_refuses_invalid_arguments(dims, args, message):
     with pytest.raises(UserError, match=message):
         Experts(dims, num_classes=4, **args)

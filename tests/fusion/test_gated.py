@@ -32,7 +32,7 @@ def test_equals_its_formula(dims, make):
         torch.testing.assert_close(fused.weights[row], opened / max(opened.sum(), 1e-300))
 
 
-def test_a_gate_sees_the_other_inputs(dims, make):
+def test_gates_depend_on_the_other_inputs(dims, make):
     head, inputs, other = stirred(Gated(dims, num_classes=4, dim=DIM)), make([[1, 1, 1]]), make([[1, 1, 1]], seed=1)
     with torch.no_grad():
         for name in list(dims)[1:]:  # these say nothing themselves: their gates are shut

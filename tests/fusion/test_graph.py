@@ -36,7 +36,7 @@ def test_equals_its_formula(dims, make, rounds):
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
 
 
-def test_a_missing_node_neither_tells_nor_is_read(dims, make):
+def test_a_missing_node_sends_no_messages_and_is_not_averaged(dims, make):
     """Without its third input the graph is that of two, though a third embedding is there."""
     two = dict(list(dims.items())[:2])
     head, smaller = stirred(Graph(dims, num_classes=4, dim=DIM)), Graph(two, num_classes=4, dim=DIM).double().eval()

@@ -29,7 +29,7 @@ def test_equals_its_formula(dims, make):
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
 
 
-def test_an_input_does_not_write_its_own_weights(dims, make):
+def test_the_weights_for_an_input_do_not_depend_on_it(dims, make):
     """Alone, every sample of an input is read by the same matrix; beside another input, each by its own."""
     head = stirred(HyperNetwork(dims, num_classes=4, dim=DIM))
     written = []

@@ -69,7 +69,7 @@ def test_an_inputs_score_depends_on_the_others(dims, make):
     assert not torch.isclose(before[0] / before[1], after[0] / after[1], rtol=1e-3)
 
 
-def test_refuses_heads_that_cannot_share_the_channels(dims):
+def test_refuses_num_heads_that_does_not_divide_dim(dims):
     message = "InputAttention was given dim=8 and num_heads=3: the heads share the channels equally"
     with pytest.raises(UserError, match=message):
         InputAttention(dims, num_classes=4, dim=8, num_heads=3)

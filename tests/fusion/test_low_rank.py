@@ -34,7 +34,7 @@ def test_equals_its_formula(dims, make):
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
 
 
-def test_is_a_layer_that_reads_tensor_fusions_products(dims, make):
+def test_equals_a_linear_layer_over_the_outer_product(dims, make):
     head, inputs = stirred(LowRank(dims, num_classes=4, dim=DIM, rank=RANK)), make(PRESENT)
     other = TensorFusion(dims, num_classes=4, dim=DIM, hidden=DIM).double().eval()
     other.project.load_state_dict(head.project.state_dict())

@@ -17,7 +17,7 @@ def test_equals_its_formula(dims, make):
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
 
 
-def test_the_zeros_of_a_missing_input_do_not_win(dims, make):
+def test_zeros_of_a_missing_input_are_not_the_maximum(dims, make):
     head = Max(dims, num_classes=4, dim=7).double()
     with torch.no_grad():
         for project in head.project.values():

@@ -32,6 +32,6 @@ def test_equals_its_formula(dims, make):
         ({"dropout": 1.0}, r"Mean was given dropout=1\.0, expected a probability"),
     ],
 )
-def test_refuses_what_cannot_be_built(dims, args, message):
+def test_refuses_invalid_arguments(dims, args, message):
     with pytest.raises(UserError, match=message):
         Mean(dims, num_classes=4, **args)

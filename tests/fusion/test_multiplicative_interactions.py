@@ -43,7 +43,7 @@ def test_equals_bilinear_for_two_inputs(dims, make):
         torch.testing.assert_close(head(inputs).embedding[row], norm(head.norm[0], met))
 
 
-def test_the_first_present_input_starts_and_a_missing_one_leaves_it(dims, make):
+def test_the_first_present_input_initialises_and_missing_ones_change_nothing(dims, make):
     head, inputs = stirred(MultiplicativeInteractions(dims, num_classes=4, dim=DIM)), make([[0, 1, 0], [1, 0, 0]])
     vector = head(inputs).embedding
     torch.testing.assert_close(vector[0], vectors(head, inputs, 0)[1])

@@ -49,7 +49,7 @@ def test_equals_its_formula(dims, make, count, num_layers):
 
 
 @pytest.mark.parametrize("missing", [None, 0, 1, 2])
-def test_a_pair_counts_exactly_where_both_its_inputs_are_there(dims, make, missing):
+def test_a_pair_affects_samples_that_have_both_inputs_only(dims, make, missing):
     head = stirred(Pairwise(dims, num_classes=4, dim=8, num_heads=2))
     inputs = make([[int(m != missing) for m in range(3)]])
     before = head(inputs).logits
@@ -72,6 +72,6 @@ def test_a_pair_counts_exactly_where_both_its_inputs_are_there(dims, make, missi
         ({"num_layers": 0}, "Pairwise was given num_layers=0, expected a whole number of at least 1"),
     ],
 )
-def test_refuses_what_cannot_be_built(dims, args, message):
+def test_refuses_invalid_arguments(dims, args, message):
     with pytest.raises(UserError, match=message):
         Pairwise(dims, num_classes=4, **args)

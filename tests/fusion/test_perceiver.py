@@ -34,7 +34,7 @@ def test_equals_its_formula(dims, make, count, num_layers):
         torch.testing.assert_close(fused.logits[row], head.classify(expected))
 
 
-def test_the_work_beyond_reading_does_not_grow_with_the_tokens(dims, make):
+def test_the_cost_of_self_attention_does_not_depend_on_the_number_of_tokens(dims, make):
     head = stirred(Perceiver(dims, num_classes=4, dim=8, num_heads=2, num_layers=1, num_latents=3))
     shapes = []
     head.read[0].attention.register_forward_hook(lambda _, args, output: shapes.append(args[0].shape))
@@ -51,6 +51,6 @@ def test_the_work_beyond_reading_does_not_grow_with_the_tokens(dims, make):
         ({"dim": 10, "num_heads": 4}, "Perceiver was given dim=10 and num_heads=4: .* must be a multiple"),
     ],
 )
-def test_refuses_what_cannot_be_built(dims, args, message):
+def test_refuses_invalid_arguments(dims, args, message):
     with pytest.raises(UserError, match=message):
         Perceiver(dims, num_classes=4, **args)

@@ -27,7 +27,7 @@ def test_a_missing_input_is_neutral(dims, make):
     torch.testing.assert_close(head(inputs).logits, smaller({name: inputs[name] for name in kept}).logits)
 
 
-def test_one_input_can_switch_a_channel_off(dims, make):
+def test_one_input_can_zero_a_channel(dims, make):
     head, inputs = Product(dims, num_classes=4, dim=7).double().eval(), make([[1, 1, 1]] * 2)
     first = head.project["título"].linear
     with torch.no_grad():

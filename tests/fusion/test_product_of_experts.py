@@ -33,7 +33,7 @@ def test_equals_the_product_over_the_prior(dims, make, count):
     assert fused.weights is None
 
 
-def test_gives_the_posterior_of_bayes_where_inputs_are_independent_given_the_class(dims, make):
+def test_equals_the_posterior_for_inputs_independent_given_the_class(dims, make):
     generator = torch.Generator().manual_seed(3)
     prior = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
     seen = torch.rand(3, 4, 5, generator=generator, dtype=torch.float64)  # input, class, what the input shows
@@ -53,7 +53,7 @@ def test_gives_the_posterior_of_bayes_where_inputs_are_independent_given_the_cla
         torch.testing.assert_close(head(make([present] * len(cases))).logits.softmax(-1), wanted)
 
 
-def test_refuses_what_cannot_be_built(dims):
+def test_refuses_invalid_arguments(dims):
     with pytest.raises(UserError, match="ProductOfExperts was given dim=0, expected a whole number of at least 1"):
         ProductOfExperts(dims, num_classes=4, dim=0)
     with pytest.raises(UserError, match=r"ProductOfExperts was given dropout=1\.5, expected a probability"):

@@ -31,7 +31,7 @@ def test_equals_its_formula(dims, make):
         torch.testing.assert_close(fused.logits[row], expected.double())
 
 
-def test_weights_sum_to_one_where_confidences_are_too_small_for_a_float(dims, make):
+def test_weights_sum_to_one_where_confidences_underflow(dims, make):
     decisions = torch.tensor([[-100.0] * 4, [-101.0] * 4, [-104.0] * 4]).unsqueeze(0)
     head = QualityAware(dims, num_classes=4)
     head.unimodal = Fixed(decisions)
@@ -68,7 +68,7 @@ def ranked(own, target):
 
 
 @pytest.mark.parametrize("rank", [0.0, 0.6])
-def test_its_loss_is_that_of_all_decisions_and_of_the_ranking(dims, make, rank):
+def test_loss_equals_its_formula(dims, make, rank):
     head, inputs = stirred(QualityAware(dims, num_classes=4, rank=rank, dim=7)), make([*PRESENT, [1, 1, 1]])
     target = [2, 0, 1, 3, 1, 1]
     fused, cross_entropy = head(inputs), entropy_of(target)
@@ -94,7 +94,7 @@ def ranking_loss(decisions, dims, make, target):
     return losses[0] - losses[1]
 
 
-def test_the_ranking_asks_who_is_right_to_be_sure(dims, make):
+def test_ranking_loss_needs_confidence_to_follow_the_probability_of_the_true_class(dims, make):
     right, wrong = torch.tensor([5.0, 0.0, 0.0, 0.0]).double(), torch.tensor([0.0, 5.0, 0.0, 0.0]).double()
     gap = (shares(right)[0] - shares(wrong)[0]).item()
     # Adding a number to all logits leaves the probabilities and raises the confidence by nearly that number.
@@ -107,7 +107,7 @@ def test_the_ranking_asks_who_is_right_to_be_sure(dims, make):
     assert ranking_loss(torch.stack([right, right]), dims, make, [0, 0]).item() == 0.0
 
 
-def test_the_ranking_trains_confidence_and_not_the_probability_it_is_measured_by(dims, make):
+def test_ranking_loss_has_no_gradient_for_the_probability(dims, make):
     decisions = torch.stack([torch.tensor([5.0, 0.0, 0.0, 0.0]), torch.tensor([0.0, 5.0, 0.0, 0.0])]).double()
     name = next(iter(dims))
     head, inputs = QualityAware({name: dims[name]}, num_classes=4, rank=1.0), make([[1], [1]])
@@ -122,6 +122,6 @@ def test_the_ranking_trains_confidence_and_not_the_probability_it_is_measured_by
 
 
 @pytest.mark.parametrize("rank", [-1.0, math.nan, math.inf])
-def test_refuses_what_cannot_be_built(dims, rank):
+def test_refuses_invalid_arguments(dims, rank):
     with pytest.raises(UserError, match=f"QualityAware was given rank={rank}, expected a number that is 0 or more"):
         QualityAware(dims, num_classes=4, rank=rank)

@@ -32,7 +32,7 @@ def test_equals_its_formula(dims, make, count, positions):
         torch.testing.assert_close(fused.logits[row], head.classify(expected))
 
 
-def test_the_order_of_tokens_matters_up_to_the_last_place(dims, make):
+def test_the_order_of_tokens_matters_up_to_the_last_position(dims, make):
     inputs = make([[1, 1, 1]] * 8)
     swapped = {name: one._replace(tokens=one.tokens.roll(1, dims=1)) for name, one in inputs.items()}
     full = {name: one._replace(mask=torch.ones_like(one.mask)) for name, one in inputs.items()}
@@ -52,6 +52,6 @@ def test_the_order_of_tokens_matters_up_to_the_last_place(dims, make):
         ({"dropout": 1.0}, r"SelfAttention was given dropout=1\.0, expected a probability"),
     ],
 )
-def test_refuses_what_cannot_be_built(dims, args, message):
+def test_refuses_invalid_arguments(dims, args, message):
     with pytest.raises(UserError, match=message):
         SelfAttention(dims, num_classes=4, **args)

@@ -23,7 +23,7 @@ def stacked(head, own):
 
 def parts(head, inputs, target, ids):
     """Return the loss of the inputs' classifiers and of the stacked one, sample by sample."""
-    held = head.held_out(batch_of(inputs, target, ids)).tolist()
+    held = head.held_out_mask(batch_of(inputs, target, ids)).tolist()
     assert {*held} == {True, False}, "the test needs samples on both sides"
     base, top = [], []
     for row, out in enumerate(held):
@@ -54,7 +54,7 @@ def test_equals_its_formula(dims, make):
     assert fused.extra == {}
 
 
-def test_its_loss_is_that_of_the_classifiers_and_of_the_stacked_one_on_different_samples(trained):
+def test_loss_equals_its_formula_on_disjoint_samples(trained):
     head, inputs, target, ids = trained
     base, top, _ = parts(head, inputs, target, ids)
     loss = head.loss(head(inputs), batch_of(inputs, target, ids), entropy_of(target))
@@ -75,7 +75,7 @@ def test_its_loss_is_that_of_the_classifiers_and_of_the_stacked_one_on_different
         torch.testing.assert_close(found["stack"][name], gradient)
 
 
-def test_held_out_samples_do_not_reach_the_encoders(trained):
+def test_held_out_samples_have_no_gradient_for_the_encoders(trained):
     head, inputs, target, ids = trained
     *_, held = parts(head, inputs, target, ids)
     for one in inputs.values():
@@ -88,33 +88,35 @@ def test_held_out_samples_do_not_reach_the_encoders(trained):
 
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
 @pytest.mark.parametrize("name", ["{}", "s{:06d}", "train/photo {}.jpg"])
-def test_the_right_share_is_held_out_by_id(dims, make, share, name):
+def test_the_given_fraction_is_held_out_by_id(dims, make, share, name):
     head, count = Stacking(dims, num_classes=4, held_out=share), 4000
     inputs = make([[1, 1, 1]] * count)
     ids = [name.format(row) for row in range(count)]
-    held = head.held_out(batch_of(inputs, [0] * count, ids))
+    held = head.held_out_mask(batch_of(inputs, [0] * count, ids))
     spread = (share * (1 - share) / count) ** 0.5
     assert abs(held.double().mean().item() - share) < 4 * spread
-    again = Stacking(dims, num_classes=2, held_out=share).held_out(batch_of(inputs, [1] * count, ids[::-1]))
+    again = Stacking(dims, num_classes=2, held_out=share).held_out_mask(batch_of(inputs, [1] * count, ids[::-1]))
     assert torch.equal(again.flip(0), held)
 
 
-def test_another_process_holds_out_the_same(dims, make):
+def test_another_process_holds_out_the_same_samples(dims, make):
     ids = [f"s{row}" for row in range(40)]
-    held = Stacking(dims, num_classes=4, held_out=0.5).held_out(batch_of(make([[1, 1, 1]] * 40), [0] * 40, ids))
+    held = Stacking(dims, num_classes=4, held_out=0.5).held_out_mask(batch_of(make([[1, 1, 1]] * 40), [0] * 40, ids))
     code = """
 import torch
 from fusion_pl.fusion import Stacking
 from fusion_pl.types import Batch
 present = {"a": torch.ones(40, dtype=torch.bool)}
 batch = Batch({"a": {}}, present, None, [f"s{row}" for row in range(40)], [()] * 40)
-print(Stacking({"a": 2}, 4, held_out=0.5).held_out(batch).int().tolist())
+print(Stacking({"a": 2}, 4, held_out=0.5).held_out_mask(batch).int().tolist())
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == str(held.int().tolist())
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, float("nan")])
-def test_refuses_a_part_that_leaves_one_side_empty(dims, share):
-    with pytest.raises(UserError, match=f"Stacking was given held_out={share}, expected a part above 0 and below 1"):
+def test_refuses_a_fraction_of_none_or_all(dims, share):
+    with pytest.raises(
+        UserError, match=f"Stacking was given held_out={share}, expected a fraction above 0 and below 1"
+    ):
         Stacking(dims, num_classes=4, held_out=share)

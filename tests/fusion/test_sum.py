@@ -18,7 +18,7 @@ def test_equals_its_formula(dims, make):
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
 
 
-def test_more_witnesses_say_more_than_their_mean(dims, make):
+def test_the_sum_is_the_mean_times_the_number_of_inputs(dims, make):
     head, mean, inputs = Sum(dims, num_classes=4).double(), Mean(dims, num_classes=4).double(), make(PRESENT)
     mean.load_state_dict(head.state_dict())
     count = torch.tensor(PRESENT).sum(-1, keepdim=True)

@@ -28,7 +28,7 @@ def test_equals_its_formula(dims, make):
         torch.testing.assert_close(fused.logits[row], linear(head.classify[1], h))
 
 
-def test_products_with_a_missing_input_vanish_and_the_others_stay(dims, make):
+def test_products_with_a_missing_input_are_zero_and_the_others_unchanged(dims, make):
     head = stirred(TensorFusion(dims, num_classes=4, dim=DIM))
     seen = []
     head.norm.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
@@ -58,6 +58,6 @@ def test_refuses_a_tensor_that_is_too_large(count, dim, message):
 
 
 @pytest.mark.parametrize(("count", "dim"), [(3, 45), (5, 9)])
-def test_the_size_that_it_recommends_can_be_built(count, dim):
+def test_the_recommended_dim_can_be_built(count, dim):
     many = {f"input {m}": 3 for m in range(count)}
     assert TensorFusion(many, num_classes=4, dim=dim, hidden=1).norm.normalized_shape[0] <= 100_000

@@ -49,13 +49,13 @@ def test_a_tie_goes_to_the_larger_mean_probability(dims, make, dtype):
     assert fused.logits.argmax(-1).tolist() == [1, 1, 2]
 
 
-def test_the_logit_of_a_class_that_nobody_thinks_possible_is_finite(dims, make):
+def test_the_logit_of_a_class_without_probability_is_finite(dims, make):
     head = Vote(dims, num_classes=4)
     head.unimodal = Fixed(torch.tensor([[[0.0, 500.0, 0.0, 0.0]] * 3]))
     assert head(make([[1, 1, 1]], torch.float32)).logits.isfinite().all()
 
 
-def test_each_classifier_learns_alone_from_the_samples_that_have_its_input(dims, make):
+def test_each_classifier_is_trained_on_the_samples_that_have_its_input(dims, make):
     head, inputs, target = stirred(Vote(dims, num_classes=4, dim=7)), make(PRESENT), [2, 0, 1, 3]
     loss = head.loss(head(inputs), batch_of(inputs, target), entropy_of(target))
     own = [own_logits(head.unimodal, inputs, row) for row in range(4)]
@@ -70,6 +70,6 @@ def test_each_classifier_learns_alone_from_the_samples_that_have_its_input(dims,
     torch.testing.assert_close(found, head.unimodal.classify[name].weight.grad)
 
 
-def test_refuses_what_cannot_be_built(dims):
+def test_refuses_invalid_arguments(dims):
     with pytest.raises(UserError, match="Vote was given dim=0, expected a whole number of at least 1"):
         Vote(dims, num_classes=4, dim=0)

@@ -20,7 +20,7 @@ def projected(head, inputs, row):
     return [head.project[name].linear(head.project[name].norm(one.embedding[row])) for name, one in inputs.items()]
 
 
-def test_given_weights_are_shared_out_over_the_present(dims, make):
+def test_fixed_weights_are_normalised_over_the_present(dims, make):
     given = [3.0, 1.0, 0.5]
     head = Weighted(dims, num_classes=4, weights=dict(zip(dims, given, strict=True)), dim=7).double().eval()
     inputs = make(PRESENT)
@@ -49,7 +49,7 @@ def test_equal_weights_are_the_mean(dims, make):
     torch.testing.assert_close(head(make(PRESENT)), mean(make(PRESENT)))
 
 
-def test_a_weight_of_zero_silences_an_input_unless_it_is_alone(dims, make):
+def test_an_input_of_weight_zero_counts_only_if_no_other_is_present(dims, make):
     first, second, third = dims
     head = Weighted(dims, num_classes=4, weights={first: 1.0, second: 0.0, third: 0.0}).double().eval()
     weights = head(make([[1, 1, 1], [0, 1, 1], [0, 1, 0]])).weights
@@ -66,7 +66,7 @@ def test_global_weights_are_a_softmax_over_the_present(dims, make):
         torch.testing.assert_close(weights[row], torch.tensor(expected).double())
 
 
-def test_sample_weights_follow_what_each_input_holds(dims, make):
+def test_sample_weights_equal_their_formula(dims, make):
     head = Weighted(dims, num_classes=4, dim=7).double().eval()
     inputs = make(PRESENT)
     weights = head(inputs).weights
@@ -94,6 +94,6 @@ def test_sample_weights_follow_what_each_input_holds(dims, make):
         ({"título": 0.0, "my photo": 0.0, "voice-2": 0.0}, "weights are all 0: give at least one"),
     ],
 )
-def test_refuses_weights_that_do_not_fit(dims, weights, message):
+def test_refuses_weights_that_do_not_match_the_inputs(dims, weights, message):
     with pytest.raises(UserError, match=message):
         Weighted(dims, num_classes=4, weights=weights)

@@ -12,7 +12,7 @@ TOKENS = ["SelfAttention", "CrossAttention", "Pairwise", "Bottleneck", "Perceive
 
 
 @pytest.mark.parametrize("name", TOKENS)
-def test_every_linear_map_keeps_the_variance(name):
+def test_every_linear_layer_keeps_the_variance(name):
     torch.manual_seed(0)
     head = getattr(fusion_pl.fusion, name)({"text": 64, "photo": 64}, 8)
     maps = [part.weight for part in head.modules() if isinstance(part, nn.Linear)]
