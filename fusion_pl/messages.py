@@ -1,15 +1,18 @@
-"""Text from files and from other libraries, made fit for one printed sentence."""
+"""Format text from files and from other libraries for one-sentence messages."""
 
 from __future__ import annotations
 
-LONGEST = 200
+from collections.abc import Iterable
+
+MAX_LENGTH = 200
+MAX_NAMES = 10
 
 
 def reason(error: BaseException) -> str:
-    r"""Return why something failed: the first line of the message, or the error's name where it has none.
+    r"""Return the first line of an error's message, or the name of its class if it has none.
 
     Example:
-        >>> reason(ValueError("too short\nmore of no interest"))
+        >>> reason(ValueError("too short\nmore details"))
         'too short'
         >>> reason(IndexError())
         'IndexError'
@@ -18,38 +21,49 @@ def reason(error: BaseException) -> str:
     return short(lines[0]) if lines else type(error).__name__
 
 
-def short(text: str, longest: int = LONGEST) -> str:
-    """Cut a text that a file supplied, so that it cannot fill the screen.
+def short(text: str, max_length: int = MAX_LENGTH) -> str:
+    """Truncate a text.
 
     Example:
         >>> len(short("x" * 10_000))
         202
     """
-    return text if len(text) <= longest else text[:longest] + " …"
+    return text if len(text) <= max_length else text[:max_length] + " …"
 
 
 def one_line(text: str) -> str:
-    r"""Write several lines as one, and cut it.
+    r"""Join lines and truncate the result.
 
     Example:
         >>> one_line("a\n   b")
         'a b'
     """
-    return short(" ".join(text.split()), longest=2 * LONGEST)
+    return short(" ".join(text.split()), max_length=2 * MAX_LENGTH)
+
+
+def join_names(names: Iterable[str]) -> str:
+    """Join the first ten names.
+
+    Example:
+        >>> join_names(["a", "b"])
+        'a, b'
+    """
+    names = list(names)
+    return ", ".join(names[:MAX_NAMES]) + (f" … ({len(names)} in all)" if len(names) > MAX_NAMES else "")
 
 
 def printable(text: str) -> str:
-    r"""Write what a terminal would obey (escape sequences, text that runs backwards) as escapes; line breaks stay.
+    r"""Escape control and bidirectional characters, which a terminal would interpret; line breaks stay.
 
     Example:
         >>> printable("a\x1b[2Jb")
         'a\\x1b[2Jb'
     """
     return "".join(
-        one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode("ascii") for one in text
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode("ascii") for char in text
     )
 
 
 def is_failure(error: BaseException) -> bool:
-    """Tell a library's failure from a stop: a panic of a Rust library (tokenizers) is no ``Exception``."""
+    """Return whether an error is a failure and not an interruption; panics of Rust libraries are no ``Exception``."""
     return isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"

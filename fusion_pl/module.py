@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fusion_pl.config import PartConfig, config_of
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.data.stored import record_in
+from fusion_pl.data.split_record import find_split_record
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
 from fusion_pl.layers import drop_input, fill_missing, scatter_rows
@@ -257,7 +257,7 @@ class FusionClassifier(LightningModule):
         """Restore the splits saved by a data class of another name; Lightning restores those of the same class only."""
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, ManifestData) and type(data).__qualname__ not in checkpoint:
-            data.load_state_dict(record_in(checkpoint, type(data)) or {})
+            data.load_state_dict(find_split_record(checkpoint, type(data)) or {})
 
 
 def _check(names: list[str], classes: list[str]) -> None:

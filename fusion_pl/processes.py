@@ -1,4 +1,4 @@
-"""What every process does that works for another one, such as a loader's worker: obey it, and end with it."""
+"""Signals and lifetime of child processes, such as workers of a loader."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import threading
 
 
 def follow_parent(worker_id: int = 0) -> None:
-    """Leave Ctrl-C to the process that started this one, and end as soon as that one is gone, killed perhaps.
+    """Ignore Ctrl-C, which the parent process handles, and exit when the parent process ends.
 
-    A terminal sends Ctrl-C to every process of the command: only the first can end in order, and needs its workers to
-    do so. And a loader's worker that is left alone with a full pipe would wait for ever, since nobody reads the pipe
-    and nobody closes it: the workers themselves hold its reading end open.
+    A terminal sends Ctrl-C to every process of the command, but the parent needs its workers for an orderly end. A
+    worker whose parent was killed would wait forever on a full pipe: the workers themselves keep its reading end open.
 
     Args:
-        worker_id: what torch hands to a ``worker_init_fn``.
+        worker_id: argument of torch's ``worker_init_fn``; not used.
     """
     del worker_id
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    threading.Thread(target=_exit_with_parent, name="exit-with-parent", daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)

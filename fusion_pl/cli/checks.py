@@ -16,10 +16,9 @@ from torch import nn
 
 from fusion_pl.checkpoint import read_checkpoint
 from fusion_pl.data.base import FusionData
-from fusion_pl.data.checks import listed
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.encoders.base import Encoder
-from fusion_pl.messages import short
+from fusion_pl.messages import join_names, short
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training.stage_metrics import StageMetrics
 from fusion_pl.types import UserError
@@ -171,19 +170,19 @@ def _other_classes(saved: list[str], wanted: list[str], data: FusionData) -> str
     before, now = set(saved), set(wanted)
     new, missing = [name for name in wanted if name not in before], [name for name in saved if name not in now]
     parts = [
-        f"{listed(repr(short(name)) for name in names)} {'is' if len(names) == 1 else 'are'} {word}"
+        f"{join_names(repr(short(name)) for name in names)} {'is' if len(names) == 1 else 'are'} {word}"
         for names, word in ((new, "new"), (missing, "missing"))
         if names
     ] or ["they are in another order"]
     helps = "train anew with fusion-pl fit"
     if isinstance(data, ManifestData):
-        if new and data.given_classes is None:
+        if new and data.configured_classes is None:
             labels = [(cell or "").strip() for cell in data.table.columns[data.label]]
-            row = data.table.numbers[labels.index(new[0])]
+            row = data.table.row_numbers[labels.index(new[0])]
             parts[0] += f" ({data.manifest}, row {row}, column {data.label!r})"
             helps = f"correct the label or remove the row, or {helps}"
-        if missing or not new or data.given_classes is not None:
-            helps = f"set data.classes to [{listed(repr(short(name)) for name in saved)}], or {helps}"
+        if missing or not new or data.configured_classes is not None:
+            helps = f"set data.classes to [{join_names(repr(short(name)) for name in saved)}], or {helps}"
     return f"{', '.join(parts)}; {helps}"
 
 

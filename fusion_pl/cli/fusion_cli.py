@@ -39,7 +39,7 @@ from fusion_pl.cli.runs import (
     runs_folder,
 )
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.data.stored import record_in
+from fusion_pl.data.split_record import find_split_record
 from fusion_pl.training.best import BestCheckpoint
 from fusion_pl.training.checkpoints import with_atomic_files
 from fusion_pl.training.console import console_callbacks
@@ -185,7 +185,7 @@ class FusionCLI(LightningCLI):
         loaded = {}
         if config.ckpt_path:
             checkpoint = loaded[config.ckpt_path] = check_model(self.model, config.ckpt_path, self.datamodule)
-            record = record_in(checkpoint, type(self.datamodule))
+            record = find_split_record(checkpoint, type(self.datamodule))
             if record and isinstance(self.datamodule, ManifestData):  # before setup; the Trainer restores after it
                 self.datamodule.load_state_dict(record)
         self.stopper = SaveWhenStopped()

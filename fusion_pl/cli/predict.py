@@ -19,7 +19,7 @@ from fusion_pl.cli.parsing import parse, refuse_repeated
 from fusion_pl.cli.runs import LOGGER, find_checkpoint
 from fusion_pl.data.checks import check_column
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.data.table import Table, refuse
+from fusion_pl.data.table import Table, raise_problems
 from fusion_pl.files import atomic_write
 from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.types import UserError
@@ -122,7 +122,7 @@ def _check_output(output: Path, overwrite: bool, manifest: str) -> None:
 def _columns(table: Table, names: list[str] | str) -> Columns:
     """Return the columns of the table to copy, by name."""
     names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
-    refuse(table.path, [problem for name in names for problem in check_column(table, name, "--columns")])
+    raise_problems(table.path, [problem for name in names for problem in check_column(table, name, "--columns")])
     return {name: table.columns[name] for name in names}
 
 

@@ -14,8 +14,8 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
 from fusion_pl.checkpoint.archive import refuse_shards
-from fusion_pl.data.checks import listed
 from fusion_pl.files import PARTIAL
+from fusion_pl.messages import join_names
 from fusion_pl.training.best import BestCheckpoint
 from fusion_pl.training.checkpoints import FULL, NoRoomError, full
 from fusion_pl.types import MissingFileError, UserError
@@ -56,8 +56,8 @@ def find_checkpoint(name: str, runs: Path, folder: str | None = None) -> str:
         return find_checkpoint(str(files[-1]), runs)
     if others := checkpoints_in(folders[-1]) if folders else []:
         raise MissingFileError(
-            f"{folders[-1]} has no {name}.ckpt, but {listed(path.name for path in others)}: give one of them, such as "
-            f"--ckpt_path {others[0]}; the run's metrics.json names its best as checkpoint"
+            f"{folders[-1]} has no {name}.ckpt, but {join_names(path.name for path in others)}: give one of them, "
+            f"such as --ckpt_path {others[0]}; the run's metrics.json names its best as checkpoint"
         )
     older = [file for file in files if file.is_file()]
     if older:
@@ -153,8 +153,8 @@ def claimed(trainer: Trainer, goes_on: bool) -> Iterator[None]:
 def _refuse_used(folder: Path) -> None:
     if there := checkpoints_in(folder):
         raise UserError(
-            f"{folder} holds checkpoints of another run ({listed(one.name for one in there)}), which a new one would "
-            "replace: choose another folder with --checkpoint.dirpath, or give --ckpt_path last to go on"
+            f"{folder} holds checkpoints of another run ({join_names(one.name for one in there)}), which a new one "
+            "would replace: choose another folder with --checkpoint.dirpath, or give --ckpt_path last to go on"
         )
 
 

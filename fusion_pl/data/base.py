@@ -16,7 +16,7 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fusion_pl.data.collate import Collate
-from fusion_pl.data.order import EpochBatches, EpochLoader, EpochSampler, global_seed, made
+from fusion_pl.data.order import EpochBatches, EpochLoader, EpochSampler, global_seed, identity
 from fusion_pl.data.rows import OnBadFile
 from fusion_pl.data.splits import Split
 from fusion_pl.messages import printable
@@ -142,7 +142,7 @@ class FusionData(LightningDataModule, ABC):
         collate = Collate(self.processors, training=True, dropout=self.input_dropout)
         batches = EpochBatches(samples, collate, seed)
         sampler = EpochSampler(samples, seed, *_processes())
-        return EpochLoader(dataset=batches, sampler=sampler, collate_fn=made, **self._options(seed))
+        return EpochLoader(dataset=batches, sampler=sampler, collate_fn=identity, **self._options(seed))
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Give every validation sample once, in order, however many processes share them."""

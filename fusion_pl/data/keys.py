@@ -1,4 +1,4 @@
-"""What a row is, wherever it stands: numbers that are the same in every process, on every machine, in every version."""
+"""Hashes that identify rows and tables: equal in every process, on every machine and in every version."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fusion_pl.data.table import Table
 
 
 def stable_hash(text: str) -> int:
-    """Return 63 bits that depend on a text alone.
+    """Return a 63-bit hash of a text.
 
     Example:
         >>> stable_hash("s1") == stable_hash("s1") != stable_hash("s2")
@@ -20,16 +20,16 @@ def stable_hash(text: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def row_keys(table: Table, without: Collection[str]) -> list[int]:
-    """Return a key for each row: of its ``id``, or where that is empty or not there, of its other cells.
+def row_keys(table: Table, ignored: Collection[str]) -> list[int]:
+    """Return a hash of each row's ``id``, or of its other cells if it has no id.
 
-    Empty cells and the order of the columns do not count; rows of the same content have the same key.
+    Empty cells and the order of the columns do not matter. Rows with the same content have the same key.
 
     Args:
         table: the manifest.
-        without: columns that do not count, since a row stays the same when they change.
+        ignored: columns that do not matter.
     """
-    names = sorted(table.columns.keys() - {"id", *without})
+    names = sorted(table.columns.keys() - {"id", *ignored})
     ids = table.columns.get("id") or [None] * len(table)
     return [
         stable_hash(json.dumps(["id", ids[row]]) if ids[row] else _content(table, row, names))
@@ -38,7 +38,7 @@ def row_keys(table: Table, without: Collection[str]) -> list[int]:
 
 
 def table_hash(table: Table) -> str:
-    """Return 32 hexadecimal digits that change when a cell does, but not with the order of rows or columns."""
+    """Return a hash of all cells, as 32 hexadecimal digits; the order of rows and columns does not matter."""
     names = sorted(table.columns)
     rows = sorted(stable_hash(_content(table, row, names)) for row in range(len(table)))
     return hashlib.blake2b(repr(rows).encode(), digest_size=16).hexdigest()
@@ -46,4 +46,4 @@ def table_hash(table: Table) -> str:
 
 def _content(table: Table, row: int, names: Sequence[str]) -> str:
     cells = ((name, table.columns[name][row]) for name in names)
-    return json.dumps([pair for pair in cells if pair[1] is not None])
+    return json.dumps([(name, cell) for name, cell in cells if cell is not None])

@@ -1,4 +1,4 @@
-"""Your own files: a table with one row a sample and one column an input."""
+"""Data sets of the user: a table with one row per sample and one column per input."""
 
 from __future__ import annotations
 
@@ -19,42 +19,43 @@ from fusion_pl.data.checks import (
     check_inputs,
     check_labels,
     check_splits,
-    listed,
-    outside,
-    resolve,
+    find_outside,
+    not_a_class_column,
+    resolve_paths,
 )
 from fusion_pl.data.media import crop_function
-from fusion_pl.data.rows import Column, Rows
-from fusion_pl.data.splits import SPLITS, Split, to_draw
-from fusion_pl.data.stored import StoredSplits, without_splits
-from fusion_pl.data.table import Problem, Table, infer_classes, read_table, refuse
-from fusion_pl.data.table_splits import TableSplits, write_splits
+from fusion_pl.data.rows import InputColumn, Rows
+from fusion_pl.data.split_record import SplitRecord
+from fusion_pl.data.splits import SPLITS, Split, undefined_splits
+from fusion_pl.data.table import Problem, Table, infer_classes, raise_problems, read_table
+from fusion_pl.data.table_splits import TableSplits
+from fusion_pl.messages import join_names
 from fusion_pl.types import UserError
 
-NEEDED: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+REQUIRED_SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 DEFAULT_SPLIT = "split"
 
 
 class ManifestData(FusionData):
-    """Reads text, pictures and sound listed in a CSV, TSV or JSON Lines file, and checks all of it before training.
+    """Load text, images and sound listed in a CSV, TSV or JSON Lines file, and check all of it before training.
 
-    An empty cell is a missing input. Without a split column each row is drawn into train, val or test by a hash of its
-    ``id``, or of its content, so that it keeps its split when the table changes; without val rows some are taken from
-    train, never from test. The optional ``id`` names the samples, else their row does. Checkpoints carry the splits.
+    An empty cell is a missing input. Without a split column a hash of each row's ``id``, or of its content, assigns it
+    to train, val or test, so that it keeps its split when the table changes. Without val rows some train rows become
+    val. Samples are named by the column ``id``, else by their row number. Checkpoints store the splits.
 
     Args:
         manifest: path of the file.
-        inputs: name of the input -> its column; an input that is not listed has a column of its own name.
+        inputs: name of the input -> column of the manifest; an input that is not listed has a column of its own name.
         label: column of the class.
-        split: column of train, val or test; if it is not there, and you did not rename it, fractions are drawn.
-        classes: their names; by default those of all rows, in numeric order where all are integers, else sorted.
-        root: folder against which relative paths resolve; by default the manifest's.
-        val_fraction: expected part of the rows that becomes val where the manifest names none, in (0, 1).
-        test_fraction: expected part of the rows that becomes test where there is no split column, in [0, 1).
+        split: column of train, val or test; if the default column does not exist, splits are drawn.
+        classes: names of the classes; by default all labels, in numeric order if all are integers, else sorted.
+        root: folder of relative paths; by default that of the manifest.
+        val_fraction: expected fraction of val rows if the manifest has none, in (0, 1).
+        test_fraction: expected fraction of test rows if there is no split column, in [0, 1).
         kwargs: see ``FusionData``.
 
     Raises:
-        UserError: where an argument is out of its range.
+        UserError: if an argument is out of range.
     """
 
     def __init__(
@@ -81,12 +82,11 @@ class ManifestData(FusionData):
         self.inputs = inputs or {}
         self.label = label
         self.split = split
-        self.given_classes = classes
+        self.configured_classes = classes
         self.root = root or os.path.dirname(self.manifest) or os.curdir
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self._stage: str | None = None
-        self._stored: StoredSplits | None = None
+        self._recorded: SplitRecord | None = None
 
     @cached_property
     def table(self) -> Table:
@@ -98,17 +98,17 @@ class ManifestData(FusionData):
         """Names of the classes, in the order of the targets.
 
         Raises:
-            UserError: where they are not given and the manifest has no labels.
+            UserError: if they are not configured and the manifest has no labels.
         """
-        if self.given_classes is None:
-            refuse(self.manifest, check_column(self.table, self.label, "the label"))
+        if self.configured_classes is None:
+            raise_problems(self.manifest, check_column(self.table, self.label, "the label"))
         if not self._classes:
-            refuse(self.manifest, [Problem("every label is empty", column=self.label)])
+            raise_problems(self.manifest, [Problem("every label is empty", column=self.label)])
         return list(self._classes)
 
     @cached_property
     def class_counts(self) -> list[int]:
-        """Training samples of each class, in the order of ``classes``."""
+        """Number of training samples per class, in the order of ``classes``."""
         counts = Counter(self._targets[row] for row in self._splits["train"])
         return [counts[target] for target in range(len(self._classes))]
 
@@ -118,69 +118,73 @@ class ManifestData(FusionData):
         return {name: self.inputs.get(name, name) for name in self.processors}
 
     def setup(self, stage: str) -> None:
-        """Check the manifest and its files, and refuse it with all that is wrong.
+        """Check the manifest and its files.
 
         Args:
-            stage: ``fit`` looks at the files of every split, ``validate`` and ``test`` at their own; ``predict`` only
-                asks for the columns, since there a row that cannot be used is told with its prediction.
+            stage: ``fit`` checks the files of all splits, ``validate`` and ``test`` those of their own. ``predict``
+                checks the columns only: unusable rows have an error in place of a prediction.
 
         Raises:
-            UserError: names the first ten problems by row and column.
+            UserError: with the first ten problems by row and column.
         """
         if stage == "predict":
-            refuse(self.manifest, [*self.table.problems, *self._check_mapping()])
-            absent = [column for column in self.columns.values() if column not in self.table.columns]
-            if len(absent) == len(self.columns):
-                refuse(
-                    self.manifest,
-                    [problem for column in absent for problem in check_column(self.table, column, "an input")],
-                )
-            if absent:
-                rank_zero_info(f"{self.manifest} has no column {listed(map(repr, absent))}: predicting without")
+            self._setup_predict()
             return
         problems = [*self.table.problems, *self._check_mapping(), *self._check_rows()]
         if self.label in self.table.columns:
-            problems += self._check_samples(NEEDED[stage])
-            problems += self._table_splits.check(SPLITS[1:] if stage == "fit" else NEEDED[stage], self._ids)
-            problems += self._check_paths(SPLITS if stage == "fit" else NEEDED[stage])
-        refuse(self.manifest, problems)
+            problems += self._check_classes(REQUIRED_SPLITS[stage])
+            problems += self._table_splits.check(SPLITS[1:] if stage == "fit" else REQUIRED_SPLITS[stage], self._ids)
+            problems += self._check_paths(SPLITS if stage == "fit" else REQUIRED_SPLITS[stage])
+        raise_problems(self.manifest, problems)
         for note in self._table_splits.notes(self._sizes(), len(self._dropped)):
             rank_zero_info(note)
         self._stage = stage
 
+    def _setup_predict(self) -> None:
+        missing = [column for column in self.columns.values() if column not in self.table.columns]
+        problems = [*self.table.problems, *self._check_mapping()]
+        if len(missing) == len(self.columns):
+            problems += [problem for column in missing for problem in check_column(self.table, column, "an input")]
+        raise_problems(self.manifest, problems)
+        if missing:
+            rank_zero_info(f"{self.manifest} has no column {join_names(map(repr, missing))}: predicting without")
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the splits, by what the rows are: a checkpoint carries them."""
-        return self._table_splits.to_store.state() if self._stage else {}
+        """Return the record of the splits for a checkpoint."""
+        return self._table_splits.record.state_dict() if self._stage else {}
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Take the splits of the rows from the checkpoint that training goes on from, or that is measured.
+        """Use the splits of a checkpoint.
 
         Args:
-            state_dict: as ``state_dict`` returned it; empty where an older checkpoint has none.
+            state_dict: from ``state_dict``; empty if the checkpoint has no record.
 
         Raises:
-            UserError: where it is something else, or rows that it was trained on are to be measured.
+            UserError: if the record is damaged, or if rows of the training are to be evaluated.
         """
         if not state_dict:
-            if drawn := to_draw(self.table.columns.get(self.split)):
-                rank_zero_info(f"{self.manifest}: {without_splits(drawn)}")
+            if drawn := undefined_splits(self.table.columns.get(self.split)):
+                rank_zero_info(
+                    f"{self.manifest}: the checkpoint does not record which rows it was trained on, so the rows drawn "
+                    f"for {' and '.join(drawn)} may include them: train again with this table"
+                )
             return
-        stored = StoredSplits.from_state(state_dict)
-        if self._stage and stored in (self._stored, self._table_splits.to_store):
+        record = SplitRecord.from_state(state_dict)
+        if self._stage and record in (self._recorded, self._table_splits.record):
             return
-        self._stored = stored
+        self._recorded = record
         for name in ("_table_splits", "_splits", "class_counts"):
             self.__dict__.pop(name, None)
-        if self._stage:  # a Trainer restores after it has set up
+        if self._stage:  # the Trainer restores after setup
             self.setup(self._stage)
 
     def write_splits(self, path: str | Path) -> None:
         """Write row number, id and split of every row that is used, in the order of the table."""
-        write_splits(path, self.table, self._ids, self._splits)
+        self._table_splits.write(path, self._ids, self._dropped)
 
     def _check_mapping(self) -> Iterator[Problem]:
         for name in sorted(self.inputs.keys() - self.processors.keys()):
-            yield Problem(f"data.inputs names {name!r}, but the model's inputs are {listed(self.processors)}")
+            yield Problem(f"data.inputs names {name!r}, but the model's inputs are {join_names(self.processors)}")
 
     def _check_rows(self) -> Iterator[Problem]:
         yield from check_column(self.table, self.label, "the label")
@@ -197,69 +201,66 @@ class ManifestData(FusionData):
         if not self.drop_empty and all(column in self.table.columns for column in self.columns.values()):
             yield from check_inputs(self.table, list(self.columns.values()), self._ids)
 
-    def _check_samples(self, needed: Sequence[Split]) -> Iterator[Problem]:
+    def _check_classes(self, required: Sequence[Split]) -> Iterator[Problem]:
         problems = [
             Problem(f"no row is left for {split}: the splits have {self._sizes()}")
-            for split in needed
+            for split in required
             if not self._splits[split]
         ]
-        for name, count in zip(self._classes, self.class_counts, strict=True):
-            if not count and "train" in needed:
-                problems.append(Problem(f"the class {name!r} has no training sample", column=self.label))
-        if problems and self.given_classes is None and len(self._classes) * 2 > len(self.table):
-            others = listed(repr(name) for name in self.table.columns if name != self.label)
-            problems = [
-                Problem(
-                    f"the label column {self.label!r} has {len(self._classes)} different values in {len(self.table)} "
-                    f"rows, as an id or a number has: name a column of classes with data.label (there are {others})"
-                )
+        if "train" in required:
+            problems += [
+                Problem(f"the class {name!r} has no training sample", column=self.label)
+                for name, count in zip(self._classes, self.class_counts, strict=True)
+                if not count
             ]
+        if problems and self.configured_classes is None and len(self._classes) * 2 > len(self.table):
+            problems = [not_a_class_column(self.table, self.label, len(self._classes))]
         yield from problems
 
     def _check_paths(self, splits: Sequence[Split]) -> Iterator[Problem]:
         rows = [row for split in splits for row in self._splits[split]]
         for name, paths in self._paths.items():
             column = self.columns[name]
-            wrong = {} if self.allow_outside else outside(paths, self.root)
-            yield from (Problem(text, self.table.numbers[row], column) for row, text in wrong.items())
-            yield from check_files(self.table, column, paths, (row for row in rows if row not in wrong))
+            outside = {} if self.allow_outside else find_outside(paths, self.root)
+            yield from (Problem(text, self.table.row_numbers[row], column) for row, text in outside.items())
+            yield from check_files(self.table, column, paths, (row for row in rows if row not in outside))
 
     def samples(self, split: Split | Literal["predict"]) -> Rows:
-        """Return the rows of a split; for ``predict`` every row, without targets."""
-        predicting = split == "predict"
+        """Return the rows of a split; for ``predict`` all rows, without targets."""
+        predicting, training = split == "predict", split == "train"
         rows: Sequence[int] = range(len(self.table)) if split == "predict" else self._splits[split]
-        faults: dict[int, str] = {}
+        errors: dict[int, str] = {}
         if predicting and not self.allow_outside:
             for paths in self._paths.values():
-                faults |= outside(paths, self.root)
+                errors |= find_outside(paths, self.root)
         columns = []
         for name, column in self.columns.items():
             if column in self.table.columns:
-                cells = self._paths[name] if name in self._paths else self.table.columns[column]
-                augment = self.augment.get(name) if split == "train" else None
+                cells = self._paths.get(name, self.table.columns[column])
                 processor = self.processors[name]
-                crop = crop_function(processor, training=split == "train")
-                columns.append(Column(name, column, processor.kind, [cells[row] for row in rows], augment, crop))
+                augment = self.augment.get(name) if training else None
+                crop = crop_function(processor, training)
+                columns.append(InputColumn(name, column, processor.kind, [cells[row] for row in rows], augment, crop))
         return Rows(
-            source=self.manifest,
+            manifest=self.manifest,
             columns=columns,
             ids=[self._ids[row] for row in rows],
             targets=[None if predicting else self._targets[row] for row in rows],
-            numbers=[self.table.numbers[row] for row in rows],
+            row_numbers=[self.table.row_numbers[row] for row in rows],
             on_bad_file=self.on_bad_file,
-            keep_bad_rows=predicting,
-            faults=faults,
+            return_errors=predicting,
+            errors=errors,
         )
 
     @cached_property
     def _ids(self) -> list[str]:
-        names = [str(number) for number in self.table.numbers]
-        return [cell or name for cell, name in zip(self.table.columns.get("id", names), names, strict=True)]
+        numbers = [str(number) for number in self.table.row_numbers]
+        return [cell or number for cell, number in zip(self.table.columns.get("id", numbers), numbers, strict=True)]
 
     @cached_property
     def _classes(self) -> list[str]:
-        if self.given_classes is not None:
-            return self.given_classes
+        if self.configured_classes is not None:
+            return self.configured_classes
         return infer_classes(self.table.columns.get(self.label, []))
 
     @cached_property
@@ -269,20 +270,20 @@ class ManifestData(FusionData):
 
     @cached_property
     def _table_splits(self) -> TableSplits:
-        """The split of each row, whether or not it has an input."""
-        known = {row: target for row, target in enumerate(self._targets) if target is not None}
+        """The split of each row, with or without inputs."""
+        targets = {row: target for row, target in enumerate(self._targets) if target is not None}
         fractions: dict[Split, float] = {"val": self.val_fraction, "test": self.test_fraction}
-        return TableSplits(self.table, known, self.label, self.split, fractions, self.seed, self._stored)
+        return TableSplits(self.table, targets, self.label, self.split, fractions, self.seed, self._recorded)
 
     @cached_property
     def _splits(self) -> dict[Split, list[int]]:
-        """Rows of each split; those with a problem are in none."""
-        found = self._table_splits.rows.items()
-        return {split: [row for row in rows if row not in self._dropped] for split, rows in found}
+        """Split -> its rows; rows with a problem are in none."""
+        splits = self._table_splits.rows.items()
+        return {split: [row for row in rows if row not in self._dropped] for split, rows in splits}
 
     @cached_property
     def _dropped(self) -> set[int]:
-        """Rows to leave out because they have none of the inputs."""
+        """Rows that are left out because they have none of the inputs."""
         if not self.drop_empty:
             return set()
         columns = [self.table.columns[column] for column in self.columns.values() if column in self.table.columns]
@@ -290,10 +291,10 @@ class ManifestData(FusionData):
 
     @cached_property
     def _paths(self) -> dict[str, list[str | None]]:
-        """Name of the input -> its resolved paths, for those that are files."""
+        """Name of the input -> its resolved paths, for inputs that are files."""
         files = {name: column for name, column in self.columns.items() if self.processors[name].kind != "text"}
         cells = {name: self.table.columns[column] for name, column in files.items() if column in self.table.columns}
-        return {name: resolve(column, self.root) for name, column in cells.items()}
+        return {name: resolve_paths(column, self.root) for name, column in cells.items()}
 
     def _sizes(self) -> str:
         return ", ".join(f"{len(rows)} {split}" for split, rows in self._splits.items())

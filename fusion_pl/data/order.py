@@ -1,4 +1,4 @@
-"""The order of the training samples, and what is drawn for each: functions of the seed, the epoch and the sample."""
+"""Random order and random augmentation of the training samples, as functions of seed, epoch and sample."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from fusion_pl.types import Batch, Sample
 
 
 def global_seed() -> int:
-    """Return what ``seed_everything`` was given last; 0 where it never was."""
+    """Return the last seed of ``seed_everything``; 0 if it was not called."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let torch, numpy and random draw by this seed, and afterwards go on where they were.
+    """Seed torch, numpy and random, and restore their states afterwards.
 
-    A loader's worker draws for nothing else, so there the old state, which is slow to keep, is not restored.
+    In a worker of a loader, which uses no other random numbers, the states are not restored: that would be slow.
 
     Example:
         >>> with seeded(1):
@@ -44,34 +44,33 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class EpochSampler(DistributedSampler[Sample]):
-    """Deal the samples out to the processes in an order that follows from the seed and the epoch, which Lightning sets.
+    """Distribute the samples to the processes in an order that depends on the seed and the epoch, which Lightning sets.
 
-    An index says its epoch too, as ``epoch * size + row``: a worker that lives on into the next epoch learns from
-    nowhere else which one it is.
+    An index contains the epoch, as ``epoch * size + row``: persistent workers do not learn the epoch otherwise.
 
     Args:
         samples: a map-style data set of ``size`` samples.
-        seed: of the run. The orders of two seeds have no epoch in common.
-        processes: that share the samples.
+        seed: of the run. No two seeds share the order of any epoch.
+        num_processes: number of processes.
         rank: of this process.
     """
 
-    def __init__(self, samples: Dataset[Sample], seed: int, processes: int = 1, rank: int = 0) -> None:
-        super().__init__(samples, processes, rank, seed=stable_hash(f"order {seed}"))
+    def __init__(self, samples: Dataset[Sample], seed: int, num_processes: int = 1, rank: int = 0) -> None:
+        super().__init__(samples, num_processes, rank, seed=stable_hash(f"order {seed}"))
 
-    def __iter__(self) -> Iterator[int]:  # type: ignore[override]  # torch's says samples, and means indices
+    def __iter__(self) -> Iterator[int]:  # type: ignore[override]  # torch annotates samples, but yields indices
         start = self.epoch * len(cast(Sized, self.dataset))
         return (start + cast(int, row) for row in super().__iter__())
 
 
 class EpochBatches(Dataset[Batch]):
-    """Batches whose augmentation, crops and input dropout are the same for any number of workers, and after a resume.
+    """Batches whose augmentation, crops and input dropout do not depend on the number of workers or on a resume.
 
-    What is drawn follows from the seed, the epoch and the row that a batch begins with.
+    Their random numbers are seeded by the seed of the run, the epoch and the first row of the batch.
 
     Args:
         samples: a map-style data set.
-        collate: makes a batch of samples.
+        collate: joins samples to a batch.
         seed: of the run.
     """
 
@@ -82,28 +81,28 @@ class EpochBatches(Dataset[Batch]):
         return len(cast(Sized, self.samples))
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        """Open the samples of a batch and join them.
+        """Load the samples of a batch and join them.
 
         Args:
-            indices: as ``EpochSampler`` gives them.
+            indices: from ``EpochSampler``.
         """
         epoch, first = divmod(indices[0], len(self))
         rows = [index % len(self) for index in indices]
-        together: Any = getattr(self.samples, "__getitems__", None)
+        getitems: Any = getattr(self.samples, "__getitems__", None)
         with seeded(stable_hash(f"batch {self.seed} {epoch} {first}")):
-            return self.collate(together(rows) if together else [self.samples[row] for row in rows])
+            return self.collate(getitems(rows) if getitems else [self.samples[row] for row in rows])
 
 
-def made(batch: Any) -> Any:
-    """Return a batch as ``EpochBatches`` made it: nothing is left to collate."""
+def identity(batch: Any) -> Any:
+    """Return a batch of ``EpochBatches`` unchanged: it needs no collate function."""
     return batch
 
 
 class EpochLoader(DataLoader[Batch]):
-    """Loads ``EpochBatches``, and asks the sampler for indices when the first batch is wanted.
+    """Load ``EpochBatches``, and sample the first indices only when the first batch is requested.
 
-    Lightning starts a loader before it restores the epoch of a run that goes on, and torch's workers would already be
-    sent the first indices then: those of epoch 0.
+    When Lightning resumes a run, it creates the iterator before it restores the epoch. The workers would then receive
+    the first indices of epoch 0.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

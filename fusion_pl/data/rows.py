@@ -1,8 +1,8 @@
-"""The samples of one split: opened when the loader's worker asks for them, and not before."""
+"""The samples of one split; files are opened by the loader's workers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,10 +17,10 @@ OnBadFile = Literal["raise", "missing"]
 
 
 class LoadError(UserError):
-    """A user's mistake that came to light in a loader's worker.
+    """A user's mistake that is found in a worker of the loader.
 
-    The loader raises it again in the main process with the worker's traceback as its text; this takes the sentence back
-    out.
+    The loader raises it again in the main process with the worker's traceback as its text; the constructor extracts the
+    message.
     """
 
     def __init__(self, message: str) -> None:
@@ -28,20 +28,20 @@ class LoadError(UserError):
 
 
 @dataclass(frozen=True)
-class Column:
+class InputColumn:
     """One input of all rows.
 
     Attributes:
         input: its name.
-        name: of the manifest's column.
-        kind: how a cell is opened.
-        cells: text or resolved path of each row; None where it is missing.
-        augment: applied to the opened value.
-        crop: which part of a sound is read; None = all of it.
+        column: of the manifest.
+        kind: of the input.
+        cells: text or resolved path per row; None if the input is missing.
+        augment: transform of the loaded value.
+        crop: selects the part of a sound to read; None = all of it.
     """
 
     input: str
-    name: str
+    column: str
     kind: Kind
     cells: Sequence[str | None]
     augment: nn.Module | None = None
@@ -50,62 +50,52 @@ class Column:
 
 @dataclass(frozen=True)
 class Rows(Dataset[Sample]):
-    """Rows of a manifest as samples. A row is never replaced by another one, nor a file by made-up content.
+    """Rows of a manifest as samples. Unreadable rows and files are never replaced by others.
 
     Attributes:
-        source: path of the manifest, for messages.
+        manifest: its path, for messages.
         columns: the inputs.
-        ids: one a row.
-        targets: index of the class of each row, or None.
-        numbers: of the rows, for messages.
-        on_bad_file: ``raise``, or treat an input that cannot be read as ``missing``.
-        keep_bad_rows: give back a row that cannot be used as a sample without inputs, whose one sentence in
-            ``bad_files`` says why, instead of raising; for prediction.
-        faults: row -> why it cannot be used, known before its files are opened; only with ``keep_bad_rows``.
+        ids: one per row.
+        targets: class index per row, or None.
+        row_numbers: one per row, for messages.
+        on_bad_file: ``raise``, or treat an unreadable input as ``missing``.
+        return_errors: for a row without a usable input, return a sample without inputs, with the message in
+            ``bad_files``, instead of raising; for prediction.
+        errors: row -> why it cannot be used, if that is known in advance.
     """
 
-    source: str
-    columns: Sequence[Column]
+    manifest: str
+    columns: Sequence[InputColumn]
     ids: Sequence[str]
     targets: Sequence[int | None]
-    numbers: Sequence[int]
+    row_numbers: Sequence[int]
     on_bad_file: OnBadFile = "raise"
-    keep_bad_rows: bool = False
-    faults: dict[int, str] = field(default_factory=dict)
+    return_errors: bool = False
+    errors: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        """Open one row.
+        """Load one row.
 
         Raises:
-            LoadError: where a file cannot be read or no input is left, unless ``on_bad_file`` or ``keep_bad_rows``
-                allow it.
+            LoadError: if a file cannot be read or no input is left, unless ``on_bad_file`` or ``return_errors`` allow
+                it.
         """
         try:
-            return self._open(index)
+            return self._load(index)
         except LoadError as error:
-            if not self.keep_bad_rows:
+            if not self.return_errors:
                 raise
             return Sample(self.ids[index], {}, self.targets[index], (str(error),))
 
-    def _augmented(self, column: Column, value: Any, index: int) -> Any:
-        assert column.augment is not None
-        try:
-            return column.augment(value)
-        except (ValueError, TypeError, RuntimeError) as error:  # somebody else's transform, with the user's arguments
-            name = type(column.augment).__name__
-            raise LoadError(
-                f"data.augment: {name} failed on input {column.input!r} of {self.source}, row {self.numbers[index]} "
-                f"({error}): check its arguments"
-            ) from error
-
-    def _open(self, index: int) -> Sample:
-        if index in self.faults:
-            raise LoadError(f"{self.source}, row {self.numbers[index]}: {self.faults[index]}")
+    def _load(self, index: int) -> Sample:
+        row = f"{self.manifest}, row {self.row_numbers[index]}"
+        if index in self.errors:
+            raise LoadError(f"{row}: {self.errors[index]}")
         inputs: dict[str, Any] = {}
-        bad: tuple[str, ...] = ()
+        messages: list[str] = []
         for column in self.columns:
             cell = column.cells[index]
             if cell is None:
@@ -113,13 +103,25 @@ class Rows(Dataset[Sample]):
             try:
                 value = load_input(column.kind, cell, column.crop)
             except UserError as error:
-                sentence = f"{self.source}, row {self.numbers[index]}, column {column.name!r}: {error}"
+                message = f"{row}, column {column.column!r}: {error}"
                 if self.on_bad_file == "raise":
-                    raise LoadError(sentence) from error
-                bad += (sentence,)
-                continue
-            inputs[column.input] = value if column.augment is None else self._augmented(column, value, index)
+                    raise LoadError(message) from error
+                messages.append(message)
+            else:
+                inputs[column.input] = self._augment(column, value, index)
         if not inputs:
-            why = "; ".join(bad) or f"{self.source}, row {self.numbers[index]}: all its inputs are empty"
-            raise LoadError(f"{why}: no input of the sample {self.ids[index]!r} is left, so remove the row")
-        return Sample(self.ids[index], inputs, self.targets[index], bad)
+            reason = "; ".join(messages) or f"{row}: all its inputs are empty"
+            raise LoadError(f"{reason}: no input of the sample {self.ids[index]!r} is left, so remove the row")
+        return Sample(self.ids[index], inputs, self.targets[index], tuple(messages))
+
+    def _augment(self, column: InputColumn, value: Any, index: int) -> Any:
+        if column.augment is None:
+            return value
+        try:
+            return column.augment(value)
+        except (ValueError, TypeError, RuntimeError) as error:  # a transform of another library, with wrong arguments
+            name = type(column.augment).__name__
+            raise LoadError(
+                f"data.augment: {name} failed on input {column.input!r} of {self.manifest}, row "
+                f"{self.row_numbers[index]} ({error}): check its arguments"
+            ) from error

@@ -1,4 +1,4 @@
-"""Read a manifest: CSV, TSV or JSON Lines become columns of text, with the row numbers that a spreadsheet shows."""
+"""Read a manifest (CSV, TSV or JSON Lines) as columns of text, with the row numbers of a spreadsheet."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 
 from fusion_pl.types import MissingFileError, UserError
 
-SHOWN = 10
+MAX_SHOWN = 10
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
 
 
 class Problem(NamedTuple):
-    """What is wrong with a manifest.
+    """A mistake in a manifest.
 
     Attributes:
-        text: what is wrong, and what was expected.
-        row: as numbered in a spreadsheet (the header is row 1), or the line of a JSON Lines file; 0 for the whole file.
-        column: its name, where it is about one.
+        text: what is wrong, and what is expected.
+        row: row number in a spreadsheet (the header is row 1), or line number in a JSON Lines file; 0 for all rows.
+        column: its name, or None.
     """
 
     text: str
@@ -31,12 +31,12 @@ class Problem(NamedTuple):
     column: str | None = None
 
     def __str__(self) -> str:
-        places = [f"row {self.row}"] * bool(self.row) + [f"column {self.column!r}"] * (self.column is not None)
-        return f"{', '.join(places)}: {self.text}" if places else self.text
+        location = [f"row {self.row}"] * bool(self.row) + [f"column {self.column!r}"] * (self.column is not None)
+        return f"{', '.join(location)}: {self.text}" if location else self.text
 
 
-def refuse(path: str, problems: Iterable[Problem]) -> None:
-    """Raise one error that names all problems, the first ten of them in full; do nothing where there is none.
+def raise_problems(path: str, problems: Iterable[Problem]) -> None:
+    """Raise one error with the first ten problems, if there are any.
 
     Raises:
         UserError: starts with the path and the number of problems.
@@ -44,41 +44,41 @@ def refuse(path: str, problems: Iterable[Problem]) -> None:
     ordered = sorted(problems, key=lambda problem: problem.row)
     if not ordered:
         return
-    lines = [str(problem) for problem in ordered[:SHOWN]]
-    if len(ordered) > SHOWN:
-        lines.append(f"… and {len(ordered) - SHOWN} more")
+    lines = [str(problem) for problem in ordered[:MAX_SHOWN]]
+    if len(ordered) > MAX_SHOWN:
+        lines.append(f"… and {len(ordered) - MAX_SHOWN} more")
     count = "1 problem" if len(ordered) == 1 else f"{len(ordered)} problems"
     raise UserError(f"{path} has {count}:\n  " + "\n  ".join(lines))
 
 
 @dataclass(frozen=True)
 class Table:
-    """A manifest as read.
+    """The content of a manifest.
 
     Attributes:
         path: of the file.
-        columns: name -> one cell a row; None where the cell is empty.
-        numbers: of the rows, as in ``Problem.row``.
-        problems: rows that could not be read and are left out.
+        columns: name -> one cell per row; None if the cell is empty.
+        row_numbers: one per row, see ``Problem.row``.
+        problems: rows that cannot be read and are left out.
     """
 
     path: str
     columns: dict[str, list[str | None]]
-    numbers: list[int]
+    row_numbers: list[int]
     problems: list[Problem] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.row_numbers)
 
 
 def read_table(path: str) -> Table:
-    """Read a manifest; its suffix says how: .csv, .tsv, .jsonl or .ndjson.
+    """Read a manifest with the suffix .csv, .tsv, .jsonl or .ndjson.
 
-    A JSON Lines file tells an empty text ("", present) from a missing one (null, or no key). CSV and TSV cannot: there
-    every empty cell is missing.
+    In JSON Lines ``""`` is an empty text and null or an absent key is a missing input. In CSV and TSV every empty cell
+    is missing.
 
     Raises:
-        UserError: where the file is missing, of another kind, not UTF-8, or without a header or rows.
+        UserError: if the file is missing, has another suffix, is not UTF-8, or has no header or no rows.
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in (*DELIMITERS, *JSON_LINES):
@@ -94,8 +94,8 @@ def read_table(path: str) -> Table:
         raise UserError(f"{path} is not UTF-8 (byte {raw[error.start]:#x} in line {line}): save it as UTF-8") from error
     table = _read_json_lines(path, text) if suffix in JSON_LINES else _read_delimited(path, text, DELIMITERS[suffix])
     if not len(table):
-        refuse(path, table.problems)
-        raise UserError(f"{path} has no rows: a manifest needs one row a sample")
+        raise_problems(path, table.problems)
+        raise UserError(f"{path} has no rows: a manifest needs one row per sample")
     return table
 
 
@@ -103,42 +103,43 @@ def _read_delimited(path: str, text: str, delimiter: str) -> Table:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     problems: list[Problem] = []
     records: list[tuple[int, list[str]]] = []
-    limit = csv.field_size_limit(len(text) + 1)  # a long text is no error; the module's limit is for all its readers
+    limit = csv.field_size_limit(len(text) + 1)  # for long texts; the limit is global
     try:
         header = [name.strip() for name in next(reader, [])]
         for number, cells in enumerate(reader, start=2):
             if cells and len(cells) != len(header):
                 problems.append(Problem(f"it has {len(cells)} cells, the header has {len(header)}", number))
-            elif cells:  # a blank line is no row, but it counts: a spreadsheet shows it
+            elif cells:  # blank lines have a row number, too
                 records.append((number, cells))
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}: check the quotation marks") from error
     finally:
         csv.field_size_limit(limit)
     _check_header(path, header, delimiter)
-    # A saved data frame has a first column without a name, a spreadsheet often some last ones: nobody can ask for them.
-    columns = {name: [cells[at] or None for _, cells in records] for at, name in enumerate(header) if name}
+    # Columns without a name, such as the index of a saved data frame, are ignored.
+    columns = {name: [cells[index] or None for _, cells in records] for index, name in enumerate(header) if name}
     return Table(path, columns, [number for number, _ in records], problems)
 
 
 def _check_header(path: str, header: list[str], delimiter: str) -> None:
     if not any(header):
         raise UserError(f"{path} has no header: its first row must name the columns")
-    twice = sorted({name for name in header if name and header.count(name) > 1})
-    if twice:
-        raise UserError(f"{path}, row 1: the column {twice[0]!r} is there more than once: rename one of them")
-    other = next((mark for mark in ",;\t" if mark != delimiter and mark in header[0]), None)
-    if len(header) == 1 and other:
+    duplicates = sorted({name for name in header if name and header.count(name) > 1})
+    if duplicates:
+        raise UserError(f"{path}, row 1: the column {duplicates[0]!r} appears more than once: rename one of them")
+    delimiter_used = next((mark for mark in ",;\t" if mark != delimiter and mark in header[0]), None)
+    if len(header) == 1 and delimiter_used:
         raise UserError(
-            f"{path}, row 1: the columns are separated by {other!r}, expected {delimiter!r}: save it anew, or rename it"
+            f"{path}, row 1: the columns are separated by {delimiter_used!r}, expected {delimiter!r}: save it again, "
+            "or rename it"
         )
 
 
 def _read_json_lines(path: str, text: str) -> Table:
     problems: list[Problem] = []
     columns: dict[str, list[str | None]] = {}
-    numbers: list[int] = []
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: U+2028 may stand inside a JSON text
+    row_numbers: list[int] = []
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: JSON text may contain U+2028
         if not line.strip():
             continue
         try:
@@ -146,18 +147,18 @@ def _read_json_lines(path: str, text: str) -> Table:
         except json.JSONDecodeError as error:
             problems.append(Problem(f"it is not JSON: {error.msg} at character {error.pos + 1}", number))
             continue
-        except (RecursionError, ValueError) as error:  # brackets in brackets without end; numbers of 5,000 digits
+        except (RecursionError, ValueError) as error:  # deep nesting, numbers of 5,000 digits
             problems.append(Problem(f"it cannot be read as JSON: {error}", number))
             continue
         if not isinstance(record, dict):
             problems.append(Problem(f"it is a JSON {type(record).__name__}, expected an object such as {{…}}", number))
             continue
         for name in record:
-            columns.setdefault(name, [None] * len(numbers))
+            columns.setdefault(name, [None] * len(row_numbers))
         for name, cells in columns.items():
             cells.append(_cell(record.get(name), name, number, problems))
-        numbers.append(number)
-    return Table(path, columns, numbers, problems)
+        row_numbers.append(number)
+    return Table(path, columns, row_numbers, problems)
 
 
 def _cell(value: Any, name: str, number: int, problems: list[Problem]) -> str | None:
@@ -166,11 +167,11 @@ def _cell(value: Any, name: str, number: int, problems: list[Problem]) -> str | 
     if isinstance(value, (list, dict)):
         problems.append(Problem(f"it holds a {type(value).__name__}, expected text or a number", number, name))
         return None
-    return json.dumps(value)  # numbers and true/false, as written
+    return json.dumps(value)  # numbers and booleans
 
 
 def infer_classes(labels: Iterable[str | None]) -> list[str]:
-    """Return the names that occur, in numeric order where all are integers, else sorted.
+    """Return the distinct labels, in numeric order if all are integers, else in alphabetical order.
 
     Example:
         >>> infer_classes(["10", " 9", None, "10"])

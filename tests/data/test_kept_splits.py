@@ -17,8 +17,8 @@ from lightning.pytorch import Trainer
 
 from fusion_pl.cli.run import run
 from fusion_pl.data import ManifestData
+from fusion_pl.data.split_record import SplitRecord
 from fusion_pl.data.splits import SPLITS
-from fusion_pl.data.stored import StoredSplits
 from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Mean
 from fusion_pl.module import FusionClassifier
@@ -235,7 +235,7 @@ def test_a_checkpoint_without_splits_still_works_and_that_is_said(project, caplo
     torch.save(checkpoint, project.checkpoint)
     with caplog.at_level("INFO"):
         assert project.run("test", "--ckpt_path", str(project.checkpoint)) == 0
-    assert caplog.text.count("the checkpoint does not say which rows it was trained on") == 1
+    assert caplog.text.count("the checkpoint does not record which rows it was trained on") == 1
 
 
 class Mine(ManifestData):
@@ -280,9 +280,9 @@ def test_a_trainer_finds_the_record_of_another_class_too(project, monkeypatch):
 )
 def test_what_are_no_keys_is_refused(keys):
     good = {"table": "", "train": torch.zeros(2).long(), "val": torch.zeros(0).long(), "test": torch.zeros(1).long()}
-    assert StoredSplits.from_state(good).keys["train"] == {0}
+    assert SplitRecord.from_state(good).keys["train"] == {0}
     with pytest.raises(UserError, match="the checkpoint's record of its splits is damaged"):
-        StoredSplits.from_state(good | {"train": keys})
+        SplitRecord.from_state(good | {"train": keys})
 
 
 def test_a_damaged_record_is_one_sentence(project, capsys):

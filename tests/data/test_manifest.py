@@ -200,7 +200,7 @@ def test_all_problems_are_told_at_once(build, toy):
         f"row 5, column 'image': the file 'none.png' does not exist (looked for {toy.folder / 'none.png'})",
         f"row 6, column 'audio': {outside} lies outside the root {toy.folder}: move it there, set data.root, or "
         "data.allow_outside: true",
-        "row 7, column 'split': 'tran' is no split: expected train, val (or valid, validation, dev) or test",
+        "row 7, column 'split': 'tran' is not a split: expected train, val (or valid, validation, dev) or test",
         "row 8: all inputs of the sample 's6' are empty (text, image, audio): fill one in, remove the row, or set "
         "data.drop_empty: true",
         "row 9, column 'split': the split is empty: expected train, val (or valid, validation, dev) or test",

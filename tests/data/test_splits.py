@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from fusion_pl.data.splits import assign, draw, split_of
+from fusion_pl.data.splits import assign_splits, draw_splits, parse_split
 
 FRACTIONS = {"val": 0.1, "test": 0.2}
 
@@ -35,13 +35,13 @@ def by_number_alone(keys, fractions, seed):
     ],
 )
 def test_spellings_of_a_split(cell, split):
-    assert split_of(cell) == split
+    assert parse_split(cell) == split
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_sizes_and_class_shares_are_those_asked_for_in_expectation(seed):
     targets = {row: 0 if row % 5 else 1 for row in range(20_000)}
-    splits = draw(targets, range(20_000), FRACTIONS, seed)
+    splits = draw_splits(targets, range(20_000), FRACTIONS, seed)
     assert list(splits.values()) == by_number_alone(range(20_000), FRACTIONS, seed)
     found = Counter((targets[row], split) for row, split in splits.items())
     for target, size in Counter(targets.values()).items():
@@ -51,8 +51,8 @@ def test_sizes_and_class_shares_are_those_asked_for_in_expectation(seed):
 
 def test_another_fraction_moves_rows_between_its_split_and_train_alone():
     targets = dict.fromkeys(range(500), 0)
-    few = draw(targets, range(500), {"val": 0.1, "test": 0.1}, seed=0)
-    more = draw(targets, range(500), {"val": 0.1, "test": 0.3}, seed=0)
+    few = draw_splits(targets, range(500), {"val": 0.1, "test": 0.1}, seed=0)
+    more = draw_splits(targets, range(500), {"val": 0.1, "test": 0.3}, seed=0)
     assert {(few[row], more[row]) for row in targets if few[row] != more[row]} == {("train", "test")}
 
 
@@ -63,7 +63,7 @@ def test_small_tables_keep_every_class_in_training_and_no_part_empty_with_few_mo
         size, classes = rng.randint(1, 12), rng.randint(1, 4)
         keys = [rng.randrange(10**6) if rng.random() < 0.8 else rng.randrange(3) for _ in range(size)]
         targets = {row: key % classes for row, key in enumerate(keys)}
-        splits = draw(targets, keys, FRACTIONS, seed)
+        splits = draw_splits(targets, keys, FRACTIONS, seed)
         assert all(splits[a] == splits[b] for a in targets for b in targets if keys[a] == keys[b])
         assert {targets[row] for row, split in splits.items() if split == "train"} == set(targets.values())
         to_spare = len(set(keys)) - len(set(targets.values()))
@@ -74,13 +74,13 @@ def test_small_tables_keep_every_class_in_training_and_no_part_empty_with_few_mo
         empty = {"val", "test"} - set(alone)
         assert len(moved) <= (len(lacking) + 2 if lacking else len(empty))
         order = rng.sample(list(targets), size)
-        assert draw({row: targets[row] for row in order}, keys, FRACTIONS, seed) == splits
+        assert draw_splits({row: targets[row] for row in order}, keys, FRACTIONS, seed) == splits
 
 
 def test_rows_of_one_content_and_several_labels_stay_together():
     targets = {0: 0, 1: 1, 2: 2, 3: 0, 4: 1, 5: 2}
     for seed in range(50):
-        splits = draw(targets, [1, 1, 1, 2, 2, 2], FRACTIONS, seed)
+        splits = draw_splits(targets, [1, 1, 1, 2, 2, 2], FRACTIONS, seed)
         assert splits[0] == splits[1] == splits[2]
         assert splits[3] == splits[4] == splits[5]
         assert {splits[0], splits[3]} == {"train", "test"} or {splits[0], splits[3]} == {"train", "val"}
@@ -89,16 +89,16 @@ def test_rows_of_one_content_and_several_labels_stay_together():
 def test_rows_that_have_a_split_keep_it_whatever_the_draw_says():
     targets = dict.fromkeys(range(40), 0)
     kept = {row: ("train", "val", "test")[row % 3] for row in range(20)}
-    splits = draw(targets, range(40), FRACTIONS, 0, kept)
+    splits = draw_splits(targets, range(40), FRACTIONS, 0, kept)
     assert {row: splits[row] for row in kept} == kept
     assert [splits[row] for row in range(20, 40)] == by_number_alone(range(20, 40), FRACTIONS, 0)
-    assert set(draw(targets, range(40), FRACTIONS, 0, dict.fromkeys(targets, "test")).values()) == {"test"}
+    assert set(draw_splits(targets, range(40), FRACTIONS, 0, dict.fromkeys(targets, "test")).values()) == {"test"}
 
 
 def test_the_named_test_rows_are_neither_taken_nor_added_to():
     targets = dict.fromkeys(range(60), 0)
     cells = ["test" if row < 10 else "train" for row in range(60)]
-    parts = assign(targets, range(60), cells, {"val": 0.2, "test": 0.5}, seed=0)
+    parts = assign_splits(targets, range(60), cells, {"val": 0.2, "test": 0.5}, seed=0)
     assert parts["test"] == list(range(10))
     named = by_number_alone(range(10, 60), {"val": 0.2}, 0)
     assert parts["val"] == [row for row, split in enumerate(named, start=10) if split == "val"]
@@ -110,11 +110,13 @@ def test_named_rows_stay_as_they_are():
     cells = ["train", "dev", "train", "test"]
     kept = {0: "val", 1: "train", 2: "test", 3: "train"}
     expected = {"train": [0, 2], "val": [1], "test": [3]}
-    assert assign(dict.fromkeys(range(4), 0), range(4), cells, fractions, 0) == expected
-    assert assign(dict.fromkeys(range(4), 0), range(4), cells, fractions, 0, kept) == expected
+    assert assign_splits(dict.fromkeys(range(4), 0), range(4), cells, fractions, 0) == expected
+    assert assign_splits(dict.fromkeys(range(4), 0), range(4), cells, fractions, 0, kept) == expected
 
 
 def test_without_validation_rows_a_kept_test_row_that_is_named_train_is_trained_on_or_validated():
-    parts = assign(dict.fromkeys(range(3), 0), range(3), ["train"] * 3, FRACTIONS, 0, {0: "test", 1: "val", 2: "train"})
+    parts = assign_splits(
+        dict.fromkeys(range(3), 0), range(3), ["train"] * 3, FRACTIONS, 0, {0: "test", 1: "val", 2: "train"}
+    )
     assert parts["test"] == []
     assert parts["val"] == [1]

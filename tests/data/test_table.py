@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fusion_pl.data.table import Problem, read_table, refuse
+from fusion_pl.data.table import Problem, raise_problems, read_table
 from fusion_pl.types import MissingFileError, UserError
 
 
@@ -31,9 +31,9 @@ def test_the_same_table_in_every_spelling(tmp_path, name, content):
 
 def test_rows_are_numbered_as_in_a_spreadsheet(tmp_path):
     table = read_table(write(tmp_path, 'a,b\n1,"two\nlines"\n\n3,4\n'))
-    assert table.numbers == [2, 4]
+    assert table.row_numbers == [2, 4]
     assert table.columns["b"] == ["two\nlines", "4"]
-    assert read_table(write(tmp_path, '\n{"a": 1}\n', "m.jsonl")).numbers == [2]
+    assert read_table(write(tmp_path, '\n{"a": 1}\n', "m.jsonl")).row_numbers == [2]
 
 
 def test_only_json_tells_empty_from_missing(tmp_path):
@@ -53,7 +53,7 @@ def test_a_line_separator_inside_json_text_ends_no_row(tmp_path):
         ("m.csv", "", "has no header"),
         ("m.csv", "a,b\n", "has no rows"),
         ("m.jsonl", "\n", "has no rows"),
-        ("m.csv", "a,b,a\n1,2,3\n", "row 1: the column 'a' is there more than once"),
+        ("m.csv", "a,b,a\n1,2,3\n", "row 1: the column 'a' appears more than once"),
         ("m.csv", "a;b\n1;2\n", "separated by ';', expected ','"),
         ("m.tsv", "a,b\n1,2\n", r"separated by ',', expected '\\t'"),
         ("m.csv", 'a,b\n1,"2\n3,4\n', "line 3: unexpected end of data: check the quotation marks"),
@@ -72,7 +72,7 @@ def test_an_absent_manifest_is_refused(tmp_path):
 
 def test_rows_that_cannot_be_read_are_problems_and_left_out(tmp_path):
     table = read_table(write(tmp_path, '{"a": 1}\n{"a": \n[1]\n{"a": [2]}', "m.jsonl"))
-    assert table.numbers == [1, 4]
+    assert table.row_numbers == [1, 4]
     assert [(problem.row, problem.column) for problem in table.problems] == [(2, None), (3, None), (4, "a")]
     assert "not JSON: Expecting value at character 7" in str(table.problems[0])
     assert "a JSON list, expected an object" in str(table.problems[1])
@@ -84,9 +84,11 @@ def test_rows_that_cannot_be_read_are_problems_and_left_out(tmp_path):
 
 
 def test_the_first_ten_problems_are_told_in_the_order_of_the_file():
-    refuse("m.csv", [])
+    raise_problems("m.csv", [])
     with pytest.raises(UserError) as caught:
-        refuse("m.csv", [Problem("wrong", row) for row in range(25, 1, -1)] + [Problem("no column", column="c")])
+        raise_problems(
+            "m.csv", [Problem("wrong", row) for row in range(25, 1, -1)] + [Problem("no column", column="c")]
+        )
     lines = str(caught.value).split("\n  ")
     assert lines[0] == "m.csv has 25 problems:"
     assert lines[1:3] == ["column 'c': no column", "row 2: wrong"]
