@@ -1,4 +1,4 @@
-"""Lightning's command line over this project's model and data."""
+"""Lightning's command line for this project's model and data."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ from fusion_pl.cli.checks import (
     check_monitor,
     check_numbers,
     check_optimizer,
-    folders_of,
-    told_by,
+    constructor_errors,
 )
 from fusion_pl.cli.parse_errors import explain
 from fusion_pl.cli.runs import (
@@ -54,14 +53,14 @@ from fusion_pl.types import Batch, UserError
 
 
 class FusionCLI(LightningCLI):
-    """LightningCLI with this project's callbacks and its way to find checkpoints.
+    """LightningCLI with this project's defaults, callbacks, checks and run folders.
 
-    It joins data and model: classes, and which inputs are augmented, go to the model; processors go to the data.
+    It connects data and model: classes and the augmented inputs go to the model, processors to the data.
     """
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Name the verbs and what of Lightning's arguments is not the user's to give."""
+        """Return the commands, and the arguments of the Trainer's methods that are no options."""
         hidden = {"model", "datamodule", "weights_only"}
         return {
             "fit": hidden | {"train_dataloaders", "val_dataloaders"},
@@ -70,23 +69,23 @@ class FusionCLI(LightningCLI):
         }
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what every run has, as Lightning does, with the seeds that numpy takes."""
+        """Add the seed, as Lightning does, limited to the range of numpy."""
         seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
         parser.add_argument(
             "--seed_everything",
             type=bool | seed,
             default=self.seed_everything_default,
-            help="Seed of the first weights and of dropout; true draws one, false leaves it open.",
+            help="Seed of the initial weights and of dropout; true draws one, false sets none.",
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add early stopping and checkpoints as sections of their own, and hand the data's classes to the model."""
+        """Add the options of early stopping, checkpoints and hardware, and link the data's classes to the model."""
         parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
         parser.add_argument(
             "--threads",
             type=PositiveInt | None,
             default=None,
-            help="Threads that compute on a CPU; null leaves a small model's loader its cores, else takes all.",
+            help="Threads of computation on a CPU; null: all cores, or fewer where a small model's loader needs them.",
         )
         parser.add_argument(
             "--keep_memory",
@@ -98,15 +97,14 @@ class FusionCLI(LightningCLI):
             "--cache",
             type=str | None,
             default=None,
-            help="Folder in which to keep what frozen encoders (freeze: all) return: computed once for all epochs and "
-            "runs. Inputs that training augments are kept in validation and test only; long clips are cut to their "
-            "middle.",
+            help="Folder for the outputs of frozen encoders (freeze: all), computed once for all epochs and runs. For "
+            "inputs that training augments, only those of validation and test; of long clips, the middle.",
         )
         parser.add_argument(
             "--cache_limit",
             type=PositiveFloat | None,
             default=None,
-            help="GiB that the folder of --cache may hold; null: as much as leaves 1 GiB of the disk free.",
+            help="Largest size of the --cache folder in GiB; null: as much as leaves 1 GiB of the disk free.",
         )
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults(
@@ -114,7 +112,7 @@ class FusionCLI(LightningCLI):
                 "early_stopping.monitor": "val/loss",
                 "early_stopping.mode": "min",
                 "early_stopping.patience": 10,
-                # after a validation: a run that goes on may come to the end of an epoch without one
+                # after a validation: a resumed run may end an epoch without one
                 "early_stopping.check_on_train_epoch_end": False,
             }
         )
@@ -132,7 +130,7 @@ class FusionCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the command line, and say what is wrong with it."""
+        """Parse the command line; raise a ``UserError`` where it is wrong."""
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
@@ -144,39 +142,39 @@ class FusionCLI(LightningCLI):
         self.parser.add_instantiator(build, object)
 
     def _parse_ckpt_path(self) -> None:
-        """Take nothing of the configuration from a checkpoint: ours carries a config, which ``_check`` compares."""
+        """Take no options from a checkpoint; ``check_model`` compares its config with this one."""
 
     def before_instantiate_classes(self) -> None:
-        """Find the checkpoint that ``best`` and ``last`` mean, before anything slow is done."""
+        """Check the options, and find the checkpoint that ``best`` or ``last`` names."""
         config = self.config[self.config.subcommand]
         check_numbers(config)
-        check_folders(folders_of(config))
+        check_folders(config)
         logger = config.trainer.logger
         if name := config.ckpt_path or (None if self.config.subcommand == "fit" else "best"):
             config.ckpt_path = find_checkpoint(name, runs_folder(logger), checkpoints_folder(config))
         run = run_of(config.ckpt_path, logger)
         if self.config.subcommand == "fit" and isinstance(logger, Namespace) and run is not None:
-            logger.init_args["version"] = run  # go on in the same folder, with the same curves
-        self._dump_config()  # not while the model is built, where jsonargparse takes an error for a wrong value
+            logger.init_args["version"] = run  # resume in the same folder, with the same curves
+        self._dump_config()  # not while the model is built: jsonargparse would report an error as a wrong value
 
     def _dump_config(self) -> None:
         try:
             super()._dump_config()
         except (ValueError, YAMLError) as error:
-            found = re.search(r"cannot represent an object', (.+?)\)", str(error))
-            if found is None:
+            match = re.search(r"cannot represent an object', (.+?)\)", str(error))
+            if match is None:
                 raise
             raise UserError(
-                f"a class that the configuration names has {found[1]} as the default of an option, which config.yaml "
+                f"a class that the configuration names has {match[1]} as the default of an option, which config.yaml "
                 "cannot hold: give that option as text (for Timer: --trainer.callbacks.interval step)"
             ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Hand the processors to the data, and choose what the hardware favours where the user chose nothing."""
+        """Give the processors to the data, add callbacks, and choose precision and threads that are not set."""
         self.datamodule.processors = self.model.processors
         config = self.config[self.config.subcommand]
         check_optimizer(self.model)
-        if not config.trainer.callbacks:  # the user's may log what they like
+        if not config.trainer.callbacks:  # a user's callback may log other metrics
             for name in ("early_stopping", "checkpoint"):
                 check_monitor(f"--{name}.monitor", config[name].monitor, self.model)
         if config.cache:
@@ -189,20 +187,23 @@ class FusionCLI(LightningCLI):
             if record and isinstance(self.datamodule, ManifestData):  # before setup; the Trainer restores after it
                 self.datamodule.load_state_dict(record)
         self.stopper = SaveWhenStopped()
-        given = self._get(self.config_init, "trainer")
+        options = self._get(self.config_init, "trainer")
         callbacks = [self.stopper, CheckResumed(), WriteSplits(), WriteResults()]
-        if given.logger is not False:
-            callbacks += [LearningRateMonitor(), ThroughputMonitor(batch_size_fn=_count, window_size=10)]
+        if options.logger is not False:
+            callbacks += [
+                LearningRateMonitor(),
+                ThroughputMonitor(batch_size_fn=_batch_size, window_size=10),
+            ]
             callbacks.append(TensorBoardFigures(config.as_dict()))
-        if given.log_every_n_steps is None:
+        if options.log_every_n_steps is None:
             callbacks.append(LogInterval())
-        if given.precision is None:
-            kwargs["precision"] = config.trainer.precision = favoured_precision(self.model, given.accelerator)
-        kwargs["plugins"] = with_atomic_files(given.plugins, loaded)
-        own = given.callbacks or []
-        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *console_callbacks(given), *callbacks]
-        kwargs["enable_model_summary"] = False  # ours is shorter
-        with told_by("trainer", given.as_dict(), TypeError):
+        if options.precision is None:
+            kwargs["precision"] = config.trainer.precision = favoured_precision(self.model, options.accelerator)
+        kwargs["plugins"] = with_atomic_files(options.plugins, loaded)
+        own = options.callbacks or []
+        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *console_callbacks(options), *callbacks]
+        kwargs["enable_model_summary"] = False  # console_callbacks has a shorter one
+        with constructor_errors("trainer", options.as_dict(), TypeError):
             trainer = super().instantiate_trainer(**kwargs)
         if trainer.strategy.root_device.type == "cpu":
             if config.threads is not None or (trainer.num_devices == 1 and "OMP_NUM_THREADS" not in os.environ):
@@ -217,12 +218,12 @@ class FusionCLI(LightningCLI):
             self.trainer.fit(**arguments)
 
     def validate(self, **arguments: Any) -> None:
-        """Measure in a new folder."""
+        """Evaluate in a new folder."""
         with new_folder(self.trainer):
             self.trainer.validate(**arguments)
 
     def test(self, **arguments: Any) -> None:
-        """Measure in a new folder."""
+        """Evaluate in a new folder."""
         with new_folder(self.trainer):
             self.trainer.test(**arguments)
 
@@ -232,15 +233,15 @@ class FusionCLI(LightningCLI):
             with signals.listening():
                 super()._run_subcommand(subcommand)
         except (SIGTERMException, Stopped) as stop:
-            said = f"Stopped; saved {stopper.saved}. To go on, repeat the command with --ckpt_path last"
+            message = f"Stopped; saved {stopper.saved}. To resume, repeat the command with --ckpt_path last"
             if isinstance(stop, Stopped) and not stopper.saved:
                 raise
-            raise Stopped(signals.received or signal.SIGTERM, *([said] if stopper.saved else [])) from None
+            raise Stopped(signals.received or signal.SIGTERM, *([message] if stopper.saved else [])) from None
         except RuntimeError as error:
-            lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
-            if signals.received is None or not lost:
+            is_connection = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+            if signals.received is None or not is_connection:
                 raise
-            raise Stopped(signals.received, "Stopped at once, without saving.") from None  # the others did
+            raise Stopped(signals.received, "Stopped at once, without saving.") from None  # others did
         if signals.received is not None:
             raise Stopped(signals.received, "Stopped after the last step.")
 
@@ -250,5 +251,5 @@ class FusionCLI(LightningCLI):
         return kwargs if subcommand == "fit" else kwargs | {"verbose": False}  # WriteResults prints the table
 
 
-def _count(batch: Batch) -> int:
+def _batch_size(batch: Batch) -> int:
     return len(batch.ids)
