@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fusion_pl.analysis.compare import read_arguments
-from fusion_pl.analysis.plan import plan, read_base
+from fusion_pl.analysis.arguments import read_arguments
+from fusion_pl.analysis.plan import plan_runs, read_base_config
 from fusion_pl.cli.fusion_cli import FusionCLI
 from fusion_pl.cli.run import run
 
@@ -24,7 +24,7 @@ def parse(subcommand, *arguments):
 
     if subcommand == "compare":
         given, extra = read_arguments(list(arguments))
-        return plan(read_base(given.config), given.fusions, given.inputs, given.seeds, extra)
+        return plan_runs(read_base_config(given.config), given.fusions, given.inputs, given.seeds, extra)
 
     def stop_training(cli):
         raise ParsedError(cli.config[cli.config.subcommand])

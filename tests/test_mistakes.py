@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import Callback
 
-from fusion_pl.analysis.compare import compare_parser
+from fusion_pl.analysis.arguments import compare_parser
 from fusion_pl.cli.fusion_cli import FusionCLI
 from fusion_pl.cli.options import all_options, options_of
 from fusion_pl.cli.parsing import parse

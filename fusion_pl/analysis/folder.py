@@ -1,4 +1,4 @@
-"""The folder of a comparison: which runs are in it, and which of them belong together."""
+"""The folder of a comparison: where each run's files are, and which stored results belong together."""
 
 from __future__ import annotations
 
@@ -8,84 +8,85 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fusion_pl.analysis.content import difference
-from fusion_pl.analysis.plan import Trial
-from fusion_pl.analysis.result import Result
+from fusion_pl.analysis.keys import key_difference
+from fusion_pl.analysis.plan import Run
+from fusion_pl.analysis.result import RunResult
 from fusion_pl.types import UserError
 
 RESULT = "result.json"
-SHOWN = 3  # names of runs in a sentence
-Expected = Callable[[Result], Trial | None]
+MAX_NAMES = 3  # names of runs in a message
 
 
-def folder_of(output: Path, trial: Trial) -> Path:
-    """Return where a trial's files are: a folder of its name, or a new one where another run's result is in that.
+def run_path(output: Path, run: Run) -> Path:
+    """Return the folder of a run: named after it, with a suffix if that folder holds the result of another run.
 
     Args:
         output: folder of the comparison.
-        trial: to run, or to look for.
+        run: to execute, or to look for.
     """
-    usual = output / "runs" / trial.name
-    if not (usual / RESULT).exists():
-        return usual
-    found = _read(usual / RESULT)
-    if found is not None and found.config == trial.key:
-        return usual
-    return usual.with_name(f"{trial.name}-{hashlib.sha256(trial.key.encode()).hexdigest()[:8]}")
+    path = output / "runs" / run.name
+    if not (path / RESULT).exists():
+        return path
+    result = _read(path / RESULT)
+    if result is not None and result.key == run.key:
+        return path
+    return path.with_name(f"{run.name}-{hashlib.sha256(run.key.encode()).hexdigest()[:8]}")
 
 
-def result_of(output: Path, trial: Trial) -> Result | None:
-    """Return what an earlier run of the same trial found; None where there is none, or it failed."""
-    found = _read(folder_of(output, trial) / RESULT)
-    return found if found is not None and found.status == "done" and found.config == trial.key else None
+def finished_result(output: Path, run: Run) -> RunResult | None:
+    """Return the stored result of a run; None if there is none, or it failed."""
+    result = _read(run_path(output, run) / RESULT)
+    return result if result is not None and result.status == "done" and result.key == run.key else None
 
 
 @dataclass
-class Kept:
-    """What is in a folder besides the runs that were asked for.
+class StoredResults:
+    """The results in a folder.
 
     Attributes:
-        same: results of earlier selections, with the same configuration, table and library versions.
-        others: in what they differ -> folders of runs that belong to other comparisons.
+        comparable: with the same configuration, table and library versions as this comparison.
+        excluded: how they differ -> names of the run folders.
     """
 
-    same: list[Result] = field(default_factory=list)
-    others: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    comparable: list[RunResult] = field(default_factory=list)
+    excluded: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    def __str__(self) -> str:
-        """Say what is kept without being compared; empty where there is nothing."""
+    def describe_excluded(self) -> str:
+        """Return a sentence on the excluded runs; empty if there are none."""
         parts = []
-        for what, names in self.others.items():
-            shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-            parts.append(f"{len(names)} {'run' if len(names) == 1 else 'runs'} of {what} ({shown})")
+        for difference, names in self.excluded.items():
+            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+            runs = "run" if len(names) == 1 else "runs"
+            parts.append(f"{len(names)} {runs} of {difference} ({', '.join(names[:MAX_NAMES])}{more})")
         return f"Kept in runs/, and not in this report: {'; '.join(parts)}." if parts else ""
 
 
-def kept(output: Path, expected: Expected) -> Kept:
-    """Return what a folder holds.
+def stored_results(output: Path, matching_run: Callable[[RunResult], Run | None]) -> StoredResults:
+    """Read all results in a folder.
 
     Args:
         output: folder of the comparison.
-        expected: returns the trial that a result would be of in this comparison; None where it can be of none.
+        matching_run: returns the run of this comparison with the same head, inputs and seed as a result; None if there
+            can be none.
     """
-    found = Kept()
+    stored = StoredResults()
     for path in sorted(output.glob(f"runs/*/{RESULT}")):
         result = _read(path)
         if result is None:
-            found.others["another version of fusion-pl, or damaged"].append(path.parent.name)
+            stored.excluded["another version of fusion-pl, or damaged"].append(path.parent.name)
             continue
-        trial = expected(result)
-        if trial is not None and trial.key == result.config:
-            found.same.append(result)
+        run = matching_run(result)
+        if run is not None and run.key == result.key:
+            stored.comparable.append(result)
             continue
-        differs = difference(trial.key, result.config) if trial else "another configuration"
-        found.others[differs or "another version of fusion-pl"].append(path.parent.name)
-    return found
+        difference = key_difference(run.key, result.key) if run else "another configuration"
+        stored.excluded[difference or "another version of fusion-pl"].append(path.parent.name)
+    return stored
 
 
-def _read(path: Path) -> Result | None:
-    """Return a result, or None where there is none, or this version cannot read it."""
+def _read(path: Path) -> RunResult | None:
+    """Return a result; None if there is none, or this version cannot read it."""
     try:
-        return Result.read(path)
+        return RunResult.read(path)
     except (UserError, OSError):
         return None

@@ -1,4 +1,4 @@
-"""Which runs a comparison consists of, and the configuration of each."""
+"""The runs of a comparison and the configuration of each."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ from typing import Any
 import yaml
 
 import fusion_pl.fusion
-from fusion_pl.analysis.content import key_of
+from fusion_pl.analysis.keys import run_key
 from fusion_pl.metrics import subsets
 from fusion_pl.types import MissingFileError, UserError
 
-OURS = "fusion_pl.fusion."
-BASELINE = f"{OURS}Concat"  # the head of the runs with fewer inputs
-OF_INPUTS = ("inputs", "augment", "input_dropout")  # the data's options that are keyed by input
+PACKAGE = "fusion_pl.fusion."
+BASELINE = f"{PACKAGE}Concat"  # the head of the runs with fewer inputs
+PER_INPUT_OPTIONS = ("inputs", "augment", "input_dropout")  # options of the data whose keys are inputs
 
 
 @dataclass(frozen=True)
-class Trial:
+class Run:
     """One head on some of the inputs with one seed.
 
     Attributes:
-        fusion: class path of the head.
+        class_path: class of the head.
         inputs: names, in the order of ``model.encoders``.
         seed: of the run.
-        key: of everything that decides the outcome: configuration, table, versions of the libraries. A finished run
-            with the same key is not repeated.
-        config: what ``fusion-pl fit --config`` gets.
+        key: hash of everything that decides the result: configuration, table, library versions. A finished run with
+            the same key is not repeated.
+        config: configuration for ``fusion-pl fit --config``.
     """
 
-    fusion: str
+    class_path: str
     inputs: tuple[str, ...]
     seed: int
     key: str
-    config: dict[str, Any] = field(compare=False)  # the key stands for it
+    config: dict[str, Any] = field(compare=False)  # the key contains its hash
 
     @property
     def name(self) -> str:
-        """Name of its folder: our heads by their class, others by their whole path, so that two Means stay apart."""
-        return f"{self.fusion.removeprefix(OURS)}-{'+'.join(self.inputs)}-{self.seed}"
+        """Folder name: built-in heads by class name, others by class path, so that two classes ``Mean`` differ."""
+        return f"{self.class_path.removeprefix(PACKAGE)}-{'+'.join(self.inputs)}-{self.seed}"
 
 
-def read_base(path: str) -> dict[str, Any]:
+def read_base_config(path: str) -> dict[str, Any]:
     """Read the configuration that all runs share.
 
     Raises:
-        UserError: where it is not a configuration with encoders and data.
+        UserError: if it is not a configuration with encoders and data.
     """
     if not Path(path).is_file():
         raise MissingFileError(
@@ -67,10 +67,10 @@ def read_base(path: str) -> dict[str, Any]:
     return {**base, "data": {"class_path": data} if isinstance(data, str) else data}
 
 
-def heads(wanted: str) -> list[str]:
-    """Return the class paths that ``all``, or names and class paths with commas between them, mean."""
+def head_class_paths(fusions: str) -> list[str]:
+    """Return the class paths for the value of ``--fusions``: ``all``, or names and class paths separated by commas."""
     known = [name for name in fusion_pl.fusion.__all__ if name != "Fusion"]
-    names = known if wanted == "all" else [name.strip() for name in wanted.split(",") if name.strip()]
+    names = known if fusions == "all" else [name.strip() for name in fusions.split(",") if name.strip()]
     for name in names:
         if "." not in name and name not in known:
             close = difflib.get_close_matches(name, known, n=1)
@@ -81,78 +81,84 @@ def heads(wanted: str) -> list[str]:
             )
     if not names:
         raise UserError("--fusions names no head: give all, or names with commas between them")
-    return list(dict.fromkeys(name if "." in name else OURS + name for name in names))
+    return list(dict.fromkeys(name if "." in name else PACKAGE + name for name in names))
 
 
-def input_sets(wanted: str, names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return the sets of inputs that ``each``, ``all``, ``each,all`` or ``subsets`` mean; the full one first."""
-    chosen: list[tuple[str, ...]] = []
-    for word in wanted.split(","):
-        if word.strip() == "all":
-            chosen.append(tuple(names))
-        elif word.strip() == "each":
-            chosen += [(name,) for name in names]
-        elif word.strip() == "subsets":
-            chosen += subsets(names)
-        else:
-            raise UserError(f"--inputs: {word.strip()!r} is none of each, all, subsets (commas between them)")
-    return sorted(dict.fromkeys(chosen), key=lambda one: (len(one) != len(names), len(one)))
+def input_sets(value: str, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the sets of inputs for the value of ``--inputs``, the full set first.
+
+    Args:
+        value: ``each``, ``all`` and ``subsets``, separated by commas.
+        names: all inputs.
+    """
+    options: dict[str, list[tuple[str, ...]]] = {
+        "all": [tuple(names)],
+        "each": [(name,) for name in names],
+        "subsets": subsets(names),
+    }
+    sets: list[tuple[str, ...]] = []
+    for word in map(str.strip, value.split(",")):
+        if word not in options:
+            raise UserError(f"--inputs: {word!r} is none of each, all, subsets (commas between them)")
+        sets += options[word]
+    return sorted(dict.fromkeys(sets), key=lambda inputs: (len(inputs) != len(names), len(inputs)))
 
 
-def plan(
-    base: dict[str, Any], fusions: str, inputs: str, seeds: int, extra: Sequence[str] = (), table: str = ""
-) -> list[Trial]:
-    """Return all runs: every head on all inputs, the baseline's on fewer, over the seeds.
+def plan_runs(
+    base: dict[str, Any], fusions: str, inputs: str, seeds: int, extra: Sequence[str] = (), table_hash: str = ""
+) -> list[Run]:
+    """Return all runs: every head on all inputs and the baseline on fewer, for each seed.
 
     Args:
         base: the shared configuration.
-        fusions: see ``heads``.
+        fusions: see ``head_class_paths``.
         inputs: see ``input_sets``.
-        seeds: how many, 1 or more.
+        seeds: number of seeds, at least 1.
         extra: further arguments of every ``fusion-pl fit``.
-        table: hash of the table that they read.
+        table_hash: see ``fusion_pl.analysis.keys.table_hash``.
     """
     names = tuple(base["model"]["encoders"])
-    chosen = heads(fusions)
-    baseline = BASELINE if BASELINE in chosen or len(chosen) > 1 else chosen[0]
+    heads = head_class_paths(fusions)
+    baseline = BASELINE if BASELINE in heads or len(heads) > 1 else heads[0]
     pairs = [
-        (fusion, one)
-        for one in input_sets(inputs, names)
-        for fusion in (chosen if len(one) == len(names) else [baseline])
+        (head, chosen)
+        for chosen in input_sets(inputs, names)
+        for head in (heads if len(chosen) == len(names) else [baseline])
     ]
-    return [trial_of(base, fusion, one, seed, extra, table) for seed in range(seeds) for fusion, one in pairs]
+    return [make_run(base, head, chosen, seed, extra, table_hash) for seed in range(seeds) for head, chosen in pairs]
 
 
-def trial_of(
+def make_run(
     base: dict[str, Any],
-    fusion: str,
+    class_path: str,
     inputs: tuple[str, ...],
     seed: int,
     extra: Sequence[str] = (),
-    table: str = "",
-) -> Trial:
+    table_hash: str = "",
+) -> Run:
     """Return one run.
 
     Args:
         base: the shared configuration.
-        fusion: class path of the head.
+        class_path: class of the head.
         inputs: names, some of those of the configuration in its order.
         seed: of the run.
         extra: further arguments of every ``fusion-pl fit``.
-        table: hash of the table that it reads.
+        table_hash: see ``fusion_pl.analysis.keys.table_hash``.
     """
     config = copy.deepcopy(base)
     model = config["model"]
     data = config["data"]["init_args"] = config["data"].get("init_args") or {}
-    own = model.get("fusion")
-    own = {"class_path": own} if isinstance(own, str) else own or {}
-    same = fusion in {own.get("class_path"), f"{OURS}{own.get('class_path')}"}
-    model["fusion"] = {**own, "class_path": fusion} if same else {"class_path": fusion}  # its arguments are its own
+    configured = model.get("fusion")
+    configured = {"class_path": configured} if isinstance(configured, str) else configured or {}
+    same_head = class_path in {configured.get("class_path"), f"{PACKAGE}{configured.get('class_path')}"}
+    # The arguments in the configuration belong to its own head only.
+    model["fusion"] = {**configured, "class_path": class_path} if same_head else {"class_path": class_path}
     if len(inputs) < len(model["encoders"]):
         model["encoders"] = {name: model["encoders"][name] for name in inputs}
         data["drop_empty"] = True
-        for option in OF_INPUTS:
+        for option in PER_INPUT_OPTIONS:
             if data.get(option):
                 data[option] = {name: value for name, value in data[option].items() if name in inputs}
     config["seed_everything"] = seed
-    return Trial(fusion, inputs, seed, key_of(config, extra, table), config)
+    return Run(class_path, inputs, seed, run_key(config, extra, table_hash), config)

@@ -1,4 +1,4 @@
-"""The report of a comparison: ``results.csv``, ``report.md`` and a self-contained ``report.html``."""
+"""Write the report of a comparison: ``results.csv``, ``report.md`` and a self-contained ``report.html``."""
 
 from __future__ import annotations
 
@@ -10,180 +10,177 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fusion_pl.analysis.page import PICTURES, Picture, Section, Table, html, markdown
-from fusion_pl.analysis.plots import accuracy_against_cost, accuracy_by_subset, svg
-from fusion_pl.analysis.result import ACCURACY, Result
+from fusion_pl.analysis.page import PICTURES, Picture, Section, Table, render
+from fusion_pl.analysis.plots import accuracy_against_cost, accuracy_by_subset, to_svg
+from fusion_pl.analysis.result import ACCURACY, RunResult
 from fusion_pl.analysis.statistics import wilson
-from fusion_pl.analysis.summary import COSTS, Row, Summary, grouped, summarise
-from fusion_pl.analysis.tables import NONE, apart, by_inputs, failures, ranking
+from fusion_pl.analysis.summary import COSTS, Row, Summary, group_by_label, summarise
+from fusion_pl.analysis.tables import NONE, failure_table, ranking_table, subset_table, unranked_table
 from fusion_pl.files import atomic_write
 from fusion_pl.training.figures import plot_missing_inputs
 
-HOW_TO_READ = (
+EXPLANATIONS = (
     (
         "best",
-        "the row of the highest accuracy on validation; each run's checkpoint, too, was chosen on validation alone. "
-        "The test split was used once for each run, at its end. Only rows that were measured on the same validation "
-        "and test samples are ranked; what was measured on others has a table of its own",
+        "the row with the highest validation accuracy; the checkpoint of each run is selected on validation as well. "
+        "The test split is used once per run, at its end. Only rows measured on the same validation and test samples "
+        "are ranked; the others have a table of their own",
     ),
-    ("±", "the standard deviation over seeds, which is left out where there is one"),
+    ("±", "the standard deviation over seeds; omitted for one seed"),
     (
         "95 % interval",
-        "how far the test accuracy could lie from the figure with other samples of the same kind. One seed: Wilson's "
-        "interval, which covers the samples alone. Several seeds: a bootstrap (2,000 draws, with a fixed seed) that "
-        "draws both the samples and the seeds again, widened to Wilson's interval where that is wider; with two or "
-        "three seeds it still knows little of what further seeds would bring. Intervals that overlap do not say that "
-        "two rows are alike: rows share their samples, so p is the sharper question",
+        "the confidence interval of the test accuracy. One seed: Wilson's interval, over the samples. Several seeds: a "
+        "bootstrap (2,000 resamples, with a fixed seed) over both samples and seeds, widened to Wilson's interval; "
+        "with two or three seeds it underestimates the variation between seeds. Overlapping intervals do not mean that "
+        "two rows are equally good: rows share their samples, so the paired p-value is more sensitive",
     ),
     (
-        "p against the best",
-        "from Wilcoxon's signed-rank test (two-sided) against the best row: for each test sample, how often it was "
-        "classified rightly over the seeds that both rows have; Holm's method corrects for the number of rows. A small "
-        "p, below 0.05 say, means such a difference would be rare if both were equally good on samples like these; a "
-        "large one means that these samples show no difference, not that there is none. It speaks of the models that "
-        "were trained: what another seed can change, the ± says",
+        "p-value against the best",
+        "from Wilcoxon's signed-rank test (two-sided) against the best row, on the number of correct predictions per "
+        "test sample over the seeds that both rows have; corrected for the number of rows by Holm's method. A small "
+        "value, such as below 0.05, means that such a difference is unlikely if both are equally good on samples like "
+        "these; a large value does not mean that they are equally good. The test is about the trained models; the "
+        "variation between seeds is in the standard deviation",
     ),
     (
         "costs",
-        "parameters are the trainable ones of the whole model; FLOPs are of a forward of one sample, milliseconds of a "
-        "forward of one batch. Memory is the peak of the run on a GPU; on a CPU it is what lives between forward and "
-        "backward of a batch: weights, gradients, activations. Where encoders are frozen, the first run encodes for "
-        "all others, so its training in seconds is longer",
+        "parameters are the trainable ones of the whole model; FLOPs are per sample of a forward pass, milliseconds "
+        "per forward pass of one batch. Memory is the peak of the run on a GPU; on a CPU it is the memory between "
+        "forward and backward pass of a batch: weights, gradients, activations. With frozen encoders, the first run "
+        "fills the cache for the others, so its training takes longer",
     ),
 )
-APART = (
+UNRANKED = (
     "These runs were validated and tested on other samples than the ranked ones: a run on fewer inputs leaves out the "
-    "samples that have none of them. Accuracies on other samples cannot be held against each other, so none of these "
-    "rows is ever the best. "
+    "samples that have none of them. Accuracies on different samples cannot be compared, so none of these rows is the "
+    "best. "
 )
-ON_THE_SAME = "What the other inputs add is seen in the last column: the best row on the test samples of this one."
+SAME_SAMPLES = "The last column has the accuracy of the best row on the test samples of the same line."
 COST_CAPTION = (
-    "Validation accuracy against {}. Blue: the Pareto front, which no other row beats in both. It shows validation, "
-    "since to choose by it on test would spoil the test. Only rows measured on the same samples are in it."
+    "Validation accuracy against {}. Blue: the Pareto front. The figure shows validation accuracy, because a head "
+    "selected on test accuracy would have an optimistic test accuracy. It has only rows measured on the same samples."
 )
-INPUTS = (
+SUBSETS = (
     "Each trained head, tested with only some of its inputs: mean over seeds, over the test samples that have at least "
-    f"one of them, of which the first line says how many. {NONE}: the head was not trained on all of these."
+    f"one of them; the first line has their number. {NONE}: the head was not trained on all of these inputs."
 )
-INPUTS_CAPTION = "Test accuracy in % of each head (down) with each set of inputs (across)."
+SUBSETS_CAPTION = "Test accuracy in % per head (row) and set of inputs (column)."
 MISSING_CAPTION = (
-    "Expected test accuracy of {} when cells go missing at random. Each straight line joins measured ends, with all "
-    "inputs and without that one; the dashed curve is for cells of every input, and mixes all choices of inputs. Both "
-    "are exact where every test sample has all inputs."
+    "Expected test accuracy of {} when cells are missing at random. Each straight line connects the measured "
+    "accuracies with all inputs and without one; the dashed curve, for cells of every input, is a mixture of all "
+    "subsets of inputs. Both are exact if every test sample has all inputs."
 )
 
 
-def write(
-    results: Sequence[Result], all_inputs: Sequence[str], folder: Path, base_config_name: str, besides: str = ""
-) -> None:
-    """Write the report.
+def write_report(
+    results: Sequence[RunResult], all_inputs: Sequence[str], folder: Path, config_name: str, note: str = ""
+) -> Summary:
+    """Write the report, and return what it summarises.
 
     Args:
-        results: of all runs, failed ones too.
+        results: of all runs, including failed ones.
         all_inputs: names in the order of the configuration.
-        folder: where to; it is made where it is not there.
-        base_config_name: what people know the configuration by.
-        besides: what else is in the folder, a sentence.
+        folder: destination; created if it does not exist.
+        config_name: name of the configuration in the title.
+        note: a further sentence for the first section.
     """
-    title = f"Comparison of fusions: {base_config_name}"
-    sections = _sections(results, all_inputs, besides)
-    files = {f"{PICTURES}/{one.name}.svg": one.image.decode() for section in sections for one in section.pictures}
-    files["results.csv"] = _csv(results, all_inputs)
-    files["report.md"] = markdown(title, sections)
-    files["report.html"] = html(title, sections)
+    title = f"Comparison of fusions: {config_name}"
+    summary = summarise(results, all_inputs)
+    sections = _sections(results, summary, all_inputs, note)
+    files = {f"{PICTURES}/{picture.name}.svg": picture.image.decode() for one in sections for picture in one.pictures}
+    files["results.csv"] = _csv(results, summary, all_inputs)
+    files["report.md"] = render("md", title, sections)
+    files["report.html"] = render("html", title, sections)
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             file.write(content)
+    return summary
 
 
-def _sections(results: Sequence[Result], all_inputs: Sequence[str], besides: str) -> list[Section]:
-    found = summarise(results, all_inputs)
-    finished = [*found.ranked, *found.apart]
-    sections = [Section("What was compared", f"{_facts(results, found)} {besides}".strip())]
-    if found.ranked:
-        sections.append(Section("Results", table=ranking(found.ranked)))
-    if others := apart(found):
-        sections.append(Section("Measured on other samples", APART + (ON_THE_SAME if found.best else ""), others))
+def _sections(results: Sequence[RunResult], summary: Summary, all_inputs: Sequence[str], note: str) -> list[Section]:
+    finished = [*summary.ranked, *summary.unranked]
+    sections = [Section("What was compared", f"{_overview(results, summary)} {note}".strip())]
+    if summary.ranked:
+        sections.append(Section("Results", table=ranking_table(summary.ranked)))
+    if unranked := unranked_table(summary):
+        sections.append(
+            Section("Measured on other samples", UNRANKED + (SAME_SAMPLES if summary.best else ""), unranked)
+        )
     if finished:
-        sections.append(Section("How to read it", table=Table(("", "what it says"), HOW_TO_READ, text=True)))
-    if failed := failures(found.rows):
-        sections.append(Section("What failed", table=failed))
-    if subsets := by_inputs(finished, all_inputs):
-        pictures = _pictures("inputs", INPUTS_CAPTION, accuracy_by_subset(finished, all_inputs))
-        sections.append(Section("Accuracy by inputs", INPUTS, subsets, pictures))
-    if costs := _costs(found.ranked):
-        sections.append(Section("What accuracy costs", pictures=costs))
-    if missing := _missing(found.ranked, all_inputs):
-        sections.append(Section("When inputs are missing", pictures=[missing]))
+        sections.append(Section("How to read it", table=Table(("", "meaning"), EXPLANATIONS, text=True)))
+    if failed := failure_table(summary.rows):
+        sections.append(Section("Failed runs", table=failed))
+    if subsets := subset_table(finished, all_inputs):
+        pictures = _pictures("inputs", SUBSETS_CAPTION, accuracy_by_subset(finished, all_inputs))
+        sections.append(Section("Accuracy per set of inputs", SUBSETS, subsets, pictures))
+    if costs := _cost_pictures(summary.ranked):
+        sections.append(Section("Accuracy against cost", pictures=costs))
+    if missing := _missing_pictures(summary.ranked, all_inputs):
+        sections.append(Section("Missing inputs", pictures=missing))
     commands = [
-        (f"{name}, seed {one.seed}", one.command)
-        for name, group in grouped(results, all_inputs).items()
-        for one in group
-        if one.command
+        (f"{label}, seed {result.seed}", result.command)
+        for label, group in group_by_label(results, all_inputs).items()
+        for result in group
+        if result.command
     ]
     if commands:
-        sections.append(Section("The command of each run", commands=commands))
+        sections.append(Section("Command of each run", commands=commands))
     return sections
 
 
-def _facts(results: Sequence[Result], found: Summary) -> str:
-    seeds = ", ".join(str(seed) for seed in sorted({one.seed for one in results})) or "none"
-    versions = ", ".join(sorted({one.version for one in results if one.version})) or "unknown"
-    done = sum(one.status == "done" for one in results)
-    if best := found.best:
-        among = f" of the {len(found.ranked)} that were measured on the same samples" if found.apart else ""
-        said = (
-            f"The best on validation{among} is {best.label}: {best.validation_samples[0]:,} validation and "
-            f"{best.test_samples[0]:,} test samples."
-        )
-    elif found.apart:
-        said = "No two heads were measured on the same samples, so there is no best one."
-    else:
-        said = "No run finished, so there is nothing to compare."
+def _overview(results: Sequence[RunResult], summary: Summary) -> str:
+    seeds = ", ".join(str(seed) for seed in sorted({result.seed for result in results})) or "none"
+    versions = ", ".join(sorted({result.version for result in results if result.version})) or "unknown"
+    done = sum(result.status == "done" for result in results)
     return (
-        f"{said} {len(found.rows)} rows, seeds {seeds}; {done} of {len(results)} runs finished; fusion-pl {versions}."
+        f"{summary.headline()} {len(summary.rows)} rows, seeds {seeds}; {done} of {len(results)} runs finished; "
+        f"fusion-pl {versions}."
     )
 
 
-def _costs(rows: Sequence[Row]) -> list[Picture]:
-    parameters = _pictures(
-        "parameters", COST_CAPTION.format("trainable parameters"), accuracy_against_cost(rows, "parameters")
+def _cost_pictures(rows: Sequence[Row]) -> list[Picture]:
+    parameters = accuracy_against_cost(rows, "parameters")
+    latency = accuracy_against_cost(rows, "latency_ms")
+    return [
+        *_pictures("parameters", COST_CAPTION.format("trainable parameters"), parameters),
+        *_pictures("latency", COST_CAPTION.format("milliseconds per forward pass of one batch"), latency),
+    ]
+
+
+def _missing_pictures(rows: Sequence[Row], all_inputs: Sequence[str]) -> list[Picture]:
+    best = next((row for row in rows if len(row.inputs) > 1), None)  # rows are sorted by validation accuracy
+    if best is None:
+        return []
+    names = [name for name in all_inputs if name in best.inputs]
+    return _pictures(
+        "missing", MISSING_CAPTION.format(best.label), plot_missing_inputs(best.subsets, names, best.label)
     )
-    latency = "milliseconds of a forward of one batch"
-    return parameters + _pictures("latency", COST_CAPTION.format(latency), accuracy_against_cost(rows, "latency_ms"))
-
-
-def _missing(rows: Sequence[Row], all_inputs: Sequence[str]) -> Picture | None:
-    best = next((row for row in rows if len(row.inputs) > 1), None)  # rows come in the order of validation
-    names = [name for name in all_inputs if best and name in best.inputs]
-    figure = plot_missing_inputs(best.subsets, names, best.label) if best else None
-    return Picture("missing", MISSING_CAPTION.format(best.label), svg(figure)) if best and figure else None
 
 
 def _pictures(name: str, caption: str, figure: Figure | None) -> list[Picture]:
-    return [Picture(name, caption, svg(figure))] if figure else []
+    return [Picture(name, caption, to_svg(figure))] if figure else []
 
 
-def _csv(results: Sequence[Result], all_inputs: Sequence[str]) -> str:
-    ranked = {row.label for row in summarise(results, all_inputs).ranked}
-    metrics = sorted({name for one in results for name in one.test})
-    subsets = sorted({key for one in results for key in one.subsets})
+def _csv(results: Sequence[RunResult], summary: Summary, all_inputs: Sequence[str]) -> str:
+    ranked = {row.label for row in summary.ranked}
+    metrics = sorted({name for result in results for name in result.test})
+    subsets = sorted({key for result in results for key in result.subsets})
     lines: list[dict[str, Any]] = [
         {
-            "label": name, "fusion": one.fusion, "class_path": one.class_path, "inputs": "+".join(one.inputs),
-            "seed": one.seed, "status": one.status, "reason": one.reason, "version": one.version,
-            "config": one.config, "validation": one.validation,
-            **{metric: one.test.get(metric) for metric in metrics},
-            **{f"test/accuracy({key})": one.subsets.get(key) for key in subsets},
-            "test_samples": len(one.correct) or None, "validation_samples": one.validation_samples,
-            "ranked": one.status == "done" and name in ranked, **_wilson(one),
-            **{key: getattr(one, key) for key in COSTS},
-            "batch_size": one.batch_size, "command": one.command,
+            "label": label, "fusion": result.head, "class_path": result.class_path, "inputs": "+".join(result.inputs),
+            "seed": result.seed, "status": result.status, "reason": result.reason, "version": result.version,
+            "config": result.key, "validation": result.validation_accuracy,
+            **{metric: result.test.get(metric) for metric in metrics},
+            **{f"test/accuracy({key})": result.subsets.get(key) for key in subsets},
+            "test_samples": len(result.correct) or None, "validation_samples": result.validation_samples,
+            "ranked": result.status == "done" and label in ranked, **_wilson_columns(result),
+            **{key: getattr(result, key) for key in COSTS},
+            "batch_size": result.batch_size, "command": result.command,
         }
-        for name, group in grouped(results, all_inputs).items()
-        for one in group
+        for label, group in group_by_label(results, all_inputs).items()
+        for result in group
     ]  # fmt: skip
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]) if lines else ["label"])
@@ -192,6 +189,6 @@ def _csv(results: Sequence[Result], all_inputs: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _wilson(result: Result) -> dict[str, float | None]:
+def _wilson_columns(result: RunResult) -> dict[str, float | None]:
     ends = wilson(result.test[ACCURACY], len(result.correct)) if result.status == "done" else (None, None)
     return {f"{ACCURACY}/{name}": end for name, end in zip(("low", "high"), ends, strict=True)}

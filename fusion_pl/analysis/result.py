@@ -1,13 +1,17 @@
-"""What one training run of a comparison leaves behind, as plain data."""
+"""The result of one run of a comparison, stored as JSON."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from jsonargparse import ArgumentError, ArgumentParser
+
+from fusion_pl.cli.parse_errors import explain
 from fusion_pl.files import atomic_write
 from fusion_pl.types import UserError
 
@@ -15,57 +19,55 @@ ACCURACY = "test/accuracy"
 
 
 @dataclass(frozen=True)
-class Result:
-    """One head, trained with one seed on some of the inputs.
+class RunResult:
+    """Result of training one head with one seed on some of the inputs.
 
     Attributes:
-        fusion: the head's class, such as ``Concat``.
-        class_path: where that class is.
+        class_path: class of the head, such as ``fusion_pl.fusion.Concat``.
         inputs: the inputs it was trained on, in the order of the configuration.
         seed: of the weights and of the order of samples.
-        status: whether it came to its end.
+        status: whether the run finished.
         reason: why it failed, one sentence.
         version: of fusion-pl.
-        config: the trial's key: hashes of the complete configuration, of the table, and of the libraries' versions.
+        key: the run's key: hashes of the complete configuration, of the table, and of the library versions.
         command: reproduces this run.
-        validation: accuracy of the chosen checkpoint on validation, 0 to 1.
-        validation_samples: how many that were.
-        validated: hash of their ids and classes; only runs with the same one can be ranked.
+        validation_accuracy: of the selected checkpoint, 0 to 1.
+        validation_samples: number of validation samples.
+        validation_hash: hash of their ids and classes; only runs with the same hash can be ranked.
         test: metrics of that checkpoint, such as ``test/accuracy``.
-        correct: one character a test sample, 1 where it was classified rightly; the same order in every run.
-        ids: of these test samples, in the same order.
-        tested: hash of their ids and classes; only runs with the same one can be ranked or paired.
-        subsets: accuracy on test with only these inputs, over the samples that have one of them. A key joins the names
-            by ``+`` in the order of the configuration; the full set is among them.
-        subset_samples: how many those are, by the same keys.
+        correct: one character per test sample, 1 where it was classified correctly; the same order in every run.
+        ids: ids of these test samples, in the same order.
+        test_hash: hash of their ids and classes; only runs with the same hash can be ranked or paired.
+        subsets: test accuracy with only these inputs, over the samples that have at least one of them. A key joins the
+            names by ``+`` in the order of the configuration; the full set is included.
+        subset_samples: number of samples behind each entry of ``subsets``.
         seconds: training time.
         parameters: trainable ones of the whole model.
-        head_parameters: of the head.
-        flops: floating-point operations of a forward, for one sample.
-        latency_ms: milliseconds of a forward, for one batch.
-        step_ms: milliseconds of a forward and backward, for the same batch.
+        head_parameters: parameters of the head.
+        flops: floating-point operations of a forward pass, per sample.
+        latency_ms: milliseconds per forward pass of one batch.
+        step_ms: milliseconds per forward and backward pass of the same batch.
         batch_size: samples of that batch.
         memory_mb: on a GPU the peak of the run; on a CPU weights, gradients and activations of one batch.
     """
 
-    fusion: str
     class_path: str
     inputs: tuple[str, ...]
     seed: int
     status: Literal["done", "failed"]
     reason: str = ""
     version: str = ""
-    config: str = ""
+    key: str = ""
     command: str = ""
-    validation: float | None = None
+    validation_accuracy: float | None = None
     validation_samples: int | None = None
-    validated: str = ""
+    validation_hash: str = ""
     test: dict[str, float] = field(default_factory=dict)
     correct: str = ""
     ids: tuple[str, ...] = ()
-    tested: str = ""
+    test_hash: str = ""
     subsets: dict[str, float] = field(default_factory=dict)
-    subset_samples: dict[str, float] = field(default_factory=dict)
+    subset_samples: dict[str, int] = field(default_factory=dict)
     seconds: float | None = None
     parameters: int | None = None
     head_parameters: int | None = None
@@ -76,102 +78,67 @@ class Result:
     memory_mb: float | None = None
 
     def __post_init__(self) -> None:
+        run = f"the run of {self.head} with seed {self.seed}"
+        if not self.inputs:
+            raise UserError(f"{run} has no inputs")
         if self.status == "failed":
             return
-        where = f"the finished run of {self.fusion} with seed {self.seed}"
-        for name, value in {"validation": self.validation, ACCURACY: self.test.get(ACCURACY)}.items():
+        for name, value in {"validation": self.validation_accuracy, ACCURACY: self.test.get(ACCURACY)}.items():
             if value is None or not 0 <= value <= 1:  # NaN is in no range
-                raise UserError(f"{where} has {name} = {value}; expected an accuracy from 0 to 1: run it again")
+                raise UserError(f"{run} has {name} = {value}; expected an accuracy from 0 to 1")
         if not self.correct or set(self.correct) - {"0", "1"}:
-            raise UserError(f"{where} does not say by 0 and 1 which test samples were right: run it again")
+            raise UserError(f"{run} does not say by 0 and 1 which test samples were correct")
         if len(self.ids) != len(self.correct) or not self.validation_samples:
-            raise UserError(f"{where} does not say on which samples it was measured: run it again")
+            raise UserError(f"{run} does not say on which samples it was measured")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what ``from_dict`` reads, ready for JSON."""
-        return asdict(self) | {"inputs": list(self.inputs), "ids": list(self.ids)}
+    @property
+    def head(self) -> str:
+        """Class name of the head, such as ``Concat``."""
+        return self.class_path.rpartition(".")[2]
 
     def write(self, path: Path) -> None:
-        """Write what ``read`` reads."""
+        """Write the result as JSON."""
         with atomic_write(path) as file:
-            json.dump(self.to_dict(), file, indent=1)
+            json.dump(asdict(self), file, indent=1)
 
     @classmethod
-    def read(cls, path: Path) -> Result:
-        """Read a result's file.
+    def read(cls, path: Path) -> RunResult:
+        """Read what ``write`` wrote.
 
         Raises:
-            UserError: where it is damaged, or of another version.
+            UserError: if the file is damaged, or a field is missing, unknown or of another type.
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # no JSON, or no UTF-8
-            raise UserError(f"{path} is damaged ({error}): delete the file and compare again") from error
-        return cls.from_dict(data, str(path))
-
-    @classmethod
-    def from_dict(cls, data: object, source: str = "the result") -> Result:
-        """Read what ``to_dict`` wrote.
-
-        Args:
-            data: a parsed JSON document.
-            source: its file, for messages.
-
-        Raises:
-            UserError: where a field is missing, unknown or of another type.
-
-        Example:
-            >>> Result.from_dict({"fusion": "Mean"}, "runs/1.json")
-            Traceback (most recent call last):
-            fusion_pl.types.UserError: runs/1.json lacks 'class_path': delete the file and compare again
-        """
-        if not isinstance(data, dict):
-            raise UserError(f"{source} is no JSON object: delete the file and compare again")
-        for part in fields(cls):
-            if part.name not in data:
-                raise UserError(f"{source} lacks {part.name!r}: delete the file and compare again")
-        return cls(**{key: _checked(key, value, source) for key, value in data.items()})
+            if not isinstance(data, dict):
+                raise ValueError("expected a JSON object")
+            return cls(**_parser().parse_object(data).as_dict())
+        except ArgumentError as error:
+            problem = explain(error, _parser(), []).partition("; give ")[0]
+        except ValueError as error:  # not JSON, not UTF-8, or values that contradict each other
+            problem = str(error)
+        raise UserError(f"{path} is damaged ({problem}): delete the file and compare again")
 
 
-def label(result: Result, all_inputs: Sequence[str]) -> str:
-    """Name a run for people: by its head, or by its inputs where it did not get all of them.
+@functools.cache
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(RunResult)
+    return parser
+
+
+def run_label(result: RunResult, all_inputs: Sequence[str]) -> str:
+    """Return the label of a run: its head, or its inputs if it was trained on fewer than all.
 
     Args:
         result: of a run.
         all_inputs: of the configuration.
 
     Example:
-        >>> run = Result("Mean", "fusion_pl.fusion.Mean", ("text",), seed=0, status="failed")
-        >>> label(run, ["text", "image"]), label(run, ["text"])
+        >>> run = RunResult("fusion_pl.fusion.Mean", ("text",), seed=0, status="failed")
+        >>> run_label(run, ["text", "image"]), run_label(run, ["text"])
         ('text alone', 'Mean')
     """
     if set(result.inputs) == set(all_inputs):
-        return result.fusion
+        return result.head
     return f"{result.inputs[0]} alone" if len(result.inputs) == 1 else " + ".join(result.inputs)
-
-
-def _checked(key: str, value: Any, source: str) -> Any:
-    hints = {part.name: str(part.type) for part in fields(Result)}
-    if key not in hints:
-        raise UserError(f"{source} has an unknown field {key!r}: it is of another version; delete it and compare again")
-    hint = hints[key]
-    if value is None and "None" in hint:
-        return None
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint.startswith("float") and number:
-        return float(value)
-    if hint.startswith("int") and number and isinstance(value, int):
-        return value
-    if hint.startswith("dict") and isinstance(value, dict):
-        return {str(name): _fraction(f"{key}.{name}", item, source) for name, item in value.items()}
-    if hint.startswith("tuple") and isinstance(value, (list, tuple)) and (value or key == "ids"):
-        return tuple(str(name) for name in value)
-    if (hint == "str" and isinstance(value, str)) or (hint.startswith("Literal") and value in {"done", "failed"}):
-        return value
-    raise UserError(f"{source}: {key!r} is {value!r}, expected {hint}: delete the file and compare again")
-
-
-def _fraction(key: str, value: Any, source: str) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    raise UserError(f"{source}: {key!r} is {value!r}, expected a number: delete the file and compare again")

@@ -1,4 +1,4 @@
-"""What a set of runs says: one row per head, which row is best, and which rows can be ranked against each other."""
+"""Aggregate runs over seeds: one row per head, the best row, and the rows that can be ranked against each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Shaped
 from numpy.typing import NDArray
 
-from fusion_pl.analysis.result import ACCURACY, Result, label
+from fusion_pl.analysis.result import ACCURACY, RunResult, run_label
 from fusion_pl.analysis.statistics import accuracy_interval, holm, signed_rank
 from fusion_pl.metrics import subsets
 from fusion_pl.types import UserError
@@ -22,25 +22,25 @@ COSTS = ("parameters", "head_parameters", "flops", "latency_ms", "step_ms", "sec
 
 
 @dataclass(frozen=True)
-class Spread:
+class MeanStd:
     """Mean and standard deviation over seeds.
 
     Attributes:
         mean: over the seeds.
-        deviation: of the sample (n − 1); 0 where there is one seed, which says nothing about the spread.
-        count: of seeds.
+        std: sample standard deviation (n − 1); 0 for one seed.
+        count: number of seeds.
     """
 
     mean: float
-    deviation: float
+    std: float
     count: int
 
 
-class Samples(NamedTuple):
-    """What accuracies were measured on: hashes of the ids and classes of the test and the validation samples."""
+class SplitHashes(NamedTuple):
+    """Hashes of the ids and classes of the test and validation samples that accuracies were measured on."""
 
-    tested: str
-    validated: str
+    test: str
+    validation: str
 
 
 @dataclass(frozen=True)
@@ -48,76 +48,76 @@ class Row:
     """All runs of one head on the same inputs.
 
     Attributes:
-        label: the head, or the inputs where it did not get all of them.
-        inputs: what it was trained on.
-        runs: those that finished, by seed.
-        failed: seed -> why it failed.
+        label: the head, or the inputs if it was trained on fewer than all.
+        inputs: it was trained on.
+        runs: seed -> finished run.
+        failed: seed -> reason.
     """
 
     label: str
     inputs: tuple[str, ...]
-    runs: dict[int, Result]
+    runs: dict[int, RunResult]
     failed: dict[int, str]
 
     @property
-    def samples(self) -> Samples | None:
-        """What all of its runs were measured on; None where no run finished, or they do not agree."""
-        found = {Samples(one.tested, one.validated) for one in self.runs.values()}
-        return found.pop() if len(found) == 1 else None
+    def splits(self) -> SplitHashes | None:
+        """Samples of all runs; None if no run finished, or their samples differ."""
+        hashes = {SplitHashes(run.test_hash, run.validation_hash) for run in self.runs.values()}
+        return hashes.pop() if len(hashes) == 1 else None
 
     @property
     def test_samples(self) -> list[int]:
-        """How many test samples its runs had: one number, unless they do not agree."""
-        return sorted({len(one.correct) for one in self.runs.values()})
+        """Numbers of test samples: one, unless the runs differ."""
+        return sorted({len(run.correct) for run in self.runs.values()})
 
     @property
     def validation_samples(self) -> list[int]:
-        """How many validation samples its runs had: one number, unless they do not agree."""
-        return sorted({one.validation_samples or 0 for one in self.runs.values()})
+        """Numbers of validation samples: one, unless the runs differ."""
+        return sorted({run.validation_samples or 0 for run in self.runs.values()})
 
     @property
-    def validation(self) -> Spread | None:
-        """Accuracy on validation, 0 to 1; None where no run finished."""
-        return _spread([one.validation for one in self.runs.values() if one.validation is not None])
+    def validation(self) -> MeanStd | None:
+        """Validation accuracy, 0 to 1; None if no run finished."""
+        return _mean_std([run.validation_accuracy for run in self.runs.values() if run.validation_accuracy is not None])
 
     @property
-    def test(self) -> Spread | None:
-        """Accuracy on test, 0 to 1; None where no run finished."""
-        return _spread([one.test[ACCURACY] for one in self.runs.values()])
+    def test(self) -> MeanStd | None:
+        """Test accuracy, 0 to 1; None if no run finished."""
+        return _mean_std([run.test[ACCURACY] for run in self.runs.values()])
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval of the accuracy on test; None where there are no samples that all runs share."""
-        return accuracy_interval(np.stack([correct(one) for one in self.runs.values()])) if self.samples else None
+        """95 % confidence interval of the test accuracy; None unless all runs have the same samples."""
+        return accuracy_interval(np.stack([correct_array(run) for run in self.runs.values()])) if self.splits else None
 
     @property
     def subsets(self) -> dict[str, float]:
-        """Mean accuracy on test by the inputs that were left, joined by ``+``."""
+        """Inputs joined by ``+`` -> mean test accuracy with only these."""
         runs = self.runs.values()
         return {
-            key: fmean(one.subsets[key] for one in runs if key in one.subsets) for one in runs for key in one.subsets
+            key: fmean(run.subsets[key] for run in runs if key in run.subsets) for one in runs for key in one.subsets
         }
 
     @property
     def costs(self) -> dict[str, float]:
         """Mean of each of ``COSTS`` that was measured."""
-        found = {key: [v for one in self.runs.values() if (v := getattr(one, key)) is not None] for key in COSTS}
-        return {key: fmean(values) for key, values in found.items() if values}
+        values = {key: [v for run in self.runs.values() if (v := getattr(run, key)) is not None] for key in COSTS}
+        return {key: fmean(measured) for key, measured in values.items() if measured}
 
     @property
     def batch_size(self) -> int | None:
         """Samples of the batch that ``costs["latency_ms"]`` was measured with."""
-        return next((one.batch_size for one in self.runs.values()), None)
+        return next((run.batch_size for run in self.runs.values()), None)
 
 
-def _spread(values: list[float]) -> Spread | None:
+def _mean_std(values: list[float]) -> MeanStd | None:
     if not values:
         return None
-    return Spread(fmean(values), stdev(values) if len(values) > 1 else 0.0, len(values))
+    return MeanStd(fmean(values), stdev(values) if len(values) > 1 else 0.0, len(values))
 
 
-def correct(result: Result) -> Shaped[NDArray[np.int64], " N"]:
-    """Return which test samples a run classified rightly."""
+def correct_array(result: RunResult) -> Shaped[NDArray[np.int64], " N"]:
+    """Return 1 for each test sample that a run classified correctly, else 0."""
     return np.frombuffer(result.correct.encode(), dtype=np.uint8).astype(np.int64) - ord("0")
 
 
@@ -126,32 +126,44 @@ class Summary:
     """The rows of a comparison.
 
     Attributes:
-        ranked: measured on the same validation and test samples; the best on *validation* first, never looking at test.
-            Of equal rows the one with fewer parameters comes first.
-        apart: measured on other samples, so that their accuracies cannot be held against those of ``ranked``.
-        failed: without a finished run.
+        ranked: rows measured on the same validation and test samples, sorted by *validation* accuracy, never by test;
+            rows with equal accuracy by the number of parameters.
+        unranked: rows measured on other samples, whose accuracies cannot be compared with those of ``ranked``.
+        failed: rows without a finished run.
     """
 
     ranked: list[Row]
-    apart: list[Row]
+    unranked: list[Row]
     failed: list[Row]
 
     @property
     def rows(self) -> list[Row]:
-        """All of them."""
-        return [*self.ranked, *self.apart, *self.failed]
+        """All rows."""
+        return [*self.ranked, *self.unranked, *self.failed]
 
     @property
     def best(self) -> Row | None:
-        """The row that validation chose, or None where there is nothing to choose from."""
+        """The row with the highest validation accuracy; None if no rows are ranked."""
         return self.ranked[0] if self.ranked else None
 
+    def headline(self) -> str:
+        """Return a sentence that names the best row, or says why there is none."""
+        if best := self.best:
+            ranked = f" of the {len(self.ranked)} rows measured on the same samples" if self.unranked else ""
+            return (
+                f"The best{ranked} on validation is {best.label}: {best.validation_samples[0]:,} validation and "
+                f"{best.test_samples[0]:,} test samples."
+            )
+        if self.unranked:
+            return "No two heads were measured on the same samples, so there is no best one."
+        return "No run finished, so there is nothing to compare."
 
-def summarise(results: Iterable[Result], all_inputs: Sequence[str]) -> Summary:
-    """Summarise the runs.
 
-    Ranked are the rows that share their samples with most of the rows that got all inputs; where no such row finished,
-    all rows if they share their samples, else none.
+def summarise(results: Iterable[RunResult], all_inputs: Sequence[str]) -> Summary:
+    """Aggregate and rank the runs.
+
+    Ranked are the rows on the same samples as most of the rows with all inputs; if no row with all inputs finished,
+    all rows if they have the same samples, else none.
 
     Args:
         results: of the runs.
@@ -161,99 +173,100 @@ def summarise(results: Iterable[Result], all_inputs: Sequence[str]) -> Summary:
         Row(
             name,
             group[0].inputs,
-            {one.seed: one for one in group if one.status == "done"},
-            {one.seed: one.reason for one in group if one.status == "failed"},
+            {result.seed: result for result in group if result.status == "done"},
+            {result.seed: result.reason for result in group if result.status == "failed"},
         )
-        for name, group in grouped(results, all_inputs).items()
+        for name, group in group_by_label(results, all_inputs).items()
     ]
-    done = sorted((row for row in rows if row.runs), key=_rank)
-    samples = _reference([row for row in done if set(row.inputs) == set(all_inputs)])
-    if samples is None and len({row.samples for row in done}) == 1:
-        samples = done[0].samples
-    ranked = [row for row in done if samples and row.samples == samples]
+    done = sorted((row for row in rows if row.runs), key=_sort_key)
+    splits = _most_common_splits([row for row in done if set(row.inputs) == set(all_inputs)])
+    if splits is None and len({row.splits for row in done}) == 1:
+        splits = done[0].splits
+    ranked = [row for row in done if splits and row.splits == splits]
     return Summary(ranked, [row for row in done if row not in ranked], [row for row in rows if not row.runs])
 
 
-def _rank(row: Row) -> tuple[float, float, str]:
+def _sort_key(row: Row) -> tuple[float, float, str]:
     return (-row.validation.mean if row.validation else 1.0, row.costs.get("parameters", float("inf")), row.label)
 
 
-def _reference(rows: Sequence[Row]) -> Samples | None:
-    counts = Counter(row.samples for row in rows if row.samples)
+def _most_common_splits(rows: Sequence[Row]) -> SplitHashes | None:
+    counts = Counter(row.splits for row in rows if row.splits)
     return counts.most_common(1)[0][0] if counts else None
 
 
-def grouped(results: Iterable[Result], all_inputs: Sequence[str]) -> dict[str, list[Result]]:
-    """Put the seeds of one head on the same inputs together, by label, in the order in which they came.
+def group_by_label(results: Iterable[RunResult], all_inputs: Sequence[str]) -> dict[str, list[RunResult]]:
+    """Group the seeds of one head on the same inputs by label, in the order of the results.
 
-    Heads that would share a label (two heads on the same subset of inputs, two classes of one name) are told apart.
+    Labels that two heads would share (two heads on the same subset of inputs, two classes of one name) are extended by
+    the head or its class path.
 
     Raises:
-        UserError: where one seed of a head is there twice.
+        UserError: if a head has two results with the same seed.
     """
     results = list(results)
-    paths: dict[str, set[str]] = {}
-    for one in results:
-        paths.setdefault(one.fusion, set()).add(one.class_path)
-        paths.setdefault(label(one, all_inputs), set()).add(one.class_path)
-    groups: dict[str, list[Result]] = {}
-    for one in results:
-        name = label(one, all_inputs)
-        if len(paths[name]) > 1:
-            head = one.fusion if len(paths[one.fusion]) == 1 else one.class_path
-            name = head if set(one.inputs) == set(all_inputs) else f"{name} ({head})"
+    class_paths: dict[str, set[str]] = {}
+    for result in results:
+        class_paths.setdefault(result.head, set()).add(result.class_path)
+        class_paths.setdefault(run_label(result, all_inputs), set()).add(result.class_path)
+    groups: dict[str, list[RunResult]] = {}
+    for result in results:
+        name = run_label(result, all_inputs)
+        if len(class_paths[name]) > 1:
+            head = result.head if len(class_paths[result.head]) == 1 else result.class_path
+            name = head if set(result.inputs) == set(all_inputs) else f"{name} ({head})"
         group = groups.setdefault(name, [])
-        if any(other.seed == one.seed for other in group):
-            raise UserError(f"{name} has two results with seed {one.seed}: keep one of them")
-        group.append(one)
+        if any(other.seed == result.seed for other in group):
+            raise UserError(f"{name} has two results with seed {result.seed}: keep one of them")
+        group.append(result)
     return groups
 
 
-def subsets_of(rows: Iterable[Row], all_inputs: Sequence[str]) -> list[str]:
-    """Return the subsets of inputs that some row was tested with, the small ones first."""
-    known = {key for row in rows for key in row.subsets}
-    return [key for key in map("+".join, subsets(all_inputs)) if key in known]
+def measured_subsets(rows: Iterable[Row], all_inputs: Sequence[str]) -> list[str]:
+    """Return the subsets of inputs that some row was tested with, by increasing size."""
+    tested = {key for row in rows for key in row.subsets}
+    return [key for key in map("+".join, subsets(all_inputs)) if key in tested]
 
 
-def paired(rows: Sequence[Row]) -> dict[str, float]:
-    """Test each row against the first one: the chance of such a difference if both were equally good.
+def paired_p_values(rows: Sequence[Row]) -> dict[str, float]:
+    """Test each row against the first one.
 
-    On every test sample the correctness is averaged over the seeds that both rows have; the differences go through
-    Wilcoxon's signed-rank test (two-sided), the p-values through Holm's correction. The samples are what is drawn at
-    random here: it is a statement about these trained models. Left out are rows that share no seed with the first one.
+    Per test sample, the number of correct predictions is summed over the seeds that both rows have; the differences are
+    tested by Wilcoxon's signed-rank test (two-sided), and the p-values corrected by Holm's method. The test is over
+    samples, so it is a statement about these trained models. Rows without a common seed are left out.
 
     Source: Wilcoxon 1945, Holm 1979.
 
     Args:
-        rows: measured on the same samples, the best one first.
+        rows: measured on the same samples, the best first.
 
     Returns:
-        Label -> corrected p-value; the first row is not in it.
+        Label -> corrected p-value, without the first row.
     """
-    values = {}
+    p_values = {}
     for row in rows[1:]:
-        assert row.samples == rows[0].samples
-        if shared := sorted(rows[0].runs.keys() & row.runs.keys()):
-            # Sums instead of means: the ranks are the same, and equal ones stay exactly equal.
-            values[row.label] = signed_rank(
-                np.sum([correct(rows[0].runs[seed]) - correct(row.runs[seed]) for seed in shared], axis=0)
+        assert row.splits == rows[0].splits
+        if seeds := sorted(rows[0].runs.keys() & row.runs.keys()):
+            # Sums instead of means: the ranks are the same, and ties stay exact.
+            p_values[row.label] = signed_rank(
+                np.sum([correct_array(rows[0].runs[seed]) - correct_array(row.runs[seed]) for seed in seeds], axis=0)
             )
-    return holm(values)
+    return holm(p_values)
 
 
-def on_the_same(best: Row, other: Row) -> float | None:
-    """Return the best row's accuracy on the samples that another row was tested on, over its own seeds.
+def accuracy_on_samples_of(best: Row, other: Row) -> float | None:
+    """Return the accuracy of the best row on the test samples of another row, averaged over its own seeds.
 
-    None where it was not tested on all of them, or where names of samples say nothing, since some have the same.
+    None if it was not tested on all of them, or if ids are not unique.
     """
-    shares = []
-    wanted = {one.ids for one in other.runs.values()}
-    for one in best.runs.values():
-        right = dict(zip(one.ids, correct(one).tolist(), strict=True))
-        if len(wanted) != 1 or len(right) != len(one.ids):
+    accuracies = []
+    other_ids = {run.ids for run in other.runs.values()}
+    for run in best.runs.values():
+        correct = dict(zip(run.ids, correct_array(run).tolist(), strict=True))
+        if len(other_ids) != 1 or len(correct) != len(run.ids):
             return None
-        (ids,) = wanted
-        if len(set(ids)) != len(ids) or not right.keys() >= set(ids):
+        (ids,) = other_ids
+        if len(set(ids)) != len(ids) or not correct.keys() >= set(ids):
             return None
-        shares.append(fmean(right[name] for name in ids))
-    return fmean(shares)
+        accuracies.append(fmean(correct[name] for name in ids))
+    return fmean(accuracies)

@@ -1,47 +1,71 @@
-"""The tables of a comparison's report: what is ranked, what stands apart, what failed, accuracy by inputs."""
+"""The tables of the report: ranked rows, rows on other samples, failures, accuracy per subset of inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from fusion_pl.analysis.page import Table
-from fusion_pl.analysis.summary import Row, Spread, Summary, on_the_same, paired, subsets_of
+from fusion_pl.analysis.summary import MeanStd, Row, Summary, accuracy_on_samples_of, measured_subsets, paired_p_values
 
 NONE = "–"
 
 
-def ranking(rows: Sequence[Row]) -> Table:
-    """Return the rows that were measured on the same samples, the best one first and marked.
+def ranking_table(rows: Sequence[Row]) -> Table:
+    """Return the table of rows on the same samples, with the best one highlighted.
 
     Args:
         rows: see ``Summary.ranked``; at least one.
     """
     header = (
         "head", "seeds", "test samples", "test accuracy in %", "95 % interval", "validation accuracy in %",
-        "p against the best", "parameters", "of the head", "FLOPs a sample", "ms a batch (samples)", "training in s",
-        "memory in MB",
+        "p-value against the best", "parameters", "of the head", "FLOPs per sample", "ms per batch (samples)",
+        "training in s", "memory in MB",
     )  # fmt: skip
-    chances = paired(rows) | {rows[0].label: None}
-    return Table(header, [(*_measured(row), _chance(row, chances), *_costs(row)) for row in rows], best=True)
+    p_values = paired_p_values(rows)
+    cells = ["best", *(_p_value(p_values.get(row.label)) for row in rows[1:])]
+    lines = [(*_accuracy(row), cell, *_costs(row)) for row, cell in zip(rows, cells, strict=True)]
+    return Table(header, lines, best=True)
 
 
-def apart(summary: Summary) -> Table | None:
-    """Return the rows that were measured on other samples; none of them is best."""
-    if not summary.apart:
+def unranked_table(summary: Summary) -> Table | None:
+    """Return the table of rows on other samples, with the accuracy of the best head on the same samples."""
+    if not summary.unranked:
         return None
     best = summary.best
     header = ["head", "seeds", "test samples", "test accuracy in %", "95 % interval", "validation accuracy in %"]
     header.append("validation samples")
-    lines = [[*_measured(row), _counts(row.validation_samples)] for row in summary.apart]
+    lines = [[*_accuracy(row), _counts(row.validation_samples)] for row in summary.unranked]
     if best:
         header.append(f"{best.label} on the same test samples, in %")
-        for row, line in zip(summary.apart, lines, strict=True):
-            share = on_the_same(best, row)
-            line.append(NONE if share is None else f"{100 * share:.2f}")
+        for row, line in zip(summary.unranked, lines, strict=True):
+            line.append(_number(accuracy_on_samples_of(best, row), digits=2, scale=100.0))
     return Table(tuple(header), [tuple(line) for line in lines])
 
 
-def _measured(row: Row) -> tuple[str, ...]:
+def failure_table(rows: Sequence[Row]) -> Table | None:
+    """Return the table of failed runs and their reasons."""
+    lines = []
+    for row in rows:
+        for reason in dict.fromkeys(row.failed.values()):
+            seeds = ", ".join(str(seed) for seed, text in row.failed.items() if text == reason)
+            lines.append((row.label, seeds, reason))
+    return Table(("head", "seeds", "reason"), lines, text=True) if lines else None
+
+
+def subset_table(rows: Sequence[Row], all_inputs: Sequence[str]) -> Table | None:
+    """Return the table of the accuracy with each subset of inputs, over the samples that have at least one of them."""
+    if not (subsets := measured_subsets(rows, all_inputs)):
+        return None
+    accuracies = [
+        (row.label, *(_number(row.subsets.get(key), scale=100.0) for key in subsets)) for row in rows if row.subsets
+    ]
+    runs = [run for row in rows for run in row.runs.values()]
+    counts = [sorted({run.subset_samples[key] for run in runs if key in run.subset_samples}) for key in subsets]
+    lines = [("test samples", *map(_counts, counts)), *accuracies]
+    return Table(("test accuracy in %", *(key.replace("+", " + ") for key in subsets)), lines)
+
+
+def _accuracy(row: Row) -> tuple[str, ...]:
     count = len(row.runs) + len(row.failed)
     return (
         row.label,
@@ -54,70 +78,40 @@ def _measured(row: Row) -> tuple[str, ...]:
 
 
 def _costs(row: Row) -> tuple[str, ...]:
-    cost = row.costs
-    milliseconds = _number(cost.get("latency_ms"))
+    costs = row.costs
+    milliseconds = _number(costs.get("latency_ms"))
     return (
-        _short(cost.get("parameters")),
-        _short(cost.get("head_parameters")),
-        _short(cost.get("flops")),
+        _with_unit(costs.get("parameters")),
+        _with_unit(costs.get("head_parameters")),
+        _with_unit(costs.get("flops")),
         f"{milliseconds} ({row.batch_size})" if row.batch_size else milliseconds,
-        _number(cost.get("seconds")),
-        _number(cost.get("memory_mb"), digits=0),
+        _number(costs.get("seconds")),
+        _number(costs.get("memory_mb"), digits=0),
     )
 
 
-def _chance(row: Row, chances: dict[str, float | None]) -> str:
-    if row.label not in chances:
-        return NONE
-    chance = chances[row.label]
-    if chance is None:
-        return "best"
-    return "< 0.001" if chance < 0.001 else f"{chance:.3f}"
+def _p_value(value: float | None) -> str:
+    return "< 0.001" if value is not None and value < 0.001 else _number(value, digits=3)
 
 
 def _counts(counts: Sequence[int]) -> str:
     return " to ".join(f"{count:,}" for count in dict.fromkeys([counts[0], counts[-1]])) if counts else NONE
 
 
-def _percent(spread: Spread | None) -> str:
-    if spread is None:
+def _percent(value: MeanStd | None) -> str:
+    if value is None:
         return NONE
-    return f"{100 * spread.mean:.2f}" + (f" ± {100 * spread.deviation:.2f}" if spread.count > 1 else "")
+    return f"{100 * value.mean:.2f}" + (f" ± {100 * value.std:.2f}" if value.count > 1 else "")
 
 
-def _number(value: float | None, digits: int = 1) -> str:
-    return NONE if value is None else f"{value:,.{digits}f}"
+def _number(value: float | None, digits: int = 1, scale: float = 1.0) -> str:
+    return NONE if value is None else f"{scale * value:,.{digits}f}"
 
 
-def _short(value: float | None) -> str:
+def _with_unit(value: float | None) -> str:
     if value is None:
         return NONE
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= size:
             return f"{value / size:,.1f}{unit}"
     return f"{value:.0f}"
-
-
-def failures(rows: Sequence[Row]) -> Table | None:
-    """Return why runs failed."""
-    lines = []
-    for row in rows:
-        for reason in dict.fromkeys(row.failed.values()):
-            seeds = ", ".join(str(seed) for seed, why in row.failed.items() if why == reason)
-            lines.append((row.label, seeds, reason))
-    return Table(("head", "seeds", "reason"), lines, text=True) if lines else None
-
-
-def by_inputs(rows: Sequence[Row], all_inputs: Sequence[str]) -> Table | None:
-    """Return the accuracy of each trained head with each subset of its inputs, over the samples that have one."""
-    if not (subsets := subsets_of(rows, all_inputs)):
-        return None
-    shares = [(row.label, *(_share(row.subsets.get(key)) for key in subsets)) for row in rows if row.subsets]
-    runs = [one for row in rows for one in row.runs.values()]
-    counts = [sorted({int(one.subset_samples[key]) for one in runs if key in one.subset_samples}) for key in subsets]
-    lines = [("test samples", *map(_counts, counts)), *shares]
-    return Table(("test accuracy in %", *(key.replace("+", " + ") for key in subsets)), lines)
-
-
-def _share(value: float | None) -> str:
-    return NONE if value is None else f"{100 * value:.1f}"

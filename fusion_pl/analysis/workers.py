@@ -1,4 +1,4 @@
-"""Processes that run trials, so that one which dies takes no other run with it."""
+"""A pool of processes that execute runs, in which a process that dies does not stop the other runs."""
 
 from __future__ import annotations
 
@@ -14,133 +14,134 @@ from types import TracebackType
 
 import torch
 
-from fusion_pl.analysis.plan import Trial
-from fusion_pl.analysis.result import Result
+from fusion_pl.analysis.plan import Run
+from fusion_pl.analysis.result import RunResult
 from fusion_pl.processes import follow_parent
 
-NAME = "fusion-pl run"  # of the processes
-SECONDS = 5.0  # in which a process that closes its connection is gone
-Job = Callable[[Trial], Result]
+PROCESS_NAME = "fusion-pl run"
+EXIT_TIMEOUT = 5.0  # seconds until a process that closed its connection is killed
+Job = Callable[[Run], RunResult]
 
 
 @dataclass(frozen=True)
-class Died:
-    """The process of a run ended without a word.
+class ProcessDeath:
+    """The process of a run ended without a result.
 
     Attributes:
-        how: by which signal or exit code.
+        cause: signal or exit code.
     """
 
-    how: str
+    cause: str
 
 
-class Workers:
-    """At most so many processes at the same time; each runs trials one after the other, on a GPU of its own.
+class WorkerPool:
+    """Run jobs in a fixed number of processes, each on a GPU of its own.
 
-    Processes are started when they are needed and kept, since every start imports the libraries anew. Leaving the
-    context kills them, whatever they are at; the loaders' workers end with them.
+    Processes are started on demand and reused, because every start imports the libraries again. Leaving the context
+    kills them; their data loader workers end with them.
 
     Args:
-        job: runs a trial; it is sent to the processes.
-        jobs: processes.
+        job: executes a run; it is sent to the processes.
+        size: maximum number of processes.
     """
 
-    def __init__(self, job: Job, jobs: int) -> None:
-        self.job, self.jobs = job, jobs
+    def __init__(self, job: Job, size: int) -> None:
+        self.job, self.size = job, size
         self.idle: list[_Worker] = []
-        self.busy: dict[Connection, tuple[_Worker, Trial]] = {}
+        self.busy: dict[Connection, tuple[_Worker, Run]] = {}
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Not those of the lists: Ctrl-C may have come while one was being started.
-        ours = [process for process in multiprocessing.active_children() if process.name.startswith(NAME)]
-        for process in ours:
+        # Not only those of the lists: Ctrl-C may interrupt a start.
+        processes = [one for one in multiprocessing.active_children() if one.name.startswith(PROCESS_NAME)]
+        for process in processes:
             process.kill()
-        for process in ours:
+        for process in processes:
             process.join()
 
     @property
     def free(self) -> int:
-        """How many more trials can be started now."""
-        return self.jobs - len(self.busy)
+        """Number of runs that can be started now."""
+        return self.size - len(self.busy)
 
-    def start(self, trial: Trial) -> None:
-        """Start a trial; only where one is ``free``."""
+    def start(self, run: Run) -> None:
+        """Start a run; call it only if a process is ``free``."""
         used = {worker.number for worker in [*self.idle, *(worker for worker, _ in self.busy.values())]}
-        number = min(set(range(self.jobs)) - used, default=0)
-        worker = self.idle.pop() if self.idle else _Worker(self.job, number, self.jobs)
-        self.busy[worker.connection] = worker, trial
-        with contextlib.suppress(BrokenPipeError):  # it died while idle: its end is found by wait
-            worker.connection.send(trial)
+        number = min(set(range(self.size)) - used, default=0)
+        worker = self.idle.pop() if self.idle else _Worker(self.job, number, self.size)
+        self.busy[worker.connection] = worker, run
+        with contextlib.suppress(BrokenPipeError):  # it died while idle, which wait reports
+            worker.connection.send(run)
 
-    def wait(self, seconds: float) -> list[tuple[Trial, Result | Died]]:
-        """Return the trials that finished within some seconds, or whose process died.
+    def wait(self, seconds: float) -> list[tuple[Run, RunResult | ProcessDeath]]:
+        """Return the runs that finished, or whose process died, within some seconds.
 
         Raises:
-            Exception: what a process could not make a result of, such as a full disk.
+            Exception: from a process that could not store a result, such as a full disk.
         """
-        ended: list[tuple[Trial, Result | Died]] = []
+        ended: list[tuple[Run, RunResult | ProcessDeath]] = []
         for connection in wait(list(self.busy), seconds):
             assert isinstance(connection, Connection)
-            worker, trial = self.busy.pop(connection)
+            worker, run = self.busy.pop(connection)
             try:
-                said = connection.recv()
+                outcome = connection.recv()
             except (EOFError, ConnectionResetError):
-                ended.append((trial, Died(worker.end())))
+                ended.append((run, ProcessDeath(worker.exit_cause())))
                 continue
-            # After a kernel failed, a process can use its GPU no more: the next run would be blamed for it.
-            usable = isinstance(said, Result) and not (said.status == "failed" and torch.cuda.is_available())
-            if usable:
-                self.idle.append(worker)
-            else:
+            # After a failed kernel, a process can no longer use its GPU: the next run would fail as well.
+            gpu_may_be_broken = torch.cuda.is_available() and isinstance(outcome, RunResult) and outcome.reason
+            if isinstance(outcome, Exception) or gpu_may_be_broken:
                 worker.kill()
-            if isinstance(said, Exception):
-                raise said
-            ended.append((trial, said))
+            else:
+                self.idle.append(worker)
+            if isinstance(outcome, Exception):
+                raise outcome
+            ended.append((run, outcome))
         return ended
 
 
 class _Worker:
-    """A process, and the connection to it."""
+    """A process and the connection to it."""
 
-    def __init__(self, job: Job, number: int, jobs: int) -> None:
-        # Spawned: a forked process cannot use a GPU that this one has asked for.
+    def __init__(self, job: Job, number: int, pool_size: int) -> None:
+        # Spawned: a forked process cannot use a GPU that this process has initialised.
         context = multiprocessing.get_context("spawn")
         self.number = number
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, job, number, jobs), name=f"{NAME} {number}")
-        with _deaf_to_ctrl_c():
+        self.connection, child_connection = context.Pipe()
+        arguments = (child_connection, job, number, pool_size)
+        self.process = context.Process(target=_serve, args=arguments, name=f"{PROCESS_NAME} {number}")
+        with _sigint_blocked():
             self.process.start()
-        theirs.close()  # so that this process is told when that one is gone
+        child_connection.close()  # so that the connection closes when the process ends
 
-    def end(self) -> str:
-        """Return how the process ended, which has closed its connection."""
-        self.process.join(SECONDS)
+    def exit_cause(self) -> str:
+        """Return how the process ended, after it has closed its connection."""
+        self.process.join(EXIT_TIMEOUT)
         self.kill()
         code = self.process.exitcode or 0
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def kill(self) -> None:
-        """End the process at once."""
+        """Kill the process."""
         self.process.kill()
         self.process.join()
         self.connection.close()
 
 
 @contextlib.contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Start processes that a Ctrl-C cannot reach, not even while they import: they inherit what is blocked here.
+def _sigint_blocked() -> Iterator[None]:
+    """Block SIGINT while a process starts: it inherits the block, so that Ctrl-C cannot interrupt its imports.
 
-    Here it comes as soon as the context is left.
+    In this process the signal is delivered when the context ends.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # else it is started inside, and unblocks the signal
+    resource_tracker.ensure_running()  # started inside, it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -148,27 +149,27 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _work(connection: Connection, job: Job, number: int, jobs: int) -> None:
-    _prepare(number, jobs)
+def _serve(connection: Connection, job: Job, number: int, pool_size: int) -> None:
+    _configure_process(number, pool_size)
     while True:
-        trial = connection.recv()
+        run = connection.recv()
         try:
-            said: Result | Exception = job(trial)
-        except Exception as error:  # the command's own process tells it
-            said = error
-        connection.send(said)
+            outcome: RunResult | Exception = job(run)
+        except Exception as error:  # raised again by WorkerPool.wait
+            outcome = error
+        connection.send(outcome)
 
 
-def _prepare(number: int, jobs: int) -> None:
-    """Give a process one GPU, or its share of the cores; Ctrl-C is for the command's own process to handle."""
+def _configure_process(number: int, pool_size: int) -> None:
+    """Assign one GPU, or a share of the cores; leave Ctrl-C to the parent process."""
     follow_parent()
-    # The loader's workers start as in any other process: as children of a spawned one they would be spawned too, and
-    # import everything anew for each run's training, validation and test.
+    # Data loader workers use the default start method again: spawned, as this process is, they would import
+    # everything again for training, validation and test of each run.
     multiprocessing.set_start_method(None, force=True)
-    devices = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
-    devices = devices or [str(one) for one in range(torch.cuda.device_count())]
+    devices = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+    devices = devices or [str(index) for index in range(torch.cuda.device_count())]
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
-    elif jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    elif pool_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // pool_size))
         os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())

@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentParser
 
-from fusion_pl.analysis.compare import compare_parser
+from fusion_pl.analysis.arguments import compare_parser
 from fusion_pl.cli.options import Option, all_options, options_of, options_of_class, options_on
 from fusion_pl.cli.predict import predict_parser
 from fusion_pl.cli.run import parser_of

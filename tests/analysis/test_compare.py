@@ -1,4 +1,4 @@
-"""The command as a user types it, on a small manifest, with a head of the user's own that fails."""
+"""The command as a user runs it, on a small manifest, with user-defined heads that fail."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import yaml
@@ -29,46 +31,46 @@ from fusion_pl.fusion import Mean
 
 
 class Broken(Mean):
-    """Cannot be used."""
+    """Fail in the forward pass."""
 
     def forward(self, inputs):
         raise RuntimeError("no head for [cat] and [dog] of /data/[/b]/x.png\x1b[2J")
 
 
-def meet(name, other, seconds):
-    """Wait until the other one has been here as often."""
-    times = len(list(Path().glob(f"{name}-*")))
-    Path(f"{name}-{times}").touch()
-    while not Path(f"{other}-{times}").exists() and seconds > 0:
+def synchronise(name, other, seconds):
+    """Wait until the other head has been called as often."""
+    calls = len(list(Path().glob(f"{name}-*")))
+    Path(f"{name}-{calls}").touch()
+    while not Path(f"{other}-{calls}").exists() and seconds > 0:
         time.sleep(0.1)
         seconds -= 0.1
 
 
 class Deadly(Mean):
-    """Is killed, as the system does when memory runs out, while the other one runs beside it."""
+    """Killed, as by the system when memory runs out, while the other run is active."""
 
     def forward(self, inputs):
-        meet("deadly", "innocent", seconds=3)
+        synchronise("deadly", "innocent", seconds=3)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Innocent(Mean):
-    """Is not finished when the other one is killed."""
+    """Still active when the other run is killed."""
 
     def __init__(self, dims, num_classes):
         super().__init__(dims, num_classes)
-        self.met = False
+        self.synchronised = False
 
     def forward(self, inputs):
-        if not self.met:
-            self.met = True
-            meet("innocent", "deadly", seconds=20)
+        if not self.synchronised:
+            self.synchronised = True
+            synchronise("innocent", "deadly", seconds=20)
             time.sleep(1)
         return super().forward(inputs)
 
 
 class Endless(Mean):
-    """Says in which process it is, and never returns."""
+    """Write the id of the process, and never return."""
 
     def forward(self, inputs):
         Path("process").write_text(str(os.getpid()))
@@ -76,7 +78,7 @@ class Endless(Mean):
 
 
 class Recording(Mean):
-    """Writes down in which order it is given the samples."""
+    """Write the order of the samples."""
 
     def loss(self, fused, batch, cross_entropy):
         if self.training:
@@ -92,7 +94,7 @@ def encoder(name, **init_args):
 
 @pytest.fixture
 def compare(manifest, tmp_path):
-    """Return how to run the command in an empty folder, on a table of its own."""
+    """Return a function that runs the command in an empty folder."""
     (tmp_path / "table.csv").write_bytes(manifest.read_bytes())
     base = {
         "model": {
@@ -119,54 +121,58 @@ def compare(manifest, tmp_path):
             "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
             "OMP_NUM_THREADS": "1",
         }
-        kept = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return run(command, text=True, cwd=tmp_path, env=environment, **kept, **options)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return run(command, text=True, cwd=tmp_path, env=environment, **pipes, **options)
 
     return _compare
 
 
-def test_compares_goes_on_and_reports(compare, tmp_path):
-    wanted = ["--fusions", "Mean,own_heads.Broken", "--seeds", "1", "--inputs", "each,all"]
-    ran = compare(*wanted)
+def test_compares_resumes_and_reports(compare, tmp_path):
+    arguments = ["--fusions", "Mean,own_heads.Broken", "--seeds", "1", "--inputs", "each,all"]
+    ran = compare(*arguments)
     assert ran.returncode == 0, ran.stderr
-    said = " ".join(ran.stderr.split())
-    assert "no head for [cat] and [dog] of /data/[/b]/x.png\\x1b[2J" in said  # no markup, nothing that a terminal obeys
+    log = " ".join(ran.stderr.split())
+    assert "no head for [cat] and [dog] of /data/[/b]/x.png\\x1b[2J" in log  # no markup, no escape sequences
     rows = results(tmp_path)
-    assert len(rows) == 4  # two heads together, two inputs alone
+    assert len(rows) == 4  # two heads on all inputs, Concat on each input
     assert sorted(row["status"] for row in rows) == ["done", "done", "done", "failed"]
     check_report(tmp_path, rows)
+    check_console(ran.stdout, rows)
     finished = tmp_path / "out/runs/Mean-text+image-0/result.json"
-    found = json.loads(finished.read_text())
-    hits = found["correct"].count("1") / len(found["correct"])
-    assert hits == pytest.approx(found["test"]["test/accuracy"])  # counted here, and by torchmetrics
-    assert found["subsets"]["text+image"] == pytest.approx(hits)
-    assert found["flops"] > 0
+    result = json.loads(finished.read_text())
+    accuracy = result["correct"].count("1") / len(result["correct"])
+    assert accuracy == pytest.approx(result["test"]["test/accuracy"])  # counted here, and by torchmetrics
+    assert result["subsets"]["text+image"] == pytest.approx(accuracy)
+    assert result["flops"] > 0
     config = yaml.safe_load(finished.with_name("config.yaml").read_text())
-    assert (config["cache"], config["cache_limit"]) == ("out/cache", 20)  # what compare keeps by itself has a bound
+    assert (config["cache"], config["cache_limit"]) == ("out/cache", 20)  # the default cache has a limit
     before = finished.stat().st_mtime_ns
     runs = tmp_path / "out/runs"
-    add(runs / "Mean-text+image-9", found | {"seed": 9, "config": other_part(found["config"], 0)})
+    add(runs / "Mean-text+image-9", result | {"seed": 9, "key": change_part(result["key"], 0)})
     old = runs / "own_heads.Recording-text+image-0"
-    add(old, {key: value for key, value in found.items() if key != "ids"})
+    add(old, {key: value for key, value in result.items() if key != "ids"})
     again = compare("--fusions", "Mean,own_heads.Recording", "--seeds", "2", "--inputs", "all")
     assert again.returncode == 0, again.stderr
-    assert finished.stat().st_mtime_ns == before  # what is finished is not repeated
+    assert finished.stat().st_mtime_ns == before  # finished runs are not repeated
     rows = results(tmp_path)
     assert sorted({row["label"] for row in rows}) == [
         "Broken", "Mean", "Recording", "image alone", "text alone"
-    ]  # another selection adds to the report  # fmt: skip
+    ]  # other heads are added to the report  # fmt: skip
     assert len(rows) == 4 + 3
-    said = (
+    note = (
         "Kept in runs/, and not in this report: 1 run of another configuration (Mean-text+image-9); 1 run of another "
         "version of fusion-pl, or damaged (own_heads.Recording-text+image-0)."
     )
-    assert said in " ".join(again.stdout.split())
+    assert note in " ".join(again.stdout.split())
     assert "Mean-text+image-9" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
-    assert "ids" not in json.loads((old / "result.json").read_text())  # kept, and the new one beside
+    assert "ids" not in json.loads((old / "result.json").read_text())  # not overwritten
     orders = [(tmp_path / f"order-{seed}").read_text().split() for seed in (0, 1)]
     assert sorted(orders[0]) == sorted(orders[1])
     assert orders[0] != orders[1]
     assert len({row["test_samples"] for row in rows if row["ranked"] == "True"}) == 1
+
+    command, row = check_console(again.stdout, rows)
+    assert repeated_accuracy(command, tmp_path) == pytest.approx(float(row["validation"]))
 
     table = tmp_path / "table.csv"
     table.write_text(table.read_text().replace("number 3,", "number three,"))
@@ -189,8 +195,45 @@ def check_report(tmp_path, rows):
         ["text alone", "Mean"],
     )
     (image,) = re.findall(r"^\| image alone.*", sections["Measured on other samples"], re.MULTILINE)
-    assert (image.split(" | ")[2], image.split(" | ")[6]) == ("10", "10")  # two of twelve test rows have no picture
+    assert (image.split(" | ")[2], image.split(" | ")[6]) == ("10", "10")  # two of twelve test rows have no image
     assert {row["label"]: row["ranked"] for row in rows}["image alone"] == "False"
+
+
+def check_console(stdout, rows):
+    """Check the last lines, and return the command in them with the row that it repeats."""
+    best_line, command_line, report_line = stdout.splitlines()[-3:]
+    assert report_line == "Report: out/report.html, out/report.md, out/results.csv"
+    ranked = [row for row in rows if row["ranked"] == "True"]
+    validation = {
+        label: mean(float(row["validation"]) for row in ranked if row["label"] == label)
+        for label in {row["label"] for row in ranked}
+    }
+    found = re.fullmatch(
+        r"Best on validation: (.+), test accuracy ([\d.]+)(?: ± ([\d.]+))? % "
+        r"\((?:1 seed|mean ± sd over (\d+) seeds), n = 12 test samples\)",
+        best_line,
+    )
+    assert found, best_line
+    runs = [row for row in ranked if row["label"] == found[1]]
+    assert validation[found[1]] == max(validation.values())
+    accuracies = [100 * float(row["test/accuracy"]) for row in runs]
+    assert float(found[2]) == pytest.approx(mean(accuracies), abs=0.005)
+    if len(runs) == 1:
+        assert (found[3], found[4]) == (None, None)
+    else:
+        assert (float(found[3]), int(found[4])) == (pytest.approx(stdev(accuracies), abs=0.005), len(runs))
+    program, *command = shlex.split(command_line.removeprefix("Train it: "))
+    assert program == "fusion-pl"
+    return command, next(row for row in runs if row["seed"] == "0")
+
+
+def repeated_accuracy(arguments, folder):
+    """Run ``fusion-pl`` and return its validation accuracy."""
+    environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-m", "fusion_pl", *arguments]
+    subprocess.run(command, check=True, cwd=folder, env=environment, capture_output=True)
+    (metrics,) = (folder / arguments[2]).parent.glob("**/version_1/metrics.json")
+    return json.loads(metrics.read_text())["metrics"]["val/accuracy"]
 
 
 def results(folder):
@@ -203,71 +246,71 @@ def add(folder, content):
     (folder / "result.json").write_text(json.dumps(content))
 
 
-def other_part(key, place):
+def change_part(key, index):
     parts = key.split("-")
-    parts[place] = "0" * len(parts[place])
+    parts[index] = "0" * len(parts[index])
     return "-".join(parts)
 
 
-def test_of_two_runs_only_the_one_that_dies_is_blamed(compare, tmp_path):
+def test_a_run_whose_process_dies_is_repeated_without_other_runs(compare, tmp_path):
     ran = compare("--fusions", "own_heads.Deadly,own_heads.Innocent", "--seeds", "1", "--inputs", "all", "--jobs", "2")
     assert ran.returncode == 0, ran.stderr
     rows = {row["fusion"]: row for row in results(tmp_path)}
     assert "its process died (killed by SIGKILL), and again with no other run beside it" in rows["Deadly"]["reason"]
     assert rows["Innocent"]["status"] == "done"
-    assert len(list(tmp_path.glob("innocent-*"))) == 1  # it was not even disturbed
+    assert len(list(tmp_path.glob("innocent-*"))) == 1  # not repeated
 
 
-@pytest.mark.parametrize("how", ["killed", "Ctrl-C", "Ctrl-C at the start"])
-def test_nothing_goes_on_after_the_command(compare, tmp_path, how):
-    wanted = ["--fusions", "own_heads.Endless", "--seeds", "1", "--inputs", "all", "--data.num_workers", "2"]
-    with compare(*wanted, run=subprocess.Popen, start_new_session=True) as ran:
+@pytest.mark.parametrize("stop", ["killed", "Ctrl-C", "Ctrl-C at the start"])
+def test_no_process_survives_the_command(compare, tmp_path, stop):
+    arguments = ["--fusions", "own_heads.Endless", "--seeds", "1", "--inputs", "all", "--data.num_workers", "2"]
+    with compare(*arguments, run=subprocess.Popen, start_new_session=True) as ran:
         try:
-            if how == "Ctrl-C at the start":  # the run's process is importing
-                wait_until(lambda: any("spawn_main" in command_of(one) for one in processes_of(ran.pid)))
+            if stop == "Ctrl-C at the start":  # while the process of the run imports
+                wait_until(lambda: any("spawn_main" in command_line(process) for process in processes_of(ran.pid)))
             else:
                 wait_until((tmp_path / "process").is_file)
-                assert len(processes_of(ran.pid)) >= 4  # the command, the run, its loader's workers
-            if how == "killed":
+                assert len(processes_of(ran.pid)) >= 4  # the command, the run, its data loader workers
+            if stop == "killed":
                 ran.kill()
             else:
-                os.killpg(ran.pid, signal.SIGINT)  # what a terminal does
+                os.killpg(ran.pid, signal.SIGINT)  # as a terminal does
             wait_until(lambda: not processes_of(ran.pid))
-            _, said = ran.communicate()
+            _, errors = ran.communicate()
         finally:
             for process in processes_of(ran.pid):
                 os.kill(process, signal.SIGKILL)
-    if how != "killed":
+    if stop != "killed":
         assert ran.returncode == 128 + signal.SIGINT
-        assert "Stopped after 0 of 1 runs; repeat the command to go on" in said
-        assert "Traceback" not in said
+        assert "Stopped after 0 of 1 runs; repeat the command to resume" in errors
+        assert "Traceback" not in errors
 
 
-def command_of(process):
+def command_line(process):
     with contextlib.suppress(OSError):
         return Path(f"/proc/{process}/cmdline").read_text()
     return ""
 
 
 def processes_of(session):
-    """Return the processes of a session that still run: those that ended and wait for their parent do not."""
-    found = []
+    """Return the running processes of a session, without zombies."""
+    processes = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
-            if int(its_session) == session and state not in "ZX":
-                found.append(int(stat.parent.name))
-    return found
+            state, _, _, session_id = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(session_id) == session and state not in "ZX":
+                processes.append(int(stat.parent.name))
+    return processes
 
 
-def wait_until(reached, seconds=60):
+def wait_until(condition, seconds=60):
     deadline = time.monotonic() + seconds
-    while not reached():
+    while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} seconds"
         time.sleep(0.1)
 
 
-def test_mistakes_are_one_sentence(compare, tmp_path, monkeypatch, capsys):
+def test_mistakes_are_reported_in_one_sentence(compare, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     for arguments, message in (
@@ -284,13 +327,13 @@ def test_mistakes_are_one_sentence(compare, tmp_path, monkeypatch, capsys):
         (["--trainer.devices", "[0, 3]"], "trainer.devices asks for 2 devices: set it to 1"),
         (["--data.manifst", "x.csv"], "there is no option 'manifst'"),
     ):
-        given = ["--config", "base.yaml", "--output", "out", *arguments]
-        assert guarded(lambda given=given: compare_command(given)) == 2
-        said = capsys.readouterr().err
-        assert message in said
-        assert said.count("\n") == 1
+        command = ["--config", "base.yaml", "--output", "out", *arguments]
+        assert guarded(lambda command=command: compare_command(command)) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
     assert guarded(lambda: compare_command(["--config", "base.yaml", "--output", "file"])) == 2
     assert "--output: file is a file, expected a folder" in capsys.readouterr().err
-    ran = compare("--config", "base.yaml")  # as a user types it
+    ran = compare("--config", "base.yaml")  # in a process of its own
     assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
     assert "--config is given twice" in ran.stderr

@@ -1,33 +1,65 @@
-"""What a head costs, measured and counted by hand."""
+"""Compute cost, against values counted by hand."""
 
 from __future__ import annotations
+
+import time
 
 import pytest
 import torch
 
 import fusion_pl.fusion
-from fusion_pl.analysis.costs import costs_of, held
+from fusion_pl.analysis.costs import MIN_SECONDS, count_flops, measure_costs, training_memory
 from fusion_pl.data import ManifestData
 from fusion_pl.module import FusionClassifier
 
 from ..conftest import CLASSES
 
 
-@pytest.mark.parametrize("head", ["Concat", "Perceiver", "SelfAttention"])  # two hand views of parameters to a part
-def test_the_costs_of_a_head_can_be_measured(encoders, manifest, head):
-    model = FusionClassifier(encoders, getattr(fusion_pl.fusion, head), CLASSES)
+class Slow(fusion_pl.fusion.Mean):
+    """Waits 50 ms in the forward pass."""
+
+    def forward(self, inputs):
+        time.sleep(0.05)
+        return super().forward(inputs)
+
+
+@pytest.fixture
+def batch(encoders, manifest):
     data = ManifestData(str(manifest), batch_size=5, num_workers=0)
-    data.processors = model.processors
+    data.processors = {name: encoder.processor for name, encoder in encoders.items()}
     data.setup("test")
-    costs = costs_of(model, next(iter(data.test_dataloader())))
-    assert costs["flops"] > 0
-    assert costs["step_ms"] > 0
+    return next(iter(data.test_dataloader()))
 
 
-def test_memory_is_weights_gradients_and_what_the_backward_pass_needs():
-    learns, frozen, batch = torch.nn.Linear(6, 4), torch.nn.Linear(6, 4).requires_grad_(False), torch.randn(5, 6)
-    both = torch.nn.ModuleList([learns, frozen])
-    numbers = 2 * (6 * 4 + 4)  # the weights of both
-    numbers += 6 * 4 + 4  # gradients of the one that learns
-    numbers += 5 * 6 + 5 * 4  # the input, and what relu returned, which two steps need and which is there once
-    assert [held(both, lambda: learns(batch).relu().square().sum()) for _ in range(2)] == [4 * numbers] * 2
+@pytest.mark.parametrize("head", ["Concat", "Perceiver", "SelfAttention"])  # two of them pass views of parameters
+def test_all_costs_are_measured(encoders, batch, head):
+    model = FusionClassifier(encoders, getattr(fusion_pl.fusion, head), CLASSES)
+    costs = measure_costs(model, batch)
+    weights = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    assert costs["batch_size"] == 5
+    # Each weight of the output projection is used in one multiplication and one addition per sample.
+    assert costs["flops"] >= 2 * max(p.numel() for p in model.fusion.parameters() if p.shape[:1] == (len(CLASSES),))
+    assert 0 < costs["latency_ms"] < costs["step_ms"]  # a step has a forward and a backward pass
+    assert costs["memory_mb"] > 2 * weights / 2**20  # weights and gradients, besides activations
+
+
+def test_latency_is_the_time_of_a_forward_pass(encoders, batch):
+    costs = measure_costs(FusionClassifier(encoders, Slow, CLASSES), batch)
+    assert 50 < costs["latency_ms"] < 1000 * MIN_SECONDS
+
+
+def test_flops_of_a_linear_layer_and_an_lstm():
+    linear, lstm = torch.nn.Linear(6, 4), torch.nn.LSTM(6, 4, batch_first=True)
+    assert count_flops(lambda: linear(torch.randn(5, 6))) == 2 * 5 * 6 * 4
+    assert count_flops(lambda: lstm(torch.randn(5, 7, 6))) == 2 * 5 * 7 * (4 * 4 * 6 + 4 * 4 * 4)
+
+
+def test_memory_is_weights_gradients_and_saved_activations():
+    trainable, frozen, batch = torch.nn.Linear(6, 4), torch.nn.Linear(6, 4).requires_grad_(False), torch.randn(5, 6)
+    model = torch.nn.ModuleList([trainable, frozen])
+    values = 2 * (6 * 4 + 4)  # weights of both layers
+    values += 6 * 4 + 4  # gradients of the trainable one
+    values += 5 * 6 + 5 * 4  # its input, and the output of relu, which two backward functions share
+    assert [training_memory(model, lambda: trainable(batch).relu().square().sum()) for _ in range(2)] == [
+        4 * values
+    ] * 2

@@ -1,4 +1,4 @@
-"""The report as a reader gets it: the table of runs, the Markdown, the page that needs nothing else."""
+"""The report: CSV, Markdown, and the self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fusion_pl.analysis.plots import accuracy_against_cost, accuracy_by_subset, svg
-from fusion_pl.analysis.report import write
-from fusion_pl.analysis.result import Result
+from fusion_pl.analysis.plots import accuracy_against_cost, accuracy_by_subset, to_svg
+from fusion_pl.analysis.report import write_report
+from fusion_pl.analysis.result import RunResult
 from fusion_pl.analysis.summary import summarise
 from fusion_pl.training.figures import plot_missing_inputs
 from tests.analysis.runs import INPUTS, done, failed
@@ -24,7 +24,7 @@ VOID = {"meta", "img"}
 
 
 class Page(HTMLParser):
-    """Collects tags, tables and text, and refuses what is not closed."""
+    """Collect tags, tables and text; fail on tags that are not closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def runs() -> list[Result]:
+def runs() -> list[RunResult]:
     good, bad = "1111011111" * 20, "1101011010" * 20
     return [
         done("Mean", 0, 0.7, bad),
@@ -63,7 +63,7 @@ def runs() -> list[Result]:
         done("Concat", 0, 0.6, bad, ("text",)),
         done("Concat", 1, 0.6, bad, ("text",)),
         *(
-            done("Concat", seed, 1.0, "1" * 6, ("image",), tested="6", validated="5", validation_samples=5)
+            done("Concat", seed, 1.0, "1" * 6, ("image",), test_hash="6", validation_hash="5", validation_samples=5)
             for seed in SEEDS
         ),
         done("Sum", 0, 0.5, bad),
@@ -73,13 +73,13 @@ def runs() -> list[Result]:
 
 
 @pytest.fixture(scope="module")
-def folder(runs: list[Result], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(runs: list[RunResult], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "new" / "run1"
-    write(runs, INPUTS, path, "configs/<keypad>.yaml")
+    write_report(runs, INPUTS, path, "configs/<keypad>.yaml")
     return path
 
 
-def test_one_line_a_run(runs: list[Result], folder: Path) -> None:
+def test_the_csv_has_one_line_per_run(runs: list[RunResult], folder: Path) -> None:
     with (folder / "results.csv").open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == len(runs)
@@ -95,7 +95,7 @@ def test_one_line_a_run(runs: list[Result], folder: Path) -> None:
     assert (broken["status"], broken["validation"], broken["reason"]) == ("failed", "", runs[-1].reason)
 
 
-def test_the_page_needs_nothing_else_and_runs_nothing(folder: Path) -> None:
+def test_the_page_is_self_contained_and_has_no_scripts(folder: Path) -> None:
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "keypad"}
     addresses = [value or "" for _, attrs in page.tags for key, value in attrs.items() if key in {"src", "href"}]
@@ -103,9 +103,9 @@ def test_the_page_needs_nothing_else_and_runs_nothing(folder: Path) -> None:
     assert all(address.startswith("data:image/svg+xml;base64,") for address in addresses)
 
 
-def test_the_main_table(folder: Path) -> None:
+def test_the_ranking_table(folder: Path) -> None:
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
-    start = next(place for place, row in enumerate(page.rows) if "p against the best" in row)
+    start = next(place for place, row in enumerate(page.rows) if "p-value against the best" in row)
     header, *rows = page.rows[start : start + 5]
     cells = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     assert list(cells) == ["Concat", "Mean", "text alone", "Sum"]  # by validation
@@ -114,41 +114,41 @@ def test_the_main_table(folder: Path) -> None:
     ends = stats.binomtest(120, 200).proportion_ci(0.95, "wilson")
     assert cells["Sum"]["95 % interval"] == f"{100 * ends.low:.1f} to {100 * ends.high:.1f}"
     assert best["validation accuracy in %"] == "92.00 ± 2.83"
-    assert (best["p against the best"], cells["Mean"]["p against the best"]) == ("best", "< 0.001")
-    assert (best["parameters"], best["FLOPs a sample"]) == ("6.0 k", "2.5 M")
-    assert (best["ms a batch (samples)"], best["training in s"], best["memory in MB"]) == ("18.0 (8)", "10.5", "512")
+    assert (best["p-value against the best"], cells["Mean"]["p-value against the best"]) == ("best", "< 0.001")
+    assert (best["parameters"], best["FLOPs per sample"]) == ("6.0 k", "2.5 M")
+    assert (best["ms per batch (samples)"], best["training in s"], best["memory in MB"]) == ("18.0 (8)", "10.5", "512")
     assert cells["Sum"]["seeds"] == "1 of 2"
-    assert cells["Sum"]["test accuracy in %"] == "60.00"  # one seed says nothing about the spread
+    assert cells["Sum"]["test accuracy in %"] == "60.00"  # no standard deviation for one seed
     assert [attrs for tag, attrs in page.tags if tag == "tr" and attrs] == [{"class": "best"}]
 
 
-def test_what_was_measured_on_other_samples_has_a_table_of_its_own(folder: Path) -> None:
+def test_rows_on_other_samples_have_a_separate_table(folder: Path) -> None:
     rows = Page((folder / "report.html").read_text(encoding="utf-8")).rows
     header = next(row for row in rows if "Concat on the same test samples, in %" in row)
     cells = dict(zip(header, rows[rows.index(header) + 1], strict=True))
-    assert cells.pop("95 % interval") == "61.0 to 100.0"  # Wilson's: six of six are not certain
+    assert cells.pop("95 % interval") == "61.0 to 100.0"  # Wilson's interval of six of six
     assert list(cells.values()) == ["image alone", "2", "6", "100.00 ± 0.00", "100.00 ± 0.00", "5", "83.33"]
     text = (folder / "report.md").read_text(encoding="utf-8")
-    assert "The best on validation of the 4 that were measured on the same samples is Concat: 50 validation and" in text
+    assert "The best of the 4 rows measured on the same samples on validation is Concat: 50 validation and" in text
     for picture in ("parameters", "latency"):
         assert "image alone" not in (folder / "pictures" / f"{picture}.svg").read_text(encoding="utf-8")
 
 
-def test_failures_have_their_reason(folder: Path, runs: list[Result]) -> None:
+def test_failures_have_reasons(folder: Path, runs: list[RunResult]) -> None:
     rows = Page((folder / "report.html").read_text(encoding="utf-8")).rows
     assert ["Block", "0", runs[-1].reason] in rows
     assert ["Sum", "1", "out of memory"] in rows
 
 
-def test_accuracy_by_inputs(folder: Path) -> None:
+def test_accuracy_per_set_of_inputs(folder: Path) -> None:
     rows = Page((folder / "report.html").read_text(encoding="utf-8")).rows
     assert ["test accuracy in %", "text", "image", "text + image"] in rows
-    assert ["test samples", "200", "6 to 200", "200"] in rows  # the picture alone was tested on other rows
+    assert ["test samples", "200", "6 to 200", "200"] in rows  # image alone was tested on other rows
     assert ["Concat", "80.0", "80.0", "90.0"] in rows
     assert ["text alone", "60.0", "–", "–"] in rows
 
 
-def test_commands_are_folded_in(folder: Path, runs: list[Result]) -> None:
+def test_commands_are_in_a_details_element(folder: Path, runs: list[RunResult]) -> None:
     text = (folder / "report.html").read_text(encoding="utf-8")
     folded = re.search(r"<details>.*</details>", text, re.DOTALL)
     assert folded is not None
@@ -163,15 +163,17 @@ def test_the_markdown(folder: Path) -> None:
     assert not re.search(r"(?<!\\)<", text)
     assert "| **Concat** |" in text
     for line in re.findall(r"^\|.*\|$", text, re.MULTILINE):
-        assert len(re.findall(r"(?<!\\)\|", line)) in {3, 4, 5, 9, 14}  # a pipe in a reason does not open a cell
+        assert len(re.findall(r"(?<!\\)\|", line)) in {3, 4, 5, 9, 14}  # a pipe in a reason is escaped
     names = re.findall(r"\]\((pictures/\w+\.svg)\)", text)
     assert len(names) == 4
     for name in names:
         assert ElementTree.parse(folder / name).getroot().tag.endswith("svg")
 
 
-def test_again_gives_the_same_bytes_and_leaves_no_partial(folder: Path, runs: list[Result], tmp_path: Path) -> None:
-    write(runs, INPUTS, tmp_path, "configs/<keypad>.yaml")
+def test_the_report_is_deterministic_and_leaves_no_partial_files(
+    folder: Path, runs: list[RunResult], tmp_path: Path
+) -> None:
+    write_report(runs, INPUTS, tmp_path, "configs/<keypad>.yaml")
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")}
     assert names == {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
     assert {Path(name).suffix for name in names} == {".csv", ".md", ".html", ".svg"}
@@ -180,27 +182,29 @@ def test_again_gives_the_same_bytes_and_leaves_no_partial(folder: Path, runs: li
 
 
 def test_a_report_of_failures_only(tmp_path: Path) -> None:
-    write([failed("Block", 0, "broke")], INPUTS, tmp_path, "base")
+    write_report([failed("Block", 0, "broke")], INPUTS, tmp_path, "base")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.rows == [["head", "seeds", "reason"], ["Block", "0", "broke"]]
     assert "No run finished" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_report_of_nothing(tmp_path: Path) -> None:
-    write([], INPUTS, tmp_path, "base")
+    write_report([], INPUTS, tmp_path, "base")
     assert "No run finished" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_one_head_one_input_one_seed_no_costs(tmp_path: Path) -> None:
     bare = dict.fromkeys(("parameters", "head_parameters", "flops", "latency_ms", "batch_size", "memory_mb", "seconds"))
-    write([done("Mean", 0, 0.8, "0111", ("text",), **bare)], ("text",), tmp_path, "base")
+    write_report([done("Mean", 0, 0.8, "0111", ("text",), **bare)], ("text",), tmp_path, "base")
     rows = Page((tmp_path / "report.html").read_text(encoding="utf-8")).rows
     assert ["Mean", "1", "4", "75.00", "30.1 to 95.4", "80.00", "best", *["–"] * 6] in rows
-    assert [path.name for path in tmp_path.glob("pictures/*")] == ["inputs.svg"]  # nothing to draw costs or gaps from
+    assert [path.name for path in tmp_path.glob("pictures/*")] == ["inputs.svg"]  # no costs, no missing inputs
 
 
 def test_heads_on_samples_of_their_own_have_no_best(tmp_path: Path) -> None:
-    write([done("Mean", 0, 0.8, "0111", ("text",)), done("Sum", 0, 0.8, "01", ("image",))], INPUTS, tmp_path, "base")
+    write_report(
+        [done("Mean", 0, 0.8, "0111", ("text",)), done("Sum", 0, 0.8, "01", ("image",))], INPUTS, tmp_path, "base"
+    )
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "No two heads were measured on the same samples, so there is no best one" in text
     assert "**" not in text
@@ -216,7 +220,7 @@ def test_the_front_is_drawn_through_what_nobody_beats() -> None:
     assert {text.get_text(): text.get_weight() for text in axes.texts} == {"A": "bold", "BB": "normal", "CCC": "bold"}
 
 
-def test_names_are_not_mathematics() -> None:
+def test_dollar_signs_in_names_are_not_math() -> None:
     names = ("$price$", "x_$1")
     subsets = {"$price$": 0.5, "x_$1": 0.5, "$price$+x_$1": 0.9}
     rows = summarise([done("$\\bad", seed, 0.7, "01", names, subsets=subsets) for seed in SEEDS], names).ranked
@@ -227,4 +231,4 @@ def test_names_are_not_mathematics() -> None:
     )
     for figure in drawn:
         assert figure is not None
-        assert svg(figure).startswith(b"<?xml")
+        assert to_svg(figure).startswith(b"<?xml")

@@ -1,4 +1,4 @@
-"""The files that runs leave behind, read and refused."""
+"""Result files, read and refused."""
 
 from __future__ import annotations
 
@@ -7,70 +7,95 @@ from dataclasses import replace
 
 import pytest
 
-from fusion_pl.analysis.result import Result
+from fusion_pl.analysis.result import RunResult
 from fusion_pl.types import UserError
 from tests.analysis.runs import done, failed
 
 
-def test_a_result_survives_json() -> None:
-    for one in (done("Mean", 1, 0.5, "0110"), failed("Block", 0, "out of memory")):
-        assert Result.from_dict(json.loads(json.dumps(one.to_dict()))) == one
+@pytest.mark.parametrize("result", [done("Mean", 1, 0.5, "0110"), failed("Block", 0, "out of memory")])
+def test_reads_what_was_written(tmp_path, result):
+    result.write(tmp_path / "result.json")
+    assert RunResult.read(tmp_path / "result.json") == result
 
 
-def test_every_missing_field_is_named() -> None:
-    whole = done("Mean", 1, 0.5, "0110").to_dict()
-    for key in whole:
-        rest = {name: value for name, value in whole.items() if name != key}
-        with pytest.raises(UserError, match=rf"runs/1\.json lacks '{key}'"):
-            Result.from_dict(rest, "runs/1.json")
+@pytest.fixture
+def read_changed(tmp_path):
+    """Return a function that changes fields of a stored result and reads it."""
+
+    def _read_changed(removed=(), **fields):
+        path = tmp_path / "result.json"
+        done("Mean", 1, 0.5, "0110").write(path)
+        stored = json.loads(path.read_text()) | fields
+        path.write_text(json.dumps({name: value for name, value in stored.items() if name not in removed}))
+        return RunResult.read(path)
+
+    return _read_changed
 
 
-def test_a_result_is_read_as_it_was_written(tmp_path):
-    path = tmp_path / "result.json"
-    done("Mean", 1, 0.5, "0110").write(path)
-    assert Result.read(path) == done("Mean", 1, 0.5, "0110")
-    path.write_text(path.read_text()[:40])
-    with pytest.raises(UserError, match=r"result\.json is damaged \(.*\): delete the file and compare again"):
-        Result.read(path)
+@pytest.mark.parametrize("name", ["class_path", "inputs", "seed", "status"])
+def test_a_missing_field_is_named(read_changed, name):
+    with pytest.raises(UserError, match=rf"result\.json is damaged \(required: {name}\): delete the file and compare"):
+        read_changed(removed=[name])
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    "content", ['{"class_path": "fusion_pl.fu', "[1]", "null", b"\xff\xfe{}"], ids=["cut", "list", "null", "bytes"]
+)
+def test_a_file_that_is_not_a_json_object_is_refused(tmp_path, content):
+    path = tmp_path / "result.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(
+        UserError, match=r"result\.json is damaged \(.+\): delete the file and compare again$"
+    ) as caught:
+        RunResult.read(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
     [
-        ("seed", "one"),
-        ("seed", True),
-        ("seed", 1.5),
-        ("seed", None),
-        ("status", "running"),
-        ("inputs", []),
-        ("inputs", "text"),
-        ("validation", "high"),
-        ("test", [1]),
-        ("test", {"test/accuracy": "high"}),
-        ("fusion", 3),
+        ("seed", "one", "seed is one, expected a whole number"),
+        ("seed", True, "seed is True, expected a whole number"),
+        ("seed", 1.5, r"seed is 1\.5, expected a whole number"),
+        ("seed", None, "required: seed"),
+        ("status", "running", "status is running, expected one of 'done', 'failed'"),
+        ("inputs", [], "the run of Mean with seed 1 has no inputs"),
+        ("inputs", "text", "inputs is text, expected a list"),
+        ("validation_accuracy", "high", "validation_accuracy is high, expected a number or null"),
+        ("test", [1], r"test is \[1\], expected a dictionary"),
+        ("test", {"test/accuracy": "high"}, "test is high, expected a number"),
+        ("class_path", 3, "class_path is 3, expected text"),
+        ("ids", ["a", "b", "c", 4], "ids is 4, expected text"),
+        ("colour", "red", "Option 'colour' is not accepted"),
     ],
 )
-def test_a_field_of_another_type_is_named(key: str, value: object) -> None:
-    with pytest.raises(UserError, match=rf"runs/1\.json: '{key}"):
-        Result.from_dict(done("Mean", 1, 0.5, "0110").to_dict() | {key: value}, "runs/1.json")
-
-
-def test_what_is_no_result_is_refused() -> None:
-    with pytest.raises(UserError, match="no JSON object"):
-        Result.from_dict([1], "runs/1.json")
-    with pytest.raises(UserError, match="unknown field 'colour'"):
-        Result.from_dict(done("Mean", 1, 0.5, "0110").to_dict() | {"colour": "red"}, "runs/1.json")
+def test_a_field_of_another_type_is_named(read_changed, field, value, message):
+    with pytest.raises(
+        UserError, match=rf"result\.json is damaged \({message}.*\): delete the file and compare again$"
+    ):
+        read_changed(**{field: value})
 
 
 @pytest.mark.parametrize(
-    "change", [{"validation": None}, {"validation": float("nan")}, {"test": {}}, {"test": {"test/accuracy": 97.0}}]
+    "fields",
+    [
+        {"validation_accuracy": None},
+        {"validation_accuracy": float("nan")},
+        {"test": {}},
+        {"test": {"test/accuracy": 97.0}},
+    ],
 )
-def test_a_finished_run_has_its_accuracies(change: dict[str, object]) -> None:
-    with pytest.raises(UserError, match=r"the finished run of Mean with seed 1 has .*expected an accuracy from 0 to 1"):
-        replace(done("Mean", 1, 0.5, "0110"), **change)
+def test_a_finished_run_needs_its_accuracies(fields):
+    with pytest.raises(UserError, match=r"the run of Mean with seed 1 has .*expected an accuracy from 0 to 1"):
+        replace(done("Mean", 1, 0.5, "0110"), **fields)
 
 
 @pytest.mark.parametrize("correct", ["", "01x"])
-def test_a_finished_run_says_what_was_right(correct: str) -> None:
-    with pytest.raises(UserError, match="which test samples were right"):
+def test_a_finished_run_needs_the_correctness_of_each_sample(correct):
+    with pytest.raises(UserError, match="which test samples were correct"):
         replace(done("Mean", 1, 0.5, "0110"), correct=correct)
+
+
+def test_a_finished_run_needs_the_ids_of_its_samples():
+    with pytest.raises(UserError, match="on which samples it was measured"):
+        replace(done("Mean", 1, 0.5, "0110"), ids=())

@@ -1,4 +1,4 @@
-"""Statistics of a comparison, against other implementations and a computation by hand."""
+"""Statistics of a comparison, against scipy and hand-computed values."""
 
 from __future__ import annotations
 
@@ -11,51 +11,51 @@ from fusion_pl.analysis.statistics import accuracy_interval, bootstrap, holm, pa
 
 def test_holm_by_hand() -> None:
     # sorted: 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1 = 0.02, 0.03, 0.06, 0.04; none may fall below the one before
-    found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
-    assert found == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
+    corrected = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
+    assert corrected == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})
     assert holm({"a": 0.7, "b": 0.6}) == {"a": 1.0, "b": 1.0}
     assert holm({}) == {}
 
 
-def test_the_front_is_what_nobody_beats() -> None:
+def test_pareto_front() -> None:
     points = {"a": (0.9, 5.0), "b": (0.8, 1.0), "c": (0.8, 2.0), "d": (0.7, 1.0), "e": (0.9, 5.0), "f": (0.85, 3.0)}
-    assert pareto(points) == {"a", "e", "b", "f"}  # equal points beat nobody
+    assert pareto(points) == {"a", "e", "b", "f"}  # equal points do not dominate each other
     assert pareto({}) == set()
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 6), (6, 6), (18, 24), (199, 200), (5031, 10000)])
-def test_one_seed_has_wilsons_interval(right: int, count: int) -> None:
-    marks = np.array([[1] * right + [0] * (count - right)])
+def test_the_interval_of_one_seed_is_wilsons(right: int, count: int) -> None:
+    correct = np.array([[1] * right + [0] * (count - right)])
     other = stats.binomtest(right, count).proportion_ci(0.95, method="wilson")
-    assert accuracy_interval(marks) == pytest.approx((other.low, other.high))
+    assert accuracy_interval(correct) == pytest.approx((other.low, other.high))
 
 
-def several(seeds: int, samples: int) -> np.ndarray:
-    """Samples that differ in difficulty, seeds that differ in skill."""
+def draw_correct(seeds: int, samples: int) -> np.ndarray:
+    """Draw samples of different difficulty and seeds of different accuracy."""
     generator = np.random.default_rng(4)
-    chance = generator.beta(4, 1, (1, samples)) - generator.uniform(0, 0.4, (seeds, 1))
-    return (generator.random((seeds, samples)) < chance).astype(np.int64)
+    probability = generator.beta(4, 1, (1, samples)) - generator.uniform(0, 0.4, (seeds, 1))
+    return (generator.random((seeds, samples)) < probability).astype(np.int64)
 
 
-def test_several_seeds_draw_seeds_and_samples_again() -> None:
-    marks = several(3, 60)
+def test_the_interval_of_several_seeds_is_a_bootstrap_over_both() -> None:
+    correct = draw_correct(3, 60)
     other = stats.bootstrap(
         (np.arange(60), np.arange(3)),
-        lambda samples, seeds: marks[np.ix_(seeds, samples)].mean(),
+        lambda samples, seeds: correct[np.ix_(seeds, samples)].mean(),
         vectorized=False,
         method="percentile",
         n_resamples=4000,
         rng=np.random.default_rng(1),
     ).confidence_interval
-    assert bootstrap(marks) == pytest.approx((other.low, other.high), abs=0.02)
-    low, high = wilson(marks.mean(), 60)
-    found = accuracy_interval(marks)
-    assert found[0] == min(low, bootstrap(marks)[0])
-    assert found[1] == max(high, bootstrap(marks)[1])
-    assert found == accuracy_interval(marks)  # the draws are seeded
+    assert bootstrap(correct) == pytest.approx((other.low, other.high), abs=0.02)
+    low, high = wilson(correct.mean(), 60)
+    interval = accuracy_interval(correct)
+    assert interval[0] == min(low, bootstrap(correct)[0])
+    assert interval[1] == max(high, bootstrap(correct)[1])
+    assert interval == accuracy_interval(correct)  # the draws are seeded
 
 
-def test_rows_that_are_all_right_are_not_certain() -> None:
-    marks = np.ones((3, 6), dtype=np.int64)
-    assert bootstrap(marks) == (1, 1)
-    assert accuracy_interval(marks) == pytest.approx(tuple(stats.binomtest(6, 6).proportion_ci(0.95, "wilson")))
+def test_the_interval_of_a_perfect_row_has_a_width() -> None:
+    correct = np.ones((3, 6), dtype=np.int64)
+    assert bootstrap(correct) == (1, 1)
+    assert accuracy_interval(correct) == pytest.approx(tuple(stats.binomtest(6, 6).proportion_ci(0.95, "wilson")))

@@ -1,19 +1,101 @@
-"""The processes of a comparison."""
+"""The process pool of a comparison, with real processes."""
 
 from __future__ import annotations
 
+import json
+import multiprocessing
 import os
+import signal
 
-from fusion_pl.analysis import workers
+import pytest
+import torch
+
+from fusion_pl.analysis.plan import Run
+from fusion_pl.analysis.result import RunResult
+from fusion_pl.analysis.workers import ProcessDeath, WorkerPool
 
 
-def test_each_process_gets_a_gpu_of_its_own(monkeypatch):
-    monkeypatch.setattr(workers, "follow_parent", lambda: None)
-    monkeypatch.setattr(workers.multiprocessing, "set_start_method", lambda *given, force: None)
-    for number, gpu in ((0, "3"), (1, "5"), (2, "3")):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-        workers._prepare(number, jobs=3)
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == gpu
+def job(run):
+    """Do what the name of the input asks for; report the process in ``reason``."""
+    action = run.inputs[0]
+    if action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if action == "exit":
+        os._exit(7)
+    if action == "raise":
+        raise OSError("disk full")
+    state = {
+        "process": os.getpid(),
+        "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "threads": torch.get_num_threads(),
+        "start_method": multiprocessing.get_start_method(),
+        "sigint": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
+    }
+    return RunResult(run.class_path, run.inputs, run.seed, "failed", json.dumps(state))
+
+
+def make_run(action, seed=0):
+    return Run("fusion_pl.fusion.Mean", (action,), seed, "key", {})
+
+
+def outcomes(pool, runs):
+    """Start runs at the same time; return run -> its outcome."""
+    for run in runs:
+        pool.start(run)
+    ended = {}
+    while len(ended) < len(runs):
+        assert pool.busy
+        ended |= dict(pool.wait(seconds=60.0))
+    return ended
+
+
+def state(outcome):
+    assert isinstance(outcome, RunResult)
+    return json.loads(outcome.reason)
+
+
+def test_each_process_has_its_own_gpu(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    workers._prepare(0, jobs=1)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"  # the rest of several processes would wait for each other
+    runs = [make_run("report", seed) for seed in range(3)]
+    with WorkerPool(job, size=3) as pool:
+        first = [state(outcome) for outcome in outcomes(pool, runs).values()]
+        assert pool.free == 3
+        (again,) = outcomes(pool, runs[:1]).values()
+    assert sorted(one["gpu"] for one in first) == ["3", "3", "5"]  # three processes on two GPUs
+    assert len({one["process"] for one in first}) == 3
+    assert state(again)["process"] in {one["process"] for one in first}  # processes are reused
+    assert all(one["sigint"] for one in first)  # Ctrl-C is handled by the parent
+    assert {one["start_method"] for one in first} == {multiprocessing.get_start_method()}
+    for one in first:
+        with pytest.raises(ProcessLookupError):  # killed by the end of the context
+            os.kill(one["process"], 0)
+
+
+def test_a_single_process_uses_one_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with WorkerPool(job, size=1) as pool:
+        (outcome,) = outcomes(pool, [make_run("report")]).values()
+    assert state(outcome)["gpu"] == "3"  # with two visible GPUs, Lightning would start a second process
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="cores are shared on machines without a GPU only")
+@pytest.mark.parametrize("configured", [None, "1"])
+def test_processes_share_the_cores(monkeypatch, configured):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if configured:
+        monkeypatch.setenv("OMP_NUM_THREADS", configured)
+    with WorkerPool(job, size=2) as pool:
+        (outcome,) = outcomes(pool, [make_run("report")]).values()
+    assert state(outcome)["threads"] == int(configured or max(1, os.cpu_count() // 2))
+
+
+def test_a_process_that_dies_does_not_stop_the_others():
+    kill, leave, report = make_run("kill"), make_run("exit"), make_run("report")
+    with WorkerPool(job, size=3) as pool:
+        ended = outcomes(pool, [kill, leave, report])
+        assert state(ended.pop(report))
+        assert ended == {kill: ProcessDeath("killed by SIGKILL"), leave: ProcessDeath("exit code 7")}
+        assert state(outcomes(pool, [make_run("report", 1)])[make_run("report", 1)])  # the pool is still usable
+        with pytest.raises(OSError, match="disk full"):
+            outcomes(pool, [make_run("raise")])

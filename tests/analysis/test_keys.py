@@ -1,4 +1,4 @@
-"""What makes a finished run another one: configuration, table, source of its parts, libraries."""
+"""Run keys: they change with the configuration, the table, the source code of the parts, and the libraries."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from fusion_pl.analysis.content import difference, key_of, table_of
-from fusion_pl.analysis.plan import plan, trial_of
+from fusion_pl.analysis.keys import key_difference, run_key, table_hash
+from fusion_pl.analysis.plan import make_run, plan_runs
 from fusion_pl.training import cache_keys
 
 HEAD = "from fusion_pl.fusion import Mean\n\nclass Mine(Mean):\n    scale = {}\n"
@@ -29,28 +29,28 @@ def config(tmp_path, monkeypatch):
 
 
 def key(config, *extra):
-    return plan(config, "own_head.Mine", "all", 1, extra, table_of(config["data"], extra))[0].key
+    return plan_runs(config, "own_head.Mine", "all", 1, extra, table_hash(config["data"], extra))[0].key
 
 
-def test_the_same_is_the_same(config):
+def test_equal_runs_have_equal_keys(config):
     assert key(config) == key(config)
-    trial = trial_of(config, "own_head.Mine", ("text",), 0, (), table_of(config["data"], ()))
-    assert trial.key == key(config)  # a run of an earlier selection is known by it
+    run = make_run(config, "own_head.Mine", ("text",), 0, (), table_hash(config["data"], ()))
+    assert run.key == key(config)  # also for a result of an earlier selection of heads
 
 
-def test_a_table_goes_by_its_content(config, tmp_path):
+def test_the_content_of_the_table_is_part_of_the_key(config, tmp_path):
     before = key(config)
     (tmp_path / "a.csv").write_text("text,label\nx,2\n")
-    assert difference(before, key(config)) == "another table"
+    assert key_difference(before, key(config)) == "another table"
     (tmp_path / "b.csv").write_text("text,label\nx,1\n")
     for extra in (["--data.manifest", "b.csv"], ["--data.manifest=b.csv"]):  # of the same content, elsewhere
-        assert difference(before, key(config, "--trainer.max_epochs", "2", *extra)) == "another configuration"
+        assert key_difference(before, key(config, "--trainer.max_epochs", "2", *extra)) == "another configuration"
 
 
-def test_other_libraries_make_another_run(config, monkeypatch):
+def test_library_versions_are_part_of_the_key(config, monkeypatch):
     before, real = key(config), importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: real(name) + "1" * (name == "torchvision"))
-    assert difference(before, key(config)) == "other library versions"
+    assert key_difference(before, key(config)) == "other library versions"
 
 
 SOURCES = {
@@ -68,10 +68,10 @@ class Decay(torch.optim.lr_scheduler.ExponentialLR): pass
 
 
 @pytest.fixture
-def written(tmp_path, monkeypatch):
-    """Write own modules, and have them imported as another process would."""
+def write_modules(tmp_path, monkeypatch):
+    """Return a function that writes user modules, which are then imported as in a new process."""
 
-    def _written(**sources):
+    def _write_modules(**sources):
         monkeypatch.setattr(sys, "dont_write_bytecode", True)
         for name, content in sources.items():
             (tmp_path / f"{name}.py").write_text(content)
@@ -80,18 +80,18 @@ def written(tmp_path, monkeypatch):
         importlib.invalidate_caches()
         cache_keys._read.cache_clear()
 
-    _written(**SOURCES)
-    return _written
+    _write_modules(**SOURCES)
+    return _write_modules
 
 
-def test_an_edited_head_is_another_one(config, written):
+def test_the_source_of_the_head_is_part_of_the_key(config, write_modules):
     before = key(config)
-    written(own_head=HEAD.format(2))
-    assert difference(before, key(config)) == "another configuration"
+    write_modules(own_head=HEAD.format(2))
+    assert key_difference(before, key(config)) == "another configuration"
 
 
 @pytest.mark.parametrize(
-    "place",
+    "naming",
     [
         {"model": {"fusion": {"class_path": "own_head.Mine"}}},
         {"model": {"encoders": {"text": "own_encoder.Short"}}},
@@ -105,38 +105,38 @@ def test_an_edited_head_is_another_one(config, written):
         ["--data.augment={text: {class_path: own_steps.Noise}}"],
     ],
 )
-def test_an_edited_module_that_an_own_class_imports_makes_another_run(config, written, place):
-    """Whichever part of the run the class is, and however it is named."""
+def test_modules_imported_by_a_user_class_are_part_of_the_key(config, write_modules, naming):
+    """For every part of the configuration, and every way to name a class."""
     head = HEAD.format(1)
-    if place == {"model": {"fusion": {"class_path": "own_head.Mine"}}}:
+    if naming == {"model": {"fusion": {"class_path": "own_head.Mine"}}}:
         head = "import helper\n" + head
-    extra, changes = (place, {}) if isinstance(place, list) else ([], place)
+    extra, changes = (naming, {}) if isinstance(naming, list) else ([], naming)
     for section, content in changes.items():
         for name, value in content.items():
             config[section][name] = value if isinstance(value, str) else {**config[section].get(name, {}), **value}
 
-    def fresh(helper):
-        written(helper=helper, own_head=head)
-        if "Short" in str(place):
-            importlib.import_module("own_encoder")  # a short name is one that is known
-        return trial_of(config, "own_head.Mine", ("text",), 0, extra).key
+    def key_with(helper):
+        write_modules(helper=helper, own_head=head)
+        if "Short" in str(naming):
+            importlib.import_module("own_encoder")  # short names are resolved among imported classes
+        return make_run(config, "own_head.Mine", ("text",), 0, extra).key
 
-    before = fresh("SCALE = 1")
-    assert fresh("SCALE = 1") == before
-    assert difference(before, fresh("SCALE = 2")) == "another configuration"
+    before = key_with("SCALE = 1")
+    assert key_with("SCALE = 1") == before
+    assert key_difference(before, key_with("SCALE = 2")) == "another configuration"
 
 
-def test_a_compiled_class_has_no_source_to_follow(config):
+def test_classes_without_python_source_are_accepted(config):
     config["model"]["encoders"]["text"] = "io.BytesIO"
     config["model"]["optimizer"] = "array.array"
-    assert trial_of(config, "own_head.Mine", ("text",), 0).key
+    assert make_run(config, "own_head.Mine", ("text",), 0).key
 
 
-def test_what_cannot_be_imported_is_told_by_the_run(config):
+def test_classes_that_cannot_be_imported_are_left_to_the_run(config):
     config["model"]["encoders"]["image"] = {"class_path": "nowhere.Encoder"}
     assert key(config)
-    assert table_of({"class_path": "nowhere.Data"}, ()) == ""
+    assert table_hash({"class_path": "nowhere.Data"}, ()) == ""
 
 
-def test_keys_of_another_version_have_no_difference():
-    assert difference("abcdef123456", key_of({"model": {"fusion": {}, "encoders": {}}}, (), "")) is None
+def test_keys_of_another_format_have_no_difference():
+    assert key_difference("abcdef123456", run_key({"model": {"fusion": {}, "encoders": {}}}, (), "")) is None

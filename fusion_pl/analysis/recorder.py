@@ -1,4 +1,4 @@
-"""Which samples a run was validated and tested on: only runs on the same ones can be compared."""
+"""Record which samples a run was validated and tested on: only runs on the same samples can be compared."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from fusion_pl.types import Batch
 
 
-class Noted:
-    """Samples in the order in which they came.
+class SampleLog:
+    """Samples in the order of the batches.
 
     Attributes:
-        ids: names of the samples.
+        ids: of the samples.
         targets: their classes.
         present: inputs that each of them has.
     """
@@ -29,55 +29,55 @@ class Noted:
         self.present: list[set[str]] = []
 
     def add(self, batch: Batch) -> None:
-        """Note the samples of a batch."""
+        """Add the samples of a batch."""
         assert batch.target is not None
         self.ids += batch.ids
         self.targets += batch.target.tolist()
         names = list(batch.present)
         for row in torch.stack([batch.present[name] for name in names], dim=1).tolist():
-            self.present.append({name for name, has in zip(names, row, strict=True) if has})
+            self.present.append({name for name, is_present in zip(names, row, strict=True) if is_present})
 
     @property
     def hash(self) -> str:
-        """Hash of ids and classes: a sample whose class was corrected is another one."""
+        """Hash of ids and classes: a sample with a corrected label counts as another sample."""
         return hashlib.sha256(json.dumps([self.ids, self.targets]).encode()).hexdigest()[:16]
 
-    def having(self, some: Sequence[str]) -> int:
+    def count_with_any(self, inputs: Sequence[str]) -> int:
         """Return how many samples have at least one of some inputs."""
-        return sum(not has.isdisjoint(some) for has in self.present)
+        return sum(not present.isdisjoint(inputs) for present in self.present)
 
 
-class SeenSamples(Callback):
-    """Notes the samples of the last validation and test, which of the test were right, and the test's first batch."""
+class SampleRecorder(Callback):
+    """Record the samples of the last validation and test, which test samples are correct, and the first test batch."""
 
     def __init__(self) -> None:
-        self.validated, self.tested = Noted(), Noted()
+        self.validation, self.test = SampleLog(), SampleLog()
         self.correct: list[str] = []
-        self.first: Batch | None = None
+        self.first_batch: Batch | None = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the validation before."""
+        """Discard the previous validation."""
         del trainer, pl_module
-        self.validated = Noted()
+        self.validation = SampleLog()
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *index: int
     ) -> None:
-        """Note a batch."""
+        """Record a batch."""
         del trainer, pl_module, outputs, index
-        self.validated.add(batch)
+        self.validation.add(batch)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the test before."""
+        """Discard the previous test."""
         del trainer, pl_module
-        self.tested, self.correct, self.first = Noted(), [], None
+        self.test, self.correct, self.first_batch = SampleLog(), [], None
 
     def on_test_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Batch, *index: int
     ) -> None:
-        """Note a batch, and which of its samples were right."""
+        """Record a batch and which of its samples are classified correctly."""
         del trainer, pl_module, index
         assert batch.target is not None
-        self.first = self.first or batch
-        self.tested.add(batch)
-        self.correct += ["01"[int(right)] for right in outputs.argmax(-1).eq(batch.target).tolist()]
+        self.first_batch = self.first_batch or batch
+        self.test.add(batch)
+        self.correct += ["01"[int(is_correct)] for is_correct in outputs.argmax(-1).eq(batch.target).tolist()]

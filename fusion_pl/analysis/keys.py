@@ -1,0 +1,129 @@
+"""The key of a run: hashes of its configuration and source code, of its table, and of the library versions."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from fusion_pl.cli.errors import user_message
+from fusion_pl.cli.options import options_on
+from fusion_pl.data.base import FusionData
+from fusion_pl.training.cache_keys import sources
+from fusion_pl.training.results import PACKAGES
+
+BASES = (nn.Module, FusionData, Optimizer, LRScheduler)  # base classes that a short class name is resolved against
+CLASS_KEY = re.compile(
+    r"model\.(fusion|optimizer|lr_scheduler|encoders\.[^.]+)|data|data\.(init_args\.)?augment\.[^.]+|.*\.class_path"
+)  # keys of a configuration whose value is a class
+DIFFERENCES = ("another configuration", "another table", "other library versions")  # one per part of a key
+
+
+def run_key(config: Mapping[str, Any], extra: Sequence[str], table_hash: str) -> str:
+    """Hash everything that decides the result of a run; configuration, table and versions are separate parts.
+
+    Args:
+        config: configuration for ``fusion-pl fit --config``.
+        extra: further arguments of ``fusion-pl fit``.
+        table_hash: see ``table_hash``.
+    """
+    files, libraries = sources(set(_classes(config, extra)))
+    versions = [{name: importlib.metadata.version(name) for name in PACKAGES}, libraries]
+    parts = ([config, list(extra), files], table_hash, versions)
+    return "-".join(_hash(json.dumps(part, sort_keys=True, default=str).encode()) for part in parts)
+
+
+def key_difference(key: str, other: str) -> str | None:
+    """Return how two keys differ; None if one of them has another format."""
+    parts, other_parts = key.split("-"), other.split("-")
+    if len(parts) != len(DIFFERENCES) or len(other_parts) != len(DIFFERENCES):
+        return None
+    return " and ".join(text for text, a, b in zip(DIFFERENCES, parts, other_parts, strict=True) if a != b)
+
+
+def table_hash(data: Mapping[str, Any], extra: Sequence[str]) -> str:
+    """Hash the bytes of the table that the runs read; empty for a data class without one.
+
+    The data is built and prepared as by a run, with the options of the command line.
+
+    Args:
+        data: of the configuration.
+        extra: further arguments of ``fusion-pl fit``.
+
+    Raises:
+        UserError: if the data cannot be built.
+    """
+    parser = ArgumentParser(exit_on_error=False, prog="fusion-pl")
+    parser.add_subclass_arguments(FusionData, "data", required=True)
+    try:
+        parser.set_defaults({"data": dict(data)})
+        built: Any = parser.instantiate(parser.parse_args(list(_data_arguments(extra)))).data
+        built.prepare_data()
+    except Exception as error:
+        if user_message(error):
+            raise
+        return ""  # the run reports the error
+    path = Path(getattr(built, "manifest", ""))
+    return _hash(path.read_bytes()) if path.is_file() else ""
+
+
+def _data_arguments(extra: Sequence[str]) -> Iterator[str]:
+    is_data = False
+    for word in extra:
+        if word.startswith("--"):
+            is_data = word.removeprefix("--").partition("=")[0].partition(".")[0] == "data"
+        if is_data:
+            yield word
+
+
+def _classes(config: Mapping[str, Any], extra: Sequence[str]) -> Iterator[type]:
+    """Yield all classes that the configuration and the options name."""
+    names = set(_class_names("", config))
+    for option, value in options_on(extra):
+        with contextlib.suppress(yaml.YAMLError):
+            names |= set(_class_names(option, yaml.safe_load(value)))
+    for path in names:
+        module, _, name = path.rpartition(".")
+        if not module:
+            yield from (cls for base in BASES for cls in _subclasses(base) if cls.__name__ == name)
+            continue
+        with contextlib.suppress(ImportError, AttributeError, ValueError):  # does not exist: the run reports it
+            cls = getattr(importlib.import_module(module), name)
+            if inspect.isclass(cls):
+                yield cls
+
+
+def _class_names(key: str, value: Any) -> Iterator[str]:
+    """Yield the class names in a value of a configuration, at any depth."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _class_names(f"{key}.{name}".removeprefix("."), item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _class_names(f"{key}.", item)
+    elif isinstance(value, str) and CLASS_KEY.fullmatch(key):
+        yield value
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    direct: list[type] = type.__subclasses__(base)
+    for cls in direct:
+        yield cls
+        yield from _subclasses(cls)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]

@@ -1,0 +1,55 @@
+"""Train and test as the command does, and measure what the report shows."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from fusion_pl.analysis.costs import measure_costs
+from fusion_pl.analysis.recorder import SampleRecorder
+from fusion_pl.cli.run import train
+from fusion_pl.training.results import WriteResults
+from fusion_pl.training.stage_metrics import accuracy_by_inputs, fewer
+from fusion_pl.training.tensorboard import TensorBoardFigures
+
+
+def train_and_test(arguments: list[str]) -> dict[str, Any]:
+    """Return the measured fields of a ``RunResult``.
+
+    Args:
+        arguments: of ``fusion-pl fit``.
+    """
+    recorder = SampleRecorder()
+    cli = train("fit", arguments, [recorder])
+    trainer, model = cli.trainer, cli.model
+    report = json.loads((Path(str(trainer.log_dir)) / "metrics.json").read_text(encoding="utf-8"))
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    # The results and figures of fit must not be replaced.
+    callbacks[:] = [one for one in callbacks if not isinstance(one, (WriteResults, TensorBoardFigures))]
+    (metrics,) = trainer.test(
+        model, datamodule=cli.datamodule, ckpt_path=report["checkpoint"], weights_only=True, verbose=False
+    )
+    names = list(model.encoders)
+    subsets = accuracy_by_inputs(metrics, "test", names)
+    assert recorder.first_batch is not None
+    batch = apply_to_collection(recorder.first_batch, Tensor, Tensor.clone)  # inference tensors have no backward pass
+    return {
+        "validation_accuracy": report["metrics"]["val/accuracy"],
+        "validation_samples": len(recorder.validation.ids),
+        "validation_hash": recorder.validation.hash,
+        "test": {key: value for key, value in metrics.items() if not key.startswith("test/accuracy/")},
+        "correct": "".join(recorder.correct),
+        "ids": tuple(recorder.test.ids),
+        "test_hash": recorder.test.hash,
+        "subsets": {key: value for key, value in subsets.items() if not math.isnan(value)},
+        "subset_samples": {"+".join(some): recorder.test.count_with_any(some) for some in [*fewer(names), names]},
+        "seconds": report["seconds"],
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "head_parameters": sum(p.numel() for p in model.fusion.parameters()),
+        **measure_costs(model.to(trainer.strategy.root_device), trainer.strategy.batch_to_device(batch)),
+    }
