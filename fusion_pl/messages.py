@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MAX_LENGTH = 200
 MAX_NAMES = 10
@@ -50,6 +50,17 @@ def join_names(names: Iterable[str]) -> str:
     """
     names = list(names)
     return ", ".join(names[:MAX_NAMES]) + (f" … ({len(names)} in all)" if len(names) > MAX_NAMES else "")
+
+
+def join_lines(lines: Sequence[str], max_lines: int) -> str:
+    r"""Join the first lines, indented.
+
+    Example:
+        >>> join_lines(["a", "b", "c"], max_lines=1)
+        'a\n  … and 2 more'
+    """
+    more = [f"… and {len(lines) - max_lines} more"] if len(lines) > max_lines else []
+    return "\n  ".join([*lines[:max_lines], *more])
 
 
 def printable(text: str) -> str:

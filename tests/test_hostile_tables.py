@@ -106,9 +106,9 @@ def test_a_hostile_row_gets_its_own_error_and_spoils_no_other(folder, tmp_path):
         ({"text": "fine"}, None),
         ({"text": "half \ud800 pair"}, "which is not a character"),
         ({"image": "pipe.png"}, "pipe.png is not a file"),
-        ({"image": "page.png"}, "page.png cannot be read as a picture"),
+        ({"image": "page.png"}, "page.png cannot be read as an image"),
         ({"image": "\x1b[2Jnone.png"}, "does not exist"),
-        ({"audio": "cut.wav"}, "cut.wav is cut off"),
+        ({"audio": "cut.wav"}, "cut.wav is truncated"),
         ({"text": "fine", "id": "half \ud801"}, None),
         ({"text": "fine", "image": "a.png", "audio": "a.wav"}, None),
     ]

@@ -1,4 +1,4 @@
-"""Open sound: mono float32 at the rate of the file. Only what is used is read, so that a long file costs little."""
+"""Read sound as mono float32 at the rate of the file; of long files only the part that is used."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from numpy.typing import NDArray
 from fusion_pl.files import check_regular
 from fusion_pl.types import UserError, Waveform
 
-Crop = Callable[[int, int], tuple[int, int]]  # (samples of a file, its rate in Hz) -> (first, last + 1) to be read
+Crop = Callable[[int, int], tuple[int, int]]  # (number of samples, rate in Hz) -> (first, end)
 
-RATES = (1_000, 384_000)  # Hz; outside of it a header is wrong, and resampling could take any time and memory
-BLOCK = 2**20  # numbers read at a time: a header may claim any length, but memory is taken for what is there
-UNKNOWN = 2**62  # from here on a length is libsndfile's way to say that the file does not name one
-STREAMED = 0x7FFFF000  # from here on a size is what programs write into a pipe, where they do not know it yet
-# What libsndfile notes of a file that is shorter than its header says, or whose last pages are missing.
-SHORTENED = re.compile(r"^ *(?:data|Data Size|SSND|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-OGG_CUT = ("Junk after the last page", "lacks an end-of-stream bit")
-# In the first frame of an MP3 that says how long it is: which numbers follow, frames, bytes.
-MP3_LENGTH = re.compile(rb"(?:Xing|Info)(.{12})", re.DOTALL)
-REPLACE = "replace it or empty its cell"
+RATES = (
+    1_000,
+    384_000,
+)  # Hz; other rates are errors of the header, and resampling could take much memory
+BLOCK = 2**20  # values read at a time: a header may claim any length
+UNKNOWN_LENGTH = 2**62  # libsndfile returns at least this number of samples if the header has no length
+UNKNOWN_SIZE = 0x7FFFF000  # programs that write to a pipe put at least this size into the header
+# Notes of libsndfile about a file that is shorter than its header says, or whose last pages are missing.
+TRUNCATED = re.compile(r"^ *(?:data|Data Size|SSND|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+OGG_TRUNCATED = ("Junk after the last page", "lacks an end-of-stream bit")
+# Header in the first frame of an MP3: flags, number of frames, number of bytes.
+MP3_HEADER = re.compile(rb"(?:Xing|Info)(.{12})", re.DOTALL)
+FIX = "replace it or empty its cell"
 
 
-class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no annotations
-    """A file that is read in order: soundfile seeks after each read, which fails at the end of an unknown length."""
+class _UnseekableFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no annotations
+    """A file without seeking after each read, which fails at the end of a file of unknown length."""
 
     def seekable(self) -> bool:
         return False
@@ -43,50 +46,48 @@ def read_audio(path: str | os.PathLike[str], crop: Crop | None = None) -> Wavefo
 
     Args:
         path: of the file.
-        crop: which part is wanted; None = all of it.
+        crop: selects the part to read; None = all of it.
 
     Raises:
-        UserError: where the file is missing, not sound, empty, cut off, or holds NaN or infinity.
+        UserError: if the file is missing, not sound, empty or truncated, or contains NaN or infinity.
     """
     check_regular(path)
     try:
-        with _Stream(path) as file:
-            rate, floats = file.samplerate, file.subtype in ("FLOAT", "DOUBLE")
+        with _UnseekableFile(path) as file:
+            rate, is_float = file.samplerate, file.subtype in ("FLOAT", "DOUBLE")
             check_rate(rate, str(path))
             length = _length(file, path)
             first, end = (0, length) if crop is None else crop(length, rate)
             samples = _read(file, first, end)
-            if len(samples) < end - first or not (end == length or _has_last(file, length)):
-                raise UserError(f"{path} is cut off: its header promises {length} samples, fewer are there: {REPLACE}")
-    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a suffix that means headerless samples
+            if len(samples) < end - first or not (end == length or _has_last_sample(file, length)):
+                raise UserError(f"{path} is truncated: its header promises {length} samples, fewer exist: {FIX}")
+    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: the suffix of a file without a header
         reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
-        raise UserError(
-            f"{path} cannot be read as sound ({reason}): expected wav, flac, ogg or mp3; {REPLACE}"
-        ) from error
-    return waveform(samples, rate, str(path), floats)
+        raise UserError(f"{path} cannot be read as sound ({reason}): expected wav, flac, ogg or mp3; {FIX}") from error
+    return waveform(samples, rate, str(path), is_float)
 
 
-def check_rate(rate: int, where: str) -> None:
-    """Refuse a rate in Hz that no recording has."""
+def check_rate(rate: int, name: str) -> None:
+    """Check a rate in Hz."""
     low, high = RATES
     if not low <= rate <= high:
-        raise UserError(f"{where} has a rate of {rate} Hz, expected {low} to {high}: convert it, or {REPLACE}")
+        raise UserError(f"{name} has a rate of {rate} Hz, expected {low} to {high}: convert it, or {FIX}")
 
 
 def _length(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> int:
-    """Return how many samples a file holds; by counting, where it does not say.
+    """Return the number of samples; count them if the header has none.
 
     Raises:
-        UserError: where its header promises more than is there.
+        UserError: if the file is shorter than its header says.
     """
     log = file.extra_info
-    for promised, there in SHORTENED.findall(log) if "(should be" in log else ():
-        if int(there) < int(promised) < STREAMED:
-            raise UserError(f"{path} is cut off: its header promises {promised} bytes, {there} are there: {REPLACE}")
-    if any(said in log for said in OGG_CUT):
-        raise UserError(f"{path} is cut off: its last page is missing: {REPLACE}")
+    for promised, size in TRUNCATED.findall(log) if "(should be" in log else ():
+        if int(size) < int(promised) < UNKNOWN_SIZE:
+            raise UserError(f"{path} is truncated: its header promises {promised} bytes, {size} exist: {FIX}")
+    if any(note in log for note in OGG_TRUNCATED):
+        raise UserError(f"{path} is truncated: its last page is missing: {FIX}")
     length = int(file.frames)
-    if length < UNKNOWN and (file.format != "MP3" or _mp3_names_length(path)):
+    if length < UNKNOWN_LENGTH and (file.format != "MP3" or _has_mp3_length(path)):
         return length
     length = 0
     while (block := _block(file, BLOCK)) is not None:
@@ -95,30 +96,30 @@ def _length(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> int:
     return length
 
 
-def _mp3_names_length(path: str | os.PathLike[str]) -> bool:
-    """Say whether an MP3 tells its length; without, libsndfile estimates it from the first frames.
+def _has_mp3_length(path: str | os.PathLike[str]) -> bool:
+    """Return whether the header of an MP3 has its length; otherwise libsndfile estimates it from the first frames.
 
     Raises:
-        UserError: where it is shorter than it says.
+        UserError: if the file is shorter than its header says.
     """
     with open(path, "rb") as file:
         tag = file.read(10)
-        # A tag may come first, its size in four times 7 bits.
-        start = 10 + sum(byte << 7 * place for place, byte in enumerate(tag[:5:-1])) if tag[:3] == b"ID3" else 0
+        # An ID3 tag may come first; its size is four times 7 bits.
+        start = 10 + sum(byte << 7 * index for index, byte in enumerate(tag[:5:-1])) if tag[:3] == b"ID3" else 0
         file.seek(start)
-        found = MP3_LENGTH.search(file.read(512))
-        there = os.fstat(file.fileno()).st_size - start
-    if found is None:
+        header = MP3_HEADER.search(file.read(512))
+        size = os.fstat(file.fileno()).st_size - start
+    if header is None:
         return False
-    flags, _, promised = struct.unpack(">3I", found[1])
-    if flags & 3 == 3 and there < promised:
-        raise UserError(f"{path} is cut off: its header promises {promised} bytes, {there} are there: {REPLACE}")
+    flags, _, promised = struct.unpack(">3I", header[1])
+    if flags & 3 == 3 and size < promised:
+        raise UserError(f"{path} is truncated: its header promises {promised} bytes, {size} exist: {FIX}")
     return bool(flags & 1)
 
 
 def _read(file: soundfile.SoundFile, first: int, end: int) -> Float32[NDArray[Any], " N"]:
-    """Read samples ``first`` to ``end``, mixed to one channel; fewer, where the file ends before."""
-    if first and file.format == "MP3":  # its decoder complains on the terminal wherever it is set down
+    """Read samples ``first`` to ``end`` as one channel; fewer if the file ends before."""
+    if first and file.format == "MP3":  # its decoder prints warnings after seeking
         while file.tell() < first and _block(file, first - file.tell()) is not None:
             pass
     elif first:
@@ -131,24 +132,24 @@ def _read(file: soundfile.SoundFile, first: int, end: int) -> Float32[NDArray[An
     return np.concatenate(blocks) if len(blocks) > 1 else blocks[0] if blocks else np.empty(0, np.float32)
 
 
-def _has_last(file: soundfile.SoundFile, length: int) -> bool:
-    """Say whether the last sample is there; of an MP3 the bytes were counted."""
+def _has_last_sample(file: soundfile.SoundFile, length: int) -> bool:
+    """Return whether the last sample exists; for MP3 the size was checked."""
     return file.format == "MP3" or len(_read(file, length - 1, length)) > 0
 
 
-def _block(file: soundfile.SoundFile, most: int) -> Float32[NDArray[Any], " N"] | None:
-    """Read on, at most ``most`` samples; None at the end."""
-    block = file.read(min(most, max(1, BLOCK // file.channels)), dtype="float32", always_2d=True)
+def _block(file: soundfile.SoundFile, max_samples: int) -> Float32[NDArray[Any], " N"] | None:
+    """Read the next samples; None at the end."""
+    block = file.read(min(max_samples, max(1, BLOCK // file.channels)), dtype="float32", always_2d=True)
     if not len(block):
         return None
     mixed: NDArray[Any] = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
     return mixed
 
 
-def waveform(mixed: NDArray[Any], rate: int, where: str, floats: bool = True) -> Waveform:
-    """Return one channel as a ``Waveform``, and refuse what would poison a network; only ``floats`` can hold NaN."""
+def waveform(mixed: NDArray[Any], rate: int, name: str, is_float: bool = True) -> Waveform:
+    """Return one channel as a ``Waveform``; refuse empty sound and values that are not finite."""
     if not mixed.size:
-        raise UserError(f"{where} holds no samples: replace it or leave this input out")
-    if floats and not np.isfinite(mixed).all():
-        raise UserError(f"{where} holds NaN or infinite samples: replace it or leave this input out")
+        raise UserError(f"{name} has no samples: replace it or leave this input out")
+    if is_float and not np.isfinite(mixed).all():
+        raise UserError(f"{name} contains NaN or infinite samples: replace it or leave this input out")
     return Waveform(torch.from_numpy(np.ascontiguousarray(mixed, dtype=np.float32)), rate)

@@ -1,7 +1,7 @@
-"""Random changes of raw values, made in training only: a model meets more speakers and typists than the data holds.
+"""Random augmentation of sound and text in training.
 
-They work on what ``Sample.inputs`` holds and draw from torch's generator, which every loader worker seeds by itself.
-For pictures use ``torchvision.transforms.v2``, which takes PIL images as they are.
+The transforms take values of ``Sample.inputs`` and use torch's global generator. For images use the transforms of
+``torchvision.transforms.v2``, which take PIL images.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _fast_length(length: int) -> int:
     return 1 << max(1, length - 1).bit_length()  # a prime length takes five times as long as the next power of two
 
 
-def _check(part: nn.Module, name: str, value: float, high: float = math.inf) -> float:
+def _check_range(part: nn.Module, name: str, value: float, high: float = math.inf) -> float:
     if not 0 <= value <= high:
         limit = "0 or more" if math.isinf(high) else f"between 0 and {high:g}"
         raise UserError(f"{type(part).__name__}({name}={value}): expected a number that is {limit}")
@@ -31,55 +31,55 @@ def _check(part: nn.Module, name: str, value: float, high: float = math.inf) -> 
 
 
 class Speed(nn.Module):
-    """Play the sound faster or slower, which moves its pitch with it: the same words from a smaller or larger speaker.
+    """Change the speed of a sound, and its pitch with it.
 
-    The factor is log-uniform in [1 / (1 + spread), 1 + spread]. Interpolation is linear: a tenth of the time of a
-    band-limited resampler, and training does not hear the difference.
+    The factor is log-uniform in [1 / (1 + spread), 1 + spread]. Linear interpolation takes a tenth of the time of a
+    band-limited resampler.
     Source: Ko et al. 2015, "Audio augmentation for speech recognition" (Interspeech); factors there are 0.9, 1 and 1.1.
 
     Args:
-        spread: 0.15 means up to 15 % faster.
+        spread: largest relative change of the speed; 0.15 = up to 15 % faster.
     """
 
     def __init__(self, spread: float = 0.15) -> None:
         super().__init__()
-        self.limit = math.log1p(_check(self, "spread", spread))
+        self.limit = math.log1p(_check_range(self, "spread", spread))
 
     def forward(self, waveform: Waveform) -> Waveform:
         """Return the sound with N / factor samples."""
-        before = waveform.samples.numel()
-        after = max(1, round(before / math.exp(_uniform(-self.limit, self.limit))))
-        if after == before or before < 2:
+        length = waveform.samples.numel()
+        new_length = max(1, round(length / math.exp(_uniform(-self.limit, self.limit))))
+        if new_length == length or length < 2:
             return waveform
-        moved = nn.functional.interpolate(waveform.samples[None, None], size=after, mode="linear")
-        return Waveform(moved[0, 0], waveform.rate)
+        resampled = nn.functional.interpolate(waveform.samples[None, None], size=new_length, mode="linear")
+        return Waveform(resampled[0, 0], waveform.rate)
 
 
 class Gain(nn.Module):
-    """Make the sound louder or softer.
+    """Change the volume of a sound.
 
     Args:
-        decibels: largest change, either way.
+        decibels: largest change, in dB.
     """
 
     def __init__(self, decibels: float = 6.0) -> None:
         super().__init__()
-        self.decibels = _check(self, "decibels", decibels)
+        self.decibels = _check_range(self, "decibels", decibels)
 
     def forward(self, waveform: Waveform) -> Waveform:
-        """Return the sound times one random factor."""
+        """Return the sound times a random factor."""
         factor = 10 ** (_uniform(-self.decibels, self.decibels) / 20)
         return Waveform(waveform.samples * factor, waveform.rate)
 
 
 class Noise(nn.Module):
-    """Add coloured noise: its power falls as 1 / frequency ** color.
+    """Add coloured noise, whose power is proportional to 1 / frequency ** color.
 
     Args:
-        snr_low: smallest ratio of signal to noise power, in dB.
-        snr_high: largest one; uniform between the two.
-        color: 0 is white, 1 pink, 2 brown.
-        probability: of noise at all.
+        snr_low: lower end of the uniform signal-to-noise ratio, in dB.
+        snr_high: upper end, in dB.
+        color: 0 = white, 1 = pink, 2 = brown.
+        probability: of adding noise.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class Noise(nn.Module):
         super().__init__()
         if snr_low > snr_high:
             raise UserError(
-                f"Noise(snr_low={snr_low}, snr_high={snr_high}): the low end is above the high one; swap them"
+                f"Noise(snr_low={snr_low}, snr_high={snr_high}): the lower end is above the upper end; swap them"
             )
         self.snr_low, self.snr_high, self.color = snr_low, snr_high, color
-        self.probability = _check(self, "probability", probability, 1.0)
+        self.probability = _check_range(self, "probability", probability, 1.0)
 
     def forward(self, waveform: Waveform) -> Waveform:
-        """Return the sound with noise relative to its own power; silence stays silent."""
+        """Return the sound with noise relative to its power; silence stays silent."""
         if torch.rand(()) >= self.probability or waveform.samples.numel() < 2:
             return waveform
         noise = self._noise(waveform.samples.numel())
@@ -105,112 +105,112 @@ class Noise(nn.Module):
     def _noise(self, length: int) -> Float[Tensor, " N"]:
         if not self.color:
             return torch.randn(length)
-        longer = _fast_length(length)
-        spectrum = torch.randn(longer // 2 + 1, dtype=torch.complex64)
-        frequency = torch.arange(spectrum.numel()).clamp(min=1)  # the constant part has no finite power
-        noise: Tensor = torch.fft.irfft(spectrum * frequency ** (-self.color / 2), n=longer)
+        fft_length = _fast_length(length)
+        spectrum = torch.randn(fft_length // 2 + 1, dtype=torch.complex64)
+        frequency = torch.arange(spectrum.numel()).clamp(min=1)  # frequency 0 would have infinite power
+        noise: Tensor = torch.fft.irfft(spectrum * frequency ** (-self.color / 2), n=fft_length)
         return noise[:length]
 
 
 class Shift(nn.Module):
-    """Move the sound in time; what leaves is lost, what enters is silence, and the length stays.
+    """Shift a sound in time, padded with silence to its length.
 
     Args:
-        seconds: largest shift, either way.
+        seconds: largest shift.
     """
 
     def __init__(self, seconds: float = 0.05) -> None:
         super().__init__()
-        self.seconds = _check(self, "seconds", seconds)
+        self.seconds = _check_range(self, "seconds", seconds)
 
     def forward(self, waveform: Waveform) -> Waveform:
-        """Return the sound with as many samples as before."""
+        """Return the shifted sound."""
         length = waveform.samples.numel()
-        by = round(_uniform(-self.seconds, self.seconds) * waveform.rate)
-        by = max(-length, min(length, by))
-        moved = torch.zeros_like(waveform.samples)
-        moved[max(by, 0) : length + min(by, 0)] = waveform.samples[max(-by, 0) : length - max(by, 0)]
-        return Waveform(moved, waveform.rate)
+        offset = round(_uniform(-self.seconds, self.seconds) * waveform.rate)
+        offset = max(-length, min(length, offset))
+        shifted = torch.zeros_like(waveform.samples)
+        shifted[max(offset, 0) : length + min(offset, 0)] = waveform.samples[max(-offset, 0) : length - max(offset, 0)]
+        return Waveform(shifted, waveform.rate)
 
 
 class MaskBand(nn.Module):
-    """Silence one random band of frequencies, so that no single band decides.
+    """Remove a random band of frequencies.
 
-    Source: the frequency masks of SpecAugment (arXiv:1904.08779), on the sound itself, so that any encoder can use it.
+    Source: the frequency masks of SpecAugment (arXiv:1904.08779), applied to the waveform for use with any encoder.
 
     Args:
-        width: largest width as a fraction of the spectrum.
+        width: largest width, as a fraction of the spectrum.
     """
 
     def __init__(self, width: float = 0.15) -> None:
         super().__init__()
-        self.width = _check(self, "width", width, 1.0)
+        self.width = _check_range(self, "width", width, 1.0)
 
     def forward(self, waveform: Waveform) -> Waveform:
-        """Return the sound without that band."""
+        """Return the sound without a band."""
         length = waveform.samples.numel()
-        longer = _fast_length(length)
-        bins = longer // 2 + 1
-        wide = round(_uniform(0.0, self.width) * bins)
-        if not wide or not length:
+        fft_length = _fast_length(length)
+        bins = fft_length // 2 + 1
+        width = round(_uniform(0.0, self.width) * bins)
+        if not width or not length:
             return waveform
-        start = int(torch.randint(bins - wide + 1, ()))
-        spectrum = torch.fft.rfft(waveform.samples, n=longer)
-        spectrum[start : start + wide] = 0
-        return Waveform(torch.fft.irfft(spectrum, n=longer)[:length], waveform.rate)
+        start = int(torch.randint(bins - width + 1, ()))
+        spectrum = torch.fft.rfft(waveform.samples, n=fft_length)
+        spectrum[start : start + width] = 0
+        return Waveform(torch.fft.irfft(spectrum, n=fft_length)[:length], waveform.rate)
 
 
 class MaskTime(nn.Module):
-    """Silence one random stretch of the sound, so that no single moment decides.
+    """Silence a random interval of a sound.
 
-    Source: the time masks of SpecAugment (arXiv:1904.08779), here on the sound itself.
+    Source: the time masks of SpecAugment (arXiv:1904.08779), applied to the waveform.
 
     Args:
-        width: largest length as a fraction of the sound.
+        width: largest length, as a fraction of the sound.
     """
 
     def __init__(self, width: float = 0.15) -> None:
         super().__init__()
-        self.width = _check(self, "width", width, 1.0)
+        self.width = _check_range(self, "width", width, 1.0)
 
     def forward(self, waveform: Waveform) -> Waveform:
-        """Return the sound with that stretch set to zero."""
+        """Return the sound with an interval of zeros."""
         length = waveform.samples.numel()
-        wide = round(_uniform(0.0, self.width) * length)
-        if not wide:
+        width = round(_uniform(0.0, self.width) * length)
+        if not width:
             return waveform
-        start = int(torch.randint(length - wide + 1, ()))
+        start = int(torch.randint(length - width + 1, ()))
         samples = waveform.samples.clone()
-        samples[start : start + wide] = 0
+        samples[start : start + width] = 0
         return Waveform(samples, waveform.rate)
 
 
 class Typos(nn.Module):
-    """Damage a text as hasty typing does: each character may be replaced, dropped, doubled or swapped with the next.
+    """Add typos: each character may be replaced, dropped, doubled or swapped with the next one.
 
     Args:
-        rate: expected fraction of damaged characters.
-        alphabet: what replaces a character.
+        rate: probability of a typo per character.
+        alphabet: characters that replace others.
     """
 
     def __init__(self, rate: float = 0.05, alphabet: str = "abcdefghijklmnopqrstuvwxyz") -> None:
         super().__init__()
-        self.rate = _check(self, "rate", rate, 1.0)
+        self.rate = _check_range(self, "rate", rate, 1.0)
         if not alphabet:
             raise UserError("Typos(alphabet=''): expected at least one character to replace others with")
         self.alphabet = alphabet
 
     def forward(self, text: str) -> str:
-        """Return the damaged text; its length may change by a little."""
+        """Return the text with typos; its length may change."""
         characters = list(text)
-        for place in (torch.rand(len(characters)) < self.rate).nonzero().flatten().tolist():
+        for index in (torch.rand(len(characters)) < self.rate).nonzero().flatten().tolist():
             match int(torch.randint(4, ())):
                 case 0:
-                    characters[place] = self.alphabet[int(torch.randint(len(self.alphabet), ()))]
+                    characters[index] = self.alphabet[int(torch.randint(len(self.alphabet), ()))]
                 case 1:
-                    characters[place] = ""
+                    characters[index] = ""
                 case 2:
-                    characters[place] *= 2
-                case 3 if place + 1 < len(characters):
-                    characters[place : place + 2] = characters[place + 1], characters[place]
+                    characters[index] *= 2
+                case 3 if index + 1 < len(characters):
+                    characters[index : index + 2] = characters[index + 1], characters[index]
         return "".join(characters)

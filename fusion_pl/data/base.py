@@ -1,4 +1,4 @@
-"""What every data set promises: classes, and loaders that open, process and pad in their workers."""
+"""Base of all data modules: classes, and loaders whose workers load, process and pad."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from fusion_pl.data.collate import Collate
 from fusion_pl.data.order import EpochBatches, EpochLoader, EpochSampler, global_seed, identity
 from fusion_pl.data.rows import OnBadFile
 from fusion_pl.data.splits import Split
-from fusion_pl.messages import printable
+from fusion_pl.messages import join_lines, printable
 from fusion_pl.processes import follow_parent
 from fusion_pl.types import Batch, Processor, Sample, UserError
 
-MOST_WORKERS = 16  # beyond it the main process, which takes the batches in, is what limits
-SHOWN = 3
+MAX_WORKERS = 16  # beyond it the main process, which receives the batches, is the bottleneck
+MAX_SHOWN = 3
 
 _log = logging.getLogger(__name__)
 
 
 class FusionData(LightningDataModule, ABC):
-    """Gives batches of aligned inputs. To write your own data set, set ``classes``, ``class_counts`` and ``samples``.
+    """Base of data modules with several inputs; subclasses define ``classes``, ``class_counts`` and ``samples``.
 
     Args:
-        batch_size: samples of a batch, for each process.
-        num_workers: processes that open and process files; 0 does it in the main one, None chooses from the cores.
-        seed: of drawn splits alone. The order of the training samples, augmentation and input dropout follow
-            ``seed_everything``, and in every epoch are others.
-        augment: name of the input -> what changes its opened value in training: a PIL image for images (the transforms
-            of torchvision.transforms.v2 fit), a ``Waveform`` for sound, ``str`` for text.
-        on_bad_file: what to do with a file that cannot be decoded: ``raise``, or treat the input as ``missing`` and
-            list the file at the end.
+        batch_size: samples per batch and process.
+        num_workers: processes that load files; 0 loads in the main process, None depends on the number of cores.
+        seed: of drawn splits only. The order of the training samples, augmentation and input dropout depend on
+            ``seed_everything`` and on the epoch.
+        augment: name of the input -> transform of its value in training: of a PIL image (such as those of
+            torchvision.transforms.v2), a ``Waveform`` or a ``str``.
+        on_bad_file: for files that cannot be decoded: ``raise``, or treat the input as ``missing`` and list the file
+            at the end.
         allow_outside: whether files outside the root may be read.
-        drop_empty: whether samples without any of the model's inputs are left out instead of refused; for training on
-            some of the inputs. Drawn splits stay what they were.
-        input_dropout: name of the input -> probability, in [0, 1), that a training sample loses it; never all of a
-            sample's inputs. It teaches the model to do without.
+        drop_empty: whether samples without any of the model's inputs are left out instead of refused, for training on
+            some of the inputs; it does not change drawn splits.
+        input_dropout: name of the input -> probability, in [0, 1), of dropping it from a training sample (modality
+            dropout); at least one input of each sample remains.
 
     Raises:
-        UserError: where a number is out of its range.
+        UserError: if a number is out of range.
     """
 
     def __init__(
@@ -77,37 +77,37 @@ class FusionData(LightningDataModule, ABC):
         self.allow_outside = allow_outside
         self.drop_empty = drop_empty
         self.input_dropout = input_dropout or {}
-        for name, share in self.input_dropout.items():
-            if not 0 <= share < 1:
-                raise UserError(f"data.input_dropout of {name} is {share}, expected a probability below 1")
+        for name, probability in self.input_dropout.items():
+            if not 0 <= probability < 1:
+                raise UserError(f"data.input_dropout of {name} is {probability}, expected a probability below 1")
         self._processors: dict[str, Processor] | None = None
-        self._bad_files: dict[str, None] = {}  # a set that keeps the order
+        self._bad_files: dict[str, None] = {}  # an ordered set
 
     @property
     @abstractmethod
     def classes(self) -> list[str]:
-        """Names of the classes, in the order of the targets; known as soon as the data set is built."""
+        """Names of the classes, in the order of the targets; known when the data module is built."""
 
     @property
     @abstractmethod
     def class_counts(self) -> list[int]:
-        """Training samples of each class, in the order of ``classes``."""
+        """Number of training samples per class, in the order of ``classes``."""
 
     @abstractmethod
     def samples(self, split: Split | Literal["predict"]) -> Dataset[Sample]:
-        """Return the samples of a split as a map-style data set that can be pickled into the loader's workers."""
+        """Return the samples of a split as a map-style data set that can be pickled for the loader's workers."""
 
     @property
     def processors(self) -> Mapping[str, Processor]:
-        """Name of the input -> its processor; the model's, assigned after both are built.
+        """Name of the input -> its processor; assign those of the model.
 
         Raises:
-            UserError: where nobody has assigned them.
+            UserError: if they are not assigned.
         """
         if self._processors is None:
             raise UserError(
-                "the data has no processors yet, so it cannot say what a column holds: assign data.processors = "
-                "model.processors first (the fusion-pl command does it by itself)"
+                "the data has no processors yet, so the kinds of its inputs are unknown: assign data.processors = "
+                "model.processors first (the fusion-pl command does so)"
             )
         return self._processors
 
@@ -123,50 +123,50 @@ class FusionData(LightningDataModule, ABC):
 
     @property
     def columns(self) -> dict[str, str]:
-        """Name of the input -> where it comes from; the same name, unless the data set maps it."""
+        """Name of the input -> its column; the same name, unless the data set maps it."""
         return {name: name for name in self.processors}
 
     @property
     def workers(self) -> int:
-        """Processes that open and process files, chosen from the cores where ``num_workers`` is None."""
+        """Number of worker processes; depends on the number of cores if ``num_workers`` is None."""
         if self.num_workers is not None:
             return self.num_workers
-        return min(MOST_WORKERS, suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1))
+        return min(MAX_WORKERS, suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Give the training samples in a random order, with augmentation and random crops, other ones in every epoch.
+        """Return a loader of the training samples, with order, augmentation and random crops that change per epoch.
 
-        Lightning tells it the epoch; a loop of your own does so by ``loader.sampler.set_epoch(epoch)``.
+        Lightning sets the epoch; a training loop without Lightning calls ``loader.sampler.set_epoch(epoch)``.
         """
         samples, seed = self.samples("train"), global_seed()
         collate = Collate(self.processors, training=True, dropout=self.input_dropout)
         batches = EpochBatches(samples, collate, seed)
-        sampler = EpochSampler(samples, seed, *_processes())
-        return EpochLoader(dataset=batches, sampler=sampler, collate_fn=identity, **self._options(seed))
+        sampler = EpochSampler(samples, seed, *_world())
+        return EpochLoader(dataset=batches, sampler=sampler, collate_fn=identity, **self._loader_options(seed))
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """Give every validation sample once, in order, however many processes share them."""
+        """Return a loader of every validation sample once, in order, on any number of processes."""
         return self._loader("val")
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """Give every test sample once, in order, however many processes share them."""
+        """Return a loader of every test sample once, in order, on any number of processes."""
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[Sample]:
-        """Give every sample once, in order, without targets."""
+        """Return a loader of every sample once, in order, without targets."""
         return self._loader("predict")
 
     def _loader(self, split: Literal["val", "test", "predict"]) -> DataLoader[Sample]:
         samples = self.samples(split)
         return DataLoader(
             dataset=samples,
-            sampler=_share(samples, split),
+            sampler=_distributed_sampler(samples, split),
             collate_fn=Collate(self.processors),
-            **self._options(global_seed()),
+            **self._loader_options(global_seed()),
         )
 
-    def _options(self, seed: int) -> dict[str, Any]:
-        """Return what all loaders have in common."""
+    def _loader_options(self, seed: int) -> dict[str, Any]:
+        """Return the arguments that all loaders share."""
         workers = self.workers
         return {
             "batch_size": self.batch_size,
@@ -174,41 +174,41 @@ class FusionData(LightningDataModule, ABC):
             "worker_init_fn": follow_parent,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": workers > 0,
-            "generator": torch.Generator().manual_seed(seed),  # seeds the workers; the global one is left to the model
+            "generator": torch.Generator().manual_seed(seed),  # not the global one, which the model uses
         }
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Note which files could not be read: the workers know, but only this process lives until the end."""
+        """Collect the messages about unreadable files of a batch."""
         del dataloader_idx
         if isinstance(batch, Batch):
             self._bad_files.update(dict.fromkeys(chain.from_iterable(batch.bad_files)))
         return batch
 
     def teardown(self, stage: str) -> None:
-        """Say which files could not be read."""
+        """Log which files could not be read."""
         del stage
         bad = list(self._bad_files)
         self._bad_files.clear()
         if bad:
-            first = "\n  ".join(bad[:SHOWN]) + (f"\n  … and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
             files = "1 file" if len(bad) == 1 else f"{len(bad)} files"
-            _log.warning("%s could not be read and counted as missing:\n  %s", files, printable(first))
+            names = printable(join_lines(bad, MAX_SHOWN))
+            _log.warning("%s could not be read and counted as missing:\n  %s", files, names)
 
 
-def _processes() -> tuple[int, int]:
-    """Return how many processes train, and which of them this is."""
-    together = distributed.is_available() and distributed.is_initialized()
-    return (distributed.get_world_size(), distributed.get_rank()) if together else (1, 0)
+def _world() -> tuple[int, int]:
+    """Return world size and rank."""
+    is_distributed = distributed.is_available() and distributed.is_initialized()
+    return (distributed.get_world_size(), distributed.get_rank()) if is_distributed else (1, 0)
 
 
-def _share(samples: Dataset[Sample], split: str) -> UnrepeatedDistributedSampler | None:
-    """Deal the samples out to the processes; what Lightning injects would repeat some, and so falsify the metrics."""
-    processes, _ = _processes()
-    if processes == 1:
+def _distributed_sampler(samples: Dataset[Sample], split: str) -> UnrepeatedDistributedSampler | None:
+    """Distribute the samples without repeating any; Lightning's default sampler would distort the metrics."""
+    world_size, _ = _world()
+    if world_size == 1:
         return None
     size = len(cast(Sized, samples))
-    if size < processes:
+    if size < world_size:
         raise UserError(
-            f"{split} has {size} samples for {processes} processes: use trainer.devices={max(size, 1)} or fewer"
+            f"{split} has {size} samples for {world_size} processes: use trainer.devices={max(size, 1)} or fewer"
         )
     return UnrepeatedDistributedSampler(samples, shuffle=False)

@@ -1,4 +1,4 @@
-"""From samples to a batch: each input's processor runs here, in the loader's worker."""
+"""Collate samples into a batch; each input's processor runs here, in the workers of the loader."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fusion_pl.types import Batch, Processor, Sample, UserError, hash_ids
 
 
 class Collate:
-    """Joins samples into a batch, and computes nothing for an input that a sample lacks.
+    """Collate samples; missing inputs are not processed.
 
     Args:
         processors: name of the input -> its processor.
         training: whether the processors crop at random.
-        dropout: name of the input -> probability that a sample that has it is treated as if it had not.
+        dropout: name of the input -> probability of dropping it from a sample.
     """
 
     def __init__(
@@ -33,20 +33,19 @@ class Collate:
         self.dropout = dict(dropout or {})
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Make a batch.
+        """Collate B samples.
 
         Args:
-            samples: B of them, in the order of the batch; any of them may lack any input, and without a target all.
+            samples: any input may be missing; samples without a target may lack all inputs.
 
         Raises:
-            LoadError: where a processor refuses a value, or a sample to learn from or to measure has no input; names
-                the samples.
+            LoadError: if a processor refuses a value, or a sample with a target has no input.
         """
         for sample in samples:
             if sample.target is not None and self.processors.keys().isdisjoint(sample.inputs):
                 names = ", ".join(self.processors)
                 raise LoadError(f"the sample {sample.id!r} has none of the model's inputs ({names}): leave it out")
-        samples = [self._thinned(sample) for sample in samples] if self.dropout else samples
+        samples = [self._drop_inputs(sample) for sample in samples] if self.dropout else samples
         targets = [sample.target for sample in samples if sample.target is not None]
         return Batch(
             inputs={name: self._process(name, samples) for name in self.processors},
@@ -57,14 +56,14 @@ class Collate:
             id_hashes=hash_ids([sample.id for sample in samples]),
         )
 
-    def _thinned(self, sample: Sample) -> Sample:
-        """Drop inputs at random; where that would take all of them, one drawn at random stays."""
+    def _drop_inputs(self, sample: Sample) -> Sample:
+        """Drop inputs at random; if that would drop all of them, keep a random one."""
         names = list(sample.inputs)
-        drawn = torch.rand(len(names)).tolist()
-        kept = [name for name, draw in zip(names, drawn, strict=True) if draw >= self.dropout.get(name, 0.0)]
-        if names and not kept:
-            kept = [names[int(torch.randint(len(names), ()))]]
-        return replace(sample, inputs={name: sample.inputs[name] for name in kept})
+        uniform = torch.rand(len(names)).tolist()
+        remaining = [name for name, u in zip(names, uniform, strict=True) if u >= self.dropout.get(name, 0.0)]
+        if names and not remaining:
+            remaining = [names[int(torch.randint(len(names), ()))]]
+        return replace(sample, inputs={name: sample.inputs[name] for name in remaining})
 
     def _process(self, name: str, samples: Sequence[Sample]) -> dict[str, Tensor]:
         processor = self.processors[name]

@@ -1,4 +1,4 @@
-"""Open pictures: upright (EXIF), as 8-bit grey or RGB, transparent parts on white."""
+"""Read images: upright (EXIF), as 8-bit grey or RGB, with transparent pixels on white."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fusion_pl.files import check_regular
 from fusion_pl.types import UserError
 
-# Only these are tried: of Pillow's other formats some start programs (EPS: Ghostscript).
+# Other formats of Pillow may start programs (EPS: Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
-# What Pillow's decoders raise on damaged files, next to its own errors.
-DAMAGED = (
+# Errors of Pillow's decoders on damaged files.
+DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -28,74 +28,76 @@ DAMAGED = (
     Image.DecompressionBombError,
 )
 WHITE = (255, 255, 255, 255)
-MOST_DECODED = 2**30  # pixels times scans of a progressive JPEG: some seconds. Programs write about ten scans
-ROWS = 256  # of a picture that are converted at a time
+MAX_DECODED = 2**30  # pixels times scans of a progressive JPEG, which has about ten scans; takes some seconds
+STRIP_HEIGHT = 256  # rows that are converted at a time
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read a picture as 8-bit grey or RGB, turned as its EXIF orientation asks; the first frame of an animation.
+    """Read an image as 8-bit grey or RGB with its EXIF orientation applied; the first frame of an animation.
 
     Raises:
-        UserError: where the file is missing, not a picture, truncated or unreasonably large.
+        UserError: if the file is missing, not an image, truncated or too large.
     """
     check_regular(path)
     try:
         with Image.open(path, formats=FORMATS) as image:
-            # Between one and two times its limit Pillow only warns, and a warning in a worker is read by nobody.
+            # Up to twice its limit Pillow only warns, and warnings of workers are not shown.
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
                 raise ValueError(
                     f"{image.width} × {image.height} pixels exceed Pillow's limit of {Image.MAX_IMAGE_PIXELS}"
                 )
             if image.info.get("progressive"):
-                _check_scans(path, image.width * image.height)
+                _check_num_scans(path, image.width * image.height)
             image.load()
-            # Without metadata there is no orientation, and looking for it takes a tenth of a small picture.
+            # Without metadata there is no orientation, and exif_transpose takes 10 % of the time of a small image.
             if image.info:
                 ImageOps.exif_transpose(image, in_place=True)
             return eight_bit(image)
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS)
         raise UserError(
-            f"{path} cannot be read as a picture (expected one of {known}): replace it or empty its cell"
+            f"{path} cannot be read as an image (expected one of {known}): replace it or empty its cell"
         ) from error
-    except (Image.DecompressionBombWarning, *DAMAGED) as error:
-        raise UserError(f"{path} cannot be read as a picture ({error}): replace it or empty its cell") from error
+    except (Image.DecompressionBombWarning, *DECODE_ERRORS) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}): replace it or empty its cell") from error
 
 
-def _check_scans(path: str | os.PathLike[str], pixels: int) -> None:
-    """Refuse a JPEG that is decoded over and over: a file of 400 kB can take a quarter of a minute."""
-    scans = Path(path).read_bytes().count(b"\xff\xda")  # within a scan's data 0xFF is never followed by 0xDA
-    if scans * pixels > MOST_DECODED:
+def _check_num_scans(path: str | os.PathLike[str], pixels: int) -> None:
+    """Refuse a progressive JPEG with many scans: a file of 400 kB can take 15 seconds."""
+    scans = Path(path).read_bytes().count(b"\xff\xda")  # marker of a scan; cannot occur within its data
+    if scans * pixels > MAX_DECODED:
         raise ValueError(f"{pixels} pixels in {scans} scans would take too long to decode")
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
-    """Return ``image`` as L or RGB; the same object where it is one already."""
+    """Return an image as L or RGB; the same object if it already is."""
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
-        return _scaled(np.asarray(image), 65535)  # Pillow keeps 16-bit grey in I;16 or I, by format
+        return _scale(np.asarray(image), 65535)  # 16-bit grey is I;16 or I, depending on the format
     if image.mode == "F":
-        return _scaled(np.asarray(image), 1)
+        return _scale(np.asarray(image), 1)
     if image.has_transparency_data:
-        return _on_white(image)
+        return _composite_on_white(image)
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _composite_on_white(image: Image.Image) -> Image.Image:
     result = Image.new("RGB", image.size)
-    for top in range(0, image.height, ROWS):  # all at once would hold five copies of a large picture
-        strip = image.crop((0, top, image.width, min(top + ROWS, image.height))).convert("RGBA")
+    for top in range(0, image.height, STRIP_HEIGHT):  # in strips: the whole image would take five copies
+        strip = image.crop((0, top, image.width, min(top + STRIP_HEIGHT, image.height))).convert("RGBA")
         result.paste(Image.alpha_composite(Image.new("RGBA", strip.size, WHITE), strip).convert("RGB"), (0, top))
     return result
 
 
-def _scaled(values: NDArray[Any], top: int) -> Image.Image:
-    """Scale [0, top] to [0, 255]; other ranges have no agreed meaning, so guessing would fake contrast."""
+def _scale(values: NDArray[Any], top: int) -> Image.Image:
+    """Scale [0, top] to [0, 255]; values outside of it are refused, because their range is unknown."""
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= top):  # also refuses NaN
-        raise ValueError(f"its values run from {low} to {high}, expected 0 to {top}")
+        raise ValueError(f"its values are in {low} to {high}, expected 0 to {top}")
     scaled = np.empty(values.shape, dtype=np.uint8)
-    for row in range(0, len(values), ROWS):  # all at once would take eight bytes per pixel, several times
-        scaled[row : row + ROWS] = np.rint(values[row : row + ROWS] * (255 / top))
+    for row in range(
+        0, len(values), STRIP_HEIGHT
+    ):  # in strips: the whole image would take several copies of eight bytes per pixel
+        scaled[row : row + STRIP_HEIGHT] = np.rint(values[row : row + STRIP_HEIGHT] * (255 / top))
     return Image.fromarray(scaled)

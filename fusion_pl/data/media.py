@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fusion_pl.data.audio import Crop, check_rate, read_audio, waveform
-from fusion_pl.data.image import DAMAGED, eight_bit, read_image
+from fusion_pl.data.image import DECODE_ERRORS, eight_bit, read_image
 from fusion_pl.types import Kind, Processor, UserError, Waveform
 
 INT_BITS = {"int16": 16, "int32": 32}
@@ -88,7 +88,7 @@ def _convert_image(value: Any) -> Image.Image:
     if isinstance(value, Image.Image):
         try:
             return eight_bit(ImageOps.exif_transpose(value))
-        except DAMAGED as error:
+        except DECODE_ERRORS as error:
             raise UserError(f"the PIL image cannot be used: {error}") from error
     if isinstance(value, Tensor):
         pixels = (value.movedim(0, -1) if value.dim() == 3 else value).detach().cpu().float().numpy()

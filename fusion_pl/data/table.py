@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from fusion_pl.messages import join_lines
 from fusion_pl.types import MissingFileError, UserError
 
 MAX_SHOWN = 10
@@ -44,11 +45,8 @@ def raise_problems(path: str, problems: Iterable[Problem]) -> None:
     ordered = sorted(problems, key=lambda problem: problem.row)
     if not ordered:
         return
-    lines = [str(problem) for problem in ordered[:MAX_SHOWN]]
-    if len(ordered) > MAX_SHOWN:
-        lines.append(f"… and {len(ordered) - MAX_SHOWN} more")
     count = "1 problem" if len(ordered) == 1 else f"{len(ordered)} problems"
-    raise UserError(f"{path} has {count}:\n  " + "\n  ".join(lines))
+    raise UserError(f"{path} has {count}:\n  {join_lines(list(map(str, ordered)), MAX_SHOWN)}")
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def test_a_length_that_is_a_lie_is_refused(sounds, tmp_path):
     content[22:26] = b"\xff" * 4  # 68,719,476,735 samples
     (tmp_path / "lie.flac").write_bytes(content)
     for crop in (None, lambda samples, rate: (samples // 2, samples // 2 + 7)):
-        with pytest.raises(UserError, match=r"lie\.flac (is cut off|cannot be read as sound)"):
+        with pytest.raises(UserError, match=r"lie\.flac (is truncated|cannot be read as sound)"):
             read_audio(tmp_path / "lie.flac", crop)
 
 
@@ -162,7 +162,7 @@ def test_small_files_take_neither_gigabytes_nor_minutes(tmp_path):
     long, odd, deep, scans = done.stdout.splitlines()
     assert (int(long), deep) == (160_000, "(6000, 6000)")
     assert abs(int(odd) - 16_000) <= 8
-    assert "scans.jpg cannot be read as a picture" in scans
+    assert "scans.jpg cannot be read as an image" in scans
     assert "would take too long to decode" in scans
 
 
@@ -188,7 +188,7 @@ def test_only_listed_formats_are_tried(tmp_path):
     (tmp_path / "a.png").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
     )
-    with pytest.raises(UserError, match=r"a\.png cannot be read as a picture \(expected one of PNG, JPEG"):
+    with pytest.raises(UserError, match=r"a\.png cannot be read as an image \(expected one of PNG, JPEG"):
         read_image(tmp_path / "a.png")
 
 

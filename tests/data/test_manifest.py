@@ -306,7 +306,7 @@ def test_a_file_that_cannot_be_decoded_raises_with_its_row(build, toy):
     data.setup("fit")
     assert data.samples("train")[1].id == "s1"
     with pytest.raises(
-        LoadError, match=rf"{re.escape(data.manifest)}, row 4, column 'image': .*2 ü\.png cannot be read as a picture"
+        LoadError, match=rf"{re.escape(data.manifest)}, row 4, column 'image': .*2 ü\.png cannot be read as an image"
     ):
         data.samples("train")[2]
 

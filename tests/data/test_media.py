@@ -126,11 +126,11 @@ def test_a_damaged_picture_is_refused_by_name(tmp_path):
     for name in ("cut.png", "cut.jpg"):
         path = saved(tmp_path, noise, name)
         path.write_bytes(path.read_bytes()[:600])
-        with pytest.raises(UserError, match=f"{name} cannot be read as a picture"):
+        with pytest.raises(UserError, match=f"{name} cannot be read as an image"):
             read_image(path)
     for name, content in {"empty.png": b"", "text.png": b"not a picture", "half.png": b"\x89PNG\r\n\x1a\n"}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=rf"{name} cannot be read as a picture \(.+\): replace it or"):
+        with pytest.raises(UserError, match=rf"{name} cannot be read as an image \(.+\): replace it or"):
             read_image(tmp_path / name)
     with pytest.raises(MissingFileError, match=r"none\.png does not exist"):
         read_image(tmp_path / "none.png")
@@ -139,9 +139,9 @@ def test_a_damaged_picture_is_refused_by_name(tmp_path):
 
 
 def test_grey_without_an_agreed_range_is_refused(tmp_path):
-    with pytest.raises(UserError, match="run from 70000 to 70000, expected 0 to 65535"):
+    with pytest.raises(UserError, match="are in 70000 to 70000, expected 0 to 65535"):
         read_image(saved(tmp_path, Image.new("I", (2, 2), 70_000), "a.tif"))
-    with pytest.raises(UserError, match=r"run from 3\.0 to 3\.0, expected 0 to 1"):
+    with pytest.raises(UserError, match=r"are in 3\.0 to 3\.0, expected 0 to 1"):
         read_image(saved(tmp_path, Image.new("F", (2, 2), 3.0), "b.tif"))
 
 
@@ -150,7 +150,7 @@ def test_grey_without_an_agreed_range_is_refused(tmp_path):
 def test_an_unreasonably_large_picture_is_refused(tmp_path, monkeypatch, limit, recwarn):
     path = saved(tmp_path, Image.new("L", (20, 10)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(UserError, match=r"a picture ü\.png cannot be read as a picture \(.*exceed"):
+    with pytest.raises(UserError, match=r"a picture ü\.png cannot be read as an image \(.*exceed"):
         read_image(path)
 
 
@@ -188,10 +188,10 @@ def test_unusable_sound_is_refused_by_name(tmp_path):
     with pytest.raises(MissingFileError, match=r"none\.wav does not exist"):
         read_audio(tmp_path / "none.wav")
     soundfile.write(tmp_path / "silent.wav", np.zeros((0, 1)), 8000)
-    with pytest.raises(UserError, match=r"silent\.wav holds no samples"):
+    with pytest.raises(UserError, match=r"silent\.wav has no samples"):
         read_audio(tmp_path / "silent.wav")
     soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), 8000, subtype="FLOAT")
-    with pytest.raises(UserError, match=r"nan\.wav holds NaN or infinite samples"):
+    with pytest.raises(UserError, match=r"nan\.wav contains NaN or infinite samples"):
         read_audio(tmp_path / "nan.wav")
 
 
@@ -292,8 +292,8 @@ def test_paths_in_memory(tmp_path):
         ("audio", (np.zeros((4, 2)), 8000), r"got ndarray of shape \(4, 2\) .*: transpose it"),
         ("audio", (np.zeros((1, 1, 4)), 8000), r"its first part is ndarray of shape \(1, 1, 4\)"),
         ("audio", (np.zeros(4, dtype=np.uint8), 8000), "type uint8"),
-        ("audio", (np.zeros(0), 8000), "the audio input holds no samples"),
-        ("audio", (np.full(4, np.inf), 8000), "the audio input holds NaN or infinite samples"),
+        ("audio", (np.zeros(0), 8000), "the audio input has no samples"),
+        ("audio", (np.full(4, np.inf), 8000), "the audio input contains NaN or infinite samples"),
     ],
 )
 def test_other_values_are_refused_with_what_is_accepted(kind, value, message):
