@@ -78,14 +78,14 @@ def _run(subcommand: str, arguments: list[str]) -> int:
         return 2
     atexit.register(_exit_fast)
     with _exit_on_interrupt():  # libraries that are interrupted during their import print their own tracebacks
-        from fusion_pl.cli.run import guarded, run
+        from fusion_pl.cli.run import exit_code_of, run
 
         if subcommand == "compare":
             from fusion_pl.analysis.compare import compare_command
         if (text := _help_or_completion(subcommand, arguments)) is not None:
             return _print(f"{text}\n")
     if subcommand == "compare":
-        return guarded(lambda: compare_command(arguments))
+        return exit_code_of(lambda: compare_command(arguments))
     return run(subcommand, arguments)
 
 

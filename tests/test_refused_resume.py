@@ -51,7 +51,7 @@ def test_a_new_class_is_named_with_its_row(again, subcommand, capsys):
     said = capsys.readouterr().err
     assert "'犬' is new" in said
     assert "rows.csv, row 38" in said
-    assert "correct the label or remove the row, or train anew" in said
+    assert "correct the label or remove the row, or train again" in said
     assert files() == before
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fusion_pl.analysis.costs import measure_costs
 from fusion_pl.analysis.recorder import SampleRecorder
-from fusion_pl.cli.run import train
+from fusion_pl.cli.run import run_trainer
 from fusion_pl.training.results import WriteResults
 from fusion_pl.training.stage_metrics import accuracy_by_inputs, fewer
 from fusion_pl.training.tensorboard import TensorBoardFigures
@@ -25,7 +25,7 @@ def train_and_test(arguments: list[str]) -> dict[str, Any]:
         arguments: of ``fusion-pl fit``.
     """
     recorder = SampleRecorder()
-    cli = train("fit", arguments, [recorder])
+    cli = run_trainer("fit", arguments, [recorder])
     trainer, model = cli.trainer, cli.model
     report = json.loads((Path(str(trainer.log_dir)) / "metrics.json").read_text(encoding="utf-8"))
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""One sentence for each mistake that a user can make at the command line."""
+"""One sentence for each error that a user can fix."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from fusion_pl.messages import one_line
 from fusion_pl.types import UserError
 
-# What to do about a file that cannot be written, by the reason.
-UNWRITABLE = {
+# Error number of a file that cannot be written -> what to do.
+WRITE_ERRORS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there, or choose another folder"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a folder that you may write to"),
     **dict.fromkeys(
@@ -22,22 +22,22 @@ UNWRITABLE = {
 
 
 def user_message(error: BaseException) -> str | None:
-    """Say in a sentence what the user can fix; None where the fault is not theirs, so that the traceback is wanted."""
+    """Return one sentence about an error that the user can fix; None for others, whose traceback is shown."""
     cause: BaseException | None = error
-    while cause is not None:  # jsonargparse wraps what a class that it builds says
+    while cause is not None:  # jsonargparse wraps the errors of the classes that it builds
         if isinstance(cause, (UserError, MisconfigurationException)):
             return str(cause).strip()
         cause = cause.__cause__
     if isinstance(error, torch.OutOfMemoryError):
         return "the device is out of memory: lower --data.batch_size, or freeze encoders (freeze: all)"
     if isinstance(error, RuntimeError) and "loading state_dict" in str(error):
-        said = one_line(str(error))
-        return f"the checkpoint's weights do not fit this configuration: give its run's config.yaml ({said})"
-    found = re.match(r"Early stopping conditioned on metric `(.+?)` which is not available.*: (.+)", str(error))
-    if found and isinstance(error, RuntimeError):
-        there = found[2].replace("`", "")
-        return f"--early_stopping.monitor: this run does not measure {found[1]!r} in validation; there are {there}"
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        name = str(error.filename or "a file of the run").removesuffix(".partial")  # its name until it is complete
-        return f"cannot write {name}: {error.strerror}: {UNWRITABLE[error.errno]}"
+        detail = one_line(str(error))
+        return f"the checkpoint's weights do not fit this configuration: give its run's config.yaml ({detail})"
+    match = re.match(r"Early stopping conditioned on metric `(.+?)` which is not available.*: (.+)", str(error))
+    if match and isinstance(error, RuntimeError):
+        metrics = match[2].replace("`", "")
+        return f"--early_stopping.monitor: this run does not measure {match[1]!r} in validation; there are {metrics}"
+    if isinstance(error, OSError) and error.errno in WRITE_ERRORS:
+        name = str(error.filename or "a file of the run").removesuffix(".partial")  # of an atomic write
+        return f"cannot write {name}: {error.strerror}: {WRITE_ERRORS[error.errno]}"
     return None

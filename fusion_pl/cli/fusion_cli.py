@@ -31,11 +31,11 @@ from fusion_pl.cli.checks import (
 from fusion_pl.cli.parse_errors import explain
 from fusion_pl.cli.runs import (
     checkpoints_folder,
-    claimed,
+    evaluation_folder,
     find_checkpoint,
-    new_folder,
-    run_of,
+    run_name,
     runs_folder,
+    training_folder,
 )
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.split_record import find_split_record
@@ -152,7 +152,7 @@ class FusionCLI(LightningCLI):
         logger = config.trainer.logger
         if name := config.ckpt_path or (None if self.config.subcommand == "fit" else "best"):
             config.ckpt_path = find_checkpoint(name, runs_folder(logger), checkpoints_folder(config))
-        run = run_of(config.ckpt_path, logger)
+        run = run_name(config.ckpt_path, logger)
         if self.config.subcommand == "fit" and isinstance(logger, Namespace) and run is not None:
             logger.init_args["version"] = run  # resume in the same folder, with the same curves
         self._dump_config()  # not while the model is built: jsonargparse would report an error as a wrong value
@@ -214,17 +214,17 @@ class FusionCLI(LightningCLI):
 
     def fit(self, **arguments: Any) -> None:
         """Train in a folder that no other process trains in."""
-        with claimed(self.trainer, goes_on=arguments.get("ckpt_path") is not None):
+        with training_folder(self.trainer, resumes=arguments.get("ckpt_path") is not None):
             self.trainer.fit(**arguments)
 
     def validate(self, **arguments: Any) -> None:
         """Evaluate in a new folder."""
-        with new_folder(self.trainer):
+        with evaluation_folder(self.trainer):
             self.trainer.validate(**arguments)
 
     def test(self, **arguments: Any) -> None:
         """Evaluate in a new folder."""
-        with new_folder(self.trainer):
+        with evaluation_folder(self.trainer):
             self.trainer.test(**arguments)
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -1,4 +1,4 @@
-"""Read a command line; a mistake in it is told in one sentence."""
+"""Parse a command line; an error in it is one sentence."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from fusion_pl.cli.options import options_on
 from fusion_pl.cli.parse_errors import explain
 from fusion_pl.types import UserError
 
-CONFIG = ("config", "c")  # a later file is laid over an earlier one
+CONFIG = ("config", "c")  # later files override earlier ones
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    """Return what a command line says.
+    """Parse a command line.
 
     Raises:
-        UserError: says what is wrong with it.
+        UserError: names the option that is wrong.
     """
     try:
         return parser.parse_args(list(arguments))

@@ -1,4 +1,4 @@
-"""Run a command: 0 when it succeeds, one sentence and 2 after a user's mistake, 130 or 143 when it is stopped."""
+"""Run a command and report errors: exit code 0, 2 after a user's mistake, 130 or 143 when it is stopped."""
 
 from __future__ import annotations
 
@@ -27,30 +27,31 @@ def run(subcommand: str, arguments: list[str]) -> int:
     """Run fit, validate, test or predict.
 
     Args:
-        subcommand: which one.
+        subcommand: its name.
         arguments: what follows it on the command line.
 
     Returns:
-        See ``guarded``.
+        The exit code, see ``exit_code_of``.
     """
-    stoppable = StopSignals().listening()
-    if subcommand == "predict":
-        from fusion_pl.cli.predict import predict_command
 
-        return guarded(stoppable(lambda: predict_command(arguments)))
-
+    @StopSignals().listening()
     def command() -> None:
-        refuse_repeated(arguments)
-        train(subcommand, arguments)
+        if subcommand == "predict":
+            from fusion_pl.cli.predict import predict_command
 
-    return guarded(stoppable(command))
+            predict_command(arguments)
+        else:
+            refuse_repeated(arguments)
+            run_trainer(subcommand, arguments)
+
+    return exit_code_of(command)
 
 
-def guarded(command: Callable[[], object]) -> int:
-    """Run a command and tell a user's mistake in one sentence.
+def exit_code_of(command: Callable[[], object]) -> int:
+    """Run a command, print a user's mistake in one sentence, and return the exit code.
 
     Returns:
-        0, 2 after a mistake that the user can fix, 130 or 143 when stopped.
+        0, 2 after a mistake that the user can fix, 130 or 143 when stopped by Ctrl-C or SIGTERM.
     """
     try:
         command()
@@ -61,30 +62,30 @@ def guarded(command: Callable[[], object]) -> int:
             print(stop, file=sys.stderr)
         return exit_code(stop.signum)
     except Exception as error:
-        said = user_message(error)
-        if said is None:
+        message = user_message(error)
+        if message is None:
             raise
-        print(f"fusion-pl: error: {printable(said)}", file=sys.stderr)
+        print(f"fusion-pl: error: {printable(message)}", file=sys.stderr)
         return 2
     return 0
 
 
-def train(subcommand: str, arguments: list[str], callbacks: Sequence[Callback] = ()) -> FusionCLI:
-    """Run fit, validate or test, and return what was built for it.
+def run_trainer(subcommand: str, arguments: list[str], callbacks: Sequence[Callback] = ()) -> FusionCLI:
+    """Run fit, validate or test, and return the command line with its trainer, model and data.
 
     Args:
-        subcommand: which one.
+        subcommand: its name.
         arguments: what follows it on the command line.
-        callbacks: further ones, which are no part of the configuration.
+        callbacks: additional ones, which are not part of the configuration.
     """
     configure_logging()
-    sys.argv[1:] = [subcommand, *arguments]  # what Lightning starts further processes with
-    return command_line(FusionCLI, callbacks)
+    sys.argv[1:] = [subcommand, *arguments]  # with which Lightning starts further processes
+    return build_cli(FusionCLI, callbacks)
 
 
-def command_line(kind: type[FusionCLI], callbacks: Sequence[Callback] = ()) -> FusionCLI:
-    """Build Lightning's command line over this project's model and data; its constructor runs the command."""
-    return kind(
+def build_cli(cls: type[FusionCLI], callbacks: Sequence[Callback] = ()) -> FusionCLI:
+    """Construct Lightning's command line for this project's model and data; the constructor runs the command."""
+    return cls(
         FusionClassifier,
         FusionData,
         subclass_mode_data=True,
@@ -111,7 +112,7 @@ class _ParserOnly(FusionCLI):
 def parser_of(subcommand: str) -> LightningArgumentParser:
     """Return the parser of fit, validate or test."""
     try:
-        command_line(_ParserOnly)
+        build_cli(_ParserOnly)
     except _ParserReadyError as ready:
         parsers: dict[str, LightningArgumentParser] = ready.args[0]
     return parsers[subcommand]

@@ -24,7 +24,7 @@ LOGGER: dict[str, Any] = {
     "class_path": "fusion_pl.training.TensorBoard",
     "init_args": {"save_dir": "lightning_logs", "name": "", "default_hp_metric": False},
 }
-CURVES = "events.out.tfevents.*"  # TensorBoard's files
+EVENTS = "events.out.tfevents.*"  # TensorBoard's files
 
 
 def find_checkpoint(name: str, runs: Path, folder: str | None = None) -> str:
@@ -84,42 +84,42 @@ def _number(run: Path) -> int:
 
 
 def runs_folder(logger: Namespace | bool | None) -> Path:
-    """Return the folder of which every run makes a new ``version_<n>``."""
+    """Return the folder in which every run creates its ``version_<n>``."""
     args = logger.init_args if isinstance(logger, Namespace) else LOGGER["init_args"]
     return Path(args["save_dir"]) / (args.get("name") or "")
 
 
 def checkpoints_folder(config: Namespace) -> str | None:
-    """Return the folder that a configuration's checkpoints are kept in, or None where every run has its own."""
+    """Return the folder of all checkpoints of a configuration, or None where every run has its own."""
     if config.trainer.logger is False and config.checkpoint.dirpath is None:
         return str(Path(config.trainer.default_root_dir or "", "checkpoints"))
     folder: str | None = config.checkpoint.dirpath
     return folder
 
 
-def run_of(checkpoint: str | None, logger: Namespace | bool | None) -> str | None:
-    """Return the name of the run that a checkpoint lies in, where it is one of this configuration's runs."""
+def run_name(checkpoint: str | None, logger: Namespace | bool | None) -> str | None:
+    """Return the ``version_<n>`` of a checkpoint, where it is in the folder of a configuration's runs."""
     run = Path(checkpoint).resolve().parent.parent if checkpoint else Path()
     return run.name if checkpoint and run.parent == runs_folder(logger).resolve() else None
 
 
 @contextmanager
-def claimed(trainer: Trainer, goes_on: bool) -> Iterator[None]:
-    """Have a run's folders for this process alone; what fails or is refused before its first step leaves no trace.
+def training_folder(trainer: Trainer, resumes: bool) -> Iterator[None]:
+    """Lock the folders of a run for this process; a run without a first step leaves no files.
 
     Args:
-        trainer: that will train there.
-        goes_on: whether it starts from a checkpoint: a run that does not would replace those that are there.
+        trainer: the trainer of the run.
+        resumes: whether it starts from a checkpoint. A run that does not must not replace existing checkpoints.
 
     Raises:
-        UserError: where another process trains there, or another run has left its checkpoints.
+        UserError: where another process trains in the folder, or it has checkpoints of another run.
     """
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         yield
         return
     new = _new_folder(trainer.logger)
     run = Path(trainer.log_dir or trainer.default_root_dir)
-    curves = set(run.glob(CURVES))
+    events = set(run.glob(EVENTS))
     folder = _checkpoints(trainer)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
@@ -130,39 +130,39 @@ def claimed(trainer: Trainer, goes_on: bool) -> Iterator[None]:
             f"another process is training in {folder.parent}: wait until it has finished, or leave out --ckpt_path to "
             "start a new run"
         ) from None
-    except NotImplementedError:  # a file system that knows no locks
+    except NotImplementedError:  # a file system without locks
         pass
     try:
-        if not goes_on:
-            _refuse_used(folder)
-        for partial in folder.glob(f"*{PARTIAL}"):  # of a process that was killed while it saved
+        if not resumes:
+            _refuse_checkpoints(folder)
+        for partial in folder.glob(f"*{PARTIAL}"):  # of a process that was killed during a write
             partial.unlink()
-        with _told_of_full_disks(folder):
+        with _disk_errors(folder):
             yield
     except BaseException:
-        if trainer.global_step == 0:  # of a checkpoint, too, only what was accepted has been restored
+        if trainer.global_step == 0:  # also after a checkpoint that was refused
             if new is not None and not any(new.rglob("*.ckpt")):
                 _remove(new)
-            for empty in set(run.glob(CURVES)) - curves:  # Lightning opens it before it reads the checkpoint
+            for empty in set(run.glob(EVENTS)) - events:  # Lightning opens it before it reads the checkpoint
                 empty.unlink(missing_ok=True)
         raise
     finally:
         lock.release()
 
 
-def _refuse_used(folder: Path) -> None:
-    if there := checkpoints_in(folder):
+def _refuse_checkpoints(folder: Path) -> None:
+    if names := [path.name for path in checkpoints_in(folder)]:
         raise UserError(
-            f"{folder} holds checkpoints of another run ({join_names(one.name for one in there)}), which a new one "
-            "would replace: choose another folder with --checkpoint.dirpath, or give --ckpt_path last to go on"
+            f"{folder} holds checkpoints of another run ({join_names(names)}), which a new one "
+            "would replace: choose another folder with --checkpoint.dirpath, or give --ckpt_path last to resume it"
         )
 
 
 @contextmanager
-def new_folder(trainer: Trainer) -> Iterator[None]:
-    """Have a new folder for what is measured; a run that fails or is stopped leaves none."""
-    only = not trainer.is_global_zero or trainer.fast_dev_run  # type: ignore[attr-defined]
-    new = None if only else _new_folder(trainer.logger)
+def evaluation_folder(trainer: Trainer) -> Iterator[None]:
+    """Create the folder of a run of ``validate`` or ``test``; one that fails or is stopped leaves none."""
+    writes = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
+    new = _new_folder(trainer.logger) if writes else None
     try:
         yield
     except BaseException:
@@ -173,13 +173,13 @@ def new_folder(trainer: Trainer) -> Iterator[None]:
 
 def _remove(run: Path) -> None:
     shutil.rmtree(run, ignore_errors=True)
-    with suppress(OSError):  # not empty: there are other runs
+    with suppress(OSError):  # other runs are in it
         run.parent.rmdir()
 
 
 @contextmanager
-def _told_of_full_disks(folder: Path) -> Iterator[None]:
-    """Say in one place what TensorBoard says in a thread's traceback and in an error without a name."""
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Report a full disk in one sentence, also where a thread of TensorBoard meets it."""
     before = threading.excepthook
 
     def hook(arguments: Any) -> None:
@@ -198,8 +198,8 @@ def _told_of_full_disks(folder: Path) -> Iterator[None]:
 
 
 def _new_folder(logger: Any) -> Path | None:
-    """Make the folder of a new run, with the next number where another process has just made it."""
-    if getattr(logger, "_version", "") is not None:  # the user's choice, or a run that goes on
+    """Create the folder of a new run, with the next number where another process has just created it."""
+    if getattr(logger, "_version", "") is not None:  # the user's choice, or a run that is resumed
         return None
     while True:
         folder = Path(logger.log_dir)
@@ -214,6 +214,6 @@ def _new_folder(logger: Any) -> Path | None:
 
 
 def _checkpoints(trainer: Trainer) -> Path:
-    """Return where Lightning will keep the checkpoints of a run."""
+    """Return the folder of the checkpoints of a run."""
     chosen = next((one.dirpath for one in trainer.checkpoint_callbacks if isinstance(one, BestCheckpoint)), None)
     return Path(chosen or Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints")
