@@ -42,6 +42,7 @@ from fusion_pl.data.split_record import find_split_record
 from fusion_pl.training.best import BestCheckpoint
 from fusion_pl.training.checkpoints import with_atomic_files
 from fusion_pl.training.console import console_callbacks
+from fusion_pl.training.dry_run import DryRun
 from fusion_pl.training.hardware import favoured_precision, favoured_threads, keep_memory
 from fusion_pl.training.interrupt import SaveWhenStopped, Stopped
 from fusion_pl.training.loggers import LogInterval
@@ -81,6 +82,14 @@ class FusionCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of early stopping, checkpoints and hardware, and link the data's classes to the model."""
         parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
+        parser.add_argument(
+            "--dry_run",
+            type=bool,
+            nargs="?",
+            const=True,
+            default=False,
+            help="Check the table, all files, the encoders and one batch; train nothing and write nothing.",
+        )
         parser.add_argument(
             "--threads",
             type=PositiveInt | None,
@@ -177,7 +186,7 @@ class FusionCLI(LightningCLI):
         if not config.trainer.callbacks:  # a user's callback may log other metrics
             for name in ("early_stopping", "checkpoint"):
                 check_monitor(f"--{name}.monitor", config[name].monitor, self.model)
-        if config.cache:
+        if config.cache and not config.dry_run:
             limit = int(config.cache_limit * 2**30) if config.cache_limit is not None else None
             self.model.enable_cache(Path(config.cache), self.datamodule.augment, limit)
         loaded = {}
@@ -189,11 +198,11 @@ class FusionCLI(LightningCLI):
         self.stopper = SaveWhenStopped()
         options = self._get(self.config_init, "trainer")
         callbacks = [self.stopper, CheckResumed(), WriteSplits(), WriteResults()]
-        if options.logger is not False:
-            callbacks += [
-                LearningRateMonitor(),
-                ThroughputMonitor(batch_size_fn=_batch_size, window_size=10),
-            ]
+        if config.dry_run:
+            callbacks = [self.stopper, CheckResumed(), DryRun()]
+            kwargs["fast_dev_run"] = 1
+        elif options.logger is not False:
+            callbacks += [LearningRateMonitor(), ThroughputMonitor(batch_size_fn=_batch_size, window_size=10)]
             callbacks.append(TensorBoardFigures(config.as_dict()))
         if options.log_every_n_steps is None:
             callbacks.append(LogInterval())

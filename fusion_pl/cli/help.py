@@ -35,7 +35,7 @@ EXAMPLES = {
     "predict": "--ckpt_path best.ckpt --data.manifest new.csv --output predictions.csv",
     "compare": "--config configs/keypad.yaml --fusions Concat,LowRank --output reports/keypad",
 }
-RUN = ("ckpt_path", "seed_everything", "trainer.logger.name", "trainer.logger.save_dir", "cache", "threads")
+RUN = ("ckpt_path", "seed_everything", "trainer.logger.name", "trainer.logger.save_dir", "cache", "threads", "dry_run")
 HARDWARE = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.precision")
 MODEL = (
     *("model.encoders", "model.fusion", "model.missing", "model.pretrained_lr_factor"),

@@ -88,7 +88,7 @@ class BestCheckpoint(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        if self.save_last is True and self._last_step == trainer.global_step:
+        if _dry(trainer) or (self.save_last is True and self._last_step == trainer.global_step):
             return
         super()._save_last_checkpoint(trainer, monitor_candidates)
         self._last_step = trainer.global_step

@@ -40,6 +40,7 @@ IGNORED_MESSAGES = (
     "litlogger",
     "TPU available",
     "Loading `train_dataloader`",
+    "Running in `fast_dev_run` mode",
     "Restoring states from",  # followed by "Restored" and "Loaded"
 )
 MAX_BAR_WIDTH = 40

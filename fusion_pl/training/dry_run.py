@@ -1,0 +1,119 @@
+"""Check data, files, encoders and one batch without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich import get_console
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
+
+from fusion_pl.data.base import FusionData
+from fusion_pl.data.manifest import NEEDED
+from fusion_pl.data.rows import Rows
+from fusion_pl.data.splits import SPLITS, Split
+from fusion_pl.processes import follow_parent
+from fusion_pl.types import Batch, Sample, UserError
+
+MAX_LISTED = 10
+LONG_TABLE = 1000  # files from which a progress bar is shown
+BATCH_SIZE = 16  # files per message from a worker
+
+
+class DryRun(Callback):
+    """Check all files before the model is set up, and compute the loss of one batch instead of training on it.
+
+    Use it with ``fast_dev_run=1``, which writes neither logs nor checkpoints.
+    """
+
+    def __init__(self) -> None:
+        self.num_files = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Open every file of the splits that the command uses; the table has been checked by then.
+
+        Raises:
+            UserError: lists the damaged files, the first ten of them in full.
+        """
+        message = None
+        if trainer.is_global_zero:
+            data: FusionData = trainer.datamodule  # type: ignore[attr-defined]
+            files = FileCheck(data, SPLITS if stage == "fit" else NEEDED[stage])
+            self.num_files = len(files)
+            problems = files.run(data.workers)
+            lines = problems[:MAX_LISTED] + [f"… and {len(problems) - MAX_LISTED} more"] * (len(problems) > MAX_LISTED)
+            if problems:
+                verb = "is" if len(problems) == 1 else "are"
+                message = "\n  ".join([f"{len(problems)} of {len(files)} files {verb} damaged:", *lines])
+        if message := trainer.strategy.broadcast(message):
+            raise UserError(message)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> int:  # type: ignore[override]
+        """Compute the loss of a batch, and skip the training step."""
+        with torch.no_grad(), trainer.precision_plugin.train_step_context():
+            pl_module.objective(batch)  # type: ignore[operator]
+        return -1  # Lightning skips the rest of the epoch
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print that everything is valid."""
+        if trainer.is_global_zero:
+            print(f"Dry run: table, {self.num_files} files, encoders and one batch are valid; nothing was trained")
+
+
+class FileCheck(Dataset[list[str]]):
+    """Every cell that is in use, once; an item is a list of what is wrong with it.
+
+    Files are read as a whole, while training reads a part of a long recording. Augmentations are left out.
+
+    Args:
+        data: after ``setup``.
+        splits: to check.
+    """
+
+    def __init__(self, data: FusionData, splits: Iterable[Split]) -> None:
+        self.items: list[tuple[Any, int]] = []
+        paths: set[tuple[str, str]] = set()
+        for split in splits:
+            samples: Any = data.samples(split)
+            if not isinstance(samples, Rows):
+                self.items += [(samples, index) for index in range(len(samples))]
+                continue
+            for column in samples.columns:
+                if column.kind == "text":
+                    continue
+                rows = replace(samples, columns=[replace(column, augment=None, crop=None)], on_bad_file="raise")
+                for index, path in enumerate(column.cells):
+                    if path is not None and (column.kind, path) not in paths:
+                        paths.add((column.kind, path))
+                        self.items.append((rows, index))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> list[str]:
+        """Return what is wrong with a file, or nothing."""
+        samples, row = self.items[index]
+        try:
+            sample: Sample = samples[row]
+        except UserError as error:
+            return [str(error)]
+        return list(sample.bad_files)
+
+    def run(self, num_workers: int) -> list[str]:
+        """Return what is wrong with all files, in the order of the table; with a progress bar for many files.
+
+        Args:
+            num_workers: processes that read files.
+        """
+        loader = DataLoader(self, BATCH_SIZE, num_workers=num_workers, collate_fn=_join, worker_init_fn=follow_parent)
+        bar = track(loader, "Checking files", console=get_console(), transient=True, disable=len(self) < LONG_TABLE)
+        return _join(bar)
+
+
+def _join(problems: Iterable[list[str]]) -> list[str]:
+    return list(chain.from_iterable(problems))

@@ -1,0 +1,119 @@
+"""fit --dry_run: everything is checked, nothing is trained, no folder is left."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import wave
+from pathlib import Path
+
+import pytest
+
+from fusion_pl.cli.run import run
+from tests.terminal import FUSION_PL, Terminal
+from tests.test_cli import config  # noqa: F401 - a fixture
+
+DRY_RUN = ["fit", "--config", "config.yaml", "--dry_run"]
+
+
+@pytest.fixture
+def table(config, manifest):  # noqa: F811
+    """A copy of the table and its files, to damage."""
+    shutil.copytree(manifest.parent, "files")
+    return Path("files", manifest.name)
+
+
+def dry_run(table, *more):
+    return run("fit", [*DRY_RUN[1:], "--data.manifest", str(table), *more])
+
+
+def damage_pictures(table, rows):
+    for row in rows:
+        (table.parent / f"{row}.png").write_bytes(b"no picture")
+
+
+def test_a_dry_run_trains_nothing_and_leaves_no_folder(table, capsys):
+    before = sorted(Path().rglob("*"))
+    assert dry_run(table) == 0
+    assert sorted(Path().rglob("*")) == before
+    assert "Dry run: table, 82 files, encoders and one batch are valid; nothing was trained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("on_bad_file", ["raise", "missing"])
+def test_every_damaged_file_is_listed(table, capsys, on_bad_file):
+    damage_pictures(table, (1, 26, 40))  # train, val, test
+    sound = table.parent / "40.wav"
+    sound.write_bytes(sound.read_bytes()[:-100])
+    assert dry_run(table, "--data.on_bad_file", on_bad_file, "--data.num_workers", "2") == 2
+    message = capsys.readouterr().err
+    assert "4 of 82 files are damaged" in message
+    for row, file in ((3, "1.png"), (28, "26.png"), (42, "40.png"), (42, "40.wav")):
+        assert f"row {row}, column {'image' if 'png' in file else 'audio'!r}: " in message
+        assert file in message
+    assert "Traceback" not in message
+    assert not Path("lightning_logs").exists()
+
+
+def test_more_than_ten_damaged_files_are_counted(table, capsys):
+    damage_pictures(table, [row for row in range(20) if row % 6 != 5])
+    assert dry_run(table) == 2
+    message = capsys.readouterr().err
+    assert "17 of 82 files are damaged" in message
+    assert message.count(".png cannot") == 10
+    assert message.rstrip().endswith("… and 7 more")
+
+
+def test_the_end_of_a_long_recording_is_read(table, capsys):
+    """Training reads another part of it in every epoch."""
+    with wave.open(str(table.parent / "0.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(2 * 8000 * 60))
+    path = table.parent / "0.flac"
+    import soundfile
+
+    samples, rate = soundfile.read(table.parent / "0.wav")
+    soundfile.write(path, samples + 0.1, rate)
+    content = bytearray(path.read_bytes())
+    content[len(content) * 9 // 10 :] = os.urandom(len(content) - len(content) * 9 // 10)
+    path.write_bytes(content)
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows[0]["audio"] = "0.flac"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert dry_run(table) == 2
+    assert "0.flac" in capsys.readouterr().err
+
+
+def test_a_problem_of_the_table_is_one_sentence(table, capsys):
+    (table.parent / "3.png").unlink()
+    assert dry_run(table) == 2
+    assert "the file '3.png' does not exist" in capsys.readouterr().err
+
+
+def test_an_encoder_that_fails_is_found(table, capsys):
+    assert dry_run(table, "--data.classes", "[high, low, none]", "--model.loss.class_weights", "[1.0]") == 2
+    assert "has 1 numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_the_configuration_of_a_run_is_still_accepted(table, command):
+    data = ["--data.manifest", str(table)]
+    assert run("fit", ["--config", "config.yaml", *data, "--trainer.max_epochs", "1"]) == 0
+    assert run(command, ["--config", "lightning_logs/version_0/config.yaml", *data]) == 0
+
+
+def test_a_long_table_has_a_progress_bar(table):
+    lines = table.read_text().splitlines()
+    more = [f"t{number},number {number},,,high,train" for number in range(1200)]
+    table.write_text("\n".join([*lines, *more]) + "\n")
+    for number in range(1200):
+        shutil.copy(table.parent / "0.png", table.parent / f"copy{number}.png")
+    with_copies = [line.replace(",,,", f",copy{number}.png,,") for number, line in enumerate(more)]
+    table.write_text("\n".join([*lines, *with_copies]) + "\n")
+    with Terminal([*FUSION_PL, *DRY_RUN, "--data.manifest", str(table)], columns=100) as terminal:
+        assert terminal.ended(120) == 0, terminal.text
+    assert "Checking files" in terminal.text
