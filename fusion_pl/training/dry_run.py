@@ -14,7 +14,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from fusion_pl.data.base import FusionData
-from fusion_pl.data.manifest import NEEDED
+from fusion_pl.data.manifest import REQUIRED_SPLITS
 from fusion_pl.data.rows import Rows
 from fusion_pl.data.splits import SPLITS, Split
 from fusion_pl.processes import follow_parent
@@ -43,7 +43,7 @@ class DryRun(Callback):
         message = None
         if trainer.is_global_zero:
             data: FusionData = trainer.datamodule  # type: ignore[attr-defined]
-            files = FileCheck(data, SPLITS if stage == "fit" else NEEDED[stage])
+            files = FileCheck(data, SPLITS if stage == "fit" else REQUIRED_SPLITS[stage])
             self.num_files = len(files)
             problems = files.run(data.workers)
             lines = problems[:MAX_LISTED] + [f"… and {len(problems) - MAX_LISTED} more"] * (len(problems) > MAX_LISTED)
