@@ -159,7 +159,7 @@ def test_a_checkpoint_in_parts_says_how_it_becomes_one(sharded, manifest, monkey
     _, path = sharded
     monkeypatch.chdir(path.parent)
     predict = ["--data.manifest", str(manifest), "--data.num_workers", "0", "--output", "p.csv", "--ckpt_path"]
-    with pytest.raises(UserError, match="is a folder, the parts of a checkpoint"):  # for the other commands
+    with pytest.raises(UserError, match="is a folder with a sharded checkpoint"):  # for the other commands
         find_checkpoint(str(path), Path())
     assert run("predict", [*predict, str(path)]) == 2
     said = capsys.readouterr().err

@@ -171,7 +171,7 @@ def test_a_sharded_checkpoint_is_named(again, capsys):
     Path("shards").mkdir()
     Path("shards/meta.pt").touch()
     assert fit("--ckpt_path", "shards") == 2
-    assert "shards is a folder, the parts of a checkpoint" in capsys.readouterr().err
+    assert "shards is a folder with a sharded checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

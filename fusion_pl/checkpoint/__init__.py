@@ -1,4 +1,4 @@
-"""Reads a checkpoint that may be damaged or hostile, and builds the model that it describes."""
+"""Read a checkpoint that may be damaged or malicious, and build its model."""
 
 from fusion_pl.checkpoint.archive import read_checkpoint
 from fusion_pl.checkpoint.build import build_model

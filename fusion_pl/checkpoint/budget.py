@@ -1,4 +1,4 @@
-"""Holds what a config asks for against the tensors that a checkpoint has, while the model is built."""
+"""Limit on the memory of a model while it is built from a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fusion_pl.types import UserError
 
-# Room for parts that are built and thrown away (CLAP's text tower is 4.5 times its audio tower), metrics, and examples.
-BYTES_PER_NUMBER, BYTES_MORE = 4 * 8, 2**26
-TENSORS_PER_TENSOR, TENSORS_MORE = 20, 2000
+# Includes parts that are built and discarded (CLAP's text tower is 4.5 times its audio tower), and metrics.
+BYTES_PER_VALUE, EXTRA_BYTES = 4 * 8, 2**26
+TENSORS_PER_TENSOR, EXTRA_TENSORS = 20, 2000
 
 
 class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses tensors, before they are made, that a model with these weights has no use for.
+    """Refuse tensors, before they are created, that are too large or too many for a model with the given weights.
 
     Args:
-        weights: of the model that is about to be built.
+        weights: of the model.
 
     Raises:
-        UserError: inside the ``with`` block, where the sizes or the number of tensors cannot fit the weights.
+        UserError: inside the ``with`` block.
 
     Example:
         >>> with Budget([torch.zeros(10)]):
@@ -35,35 +35,35 @@ class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, weights: Sequence[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = BYTES_MORE + BYTES_PER_NUMBER * sum(one.numel() for one in weights)
-        self.tensors = TENSORS_MORE + TENSORS_PER_TENSOR * len(weights)
-        self.made_bytes = self.made_tensors = 0
+        self.max_bytes = EXTRA_BYTES + BYTES_PER_VALUE * sum(tensor.numel() for tensor in weights)
+        self.max_tensors = EXTRA_TENSORS + TENSORS_PER_TENSOR * len(weights)
+        self.num_bytes = self.num_tensors = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Ask torch for the sizes of an operation's results first; then let it compute."""
+        """Compute the size of the results of an operation before running it."""
         del types
         kwargs = kwargs or {}
-        if not any(one.alias_info for one in func._schema.returns):  # views and operations in place make nothing
-            needed = _size(func, args, kwargs)
-            if not any(isinstance(one, Tensor) for one in tree_leaves((args, kwargs))):  # parameters and buffers stay
-                self.made_bytes += needed
-                self.made_tensors += 1
-            if max(needed, self.made_bytes) > self.bytes or self.made_tensors > self.tensors:
-                raise UserError("the config asks for a larger model than the checkpoint has weights for")
+        if not any(result.alias_info for result in func._schema.returns):  # not a view, not in place
+            size = _result_size(func, args, kwargs)
+            if not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):  # parameters and buffers
+                self.num_bytes += size
+                self.num_tensors += 1
+            if max(size, self.num_bytes) > self.max_bytes or self.num_tensors > self.max_tensors:
+                raise UserError("the config describes a larger model than the checkpoint has weights for")
         return func(*args, **kwargs)
 
 
-def _size(func: Any, args: Any, kwargs: dict[str, Any]) -> int:
-    """Return how many bytes an operation's results take, from their shapes alone; 0 where that depends on values."""
-    args, kwargs = tree_map_only(Tensor, _shape_only, (args, kwargs))
-    if "device" in {one.name for one in func._schema.arguments}:
+def _result_size(func: Any, args: Any, kwargs: dict[str, Any]) -> int:
+    """Return the bytes of the results of an operation, computed from shapes; 0 if they depend on values."""
+    args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
+    if "device" in {argument.name for argument in func._schema.arguments}:
         kwargs = kwargs | {"device": torch.device("meta")}
     try:
-        made = func(*args, **kwargs)
+        results = func(*args, **kwargs)
     except (NotImplementedError, RuntimeError):
         return 0
-    return sum(one.nbytes for one in tree_leaves(made) if isinstance(one, Tensor))
+    return sum(leaf.nbytes for leaf in tree_leaves(results) if isinstance(leaf, Tensor))
 
 
-def _shape_only(tensor: Tensor) -> Tensor:
+def _to_meta(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")

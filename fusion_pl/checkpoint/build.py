@@ -1,4 +1,4 @@
-"""From what a checkpoint says to the model that it holds."""
+"""Build the model of a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from fusion_pl.types import UserError
 
 
 def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[str] = ()) -> FusionClassifier:
-    """Build the model that a checkpoint describes and give it the checkpoint's weights.
+    """Build the model that a checkpoint describes, and load its weights.
 
     Args:
-        checkpoint: what ``read_checkpoint`` returned.
-        path: where it came from, for messages.
+        checkpoint: from ``read_checkpoint``.
+        path: of the checkpoint, for messages.
         trust: packages besides fusion_pl whose encoders and heads may run.
 
     Raises:
-        UserError: where the config asks for code that is not trusted, or does not fit the weights.
+        UserError: if the config names code that is not trusted, or does not fit the weights.
     """
     config = checkpoint["fusion_pl"]
     weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("auxiliary_heads.")}
@@ -48,30 +48,30 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
                 missing=config["missing"],
             )
         model.load_state_dict(weights)
-    except BaseException as error:  # constructors fail in many ways on arguments that somebody else wrote
-        if not is_failure(error) or (not isinstance(error, UserError) and _runs(error, trust)):
+    except BaseException as error:  # constructors may raise anything on wrong arguments
+        if not is_failure(error) or (not isinstance(error, UserError) and _is_from_trusted(error, trust)):
             raise
-        raise UserError(_said(error, path)) from error
+        raise UserError(_build_message(error, path)) from error
     return model
 
 
-def _runs(error: BaseException, trust: Collection[str]) -> bool:
-    """Return whether an error came out of a trusted package: its authors want the traceback."""
+def _is_from_trusted(error: BaseException, trust: Collection[str]) -> bool:
+    """Return whether a trusted package raised an error; such errors keep their traceback."""
     names = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
     return any(name.partition(".")[0] in set(trust) - {"fusion_pl"} for name in names)
 
 
-def _said(error: BaseException, path: str | Path) -> str:
+def _build_message(error: BaseException, path: str | Path) -> str:
     if isinstance(error, UserError):
-        return f"{path} does not hold together: {error}"
+        return f"{path} is inconsistent: {error}"
     if isinstance(error, ImportError):
-        return f"{path} cannot be used here: {reason(error)}: install what is missing, and try again"
+        return f"{path} cannot be used here: {reason(error)}: install the missing package, and try again"
     if isinstance(error, MemoryError):
         return f"there is not enough memory to build the model of {path}: end other programs"
     if isinstance(error, OSError) and error.errno is not None:
-        where = f" ({error.filename})" if error.filename else ""
-        return f"{path} cannot be unpacked: {error.strerror}{where}: check the folder for temporary files and its disk"
-    return f"{path} does not hold together ({reason(error)}): it is damaged, or from another version"
+        name = f" ({error.filename})" if error.filename else ""
+        return f"{path} cannot be unpacked: {error.strerror}{name}: check the folder for temporary files and its disk"
+    return f"{path} is inconsistent ({reason(error)}): it is damaged, or from another version"
 
 
 def _encoder(part: type[Encoder], config: PartConfig, files: dict[str, bytes]) -> Encoder:

@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 
 from fusion_pl.checkpoint import read_checkpoint
-from fusion_pl.checkpoint.contents import not_finite
+from fusion_pl.checkpoint.contents import find_non_finite
 from fusion_pl.files import atomic_path
 from fusion_pl.training.states import describe
 from fusion_pl.types import UserError
@@ -53,7 +53,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             NoRoomError: where the disk is full.
             DivergedError: for weights that are not finite; the checkpoint of before stays.
         """
-        if name := not_finite(checkpoint.get("state_dict") or {}):
+        if name := find_non_finite(checkpoint.get("state_dict") or {}):
             raise DivergedError(_diverged(name, checkpoint, Path(path).parent))
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)

@@ -26,7 +26,7 @@ DAMAGED = {
         lambda c: weight(first(c), lambda w: w.clone().fill_(float("nan")))(c),
         "infinite",
     ),
-    "an infinite weight": (lambda c: weight(first(c), lambda w: w * float("inf"))(c), "infinite or not numbers"),
+    "an infinite weight": (lambda c: weight(first(c), lambda w: w * float("inf"))(c), "infinite or NaN"),
     "no state_dict": (lambda c: c.pop("state_dict"), "lacks the model's state_dict"),
     "a weight that is a text": (lambda c: c["state_dict"].update(x="y"), "x is not a tensor"),
     "no files": (lambda c: c["fusion_pl"].pop("files"), "it lacks files"),
@@ -38,7 +38,7 @@ DAMAGED = {
     "files of nobody": (put("nobody", "config.json", b"{}"), "files belong to no encoder"),
     "no image processor": (lambda c: c["fusion_pl"]["files"]["image"].pop("preprocessor_config.json"), "lacks config"),
     "no feature extractor": (lambda c: c["fusion_pl"]["files"]["audio"].pop("preprocessor_config.json"), "lacks"),
-    "no tokenizer": (lambda c: c["fusion_pl"]["files"]["text"].pop("tokenizer.json"), "does not hold together"),
+    "no tokenizer": (lambda c: c["fusion_pl"]["files"]["text"].pop("tokenizer.json"), "is inconsistent"),
     "half a tokenizer": (lambda c: put(*TOKENIZER, c["fusion_pl"]["files"]["text"]["tokenizer.json"][:900])(c), "json"),
     "no model in the tokenizer": (setting(*TOKENIZER, model=5), "no tokenizer could be read"),
     "a tokenizer that is a list": (put(*TOKENIZER, b"[1]"), "not a JSON object"),
@@ -49,7 +49,7 @@ DAMAGED = {
     "nested JSON": (put("image", "config.json", b'{"a":' * 100_000), "cannot be used"),
     "5000 digits": (put("image", "config.json", b'{"a": ' + b"9" * 5000 + b"}"), "cannot be used"),
     "text that is no UTF-8": (put("image", "config.json", b"\xff\xfe\xff"), "cannot be used"),
-    "an unknown model": (setting("image", "config.json", model_type="none"), "does not hold together"),
+    "an unknown model": (setting("image", "config.json", model_type="none"), "is inconsistent"),
     "an odd class path": (lambda c: c["fusion_pl"]["fusion"].update(class_path="fusion_pl..\0\x1b[2J"), "not the name"),
 }
 
@@ -63,9 +63,7 @@ def test_a_damaged_checkpoint_is_refused_in_a_sentence(name, whole, tmp_path, ca
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "a\\b", "/etc/passwd", "a\0b", "a" * 300, "", "con\x1b[2J", "~"])
 def test_embedded_names_are_plain(name, whole, tmp_path):
-    refused(
-        changed(whole, put("text", name, b"x")), tmp_path / "x.ckpt", "(?s)named .* points out of its folder or is no"
-    )
+    refused(changed(whole, put("text", name, b"x")), tmp_path / "x.ckpt", "(?s)named .* is not a plain file name")
 
 
 def test_flipped_bytes_are_noticed_or_change_nothing(originals, small, tmp_path):
@@ -125,7 +123,7 @@ def test_an_error_of_a_class_that_is_trusted_keeps_its_traceback(fault, small, t
         changed(small, lambda c: (change(c), c["fusion_pl"]["encoders"]["text"]["init_args"].pop("fault"))),
         tmp_path / "x",
     )
-    with pytest.raises(UserError, match="does not hold together"):  # the arguments' fault, not the class's
+    with pytest.raises(UserError, match="is inconsistent"):  # the arguments' fault, not the class's
         Predictor.from_checkpoint(tmp_path / "x", trust=["tests"])
 
 
@@ -197,5 +195,5 @@ def test_escape_sequences_do_not_reach_the_terminal(tmp_path, capsys, small):
 def test_pipes_folders_and_devices_are_no_checkpoints(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
-        with pytest.raises(UserError, match=r"there is no checkpoint .* it is no file"):
+        with pytest.raises(UserError, match=r"there is no checkpoint .* it is not a file"):
             read_checkpoint(path)

@@ -69,8 +69,8 @@ LARGE = {
     "a large picture": (setting("image", "config.json", image_size=30_000), "a larger model"),
     "huge pictures": (setting("image", "preprocessor_config.json", size={"height": 10**6, "width": 10**6}), "size is"),
     "long clips": (setting("audio", "preprocessor_config.json", chunk_length=10**6), "a clip would become larger"),
-    "a fine spectrogram": (setting("audio", "preprocessor_config.json", n_fft=60_000), "does not hold together"),
-    "a slow spectrogram": (setting("audio", "preprocessor_config.json", hop_length=1), "does not hold together"),
+    "a fine spectrogram": (setting("audio", "preprocessor_config.json", n_fft=60_000), "is inconsistent"),
+    "a slow spectrogram": (setting("audio", "preprocessor_config.json", hop_length=1), "is inconsistent"),
     "a normalizer": (setting(*TOKENIZER, normalizer=replacing("a" * 1000, 1)), "lengthens a text"),
     "many normalizers": (setting(*TOKENIZER, normalizer=replacing("aaaaaaa", 20)), "lengthens a text"),
     "a table of 4 GB": (
