@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import importlib.metadata
 import inspect
 import json
 import re
@@ -22,8 +21,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from fusion_pl.cli.errors import user_message
 from fusion_pl.cli.options import options_on
 from fusion_pl.data.base import FusionData
+from fusion_pl.module import FusionClassifier
 from fusion_pl.training.cache_keys import sources
-from fusion_pl.training.results import PACKAGES
 
 BASES = (nn.Module, FusionData, Optimizer, LRScheduler)  # base classes that a short class name is resolved against
 CLASS_KEY = re.compile(
@@ -40,9 +39,8 @@ def run_key(config: Mapping[str, Any], extra: Sequence[str], table_hash: str) ->
         extra: further arguments of ``fusion-pl fit``.
         table_hash: see ``table_hash``.
     """
-    files, libraries = sources(set(_classes(config, extra)))
-    versions = [{name: importlib.metadata.version(name) for name in PACKAGES}, libraries]
-    parts = ([config, list(extra), files], table_hash, versions)
+    files, libraries = sources({FusionClassifier, *_classes(config, extra)})
+    parts = ([config, list(extra), files], table_hash, libraries)
     return "-".join(_hash(json.dumps(part, sort_keys=True, default=str).encode()) for part in parts)
 
 

@@ -22,15 +22,13 @@ from fusion_pl.config import config_of
 from fusion_pl.encoders.base import Encoder
 
 FORMAT = 2  # of the rows' files
-PACKAGES = ("fusion-pl", "torch", "transformers")
 INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 def encoder_key(encoder: Encoder) -> str:
     """Hash an encoder: weights, buffers, arguments, files, source code, and the versions of the libraries."""
-    versions = [importlib.metadata.version(name) for name in PACKAGES]
     parts = [*encoder.modules(), encoder.processor]
-    outline = [FORMAT, config_of(encoder), versions, *sources({type(part) for part in parts})]
+    outline = [FORMAT, config_of(encoder), *sources({type(part) for part in parts})]
     digest = hashlib.sha256(json.dumps(outline, sort_keys=True).encode())
     for name, content in sorted(encoder.files().items()):
         digest.update(name.encode() + content)
