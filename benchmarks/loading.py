@@ -1,7 +1,7 @@
-"""Batches a second from fusion-pl's loader beside decode-only: Pillow and soundfile in a bare loop.
+"""Samples per second of fusion-pl's loader and of decoding alone by Pillow and soundfile.
 
-Both open the same files in a ``DataLoader`` with the same number of workers. Decode-only turns a file into an array and
-stops there; ours also checks, resizes, computes spectrograms, pads and joins a batch with its masks.
+Both read the same files in a ``DataLoader`` with the same number of workers. Decode-only returns arrays; fusion-pl also
+checks, resizes, pads and collates a batch with its masks.
 
     python -m benchmarks.loading [--rounds 5] [--workers 1]
 """
@@ -20,12 +20,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.measure import Figures, compare, show, take_turns, tell
+from benchmarks.measure import Measurements, print_table, ratio_row, run_alternating, send
 from fusion_pl.data import ManifestData
 from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
 
-BATCH, BAR = 32, 0.85
-# case -> (suffix and edge of the pictures in pixels, suffix, seconds and rate of the sounds, rows)
+BATCH, TARGET = 32, 0.85
+# case -> (image suffix, image size in pixels, audio suffix, seconds, sample rate, rows)
 CASES = {
     "28 px PNG, 0.5 s 8 kHz WAV": (".png", 28, ".wav", 0.5, 8000, 1600),
     "224 px JPEG, 2 s 16 kHz FLAC": (".jpg", 224, ".flac", 2.0, 16000, 480),
@@ -33,7 +33,7 @@ CASES = {
 
 
 class DecodeOnly(Dataset):
-    """The files of the rows as arrays."""
+    """Decoded files of the rows."""
 
     def __init__(self, folder: Path, rows: list[dict[str, str]]) -> None:
         self.folder, self.rows = folder, rows
@@ -43,22 +43,22 @@ class DecodeOnly(Dataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         row = self.rows[index]
-        with Image.open(self.folder / row["image"]) as picture:
-            pixels = np.asarray(picture)
+        with Image.open(self.folder / row["image"]) as image:
+            pixels = np.asarray(image)
         return pixels, soundfile.read(self.folder / row["audio"], dtype="float32")[0]
 
 
 def write(folder: Path, case: str) -> list[dict[str, str]]:
     """Write random files and their manifest."""
-    suffix, edge, sound, seconds, rate, count = CASES[case]
+    image_suffix, size, audio_suffix, seconds, rate, count = CASES[case]
     rng = np.random.default_rng(0)
     rows = []
     for row in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-        picture = coarse.resize((edge, edge), Image.Resampling.BICUBIC)  # smooth, as photographs are
-        (picture if edge > 28 else picture.convert("L")).save(folder / f"{row}{suffix}")
-        soundfile.write(folder / f"{row}{sound}", rng.normal(0, 0.1, int(seconds * rate)), rate)
-        record = {"text": f"sample number {row}", "image": f"{row}{suffix}", "audio": f"{row}{sound}"}
+        image = coarse.resize((size, size), Image.Resampling.BICUBIC)  # smooth, like photographs
+        (image if size > 28 else image.convert("L")).save(folder / f"{row}{image_suffix}")
+        soundfile.write(folder / f"{row}{audio_suffix}", rng.normal(0, 0.1, int(seconds * rate)), rate)
+        record = {"text": f"sample number {row}", "image": f"{row}{image_suffix}", "audio": f"{row}{audio_suffix}"}
         rows.append(record | {"label": str(row % 10), "split": "val" if row < 20 else "train"})
     with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -67,21 +67,21 @@ def write(folder: Path, case: str) -> list[dict[str, str]]:
     return rows
 
 
-def loader_of(folder: Path, case: str, workers: int, only: str) -> DataLoader:
+def make_loader(folder: Path, case: str, workers: int, only: str) -> DataLoader:
     """Return one of the two loaders over the training rows."""
     if only == "decode":
         with (folder / "manifest.csv").open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
-        draw = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
         return DataLoader(
             dataset=DecodeOnly(folder, rows), batch_size=BATCH, shuffle=True, num_workers=workers, collate_fn=list,
-            persistent_workers=workers > 0, generator=draw,
+            persistent_workers=workers > 0, generator=generator,
         )  # fmt: skip
-    _, edge, _, seconds, rate, _ = CASES[case]
+    _, size, _, seconds, rate, _ = CASES[case]
     data = ManifestData(manifest=str(folder / "manifest.csv"), batch_size=BATCH, num_workers=workers)
     encoders = {
         "text": TinyText(),
-        "image": TinyImage(image_size=edge, channels=3 if edge > 28 else 1),
+        "image": TinyImage(image_size=size, channels=3 if size > 28 else 1),
         "audio": TinyAudio(rate=rate, max_seconds=seconds),
     }
     data.processors = {name: encoder.processor for name, encoder in encoders.items()}
@@ -89,9 +89,9 @@ def loader_of(folder: Path, case: str, workers: int, only: str) -> DataLoader:
     return data.train_dataloader()
 
 
-def once(case: str, folder: Path, workers: int, only: str) -> Figures:
-    """Go through the rows twice, and time the second: the workers are up and the files in the system's cache."""
-    loader = loader_of(folder, case, workers, only)
+def measure(case: str, folder: Path, workers: int, only: str) -> Measurements:
+    """Time the second epoch: workers are started, and files are in the page cache."""
+    loader = make_loader(folder, case, workers, only)
     for _ in loader:
         pass
     start, samples = time.perf_counter(), 0
@@ -101,27 +101,28 @@ def once(case: str, folder: Path, workers: int, only: str) -> Figures:
 
 
 def main() -> None:
-    """Take turns and print the table."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--case", choices=list(CASES))
-    parser.add_argument("--folder", type=Path, help="of the files (used by the turns)")
-    parser.add_argument("--only", choices=["decode", "fusion-pl"], help="one run in this process (used by the turns)")
-    given = parser.parse_args()
+    parser.add_argument("--folder", type=Path, help="of the files (internal)")
+    parser.add_argument("--only", choices=["decode", "fusion-pl"], help="one run in this process (internal)")
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    if given.only:
-        tell(once(given.case, given.folder, given.workers, given.only))
+    if args.only:
+        send(measure(args.case, args.folder, args.workers, args.only))
         return
     rows = []
-    for case in [given.case] if given.case else CASES:
+    for case in [args.case] if args.case else CASES:
         with tempfile.TemporaryDirectory() as name:
             write(Path(name), case)
-            command = ["-m", "benchmarks.loading", "--case", case, "--folder", name, "--workers", str(given.workers)]
-            turns = {only: [*command, "--only", only] for only in ("decode", "fusion-pl")}
-            found = take_turns(turns, given.rounds)
-        rows.append(compare(f"{case}, {given.workers} workers", found["fusion-pl"], found["decode"], BAR))
-    show("loading", ["case", "decode only, samples/s", "fusion-pl, samples/s", "ratio (range)", "bar", "met"], rows)
+            command = ["-m", "benchmarks.loading", "--case", case, "--folder", name, "--workers", str(args.workers)]
+            commands = {only: [*command, "--only", only] for only in ("decode", "fusion-pl")}
+            results = run_alternating(commands, args.rounds)
+        rows.append(ratio_row(f"{case}, {args.workers} workers", results["fusion-pl"], results["decode"], TARGET))
+    header = ["case", "decode only, samples/s", "fusion-pl, samples/s", "ratio (range)", "target", "met"]
+    print_table("loading", header, rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmarks share: fresh processes that take turns, ratios with their spread, and how a run is timed."""
+"""Shared by the benchmarks: alternating fresh processes, ratios with their range, and timers of training steps."""
 
 from __future__ import annotations
 
@@ -23,47 +23,53 @@ from rich.table import Table
 
 PACKAGES = ("torch", "lightning", "transformers")
 RESULT = "benchmark result: "
-Figures = dict[str, float]
+Measurements = dict[str, float]
 
 
-class SteadyRate(Callback):
-    """Times the training steps of ``fusion-pl fit``, without start-up, validation and the first steps of each epoch.
+class StepTimerCallback(Callback):
+    """Time the training steps of ``fusion-pl fit``, without start-up, validation and the first steps of each epoch.
 
     Args:
-        skip: steps at the start of an epoch that do not count: the loader's head start, the allocator's first rounds.
+        skip: warm-up steps at the start of each epoch, which are not counted.
+    """
+
+    measurements: Measurements
+
+    def __init__(self, skip: int = 5) -> None:
+        self.timer = StepTimer(skip)
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        self.timer.start_epoch()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.timer.step(len(batch.ids))
+        StepTimerCallback.measurements = self.timer.measurements()
+
+
+class StepTimer:
+    """Count samples and seconds of all training steps but the first few of each epoch.
+
+    Args:
+        skip: warm-up steps at the start of each epoch, which are not counted.
     """
 
     def __init__(self, skip: int = 5) -> None:
-        self.clock = StepClock(skip)
-
-    def on_train_epoch_start(self, trainer, pl_module) -> None:
-        self.clock.start()
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self.clock.step(len(batch.ids))
-        SteadyRate.figures = self.clock.figures()
-
-
-class StepClock:
-    """Counts samples and seconds of all steps but the first few of each epoch; both sides of a comparison use it."""
-
-    def __init__(self, skip: int = 5) -> None:
         self.skip = skip
-        self.every = 10 if torch.cuda.is_available() else 1
+        self.interval = 10 if torch.cuda.is_available() else 1  # steps per synchronisation
         self.samples = 0
         self.seconds = 0.0
-        self.start()
+        self.start_epoch()
 
-    def start(self) -> None:
-        """Begin an epoch."""
+    def start_epoch(self) -> None:
+        """Start an epoch."""
         self.steps, self.pending, self.last = 0, 0, None
 
     def step(self, samples: int) -> None:
-        """End a step. A GPU is waited for when the clock starts and at every tenth step after that."""
+        """Count a finished step; a GPU is synchronised after the warm-up and every tenth step after it."""
         self.steps += 1
         if self.last is not None:
             self.pending += samples
-        if self.steps < self.skip or (self.steps - self.skip) % self.every:
+        if self.steps < self.skip or (self.steps - self.skip) % self.interval:
             return
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -73,27 +79,26 @@ class StepClock:
             self.seconds += now - self.last
         self.last, self.pending = now, 0
 
-    def figures(self) -> Figures:
-        """Return samples a second, and the process's highest memory so far in MB."""
+    def measurements(self) -> Measurements:
+        """Return samples per second and the peak memory of the process in MB."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return {"samples/s": self.samples / max(self.seconds, 1e-9), "peak MB": peak}
 
 
-def fit(arguments: Sequence[str], skip: int = 5) -> Figures:
-    """Run ``fusion-pl fit`` as the command does, progress bar and logs included, and time its steps."""
+def fit(arguments: Sequence[str], skip: int = 5) -> Measurements:
+    """Run ``fusion-pl fit``, including its progress bar and logs, and time its steps."""
     from fusion_pl.cli.run import run
 
-    timed = ["--trainer.callbacks+=benchmarks.measure.SteadyRate", f"--trainer.callbacks.skip={skip}"]
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown):
-        code = run("fit", [*arguments, *timed])
+    callback = ["--trainer.callbacks+=benchmarks.measure.StepTimerCallback", f"--trainer.callbacks.skip={skip}"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = run("fit", [*arguments, *callback])
     if code:
         raise SystemExit(code)
-    return SteadyRate.figures
+    return StepTimerCallback.measurements
 
 
-def trainer(folder: Path | str, epochs: int) -> str:
-    """Return the part of a configuration that says how long to train, on a CPU, and where to write."""
+def trainer_yaml(folder: Path | str, epochs: int) -> str:
+    """Return the ``trainer`` section of a configuration: CPU, number of epochs, logger."""
     return f"""trainer:
   accelerator: cpu
   max_epochs: {epochs}
@@ -103,60 +108,65 @@ def trainer(folder: Path | str, epochs: int) -> str:
 """
 
 
-def tell(figures: Figures) -> None:
-    """Hand figures to the process that takes turns."""
-    print(RESULT + json.dumps(figures), flush=True)
+def send(measurements: Measurements) -> None:
+    """Print measurements for the process that called ``run_alternating``."""
+    print(RESULT + json.dumps(measurements), flush=True)
 
 
-def take_turns(contestants: dict[str, Sequence[str]], rounds: int) -> dict[str, list[Figures]]:
-    """Run each command in a fresh process, one after the other, ``rounds`` times: A B A B …
+def run_alternating(commands: dict[str, Sequence[str]], rounds: int) -> dict[str, list[Measurements]]:
+    """Run each command in a new process, alternating, ``rounds`` times: A B A B …
 
     Args:
-        contestants: name -> arguments of ``python``.
-        rounds: at least 3 for a spread.
+        commands: name -> arguments of ``python``.
+        rounds: at least 3 for a range.
     """
-    found: dict[str, list[Figures]] = {name: [] for name in contestants}
-    for turn in range(rounds):
-        for name, command in contestants.items():
+    results: dict[str, list[Measurements]] = {name: [] for name in commands}
+    for index in range(rounds):
+        for name, command in commands.items():
             ran = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
             lines = [line for line in ran.stdout.splitlines() if line.startswith(RESULT)]
             if ran.returncode or not lines:
-                said = ran.stdout[-2000:] + ran.stderr[-4000:]
-                raise SystemExit(f"{name} failed with exit code {ran.returncode}:\n{said}")
-            found[name].append(json.loads(lines[-1].removeprefix(RESULT)))
-            figures = ", ".join(f"{value:.4g} {key}" for key, value in found[name][-1].items())
-            print(f"round {turn + 1}, {name}: {figures} (load {os.getloadavg()[0]:.1f})", flush=True)
-    return found
+                output = ran.stdout[-2000:] + ran.stderr[-4000:]
+                raise SystemExit(f"{name} failed with exit code {ran.returncode}:\n{output}")
+            results[name].append(json.loads(lines[-1].removeprefix(RESULT)))
+            text = ", ".join(f"{value:.4g} {key}" for key, value in results[name][-1].items())
+            print(f"round {index + 1}, {name}: {text} (load {os.getloadavg()[0]:.1f})", flush=True)
+    return results
 
 
-def compare(case: str, ours: list[Figures], theirs: list[Figures], bar: float, key: str = "samples/s") -> list[str]:
-    """Return a table's row: both medians, the median and range of the ratio of each round, the bar, the verdict."""
-    ratios = [mine[key] / other[key] for mine, other in zip(ours, theirs, strict=True)]
-    middle = statistics.median(ratios)
+def ratio_row(
+    case: str,
+    results: list[Measurements],
+    reference: list[Measurements],
+    target: float | None = None,
+    key: str = "samples/s",
+) -> list[str]:
+    """Return a table row: both medians, median and range of the ratios per round, and the target, if there is one."""
+    ratios = [one[key] / other[key] for one, other in zip(results, reference, strict=True)]
+    median = statistics.median(ratios)
     return [
         case,
-        f"{statistics.median(one[key] for one in theirs):.4g}",
-        f"{statistics.median(one[key] for one in ours):.4g}",
-        f"{middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-        f"{bar:.2f}",
-        "yes" if middle >= bar else "NO",
+        f"{statistics.median(one[key] for one in reference):.4g}",
+        f"{statistics.median(one[key] for one in results):.4g}",
+        f"{median:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        *([] if target is None else [f"{target:.2f}", "yes" if median >= target else "NO"]),
     ]
 
 
-def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table, and the same as Markdown for README.md."""
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, and again as Markdown for README.md."""
     table = Table(title=title, caption=machine())
-    for name in head:
+    for name in header:
         table.add_column(name)
     for row in rows:
         table.add_row(*row)
     Console(width=160).print(table)
-    for line in (head, ["---"] * len(head), *rows):
+    for line in (header, ["---"] * len(header), *rows):
         print("| " + " | ".join(line) + " |")
 
 
 def machine() -> str:
-    """Say on what and with which versions this runs."""
+    """Describe the hardware and the versions."""
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -170,17 +180,17 @@ def machine() -> str:
     )
 
 
-def timed(command: Sequence[str], stop: str = "") -> float:
-    """Return the seconds a command takes, or takes until it prints a line that holds ``stop``."""
-    start, said = time.perf_counter(), ""
+def time_command(command: Sequence[str], stop: str = "") -> float:
+    """Return the seconds until a command ends, or until it prints a line that contains ``stop``."""
+    start, output = time.perf_counter(), ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            said += line
+            output += line
             if stop and stop in line:
                 seconds = time.perf_counter() - start
                 process.terminate()
                 return seconds
     if stop:
-        raise SystemExit(f"{' '.join(command)} never said {stop!r}:\n{said[-3000:]}")
+        raise SystemExit(f"{' '.join(command)} did not print {stop!r}:\n{output[-3000:]}")
     return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The fuzz script over a few cases; `python -m benchmarks.fuzz` runs as many as one likes."""
+"""A few cases of the fuzz script; `python -m benchmarks.fuzz` runs more."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from benchmarks.fuzz import FAULTS, KINDS, make, opened, outcome, write_originals
+from benchmarks.fuzz import FAULTS, KINDS, load_file, make_case, outcome, write_originals
 
 
 @pytest.fixture(scope="module")
@@ -16,27 +16,29 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_damaged_files_are_refused_in_a_sentence_or_change_nothing(folder, tmp_path, recwarn):
+def test_damaged_files_are_refused_in_one_sentence_or_have_no_effect(folder, tmp_path, recwarn):
     expected = {
-        (kind, name): opened(folder / name, kind) for kind, (names, _) in KINDS.items() for name in sorted(set(names))
+        (kind, name): load_file(folder / name, kind)
+        for kind, (names, _) in KINDS.items()
+        for name in sorted(set(names))
     }
     counts: Counter[str] = Counter()
     for number in range(60):
-        kind, name, content = make(folder, 0, number)
+        kind, name, content = make_case(folder, 0, number)
         path = tmp_path / f"case.{name.rpartition('.')[2]}"
         path.write_bytes(content)
-        result, said = outcome(path, kind, expected[kind, name])
+        result, message = outcome(path, kind, expected[kind, name])
         counts[result] += 1
-        assert result not in FAULTS, (number, kind, said)
+        assert result not in FAULTS, (number, kind, message)
     assert counts["sentence"] > 30
     assert counts["same"] > 0
 
 
-def test_cases_follow_from_seed_and_number(folder):
-    assert make(folder, 0, 7) == make(folder, 0, 7) != make(folder, 1, 7)
+def test_cases_are_a_function_of_seed_and_number(folder):
+    assert make_case(folder, 0, 7) == make_case(folder, 0, 7) != make_case(folder, 1, 7)
 
 
-def test_faults_are_noticed(folder, tmp_path):
+def test_faults_are_detected(folder, tmp_path):
     assert outcome(folder / "small.ckpt", "checkpoint", ()) == ("different numbers", "")
     assert outcome(None, "checkpoint", ())[0] == "traceback"
     assert outcome(tmp_path / "none", "checkpoint", ())[0] == "sentence"
