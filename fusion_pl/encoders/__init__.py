@@ -1,4 +1,4 @@
-"""One encoder per input: from the processor's tensors to tokens, mask and a vector."""
+"""Encoders: from a processor's tensors to tokens, a mask and a pooled embedding."""
 
 from fusion_pl.encoders.audio import AudioEncoder
 from fusion_pl.encoders.base import Encoder

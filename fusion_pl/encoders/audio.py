@@ -13,26 +13,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusion_pl.encoders.audio_features import Features, MaskedFeatures, Patches, Repeated, Samples, Whisper
-from fusion_pl.encoders.clips import cut, span
+from fusion_pl.encoders.clips import crop_and_resample, crop_range
 from fusion_pl.encoders.hub import read, saved
 from fusion_pl.encoders.layer_mixing import Combine
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
 from fusion_pl.types import Encoded, Kind, UserError, Waveform
 
-ON_SAMPLES = ("wav2vec2", "hubert", "wavlm")
+WAVEFORM_MODELS = ("wav2vec2", "hubert", "wavlm")
 EXTRACTOR = "feature extractor (preprocessor_config.json)"
-KNOWN = (*ON_SAMPLES, "whisper", "audio-spectrogram-transformer", "clap")
+SUPPORTED = (*WAVEFORM_MODELS, "whisper", "audio-spectrogram-transformer", "clap")
 
 
 class AudioProcessor:
-    """Turns clips of any rate into what the model takes: cut, resampled, padded.
+    """Crop, resample and pad clips, and compute the input of the model.
 
     Args:
-        features: of the model's family.
-        max_seconds: the rest of a longer clip is cut off, at random in training and on both sides alike otherwise.
+        features: feature extraction of the model's family.
+        max_seconds: maximum length; longer clips are cropped, at random in training and to the centre otherwise.
 
     Attributes:
-        fixed: whether training cuts on both sides alike too, so that a clip stays the same throughout.
+        fixed: whether clips are cropped to the centre in training, too, so that a clip is the same in every epoch.
     """
 
     kind: Kind = "audio"
@@ -44,36 +44,31 @@ class AudioProcessor:
 
     def __call__(self, values: Sequence[Waveform], training: bool = False) -> dict[str, Tensor]:
         """Process P clips."""
-        return self.features([self._one(clip, training and not self.fixed).numpy() for clip in values])
+        return self.features([self._crop_and_pad(clip, training and not self.fixed).numpy() for clip in values])
 
     @property
     def _longest(self) -> int:
         return int(min(math.ceil(self.max_seconds * self.features.rate), self.features.longest or math.inf))
 
     def crop(self, samples: int, rate: int, training: bool) -> tuple[int, int]:
-        """Say which part of a sound is used, so that no more of its file is read."""
-        return span(samples, rate, self.features.rate, self._longest, training and not self.fixed)
+        """Return which part of a clip is used, so that no more of its file is read."""
+        return crop_range(samples, rate, self.features.rate, self._longest, training and not self.fixed)
 
-    def _one(self, clip: Waveform, training: bool) -> Float[Tensor, " N"]:
-        samples = cut(clip, self.features.rate, self._longest, training)
+    def _crop_and_pad(self, clip: Waveform, training: bool) -> Float[Tensor, " N"]:
+        samples = crop_and_resample(clip, self.features.rate, self._longest, training)
         return F.pad(samples, (0, max(0, self.features.shortest - len(samples))))
 
 
 class AudioEncoder(PretrainedEncoder):
-    """Encode sound with a pretrained model: Wav2Vec2, HuBERT, WavLM, Whisper's encoder, AST or CLAP's audio tower.
+    """Encode audio with a pretrained model: Wav2Vec2, HuBERT, WavLM, Whisper's encoder, AST or CLAP's audio tower.
 
     Args:
-        pretrained: a folder, or a name on the hub.
-        weights: whether to use its weights, or only its architecture.
-        freeze: "all", "none", or how many blocks from the bottom (then the convolutions below them are frozen too).
-        pooling: how tokens become one vector: their mean, their maximum, or the class token (AST).
-        max_seconds: longest clip, in seconds; models with a window of fixed length take no more than it.
-        hidden_layers: which of them become the tokens: 0 = below the first block, -1 = last; None = the last alone.
-            CLAP has none to choose from.
-        combine: how several become one sequence: concat, sum or attention.
-
-    Raises:
-        UserError: where the model cannot be read, or an argument does not fit it.
+        freeze: "all", "none", or the number of lowest blocks to freeze, together with the convolutions below them.
+        pooling: how tokens are pooled: mean, max, or cls (the class token, AST only).
+        max_seconds: maximum length of a clip; also limited by the window of models that have one.
+        hidden_layers: indices of the hidden layers to combine: 0 = input of the first block, -1 = last block; None =
+            last block only. Not for CLAP.
+        combine: how hidden layers are combined: concat, sum or attention.
     """
 
     tower = ("audio_model", "audio_encoder")
@@ -107,24 +102,24 @@ class AudioEncoder(PretrainedEncoder):
 
     def _build(self) -> nn.Module:
         config = self.config
-        if config.model_type not in KNOWN:
+        if config.model_type not in SUPPORTED:
             raise UserError(
-                f"pretrained: {self.source} is a {config.model_type!r} model; AudioEncoder knows the masks of "
-                f"{', '.join(KNOWN)}: choose one of those"
+                f"pretrained: {self.source} is a {config.model_type!r} model; AudioEncoder supports "
+                f"{', '.join(SUPPORTED)}: choose one of those"
             )
-        # What is switched off leaves parameters without a gradient, now and then or always.
-        if config.model_type in ON_SAMPLES:
+        # These options would leave parameters without a gradient, in some or in all steps.
+        if config.model_type in WAVEFORM_MODELS:
             config.apply_spec_augment = False
             config.layerdrop = 0.0
             config.add_adapter = False
         elif config.model_type == "whisper":
             config.encoder_layerdrop = 0.0
         elif config.model_type == "clap":
-            config.audio_config.enable_fusion = False  # it joins crops of a long clip; ours fit the window
+            config.audio_config.enable_fusion = False  # fuses several crops of a long clip; ours fit into the window
         return super()._build()
 
     def _prepare(self, model: Any) -> nn.Module:
-        if self.config.model_type in ON_SAMPLES:
+        if self.config.model_type in WAVEFORM_MODELS:
             over_time = self.config.feat_extract_norm == "group"
             model.feature_extractor = MaskedFeatures(model.feature_extractor.conv_layers, over_time)
         return super()._prepare(model)
@@ -154,30 +149,30 @@ class AudioEncoder(PretrainedEncoder):
         """Encode P clips.
 
         Args:
-            values: samples or spectrograms, as the model takes them.
+            values: samples or spectrograms, depending on the model.
             mask: True = real sample (Wav2Vec2, HuBERT, WavLM) or real token (the others).
         """
-        kind = self.config.model_type
-        if kind in ON_SAMPLES:
+        model_type = self.config.model_type
+        if model_type in WAVEFORM_MODELS:
             out = self._call(input_values=torch.stack([values, mask.to(values.dtype)]), attention_mask=mask.long())
             return self._encoded(out.last_hidden_state, self._token_mask(mask), out.hidden_states)
-        if kind == "clap":
+        if model_type == "clap":
             tokens = self._call(input_features=values).last_hidden_state.flatten(2).transpose(1, 2)
             return self._encoded(tokens, mask)
-        name = "input_features" if kind == "whisper" else "input_values"
+        name = "input_features" if model_type == "whisper" else "input_values"
         out = self._call(**{name: values})
-        width = mask.shape[1]  # of Whisper's 1500 tokens, only those up to the batch's longest clip go on
+        width = mask.shape[1]  # Whisper has 1500 tokens; those after the longest clip of the batch are dropped
         return self._encoded(out.last_hidden_state[:, :width], mask, [h[:, :width] for h in out.hidden_states or ()])
 
     def _call(self, **inputs: Any) -> Any:
         if self.config.model_type != "wavlm":
             return super()._call(**inputs)
-        with warnings.catch_warnings():  # its attention mixes a Boolean and a float mask, which torch takes but laments
+        with warnings.catch_warnings():  # its attention combines a Boolean and a float mask, which works
             warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
             return super()._call(**inputs)
 
     def _token_mask(self, mask: Bool[Tensor, "B N"]) -> Bool[Tensor, "B T"]:
-        """Shrink the mask of samples as the convolutions shrink the samples."""
+        """Return the mask of tokens from the mask of samples."""
         width, lengths = mask.shape[1], mask.sum(-1)
         for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
             width, lengths = (width - kernel) // stride + 1, (lengths - kernel) // stride + 1

@@ -1,4 +1,4 @@
-"""From clips to what an audio model takes, with the mask that is true; one class per family of models."""
+"""Feature extraction and masks of audio models; one class per family of models."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Clips = Sequence[np.ndarray]
 
 @runtime_checkable
 class Features(Protocol):
-    """What a processor needs to know of a model.
+    """Feature extraction of a family of models.
 
     Attributes:
-        rate: in Hz.
-        shortest: samples below which a clip is lengthened with silence: what one token needs.
-        longest: samples that the model can take; None = any number.
+        rate: sampling rate, in Hz.
+        shortest: minimum number of samples, those of one token; shorter clips are padded with silence.
+        longest: maximum number of samples; None = any number.
     """
 
     rate: int
@@ -41,7 +41,7 @@ def _mask(counts: Sequence[int], width: int | None = None) -> Bool[Tensor, "P T"
 
 @dataclass
 class Samples:
-    """Wav2Vec2, HuBERT, WavLM: the samples themselves, padded to the longest clip; the mask counts samples."""
+    """Wav2Vec2, HuBERT, WavLM: samples, padded to the longest clip, with a mask of samples."""
 
     extractor: Any
     shortest: int
@@ -51,17 +51,17 @@ class Samples:
         self.rate = int(self.extractor.sampling_rate)
 
     def __call__(self, clips: Clips) -> dict[str, Tensor]:
-        """Normalise each clip by its own samples and pad."""
-        # The mask is asked for even where the folder says no: without it the padding takes part in the normalisation.
-        made = self.extractor(
+        """Normalise each clip without its padding, and pad."""
+        # Without a mask, the default of some models, the padding would take part in the normalisation.
+        features = self.extractor(
             list(clips), sampling_rate=self.rate, padding=True, return_attention_mask=True, return_tensors="pt"
         )
-        return {"values": made["input_values"].float(), "mask": made["attention_mask"].bool()}
+        return {"values": features["input_values"].float(), "mask": features["attention_mask"].bool()}
 
 
 @dataclass
 class Whisper:
-    """Whisper: the spectrogram of a window of fixed length (30 s); the mask counts tokens, two frames each."""
+    """Whisper: the spectrogram of a window of fixed length (30 s), with a mask of tokens (two frames each)."""
 
     extractor: Any
 
@@ -71,20 +71,20 @@ class Whisper:
         self.longest = int(self.extractor.n_samples)
 
     def __call__(self, clips: Clips) -> dict[str, Tensor]:
-        """Fill the window with silence."""
-        made = self.extractor(list(clips), sampling_rate=self.rate, return_tensors="pt")
+        """Pad to the window with silence."""
+        features = self.extractor(list(clips), sampling_rate=self.rate, return_tensors="pt")
         counts = [-(-len(clip) // self.shortest) for clip in clips]
-        return {"values": made["input_features"].float(), "mask": _mask(counts)}
+        return {"values": features["input_features"].float(), "mask": _mask(counts)}
 
 
 @dataclass
 class Patches:
-    """AST: the filter bank of a window of fixed length (10 s) in overlapping patches; two class tokens come first.
+    """AST: the filter bank of a window of fixed length (10 s), with a mask of two class tokens and overlapping patches.
 
     Attributes:
-        patch: frames a patch spans.
-        stride: frames from patch to patch.
-        across: patches along frequency.
+        patch: frames per patch.
+        stride: frames between the starts of patches.
+        across: number of patches along frequency.
     """
 
     extractor: Any
@@ -94,27 +94,27 @@ class Patches:
 
     def __post_init__(self) -> None:
         self.rate = int(self.extractor.sampling_rate)
-        self.hop = self.rate // 100  # Kaldi's filter bank: windows of 25 ms every 10 ms, none beyond the end
+        self.hop = self.rate // 100  # Kaldi's filter bank: complete windows of 25 ms every 10 ms
         self.shortest = self.rate // 40
         self.longest = (int(self.extractor.max_length) - 1) * self.hop + self.shortest
 
     def __call__(self, clips: Clips) -> dict[str, Tensor]:
-        """Fill the window with blank frames; a patch is real that begins before the clip's end."""
-        made = self.extractor(list(clips), sampling_rate=self.rate, return_tensors="pt")
+        """Pad to the window; patches that start before the end of the clip are real."""
+        features = self.extractor(list(clips), sampling_rate=self.rate, return_tensors="pt")
         frames = [1 + (len(clip) - self.shortest) // self.hop for clip in clips]
         width = (int(self.extractor.max_length) - self.patch) // self.stride + 1
         patches = _mask([min(width, -(-count // self.stride)) for count in frames], width)
         mask = torch.cat([torch.ones(len(clips), 2, dtype=torch.bool), patches.repeat(1, self.across)], dim=1)
-        return {"values": made["input_values"].float(), "mask": mask}
+        return {"values": features["input_values"].float(), "mask": mask}
 
 
 @dataclass
 class Repeated:
-    """CLAP: the spectrogram of a window of fixed length (10 s) in which the clip is said again as often as it fits.
+    """CLAP: the spectrogram of a window of fixed length (10 s), filled with repetitions of the clip.
 
     Attributes:
-        times: tokens along time.
-        across: tokens along frequency.
+        times: number of tokens along time.
+        across: number of tokens along frequency.
     """
 
     extractor: Any
@@ -127,27 +127,27 @@ class Repeated:
         self.longest = int(self.extractor.nb_max_samples)
 
     def __call__(self, clips: Clips) -> dict[str, Tensor]:
-        """Fill the window; tokens are real as far as repetitions reach, for each of them holds sound of the clip."""
-        made = self.extractor(list(clips), sampling_rate=self.rate, return_tensors="pt")
-        counts = [-(-self._filled(len(clip)) * self.times // self.longest) for clip in clips]
-        # A crop never exceeds the window, so the three further spectrograms of the "fusion" models are copies.
-        values = made["input_features"][:, :1].float()
+        """Fill the window; tokens of all repetitions are real."""
+        features = self.extractor(list(clips), sampling_rate=self.rate, return_tensors="pt")
+        counts = [-(-self._filled_samples(len(clip)) * self.times // self.longest) for clip in clips]
+        # Crops fit into the window, so the other three spectrograms of the "fusion" models are copies.
+        values = features["input_features"][:, :1].float()
         return {"values": values, "mask": _mask(counts, self.times).repeat(1, self.across)}
 
-    def _filled(self, samples: int) -> int:
+    def _filled_samples(self, samples: int) -> int:
         if self.extractor.padding == "repeat":
             return self.longest
         return samples * (self.longest // samples) if self.extractor.padding == "repeatpad" else samples
 
 
 class MaskedFeatures(nn.Module):
-    """The convolutions under Wav2Vec2 and its kin, normalised over the real frames only.
+    """The convolutional feature encoder of Wav2Vec2, HuBERT and WavLM, normalised over real frames only.
 
-    The base models' first convolution normalises each channel over time. With zeros padded on, mean and variance change
-    with the padding, whatever the attention mask; here they are those of the clip alone, as if it had come by itself.
+    The first convolution of the base models normalises each channel over time. In transformers its mean and variance
+    depend on the padding, whatever the attention mask; here they are those of the clip without its padding.
 
     Args:
-        layers: of the model's own feature encoder; their names in the state dictionary stay.
+        layers: layers of the model's feature encoder, whose names in the state dict stay unchanged.
         over_time: whether the first layer normalises over time.
     """
 
@@ -160,7 +160,7 @@ class MaskedFeatures(nn.Module):
         """Encode samples.
 
         Args:
-            packed: the samples, and 1 where they are real (one tensor, because the model passes one on).
+            packed: the samples, and 1 where they are real, else 0 (in one tensor, because the model takes one).
         """
         hidden, real = packed[0].unsqueeze(1), packed[1]
         layers: list[Any] = list(self.conv_layers)
@@ -177,13 +177,13 @@ class MaskedFeatures(nn.Module):
 def _normalise(hidden: Float[Tensor, "B D T"], frames: Tensor, norm: nn.GroupNorm) -> Float[Tensor, "B D T"]:
     """Normalise each channel over the first ``frames`` of time.
 
-    y = (x - μ) / sqrt(σ² + ε) · weight + bias, as Wav2Vec2 does over a clip that is not padded.
+    y = (x - μ) / sqrt(σ² + ε) · weight + bias, as in Wav2Vec2 for a clip without padding.
     Source: arXiv:2006.11477.
     """
-    wide = hidden.float()
+    values = hidden.float()
     real = (torch.arange(hidden.shape[-1], device=hidden.device) < frames[:, None]).unsqueeze(1)
     count = frames.clamp(min=1)[:, None, None]
-    centred = wide - (wide * real).sum(-1, keepdim=True) / count
+    centred = values - (values * real).sum(-1, keepdim=True) / count
     variance = (centred * real).square().sum(-1, keepdim=True) / count
     scale = (variance + norm.eps).rsqrt() * norm.weight[:, None]
     return (centred * scale + norm.bias[:, None]).to(hidden.dtype)

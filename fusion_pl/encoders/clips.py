@@ -1,4 +1,4 @@
-"""Cut a sound to the length and the rate that a model takes."""
+"""Crop and resample clips."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torchaudio.transforms import Resample
 
 from fusion_pl.types import Waveform
 
-FILTER = 1_000_000  # entries, at most, of the filter that resamples
+MAX_FILTER_SIZE = 1_000_000  # entries of the resampling filter
 
 
-def span(samples: int, rate: int, target: int, longest: int, training: bool) -> tuple[int, int]:
-    """Say which part of a sound is used: from the first sample up to, but without, the second.
+def crop_range(samples: int, rate: int, target: int, longest: int, training: bool) -> tuple[int, int]:
+    """Return which part of a clip is used: its first sample, and the one after its last.
 
     Args:
-        samples: of the sound.
-        rate: of the sound, in Hz.
-        target: the rate to which it will be resampled, in Hz.
-        longest: samples of the result.
-        training: whether the part is drawn at random; otherwise it is the middle.
+        samples: number of samples of the clip.
+        rate: sampling rate of the clip, in Hz.
+        target: sampling rate to which it will be resampled, in Hz.
+        longest: maximum number of samples of the result.
+        training: whether to crop at random instead of to the centre.
     """
     used = math.ceil(longest * rate / target)
     spare = samples - used
@@ -34,36 +34,35 @@ def span(samples: int, rate: int, target: int, longest: int, training: bool) -> 
     return start, start + used
 
 
-def cut(sound: Waveform, rate: int, longest: int, training: bool) -> Float[Tensor, " n"]:
-    """Return at most ``longest`` samples of a sound at a given rate.
+def crop_and_resample(clip: Waveform, rate: int, longest: int, training: bool) -> Float[Tensor, " n"]:
+    """Return at most ``longest`` samples of a clip at another sampling rate.
 
     Args:
-        sound: of any rate and length.
-        rate: of the result, in Hz.
-        longest: samples of the result; a longer sound loses its rest.
-        training: whether the part that is kept is drawn at random; otherwise it is the middle.
+        clip: of any rate and length.
+        rate: sampling rate of the result, in Hz.
+        longest: maximum number of samples of the result.
+        training: whether to crop at random instead of to the centre.
     """
-    samples = sound.samples.float()
-    start, end = span(samples.numel(), sound.rate, rate, longest, training)
-    if end - start < samples.numel():
-        samples = samples[start:end]  # before resampling: fewer samples to resample
-    if sound.rate != rate and samples.numel():
-        samples = _resampler(*_ratio(sound.rate, rate))(samples)[:longest]
+    samples = clip.samples.float()
+    start, end = crop_range(samples.numel(), clip.rate, rate, longest, training)
+    samples = samples[start:end]  # before resampling, which is slow
+    if clip.rate != rate and samples.numel():
+        samples = _resampler(*_ratio(clip.rate, rate))(samples)[:longest]
     return samples
 
 
 def _ratio(rate: int, target: int) -> tuple[int, int]:
-    """Return two small numbers whose quotient is that of the rates.
+    """Return two small numbers with the same ratio as the rates.
 
-    The filter has as many entries as their product: for 44,101 to 16,000 Hz, which share no divisor, it would take
-    gigabytes. The usual pairs of rates are exact; others come within 0.05 %, a hundredth of a semitone.
+    The filter has as many entries as their product: for 44,101 to 16,000 Hz, which have no common divisor, it would
+    take gigabytes. Common pairs of rates are exact; others are accurate to 0.05 %, a hundredth of a semitone.
     """
     exact = Fraction(rate, target)
-    near = exact.limit_denominator(max(1, math.isqrt(FILTER * target // rate)))
+    near = exact.limit_denominator(max(1, math.isqrt(MAX_FILTER_SIZE * target // rate)))
     return near.numerator, near.denominator
 
 
-@lru_cache(maxsize=32)  # its filter is worth keeping, and depends on nothing but the two rates
+@lru_cache(maxsize=32)  # the filter depends on the two rates only
 def _resampler(rate: int, target: int) -> nn.Module:
-    made: nn.Module = Resample(rate, target)
-    return made
+    resampler: nn.Module = Resample(rate, target)
+    return resampler

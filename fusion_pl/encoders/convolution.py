@@ -1,4 +1,4 @@
-"""Convolutions over sequences that know where the sequence ends."""
+"""Parts of the small encoders: masked convolutions over sequences, pooling, and their base class."""
 
 from __future__ import annotations
 
@@ -8,35 +8,23 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from fusion_pl.encoders.layer_mixing import LayerMixing
+from fusion_pl.encoders.base import Encoder
+from fusion_pl.encoders.layer_mixing import Combine, LayerMixing, build_layer_mixing
 from fusion_pl.layers import masked_max, masked_mean
 from fusion_pl.types import Encoded, UserError
 
 
-def check_dim(encoder: str, dim: int, num_layers: int = 0) -> int:
-    """Return the channels D of a small encoder.
-
-    Raises:
-        UserError: where they cannot be halved and grouped, or a number of layers is negative.
-    """
-    if num_layers < 0:
-        raise UserError(f"{encoder}(num_layers={num_layers}): expected 0 or more")
-    if dim < 8 or dim % 8:
-        raise UserError(f"{encoder}(dim={dim}): expected a positive multiple of 8")
-    return dim
-
-
 class MaskedConv(nn.Module):
-    """One convolution over time with normalisation, activation and, where the shapes allow, a skip connection.
+    """One-dimensional convolution with layer norm, ReLU and, if the shapes allow it, a residual connection.
 
-    Positions that are not real must be zero on the way in and are zero on the way out, so that a sequence's end looks
-    the same whatever stands beside it in the batch. The norm is over the channels of one position for the same reason.
+    Padding must be zero in the input and is zero in the output, so that the result does not depend on the amount of
+    padding. For the same reason the norm is over the channels of each position.
 
     Args:
-        channels_in: D before.
-        channels_out: E after.
-        width: positions seen, odd.
-        stride: 2 halves the sequence.
+        channels_in: D, channels of the input.
+        channels_out: E, channels of the output.
+        width: kernel size, odd.
+        stride: 2 halves the length.
     """
 
     def __init__(self, channels_in: int, channels_out: int, width: int = 5, stride: int = 1) -> None:
@@ -50,18 +38,18 @@ class MaskedConv(nn.Module):
         self, values: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]
     ) -> tuple[Float[Tensor, "B T2 E"], Bool[Tensor, "B T2"]]:
         """Return the new sequence and its mask; T2 = ceil(T / stride)."""
-        found = self.norm(self.conv(values.transpose(1, 2)).transpose(1, 2)).relu()
-        mask = mask[:, :: self.stride]  # an odd width centres output t on input t * stride
-        found = found * mask.unsqueeze(-1)  # cheaper than filling, and the values are finite
-        return (values + found if self.skip else found), mask
+        output = self.norm(self.conv(values.transpose(1, 2)).transpose(1, 2)).relu()
+        mask = mask[:, :: self.stride]  # with an odd width, output t is centred on input t * stride
+        output = output * mask.unsqueeze(-1)  # faster than masked_fill, and the values are finite
+        return (values + output if self.skip else output), mask
 
 
 class MeanMax(nn.Module):
-    """Sum up a sequence by what it is on average and by what stands out most: ``W [mean, max]``.
+    """Pool a sequence by its mean and its maximum: ``W [mean, max]``.
 
     Args:
         dim: channels D.
-        dropout: probability that one of the 2 D figures is dropped; here, where they are few, it costs next to nothing.
+        dropout: probability that one of the 2 D pooled channels is dropped, in training.
     """
 
     def __init__(self, dim: int, dropout: float = 0.0) -> None:
@@ -70,18 +58,53 @@ class MeanMax(nn.Module):
         self.project = nn.Linear(2 * dim, dim)
 
     def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
-        """Return one vector a row; zeros where a row has no real token."""
-        both = torch.cat([masked_mean(tokens, mask), masked_max(tokens, mask)], dim=-1)
-        embedding: Tensor = self.project(self.dropout(both))
+        """Return one embedding per row; zeros if a row has no real token."""
+        pooled = torch.cat([masked_mean(tokens, mask), masked_max(tokens, mask)], dim=-1)
+        embedding: Tensor = self.project(self.dropout(pooled))
         return embedding.masked_fill(~mask.any(-1, keepdim=True), 0)
 
 
-def summed_up(
-    states: Sequence[Float[Tensor, "B T D"]], mask: Bool[Tensor, "B T"], pool: MeanMax, mixing: LayerMixing | None
-) -> Encoded:
-    """Return an encoder's tokens and embedding: of its last state, or of all of them combined."""
-    tokens, weights = states[-1], None
-    if mixing is not None:
-        tokens, weights = mixing(states, mask.to(tokens.dtype))
-        tokens = tokens * mask.unsqueeze(-1)
-    return Encoded(tokens, mask, pool(tokens, mask), weights)
+class SmallEncoder(Encoder):
+    """Base of the encoders that are trained from scratch.
+
+    Args:
+        dim: channels D, a multiple of 8.
+        num_layers: number of convolutional layers, 0 or more.
+
+    Raises:
+        UserError: if an argument is out of range.
+    """
+
+    layer_mixing: LayerMixing | None
+    pool: MeanMax
+
+    def __init__(self, dim: int, num_layers: int = 0) -> None:
+        super().__init__()
+        if num_layers < 0:
+            raise UserError(f"{type(self).__name__}(num_layers={num_layers}): expected 0 or more")
+        if dim < 8 or dim % 8:
+            raise UserError(f"{type(self).__name__}(dim={dim}): expected a positive multiple of 8")
+        self.dim = dim
+
+    def _add_pooling(self, dims: Sequence[int], combine: Combine | None, dropout: float, maps: bool = False) -> None:
+        """Build the layer mixing and the pooling, after all other layers.
+
+        Args:
+            dims: channels of each hidden layer.
+            combine: how all hidden layers are combined; None = the last one is used.
+            dropout: of the pooling.
+            maps: whether hidden layers are feature maps.
+        """
+        self.hidden_layers = range(len(dims)) if combine else ()
+        self.layer_mixing = build_layer_mixing(type(self).__name__, self.hidden_layers, combine, dims, maps)
+        if self.layer_mixing is not None:
+            self.dim = self.layer_mixing.dim
+        self.pool = MeanMax(self.dim, dropout)
+
+    def _encode_sequence(self, states: Sequence[Float[Tensor, "B T D"]], mask: Bool[Tensor, "B T"]) -> Encoded:
+        """Return the encoder's output from the states of its hidden layers."""
+        tokens, weights = states[-1], None
+        if self.layer_mixing is not None:
+            tokens, weights = self.layer_mixing(states, mask.to(tokens.dtype))
+            tokens = tokens * mask.unsqueeze(-1)
+        return Encoded(tokens, mask, self.pool(tokens, mask), weights)

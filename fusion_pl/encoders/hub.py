@@ -1,4 +1,4 @@
-"""Reads models from a folder or from Hugging Face's hub, and says in one sentence what is missing."""
+"""Read models from a folder or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fusion_pl.encoders.embedded import UNNEEDED, travels, without_code
+from fusion_pl.encoders.saved_files import UNNEEDED, is_allowed, remove_code_references
 from fusion_pl.messages import is_failure, reason
 from fusion_pl.types import MissingFileError, UserError
 
@@ -16,13 +16,13 @@ ReadT = TypeVar("ReadT")
 
 
 def locate(pretrained: str) -> str:
-    """Tell a folder from a hub name.
+    """Resolve a folder or a name on the hub.
 
     Returns:
-        the folder's path, or the name as it was given.
+        The path of the folder, or the name unchanged.
 
     Raises:
-        MissingFileError: where it can only be a folder and is none, or holds no ``config.json``.
+        MissingFileError: if the folder does not exist, or has no ``config.json``.
     """
     path = Path(pretrained).expanduser()
     if path.is_dir():
@@ -41,38 +41,38 @@ def locate(pretrained: str) -> str:
 
 
 def read(reader: Callable[..., ReadT], source: str, what: str, **options: Any) -> ReadT:
-    """Call a ``from_pretrained``, quietly; its many ways of failing become one sentence, and no code of a model runs.
+    """Call ``from_pretrained`` without logging and without code of the model; any failure becomes a ``UserError``.
 
     Args:
-        reader: of a transformers class.
-        source: what ``locate`` returned.
-        what: is read, in words, such as "tokenizer".
-        **options: for ``reader``.
+        reader: ``from_pretrained`` of a class of transformers.
+        source: result of ``locate``.
+        what: what is read, for the message, such as "tokenizer".
+        **options: keyword arguments of ``reader``.
 
     Raises:
-        UserError: where the files are not there, or this transformers does not know them.
+        UserError: if the files do not exist, or this version of transformers does not support them.
     """
     try:
-        with quiet(bars=not Path(source).is_dir()):  # a download is worth a bar, reading a folder is not
+        with quiet(bars=not Path(source).is_dir()):  # a progress bar for downloads only
             return reader(source, trust_remote_code=False, **options)
     except UserError:
         raise
     except BaseException as error:  # tokenizers raises bare Exceptions and panics
         if not is_failure(error):
             raise
-        said = "it needs code of its own, which is never run" if "custom code" in str(error) else reason(error)
+        cause = "it needs code of its own, which is never run" if "custom code" in str(error) else reason(error)
         if Path(source).is_dir():
-            raise MissingFileError(f"pretrained: no {what} could be read from the folder {source}: {said}") from error
+            raise MissingFileError(f"pretrained: no {what} could be read from the folder {source}: {cause}") from error
         raise UserError(
             f"pretrained: the {what} of {source} is neither in a folder of that name nor in Hugging Face's cache, and "
             f"could not be downloaded: where there is a connection, run `hf download {source} --local-dir FOLDER`, "
-            f"then set pretrained: FOLDER ({said})"
+            f"then set pretrained: FOLDER ({cause})"
         ) from error
 
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Keep transformers from contacting the hub, whatever a configuration names."""
+    """Prevent transformers from contacting the hub."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -85,11 +85,11 @@ def offline() -> Iterator[None]:
 
 @contextmanager
 def quiet(bars: bool = False) -> Iterator[None]:
-    """Keep transformers' load report to itself: it lists heads that an encoder leaves out on purpose."""
+    """Suppress the loading report of transformers, which lists heads that an encoder does not use."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    hidden_layers = logging.get_verbosity(), hub_logging.get_verbosity()
+    verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
     had_bars = logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     hub_logging.set_verbosity(logging.ERROR)
@@ -98,26 +98,26 @@ def quiet(bars: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        logging.set_verbosity(hidden_layers[0])
-        hub_logging.set_verbosity(hidden_layers[1])
+        logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if had_bars:
             logging.enable_progress_bar()
 
 
 def saved(part: Any) -> dict[str, bytes]:
-    """Return what a configuration, tokenizer or processor writes when it is saved: file name -> content.
+    """Return the files of a configuration, tokenizer or processor: file name -> content.
 
     Raises:
-        UserError: for a file that checkpoints do not carry, without which the model could not be built again.
+        UserError: for a file that a checkpoint cannot store.
     """
     with tempfile.TemporaryDirectory() as folder:
         with quiet():
             part.save_pretrained(folder)
         paths = [path for path in sorted(Path(folder).iterdir()) if path.is_file() and path.name not in UNNEEDED]
         for path in paths:
-            if not travels(path.name):
+            if not is_allowed(path.name):
                 raise UserError(
-                    f"pretrained: {type(part).__name__} needs the file {path.name}, which a checkpoint does not carry, "
-                    "so that the trained model could not be read again: choose a model with a tokenizer.json"
+                    f"pretrained: {type(part).__name__} needs the file {path.name}, which a checkpoint cannot store: "
+                    "choose a model with a tokenizer.json, so that the trained model can be loaded"
                 )
-        return {path.name: without_code(path.name, path.read_bytes()) for path in paths}
+        return {path.name: remove_code_references(path.name, path.read_bytes()) for path in paths}

@@ -1,4 +1,4 @@
-"""Several hidden layers of an encoder, combined into one sequence."""
+"""Combination of several hidden layers of an encoder."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ Combine = Literal["concat", "sum", "attention", "pyramid"]
 
 
 class LayerMixing(nn.Module):
-    r"""Combine L hidden layers of a network, so that a head sees edges beside objects, or spelling beside meaning.
+    r"""Combine L hidden layers of a network into one sequence of tokens.
 
-    With :math:`y_l = P_l\, \mathrm{LayerNorm}(x_l)` for layer l, and :math:`P_l` a learned matrix where the layers
-    differ in width, else the identity:
+    With :math:`y_l = P_l\, \mathrm{LayerNorm}(x_l)` for layer l, where :math:`P_l` is a learned matrix if the layers
+    differ in their dimension, else the identity:
 
-    - ``concat``: ``[LayerNorm(x_1) … LayerNorm(x_L)]``, as wide as all of them together.
+    - ``concat``: ``[LayerNorm(x_1) … LayerNorm(x_L)]``.
     - ``sum``: :math:`\sum_l y_l`.
     - ``attention``: :math:`\sum_l w_l y_l`, with :math:`w = \mathrm{softmax}_l(o_l + v \cdot \tanh(V \bar y_l))` for
-      each sample, :math:`\bar y` the mean over positions.
-    - ``pyramid``, for maps: torchvision's feature pyramid, which adds what deep layers know to the fine maps of early
-      ones; its maps are averaged to the grid of the coarsest, then over layers, so that there are no more tokens.
+      each sample, and :math:`\bar y` the mean over positions.
+    - ``pyramid``, for feature maps: torchvision's feature pyramid network, whose maps are averaged to the size of the
+      smallest, then over layers, so that the number of tokens does not grow.
 
-    Maps of several sizes are first averaged to the grid of the last one.
+    Feature maps of several sizes are averaged to the size of the last one.
 
-    Source: concat and sum of normalised layers as in "BERT", arXiv:1810.04805, table 7; learned weights by layer as in
-    "Deep contextualized word representations", arXiv:1802.05365, but for each sample; "Feature Pyramid Networks for
-    Object Detection", arXiv:1612.03144, with its hidden_layers joined as in "Panoptic Feature Pyramid Networks",
-    arXiv:1901.02446, on the coarsest instead of the finest grid.
+    Source: concat and sum of normalised layers as in "BERT", arXiv:1810.04805, table 7; learned weights per layer as in
+    "Deep contextualized word representations", arXiv:1802.05365, but per sample; "Feature Pyramid Networks for Object
+    Detection", arXiv:1612.03144, with layers combined as in "Panoptic Feature Pyramid Networks", arXiv:1901.02446, but
+    at the lowest instead of the highest resolution.
 
     Args:
         widths: channels of each of the L layers.
         combine: as above.
 
     Attributes:
-        dim: channels of the result: all together for ``concat``, of the last layer otherwise.
+        dim: channels of the result: the sum for ``concat``, those of the last layer otherwise.
     """
 
     def __init__(self, widths: Sequence[int], combine: Combine) -> None:
@@ -62,23 +62,23 @@ class LayerMixing(nn.Module):
     def forward(
         self, states: Sequence[Tensor], real: Float[Tensor, "P T"] | None = None
     ) -> tuple[Float[Tensor, "P T D"], Float[Tensor, "P L"] | None]:
-        """Combine.
+        """Combine the layers.
 
         Args:
-            states: L sequences (P, T, D), or maps (P, D, H, W).
-            real: 1 for each position that is real, else 0; None = all are. Sequences only.
+            states: L sequences (P, T, D), or feature maps (P, D, H, W).
+            real: 1 for each real position, else 0; None = all are real. For sequences only.
 
         Returns:
-            The sequence, row by row where it was a map, and the weight of each layer (``attention`` only).
+            The sequence of tokens, row by row for feature maps, and the weight of each layer (``attention`` only).
         """
         if self.pyramid is not None:
             maps = self.pyramid({str(layer): state for layer, state in enumerate(states)}).values()
-            grid = min(((one.shape[-2], one.shape[-1]) for one in maps), key=lambda size: size[0] * size[1])
-            return torch.stack([_sequence(one, grid) for one in maps]).mean(0), None
-        grid = states[-1].shape[-2], states[-1].shape[-1]
-        normed = [nn.functional.layer_norm(one, one.shape[-1:]) for one in (_sequence(state, grid) for state in states)]
+            size = min(((x.shape[-2], x.shape[-1]) for x in maps), key=lambda size: size[0] * size[1])
+            return torch.stack([_to_sequence(x, size) for x in maps]).mean(0), None
+        size = states[-1].shape[-2], states[-1].shape[-1]
+        normed = [nn.functional.layer_norm(x, x.shape[-1:]) for x in (_to_sequence(state, size) for state in states)]
         if self.project is not None:
-            normed = [project(one) for project, one in zip(self.project, normed, strict=True)]
+            normed = [project(x) for project, x in zip(self.project, normed, strict=True)]
         if self.combine == "concat":
             return torch.cat(normed, dim=-1), None
         stacked = torch.stack(normed, dim=1)
@@ -90,29 +90,29 @@ class LayerMixing(nn.Module):
         return (weights[..., None, None] * stacked).sum(1), weights
 
 
-def _sequence(state: Tensor, grid: tuple[int, int]) -> Float[Tensor, "P T D"]:
-    return as_tokens(adaptive_avg_pool2d(state, grid) if state.dim() == 4 else state)
+def _to_sequence(state: Tensor, size: tuple[int, int]) -> Float[Tensor, "P T D"]:
+    return as_tokens(adaptive_avg_pool2d(state, size) if state.dim() == 4 else state)
 
 
 def as_tokens(state: Tensor) -> Float[Tensor, "P T D"]:
-    """Lay a map (P, D, H, W) out row by row; leave a sequence as it is."""
+    """Flatten a feature map (P, D, H, W) row by row; return a sequence unchanged."""
     return state.flatten(2).transpose(1, 2) if state.dim() == 4 else state
 
 
 def build_layer_mixing(
     encoder: str, hidden_layers: Sequence[int], combine: Combine | None, widths: Sequence[int], maps: bool
 ) -> LayerMixing | None:
-    """Build what combines hidden layers of an encoder; None where its last one is used alone.
+    """Build the layer mixing of an encoder; None if only its last layer is used.
 
     Args:
-        encoder: its class or model, for messages.
-        hidden_layers: the ones to combine.
+        encoder: name of its class or model, for messages.
+        hidden_layers: indices of the layers to combine.
         combine: see ``LayerMixing``.
-        widths: channels of every hidden layer that there is.
-        maps: whether they are maps.
+        widths: channels of all hidden layers.
+        maps: whether hidden layers are feature maps.
 
     Raises:
-        UserError: where a layer does not exist, ``combine`` does not fit, or one of the two is given without the other.
+        UserError: if a layer does not exist, ``combine`` does not match, or only one of the two is given.
     """
     count = len(widths)
     for layer in hidden_layers:
@@ -132,5 +132,7 @@ def build_layer_mixing(
             f"hidden_layers: {list(hidden_layers)} of {encoder} must go from the input to the output, each layer once"
         )
     if combine == "pyramid" and not maps:
-        raise UserError(f"combine: {encoder} has sequences, and a pyramid needs maps: choose concat, sum or attention")
+        raise UserError(
+            f"combine: {encoder} has sequences, and a pyramid needs feature maps: choose concat, sum or attention"
+        )
     return LayerMixing([widths[layer] for layer in hidden_layers], combine)

@@ -1,4 +1,4 @@
-"""What encoders over pretrained models share: building, loading, freezing, pooling, and travelling in a checkpoint."""
+"""Base class of pretrained encoders: building, loading, freezing, pooling and checkpoints."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fusion_pl.encoders.base import Encoder
-from fusion_pl.encoders.embedded import check_folder
 from fusion_pl.encoders.hub import locate, offline, read, saved
 from fusion_pl.encoders.layer_mixing import Combine, LayerMixing, build_layer_mixing
+from fusion_pl.encoders.saved_files import check_saved_files
 from fusion_pl.layers import masked_max, masked_mean
 from fusion_pl.messages import short
 from fusion_pl.types import Encoded, UserError
@@ -21,30 +21,30 @@ from fusion_pl.types import Encoded, UserError
 Freeze = Literal["all", "none"] | int
 Pooling = Literal["mean", "cls", "max"]
 
-UNUSED = ("mask_token", "masked_spec_embed")  # of masked pre-training: no classifier ever gives them a gradient
+UNUSED = ("mask_token", "masked_spec_embed")  # used in masked pre-training only, so they get no gradient
 
 
 class PretrainedEncoder(Encoder):
-    """An encoder over a model of Hugging Face's; the three kinds differ in their processor and in how they call it.
+    """Base of encoders with a Hugging Face model; subclasses differ in their processor and in the call of the model.
 
-    The constructor reads configuration files only and starts from random weights; ``load_pretrained`` fills them in.
+    The constructor reads configuration files and initialises random weights; ``load_pretrained`` loads the weights.
 
     Args:
         pretrained: a folder, or a name on the hub.
-        weights: whether to use its weights, or only its architecture.
-        freeze: "all", "none", or how many blocks from the bottom (then the embeddings are frozen too).
-        pooling: how tokens become one vector: their mean, their maximum, or the class token.
-        hidden_layers: which of them become the tokens: 0 = embeddings, -1 = last block; None = the last block alone.
-        combine: how several become one sequence (see ``fusion_pl.encoders.layer_mixing.LayerMixing``).
+        weights: whether to load pretrained weights, or to use the architecture only.
+        freeze: "all", "none", or the number of lowest blocks to freeze, together with the embeddings.
+        pooling: how tokens are pooled: mean, max, or cls (the class token).
+        hidden_layers: indices of the hidden layers to combine: 0 = embeddings, -1 = last block; None = last block only.
+        combine: how hidden layers are combined (see ``fusion_pl.encoders.layer_mixing.LayerMixing``).
 
     Raises:
-        UserError: where the model cannot be read, or an argument does not fit it.
+        UserError: if the model cannot be read, or an argument does not match it.
     """
 
-    tower: ClassVar[tuple[str, ...]]  # where this kind's part sits in a model of several kinds, outermost first
-    part: ClassVar[str]  # and in its configuration
-    example: ClassVar[Any]  # of what its processor takes
-    needs: ClassVar[tuple[str, ...]] = ("config.json",)  # files that nothing can stand in for
+    tower: ClassVar[tuple[str, ...]]  # attributes of this modality's encoder in a multimodal model, outermost first
+    part: ClassVar[str]  # attribute of its configuration
+    example: ClassVar[Any]  # a value for the processor
+    needs: ClassVar[tuple[str, ...]] = ("config.json",)  # required files
 
     def __init__(
         self,
@@ -77,12 +77,12 @@ class PretrainedEncoder(Encoder):
         config = read(AutoConfig.from_pretrained, self.source, "configuration")
         self._auto = self._auto_class(config)
         part = getattr(config, self.part, None)
-        if part is not None and type(part) in MODEL_MAPPING:  # builds one tower, not both
+        if part is not None and type(part) in MODEL_MAPPING:  # build one encoder of a multimodal model only
             config = part
         return config, saved(config)
 
     def _auto_class(self, config: Any) -> Any:
-        """Return what builds and loads the saved model as a whole."""
+        """Return the auto class that builds and loads the complete saved model."""
         from transformers import AutoModel
 
         del config
@@ -90,7 +90,7 @@ class PretrainedEncoder(Encoder):
 
     def _build(self) -> nn.Module:
         try:
-            built: nn.Module = self._auto_class(self.config).from_config(
+            model: nn.Module = self._auto_class(self.config).from_config(
                 self.config, dtype=torch.float32, trust_remote_code=False
             )
         except UserError:
@@ -100,7 +100,7 @@ class PretrainedEncoder(Encoder):
                 f"pretrained: {self.source} is a {self.config.model_type!r} model, which {type(self).__name__} cannot "
                 "build: choose another model, or another encoder"
             ) from error
-        return built
+        return model
 
     def _tower_of(self, model: Any) -> nn.Module:
         if getattr(model.config, "is_encoder_decoder", False):
@@ -111,7 +111,7 @@ class PretrainedEncoder(Encoder):
         return model
 
     def _prepare(self, model: nn.Module) -> nn.Module:
-        """Take out what no token passes through: every parameter that stays must receive a gradient."""
+        """Remove modules that are not used for tokens: every parameter must get a gradient."""
         for name in ("pooler", "head"):
             module = getattr(model, name, None)
             if isinstance(module, nn.Module) and any(True for _ in module.parameters()):
@@ -119,10 +119,10 @@ class PretrainedEncoder(Encoder):
         return model
 
     def load_pretrained(self) -> None:
-        """Load the weights into the model that was built.
+        """Load the pretrained weights.
 
         Raises:
-            UserError: where they cannot be read, or lack a part of the model.
+            UserError: if they cannot be read, or are incomplete.
         """
         if not self.pretrained_weights:
             return
@@ -131,34 +131,34 @@ class PretrainedEncoder(Encoder):
         )
         tower = self._tower_of(loaded)
         prefix = next(name for name, module in loaded.named_modules() if module is tower)
-        own, given = self.model.state_dict(), tower.state_dict()
+        own, saved_weights = self.model.state_dict(), tower.state_dict()
         missing = {key.removeprefix(f"{prefix}.") for key in info["missing_keys"]}
-        lost = [key for key in own if key not in given or (key in missing and not key.endswith(UNUSED))]
-        if lost:
+        absent = [key for key in own if key not in saved_weights or (key in missing and not key.endswith(UNUSED))]
+        if absent:
             raise UserError(
-                f"pretrained: the weights of {self.source} lack {len(lost)} of {len(own)} tensors of this "
-                f"{self.config.model_type} (first: {lost[0]}): they belong to another model, or set weights: false"
+                f"pretrained: the weights of {self.source} lack {len(absent)} of {len(own)} tensors of this "
+                f"{self.config.model_type} (first: {absent[0]}): they belong to another model, or set weights: false"
             )
-        self.model.load_state_dict({key: given[key] for key in own})
+        self.model.load_state_dict({key: saved_weights[key] for key in own})
         self.has_weights = True
 
     def files(self) -> dict[str, bytes]:
-        """Return configuration and processor files; they were read when the encoder was built."""
+        """Return configuration and processor files, as read by the constructor."""
         return dict(self._files)
 
     @classmethod
     def from_files(cls, init_args: dict[str, Any], folder: str) -> PretrainedEncoder:
-        """Build the encoder from its files alone; it goes by the name that the user gave it.
+        """Build the encoder from its files only; ``source`` is the name in ``init_args``.
 
         Raises:
-            UserError: where a file is missing, none of ours, or asks for more than any model needs.
+            UserError: if a file is missing, unknown, or describes a model beyond the limits.
         """
-        check_folder(folder)
+        check_saved_files(folder)
         if init_args.get("weights", True) and not all((Path(folder) / name).is_file() for name in cls.needs):
             raise UserError(f"the checkpoint lacks {' or '.join(cls.needs)} of {short(str(init_args['pretrained']))}")
         with offline():
             encoder = cls(**{**init_args, "pretrained": folder, "weights": False})
-            with torch.no_grad():  # files that do not belong together show now, not with the first sample
+            with torch.no_grad():  # fails now if the files do not belong together
                 encoder.eval()(**encoder.processor([cls.example]))
             encoder.train()
         encoder.init_args = dict(init_args)
@@ -179,16 +179,16 @@ class PretrainedEncoder(Encoder):
             parameter.requires_grad_(False)
 
     def _blocks(self) -> tuple[str, nn.ModuleList]:
-        """Find the stack of blocks: the outermost list of modules (of the longest, where there are several)."""
+        """Return name and modules of the stack of blocks: the outermost ModuleList, or the longest of several."""
         lists = [
             (name, module)
             for name, module in self.model.named_modules()
             if isinstance(module, nn.ModuleList) and "feature_extractor" not in name
         ]
-        return min(lists, key=lambda found: (found[0].count("."), -len(found[1])))
+        return min(lists, key=lambda item: (item[0].count("."), -len(item[1])))
 
     def _bottom(self, stack: str, count: int) -> Iterator[nn.Parameter]:
-        """Yield what lies below block ``count``; modules are registered from the input to the output, but for two."""
+        """Yield the parameters below block ``count``; all modules but two are registered in order of computation."""
         below = True
         last = "encoder.layer_norm" if getattr(self.config, "do_stable_layer_norm", False) else None
         for name, parameter in self.model.named_parameters():
@@ -203,12 +203,12 @@ class PretrainedEncoder(Encoder):
         return self.model(**inputs, output_hidden_states=bool(self.hidden_layers), return_dict=True)
 
     def _encoded(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], states: Any = ()) -> Encoded:
-        """Combine hidden layers where that is wanted, set the padding to zero, and pool."""
+        """Combine hidden layers if required, set padding to zero, and pool."""
         weights = None
         if self.layer_mixing is not None:
-            chosen = [states[layer] for layer in self.hidden_layers]
-            maps = chosen[0].dim() == 4
-            tokens, weights = self.layer_mixing(chosen, None if maps else mask.to(tokens.dtype))
+            selected = [states[layer] for layer in self.hidden_layers]
+            maps = selected[0].dim() == 4
+            tokens, weights = self.layer_mixing(selected, None if maps else mask.to(tokens.dtype))
             mask = mask.new_ones(tokens.shape[:2]) if maps else mask
         tokens = tokens.masked_fill(~mask.unsqueeze(-1), 0.0)
         return Encoded(tokens, mask, self._pool(tokens, mask), weights)
@@ -219,28 +219,27 @@ class PretrainedEncoder(Encoder):
         return masked_mean(tokens, mask) if self.pooling == "mean" else masked_max(tokens, mask)
 
     def _finish(self, has_class_token: bool, widths: list[int], maps: bool = False) -> None:
-        """Check what needs the whole model, and build what combines its hidden layers.
+        """Check the pooling, and build the layer mixing.
 
         Args:
-            has_class_token: whether the first token stands for all.
+            has_class_token: whether the first token is a class token.
             widths: channels of each hidden layer.
-            maps: whether they are maps.
+            maps: whether hidden layers are feature maps.
         """
         if self.pooling == "cls" and not has_class_token:
             raise UserError(f"pooling: {self.source} has no class token: choose mean or max")
         self.layer_mixing = build_layer_mixing(self.source, self.hidden_layers, self.combine, widths, maps)
         if self.layer_mixing is not None:
             self.dim = self.layer_mixing.dim
-            self._hold_unused()
-        self.train()  # as built, but for frozen parts: Lightning keeps the modes that it finds when training starts
+            self._freeze_unused()
+        self.train()  # frozen modules stay in evaluation mode; Lightning keeps these modes when training starts
 
-    def _hold_unused(self) -> None:
-        """Freeze what no chosen layer depends on, such as the blocks above the last one: it never gets a gradient."""
-        learning = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+    def _freeze_unused(self) -> None:
+        """Freeze parameters that no selected layer depends on, such as those of later blocks: they get no gradient."""
+        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         with torch.enable_grad():
             tokens = self.eval()(**self.processor([self.example])).tokens
-            if learning and tokens.requires_grad:
-                for parameter, gradient in zip(
-                    learning, torch.autograd.grad(tokens.sum(), learning, allow_unused=True), strict=True
-                ):
+            if trainable and tokens.requires_grad:
+                gradients = torch.autograd.grad(tokens.sum(), trainable, allow_unused=True)
+                for parameter, gradient in zip(trainable, gradients, strict=True):
                     parameter.requires_grad_(gradient is not None)

@@ -18,30 +18,30 @@ from fusion_pl.types import Encoded, Kind, UserError
 
 
 class TextProcessor:
-    """Turns strings into token numbers, padded to the longest of the batch.
+    """Tokenize texts, padded to the longest of the batch.
 
     Args:
-        tokenizer: of transformers.
-        max_tokens: the rest of a longer text is cut off.
-        vocabulary: how many token numbers the model knows.
+        tokenizer: a tokenizer of transformers.
+        max_tokens: maximum length; longer texts are truncated.
+        vocab_size: size of the model's vocabulary.
     """
 
     kind: Kind = "text"
 
-    def __init__(self, tokenizer: Any, max_tokens: int, vocabulary: int) -> None:
+    def __init__(self, tokenizer: Any, max_tokens: int, vocab_size: int) -> None:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
-        self.vocabulary = vocabulary
+        self.vocab_size = vocab_size
 
     def __call__(self, values: Sequence[str], training: bool = False) -> dict[str, Tensor]:
         """Tokenize P strings; an empty one has at least one token.
 
         Raises:
-            UserError: where the tokenizer fails, or does not belong to the model.
+            UserError: if the tokenizer fails, or does not belong to the model.
         """
         del training
         try:
-            made = self.tokenizer(
+            encoding = self.tokenizer(
                 list(values),
                 padding=True,
                 truncation=True,
@@ -50,17 +50,17 @@ class TextProcessor:
                 return_token_type_ids=False,
                 return_tensors="pt",
             )
-        except BaseException as error:  # the library raises bare Exceptions and panics
+        except BaseException as error:  # tokenizers raises bare Exceptions and panics
             if not is_failure(error):
                 raise
             raise UserError(f"the tokenizer cannot process a text: {reason(error)}") from error
-        ids, mask = made["input_ids"].long(), made["attention_mask"].bool()
-        if ids.shape[1] == 0:  # nothing but empty strings, and a tokenizer that adds no special tokens
+        ids, mask = encoding["input_ids"].long(), encoding["attention_mask"].bool()
+        if ids.shape[1] == 0:  # only empty texts, and a tokenizer without special tokens
             ids = ids.new_full((len(values), 1), self.tokenizer.pad_token_id)
             mask = torch.zeros_like(ids, dtype=torch.bool)
-        if not 0 <= int(ids.min()) <= int(ids.max()) < self.vocabulary:
+        if not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
             raise UserError(
-                f"the tokenizer gives token {int(ids.max())}, and the model knows 0 to {self.vocabulary - 1}: they do "
+                f"the tokenizer gives token {int(ids.max())}, and the model knows 0 to {self.vocab_size - 1}: they do "
                 "not belong together"
             )
         mask[:, 0] = True
@@ -68,19 +68,13 @@ class TextProcessor:
 
 
 class TextEncoder(PretrainedEncoder):
-    """Encode text with a pretrained language model, one token a word piece.
+    """Encode text with a pretrained language model, with one token per subword.
 
     Args:
-        pretrained: a folder, or a name on the hub.
-        weights: whether to use its weights, or only its architecture.
-        freeze: "all", "none", or how many blocks from the bottom (then the embeddings are frozen too).
-        pooling: how tokens become one vector: their mean, their maximum, or the class token.
-        max_tokens: longest text, in tokens with the special ones; no more than the model has positions for.
-        hidden_layers: which of them become the tokens: 0 = embeddings, -1 = last block; None = the last block alone.
-        combine: how several become one sequence: concat, sum or attention.
-
-    Raises:
-        UserError: where the model cannot be read, or an argument does not fit it.
+        freeze: "all", "none", or the number of lowest blocks to freeze, together with the embeddings.
+        max_tokens: maximum length in tokens, special tokens included; limited by the model's position embedding.
+        hidden_layers: indices of the hidden layers to combine: 0 = embeddings, -1 = last block; None = last block only.
+        combine: how hidden layers are combined: concat, sum or attention.
     """
 
     tower = ("text_model",)
@@ -102,19 +96,19 @@ class TextEncoder(PretrainedEncoder):
         tokenizer = self._tokenizer()
         if max_tokens < 1:
             raise UserError(f"max_tokens: {max_tokens} is not a number of tokens: give at least 1, such as 128")
-        self.processor = TextProcessor(tokenizer, min(max_tokens, self._positions() or max_tokens), self._words())
+        self.processor = TextProcessor(tokenizer, min(max_tokens, self._positions() or max_tokens), self._vocab_size())
         self._finish(tokenizer.cls_token is not None, [self.dim] * (len(self._blocks()[1]) + 1))
 
     def _auto_class(self, config: Any) -> Any:
         from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModelForTextEncoding
 
-        known = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING  # T5 without its decoder
-        return AutoModelForTextEncoding if known else super()._auto_class(config)
+        is_text_encoder = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING  # T5 without its decoder
+        return AutoModelForTextEncoding if is_text_encoder else super()._auto_class(config)
 
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        # The loader's workers are the parallelism; a tokenizer's own threads would not survive their fork.
+        # The loader's workers run in parallel; the threads of a tokenizer do not survive a fork.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         tokenizer = read(AutoTokenizer.from_pretrained, self.source, "tokenizer")
         tokenizer.padding_side = "right"
@@ -125,25 +119,24 @@ class TextEncoder(PretrainedEncoder):
         self._files |= saved(tokenizer)
         return tokenizer
 
-    def _words(self) -> int:
-        """Return how many token numbers the embedding table holds."""
+    def _vocab_size(self) -> int:
         model: Any = self.model
         return int(model.get_input_embeddings().num_embeddings)
 
     def _positions(self) -> int | None:
-        """Return how many tokens the position table holds; None where positions are relative."""
+        """Return the length of the position embedding; None if positions are relative."""
         for name, module in self.model.named_modules():
             if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "position_embedding")):
                 return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
         return None
 
-    def forward(  # type: ignore[override]  # names what the processor makes
+    def forward(  # type: ignore[override]  # the keys of the processor's output
         self, input_ids: Int[Tensor, "B T"], attention_mask: Tensor
     ) -> Encoded:
         """Encode P texts.
 
         Args:
-            input_ids: token numbers.
+            input_ids: token ids.
             attention_mask: True = real token.
         """
         out = self._call(input_ids=input_ids, attention_mask=attention_mask.long())

@@ -10,17 +10,16 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from fusion_pl.encoders.base import Encoder
-from fusion_pl.encoders.convolution import MeanMax, check_dim
-from fusion_pl.encoders.layer_mixing import Combine, as_tokens, build_layer_mixing
+from fusion_pl.encoders.convolution import SmallEncoder
+from fusion_pl.encoders.layer_mixing import Combine, as_tokens
 from fusion_pl.types import Encoded, Kind, UserError
 
 
 class Pixels:
-    """Turn pictures into bytes of one size: a quarter of what floats weigh on the way to the model.
+    """Resize images and return bytes, a quarter of the size of floats; the model converts them.
 
     Args:
-        image_size: height and width, in pixels; the picture's own proportions are not kept.
+        image_size: height and width, in pixels; the aspect ratio is not kept.
         channels: 1 (grey) or 3 (RGB).
     """
 
@@ -38,27 +37,27 @@ class Pixels:
         """Return ``pixels``, (P, channels, image_size, image_size)."""
         del training
         size = (self.image_size, self.image_size)
-        pictures = (picture if picture.mode == self.mode else picture.convert(self.mode) for picture in values)
-        resized = [picture if picture.size == size else picture.resize(size) for picture in pictures]
-        pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in resized]))
+        images = (image if image.mode == self.mode else image.convert(self.mode) for image in values)
+        resized = [image if image.size == size else image.resize(size) for image in images]
+        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in resized]))
         return {"pixels": pixels.unsqueeze(1) if self.mode == "L" else pixels.movedim(-1, 1)}
 
 
-class TinyImage(Encoder):
-    """Encode pictures by a small convolutional network; a token is a patch of eight by eight pixels and more around it.
+class TinyImage(SmallEncoder):
+    """Encode images by a small convolutional network, with one token per patch of eight by eight pixels.
 
-    The vector sums up a grid twice as fine, of which each token is the mean of four places: a head that attends pays
-    for every token.
+    The embedding is pooled from a feature map of twice the resolution; each token is the mean of two by two positions
+    of it, which reduces the cost of attention.
 
     Args:
         dim: channels D.
-        image_size: pictures are resized to this height and width, in pixels.
+        image_size: height and width to which images are resized, in pixels.
         channels: 1 (grey) or 3 (RGB).
-        dropout: probability that a channel of the vector is dropped.
-        coordinates: whether every convolution sees two more channels, each place's row and column. The vector forgets
-            where something was seen; with them it can hold "red, above". Source: CoordConv, arXiv:1807.03247.
-        combine: how all its hidden layers together become the tokens (see
-            ``fusion_pl.encoders.layer_mixing.LayerMixing``); None = the last one alone does.
+        dropout: probability that a pooled channel is dropped, in training.
+        coordinates: whether every convolution gets two more channels, the row and column of each position, so that the
+            pooled embedding can represent where something is. Source: CoordConv, arXiv:1807.03247.
+        combine: how hidden layers are combined (see ``fusion_pl.encoders.layer_mixing.LayerMixing``); None = the last
+            one is used.
     """
 
     def __init__(
@@ -70,8 +69,7 @@ class TinyImage(Encoder):
         coordinates: bool = False,
         combine: Combine | None = None,
     ) -> None:
-        super().__init__()
-        self.dim = check_dim("TinyImage", dim)
+        super().__init__(dim)
         self.processor = Pixels(image_size, channels)
         self.coordinates = coordinates
         self.layers = nn.Sequential(
@@ -79,40 +77,34 @@ class TinyImage(Encoder):
             _conv(dim // 2 + 2 * coordinates, dim, stride=2),
             _conv(dim + 2 * coordinates, dim),
         )
-        self.hidden_layers = range(3) if combine else ()
-        self.layer_mixing = build_layer_mixing(
-            "TinyImage", self.hidden_layers, combine, [dim // 2, dim, dim], maps=True
-        )
-        if self.layer_mixing is not None:
-            self.dim = self.layer_mixing.dim
-        self.pool = MeanMax(self.dim, dropout)
+        self._add_pooling([dim // 2, dim, dim], combine, dropout, maps=True)
 
     def forward(self, pixels: UInt8[Tensor, "P K S S"]) -> Encoded:  # type: ignore[override]
-        """Return a token per patch, row by row."""
+        """Return one token per patch, row by row."""
         dtype = self.pool.project.weight.dtype
         values = pixels.to(dtype, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
         states = []
         for layer in self.layers:
-            values = layer(_placed(values) if self.coordinates else values)
+            values = layer(_add_coordinates(values) if self.coordinates else values)
             states.append(values)
-        fine, weights = as_tokens(values), None
+        positions, weights = as_tokens(values), None
         if self.layer_mixing is not None:
-            fine, weights = self.layer_mixing(states)
-        embedding = self.pool(fine, fine.new_ones(fine.shape[:2], dtype=torch.bool))
-        grid = fine.transpose(1, 2).reshape(len(fine), -1, *values.shape[-2:])
-        tokens = as_tokens(nn.functional.avg_pool2d(grid, 2, ceil_mode=True))
+            positions, weights = self.layer_mixing(states)
+        embedding = self.pool(positions, positions.new_ones(positions.shape[:2], dtype=torch.bool))
+        feature_map = positions.transpose(1, 2).reshape(len(positions), -1, *values.shape[-2:])
+        tokens = as_tokens(nn.functional.avg_pool2d(feature_map, 2, ceil_mode=True))
         return Encoded(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool), embedding, weights)
 
 
-def _placed(values: Float[Tensor, "P K S S"]) -> Float[Tensor, "P K2 S S"]:
-    """Append two channels, each position's row and column in [-1, 1]."""
+def _add_coordinates(values: Float[Tensor, "P K S S"]) -> Float[Tensor, "P K2 S S"]:
+    """Append two channels, the row and column of each position in [-1, 1]."""
     line = torch.linspace(-1, 1, values.shape[-1], dtype=values.dtype, device=values.device)
-    places = torch.stack(torch.meshgrid(line, line, indexing="ij"))
-    return torch.cat([values, places.expand(len(values), -1, -1, -1)], dim=1)
+    coordinates = torch.stack(torch.meshgrid(line, line, indexing="ij"))
+    return torch.cat([values, coordinates.expand(len(values), -1, -1, -1)], dim=1)
 
 
 def _conv(channels_in: int, channels_out: int, width: int = 3, stride: int = 1) -> nn.Sequential:
-    # Groups rather than a batch's statistics: a row must not depend on its neighbours, in training either.
+    # No batch norm: a sample must not depend on its batch, in training either.
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, width, stride, padding=width // 2, bias=False),
         nn.GroupNorm(4, channels_out),

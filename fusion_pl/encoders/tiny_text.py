@@ -1,4 +1,4 @@
-"""A small text encoder, trained from scratch on bytes."""
+"""A small text encoder over bytes, trained from scratch."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from fusion_pl.encoders.base import Encoder
-from fusion_pl.encoders.convolution import MaskedConv, MeanMax, check_dim, summed_up
-from fusion_pl.encoders.layer_mixing import Combine, build_layer_mixing
+from fusion_pl.encoders.convolution import MaskedConv, SmallEncoder
+from fusion_pl.encoders.layer_mixing import Combine
 from fusion_pl.types import Encoded, Kind, UserError
 
-BEGIN = 256  # the one token that is not a byte; it makes the empty text a sequence too
+BEGIN = 256  # begin token, so that an empty text has a token, too
 
 
 class Utf8Bytes:
-    """Turn texts into bytes: every language and emoji, and no vocabulary to store.
+    """Tokenize texts into UTF-8 bytes, which needs no vocabulary.
 
     Args:
-        max_tokens: longest sequence, the begin token included; what comes later is cut.
+        max_tokens: maximum length of a sequence, the begin token included; longer texts are truncated.
     """
 
     kind: Kind = "text"
@@ -39,21 +38,21 @@ class Utf8Bytes:
         ids = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long)
         ids[:, 0] = BEGIN
         padded = b"".join(text.ljust(ids.shape[1] - 1, b"\0") for text in texts)
-        if padded:  # one tensor for all: a tensor for each text takes longer than all the rest
+        if padded:  # one tensor for all texts, which is much faster than one per text
             ids[:, 1:] = torch.frombuffer(bytearray(padded), dtype=torch.uint8).view(len(texts), -1)
         return {"ids": ids, "mask": torch.arange(ids.shape[1]) < lengths.unsqueeze(1)}
 
 
-class TinyText(Encoder):
-    """Encode texts by convolutions over their bytes; good for short texts and for spelling, not for meaning.
+class TinyText(SmallEncoder):
+    """Encode texts by convolutions over their bytes; for short texts and spelling, not for meaning.
 
     Args:
         dim: channels D.
-        num_layers: convolutions; each sees two bytes further, either way.
-        max_tokens: longest text in bytes, plus one.
-        dropout: probability that a channel of the vector is dropped.
-        combine: how all its hidden layers together become the tokens (see
-            ``fusion_pl.encoders.layer_mixing.LayerMixing``); None = the last one alone does.
+        num_layers: convolutions; each extends the receptive field by two bytes on both sides.
+        max_tokens: maximum length of a text in bytes, plus one.
+        dropout: probability that a pooled channel is dropped, in training.
+        combine: how hidden layers are combined (see ``fusion_pl.encoders.layer_mixing.LayerMixing``); None = the last
+            one is used.
     """
 
     def __init__(
@@ -64,18 +63,11 @@ class TinyText(Encoder):
         dropout: float = 0.1,
         combine: Combine | None = None,
     ) -> None:
-        super().__init__()
-        self.dim = check_dim("TinyText", dim, num_layers)
+        super().__init__(dim, num_layers)
         self.processor = Utf8Bytes(max_tokens)
         self.embed = nn.Embedding(BEGIN + 1, dim)
         self.layers = nn.ModuleList(MaskedConv(dim, dim) for _ in range(num_layers))
-        self.hidden_layers = range(1 + num_layers) if combine else ()
-        self.layer_mixing = build_layer_mixing(
-            "TinyText", self.hidden_layers, combine, [dim] * (1 + num_layers), maps=False
-        )
-        if self.layer_mixing is not None:
-            self.dim = self.layer_mixing.dim
-        self.pool = MeanMax(self.dim, dropout)
+        self._add_pooling([dim] * (1 + num_layers), combine, dropout)
 
     def forward(self, ids: Int[Tensor, "P T"], mask: Bool[Tensor, "P T"]) -> Encoded:  # type: ignore[override]
         """Return a token per byte."""
@@ -84,4 +76,4 @@ class TinyText(Encoder):
         for layer in self.layers:
             tokens, mask = layer(tokens, mask)
             states.append(tokens)
-        return summed_up(states, mask, self.pool, self.layer_mixing)
+        return self._encode_sequence(states, mask)

@@ -18,7 +18,7 @@ from fusion_pl.data.audio import read_audio
 from fusion_pl.data.image import read_image
 from fusion_pl.data.media import crop_function, load_input
 from fusion_pl.encoders import TinyAudio
-from fusion_pl.encoders.clips import cut
+from fusion_pl.encoders.clips import crop_and_resample
 from fusion_pl.types import UserError
 
 RATE = 8000
@@ -122,7 +122,7 @@ def test_a_rate_of_no_recording_is_refused(tmp_path, rate):
 def test_a_tone_keeps_its_pitch_at_any_rate(rate):
     """To 16 kHz, to which some of these rates have no simple ratio: 440 Hz cross zero 880 times in a second."""
     tone = torch.sin(2 * torch.pi * 440 * torch.arange(2 * rate) / rate)
-    found = cut(load_input("audio", (tone, rate)), 16_000, 32_000, training=False)
+    found = crop_and_resample(load_input("audio", (tone, rate)), 16_000, 32_000, training=False)
     assert abs(len(found) - 32_000) <= 16
     second = found[8_000:24_000]
     assert abs(int((second[1:] * second[:-1] < 0).sum()) - 880) <= 1

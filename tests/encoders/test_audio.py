@@ -7,7 +7,7 @@ import transformers as hf
 
 from fusion_pl.encoders import AudioEncoder
 from fusion_pl.types import UserError, Waveform
-from tests.encoders import promises
+from tests.encoders import contract
 from tests.encoders.models import AUDIOS, SAMPLED, save_audio, save_text
 
 TOPS = ("encoder.layer_norm", "layernorm", "layer_norm", "norm")
@@ -48,52 +48,52 @@ def wav2vec2(tmp_path_factory):
 
 
 def test_shapes(encoder):
-    promises.has_right_shapes(encoder, CLIPS)
+    contract.check_shapes(encoder, CLIPS)
 
 
-def test_padding_and_neighbours_change_nothing(encoder):
-    promises.ignores_neighbours(encoder, CLIPS)
+def test_a_sample_does_not_depend_on_its_batch_and_padding(encoder):
+    contract.check_batch_independence(encoder, CLIPS)
 
 
 @pytest.mark.parametrize("head", ["tokens", "embedding"])
-def test_every_parameter_learns(encoder, head):
-    promises.trains_every_parameter(encoder, CLIPS, head)  # the saved models would drop nine layers of ten
+def test_every_parameter_has_a_gradient(encoder, head):
+    contract.check_gradients(encoder, CLIPS, head)  # the saved models would drop nine layers of ten
 
 
 def test_bfloat16(encoder):
-    promises.stays_finite_in_bfloat16(encoder, CLIPS)
+    contract.check_bfloat16(encoder, CLIPS)
 
 
 def test_processor_pickles(encoder):
-    promises.travels_to_workers(encoder, CLIPS)
+    contract.check_processor_pickles(encoder, CLIPS)
 
 
 def test_checkpoint_files(folder, tmp_path):
-    promises.survives_its_folder(AudioEncoder, folder, CLIPS, tmp_path)
+    contract.check_checkpoint_files(AudioEncoder, folder, CLIPS, tmp_path)
 
 
 def test_freeze_all(folder):
-    promises.freezes_wholly(AudioEncoder, folder, CLIPS)
+    contract.check_freeze_all(AudioEncoder, folder, CLIPS)
 
 
 def test_freeze_bottom(folder):
-    promises.freezes_the_bottom(AudioEncoder, folder, CLIPS, TOPS)
+    contract.check_freeze_blocks(AudioEncoder, folder, CLIPS, TOPS)
 
 
-def test_refused_hidden_layers(named):
+def test_invalid_hidden_layers_are_refused(named):
     name, folder = named
     if name == "clap":
         with pytest.raises(UserError, match="hidden_layers: CLAP folds time"):
             AudioEncoder(str(folder), hidden_layers=[0], combine="sum")
         return
-    promises.refuses_hidden_layers(AudioEncoder, folder)
+    contract.check_hidden_layers_errors(AudioEncoder, folder)
 
 
 @pytest.mark.parametrize("combine", ["concat", "sum", "attention"])
 def test_combined_hidden_layers(named, combine):
     name, folder = named
     if name != "clap":
-        promises.combines_hidden_layers(AudioEncoder, folder, CLIPS, combine)
+        contract.check_combined_hidden_layers(AudioEncoder, folder, CLIPS, combine)
 
 
 def test_tokens_are_those_of_the_saved_model(named, encoder):
@@ -109,7 +109,7 @@ def test_tokens_are_those_of_the_saved_model(named, encoder):
     with torch.no_grad():
         expected = model(**made).last_hidden_state
     expected = expected.flatten(2).transpose(1, 2) if name == "clap" else expected
-    out = promises.encode(encoder, [clip])
+    out = contract.encode(encoder, [clip])
     real = out.mask[0]
     torch.testing.assert_close(out.tokens[0][real], expected[0, : len(real)][real], rtol=1e-3, atol=1e-4)
 
@@ -117,7 +117,7 @@ def test_tokens_are_those_of_the_saved_model(named, encoder):
 def test_mask_follows_the_length(named, encoder):
     name, _ = named
     seconds = (0.1, 0.3, 0.6)
-    real = promises.encode(encoder, [sound(s) for s in seconds]).mask.sum(-1).tolist()
+    real = contract.encode(encoder, [sound(s) for s in seconds]).mask.sum(-1).tolist()
     if name in SAMPLED:  # windows of 10, 3 and 2 at strides of 5, 2 and 2
         expected = [(((round(s * 16000) - 10) // 5 + 1 - 3) // 2 + 1 - 2) // 2 + 1 for s in seconds]
     elif name == "whisper":  # a token per 20 ms
@@ -129,7 +129,7 @@ def test_mask_follows_the_length(named, encoder):
     assert real == expected
 
 
-def test_zeros_that_a_folder_would_not_mask(wav2vec2):
+def test_padding_is_masked_whatever_the_settings_say(wav2vec2):
     """The control: the saved model itself changes its mind when a clip is padded; the encoder does not."""
     clip = sound(0.2, seed=5).samples
     model = hf.AutoModel.from_pretrained(wav2vec2).eval()
@@ -140,42 +140,42 @@ def test_zeros_that_a_folder_would_not_mask(wav2vec2):
     assert (alone - padded[:, : alone.shape[1]]).abs().max() > 1e-2
 
 
-def test_long_clips_are_cut(encoder):
+def test_long_clips_are_cropped(encoder):
     two = sound(2.0, seed=1)
     longest = encoder.processor.features.longest
     limited = AudioEncoder(encoder.source, max_seconds=0.25)
-    kept = limited.processor._one(two, training=False)
+    kept = limited.processor._crop_and_pad(two, training=False)
     assert len(kept) == 4000
     torch.testing.assert_close(kept, two.samples[14000:18000])
     if longest is not None:
-        assert len(encoder.processor._one(two, training=False)) == longest
-        promises.has_right_shapes(encoder, [two, sound(0.1)])
+        assert len(encoder.processor._crop_and_pad(two, training=False)) == longest
+        contract.check_shapes(encoder, [two, sound(0.1)])
 
 
 def test_training_crops_at_random(wav2vec2):
     processor = AudioEncoder(str(wav2vec2), max_seconds=0.25).processor
     clip = Waveform(torch.arange(32000) / 32000, 16000)
-    starts = {float(processor._one(clip, training=True)[0]) for _ in range(8)}
+    starts = {float(processor._crop_and_pad(clip, training=True)[0]) for _ in range(8)}
     assert len(starts) > 4
-    assert len({float(processor._one(clip, training=False)[0]) for _ in range(3)}) == 1
+    assert len({float(processor._crop_and_pad(clip, training=False)[0]) for _ in range(3)}) == 1
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 44100, 48000])
 def test_any_rate_gives_the_same_pitch(wav2vec2, rate):
     processor = AudioEncoder(str(wav2vec2)).processor
     tone = torch.sin(2 * torch.pi * 440 * torch.arange(rate) / rate)
-    heard = processor._one(Waveform(tone, rate), training=False)
+    heard = processor._crop_and_pad(Waveform(tone, rate), training=False)
     assert abs(len(heard) - 16000) <= 1
     peak = torch.fft.rfft(heard).abs().argmax() * 16000 / len(heard)
     assert abs(float(peak) - 440) < 2
 
 
-def test_a_model_whose_mask_is_not_known(tmp_path):
+def test_an_unsupported_model_is_refused(tmp_path):
     save_text("bert", tmp_path)
-    with pytest.raises(UserError, match="is a 'bert' model; AudioEncoder knows the masks of wav2vec2"):
+    with pytest.raises(UserError, match="is a 'bert' model; AudioEncoder supports wav2vec2"):
         AudioEncoder(str(tmp_path))
 
 
-def test_max_seconds_of_nothing(wav2vec2):
+def test_max_seconds_of_zero_is_refused(wav2vec2):
     with pytest.raises(UserError, match=r"max_seconds: 0\.0 is not a length"):
         AudioEncoder(str(wav2vec2), max_seconds=0.0)

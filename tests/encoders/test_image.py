@@ -11,7 +11,7 @@ from PIL import Image
 from fusion_pl.encoders import ImageEncoder
 from fusion_pl.encoders.image import _fold_padding
 from fusion_pl.types import MissingFileError, UserError
-from tests.encoders import promises
+from tests.encoders import contract
 from tests.encoders.models import IMAGES, save_image
 
 CONVOLUTIONAL = ("convnext", "resnet", "mobilenet-v2")
@@ -53,50 +53,50 @@ def vit(tmp_path_factory):
 
 
 def test_shapes(encoder):
-    promises.has_right_shapes(encoder, PICTURES)
+    contract.check_shapes(encoder, PICTURES)
 
 
-def test_neighbours_change_nothing(encoder):
-    promises.ignores_neighbours(encoder, PICTURES)
+def test_a_sample_does_not_depend_on_its_batch(encoder):
+    contract.check_batch_independence(encoder, PICTURES)
 
 
 @pytest.mark.parametrize("head", ["tokens", "embedding"])
-def test_every_parameter_learns(encoder, head):
-    promises.trains_every_parameter(encoder, PICTURES, head)
+def test_every_parameter_has_a_gradient(encoder, head):
+    contract.check_gradients(encoder, PICTURES, head)
 
 
 def test_bfloat16(encoder):
-    promises.stays_finite_in_bfloat16(encoder, PICTURES)
+    contract.check_bfloat16(encoder, PICTURES)
 
 
 def test_processor_pickles(encoder):
-    promises.travels_to_workers(encoder, PICTURES)
+    contract.check_processor_pickles(encoder, PICTURES)
 
 
 def test_checkpoint_files(folder, tmp_path):
-    promises.survives_its_folder(ImageEncoder, folder, PICTURES, tmp_path)
+    contract.check_checkpoint_files(ImageEncoder, folder, PICTURES, tmp_path)
 
 
 def test_freeze_all(folder):
-    promises.freezes_wholly(ImageEncoder, folder, PICTURES)
+    contract.check_freeze_all(ImageEncoder, folder, PICTURES)
 
 
 def test_freeze_bottom(folder):
-    promises.freezes_the_bottom(ImageEncoder, folder, PICTURES, TOPS)
+    contract.check_freeze_blocks(ImageEncoder, folder, PICTURES, TOPS)
 
 
-def test_refused_hidden_layers(folder):
-    promises.refuses_hidden_layers(ImageEncoder, folder)
+def test_invalid_hidden_layers_are_refused(folder):
+    contract.check_hidden_layers_errors(ImageEncoder, folder)
 
 
 @pytest.mark.parametrize("combine", ["concat", "sum", "attention", "pyramid"])
 def test_combined_hidden_layers(named, combine):
     name, folder = named
     if combine == "pyramid" and name not in (*CONVOLUTIONAL, "swin"):
-        with pytest.raises(UserError, match="has sequences, and a pyramid needs maps"):
+        with pytest.raises(UserError, match="has sequences, and a pyramid needs feature maps"):
             ImageEncoder(str(folder), hidden_layers=[0, -1], combine=combine)
     else:
-        promises.combines_hidden_layers(ImageEncoder, folder, PICTURES, combine)
+        contract.check_combined_hidden_layers(ImageEncoder, folder, PICTURES, combine)
 
 
 def reference(name, folder, pictures):
@@ -118,30 +118,30 @@ def reference(name, folder, pictures):
 
 def test_tokens_are_those_of_the_saved_model(named, encoder):
     expected = reference(*named, PICTURES)
-    torch.testing.assert_close(promises.encode(encoder, PICTURES).tokens, expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(contract.encode(encoder, PICTURES).tokens, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_class_token(named):
     name, folder = named
     if name in {"vit", "dinov2", "clip"}:
         encoder = ImageEncoder(str(folder), pooling="cls")
-        out = promises.encode(encoder, PICTURES)
+        out = contract.encode(encoder, PICTURES)
         torch.testing.assert_close(out.embedding, out.tokens[:, 0])
     else:
         with pytest.raises(UserError, match="has no class token"):
             ImageEncoder(str(folder), pooling="cls")
 
 
-def test_another_size(folder):
+def test_image_size(folder):
     encoder = ImageEncoder(str(folder), image_size=64)
     encoder.load_pretrained()
     assert encoder.processor(PICTURES)["pixel_values"].shape == (4, 3, 64, 64)
-    small, large = promises.encode(ImageEncoder(str(folder)), PICTURES), promises.encode(encoder, PICTURES)
+    small, large = contract.encode(ImageEncoder(str(folder)), PICTURES), contract.encode(encoder, PICTURES)
     assert large.tokens.shape[1] > small.tokens.shape[1]
-    promises.has_right_shapes(encoder, PICTURES)
+    contract.check_shapes(encoder, PICTURES)
 
 
-def test_layout_is_chosen_and_changes_nothing(named):
+def test_the_memory_format_does_not_change_the_result(named):
     name, folder = named
     chosen = ImageEncoder(str(folder))
     assert (chosen.memory_format == torch.channels_last) == (name in CONVOLUTIONAL)
@@ -152,7 +152,7 @@ def test_layout_is_chosen_and_changes_nothing(named):
     if name in CONVOLUTIONAL:
         weights = [p for p in chosen.parameters() if p.dim() == 4 and min(p.shape) > 1]
         assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
-    last, first = (promises.encode(encoder, PICTURES).tokens for encoder in both)
+    last, first = (contract.encode(encoder, PICTURES).tokens for encoder in both)
     torch.testing.assert_close(last, first, rtol=1e-4, atol=1e-5)
 
 
@@ -166,7 +166,7 @@ def test_frozen_batch_norm_keeps_its_statistics(tmp_path):
     assert all(".encoder.stages.1." in key for key in moved)
 
 
-def test_pixels_stay_bytes_until_the_model(vit):
+def test_the_processor_returns_bytes(vit):
     made = ImageEncoder(str(vit)).processor(PICTURES)
     assert made["pixel_values"].dtype == torch.uint8
     assert made["pixel_values"].shape == (4, 3, 32, 32)
@@ -174,7 +174,7 @@ def test_pixels_stay_bytes_until_the_model(vit):
 
 @pytest.mark.parametrize("shape", [(3000, 2), (2, 3000), (1, 1)])
 @pytest.mark.parametrize("name", ["vit", "clip"])
-def test_pictures_of_odd_shapes(name, shape, tmp_path):
+def test_images_of_extreme_shapes(name, shape, tmp_path):
     save_image(name, tmp_path)
     made = ImageEncoder(str(tmp_path)).processor([picture(*shape)])
     assert made["pixel_values"].shape == (1, 3, 32, 32)
@@ -183,12 +183,12 @@ def test_pictures_of_odd_shapes(name, shape, tmp_path):
 def test_architecture_without_a_processor(vit, tmp_path):
     (tmp_path / "config.json").write_bytes((vit / "config.json").read_bytes())
     encoder = ImageEncoder(str(tmp_path), weights=False, image_size=32)
-    promises.has_right_shapes(encoder, PICTURES)
+    contract.check_shapes(encoder, PICTURES)
     with pytest.raises(MissingFileError, match=r"no image processor \(preprocessor_config\.json\) could be read"):
         ImageEncoder(str(tmp_path))
 
 
-def test_image_size_below_a_patch(vit):
+def test_image_size_smaller_than_a_patch_is_refused(vit):
     with pytest.raises(UserError, match="image_size: 4 is smaller than one patch"):
         ImageEncoder(str(vit), image_size=4)
     with pytest.raises(UserError, match="image_size: 0 is not a number of pixels"):
@@ -196,7 +196,7 @@ def test_image_size_below_a_patch(vit):
 
 
 @pytest.mark.parametrize("size", [64, 33])
-def test_padding_inside_the_convolutions_changes_nothing(size):
+def test_padding_in_the_convolutions_gives_the_same_result(size):
     config = hf.MobileNetV2Config(depth_multiplier=0.1, min_depth=4, output_stride=16)  # dilated, too
     torch.manual_seed(0)
     plain = hf.MobileNetV2Model(config).double().eval()

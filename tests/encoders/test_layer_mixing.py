@@ -42,7 +42,7 @@ def test_concat_and_sum(widths):
             torch.testing.assert_close(total[row, t], parts[0] + parts[1] + parts[2])
 
 
-def test_attention_weighs_each_sample_by_what_its_real_positions_hold():
+def test_attention_weights_depend_on_real_positions_of_each_sample():
     states = [drawn(2, 4, 5) for _ in range(3)]
     mixing = LayerMixing((5, 5, 5), "attention").double()
     nn.init.normal_(mixing.weigh.offset)
@@ -62,7 +62,7 @@ def test_attention_weighs_each_sample_by_what_its_real_positions_hold():
             torch.testing.assert_close(found[row, t], expected)
 
 
-def test_maps_meet_on_the_grid_of_the_last():
+def test_maps_are_resized_to_that_of_the_last_layer():
     fine, coarse = drawn(2, 3, 4, 6), drawn(2, 5, 2, 3)
     joined, _ = LayerMixing((3, 5), "concat").double()([fine, coarse])
     assert joined.shape == (2, 6, 8)

@@ -43,13 +43,13 @@ def vectors(encoder, sentences):
     return F.normalize(encoder(**encoder.processor(sentences)).embedding, dim=-1)
 
 
-def test_same_meaning_is_nearer_than_same_words(encoder):
+def test_similar_meaning_is_closer_than_similar_words(encoder):
     for sentence, same, other in TRIPLES:
         one, two, three = vectors(encoder, [sentence, same, other])
         assert one @ two > one @ three + 0.2, sentence
 
 
-def test_vectors_are_those_of_the_config_on_the_model_card(encoder, folder):
+def test_embeddings_equal_those_of_the_model_card(encoder, folder):
     """Mean of the token vectors by attention mask, then normalised; restated with transformers alone."""
     sentences = [text for triple in TRIPLES for text in triple]
     made = hf.AutoTokenizer.from_pretrained(folder)(sentences, padding=True, return_tensors="pt")
@@ -60,7 +60,7 @@ def test_vectors_are_those_of_the_config_on_the_model_card(encoder, folder):
     torch.testing.assert_close(vectors(encoder, sentences), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_linear_layer_learns_from_a_handful_of_sentences(encoder):
+def test_a_linear_probe_learns_from_few_sentences(encoder):
     torch.manual_seed(0)
     layer = torch.nn.Linear(encoder.dim, 2)
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
@@ -77,7 +77,7 @@ def test_a_linear_layer_learns_from_a_handful_of_sentences(encoder):
     assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
 
 
-def test_it_lives_on_without_its_folder(encoder, tmp_path):
+def test_a_checkpoint_needs_no_model_folder(encoder, tmp_path):
     for name, content in encoder.files().items():
         (tmp_path / name).write_bytes(content)
     again = TextEncoder.from_files(encoder.init_args, str(tmp_path))

@@ -9,9 +9,9 @@ import torch
 import transformers as hf
 
 from fusion_pl.encoders import TextEncoder
-from fusion_pl.encoders.embedded import travels, without_code
+from fusion_pl.encoders.saved_files import is_allowed, remove_code_references
 from fusion_pl.types import MissingFileError, UserError
-from tests.encoders import promises
+from tests.encoders import contract
 from tests.encoders.models import TEXTS, WORDS, save_text
 
 TEXTS_OF_A_BATCH = ["the cat sat", "", "a very old dog ran fast on the blue mat", "sky"]
@@ -47,49 +47,51 @@ def bert(tmp_path_factory):
 
 
 def test_shapes(encoder):
-    promises.has_right_shapes(encoder, TEXTS_OF_A_BATCH)
+    contract.check_shapes(encoder, TEXTS_OF_A_BATCH)
 
 
-def test_padding_and_neighbours_change_nothing(encoder):
-    promises.ignores_neighbours(encoder, TEXTS_OF_A_BATCH)
+def test_a_sample_does_not_depend_on_its_batch_and_padding(encoder):
+    contract.check_batch_independence(encoder, TEXTS_OF_A_BATCH)
 
 
 @pytest.mark.parametrize("head", ["tokens", "embedding"])
-def test_every_parameter_learns(encoder, head):
-    promises.trains_every_parameter(encoder, TEXTS_OF_A_BATCH, head)
+def test_every_parameter_has_a_gradient(encoder, head):
+    contract.check_gradients(encoder, TEXTS_OF_A_BATCH, head)
 
 
 def test_bfloat16(encoder):
-    promises.stays_finite_in_bfloat16(encoder, TEXTS_OF_A_BATCH)
+    contract.check_bfloat16(encoder, TEXTS_OF_A_BATCH)
 
 
 def test_processor_pickles(encoder):
-    promises.travels_to_workers(encoder, TEXTS_OF_A_BATCH)
+    contract.check_processor_pickles(encoder, TEXTS_OF_A_BATCH)
 
 
 def test_checkpoint_files(folder, tmp_path):
-    promises.survives_its_folder(TextEncoder, folder, TEXTS_OF_A_BATCH, tmp_path)
+    contract.check_checkpoint_files(TextEncoder, folder, TEXTS_OF_A_BATCH, tmp_path)
 
 
 def test_freeze_all(folder):
-    promises.freezes_wholly(TextEncoder, folder, TEXTS_OF_A_BATCH)
+    contract.check_freeze_all(TextEncoder, folder, TEXTS_OF_A_BATCH)
 
 
 def test_freeze_bottom(folder):
-    promises.freezes_the_bottom(TextEncoder, folder, TEXTS_OF_A_BATCH, TOPS)
+    contract.check_freeze_blocks(TextEncoder, folder, TEXTS_OF_A_BATCH, TOPS)
 
 
-def test_refused_hidden_layers(folder):
-    promises.refuses_hidden_layers(TextEncoder, folder)
+def test_invalid_hidden_layers_are_refused(folder):
+    contract.check_hidden_layers_errors(TextEncoder, folder)
 
 
 @pytest.mark.parametrize("combine", ["concat", "sum", "attention"])
 def test_combined_hidden_layers(folder, combine):
-    promises.combines_hidden_layers(TextEncoder, folder, TEXTS_OF_A_BATCH, combine)
+    contract.check_combined_hidden_layers(TextEncoder, folder, TEXTS_OF_A_BATCH, combine)
 
 
-def test_a_sequence_is_no_pyramid(bert):
-    with pytest.raises(UserError, match="has sequences, and a pyramid needs maps: choose concat, sum or attention"):
+def test_pyramid_of_sequences_is_refused(bert):
+    with pytest.raises(
+        UserError, match="has sequences, and a pyramid needs feature maps: choose concat, sum or attention"
+    ):
         TextEncoder(str(bert), hidden_layers=[0, 1], combine="pyramid")
 
 
@@ -99,16 +101,16 @@ def test_tokens_are_those_of_the_saved_model(folder, encoder):
     ids = torch.tensor([hf.AutoTokenizer.from_pretrained(folder)("a dog sat on the mat")["input_ids"]])
     with torch.no_grad():
         expected = model(input_ids=ids).last_hidden_state
-    out = promises.encode(encoder, ["a dog sat on the mat"])
+    out = contract.encode(encoder, ["a dog sat on the mat"])
     torch.testing.assert_close(out.tokens, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_long_text_is_cut_to_the_positions_of_the_model(folder):
+def test_long_text_is_truncated_to_the_position_embedding(folder):
     long = " ".join(WORDS * 5)
     short = TextEncoder(str(folder), max_tokens=7)
-    assert promises.encode(short, [long]).mask.sum() == 7
+    assert contract.encode(short, [long]).mask.sum() == 7
     most = TextEncoder(str(folder), max_tokens=10_000)
-    out = promises.encode(most, [long])
+    out = contract.encode(most, [long])
     absolute = most.config.model_type not in {"t5", "deberta-v2", "modernbert"}
     assert out.mask.sum() == 40 if absolute else out.mask.sum() > 40
     assert out.tokens.isfinite().all()
@@ -117,7 +119,7 @@ def test_long_text_is_cut_to_the_positions_of_the_model(folder):
 @pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
 def test_pooling(bert, pooling):
     encoder = TextEncoder(str(bert), pooling=pooling)
-    out = promises.encode(encoder, TEXTS_OF_A_BATCH)
+    out = contract.encode(encoder, TEXTS_OF_A_BATCH)
     for row in range(len(TEXTS_OF_A_BATCH)):
         real = out.tokens[row][out.mask[row]]
         expected = {"mean": real.mean(0), "max": real.max(0).values, "cls": real[0]}[pooling]
@@ -137,7 +139,7 @@ def test_weights_false_is_the_same_architecture_untrained(bert):
     assert not torch.equal(fresh.state_dict()[key], trained.state_dict()[key])
 
 
-def test_folder_that_is_not_there(tmp_path):
+def test_missing_folder(tmp_path):
     with pytest.raises(MissingFileError, match=r"there is no folder .*nowhere: .*hf download NAME --local-dir"):
         TextEncoder(str(tmp_path / "nowhere"))
 
@@ -156,7 +158,7 @@ def test_folder_without_weights(bert, tmp_path):
         encoder.load_pretrained()
 
 
-def test_weights_that_lack_a_part(bert, tmp_path):
+def test_incomplete_weights(bert, tmp_path):
     hf.BertTokenizerFast.from_pretrained(bert).save_pretrained(tmp_path)
     model = hf.BertModel.from_pretrained(bert)
     state = {key: value for key, value in model.state_dict().items() if "layer.1." not in key}
@@ -194,7 +196,7 @@ def phobert(folder, **more):
     tokenizer.save_pretrained(folder)
 
 
-def test_all_files_of_a_tokenizer_travel(tmp_path):
+def test_all_files_of_a_tokenizer_are_stored(tmp_path):
     phobert(tmp_path, chat_template="{{ messages }}")
     encoder = TextEncoder(str(tmp_path))
     files = encoder.files()
@@ -208,7 +210,7 @@ def test_all_files_of_a_tokenizer_travel(tmp_path):
     assert again.processor(texts)["input_ids"].tolist() == encoder.processor(texts)["input_ids"].tolist()
 
 
-def test_a_tokenizer_that_could_not_travel_is_refused_before_training(tmp_path, monkeypatch):
+def test_a_tokenizer_that_cannot_be_stored_is_refused_before_training(tmp_path, monkeypatch):
     phobert(tmp_path)
 
     def save(self, folder, **_):
@@ -216,7 +218,9 @@ def test_a_tokenizer_that_could_not_travel_is_refused_before_training(tmp_path, 
         return ()
 
     monkeypatch.setattr(hf.PhobertTokenizer, "save_vocabulary", save)
-    with pytest.raises(UserError, match=r"PhobertTokenizer needs the file own\.lexicon, which a checkpoint does not"):
+    with pytest.raises(
+        UserError, match=r"PhobertTokenizer needs the file own\.lexicon, which a checkpoint cannot store"
+    ):
         TextEncoder(str(tmp_path))
 
 
@@ -228,11 +232,11 @@ def test_every_file_of_every_tokenizer_of_transformers_has_a_known_name():
         for table in re.findall(r"(?:VOCAB_FILES_NAMES|vocab_files_names)\b[^=]*= *\{(.*?)\}", text, re.DOTALL):
             names |= set(re.findall(r""": *["']([^"'/]+\.[^"'/]+)["']""", table))
     assert {"vocab.txt", "bpe.codes", "source.spm"} < names
-    assert {name for name in names if not travels(name)} == set()
+    assert {name for name in names if not is_allowed(name)} == set()
 
 
-def test_vocabularies_stay_as_they_are():
+def test_vocabularies_are_stored_unchanged():
     content = b'{"auto_map": 0,   "chat_template": 1, "name_or_path": 2}'
     for name in ("vocab.json", "added_tokens.json", "tokenizer.json", "vocab-src.json"):
-        assert without_code(name, content) == content
-    assert json.loads(without_code("config.json", content)) == {}
+        assert remove_code_references(name, content) == content
+    assert json.loads(remove_code_references("config.json", content)) == {}

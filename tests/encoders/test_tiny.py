@@ -1,4 +1,4 @@
-"""What every small encoder promises, checked for each ``Tiny…`` that ``fusion_pl.encoders`` exports, now and later."""
+"""What every small encoder contract, checked for each ``Tiny…`` that ``fusion_pl.encoders`` exports, now and later."""
 
 from __future__ import annotations
 
@@ -38,20 +38,24 @@ VALUES: dict[str, list[Any]] = {
     "audio": [sound(0.5), sound(1.31, 16_000), sound(0.0301), sound(0.002), Waveform(torch.zeros(0), 8000)],
 }
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-WAYS = [(kind, way) for kind in KINDS for way in (None, "concat", "sum", "attention")] + [(TinyImage, "pyramid")]
-every_way = pytest.mark.parametrize(("kind", "way"), WAYS, ids=lambda one: getattr(one, "__name__", str(one)))
+COMBINES = [(kind, combine) for kind in KINDS for combine in (None, "concat", "sum", "attention")] + [
+    (TinyImage, "pyramid")
+]
+every_combine = pytest.mark.parametrize(
+    ("kind", "combine"), COMBINES, ids=lambda one: getattr(one, "__name__", str(one))
+)
 
 
 @pytest.fixture
-def way() -> str | None:
+def combine() -> str | None:
     """How depths are combined, where a test does not say."""
     return None
 
 
 @pytest.fixture
-def encoder(kind: type[Encoder], way: str | None) -> Encoder:
+def encoder(kind: type[Encoder], combine: str | None) -> Encoder:
     torch.manual_seed(0)
-    return kind(combine=way).eval()
+    return kind(combine=combine).eval()
 
 
 def values_of(encoder: Encoder) -> list[Any]:
@@ -65,11 +69,11 @@ def assert_same_row(found: Encoded, row: int, wanted: Encoded) -> None:
     torch.testing.assert_close(found.embedding[row], wanted.embedding[0], rtol=1e-4, atol=1e-5)
 
 
-def test_all_three_kinds_are_found() -> None:
+def test_all_kinds_of_encoders_are_found() -> None:
     assert {kind().processor.kind for kind in KINDS} == {"text", "image", "audio"}
 
 
-@every_way
+@every_combine
 def test_shapes_and_masks(encoder: Encoder) -> None:
     values = values_of(encoder)
     out = encoder(**encoder.processor(values))
@@ -83,17 +87,17 @@ def test_shapes_and_masks(encoder: Encoder) -> None:
 
 
 @every_kind
-def test_different_values_get_different_vectors(encoder: Encoder) -> None:
+def test_different_values_have_different_embeddings(encoder: Encoder) -> None:
     embedding = encoder(**encoder.processor(values_of(encoder))).embedding
     apart = torch.cdist(embedding, embedding) + torch.eye(len(embedding))
     assert apart.min() > 1e-3
 
 
-@every_way
+@every_combine
 @pytest.mark.parametrize("training", [False, True])
-def test_a_row_does_not_depend_on_its_neighbours(kind: type[Encoder], way: str | None, training: bool) -> None:
+def test_a_sample_does_not_depend_on_its_batch(kind: type[Encoder], combine: str | None, training: bool) -> None:
     """Padding to the longest changes nothing; nor do a batch's statistics, in training either."""
-    encoder = kind(dropout=0.0, combine=way).train(training)
+    encoder = kind(dropout=0.0, combine=combine).train(training)
     values = values_of(encoder)
     together = encoder(**encoder.processor(values))
     for row, value in enumerate(values):
@@ -112,11 +116,11 @@ def test_more_padding_changes_nothing(encoder: Encoder) -> None:
     assert int(wide.mask.sum()) == int(narrow.mask.sum())
 
 
-@every_way
+@every_combine
 @pytest.mark.parametrize("head", ["tokens", "embedding"])
-def test_every_parameter_gets_a_gradient(kind: type[Encoder], way: str | None, head: str) -> None:
+def test_every_parameter_gets_a_gradient(kind: type[Encoder], combine: str | None, head: str) -> None:
     torch.manual_seed(0)
-    encoder = kind(combine=way).train()
+    encoder = kind(combine=combine).train()
     out = getattr(encoder(**encoder.processor(values_of(encoder))), head)
     (out * torch.randn_like(out)).sum().backward()
     dead = {name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()}
@@ -124,7 +128,7 @@ def test_every_parameter_gets_a_gradient(kind: type[Encoder], way: str | None, h
 
 
 @every_kind
-def test_evaluation_is_deterministic_and_training_drops(encoder: Encoder) -> None:
+def test_evaluation_is_deterministic_and_training_has_dropout(encoder: Encoder) -> None:
     batch = encoder.processor(values_of(encoder))
     assert torch.equal(encoder(**batch).embedding, encoder(**batch).embedding)
     encoder.train()
@@ -132,7 +136,7 @@ def test_evaluation_is_deterministic_and_training_drops(encoder: Encoder) -> Non
 
 
 @every_kind
-def test_processor_travels_to_workers(encoder: Encoder) -> None:
+def test_processor_can_be_pickled(encoder: Encoder) -> None:
     assert isinstance(encoder.processor, Processor)
     arrived = pickle.loads(pickle.dumps(encoder.processor))
     values = values_of(encoder)
@@ -140,9 +144,9 @@ def test_processor_travels_to_workers(encoder: Encoder) -> None:
         assert torch.equal(arrived(values)[key], tensor)
 
 
-@every_way
-def test_config_builds_the_same_encoder(kind: type[Encoder], way: str | None) -> None:
-    encoder = kind(dim=32, combine=way).eval()
+@every_combine
+def test_config_builds_the_same_encoder(kind: type[Encoder], combine: str | None) -> None:
+    encoder = kind(dim=32, combine=combine).eval()
     config = json.loads(json.dumps(config_of(encoder)))
     again = import_class(config["class_path"], Encoder).from_files(config["init_args"], "no folder is needed").eval()
     again.load_state_dict(encoder.state_dict())
@@ -152,7 +156,7 @@ def test_config_builds_the_same_encoder(kind: type[Encoder], way: str | None) ->
 
 
 @every_kind
-def test_survives_a_deep_copy_and_bfloat16(encoder: Encoder) -> None:
+def test_deep_copy_and_bfloat16(encoder: Encoder) -> None:
     batch = encoder.processor(values_of(encoder))
     exact = encoder(**batch).embedding
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -177,7 +181,7 @@ def test_text_becomes_its_bytes_after_a_begin_token() -> None:
     assert batch["mask"].tolist() == [[True] * 4, [True, False, False, False]]
 
 
-def test_long_text_is_cut() -> None:
+def test_long_text_is_truncated() -> None:
     assert TinyText(max_tokens=4).processor(["abcdef"])["ids"].tolist() == [[256, *b"abc"]]
 
 
@@ -189,7 +193,7 @@ def seen(encoder: TinyImage, picture: Image.Image) -> torch.Tensor:
     return given[0]
 
 
-def test_pictures_travel_as_bytes() -> None:
+def test_the_processor_returns_bytes() -> None:
     assert TinyImage().processor([picture((40, 30))])["pixels"].dtype == torch.uint8
 
 
@@ -202,7 +206,7 @@ def test_pixels_are_the_picture_scaled() -> None:
     assert pixels.mean() == pytest.approx(0, abs=1e-4)
 
 
-def test_colours_are_kept() -> None:
+def test_colours_are_preserved() -> None:
     red = Image.new("RGB", (9, 9), "red")
     pixels = seen(TinyImage(channels=3), red)
     assert pixels.amin((0, 2, 3)).tolist() == pixels.amax((0, 2, 3)).tolist() == [1, -1, -1]
@@ -210,7 +214,7 @@ def test_colours_are_kept() -> None:
         TinyImage(channels=2)
 
 
-def test_a_patch_sees_its_place() -> None:
+def test_a_token_depends_on_its_patch() -> None:
     """Place (y, x) of the grid changes with the pixels around (4 y, 4 x), and a token is the mean of four places."""
     torch.manual_seed(0)
     encoder = TinyImage(image_size=64, channels=1).eval()
@@ -228,7 +232,7 @@ def test_a_patch_sees_its_place() -> None:
     assert changed[0, 0]  # row by row: the opposite corner is the last
 
 
-def test_a_token_is_the_mean_of_four_places_of_the_grid() -> None:
+def test_a_token_is_the_mean_of_four_positions() -> None:
     encoder = TinyImage(image_size=24, channels=1).eval()  # 6 x 6 places
     grids: list[torch.Tensor] = []
     encoder.layers[-1].register_forward_hook(lambda module, args, out: grids.append(out.detach()))
@@ -245,7 +249,7 @@ def heard(encoder: TinyAudio, clips: list[Waveform]) -> tuple[torch.Tensor, torc
     return encoder.spectrogram(**encoder.processor(clips))
 
 
-def test_log_mel_is_torchaudios() -> None:
+def test_log_mel_equals_torchaudio() -> None:
     """Each clip alone, normalised by its own loudness and cut into whole windows, by torchaudio and nothing else."""
     clips = [sound(0.5), sound(0.731), sound(0.032)]
     spectrograms, masks = heard(TinyAudio(rate=8000, n_mels=24), clips)
@@ -260,7 +264,7 @@ def test_log_mel_is_torchaudios() -> None:
         torch.testing.assert_close(mels[:whole], wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_white_noise_lies_around_zero() -> None:
+def test_log_mel_of_white_noise_is_around_zero() -> None:
     """In every band, so that a network starts from figures of the size that its initialisation expects."""
     mels, mask = heard(TinyAudio(n_mels=64), [sound(4.0)])
     assert mels[mask].exp().mean(0).log().abs().max() < 0.3
@@ -273,7 +277,7 @@ def test_loudness_does_not_matter() -> None:
     torch.testing.assert_close(loud, soft, rtol=1e-4, atol=1e-4)
 
 
-def test_centred_bands_forget_the_microphone() -> None:
+def test_centred_bands_do_not_depend_on_the_microphone() -> None:
     """A filter that stays the same throughout the clip changes the spectrogram, and the centred one hardly at all."""
     clip = sound(2.0)
     spectrum = torch.fft.rfft(clip.samples)
@@ -287,7 +291,7 @@ def test_centred_bands_forget_the_microphone() -> None:
     assert apart[True] < 0.1 * apart[False]
 
 
-def test_centred_bands_have_no_mean_over_the_real_frames() -> None:
+def test_centred_bands_have_zero_mean_over_real_frames() -> None:
     mels, mask = heard(TinyAudio(centered=True), [sound(0.5), sound(0.9)])
     sums = mels.sum(1)
     torch.testing.assert_close(sums, torch.zeros_like(sums), rtol=0, atol=1e-3)
@@ -303,7 +307,7 @@ def test_sounds_are_resampled() -> None:
     assert abs(int(mask[0].sum()) - int(mask[1].sum())) <= 1
 
 
-def test_long_sounds_are_cut_to_the_middle_or_at_random() -> None:
+def test_long_clips_are_cropped_to_the_centre_or_at_random() -> None:
     silence, noise = torch.zeros(8000), sound(1.0).samples
     long = Waveform(torch.cat([silence, noise, silence]), 8000)
     processor = TinyAudio(max_seconds=1.0).processor
@@ -316,7 +320,7 @@ def test_long_sounds_are_cut_to_the_middle_or_at_random() -> None:
     assert torch.equal(short, processor([Waveform(noise, 8000)])["samples"])
 
 
-def test_half_precision_leaves_the_spectrogram_in_full() -> None:
+def test_the_spectrogram_is_computed_in_single_precision() -> None:
     """Its window and its bands span six orders of magnitude."""
     encoder = TinyAudio()
     clips = encoder.processor([sound(0.5)])
@@ -327,7 +331,7 @@ def test_half_precision_leaves_the_spectrogram_in_full() -> None:
     assert encoder.bfloat16()(**clips).embedding.dtype == torch.bfloat16
 
 
-def test_with_coordinates_the_vector_knows_where() -> None:
+def test_with_coordinates_the_embedding_depends_on_the_position() -> None:
     """The same square above and below: features of convolutions that are averaged over the picture hardly differ."""
     apart = {}
     for coordinates in (False, True):

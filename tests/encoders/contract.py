@@ -1,4 +1,4 @@
-"""What every pretrained encoder promises, written once."""
+"""Checks for every pretrained encoder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def encode(encoder: PretrainedEncoder, values: Sequence[Any]) -> Encoded:
         return encoder.eval()(**encoder.processor(values))
 
 
-def has_right_shapes(encoder: PretrainedEncoder, values: Sequence[Any]) -> None:
+def check_shapes(encoder: PretrainedEncoder, values: Sequence[Any]) -> None:
     out = encode(encoder, values)
     assert out.tokens.shape == (len(values), out.mask.shape[1], encoder.dim)
     assert out.embedding.shape == (len(values), encoder.dim)
@@ -34,7 +34,7 @@ def has_right_shapes(encoder: PretrainedEncoder, values: Sequence[Any]) -> None:
     assert out.tokens.std() > 1e-3
 
 
-def ignores_neighbours(encoder: PretrainedEncoder, values: Sequence[Any]) -> None:
+def check_batch_independence(encoder: PretrainedEncoder, values: Sequence[Any]) -> None:
     """A row in a batch, padded to the longest, is what it is alone."""
     together = encode(encoder, values)
     for row, value in enumerate(values):
@@ -45,7 +45,7 @@ def ignores_neighbours(encoder: PretrainedEncoder, values: Sequence[Any]) -> Non
         torch.testing.assert_close(together.embedding[row], alone.embedding[0], rtol=1e-4, atol=2e-5)
 
 
-def survives_its_folder(kind: type[PretrainedEncoder], folder: Path, values: Sequence[Any], tmp_path: Path) -> None:
+def check_checkpoint_files(kind: type[PretrainedEncoder], folder: Path, values: Sequence[Any], tmp_path: Path) -> None:
     """Arguments, files and weights build the same encoder, and build it once more, with no folder left."""
     home = tmp_path / "home"
     shutil.copytree(folder, home)
@@ -70,7 +70,7 @@ def survives_its_folder(kind: type[PretrainedEncoder], folder: Path, values: Seq
         encoder = again
 
 
-def trains_every_parameter(encoder: PretrainedEncoder, values: Sequence[Any], head: str) -> None:
+def check_gradients(encoder: PretrainedEncoder, values: Sequence[Any], head: str) -> None:
     """Each parameter that learns gets a gradient, whether a head looks at the tokens or at the vector."""
     encoder = copy.deepcopy(encoder).train()  # training moves the running statistics of the one that others test
     out = getattr(encoder(**encoder.processor(values)), head)
@@ -81,7 +81,7 @@ def trains_every_parameter(encoder: PretrainedEncoder, values: Sequence[Any], he
     assert sum(bool(total > 0) for total in learning) > len(learning) / 2
 
 
-def stays_finite_in_bfloat16(encoder: PretrainedEncoder, values: Sequence[Any]) -> None:
+def check_bfloat16(encoder: PretrainedEncoder, values: Sequence[Any]) -> None:
     batch = encoder.eval().processor(values)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         out = encoder(**batch)
@@ -90,7 +90,7 @@ def stays_finite_in_bfloat16(encoder: PretrainedEncoder, values: Sequence[Any]) 
     assert torch.cosine_similarity(out.embedding.float(), exact.embedding, dim=-1).min() > 0.9
 
 
-def freezes_wholly(kind: type[PretrainedEncoder], folder: Path, values: Sequence[Any]) -> None:
+def check_freeze_all(kind: type[PretrainedEncoder], folder: Path, values: Sequence[Any]) -> None:
     encoder = kind(str(folder), freeze="all")  # as it was built: Lightning does not switch modes when training starts
     batch = encoder.processor(values)
     first = encoder(**batch)
@@ -105,7 +105,9 @@ def freezes_wholly(kind: type[PretrainedEncoder], folder: Path, values: Sequence
         assert torch.equal(value, before[key]), key
 
 
-def freezes_the_bottom(kind: type[PretrainedEncoder], folder: Path, values: Sequence[Any], tops: Sequence[str]) -> None:
+def check_freeze_blocks(
+    kind: type[PretrainedEncoder], folder: Path, values: Sequence[Any], tops: Sequence[str]
+) -> None:
     """One block frozen: it and what lies below it stay, the last block and what lies above it learn."""
     encoder = kind(str(folder), freeze=1)
     batch = encoder.processor(values)
@@ -126,7 +128,7 @@ def freezes_the_bottom(kind: type[PretrainedEncoder], folder: Path, values: Sequ
         kind(str(folder), freeze=99)
 
 
-def refuses_hidden_layers(kind: type[PretrainedEncoder], folder: Path) -> None:
+def check_hidden_layers_errors(kind: type[PretrainedEncoder], folder: Path) -> None:
     with pytest.raises(UserError, match="hidden_layers: 50 is not among"):
         kind(str(folder), hidden_layers=[50], combine="sum")
     with pytest.raises(UserError, match=r"hidden_layers: .* also needs combine, one of concat, sum"):
@@ -135,16 +137,16 @@ def refuses_hidden_layers(kind: type[PretrainedEncoder], folder: Path) -> None:
         kind(str(folder), combine="sum")
 
 
-def combines_hidden_layers(
+def check_combined_hidden_layers(
     kind: type[PretrainedEncoder], folder: Path, values: Sequence[Any], combine: Combine
 ) -> None:
-    """All promises hold for the combination of several layers, and no unused parameter waits for a gradient."""
+    """All checks pass for the combination of several layers, and no unused parameter waits for a gradient."""
     for hidden_layers in [[0, -1], [0, 1]] if combine == "sum" else [[0, -1]]:  # once without the last block
         encoder = kind(str(folder), hidden_layers=hidden_layers, combine=combine)
         encoder.load_pretrained()
-        has_right_shapes(encoder, values)
-        ignores_neighbours(encoder, values)
-        trains_every_parameter(encoder, values, "tokens")
+        check_shapes(encoder, values)
+        check_batch_independence(encoder, values)
+        check_gradients(encoder, values, "tokens")
         out = encode(encoder, values)
         assert (out.layer_weights is not None) == (combine == "attention")
         if out.layer_weights is not None:
@@ -152,7 +154,7 @@ def combines_hidden_layers(
             torch.testing.assert_close(out.layer_weights.sum(-1), torch.ones(len(values)))
 
 
-def travels_to_workers(encoder: PretrainedEncoder, values: Sequence[Any]) -> None:
+def check_processor_pickles(encoder: PretrainedEncoder, values: Sequence[Any]) -> None:
     arrived = pickle.loads(pickle.dumps(encoder.processor))
     assert arrived.kind == encoder.processor.kind
     for key, tensor in encoder.processor(values).items():

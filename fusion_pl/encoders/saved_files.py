@@ -1,4 +1,4 @@
-"""Which configuration, tokenizer and processor files travel in a checkpoint, and what of them is obeyed."""
+"""Check the configuration, tokenizer and processor files that a checkpoint contains."""
 
 from __future__ import annotations
 
@@ -15,93 +15,117 @@ from fusion_pl.messages import reason, short
 from fusion_pl.plain_data import walk
 from fusion_pl.types import UserError
 
-# Files whose keys are settings; the keys of the other JSON files are words.
+# Files whose keys are settings; the keys of other JSON files are tokens.
 SETTINGS = {"config.json", "tokenizer_config.json", "special_tokens_map.json"}
 SETTINGS |= {"preprocessor_config.json", "processor_config.json"}
-# What transformers' tokenizers name in ``vocab_files_names``.
-WORDS = {"added_tokens.json", "bpe.codes", "byte_maps.json", "dict.txt", "emoji.json", "encoder.json", "merges.txt"}
-WORDS |= {"entity_vocab.json", "normalizer.json", "target_vocab.json", "vocab-src.json", "vocab-tgt.json", "vocab.json"}
-WORDS |= {"prophetnet.tokenizer", "vocab.bpe", "vocab.txt", "word_pronunciation.json", "word_shape.json"}
-MODELS = re.compile(r"[\w.-]+\.(model|vocab|spm)")  # of sentencepiece
+# ``vocab_files_names`` of the tokenizers of transformers.
+VOCABULARIES = {
+    "added_tokens.json",
+    "bpe.codes",
+    "byte_maps.json",
+    "dict.txt",
+    "emoji.json",
+    "encoder.json",
+    "merges.txt",
+}
+VOCABULARIES |= {
+    "entity_vocab.json",
+    "normalizer.json",
+    "target_vocab.json",
+    "vocab-src.json",
+    "vocab-tgt.json",
+    "vocab.json",
+}
+VOCABULARIES |= {"prophetnet.tokenizer", "vocab.bpe", "vocab.txt", "word_pronunciation.json", "word_shape.json"}
+SENTENCEPIECE = re.compile(r"[\w.-]+\.(model|vocab|spm)")
 UNNEEDED = {"chat_template.jinja", "chat_template.json", "generation_config.json", "README.md"}
-CODE = re.compile(r".*\.(py\w?|so|dll|dylib|sh|bat|exe|pkl|pickle|joblib|bin|pth?|ckpt)", re.IGNORECASE)
-# Names of code, of other repositories and of attention kernels from the hub. None changes what the files describe.
-IGNORED = {"auto_map", "custom_pipelines", "_name_or_path", "name_or_path", "_commit_hash", "chat_template"}
-IGNORED |= {"attn_implementation", "_attn_implementation", "experts_implementation", "kernel_config"}
-BYTES = 2**26  # of a file
-LARGEST = 2**24  # of a configuration's numbers
-UNBOUNDED = {"rope_theta", "theta", "max_length", "model_max_length"}  # size nothing that is built
-GROWTH = 64  # factor by which a normalizer may lengthen a text: three replacements of one character by two make 8
-SPECIAL = 64  # tokens that a template adds to a text
-TOKEN = {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"}  # others are printed
-SIDE = 4096  # of a picture, in pixels
-SAMPLES = 2**22  # of a clip: four minutes at 16 kHz
-SPECTRUM = 2**24  # numbers of a spectrogram: Whisper's and CLAP's have about a million
+CODE_FILES = re.compile(r".*\.(py\w?|so|dll|dylib|sh|bat|exe|pkl|pickle|joblib|bin|pth?|ckpt)", re.IGNORECASE)
+# Settings that name code, other repositories or attention kernels on the hub; none changes the architecture.
+CODE_REFERENCES = {"auto_map", "custom_pipelines", "_name_or_path", "name_or_path", "_commit_hash", "chat_template"}
+CODE_REFERENCES |= {"attn_implementation", "_attn_implementation", "experts_implementation", "kernel_config"}
+MAX_FILE_SIZE = 2**26  # bytes
+MAX_NUMBER = 2**24  # in a configuration
+UNBOUNDED = {"rope_theta", "theta", "max_length", "model_max_length"}  # not the size of any tensor
+MAX_GROWTH = 64  # factor by which a normalizer may lengthen a text
+MAX_SPECIAL_TOKENS = 64  # that a template adds to a text
+TOKEN_KEYS = {
+    "id",
+    "content",
+    "single_word",
+    "lstrip",
+    "rstrip",
+    "normalized",
+    "special",
+    "__type",
+}  # the library prints others
+MAX_IMAGE_SIZE = 4096  # pixels per side
+MAX_SAMPLES = 2**22  # per clip: four minutes at 16 kHz
+MAX_SPECTROGRAM_SIZE = 2**24  # entries; those of Whisper and CLAP have about a million
 
 _walk = partial(walk, max_depth=100, max_values=500_000)
 
 
-def travels(name: str) -> bool:
-    """Return whether a checkpoint carries a file of this name."""
-    return name in SETTINGS | WORDS | {"tokenizer.json"} or MODELS.fullmatch(name) is not None
+def is_allowed(name: str) -> bool:
+    """Return whether a checkpoint may contain a file of this name."""
+    return name in SETTINGS | VOCABULARIES | {"tokenizer.json"} or SENTENCEPIECE.fullmatch(name) is not None
 
 
-def without_code(name: str, content: bytes) -> bytes:
-    """Leave out of a file of settings what names code or other repositories."""
+def remove_code_references(name: str, content: bytes) -> bytes:
+    """Remove settings that name code or other repositories from a file."""
     if name not in SETTINGS:
         return content
-    given = json.loads(content)
-    kept = _drop(given)
-    return content if kept == given else json.dumps(kept, indent=2).encode()
+    settings = json.loads(content)
+    cleaned = _remove_references(settings)
+    return content if cleaned == settings else json.dumps(cleaned, indent=2).encode()
 
 
-def check_folder(folder: str) -> None:
-    """Check the files that came in a checkpoint, and leave out what must not be obeyed.
+def check_saved_files(folder: str) -> None:
+    """Check the files of a checkpoint, and remove references to code from them.
 
-    Other files are removed: earlier versions embedded whatever a tokenizer had saved.
+    Files with other names are deleted; earlier versions stored all files of a tokenizer.
 
     Raises:
-        UserError: for a file of code or a pickle, and for one that asks for more than any model needs.
+        UserError: for code or a pickle, and for settings beyond the limits of known models.
     """
     for path in sorted(Path(folder).iterdir()):
-        if not travels(path.name) and not CODE.fullmatch(path.name):
+        if not is_allowed(path.name) and not CODE_FILES.fullmatch(path.name):
             path.unlink()
             continue
-        if not travels(path.name):
+        if not is_allowed(path.name):
             raise UserError(
                 f"the checkpoint holds a file {path.name}, which fusion-pl does not write: it was tampered with"
             )
-        if path.stat().st_size > BYTES:
+        if path.stat().st_size > MAX_FILE_SIZE:
             raise UserError(f"the checkpoint's {path.name} is larger than any that is known")
         if path.suffix == ".json":
             try:
                 content = path.read_bytes()
                 _check(path.name, json.loads(content))
-                path.write_bytes(without_code(path.name, content))
+                path.write_bytes(remove_code_references(path.name, content))
             except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(f"the checkpoint's {path.name} cannot be used: {reason(error)}") from error
 
 
-def _drop(value: Any) -> Any:
+def _remove_references(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _drop(item) for key, item in value.items() if key not in IGNORED}
-    return [_drop(item) for item in value] if isinstance(value, list) else value
+        return {key: _remove_references(item) for key, item in value.items() if key not in CODE_REFERENCES}
+    return [_remove_references(item) for item in value] if isinstance(value, list) else value
 
 
 def _check(name: str, content: Any) -> None:
-    if name in WORDS:
+    if name in VOCABULARIES:
         return
     if not isinstance(content, dict):
         raise UserError("it is not a JSON object")
     if name == "tokenizer.json":
         _check_tokenizer(content)
     tokens = content.get("added_tokens") if name == "tokenizer.json" else content
-    if any("content" in one and not set(one) <= TOKEN for one in _dicts(tokens)):
+    if any("content" in token and not set(token) <= TOKEN_KEYS for token in _dicts(tokens)):
         raise UserError("a token has properties that tokenizers do not have")
     if name not in {"config.json", "preprocessor_config.json", "processor_config.json"}:
         return
     for key, value in _walk(content):
-        if isinstance(value, int) and abs(value) > LARGEST and key not in UNBOUNDED:
+        if isinstance(value, int) and abs(value) > MAX_NUMBER and key not in UNBOUNDED:
             raise UserError(f"{short(key)} is {short(str(value))}, beyond what any model has")
         if (key == "backbone" and isinstance(value, str)) or (key == "model_type" and str(value).startswith("timm")):
             raise UserError(f"{key} {short(str(value))!r} names a model of another repository, which is not read")
@@ -110,12 +134,12 @@ def _check(name: str, content: Any) -> None:
 
 
 def _check_processor(settings: dict[str, Any]) -> None:
-    """Bound what a picture or a clip becomes before the model sees it."""
+    """Check the size of processed images and clips."""
     for key in ("size", "crop_size"):
         sides = settings.get(key)
         for side in sides.values() if isinstance(sides, dict) else [sides]:
-            if side is not None and not 1 <= side <= SIDE:
-                raise UserError(f"{key} is {side}, expected 1 to {SIDE} pixels")
+            if side is not None and not 1 <= side <= MAX_IMAGE_SIZE:
+                raise UserError(f"{key} is {side}, expected 1 to {MAX_IMAGE_SIZE} pixels")
     if "sampling_rate" not in settings:
         return
 
@@ -128,18 +152,18 @@ def _check_processor(settings: dict[str, Any]) -> None:
     longest = max(longest, number("max_length_s", 0.0) * rate, number("max_length", 0.0) * hop)
     if not (1000 <= rate <= 384_000 and 1 <= hop <= longest + rate and 1 <= window <= 2**16 and bands <= 2**12):
         raise UserError("it describes no spectrogram: check sampling_rate, hop_length, n_fft and feature_size")
-    if longest > SAMPLES or bands * window > SPECTRUM or longest / hop * window > SPECTRUM:
+    if longest > MAX_SAMPLES or bands * window > MAX_SPECTROGRAM_SIZE or longest / hop * window > MAX_SPECTROGRAM_SIZE:
         raise UserError("a clip would become larger than with any model that is known")
 
 
 def _check_tokenizer(content: dict[str, Any]) -> None:
-    """Bound how much longer a text becomes, and refuse what makes the tokenizer's library end the process."""
+    """Check how much a text may grow, and refuse data that would abort the process in the tokenizers library."""
     for part in ("normalizer", "pre_tokenizer"):
         steps = [value for _, value in _walk(content.get(part)) if isinstance(value, dict)]
         grown = math.prod(1 + len(step["content"]) for step in steps if step.get("type") == "Replace")
         added = sum(len(step.get("prepend") or "") for step in steps if step.get("type") == "Prepend")
-        if grown > GROWTH or added > GROWTH:
-            raise UserError(f"its {part} lengthens a text more than {GROWTH} times")
+        if grown > MAX_GROWTH or added > MAX_GROWTH:
+            raise UserError(f"its {part} lengthens a text more than {MAX_GROWTH} times")
         for step in steps:
             if step.get("type") == "Precompiled":
                 table = base64.b64decode(step["precompiled_charsmap"], validate=True)
@@ -148,8 +172,12 @@ def _check_tokenizer(content: dict[str, Any]) -> None:
                     raise UserError("its normalizer's table is cut off")
     template = content.get("post_processor") or {}
     ids = [len(value) for key, value in _walk(template) if key == "ids" and isinstance(value, list)]
-    if len(ids) > SPECIAL or sum(ids) > SPECIAL or sum("SpecialToken" in v for v in _dicts(template)) > SPECIAL:
-        raise UserError(f"its post_processor adds more than {SPECIAL} tokens to a text")
+    if (
+        len(ids) > MAX_SPECIAL_TOKENS
+        or sum(ids) > MAX_SPECIAL_TOKENS
+        or sum("SpecialToken" in v for v in _dicts(template)) > MAX_SPECIAL_TOKENS
+    ):
+        raise UserError(f"its post_processor adds more than {MAX_SPECIAL_TOKENS} tokens to a text")
 
 
 def _dicts(content: Any) -> Iterator[dict[str, Any]]:
