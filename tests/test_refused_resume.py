@@ -64,4 +64,4 @@ def test_a_missing_class_is_named(again, capsys):
     order = ["--data.classes", "[spam, ham]"]
     shutil.copy("before.csv", "rows.csv")
     assert run("test", ["--config", "config.yaml", *order]) == 2
-    assert "they are in another order; set data.classes to ['ham', 'spam'], or train anew" in capsys.readouterr().err
+    assert "they are in another order; set data.classes to ['ham', 'spam'], or train again" in capsys.readouterr().err
