@@ -14,6 +14,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import FrameType, ModuleType
 
 from fusion_pl import __version__
+from fusion_pl.messages import did_you_mean
 
 HELP = """\
 usage: fusion-pl COMMAND [options]
@@ -56,11 +57,8 @@ def main() -> int:
         print(f"fusion-pl {__version__}")
         return 0
     if subcommand not in (*COMMANDS, "--completion"):
-        import difflib
-
-        close = difflib.get_close_matches(subcommand, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(COMMANDS)}"
-        print(f"fusion-pl: error: there is no command {subcommand!r}; {hint} (fusion-pl --help)", file=sys.stderr)
+        hint = did_you_mean(subcommand, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
+        print(f"fusion-pl: error: there is no command {subcommand!r}{hint} (fusion-pl --help)", file=sys.stderr)
         return 2
     if subcommand == "--completion" and arguments[1:] not in ([], ["bash"]):
         shell = " ".join(arguments[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 
 MAX_LENGTH = 200
@@ -61,6 +62,17 @@ def join_lines(lines: Sequence[str], max_lines: int) -> str:
     """
     more = [f"… and {len(lines) - max_lines} more"] if len(lines) > max_lines else []
     return "\n  ".join([*lines[:max_lines], *more])
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return a question about a similar known name, to append to a message; empty where there is none.
+
+    Example:
+        >>> did_you_mean("batchsize", ["batch_size", "seed"], prefix="--")
+        '; did you mean --batch_size?'
+    """
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {prefix}{matches[0]}?" if matches else ""
 
 
 def printable(text: str) -> str:

@@ -205,7 +205,7 @@ def test_every_number_out_of_its_range_is_refused(config, without_training, caps
         ("--trainer.callbacks+ Timer", "which config.yaml cannot hold: give that option as text (for Timer"),
         ("--model.fusion.dimm 3", "no option 'dimm' for model.fusion; did you mean dim?"),
         ("--model.encoders.text TinyTxt", "did you mean TinyText?"),
-        ("--model.encoders.photo.dim 8", "--model.encoders.photo.dim is of no class yet: name that first"),
+        ("--model.encoders.photo.dim 8", "--model.encoders.photo.dim has no class: give one first"),
         ("--data Manifest", "did you mean ManifestData?"),
         ("--model.loss.inputs 0.5", "no option 'inputs' for model.loss: it is called auxiliary_weight now"),
         (
@@ -220,7 +220,7 @@ def test_every_number_out_of_its_range_is_refused(config, without_training, caps
         ("--trainer.max_epoch 3", "there is no option --trainer.max_epoch; did you mean --trainer.max_epochs?"),
         ("--data.batch_size 3 --data.batch_size=4", "--data.batch_size is given twice (3 and 4): give it once"),
         ("--model.optimizer.lr 1 --model.optimizer.init_args.lr 2", "--model.optimizer.lr is given twice (1 and 2)"),
-        ("stray", "'stray' belongs to no option"),
+        ("stray", "'stray' is not the value of an option"),
         ("--trainer stray", "--trainer stray: there is no such file"),
         ("--seed_everything -1", "seed_everything is -1, expected true or false or a whole number from 0"),
         ("--trainer.accelerator tpu9", "trainer: You selected an invalid accelerator name: `accelerator='tpu9'`"),
@@ -268,7 +268,7 @@ def test_a_metric_that_this_head_does_not_have_is_told(config, option, match, ca
     ("arguments", "match"),
     [
         ("", "required: model.encoders, model.fusion, data; give --model.encoders"),
-        ("--data.manifest m.csv", "--data.manifest is of no class yet: name that first such as --data ManifestData"),
+        ("--data.manifest m.csv", "--data.manifest has no class: give one first such as --data ManifestData"),
         ("--data ManifestData", "required: data.manifest; give --data.manifest"),
     ],
 )

@@ -80,7 +80,7 @@ def test_a_column_that_the_table_lacks_is_refused(again, capsys):
     assert predict("--columns", "text,splitt") == 2
     message = capsys.readouterr().err
     assert "there is no column 'splitt' for --columns" in message
-    assert "did you mean 'split'?" in message
+    assert "did you mean split?" in message
     assert not Path("p.csv").exists()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import NoReturn
 
-from fusion_pl.cli.parse_errors import guess
 from fusion_pl.cli.parsing import refuse_repeated
+from fusion_pl.messages import did_you_mean
 from fusion_pl.types import UserError
 
 DESCRIPTION = """Train heads and single inputs with the same configuration over several seeds, and report the best.
@@ -55,7 +55,7 @@ def read_arguments(arguments: list[str]) -> tuple[Namespace, list[str]]:
     for argument in extra:
         name = argument.removeprefix("--").partition("=")[0]
         if argument.startswith("--") and name.partition(".")[0] not in FIT_OPTIONS:
-            near = guess(name, [*known, *FIT_OPTIONS], "--")
+            near = did_you_mean(name, [*known, *FIT_OPTIONS], "--")
             raise UserError(f"there is no option --{name}{near} (fusion-pl compare --help)")
     if options.seeds < 1 or options.jobs < 1:
         raise UserError(f"--seeds is {options.seeds} and --jobs {options.jobs}, expected at least 1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,11 +72,9 @@ def head_class_paths(fusions: str) -> list[str]:
     names = known if fusions == "all" else [name.strip() for name in fusions.split(",") if name.strip()]
     for name in names:
         if "." not in name and name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
             raise UserError(
-                f"--fusions: there is no head {name!r}"
-                + (f"; did you mean {close[0]}?" if close else "")
-                + f" (all, {', '.join(known)}, or the class path of your own)"
+                f"--fusions: there is no head {name!r}{did_you_mean(name, known)} "
+                f"(all, {', '.join(known)}, or the class path of your own)"
             )
     if not names:
         raise UserError("--fusions names no head: give all, or names with commas between them")

@@ -14,11 +14,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from fusion_pl.checkpoint import read_checkpoint
-from fusion_pl.cli.parse_errors import guess
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.encoders.base import Encoder
-from fusion_pl.messages import join_names, short
+from fusion_pl.messages import did_you_mean, join_names, short
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training.stage_metrics import StageMetrics
 from fusion_pl.types import UserError
@@ -92,7 +91,7 @@ def check_monitor(option: str, metric: str | None, model: FusionClassifier) -> N
     known = ["val/loss", *logged, "train/loss", "train/loss_step", "train/accuracy"]
     if metric is not None and metric not in known and not metric.startswith(("val/weight/", "val/layer_weight/")):
         raise UserError(
-            f"{option}: no run measures {metric!r}" + (guess(metric, known) or f"; there are {', '.join(known)}")
+            f"{option}: no run measures {metric!r}" + (did_you_mean(metric, known) or f"; there are {', '.join(known)}")
         )
 
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from fusion_pl.data.splits import parse_split
 from fusion_pl.data.table import Problem, Table
-from fusion_pl.messages import join_names
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+from fusion_pl.messages import did_you_mean, join_names
 
 
 def check_column(table: Table, column: str, purpose: str, fix: str = "") -> Iterator[Problem]:
@@ -26,7 +20,7 @@ def check_column(table: Table, column: str, purpose: str, fix: str = "") -> Iter
         fix: what to do, besides renaming a column.
     """
     if column not in table.columns:
-        known = join_names(map(repr, table.columns)) + _suggestion(column, table.columns)
+        known = join_names(map(repr, table.columns)) + did_you_mean(column, table.columns)
         yield Problem(f"there is no column {column!r} for {purpose}; it has {known}" + (f": {fix}" if fix else ""))
 
 
@@ -39,7 +33,7 @@ def check_labels(table: Table, column: str, classes: Sequence[str]) -> Iterator[
             yield Problem("the label is empty: give the row a class, or remove it", number, column)
         elif label not in known:
             yield Problem(
-                f"{label!r} is not one of the classes {join_names(classes)}{_suggestion(label, classes)}",
+                f"{label!r} is not one of the classes {join_names(classes)}{did_you_mean(label, classes)}",
                 number,
                 column,
             )
