@@ -1,4 +1,4 @@
-"""What a part was built from, so that a checkpoint can build it again: plain data, never pickled code."""
+"""Constructor configurations of encoders and heads, which a checkpoint stores as plain data instead of pickled code."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any, TypedDict, TypeVar
 from fusion_pl.messages import short
 from fusion_pl.types import UserError
 
-PLAIN = (str, int, float, bool, type(None))
-# What arguments of encoders and heads were called before; old checkpoints are converted, old YAML gets a hint.
+PLAIN_TYPES = (str, int, float, bool, type(None))
+# Old -> new name of arguments of encoders and heads; old checkpoints are converted, old YAML gets a message.
 RENAMED_ARGUMENTS = {"levels": "hidden_layers", "doubt": "kl_weight", "top": "top_k"}
 PartT = TypeVar("PartT", bound="Configurable")
 
 
 class PartConfig(TypedDict):
-    """A class and the arguments of its constructor, written as in the YAML."""
+    """A class and the arguments of its constructor, as in the YAML."""
 
     class_path: str
     init_args: dict[str, Any]
 
 
 class Configurable:
-    """Base of every pluggable part: remembers its constructor's arguments, whoever wrote the subclass.
+    """Base of encoders and heads: records the constructor arguments of every subclass.
 
     Example:
         >>> class Part(Configurable):
@@ -40,13 +40,13 @@ class Configurable:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "__init__" in cls.__dict__:
-            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = _record_arguments(cls.__init__)  # type: ignore[method-assign]
 
 
-def _recording(init: Callable[..., None]) -> Callable[..., None]:
+def _record_arguments(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
     def wrapper(self: Configurable, *args: Any, **kwargs: Any) -> None:
-        if "init_args" not in self.__dict__:  # the outermost constructor runs first; its arguments are the user's
+        if "init_args" not in self.__dict__:  # only those of the outermost constructor, which runs first
             bound = inspect.signature(init).bind(self, *args, **kwargs)
             _, *rest = bound.arguments.items()
             extra = bound.arguments.get("kwargs", {})
@@ -57,14 +57,14 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def config_of(part: Configurable, without: Collection[str] = ()) -> PartConfig:
-    """Return how to build ``part`` again.
+    """Return the configuration that rebuilds ``part``.
 
     Args:
         part: an encoder or a head.
-        without: arguments that are not the user's, such as widths that come from other parts.
+        without: names of arguments to omit, such as dimensions that follow from other parts.
 
     Raises:
-        UserError: where an argument is not plain data, so that no checkpoint could carry it.
+        UserError: if an argument is not plain data, so that a checkpoint cannot store it.
     """
     path = f"{type(part).__module__}.{type(part).__qualname__}"
     args = {key: value for key, value in part.init_args.items() if key not in without}
@@ -74,30 +74,30 @@ def config_of(part: Configurable, without: Collection[str] = ()) -> PartConfig:
 
 
 def _plain(value: Any, where: str) -> Any:
-    if isinstance(value, PLAIN):
+    if isinstance(value, PLAIN_TYPES):
         return value
     if isinstance(value, (list, tuple)):
         return [_plain(item, where) for item in value]
     if isinstance(value, dict):
         return {str(key): _plain(item, where) for key, item in value.items()}
     raise UserError(
-        f"{where} is a {type(value).__name__}: a checkpoint carries only text, numbers, lists and dictionaries; give "
-        "the part plain arguments and let it build the rest"
+        f"{where} is a {type(value).__name__}: a checkpoint stores only text, numbers, lists and dictionaries; pass "
+        "plain arguments and build other objects in the constructor"
     )
 
 
 def import_class(path: str, base: type[PartT], trust: Collection[str] = ()) -> type[PartT]:
-    """Find a part's class by its path, and refuse what could run somebody else's code.
+    """Import the class of an encoder or head, from fusion_pl and trusted packages only.
 
     Args:
-        path: as in ``class_path``.
-        base: what it must be a subclass of.
-        trust: top-level packages that the user allows besides fusion_pl.
+        path: a ``class_path``.
+        base: required base class.
+        trust: top-level packages that the user trusts besides fusion_pl.
 
     Raises:
-        UserError: where the package is not trusted, not installed, or the name is not a ``base``.
+        UserError: if the package is not trusted or not installed, or the class is not a subclass of ``base``.
     """
-    if not all(one.isidentifier() for one in path.split(".")):
+    if not all(name.isidentifier() for name in path.split(".")):
         raise UserError(f"the checkpoint asks for {short(path)!r}, which is not the name of a class: it is damaged")
     module, _, name = path.rpartition(".")
     package = module.partition(".")[0]
@@ -107,26 +107,26 @@ def import_class(path: str, base: type[PartT], trust: Collection[str] = ()) -> t
             f"you trust it, say so with --trust {package} (in Python: trust=[{package!r}])"
         )
     try:
-        found = getattr(importlib.import_module(module), name)
+        cls = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"the checkpoint asks for {path}, which cannot be imported here: {no_module(error, path)}"
+            f"the checkpoint asks for {path}, which cannot be imported here: {missing_module_message(error, path)}"
         ) from error
     except (ImportError, AttributeError) as error:
         raise UserError(f"the checkpoint asks for {path}, which cannot be imported here: {error}") from error
-    if not (isinstance(found, type) and issubclass(found, base)):
+    if not (isinstance(cls, type) and issubclass(cls, base)):
         raise UserError(
             f"the checkpoint asks for {path}, which is not a {base.__name__}: the file is damaged or tampered with"
         )
-    return found
+    return cls
 
 
-def no_module(error: ModuleNotFoundError, path: str) -> str:
-    """Say where a class's module was looked for.
+def missing_module_message(error: ModuleNotFoundError, path: str) -> str:
+    """Return the message for a module that cannot be imported.
 
     Args:
-        error: of the import.
-        path: of the class.
+        error: the error of the import.
+        path: ``class_path`` of the class.
     """
     if error.name and not f"{path}.".startswith(f"{error.name}."):
         return f"{path} cannot be imported, because its module needs {error.name!r}, which is not installed"

@@ -1,7 +1,7 @@
-"""What travels through fusion-pl, in the order in which it travels.
+"""Data types, in the order of the data flow.
 
-Shape letters mean the same everywhere: B samples of a batch, P of them that have an input, T tokens, D channels of an
-input, M inputs, F fused channels, C classes, N audio samples. Every mask is **True = real**.
+Shape letters have the same meaning everywhere: B samples of a batch, P of them that have an input, T tokens, D channels
+of an input, M inputs, F fused channels, C classes, N audio samples. In every mask **True = real**.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-SMALL = 2**20  # bytes of a tensor up to which a copy through a pipe takes less time than sharing its memory
+MAX_PIPED_BYTES = 2**20  # size of a tensor up to which copying through a pipe is faster than shared memory
 Kind = Literal["text", "image", "audio"]
 
 
 class UserError(ValueError):
-    """Something the user can fix: the message says what is wrong, where, and what to do."""
+    """An error that the user can fix: the message says what is wrong, where, and what to do."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder that the user named and that is not there."""
+    """A file or folder that the user named and that does not exist."""
 
 
 class Waveform(NamedTuple):
-    """Sound as read from disk.
+    """A mono audio clip.
 
     Attributes:
-        samples: mono, in [-1, 1].
-        rate: samples a second, in Hz.
+        samples: in [-1, 1].
+        rate: sampling rate, in Hz.
     """
 
     samples: Float[Tensor, " N"]
@@ -43,13 +43,13 @@ class Waveform(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """One aligned example; an input it lacks is a key that ``inputs`` lacks.
+    """One multimodal sample.
 
     Attributes:
-        id: the user's name for it, or its row.
-        inputs: name of the input -> ``str``, ``PIL.Image.Image`` or ``Waveform``.
-        target: index of the class, or None where it is not known.
-        bad_files: what could not be read, one sentence each.
+        id: id in the table, or row number.
+        inputs: name of the input -> ``str``, ``PIL.Image.Image`` or ``Waveform``; missing inputs have no key.
+        target: index of the class, or None if unknown.
+        bad_files: one message per file that could not be read.
     """
 
     id: str
@@ -59,16 +59,16 @@ class Sample:
 
 
 class Batch(NamedTuple):
-    """B samples, ready for the model.
+    """B samples, collated for the model.
 
     Attributes:
-        inputs: name -> keyword arguments of that input's encoder. Their P rows are the samples that *have* the input,
-            in the order of the batch (one blank row where none has it), so nothing is computed for a missing input.
-        present: name -> which of the B samples have it.
-        target: class indices, or None when predicting.
-        ids: B names.
-        bad_files: B times what could not be read of that sample, one sentence each.
-        id_hashes: ``hash_ids`` of the ids, made by the loader; None in a batch that was put together by hand.
+        inputs: name of the input -> keyword arguments of its encoder. Their P rows are the samples that have the input,
+            in the order of the batch (one placeholder row if none has it), so nothing is computed for missing inputs.
+        present: name of the input -> which of the B samples have it.
+        target: class indices, or None in prediction.
+        ids: ids of the B samples.
+        bad_files: messages about unreadable files, per sample.
+        id_hashes: ``hash_ids`` of the ids, computed by the loader; None in a batch that was not made by a loader.
     """
 
     inputs: dict[str, dict[str, Tensor]]
@@ -79,41 +79,44 @@ class Batch(NamedTuple):
     id_hashes: Int[Tensor, " B"] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let small tensors travel from a worker as bytes: to share memory for each costs the loader far more."""
-        return _arrived, tuple(_changed(self, _packed))
+        """Pickle small tensors as bytes, which is much faster than shared memory for each of them."""
+        return _from_numpy, tuple(_map_tensors(self, _to_numpy))
 
 
-def _changed(batch: Batch, change: Callable[[Any], Any]) -> Batch:
-    inputs = {name: {key: change(value) for key, value in given.items()} for name, given in batch.inputs.items()}
-    present = {name: change(mask) for name, mask in batch.present.items()}
-    changed = {"target": change(batch.target), "id_hashes": change(batch.id_hashes)}
-    return batch._replace(inputs=inputs, present=present, **changed)
+def _map_tensors(batch: Batch, function: Callable[[Any], Any]) -> Batch:
+    return batch._replace(
+        inputs={name: {key: function(x) for key, x in tensors.items()} for name, tensors in batch.inputs.items()},
+        present={name: function(mask) for name, mask in batch.present.items()},
+        target=function(batch.target),
+        id_hashes=function(batch.id_hashes),
+    )
 
 
-def _packed(value: Tensor | None) -> Tensor | NDArray[Any] | None:
-    if value is None or value.device.type != "cpu" or value.nbytes > SMALL or value.dtype == torch.bfloat16:
+def _to_numpy(value: Tensor | None) -> Tensor | NDArray[Any] | None:
+    if value is None or value.device.type != "cpu" or value.nbytes > MAX_PIPED_BYTES or value.dtype == torch.bfloat16:
         return value
     return value.detach().numpy()
 
 
-def _arrived(*parts: Any) -> Batch:
-    return _changed(Batch(*parts), lambda value: torch.from_numpy(value) if isinstance(value, np.ndarray) else value)
+def _from_numpy(*fields: Any) -> Batch:
+    return _map_tensors(
+        Batch(*fields), lambda value: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    )
 
 
 def hash_ids(ids: Sequence[str]) -> Int[Tensor, " B"]:
-    """Return the CRC-32 of each id, to choose samples by that are the same ones in every epoch, process and run."""
+    """Return the CRC-32 of each id, to select the same samples in every epoch, process and run."""
     return torch.tensor([zlib.crc32(name.encode("utf-8", "surrogatepass")) for name in ids], dtype=torch.long)
 
 
 class Encoded(NamedTuple):
-    """One input after its encoder.
+    """Output of an encoder.
 
     Attributes:
-        tokens: the sequence; zeros where ``mask`` is False.
-        mask: True = real token; a row of False = the sample lacks this input.
-        embedding: one vector a sample; zeros where the input is missing.
-        layer_weights: how much each hidden layer counted, zeros where the input is missing (None where the encoder
-            does not weigh them).
+        tokens: sequence of tokens; zeros where ``mask`` is False.
+        mask: True = real token; all False if the sample does not have the input.
+        embedding: pooled embedding; zeros if the input is missing.
+        layer_weights: weights of the hidden layers, zeros if the input is missing; None if the encoder has none.
     """
 
     tokens: Float[Tensor, "B T D"]
@@ -123,14 +126,14 @@ class Encoded(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """What a fusion head returns.
+    """Output of a fusion head.
 
     Attributes:
-        logits: of the classes.
-        embedding: of all inputs together (None for decision-level heads).
-        weights: how much each input counted, summing to 1 over the present ones (None where the head does not know).
-        input_logits: each input's own decision, where the head makes them.
-        extra: what only the head's own loss reads.
+        logits: class logits.
+        embedding: fused embedding (None for decision-level heads).
+        weights: weights of the inputs, which sum to 1 over the present ones (None if the head has none).
+        input_logits: logits of unimodal classifiers, by name of the input, if the head has them.
+        extra: tensors for the loss of the head.
     """
 
     logits: Float[Tensor, "B C"]
@@ -142,10 +145,10 @@ class Fused(NamedTuple):
 
 @runtime_checkable
 class Processor(Protocol):
-    """Turns opened values of one input into its encoder's keyword arguments; runs in the loader's workers.
+    """Convert opened values of one input to keyword arguments of its encoder; runs in the loader's workers.
 
-    One of sounds may have ``crop(samples, rate, training) -> (first, end)``, which says what part of a sound it uses;
-    no more of a file is read then.
+    An audio processor may have ``crop(samples, rate, training) -> (start, end)``, which returns the part of a clip that
+    is used, so that no more of a file is read.
     """
 
     kind: Kind
@@ -155,6 +158,6 @@ class Processor(Protocol):
 
         Args:
             values: P times ``str``, ``PIL.Image.Image`` or ``Waveform``, by ``kind``.
-            training: whether random crops are wanted.
+            training: whether to apply random crops.
         """
         ...

@@ -37,7 +37,7 @@ def test_a_config_builds_an_equal_part():
 
 
 def test_arguments_that_are_not_plain_data_are_refused():
-    with pytest.raises(UserError, match=r"Outer\(width=…\) is a Linear: a checkpoint carries only"):
+    with pytest.raises(UserError, match=r"Outer\(width=…\) is a Linear: a checkpoint stores only"):
         config_of(Outer(nn.Linear(1, 1)))
     with pytest.raises(UserError, match="is a Tensor"):
         config_of(Outer({"a": [torch.zeros(1)]}))

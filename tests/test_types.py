@@ -1,4 +1,4 @@
-"""How batches travel from a loader's worker."""
+"""Pickling of batches in the loader's workers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from multiprocessing.reduction import ForkingPickler
 import torch
 from torch.utils.data import DataLoader
 
-from fusion_pl.types import SMALL, Batch
+from fusion_pl.types import MAX_PIPED_BYTES, Batch
 
 
 def batch_of(size: int) -> Batch:
@@ -30,22 +30,22 @@ def assert_same(found: Batch, wanted: Batch) -> None:
 
 
 def test_a_pickled_batch_is_equal() -> None:
-    for size in (4, SMALL):
+    for size in (4, MAX_PIPED_BYTES):
         wanted = batch_of(size)
         (found,) = DataLoader(dataset=[wanted], batch_size=None, num_workers=1, collate_fn=lambda batch: batch)
         assert_same(found, wanted)
-        assert found.inputs["voice"]["samples"].is_shared() == (size == SMALL)
+        assert found.inputs["voice"]["samples"].is_shared() == (size == MAX_PIPED_BYTES)
         found.inputs["voice"]["samples"].zero_()  # is the receiver's own
 
 
 def test_a_batch_without_targets_and_in_half_precision_can_be_pickled() -> None:
-    left = batch_of(4)._replace(target=None, inputs={"voice": {"samples": torch.rand(2, 4).bfloat16()}})
-    arrived = pickle.loads(pickle.dumps(left))
-    assert arrived.target is None
-    assert torch.equal(arrived.inputs["voice"]["samples"], left.inputs["voice"]["samples"])
+    batch = batch_of(4)._replace(target=None, inputs={"voice": {"samples": torch.rand(2, 4).bfloat16()}})
+    loaded = pickle.loads(pickle.dumps(batch))
+    assert loaded.target is None
+    assert torch.equal(loaded.inputs["voice"]["samples"], batch.inputs["voice"]["samples"])
 
 
 def test_small_tensors_are_not_in_shared_memory() -> None:
     sent = bytes(ForkingPickler.dumps(batch_of(4)))
     assert b"rebuild_storage" not in sent
-    assert b"rebuild_storage" in bytes(ForkingPickler.dumps(batch_of(SMALL)))
+    assert b"rebuild_storage" in bytes(ForkingPickler.dumps(batch_of(MAX_PIPED_BYTES)))

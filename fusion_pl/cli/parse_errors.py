@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from fusion_pl.cli.options import Option, options_of, options_of_class, options_on
-from fusion_pl.config import RENAMED_ARGUMENTS, no_module
+from fusion_pl.config import RENAMED_ARGUMENTS, missing_module_message
 from fusion_pl.messages import did_you_mean, one_line
 from fusion_pl.types import UserError
 
@@ -158,7 +158,7 @@ def _class_error(cause: BaseException, messages: Sequence[str], key: str, option
     if not option.bases or not value:
         return None
     if isinstance(cause, ModuleNotFoundError):
-        return f"{key}: {no_module(cause, value[1])}"
+        return f"{key}: {missing_module_message(cause, value[1])}"
     if isinstance(cause, ImportError):
         return f"{key}: {value[1]} cannot be imported: {cause}"
     other_types = set(re.findall(r"Expected a <class '(?:\w+\.)*(\w+)'>", detail)) - {"NoneType"}
