@@ -23,8 +23,8 @@ from fusion_pl.training.cache import Caches
 from fusion_pl.training.loss import Loss
 from fusion_pl.training.optimisation import (
     WarmupCosine,
+    check_total_steps,
     dimensions,
-    known_steps,
     parameter_groups,
     use_fused_step,
 )
@@ -112,7 +112,7 @@ class FusionClassifier(LightningModule):
             limit: maximum size of the folder in bytes; None: as much as the disk has room for.
         """
         self.cache = Caches(folder, augmented, limit)
-        self.cache.cut_alike(self._encoders())
+        self.cache.use_fixed_crops(self._encoders())
 
     @property
     def processors(self) -> dict[str, Processor]:
@@ -214,8 +214,8 @@ class FusionClassifier(LightningModule):
         for name, metric in stage_metrics.update(fused, encoded, batch).items():
             self.log(name, metric, prog_bar=name == f"{stage}/loss")
         if self.trainer.state.fn != "fit":  # not after every epoch of training, which would be slow
-            for subset in stage_metrics.choices:
-                self.log_dict(stage_metrics.update_choice(subset, self.fuse(encoded, only=subset), batch))
+            for subset in stage_metrics.subsets:
+                self.log_dict(stage_metrics.update_subset(subset, self.fuse(encoded, only=subset), batch))
         return fused.logits.float()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -229,7 +229,7 @@ class FusionClassifier(LightningModule):
         scheduler = self.lr_scheduler(optimizer)
         if isinstance(scheduler, WarmupCosine):
             if scheduler.total_steps is None:
-                scheduler.set_total_steps(known_steps(self.trainer.estimated_stepping_batches))
+                scheduler.set_total_steps(check_total_steps(self.trainer.estimated_stepping_batches))
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
 

@@ -16,7 +16,7 @@ from fusion_pl.layers import fill_missing
 from fusion_pl.module import FusionClassifier
 from fusion_pl.predict import Predictor
 from fusion_pl.training import Loss, WarmupCosine
-from fusion_pl.training.stage_metrics import accuracy_by_inputs, fewer
+from fusion_pl.training.stage_metrics import accuracy_by_inputs, proper_subsets
 from fusion_pl.types import UserError
 
 from .conftest import CLASSES
@@ -147,8 +147,8 @@ def test_layer_weights_are_logged_over_samples_that_have_the_input(data, tmp_pat
 
 
 def test_many_inputs_are_not_measured_in_every_subset():
-    assert len(fewer("abcd")) == 2**4 - 2
-    assert [len(one) for one in fewer("abcdef")] == [1] * 6 + [5] * 6
+    assert len(proper_subsets("abcd")) == 2**4 - 2
+    assert [len(one) for one in proper_subsets("abcdef")] == [1] * 6 + [5] * 6
 
 
 def test_an_input_without_samples_has_no_accuracy(encoders, data, tmp_path):

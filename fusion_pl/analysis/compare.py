@@ -18,7 +18,7 @@ from fusion_pl.analysis.summary import Summary
 from fusion_pl.cli.parsing import parse
 from fusion_pl.cli.run import parser_of
 from fusion_pl.messages import printable
-from fusion_pl.training.cache import held
+from fusion_pl.training.cache import folder_bytes
 from fusion_pl.types import UserError
 
 
@@ -95,7 +95,7 @@ def _check_fit_arguments(config: str, extra: list[str]) -> None:
 
 
 def _cache_size(folder: Path) -> str:
-    if not (size := held(folder)):
+    if not (size := folder_bytes(folder)):
         return ""
     return (
         f"Cache: {folder} contains {size / 2**30:.2f} GiB of outputs of frozen encoders (at most {CACHE_LIMIT:g} GiB "

@@ -14,7 +14,7 @@ from fusion_pl.analysis.costs import measure_costs
 from fusion_pl.analysis.recorder import SampleRecorder
 from fusion_pl.cli.run import run_trainer
 from fusion_pl.training.results import WriteResults
-from fusion_pl.training.stage_metrics import accuracy_by_inputs, fewer
+from fusion_pl.training.stage_metrics import accuracy_by_inputs, proper_subsets
 from fusion_pl.training.tensorboard import TensorBoardFigures
 
 
@@ -47,7 +47,9 @@ def train_and_test(arguments: list[str]) -> dict[str, Any]:
         "ids": tuple(recorder.test.ids),
         "test_hash": recorder.test.hash,
         "subsets": {key: value for key, value in subsets.items() if not math.isnan(value)},
-        "subset_samples": {"+".join(some): recorder.test.count_with_any(some) for some in [*fewer(names), names]},
+        "subset_samples": {
+            "+".join(some): recorder.test.count_with_any(some) for some in [*proper_subsets(names), names]
+        },
         "seconds": report["seconds"],
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "head_parameters": sum(p.numel() for p in model.fusion.parameters()),

@@ -40,10 +40,10 @@ from fusion_pl.cli.runs import (
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.split_record import find_split_record
 from fusion_pl.training.best import BestCheckpoint
-from fusion_pl.training.checkpoints import with_atomic_files
+from fusion_pl.training.checkpoints import add_checkpoint_io
 from fusion_pl.training.console import console_callbacks
 from fusion_pl.training.dry_run import DryRun
-from fusion_pl.training.hardware import favoured_precision, favoured_threads, keep_memory
+from fusion_pl.training.hardware import choose_num_threads, choose_precision, keep_memory
 from fusion_pl.training.interrupt import SaveWhenStopped, Stopped
 from fusion_pl.training.loggers import LogInterval
 from fusion_pl.training.results import WriteResults
@@ -207,8 +207,8 @@ class FusionCLI(LightningCLI):
         if options.log_every_n_steps is None:
             callbacks.append(LogInterval())
         if options.precision is None:
-            kwargs["precision"] = config.trainer.precision = favoured_precision(self.model, options.accelerator)
-        kwargs["plugins"] = with_atomic_files(options.plugins, loaded)
+            kwargs["precision"] = config.trainer.precision = choose_precision(self.model, options.accelerator)
+        kwargs["plugins"] = add_checkpoint_io(options.plugins, loaded)
         own = options.callbacks or []
         kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *console_callbacks(options), *callbacks]
         kwargs["enable_model_summary"] = False  # console_callbacks has a shorter one
@@ -216,7 +216,7 @@ class FusionCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         if trainer.strategy.root_device.type == "cpu":
             if config.threads is not None or (trainer.num_devices == 1 and "OMP_NUM_THREADS" not in os.environ):
-                torch.set_num_threads(config.threads or favoured_threads(self.model, self.datamodule.workers))
+                torch.set_num_threads(config.threads or choose_num_threads(self.model, self.datamodule.workers))
             if self.config.subcommand == "fit" and config.keep_memory:
                 keep_memory()
         return trainer

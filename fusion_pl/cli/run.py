@@ -18,9 +18,9 @@ from fusion_pl.cli.runs import LOGGER
 from fusion_pl.data.base import FusionData
 from fusion_pl.messages import printable
 from fusion_pl.module import FusionClassifier
-from fusion_pl.training.configuration import KeepConfig
+from fusion_pl.training.configuration import WriteConfig
 from fusion_pl.training.console import configure_logging
-from fusion_pl.training.interrupt import Stopped, StopSignals, exit_code, first_process
+from fusion_pl.training.interrupt import Stopped, StopSignals, exit_code, is_rank_zero
 
 
 def run(subcommand: str, arguments: list[str]) -> int:
@@ -58,7 +58,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Stopped as stop:
-        if first_process():
+        if is_rank_zero():
             print(stop, file=sys.stderr)
         return exit_code(stop.signum)
     except Exception as error:
@@ -91,7 +91,7 @@ def build_cli(cls: type[FusionCLI], callbacks: Sequence[Callback] = ()) -> Fusio
         subclass_mode_data=True,
         trainer_defaults={"logger": LOGGER, "max_epochs": 20, "callbacks": list(callbacks)},
         seed_everything_default=0,
-        save_config_callback=KeepConfig,
+        save_config_callback=WriteConfig,
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"prog": "fusion-pl", "exit_on_error": False, "allow_abbrev": False},
         auto_configure_optimizers=False,

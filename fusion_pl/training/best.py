@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from fusion_pl.training.checkpoints import NoRoomError, disk_of
+from fusion_pl.training.checkpoints import NoRoomError, mount_point
 from fusion_pl.training.states import rank_checkpoints, state_after_step
 from fusion_pl.types import UserError
 
@@ -151,8 +151,8 @@ def _no_room(callback: BestCheckpoint, trainer: Trainer) -> str | None:
         return None
     files = ", ".join(f"{name}.ckpt {size / 1e6:.1f} MB" for name, size in sizes.items())
     return (
-        f"the disk {disk_of(existing)}, where {folder} is, has {free / 1e6:.0f} MB free, and this run's checkpoints "
-        f"need about {needed / 1e6:.1f} MB ({files}, and {replacement / 1e6:.1f} MB while one replaces another): make "
+        f"the disk {mount_point(existing)}, where {folder} is, has {free / 1e6:.0f} MB free, and this run's "
+        f"checkpoints need about {needed / 1e6:.1f} MB ({files}, and {replacement / 1e6:.1f} MB while one replaces another): make "
         "room there, or choose a folder on another disk with --checkpoint.dirpath"
     )
 

@@ -43,7 +43,7 @@ class Caches:
         self.room = Room(folder, limit)
         self.kept: dict[str, EncodedCache] = {}
 
-    def cut_alike(self, encoders: Sequence[tuple[str, Encoder]]) -> None:
+    def use_fixed_crops(self, encoders: Sequence[tuple[str, Encoder]]) -> None:
         """Cut long clips of frozen encoders where validation does: at a random place each would be another row."""
         for _, encoder in encoders:
             if is_frozen(encoder) and hasattr(encoder.processor, "fixed"):
@@ -52,7 +52,7 @@ class Caches:
     def start(self, encoders: Sequence[tuple[str, Encoder]], training: bool) -> None:
         """Forget what went by earlier weights, and say so where the cache can do nothing."""
         self.kept.clear()
-        self.cut_alike(encoders)  # a callback may have frozen some since
+        self.use_fixed_crops(encoders)  # a callback may have frozen some since
         frozen = {name for name, encoder in encoders if is_frozen(encoder)}
         if not frozen:
             rank_zero_info("Cache: nothing is kept, because no encoder is frozen as a whole (freeze: all).")
@@ -106,14 +106,14 @@ class Room:
         if self.limit is None:
             return
         if size > self.left:
-            free = self.limit - held(self.folder)
+            free = self.limit - folder_bytes(self.folder)
             if size > free:
                 raise OSError(errno.ENOSPC, f"it may hold {self.limit / 2**30:g} GiB, see --cache_limit")
             self.left = max(size, min(free, self.limit // COUNTINGS))
         self.left -= size
 
 
-def held(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
     """Return how many bytes the files below a folder have."""
     sizes = 0
     for path in folder.rglob("*"):

@@ -19,7 +19,7 @@ from fusion_pl.files import atomic_path
 from fusion_pl.training.states import describe
 from fusion_pl.types import UserError
 
-FULL = {errno.ENOSPC, errno.EDQUOT}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 SHARDED = "meta.pt"  # the file of a sharded checkpoint that describes the others
 OLDEST = (2, 6)  # Lightning's versions that fusion-pl has been used with
 
@@ -67,9 +67,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 stream.finish()
             _sync_folder(path.parent)
         except OSError as error:
-            if error.errno not in FULL:
+            if error.errno not in DISK_FULL:
                 raise
-            raise NoRoomError(full(path, path.parent)) from error
+            raise NoRoomError(disk_full_message(path, path.parent)) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
@@ -100,7 +100,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             Path(path).unlink()
 
 
-def with_atomic_files(plugins: Any, loaded: Mapping[str, dict[str, Any]] | None = None) -> list[Any]:
+def add_checkpoint_io(plugins: Any, loaded: Mapping[str, dict[str, Any]] | None = None) -> list[Any]:
     """Add our way to write checkpoints to the user's plugins, unless there is one among them."""
     given = plugins if isinstance(plugins, list) else [plugins] * (plugins is not None)
     return given if any(isinstance(one, CheckpointIO) for one in given) else [*given, AtomicCheckpointIO(loaded)]
@@ -143,7 +143,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def disk_of(path: Path) -> Path:
+def mount_point(path: Path) -> Path:
     """Return where the disk of a file is mounted."""
     path = path.resolve()
     return next(folder for folder in (path, *path.parents) if os.path.ismount(folder))
@@ -164,7 +164,7 @@ def _diverged(name: str, checkpoint: dict[str, Any], checkpoints: Path) -> str:
     )
 
 
-def full(path: Path, checkpoints: Path) -> str:
+def disk_full_message(path: Path, checkpoints: Path) -> str:
     """Return what to say where a disk is full: which one, what is left, and how to go on.
 
     Args:
@@ -173,7 +173,7 @@ def full(path: Path, checkpoints: Path) -> str:
     """
     free = shutil.disk_usage(path.parent).free
     kept = checkpoints / "last.ckpt"
-    said = f"the disk {disk_of(path)} is full ({free / 1e6:.0f} MB free), so {path} could not be written"
+    said = f"the disk {mount_point(path)} is full ({free / 1e6:.0f} MB free), so {path} could not be written"
     if not kept.is_file():
         return f"{said}: make room there, or choose a folder on another disk with --checkpoint.dirpath"
     return (

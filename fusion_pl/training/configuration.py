@@ -1,4 +1,4 @@
-"""What a run leaves behind of its configuration."""
+"""The configuration file of a run."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lightning.pytorch.cli import SaveConfigCallback
 from fusion_pl.training.folder import run_folder
 
 
-class KeepConfig(SaveConfigCallback):
-    """Write ``config.yaml``; that of before a run went on, if it was another one, is kept as ``config-<n>.yaml``."""
+class WriteConfig(SaveConfigCallback):
+    """Write ``config.yaml``. If a resumed run has another configuration, keep the old one as ``config-<n>.yaml``."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write the configuration of ``validate`` and ``test``."""
@@ -20,7 +20,7 @@ class KeepConfig(SaveConfigCallback):
             self._write(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write that of ``fit`` when training starts: a run that was refused by then stays as it was."""
+        """Write the configuration of ``fit``, once nothing can refuse the run any more."""
         self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
@@ -31,9 +31,9 @@ class KeepConfig(SaveConfigCallback):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / self.config_filename
         number = next(number for number in count(1) if not path.with_name(f"config-{number}.yaml").exists())
-        kept = path.with_name(f"config-{number}.yaml")
+        backup = path.with_name(f"config-{number}.yaml")
         if path.is_file():
-            shutil.copyfile(path, kept)
+            shutil.copyfile(path, backup)
         self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=self.multifile)
-        if kept.is_file() and kept.read_bytes() == path.read_bytes():
-            kept.unlink()
+        if backup.is_file() and backup.read_bytes() == path.read_bytes():
+            backup.unlink()

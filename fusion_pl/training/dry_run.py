@@ -56,7 +56,7 @@ class DryRun(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> int:  # type: ignore[override]
         """Compute the loss of a batch, and skip the training step."""
         with torch.no_grad(), trainer.precision_plugin.train_step_context():
-            pl_module.objective(batch)  # type: ignore[operator]
+            pl_module.compute_loss(batch)  # type: ignore[operator]
         return -1  # Lightning skips the rest of the epoch
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

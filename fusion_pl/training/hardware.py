@@ -16,7 +16,7 @@ SMALL_MODEL = 5_000_000
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
-def favoured_precision(model: nn.Module, accelerator: str = "auto") -> str:
+def choose_precision(model: nn.Module, accelerator: str = "auto") -> str:
     """Choose ``bf16-mixed`` where the hardware has bfloat16 units and the model is large enough to gain, and say so.
 
     Args:
@@ -50,7 +50,7 @@ def favoured_precision(model: nn.Module, accelerator: str = "auto") -> str:
     return "bf16-mixed"
 
 
-def favoured_threads(model: nn.Module, workers: int) -> int:
+def choose_num_threads(model: nn.Module, workers: int) -> int:
     """Choose how many threads compute on a CPU, and say so.
 
     A small step is over before a second thread has helped, and threads that wait for each other while a loader's worker

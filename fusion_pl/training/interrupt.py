@@ -85,7 +85,7 @@ class StopSignals:
             os._exit(exit_code(signum))
         if self.waits and self.received is None:
             self.received = signum
-            if first_process():  # by a thread: this one may be drawing the bar
+            if is_rank_zero():  # by a thread: this one may be drawing the bar
                 threading.Thread(target=get_console().print, args=[STOPPING]).start()
             return
         self._raised = True
@@ -179,7 +179,7 @@ class SaveWhenStopped(Callback):
             trainer._signal_connector.received_sigterm = True
 
 
-def first_process() -> bool:
+def is_rank_zero() -> bool:
     """Return whether this process is the only one, or the first of those that train together."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
@@ -191,4 +191,4 @@ def exit_code(signum: int) -> int:
     while it still waits for the other to join.
     """
     joined = distributed.is_available() and distributed.is_initialized()
-    return 0 if joined and not first_process() else 128 + signum
+    return 0 if joined and not is_rank_zero() else 128 + signum

@@ -68,7 +68,7 @@ class WarmupCosine(LRScheduler):
         return {key: value for key, value in super().state_dict().items() if key != "total_steps"}
 
 
-def known_steps(steps: int | float) -> int:
+def check_total_steps(steps: int | float) -> int:
     """Return the number of steps that a trainer expects.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a run leaves behind of its splits."""
+"""The splits file of a run."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from fusion_pl.training.folder import run_folder
 
 
 class WriteSplits(Callback):
-    """Write ``splits.csv`` beside ``config.yaml`` where the data has a table: row number, id and split."""
+    """Write ``splits.csv`` for data with a table: row number, id and split of every row."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write them when training starts: those of a checkpoint have been restored by then."""
+        """Write the splits of ``fit``, after those of a checkpoint are restored."""
         self._write(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write them when ``validate`` starts."""
+        """Write the splits of ``validate``."""
         if trainer.state.fn == "validate":
             self._write(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write them when ``test`` starts."""
+        """Write the splits of ``test``."""
         self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""What is measured of a stage: means over its samples, exact whatever the sizes of batches and processes."""
+"""Metrics of a stage: exact means over its samples, for any sizes of batches and any number of processes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torchmetrics import Metric
 from fusion_pl.metrics import classification_metrics, confusion_matrix, subsets
 from fusion_pl.types import Batch, Encoded, Fused
 
-MANY_INPUTS = 5  # from here on, not every choice of them is tested
+MANY_INPUTS = 5  # from here on, not every subset is evaluated
 
 
 class Mean(Metric):
-    """Average over samples; NaN where there is none, and where a number is NaN.
+    """Average over samples; NaN without samples, and if any value is NaN.
 
-    Sums and counts are what processes exchange, never their averages. Lightning's own mean of logged numbers rounds
-    odd counts down on several processes; torchmetrics' ``MeanMetric`` either leaves NaN out or ignores the weights.
+    Processes exchange sums and counts. Lightning's mean of logged numbers truncates uneven counts over processes, and
+    torchmetrics' ``MeanMetric`` either ignores NaN or ignores the weights.
     """
 
     total: Tensor
@@ -33,43 +33,43 @@ class Mean(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, total: Tensor, count: Tensor | int) -> None:
-        """Add the sum of a number over some samples, and how many they are."""
+        """Add the sum of some samples' values, and their number."""
         self.total += total
         self.count += count
 
     def compute(self) -> Tensor:
-        """Return the average of all."""
+        """Return the average over all samples."""
         return self.total / self.count
 
 
 class StageMetrics(nn.Module):
-    """Measure validation or test.
+    """Metrics of validation or test.
 
     Args:
-        stage: what the names of all numbers start with, ``val`` or ``test``.
+        stage: ``val`` or ``test``, the prefix of all names.
         num_classes: C.
-        hidden_layers: name of the input -> the hidden layers that its encoder combines, none for most.
+        hidden_layers: name of the input -> the hidden layers that its encoder combines; usually none.
     """
 
     def __init__(self, stage: str, num_classes: int, hidden_layers: Mapping[str, Sequence[int]]) -> None:
         super().__init__()
         self.stage = stage
-        self.hidden_layers = {name: list(depths) for name, depths in hidden_layers.items()}
-        self.choices = fewer(list(hidden_layers))
+        self.hidden_layers = {name: list(layers) for name, layers in hidden_layers.items()}
+        self.subsets = proper_subsets(list(hidden_layers))
         self.loss = Mean()
         self.classification = classification_metrics(num_classes, f"{stage}/")
         self.confusion = confusion_matrix(num_classes)
         self.weights = nn.ModuleDict({name: Mean() for name in hidden_layers})
-        self.by_inputs = nn.ModuleDict({"+".join(some): Mean() for some in self.choices})
-        depths = (f"{name}/{depth}" for name, found in self.hidden_layers.items() for depth in found)
-        self.layer_weights = nn.ModuleDict({key: Mean() for key in depths})
+        self.by_inputs = nn.ModuleDict({"+".join(subset): Mean() for subset in self.subsets})
+        layer_keys = (f"{name}/{layer}" for name, layers in self.hidden_layers.items() for layer in layers)
+        self.layer_weights = nn.ModuleDict({key: Mean() for key in layer_keys})
 
     def update(self, fused: Fused, encoded: Mapping[str, Encoded], batch: Batch) -> dict[str, Metric]:
-        """Measure a batch.
+        """Add a batch.
 
-        The loss is the plain cross-entropy, neither smoothed nor weighted, so that runs can be compared. An input's
-        weight is averaged over all samples, with 0 for those that lack it; the weight of a hidden layer over those that
-        have the input.
+        The loss is the cross-entropy without smoothing and class weights, so that runs can be compared. The weight of
+        an input is averaged over all samples, with 0 where it is missing; the weight of a hidden layer over the
+        samples that have the input.
 
         Returns:
             What to log: name -> metric.
@@ -79,44 +79,48 @@ class StageMetrics(nn.Module):
         self.loss.update(cross_entropy(logits, batch.target, reduction="sum"), size)
         self.classification.update(logits.softmax(-1), batch.target)
         self.confusion.update(logits, batch.target)
-        found: dict[str, Metric] = {f"{self.stage}/loss": self.loss}
-        found |= dict(self.classification.items(keep_base=False, copy_state=False))
+        metrics: dict[str, Metric] = {f"{self.stage}/loss": self.loss}
+        metrics |= dict(self.classification.items(keep_base=False, copy_state=False))
         if fused.weights is not None:
             for (name, mean), weight in zip(self.weights.items(), fused.weights.float().sum(0), strict=True):
-                found |= self._added(f"weight/{name}", mean, weight, size)
-        for name, depths in self.hidden_layers.items():
-            weighed = encoded[name].layer_weights
-            if weighed is not None:
-                for depth, weight in zip(depths, weighed.float().sum(0), strict=True):
-                    mean = self.layer_weights[f"{name}/{depth}"]
-                    found |= self._added(f"layer_weight/{name}/{depth}", mean, weight, batch.present[name].sum())
-        return found
+                metrics |= self._update_mean(f"weight/{name}", mean, weight, size)
+        for name, layers in self.hidden_layers.items():
+            layer_weights = encoded[name].layer_weights
+            if layer_weights is not None:
+                for layer, weight in zip(layers, layer_weights.float().sum(0), strict=True):
+                    mean = self.layer_weights[f"{name}/{layer}"]
+                    metrics |= self._update_mean(
+                        f"layer_weight/{name}/{layer}", mean, weight, batch.present[name].sum()
+                    )
+        return metrics
 
-    def update_choice(self, some: Sequence[str], fused: Fused, batch: Batch) -> dict[str, Metric]:
-        """Measure the accuracy with some of the inputs, over the samples that have one of them.
+    def update_subset(self, subset: Sequence[str], fused: Fused, batch: Batch) -> dict[str, Metric]:
+        """Add a batch to the accuracy with a subset of the inputs, over the samples that have one of them.
 
         Args:
-            some: one of ``choices``.
-            fused: what the head decides without the other inputs.
-            batch: with its targets.
+            subset: one of ``subsets``.
+            fused: output of the head without the other inputs.
+            batch: with targets.
         """
         assert batch.target is not None
-        has = torch.stack([batch.present[name] for name in some]).any(0)
-        right = (fused.logits.argmax(-1) == batch.target) & has
-        key = "+".join(some)
-        return self._added(f"accuracy/{key}", self.by_inputs[key], right.sum(), has.sum())
+        has_any = torch.stack([batch.present[name] for name in subset]).any(0)
+        correct = (fused.logits.argmax(-1) == batch.target) & has_any
+        key = "+".join(subset)
+        return self._update_mean(f"accuracy/{key}", self.by_inputs[key], correct.sum(), has_any.sum())
 
-    def _added(self, name: str, mean: nn.Module, total: Tensor, count: Tensor | int) -> dict[str, Metric]:
+    def _update_mean(self, name: str, mean: nn.Module, total: Tensor, count: Tensor | int) -> dict[str, Metric]:
         assert isinstance(mean, Mean)
         mean.update(total, count)
         return {f"{self.stage}/{name}": mean}
 
 
-def fewer(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return the choices of inputs, fewer than all of them, that a model is measured with.
+def proper_subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the subsets of the inputs, without the full set, with which a model is evaluated.
+
+    From five inputs on: each input alone, and all but one.
 
     Example:
-        >>> fewer(["text", "image"])
+        >>> proper_subsets(["text", "image"])
         [('text',), ('image',)]
     """
     if len(names) < MANY_INPUTS:

@@ -13,7 +13,7 @@ import zipfile
 
 import torch
 
-from fusion_pl.training.stage_metrics import fewer
+from fusion_pl.training.stage_metrics import proper_subsets
 
 from .hostile import TOKENIZER, changed, file, first, part, setting, weight
 
@@ -94,7 +94,7 @@ PICKLES = {
 LIMITED = """
 import pathlib, resource, sys
 from fusion_pl.predict import Predictor
-from fusion_pl.training.stage_metrics import fewer
+from fusion_pl.training.stage_metrics import proper_subsets
 from fusion_pl.types import UserError
 import transformers, fusion_pl.encoders, torch._dynamo
 Predictor.from_checkpoint(sys.argv[2], device="cpu")
@@ -135,4 +135,4 @@ def test_small_files_take_little_memory_and_time(originals, whole, tmp_path):
 
 def test_many_inputs_do_not_take_for_ever():
     """All subsets of 40 inputs would be 10^12."""
-    assert len(fewer([str(number) for number in range(40)])) == 80
+    assert len(proper_subsets([str(number) for number in range(40)])) == 80

@@ -19,7 +19,7 @@ from fusion_pl.fusion import Concat
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training import cache as module
 from fusion_pl.training import cache_keys
-from fusion_pl.training.cache import EncodedCache, Room, held
+from fusion_pl.training.cache import EncodedCache, Room, folder_bytes
 from fusion_pl.types import Encoded, Waveform
 
 from ..conftest import CLASSES
@@ -296,13 +296,13 @@ def test_a_folder_holds_no_more_than_its_limit(tmp_path, caplog, calls):
     encoder, folder = frozen("bert", tmp_path / "model"), tmp_path / "cache"
     inputs = encoder.processor([f"the {word} sat" for word in ("cat", "dog", "mat", "old", "ran", "fast")])
     EncodedCache(encoder, tmp_path / "unlimited")(inputs)
-    one = held(tmp_path / "unlimited") // 6
+    one = folder_bytes(tmp_path / "unlimited") // 6
     limit = 4 * one + one // 2
     counted = calls(encoder)
     ours, theirs = (EncodedCache(encoder, folder, Room(folder, limit)) for _ in range(2))
     ours({name: value[:2] for name, value in inputs.items()})
     found = theirs(inputs)
-    assert held(folder) == 4 * one
+    assert folder_bytes(folder) == 4 * one
     assert "takes no more" in caplog.text
     assert "--cache_limit" in caplog.text
     assert sum(counted) == 2 + 4
