@@ -207,7 +207,7 @@ def test_a_run_that_diverges_keeps_the_last_finite_checkpoint(epoch, fresh, caps
     assert f"in epoch {epoch}" in said
     assert LAST.exists() == BEST.exists() == (epoch == 1)
     if epoch == 0:
-        assert "there is none from before" in said
+        assert "there is no earlier one" in said
         return
     assert f"the last finite one is {LAST}" in " ".join(said.split())
     assert load(LAST)["epoch"] == load(BEST)["epoch"] == 0

@@ -47,7 +47,7 @@ from fusion_pl.training.hardware import choose_num_threads, choose_precision, ke
 from fusion_pl.training.interrupt import SaveWhenStopped, Stopped
 from fusion_pl.training.loggers import LogInterval
 from fusion_pl.training.results import WriteResults
-from fusion_pl.training.resume import CheckResumed
+from fusion_pl.training.resume import CheckTrainingState
 from fusion_pl.training.splits import WriteSplits
 from fusion_pl.training.tensorboard import TensorBoardFigures
 from fusion_pl.types import Batch, UserError
@@ -197,9 +197,9 @@ class FusionCLI(LightningCLI):
                 self.datamodule.load_state_dict(record)
         self.stopper = SaveWhenStopped()
         options = self._get(self.config_init, "trainer")
-        callbacks = [self.stopper, CheckResumed(), WriteSplits(), WriteResults()]
+        callbacks = [self.stopper, CheckTrainingState(), WriteSplits(), WriteResults()]
         if config.dry_run:
-            callbacks = [self.stopper, CheckResumed(), DryRun()]
+            callbacks = [self.stopper, CheckTrainingState(), DryRun()]
             kwargs["fast_dev_run"] = 1
         elif options.logger is not False:
             callbacks += [LearningRateMonitor(), ThroughputMonitor(batch_size_fn=_batch_size, window_size=10)]

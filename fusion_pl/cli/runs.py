@@ -17,7 +17,7 @@ from fusion_pl.checkpoint.archive import refuse_shards
 from fusion_pl.files import PARTIAL
 from fusion_pl.messages import join_names
 from fusion_pl.training.best import BestCheckpoint
-from fusion_pl.training.checkpoints import DISK_FULL, NoRoomError, disk_full_message
+from fusion_pl.training.checkpoints import DISK_FULL, DiskFullError, disk_full_message
 from fusion_pl.types import MissingFileError, UserError
 
 LOGGER: dict[str, Any] = {
@@ -192,7 +192,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise
-        raise NoRoomError(disk_full_message(folder.parent, folder)) from error
+        raise DiskFullError(disk_full_message(folder.parent, folder)) from error
     finally:
         threading.excepthook = before
 

@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps: the best, and that of the last epoch."""
+"""The checkpoints of a run: ``best.ckpt`` and ``last.ckpt``."""
 
 from __future__ import annotations
 
@@ -12,26 +12,31 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from fusion_pl.training.checkpoints import NoRoomError, mount_point
+from fusion_pl.training.checkpoints import DiskFullError, mount_point
 from fusion_pl.training.states import rank_checkpoints, state_after_step
 from fusion_pl.types import UserError
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keep the best checkpoint, of equally good ones that of the lowest ``val/loss``; and the last of every epoch.
+    """Save the best checkpoint and, after every epoch, the last one.
 
-    ``last.ckpt`` has the state of training, to resume from. With ``save_last`` the best checkpoints have the weights
-    alone, for inference. Lightning's own class keeps the first of equally good ones, and writes ``last.ckpt`` only in a
-    step in which it wrote a best one too. ``best_step`` is the global step of the best checkpoint.
+    Among equal values of the monitored metric, the lowest ``val/loss`` is the best; Lightning's class takes the first.
+    ``last.ckpt`` has the training state, to resume from; Lightning's class writes it only together with a best one.
+    With ``save_last`` the best checkpoints have the weights alone, for inference. ``best_step`` is the global step of
+    the best checkpoint.
+
+    Args:
+        args: see ``lightning.pytorch.callbacks.ModelCheckpoint``.
+        kwargs: see ``lightning.pytorch.callbacks.ModelCheckpoint``.
 
     Raises:
-        UserError: where several checkpoints would have the same name.
+        UserError: if several checkpoints would have the same name.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        one_name = self.filename is not None and "{" not in self.filename and not self._enable_version_counter
-        if self.save_top_k not in {0, 1} and one_name:
+        fixed_name = self.filename is not None and "{" not in self.filename and not self._enable_version_counter
+        if self.save_top_k not in {0, 1} and fixed_name:
             raise UserError(
                 f"checkpoint.save_top_k is {self.save_top_k}, but all of them would be named {self.filename}.ckpt: "
                 "give a checkpoint.filename such as best-{epoch}"
@@ -42,59 +47,58 @@ class BestCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """The same as that of Lightning's class, so that checkpoints of before are read."""
+        """Key of Lightning's class, so that checkpoints of earlier versions are read."""
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Carry the losses of the best checkpoints, too."""
+        """Return the state, with the losses of the best checkpoints."""
         return super().state_dict() | {"losses": self.losses, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state that ``CheckResumed`` found sound."""
+        """Restore a state that ``CheckTrainingState`` has checked."""
         super().load_state_dict(state_dict)
         self.losses = state_dict.get("losses", {})
         self.best_step = state_dict.get("best_step")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask for the room before training starts.
+        """Check the free space of the disk before training starts.
 
         Raises:
-            NoRoomError: where the disk cannot hold the run's checkpoints and the one that is being written.
+            DiskFullError: if the disk cannot hold the run's checkpoints and the one being written.
         """
-        folder = str(self.dirpath)
-        asked = trainer.is_global_zero and not _dry(trainer) and "://" not in folder
-        said = _no_room(self, trainer) if asked else None
-        if said := trainer.strategy.broadcast(said):
-            raise NoRoomError(said)
+        checks = trainer.is_global_zero and not trainer.fast_dev_run and "://" not in str(self.dirpath)  # type: ignore[attr-defined]
+        message = trainer.strategy.broadcast(_disk_space_message(self, trainer) if checks else None)
+        if message:
+            raise DiskFullError(message)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the best, and the last."""
+        """Save the best checkpoint and the last one."""
         super().on_validation_end(trainer, pl_module)
-        self._write_last(trainer)
+        self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the last where an epoch ends without a validation."""
+        """Save the last checkpoint of an epoch without a validation."""
         super().on_train_epoch_end(trainer, pl_module)
-        self._write_last(trainer)
+        self._save_last(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write the last where the user asks for it; Lightning's own would also replace the best."""
+        """Save the last checkpoint if ``save_on_exception`` is set; Lightning's class also replaces the best one."""
         if self._should_save_on_exception(trainer):
-            self._write_last(trainer)
+            self._save_last(trainer)
 
-    def _write_last(self, trainer: Trainer) -> None:
-        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not _dry(trainer)
-        if self.save_last is True and fitting:
+    def _save_last(self, trainer: Trainer) -> None:
+        if self.save_last is True and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        if _dry(trainer) or (self.save_last is True and self._last_step == trainer.global_step):
+        saved = self.save_last is True and self._last_step == trainer.global_step
+        if saved or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         super()._save_last_checkpoint(trainer, monitor_candidates)
         self._last_step = trainer.global_step
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Return whether this validation is among the best: by the monitored metric, then by the loss."""
+        """Return whether this validation is among the k best: by the monitored metric, then by the loss."""
         if super().check_monitor_top_k(trainer, current):
             return True
         if current is None or not self.best_k_models:
@@ -107,7 +111,7 @@ class BestCheckpoint(ModelCheckpoint):
         if filepath in self.best_k_models:
             self.losses = {path: self.losses.get(path, math.nan) for path in self.best_k_models}
             self.losses[filepath] = _loss(trainer)
-            self._rank()
+            self._sort_best()
         if filepath == self.best_model_path:
             self.best_step = trainer.global_step
         weights_only = self.save_weights_only
@@ -117,24 +121,20 @@ class BestCheckpoint(ModelCheckpoint):
         finally:
             self.save_weights_only = weights_only
 
-    def _rank(self) -> None:
-        """Let the loss order what Lightning's own leaves in the order of time."""
+    def _sort_best(self) -> None:
+        """Sort checkpoints with equal scores by loss."""
         order = rank_checkpoints(self.best_k_models, self.losses, self.mode)
         self.best_model_path, self.best_model_score = order[0], self.best_k_models[order[0]]
         if self.kth_best_model_path:
             self.kth_best_model_path, self.kth_value = order[-1], self.best_k_models[order[-1]]
 
 
-def _dry(trainer: Trainer) -> bool:
-    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-
-
 def _loss(trainer: Trainer) -> float:
     return float(trainer.callback_metrics.get("val/loss", math.nan))
 
 
-def _no_room(callback: BestCheckpoint, trainer: Trainer) -> str | None:
-    """Return a message where the disk has no room for a run's checkpoints."""
+def _disk_space_message(callback: BestCheckpoint, trainer: Trainer) -> str | None:
+    """Return a message if the disk is too small for the checkpoints of a run."""
     folder = Path(str(callback.dirpath))
     weights, full = weights_bytes(trainer), checkpoint_bytes(trainer)
     sizes = {"best": weights if callback.save_last is True else full} if callback.save_top_k != 0 else {}
@@ -145,30 +145,30 @@ def _no_room(callback: BestCheckpoint, trainer: Trainer) -> str | None:
         return None
     replacement = max(sizes.values())  # the new file is complete before the old one is removed
     needed = replacement + sum(size for name, size in sizes.items() if not (folder / f"{name}.ckpt").is_file())
-    existing = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(existing).free
     if free >= needed:
         return None
     files = ", ".join(f"{name}.ckpt {size / 1e6:.1f} MB" for name, size in sizes.items())
     return (
         f"the disk {mount_point(existing)}, where {folder} is, has {free / 1e6:.0f} MB free, and this run's "
-        f"checkpoints need about {needed / 1e6:.1f} MB ({files}, and {replacement / 1e6:.1f} MB while one replaces another): make "
-        "room there, or choose a folder on another disk with --checkpoint.dirpath"
+        f"checkpoints need about {needed / 1e6:.1f} MB ({files}, and {replacement / 1e6:.1f} MB while one replaces "
+        "another): free some space, or choose a folder on another disk with --checkpoint.dirpath"
     )
 
 
 def weights_bytes(trainer: Trainer) -> int:
-    """Return the size of the weights of a run's model."""
+    """Return the size of the model's weights in bytes."""
     return sum(tensor.nbytes for tensor in trainer.lightning_module.state_dict().values())
 
 
 def checkpoint_bytes(trainer: Trainer) -> int:
-    """Return about how large a checkpoint is: the weights, and what the optimizer will keep for each of them."""
+    """Return the approximate size of a checkpoint in bytes: weights and optimizer state."""
     size = weights_bytes(trainer)
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
-            one = min(group["params"], key=lambda parameter: (parameter.numel() < 2, parameter.numel()))
-            kept = state_after_step(optimizer, group, one).values()
-            copies = sum(isinstance(value, Tensor) and value.shape == one.shape for value in kept)
+            smallest = min(group["params"], key=lambda parameter: (parameter.numel() < 2, parameter.numel()))
+            state = state_after_step(optimizer, group, smallest).values()
+            copies = sum(isinstance(value, Tensor) and value.shape == smallest.shape for value in state)
             size += copies * sum(parameter.nbytes for parameter in group["params"])
     return size

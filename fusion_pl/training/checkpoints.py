@@ -20,26 +20,25 @@ from fusion_pl.training.states import describe
 from fusion_pl.types import UserError
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-SHARDED = "meta.pt"  # the file of a sharded checkpoint that describes the others
-OLDEST = (2, 6)  # Lightning's versions that fusion-pl has been used with
+SHARDED_METADATA = "meta.pt"  # marks the folder of a sharded checkpoint
+MIN_LIGHTNING_VERSION = (2, 6)  # the first one that fusion-pl was used with
 
 
-class NoRoomError(UserError):
+class DiskFullError(UserError):
     """A checkpoint does not fit on its disk."""
 
 
 class DivergedError(UserError):
-    """The weights are infinite or NaN, so that nothing can be read from them or trained on."""
+    """The weights are NaN or infinite."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint beside its name and rename it, so that the one before is kept until the new one is complete.
+    """Write checkpoints atomically: a file has its name only when it is complete, and replaces the old one then.
 
-    Whatever kills the process or fills the disk, the name holds a complete checkpoint or none. Addresses such as
-    ``s3://`` are left to Lightning.
+    Addresses such as ``s3://`` are left to Lightning.
 
     Args:
-        loaded: path -> a checkpoint that was read and checked before; it is not read again.
+        loaded: path -> a checkpoint that is read and checked already; it is not read again.
     """
 
     def __init__(self, loaded: Mapping[str, dict[str, Any]] | None = None) -> None:
@@ -50,11 +49,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            NoRoomError: where the disk is full.
-            DivergedError: for weights that are not finite; the checkpoint of before stays.
+            DiskFullError: if the disk is full.
+            DivergedError: for weights that are not finite; the previous checkpoint stays.
         """
         if name := find_non_finite(checkpoint.get("state_dict") or {}):
-            raise DivergedError(_diverged(name, checkpoint, Path(path).parent))
+            raise DivergedError(_diverged_message(name, checkpoint, Path(path).parent))
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -69,45 +68,52 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
-            raise NoRoomError(disk_full_message(path, path.parent)) from error
+            raise DiskFullError(disk_full_message(path, path.parent)) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint as plain data, whatever the arguments; ``CheckResumed`` looks into what training adds.
+        """Read a checkpoint as plain data. ``CheckTrainingState`` checks the training state.
 
         Raises:
-            UserError: where it is damaged, or not one that fusion-pl wrote.
+            UserError: if it is damaged, or not written by fusion-pl.
         """
         checkpoint = self.loaded.pop(str(path), None) or read_checkpoint(path)
         version = checkpoint.get("pytorch-lightning_version")
-        found = re.match(r"(\d{1,4})\.(\d{1,4})\.", version) if isinstance(version, str) else None
-        if found is None or (int(found[1]), int(found[2])) < OLDEST:
+        match = re.match(r"(\d{1,4})\.(\d{1,4})\.", version) if isinstance(version, str) else None
+        if match is None or (int(match[1]), int(match[2])) < MIN_LIGHTNING_VERSION:
             raise UserError(
-                f"{path} names {describe(version)} as its version of Lightning: it is damaged, or not one of ours"
+                f"{path} has {describe(version)} as its version of Lightning: it is damaged, or not written by "
+                "fusion-pl"
             )
-        if not isinstance(checkpoint.setdefault("callbacks", {}), dict):  # without any, CheckResumed is not asked
+        if not isinstance(checkpoint.setdefault("callbacks", {}), dict):  # Lightning calls no callback without it
             raise UserError(f"{path} is damaged: its callbacks are no table of states")
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint and nothing else: a file, or the folder of a sharded one."""
+        """Remove a checkpoint: a file, or the folder of a sharded one. Other folders are left alone."""
         if "://" in str(path):
             super().remove_checkpoint(path)
-        elif (Path(path) / SHARDED).is_file():
+        elif (Path(path) / SHARDED_METADATA).is_file():
             shutil.rmtree(path)
         elif Path(path).is_file():
             Path(path).unlink()
 
 
 def add_checkpoint_io(plugins: Any, loaded: Mapping[str, dict[str, Any]] | None = None) -> list[Any]:
-    """Add our way to write checkpoints to the user's plugins, unless there is one among them."""
-    given = plugins if isinstance(plugins, list) else [plugins] * (plugins is not None)
-    return given if any(isinstance(one, CheckpointIO) for one in given) else [*given, AtomicCheckpointIO(loaded)]
+    """Add an ``AtomicCheckpointIO`` to the user's plugins, unless they have a ``CheckpointIO``.
+
+    Args:
+        plugins: argument of the Trainer: a list, one plugin or None.
+        loaded: see ``AtomicCheckpointIO``.
+    """
+    plugins = plugins if isinstance(plugins, list) else [plugins] * (plugins is not None)
+    has_io = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
+    return plugins if has_io else [*plugins, AtomicCheckpointIO(loaded)]
 
 
 class _Stream:
-    """Write to a file and remember that it failed: torch must not see it, because it then cannot end its archive."""
+    """Write to a file and raise errors only in ``finish``: torch cannot close its archive after an error."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -122,10 +128,10 @@ class _Stream:
         return memoryview(data).nbytes
 
     def flush(self) -> None:
-        """Leave it to ``finish``."""
+        """Do nothing; ``finish`` flushes."""
 
     def finish(self) -> None:
-        """Bring everything to the disk, or raise what went wrong."""
+        """Sync the file to the disk, or raise the first error."""
         if self.error is not None:
             raise self.error
         self.file.flush()
@@ -133,14 +139,14 @@ class _Stream:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring a renamed file's name to the disk; Windows does that by itself, and cannot open folders."""
+    """Sync the new name of a file to the disk. Windows does so itself, and cannot open folders."""
     if os.name == "nt":
         return
-    handle = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
 def mount_point(path: Path) -> Path:
@@ -149,34 +155,29 @@ def mount_point(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if os.path.ismount(folder))
 
 
-def _kept(checkpoints: Path) -> Path | None:
-    """Return the checkpoint to go on from."""
-    return next((one for one in (checkpoints / "last.ckpt", checkpoints / "best.ckpt") if one.is_file()), None)
-
-
-def _diverged(name: str, checkpoint: dict[str, Any], checkpoints: Path) -> str:
-    kept = _kept(checkpoints)
+def _diverged_message(name: str, checkpoint: dict[str, Any], folder: Path) -> str:
+    previous = next((path for path in (folder / "last.ckpt", folder / "best.ckpt") if path.is_file()), None)
     return (
         f"training diverged: in epoch {checkpoint.get('epoch')} (counted from 0), at step "
         f"{checkpoint.get('global_step')}, the weights {name} are NaN or infinite, so no checkpoint is written; "
-        + (f"the last finite one is {kept}" if kept else "there is none from before")
+        + (f"the last finite one is {previous}" if previous else "there is no earlier one")
         + ": lower the learning rate (--model.optimizer.lr), or clip gradients (--trainer.gradient_clip_val 1)"
     )
 
 
 def disk_full_message(path: Path, checkpoints: Path) -> str:
-    """Return what to say where a disk is full: which one, what is left, and how to go on.
+    """Return a message that names the disk, the free space and how to continue.
 
     Args:
-        path: what could not be written.
-        checkpoints: the folder of the run's checkpoints.
+        path: of the file that could not be written.
+        checkpoints: folder of the run's checkpoints.
     """
     free = shutil.disk_usage(path.parent).free
-    kept = checkpoints / "last.ckpt"
-    said = f"the disk {mount_point(path)} is full ({free / 1e6:.0f} MB free), so {path} could not be written"
-    if not kept.is_file():
-        return f"{said}: make room there, or choose a folder on another disk with --checkpoint.dirpath"
+    last = checkpoints / "last.ckpt"
+    message = f"the disk {mount_point(path)} is full ({free / 1e6:.0f} MB free), so {path} could not be written"
+    if not last.is_file():
+        return f"{message}: free some space, or choose a folder on another disk with --checkpoint.dirpath"
     return (
-        f"{said}; {kept} is complete: make room and repeat the command with --ckpt_path last, or go on on another disk "
-        f"with --ckpt_path {kept} --trainer.logger.init_args.save_dir FOLDER"
+        f"{message}; {last} is complete: free some space and repeat the command with --ckpt_path last, or resume on "
+        f"another disk with --ckpt_path {last} --trainer.logger.init_args.save_dir FOLDER"
     )

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich import get_console
 from torch import distributed
 
-from fusion_pl.training.checkpoints import DivergedError, NoRoomError
+from fusion_pl.training.checkpoints import DiskFullError, DivergedError
 
 STOPPING = "Stopping after this step; press Ctrl-C again to stop at once without saving."
 
@@ -158,7 +158,7 @@ class SaveWhenStopped(Callback):
         told = isinstance(exception, SIGTERMException)
         if not trained or trainer.global_step == 0:  # a run that goes on is not complete before its training starts
             return
-        if isinstance(exception, (KeyboardInterrupt, Stopped, NoRoomError, DivergedError)):
+        if isinstance(exception, (KeyboardInterrupt, Stopped, DiskFullError, DivergedError)):
             return
         if not told and trainer.world_size > 1:  # one process that failed cannot save: saving waits for all of them
             return

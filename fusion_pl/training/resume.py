@@ -32,7 +32,7 @@ PARTS = {"loops": dict, "optimizer_states": list, "lr_schedulers": list}
 TRAINED, VALIDATED = "epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"
 
 
-class CheckResumed(Callback):
+class CheckTrainingState(Callback):
     """Hold a checkpoint's training state against the run, before Lightning and torch take it up.
 
     Callbacks, loops, optimizers and schedules get known keys only, with the types, shapes and lengths that this run
