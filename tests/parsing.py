@@ -1,4 +1,4 @@
-"""Read a command as the user typed it, and stop before anything is built: no hub, no data, no checkpoint."""
+"""Parse a command like the command line does, and stop before anything is built."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[1]
 
 
 class ParsedError(Exception):
-    """Carries what was understood out of the command."""
+    """Carries the parsed options out of the command."""
 
 
 def parse(subcommand, *arguments):
-    """Return the configuration that a command stands for; fail with the command's own sentence where it is refused."""
+    """Return the configuration of a command; fail with its error message where it is refused."""
 
     if subcommand == "compare":
         given, extra = read_arguments(list(arguments))
@@ -29,8 +29,8 @@ def parse(subcommand, *arguments):
     def stop_training(cli):
         raise ParsedError(cli.config[cli.config.subcommand])
 
-    def stop_predicting(*given):
-        raise ParsedError(given)
+    def stop_predicting(*arguments):
+        raise ParsedError(arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["fusion-pl"])

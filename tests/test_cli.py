@@ -72,10 +72,10 @@ def test_train_test_and_predict(config, manifest, tmp_path, capsys):
     assert os.path.samefile(fitted["checkpoint"], "lightning_logs/version_0/checkpoints/best.ckpt")
     import torch
 
-    kept = torch.load(fitted["checkpoint"], weights_only=True)
-    assert fitted["epoch"] == kept["epoch"]  # the validation that is reported is the one the checkpoint was chosen by
+    checkpoint = torch.load(fitted["checkpoint"], weights_only=True)
+    assert fitted["epoch"] == checkpoint["epoch"]  # the reported validation is that of the best checkpoint
     saved = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
-    assert saved["model"]["fusion"]["init_args"]["dropout"] == 0.1  # a default that nobody wrote
+    assert saved["model"]["fusion"]["init_args"]["dropout"] == 0.1  # a default that is not in the configuration
 
     assert run("test", ["--config", "lightning_logs/version_0/config.yaml"]) == 0
     tested = results(version=1)
@@ -90,15 +90,15 @@ def test_train_test_and_predict(config, manifest, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [f"s{i}" for i in range(48)]
     assert all(float(row["p(high)"]) + float(row["p(low)"]) == pytest.approx(1, abs=1e-5) for row in rows)
-    right = [row["label"] == ("high", "low")[i % 2] for i, row in enumerate(rows)]
-    assert sum(right[36:]) / 12 == pytest.approx(tested["metrics"]["test/accuracy"])
+    correct = [row["label"] == ("high", "low")[i % 2] for i, row in enumerate(rows)]
+    assert sum(correct[36:]) / 12 == pytest.approx(tested["metrics"]["test/accuracy"])
 
     assert run("predict", [*arguments, "--output", "p.jsonl"]) == 0
     lines = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
     assert [line["label"] for line in lines] == [row["label"] for row in rows]
 
 
-def test_tensorboard_has_what_the_readme_promises(config):
+def test_tensorboard_has_the_curves_of_the_readme(config):
     assert run("fit", ["--config", str(config), "--trainer.max_epochs", "3"]) == 0
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -113,8 +113,8 @@ def test_tensorboard_has_what_the_readme_promises(config):
     assert "Validation/confusion" in events.Tags()["images"]
 
 
-def test_a_name_is_no_markup(tmp_path, monkeypatch, capsys):
-    """Rich would take it for the end of bold text that never began; a terminal would obey the escape sequence."""
+def test_markup_in_a_name_is_printed_literally(tmp_path, monkeypatch, capsys):
+    """Rich would parse the markup, and a terminal would execute the escape sequence."""
     monkeypatch.chdir(tmp_path)
     texts.write_config(tmp_path)
     content = yaml.safe_load(Path("config.yaml").read_text())
@@ -126,7 +126,7 @@ def test_a_name_is_no_markup(tmp_path, monkeypatch, capsys):
     assert "[/b][red]\\x1b[2J" in capsys.readouterr().out
 
 
-def test_a_second_config_and_the_command_line_win(config, tmp_path):
+def test_a_second_config_and_the_command_line_override(config, tmp_path):
     (tmp_path / "more.yaml").write_text(
         "trainer: {max_epochs: 1}\nmodel: {fusion: {class_path: fusion_pl.fusion.Mean}}\n"
     )
@@ -137,7 +137,7 @@ def test_a_second_config_and_the_command_line_win(config, tmp_path):
     assert saved["data"]["init_args"]["batch_size"] == 7
 
 
-def test_going_on_stays_in_the_same_run(config):
+def test_a_resumed_run_keeps_its_folder(config):
     assert run("fit", ["--config", str(config), "--trainer.max_epochs", "1"]) == 0
     assert run("fit", ["--config", str(config), "--ckpt_path", "last", "--trainer.max_epochs", "3"]) == 0
     assert results()["epochs"] == 3
@@ -161,12 +161,12 @@ def test_going_on_stays_in_the_same_run(config):
         (["--ckpt_path", "last"], "there is no last.ckpt below lightning_logs"),
     ],
 )
-def test_a_mistake_is_one_sentence(config, arguments, match, capsys):
-    given = arguments if arguments[0] == "--config" else ["--config", str(config), *arguments]
-    assert run("fit", given) == 2
-    said = capsys.readouterr().err
-    assert match in said
-    assert "Traceback" not in said
+def test_a_user_error_is_one_sentence(config, arguments, match, capsys):
+    options = arguments if arguments[0] == "--config" else ["--config", str(config), *arguments]
+    assert run("fit", options) == 2
+    message = capsys.readouterr().err
+    assert match in message
+    assert "Traceback" not in message
     assert not list(Path().glob("lightning_logs/*/checkpoints"))
 
 
@@ -182,13 +182,13 @@ def test_a_mistake_is_one_sentence(config, arguments, match, capsys):
         (["--ckpt_path", "none.ckpt", "--data.manifest", "m.csv", "--output", "no/p.csv"], "folder no does not exist"),
     ],
 )
-def test_a_mistake_in_predict_is_one_sentence(tmp_path, monkeypatch, arguments, match, capsys):
+def test_a_user_error_of_predict_is_one_sentence(tmp_path, monkeypatch, arguments, match, capsys):
     monkeypatch.chdir(tmp_path)
     assert run("predict", arguments) == 2
     assert match in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_another_model_is_named(config, capsys):
+def test_a_checkpoint_of_another_model_is_refused(config, capsys):
     assert run("fit", ["--config", str(config), "--trainer.max_epochs", "1"]) == 0
     assert run("test", ["--config", str(config), "--model.fusion", "fusion_pl.fusion.Mean"]) == 2
     assert "was trained with other fusion" in capsys.readouterr().err
@@ -196,22 +196,22 @@ def test_a_checkpoint_of_another_model_is_named(config, capsys):
     assert "the checkpoint's weights do not fit this configuration" in capsys.readouterr().err
 
 
-def test_help_version_and_a_wrong_verb_do_not_wait_for_the_libraries(monkeypatch, capsys):
-    def answer(*arguments):
+def test_help_and_an_unknown_command_do_not_import_the_libraries(monkeypatch, capsys):
+    def output(*arguments):
         monkeypatch.setattr(sys, "argv", ["fusion-pl", *arguments])
         return main(), capsys.readouterr()
 
-    assert answer("--help")[1].out == HELP
-    code, said = answer("fitt")
+    assert output("--help")[1].out == HELP
+    code, captured = output("fitt")
     assert code == 2
-    assert "did you mean fit?" in said.err
+    assert "did you mean fit?" in captured.err
     call = "import sys; sys.argv = ['fusion-pl', '--help']; from fusion_pl.__main__ import main; main(); "
     loaded = call + "print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout
     assert out.endswith("False\n")
 
 
-def test_a_run_that_is_terminated_saves_and_goes_on(config, tmp_path):
+def test_a_terminated_run_saves_and_can_be_resumed(config, tmp_path):
     endless = ["--trainer.max_epochs", "100000", "--early_stopping.patience", "100000"]
     command = [*FUSION_PL, "fit", "--config", str(config), *endless]
     log = tmp_path / "log"
@@ -223,10 +223,10 @@ def test_a_run_that_is_terminated_saves_and_goes_on(config, tmp_path):
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     code = process.wait(timeout=60)
-    said = log.read_text()
-    assert code == 128 + signal.SIGTERM, said
-    assert "Stopped; saved" in said
-    assert "Traceback" not in said
+    output = log.read_text()
+    assert code == 128 + signal.SIGTERM, output
+    assert "Stopped; saved" in output
+    assert "Traceback" not in output
     import torch
 
     saved = torch.load(last, weights_only=True)

@@ -1,4 +1,4 @@
-"""Help says what the parser takes, completion offers it, and the classes of the current folder are found."""
+"""Help and completion show the options of the parser; classes of the current folder can be imported."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from fusion_pl.types import UserError
 
 from .parsing import ROOT, parse
 
-SCREEN_AND_A_HALF = 80  # lines
+MAX_LINES = 80
 
 
 @pytest.fixture(autouse=True)
-def _a_wide_terminal(monkeypatch):
-    """Whatever runs the tests: each option is looked for in its line."""
+def _wide_terminal(monkeypatch):
+    """Each option is on one line, whatever terminal runs the tests."""
     monkeypatch.setenv("COLUMNS", "120")
 
 
-def shown(subcommand, *arguments):
+def help_lines(subcommand, *arguments):
     """Return the options that a help text shows, with their lines."""
     lines = text(subcommand, arguments).splitlines()
     return {found[1]: line for line in lines if (found := re.match(r"  --([\w.]+) ", line))}
 
 
-def test_every_verb_has_help_and_an_example_that_is_understood(tmp_path, monkeypatch):
+def test_every_command_has_help_and_a_valid_example(tmp_path, monkeypatch):
     assert set(ABOUT) == set(EXAMPLES) == set(COMMANDS)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
@@ -47,9 +47,9 @@ def test_every_verb_has_help_and_an_example_that_is_understood(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("subcommand", COMMANDS)
-def test_help_fits_a_screen_and_a_half(subcommand):
+def test_help_is_short(subcommand):
     lines = text(subcommand, []).splitlines()
-    assert 10 < len(lines) <= SCREEN_AND_A_HALF
+    assert 10 < len(lines) <= MAX_LINES
     assert max(map(len, lines)) <= 120
 
 
@@ -65,7 +65,7 @@ def test_help_shows_the_options_of_the_data_set_in_use(tmp_path):
         wanted = {f"data.{name}" for name in inspect.signature(cls).parameters if name != "kwargs"} | {
             "data.batch_size"
         }
-        options = shown("fit", *arguments)
+        options = help_lines("fit", *arguments)
         assert wanted <= set(options), arguments
         assert ("data.manifest" in options) == (cls is ManifestData)
 
@@ -77,11 +77,11 @@ def value_of(config, key):
     return config
 
 
-def test_the_defaults_that_are_shown_are_the_real_ones():
-    """Held against a command that gives nothing but what it has to, and the line that is printed."""
+def test_the_defaults_in_help_are_those_of_the_parser():
+    """Compared with a command that has only required options, and with the printed line."""
     parts = ["--model.encoders.text", "TinyText", "--model.fusion", "Mean", "--model.loss", "Loss"]
     config = parse("fit", *parts, "--data", "ManifestData", "--data.manifest", "m.csv")
-    lines, seen = shown("fit"), 0
+    lines, seen = help_lines("fit"), 0
     for option in (option for _, options in sections("fit", []) for option in options):
         if option.required or option.key in {"config", "data"}:
             continue
@@ -103,11 +103,11 @@ def test_help_all_has_every_option():
 
 
 def test_predict_takes_no_training_options():
-    keys = {name.partition(".")[2] for name in shown("predict") if name.startswith("data.")}
+    keys = {name.partition(".")[2] for name in help_lines("predict") if name.startswith("data.")}
     assert keys == {"manifest", "inputs", "root", "batch_size", "num_workers", "allow_outside"}
 
 
-def test_the_command_shows_it(monkeypatch, capsys):
+def test_the_command_prints_help(monkeypatch, capsys):
     for flag in ("--help", "-h"):
         monkeypatch.setattr(sys, "argv", ["fusion-pl", "fit", "--config", str(ROOT / "configs/keypad.yaml"), flag])
         assert main() == 0
@@ -115,7 +115,7 @@ def test_the_command_shows_it(monkeypatch, capsys):
     assert "--help-all" in HELP
 
 
-def test_the_script_completes_verbs_options_and_values(tmp_path):
+def test_the_script_completes_commands_options_and_values(tmp_path):
     script = tmp_path / "completion.bash"
     script.write_text(completion())
     assert "fusion-pl --completion bash" in (ROOT / "README.md").read_text(encoding="utf-8")
@@ -170,8 +170,8 @@ def project(manifest, tmp_path):
     return tmp_path
 
 
-def as_a_script(folder, *commands):
-    """Run commands one after another in a process that has not the current folder on its path, as a script has not."""
+def run_as_script(folder, *commands):
+    """Run commands in one process without the current folder on its path, like an installed script."""
     lines = [f"sys.argv = ['fusion-pl', *{list(map(str, words))!r}]; codes.append(main())" for words in commands]
     call = "import sys; from fusion_pl.__main__ import main; codes = []; " + "; ".join(lines) + "; print(codes)"
     environment = os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -181,10 +181,10 @@ def as_a_script(folder, *commands):
 
 
 def test_classes_of_the_current_folder_are_found(project, manifest):
-    """Files that are named like what libraries may import are not run."""
+    """Files with the names of optional packages of libraries are not imported."""
     plain, best = (f"lightning_logs/version_{run}/checkpoints/best.ckpt" for run in (0, 1))
     predict = ["predict", "--ckpt_path", best, "--data.manifest", manifest, "--output", "p.csv", "--overwrite"]
-    ran = as_a_script(
+    ran = run_as_script(
         project,
         ["fit", "--help"],
         ["fit", "--config", "plain.yaml"],
@@ -199,15 +199,15 @@ def test_classes_of_the_current_folder_are_found(project, manifest):
     )
     assert ran.stdout.splitlines()[-1] == "[0, 0, 0, 0, 0, 2, 0, 2, 2, 2]", ran.stderr
     assert not list(project.glob("*.ran"))
-    told = [line for line in ran.stderr.splitlines() if line.startswith("fusion-pl: error: ")]
-    assert "--trust my_module" in told[0]
-    assert f"in the current folder ({project}) and in PYTHONPATH ({ROOT})" in told[1]
-    assert "needs 'not_installed_here'" in told[2]
-    assert "there is no class 'my_module.MyHeat'; did you mean MyHead?" in told[3]
+    errors = [line for line in ran.stderr.splitlines() if line.startswith("fusion-pl: error: ")]
+    assert "--trust my_module" in errors[0]
+    assert f"in the current folder ({project}) and in PYTHONPATH ({ROOT})" in errors[1]
+    assert "needs 'not_installed_here'" in errors[2]
+    assert "there is no class 'my_module.MyHeat'; did you mean MyHead?" in errors[3]
     assert "Traceback" not in ran.stderr
 
 
-def test_a_reader_that_stops_early_is_no_mistake():
+def test_a_closed_pipe_is_no_error():
     call = "import sys; from fusion_pl.__main__ import main; sys.argv = ['fusion-pl', '--help']; sys.exit(main())"
     read, write = os.pipe()
     os.close(read)  # nobody reads
@@ -217,7 +217,7 @@ def test_a_reader_that_stops_early_is_no_mistake():
     assert (ran.returncode, ran.stderr) == (0, b"")
 
 
-def test_a_current_folder_that_is_gone_is_told(tmp_path):
+def test_a_removed_current_folder_is_reported(tmp_path):
     call = f"import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('{tmp_path}/gone'); "
     call += "import sys; from fusion_pl.__main__ import main; sys.argv = ['fusion-pl', 'fit', '--help']; print(main())"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -228,6 +228,6 @@ def test_a_current_folder_that_is_gone_is_told(tmp_path):
     assert ran.stderr == "fusion-pl: error: the current folder has been removed: change to another one\n"
 
 
-def test_a_module_that_a_checkpoint_needs_and_that_is_gone_is_looked_for_in_named_places():
+def test_a_missing_module_of_a_checkpoint_is_reported_with_the_searched_places():
     with pytest.raises(UserError, match=r"no module 'gone_module' for gone_module.MyHead: .* folder .* PYTHONPATH"):
         import_class("gone_module.MyHead", Fusion, trust=["gone_module"])

@@ -1,4 +1,4 @@
-"""A mistake on the command line is one sentence that names the option, whichever option it is."""
+"""Every wrong option on the command line is reported in one sentence that names it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from fusion_pl.encoders import Encoder
 from fusion_pl.fusion import Fusion
 from fusion_pl.types import UserError
 
-NOT_A_VALUE = "no-such/value"  # neither number, truth value, choice, list, dictionary nor class
+NOT_A_VALUE = "no-such/value"  # not a number, bool, choice, list, dictionary or class
 PARSERS = {}
 SPLITS = ("train", "train", "val", "test")
 DIMS = {"dims": {"text": 8, "image": 8}, "num_classes": 2}
-# What may be negative, or what the library that takes it neither refuses nor minds.
+# Options that may be negative, or that a library accepts and ignores.
 ANY_NUMBER = {
-    "trainer.max_epochs", "trainer.max_steps",  # -1: without end
+    "trainer.max_epochs", "trainer.max_steps",  # -1: unlimited
     "trainer.num_sanity_val_steps", "checkpoint.save_top_k",  # -1: all
     "trainer.logger.version", "trainer.logger.max_queue", "trainer.logger.flush_secs",  # TensorBoard's own
     "early_stopping.min_delta", "early_stopping.stopping_threshold", "early_stopping.divergence_threshold",
@@ -93,8 +93,8 @@ def without_training(monkeypatch):
     monkeypatch.setattr(FusionCLI, "setup_parser", shared)
 
 
-def said(subcommand, arguments, capsys):
-    """Return the one sentence that a refused command writes."""
+def error_of(subcommand, arguments, capsys):
+    """Return the one sentence that a refused command prints."""
     capsys.readouterr()
     assert run(subcommand, arguments) == 2, f"{subcommand} {arguments} was accepted"
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fusion-pl: error: ")]
@@ -102,13 +102,13 @@ def said(subcommand, arguments, capsys):
     return lines[0].removeprefix("fusion-pl: error: ")
 
 
-def parts_of(hint):
-    """Take a union apart."""
+def union_members(hint):
+    """Return the types of a union."""
     inner = get_args(hint) if get_origin(hint) not in (dict, list, tuple, Literal) else ()
-    return [part for one in inner for part in parts_of(one)] if inner else [hint]
+    return [part for one in inner for part in union_members(one)] if inner else [hint]
 
 
-def refusal(parser, arguments):
+def parse_error(parser, arguments):
     try:
         parse(parser, arguments)
     except UserError as error:
@@ -117,12 +117,12 @@ def refusal(parser, arguments):
 
 
 def test_every_option_refuses_another_type():
-    """Whatever a parser takes, also of every class that an option names; what takes any text is left out."""
+    """Also the options of every class that an option names; those that take any text are left out."""
     covered, wrong, small = set(), [], {}
     for parser in (parser_of("fit"), parser_of("validate"), parser_of("test"), predict_parser()):
         own = options_of(parser).values()
         for option, cls in all_options(parser):
-            takes_any = any(part is str or "Untyped" in str(part) for part in parts_of(option.type))
+            takes_any = any(part is str or "Untyped" in str(part) for part in union_members(option.type))
             if takes_any or option.type is None or (option.key, cls) in covered:
                 continue
             covered.add((option.key, cls))
@@ -135,9 +135,15 @@ def test_every_option_refuses_another_type():
             if cls is not None:
                 named = f"{owner.key}.title" if "NAME" in option.key else owner.key
                 arguments = [f"--{named}", f"{cls.__module__}.{cls.__qualname__}", *arguments]
-            told = refusal(small[owner.key], arguments)
-            if told is None or "\n" in told or len(told) > 420 or key not in told or NOT_A_VALUE not in told:
-                wrong.append(f"{arguments}: {told}")
+            message = parse_error(small[owner.key], arguments)
+            if (
+                message is None
+                or "\n" in message
+                or len(message) > 420
+                or key not in message
+                or NOT_A_VALUE not in message
+            ):
+                wrong.append(f"{arguments}: {message}")
     assert not wrong, "\n".join(wrong)
     assert {
         ("data.batch_size", ManifestData), ("data.batch_size", Keypad), ("trainer.max_epochs", None),
@@ -149,18 +155,18 @@ def test_every_option_refuses_another_type():
 
 
 def test_every_number_out_of_its_range_is_refused(config, without_training, capsys):
-    """-1 where no number below 0 has a meaning; heads and encoders are built by themselves."""
+    """-1 for every number that cannot be negative; heads and encoders are constructed directly."""
     wrong, covered = [], 0
     for option, cls in all_options(parser_of("fit")):
         name = option.key.rpartition(".")[2]
-        numeric = any(part in (int, float) for part in parts_of(option.type)) or option.key == "threads"
+        numeric = any(part in (int, float) for part in union_members(option.type)) or option.key == "threads"
         if not numeric or option.key in ANY_NUMBER or (cls and issubclass(cls, Callback)):
             continue
         covered += 1
         if cls and issubclass(cls, (Encoder, Fusion)):
             if "pretrained" in inspect.signature(cls).parameters:
                 continue  # building one takes a model; tests/encoders has their arguments
-            given = {name: -1 if int in parts_of(option.type) else -1.0} | (
+            given = {name: -1 if int in union_members(option.type) else -1.0} | (
                 {"dims": {"text": 8, "image": 8}, "num_classes": 2} if issubclass(cls, Fusion) else {}
             )
             try:
@@ -172,7 +178,7 @@ def test_every_number_out_of_its_range_is_refused(config, without_training, caps
             continue
         if cls and issubclass(cls, FusionData) and cls is not ManifestData:
             continue  # the same options; the demo data would be written for each
-        told = said("fit", ["--config", config, f"--{option.key}", "-1"], capsys)
+        told = error_of("fit", ["--config", config, f"--{option.key}", "-1"], capsys)
         if name not in told:
             wrong.append(f"--{option.key} -1: {told}")
     assert not wrong, "\n".join(wrong)
@@ -236,7 +242,7 @@ def test_every_number_out_of_its_range_is_refused(config, without_training, caps
         ("--config wide.yaml", "dim of fusion_pl.encoders.TinyText in model.encoders is wide, expected a whole number"),
     ],
 )
-def test_the_sentence_says_what_is_wrong(config, without_training, arguments, match, capsys, tmp_path):
+def test_the_message_names_the_error(config, without_training, arguments, match, capsys, tmp_path):
     (tmp_path / "afile").write_text("x")
     (tmp_path / "folder").mkdir()
     (tmp_path / "broken.yaml").write_text("model:\n\t- x\n")
@@ -246,7 +252,7 @@ def test_the_sentence_says_what_is_wrong(config, without_training, arguments, ma
         "model: {encoders: {text: {class_path: fusion_pl.encoders.TinyText, init_args: {dim: wide}}}}\n"
     )
     words = [word.replace("~", " ") for word in arguments.split()]
-    assert match in said("fit", ["--config", config, *words], capsys)
+    assert match in error_of("fit", ["--config", config, *words], capsys)
 
 
 @pytest.mark.parametrize(
@@ -259,9 +265,9 @@ def test_the_sentence_says_what_is_wrong(config, without_training, arguments, ma
         ("checkpoint", "`ModelCheckpoint(monitor='val/weight/text')` could not find the monitored key"),
     ],
 )
-def test_a_metric_that_this_head_does_not_have_is_told(config, option, match, capsys):
+def test_a_metric_that_the_head_does_not_have_is_refused(config, option, match, capsys):
     arguments = ["--model.fusion", "Concat", f"--{option}.monitor", "val/weight/text"]
-    assert match in said("fit", ["--config", config, *arguments], capsys)
+    assert match in error_of("fit", ["--config", config, *arguments], capsys)
 
 
 @pytest.mark.parametrize(
@@ -272,11 +278,11 @@ def test_a_metric_that_this_head_does_not_have_is_told(config, option, match, ca
         ("--data ManifestData", "required: data.manifest; give --data.manifest"),
     ],
 )
-def test_what_is_missing_is_named(config, without_training, arguments, match, capsys):
-    assert match in said("fit", arguments.split(), capsys)
+def test_missing_options_are_named(config, without_training, arguments, match, capsys):
+    assert match in error_of("fit", arguments.split(), capsys)
 
 
-def test_what_may_be_given_more_than_once(config, without_training):
+def test_options_that_may_be_repeated(config, without_training):
     callbacks = ["--trainer.callbacks+", "DeviceStatsMonitor", "--trainer.callbacks.cpu_stats", "true"]
     callbacks += ["--trainer.callbacks+", "ModelSummary", "--trainer.callbacks.max_depth", "2"]
     assert run("fit", ["--config", config, "--config", config, *callbacks]) == 0
@@ -297,7 +303,7 @@ def test_what_may_be_given_more_than_once(config, without_training):
         ("compare", "--config config.yaml --output o --data.batch_siz 3", "did you mean batch_size?"),
     ],
 )
-def test_the_other_verbs(config, subcommand, arguments, match, capsys, monkeypatch):
+def test_errors_of_the_other_commands(config, subcommand, arguments, match, capsys, monkeypatch):
     from fusion_pl.__main__ import main
 
     monkeypatch.setattr(sys, "argv", ["fusion-pl", subcommand, *arguments.split()])
@@ -308,10 +314,10 @@ def test_the_other_verbs(config, subcommand, arguments, match, capsys, monkeypat
     assert not os.path.exists("o")
 
 
-def test_predict_over_a_file_that_is_there_with_a_manifest_that_is_not(config, capsys, tmp_path):
+def test_predict_keeps_the_output_when_the_manifest_is_missing(config, capsys, tmp_path):
     (tmp_path / "p.csv").write_text("before")
     arguments = ["--ckpt_path", "a.ckpt", "--data.manifest", "gone.csv", "--output", "p.csv"]
-    assert said("predict", arguments, capsys)
+    assert error_of("predict", arguments, capsys)
     assert (tmp_path / "p.csv").read_text() == "before"
 
 
@@ -321,8 +327,8 @@ def test_the_options_of_compare_have_types():
     assert {"config", "fusions", "seeds", "output", "jobs"} <= {option.dest for option in parser._actions}
 
 
-def test_an_id_or_a_number_as_label_is_told(config, table, without_training, capsys):
-    """Every row has a class of its own: the splits are not what is wrong."""
+def test_a_label_column_of_ids_is_refused(config, table, without_training, capsys):
+    """Every row has its own class: the message is about the label, not the splits."""
     data = ManifestData(str(table), label="id", num_workers=0)
     from fusion_pl.encoders import TinyText
 
@@ -331,7 +337,7 @@ def test_an_id_or_a_number_as_label_is_told(config, table, without_training, cap
         data.setup("fit")
 
 
-def test_a_folder_in_place_of_a_file_is_told(tmp_path):
+def test_a_folder_instead_of_a_file_is_refused(tmp_path):
     from fusion_pl.encoders import TinyImage
 
     (tmp_path / "pictures").mkdir()

@@ -33,7 +33,7 @@ def checkpoint(manifest, model, tmp_path):
     return path
 
 
-def test_the_checkpoint_alone_gives_the_same_logits(checkpoint, model, manifest):
+def test_a_model_from_a_checkpoint_predicts_the_same(checkpoint, model, manifest):
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
     folder = manifest.parent
     samples = [
@@ -50,13 +50,13 @@ def test_the_checkpoint_alone_gives_the_same_logits(checkpoint, model, manifest)
 
 
 @pytest.mark.parametrize(("missing", "weights"), [("mask", (1.0, 0.0, 0.0)), ("token", (0.25, 0.25, 0.5))])
-def test_a_missing_input_has_a_weight_exactly_if_something_stands_for_it(encoders, missing, weights):
+def test_a_missing_input_has_a_weight_only_with_a_learned_embedding(encoders, missing, weights):
     head = partial(Weighted, weights={"text": 1.0, "image": 1.0, "audio": 2.0})
     predictor = Predictor(FusionClassifier(encoders, head, CLASSES, missing=missing), device="cpu")
     assert predictor.predict({"text": "number 3"}).weights == pytest.approx(dict(zip(encoders, weights, strict=True)))
 
 
-def test_the_stand_ins_for_missing_inputs_travel_in_the_checkpoint(encoders, manifest, tmp_path):
+def test_missing_embeddings_are_saved_in_the_checkpoint(encoders, manifest, tmp_path):
     model = FusionClassifier(encoders, Concat, CLASSES, missing="token")
     data = ManifestData(str(manifest), batch_size=6, num_workers=0)
     data.processors = model.processors
@@ -74,7 +74,7 @@ def test_the_stand_ins_for_missing_inputs_travel_in_the_checkpoint(encoders, man
     assert other.probabilities["high"] != pytest.approx(direct.probabilities["high"], abs=1e-4)
 
 
-def test_every_way_to_give_an_input_is_the_same(checkpoint, manifest):
+def test_every_form_of_an_input_gives_the_same_prediction(checkpoint, manifest):
     predictor = Predictor.from_checkpoint(checkpoint)
     picture = Image.open(manifest.parent / "0.png")
     pixels = np.asarray(picture)
@@ -91,7 +91,7 @@ def test_every_way_to_give_an_input_is_the_same(checkpoint, manifest):
         assert predictor.predict({"audio": value}).probabilities == pytest.approx(expected.probabilities, abs=1e-5)
 
 
-def test_a_bad_sample_gets_its_own_error(checkpoint, manifest):
+def test_a_sample_that_cannot_be_used_gets_its_own_error(checkpoint, manifest):
     predictor = Predictor.from_checkpoint(checkpoint)
     good = {"text": "number 1", "image": manifest.parent / "1.png"}
     bad = [
@@ -158,7 +158,7 @@ def test_code_in_a_checkpoint_does_not_run(checkpoint, tmp_path, monkeypatch):
     assert not (tmp_path / "bomb-went-off").exists()
 
 
-def test_files_that_are_no_checkpoints(tmp_path):
+def test_files_that_are_not_checkpoints(tmp_path):
     with pytest.raises(MissingFileError, match="there is no checkpoint"):
         read_checkpoint(tmp_path / "none.ckpt")
     for content in (b"", b"hello", pickle.dumps({"a": 1})):

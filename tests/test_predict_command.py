@@ -37,7 +37,7 @@ def test_a_checkpoint_of_the_newest_run_is_found_by_name(name, again):
     assert predict(*logger, ckpt_path=name, output="named.csv") == 0
 
 
-def test_a_checkpoint_that_is_not_found_says_where_it_was_looked_for(again, capsys):
+def test_a_missing_checkpoint_is_reported_with_the_searched_folder(again, capsys):
     Path("lightning_logs/pets").mkdir()
     Path("lightning_logs/version_0").rename("lightning_logs/pets/version_0")
     assert predict(ckpt_path="best") == 2
@@ -60,7 +60,7 @@ def test_existing_output_is_not_overwritten_without_the_option(again, capsys):
 
 
 @pytest.mark.parametrize("columns", ["split,text", "[split, text]"])
-def test_columns_of_the_table_are_carried_to_the_output(columns, again):
+def test_columns_of_the_table_are_copied_to_the_output(columns, again):
     rows = table("rows.csv")
     assert predict("--columns", columns) == 0
     assert list(table()[0])[:3] == ["id", "split", "text"]
@@ -70,7 +70,7 @@ def test_columns_of_the_table_are_carried_to_the_output(columns, again):
     assert [line["columns"] for line in lines] == [{"split": row["split"], "text": row["text"]} for row in rows]
 
 
-def test_a_column_with_the_name_of_an_output_is_told_apart(again):
+def test_a_copied_column_with_the_name_of_an_output_is_renamed(again):
     assert predict("--columns", "label") == 0
     assert [row["table(label)"] for row in table()] == [row["label"] for row in table("rows.csv")]
     assert {row["label"] for row in table()} <= {"ham", "spam"}
@@ -91,7 +91,7 @@ def test_known_labels_give_an_accuracy(again, capsys):
     assert f"accuracy {right / 36:.4f} (36 rows with a known label)" in capsys.readouterr().err
 
 
-def test_absent_and_unknown_labels_are_no_mistake(again, capsys):
+def test_absent_and_unknown_labels_are_accepted(again, capsys):
     lines = Path("rows.csv").read_text().splitlines()
     Path("rows.csv").write_text("\n".join([lines[0], lines[1], "good thing,ham!,train", "bad thing,,train"]))
     assert predict() == 0
@@ -103,6 +103,6 @@ def test_absent_and_unknown_labels_are_no_mistake(again, capsys):
     assert "accuracy" not in message
 
 
-def test_a_head_without_weights_has_no_weight_columns(again, trained):
+def test_a_head_without_weights_has_no_weight_columns(again):
     assert predict() == 0
     assert list(table()[0]) == ["id", "label", "probability", "p(ham)", "p(spam)", "error"]

@@ -1,4 +1,4 @@
-"""What README and CONTRIBUTING show is true: commands are understood, Python runs, files and targets exist."""
+"""The commands of README and CONTRIBUTING parse, their Python runs, and their links and files exist."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def shell_lines(page):
 
 
 def split_commands(line):
-    """Take ``a && b  # why`` apart."""
+    """Split ``a && b  # comment`` into its commands."""
     words = shlex.split(line, comments=True)
     commands = [[]]
     for word in words:
@@ -67,12 +67,12 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_pages_show_every_verb():
+def test_the_pages_show_every_command():
     assert {subcommand for subcommand, *_ in FUSION_PL} == set(COMMANDS) - {"validate"}  # which works like test
 
 
 @pytest.mark.parametrize("words", FUSION_PL, ids=" ".join)
-def test_a_shown_command_is_understood(words, folder):
+def test_a_shown_command_parses(words, folder):
     parse(*words)
 
 
@@ -96,20 +96,20 @@ def test_other_shown_commands_exist(page):
 
 
 @every_page
-def test_every_link_leads_somewhere(page):
+def test_every_linked_file_exists(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
         if not target.startswith(("http://", "https://", "#")):
             assert (ROOT / target.partition("#")[0]).exists(), target
 
 
 @every_page
-def test_every_file_that_is_named_exists(page):
+def test_every_named_file_exists(page):
     for path in re.findall(rf"`({FOLDERS}/[\w./-]*)`", text_of(page)):
         assert (ROOT / path).exists(), path
 
 
 @every_page
-def test_every_section_that_is_linked_exists(page):
+def test_every_linked_section_exists(page):
     for name, section in re.findall(r"\]\(([^)\s#]*)#([^)\s]+)\)", text_of(page)):
         if not name.startswith("http"):
             titles = re.findall(r"^#+ (.+)$", text_of(name or page), flags=re.MULTILINE)
