@@ -23,6 +23,12 @@ def _fast_length(length: int) -> int:
     return 1 << max(1, length - 1).bit_length()  # a prime length takes five times as long as the next power of two
 
 
+def _random_interval(length: int, max_fraction: float) -> slice:
+    width = round(_uniform(0.0, max_fraction) * length)
+    start = int(torch.randint(length - width + 1, ())) if width else 0
+    return slice(start, start + width)
+
+
 def _check_range(part: nn.Module, name: str, value: float, high: float = math.inf) -> float:
     if not 0 <= value <= high:
         limit = "0 or more" if math.isinf(high) else f"between 0 and {high:g}"
@@ -150,13 +156,11 @@ class MaskBand(nn.Module):
         """Return the sound without a band."""
         length = waveform.samples.numel()
         fft_length = _fast_length(length)
-        bins = fft_length // 2 + 1
-        width = round(_uniform(0.0, self.width) * bins)
-        if not width or not length:
+        band = _random_interval(fft_length // 2 + 1, self.width)
+        if band.start == band.stop or not length:
             return waveform
-        start = int(torch.randint(bins - width + 1, ()))
         spectrum = torch.fft.rfft(waveform.samples, n=fft_length)
-        spectrum[start : start + width] = 0
+        spectrum[band] = 0
         return Waveform(torch.fft.irfft(spectrum, n=fft_length)[:length], waveform.rate)
 
 
@@ -175,13 +179,8 @@ class MaskTime(nn.Module):
 
     def forward(self, waveform: Waveform) -> Waveform:
         """Return the sound with an interval of zeros."""
-        length = waveform.samples.numel()
-        width = round(_uniform(0.0, self.width) * length)
-        if not width:
-            return waveform
-        start = int(torch.randint(length - width + 1, ()))
         samples = waveform.samples.clone()
-        samples[start : start + width] = 0
+        samples[_random_interval(samples.numel(), self.width)] = 0
         return Waveform(samples, waveform.rate)
 
 

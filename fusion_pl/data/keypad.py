@@ -30,19 +30,20 @@ LOW = (697.0, 770.0, 852.0, 941.0)
 HIGH = (1209.0, 1336.0, 1477.0)
 
 
-def generate(digit: int, rng: Generator) -> SyntheticSample:
-    """Generate one sample of a digit.
+def generate(index: int, rng: Generator) -> SyntheticSample:
+    """Generate one sample of the digit ``index % 10``, so that every split has every class.
 
     Each input is missing with probability 0.125 and unreadable with probability 0.1, independent of the others.
     Samples without any readable input are drawn again.
 
     Args:
-        digit: 0 to 9.
+        index: of the sample.
         rng: source of all randomness.
 
     Returns:
         The number word inside other characters, 32 × 32 grey pixels, and 0.25 to 0.5 s of sound at 8 kHz.
     """
+    digit = index % len(CLASSES)
     while True:
         present = rng.random(3) >= MISSING
         readable = rng.random(3) >= UNREADABLE
@@ -108,15 +109,11 @@ def _audio(digit: int, readable: np.bool, rng: Generator) -> Int16[np.ndarray, "
     return samples
 
 
-def _generate(index: int, rng: Generator) -> SyntheticSample:
-    return generate(index % len(CLASSES), rng)  # every split holds every class
-
-
 KEYPAD = SyntheticDataset(
     name="keypad",
     version=1,
     classes=CLASSES,
     sizes={"train": 2000, "val": 500, "test": 500},
     rate=RATE,
-    generate=_generate,
+    generate=generate,
 )

@@ -25,6 +25,7 @@ from fusion_pl.types import UserError
 
 COLUMNS = ("id", "text", "image", "audio", "label", "split")
 MANIFEST = "manifest.csv"
+SEED = 0
 
 
 class SyntheticSample(NamedTuple):
@@ -73,34 +74,33 @@ class SyntheticDataset:
         """Name of the lock file; one process at a time writes."""
         return f".{self.name}.lock"
 
-    def write(self, folder: str | Path, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Path:
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Content of the marker."""
+        return {"version": self.version, "seed": SEED, "sizes": dict(self.sizes)}
+
+    def write(self, folder: str | Path) -> Path:
         """Write the data set, unless the folder holds it already, and return the path of its manifest.
 
-        The same seed gives the same bytes. An incomplete data set is completed. Several processes may call this at
-        once: the first one writes.
+        An incomplete data set is completed. Several processes may call this at once: the first one writes.
 
         Args:
             folder: destination; created if it does not exist.
-            seed: 0 or more.
-            sizes: split -> number of samples; by default those of the data set.
 
         Returns:
             Path of ``manifest.csv`` with the columns id, text, image, audio, label and split.
 
         Raises:
-            UserError: if the folder holds other files or cannot be written, or if the seed is negative.
+            UserError: if the folder holds other files or cannot be written.
         """
         folder = Path(folder)
-        recipe = {"version": self.version, "seed": seed, "sizes": dict(sizes or self.sizes)}
-        if seed < 0:
-            raise UserError(f"the seed of the demo data must be 0 or more, got {seed}")
         try:
-            if not self._is_complete(folder, recipe):  # checked before anything is written: a copy may be read-only
+            if not self._is_complete(folder):  # checked before anything is written: a copy may be read-only
                 folder.mkdir(parents=True, exist_ok=True)
-                self._check_folder(folder, recipe)
+                self._check_folder(folder)
                 with FileLock(folder / self.lock):
-                    if not self._is_complete(folder, recipe):
-                        self._write_files(folder, recipe)
+                    if not self._is_complete(folder):
+                        self._write_files(folder)
         except OSError as error:
             raise UserError(
                 f"the demo data cannot be written to {folder} ({error.strerror or error}): make room for about 100 MB "
@@ -115,34 +115,33 @@ class SyntheticDataset:
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
 
-    def _is_complete(self, folder: Path, recipe: Mapping[str, Any]) -> bool:
+    def _is_complete(self, folder: Path) -> bool:
         """Return whether the manifest and all files that it names exist."""
-        if self._read_marker(folder) != recipe or not (folder / MANIFEST).exists():
+        if self._read_marker(folder) != self.recipe or not (folder / MANIFEST).exists():
             return False
         with (folder / MANIFEST).open(newline="") as file:
             cells = {row[key] for row in csv.DictReader(file) for key in ("image", "audio") if row[key]}
         return cells <= {f"{kind}/{name}" for kind in ("images", "audio") for name in _file_names(folder / kind)}
 
-    def _check_folder(self, folder: Path, recipe: Mapping[str, Any]) -> None:
-        """Refuse a folder with files of the user, or with the same data set from another seed or in another size."""
+    def _check_folder(self, folder: Path) -> None:
+        """Refuse a folder with files of the user, or with the same data set in other sizes."""
         others = sorted(set(_file_names(folder)) - {self.lock})
         if others and not (folder / self.marker).exists():
             raise UserError(
                 f"{folder} holds files that are not the demo data, such as {others[0]}: name another folder for "
                 "it, or move them"
             )
-        written = self._read_marker(folder)
-        same = written is None or all(written.get(key) == recipe[key] for key in ("seed", "sizes"))
-        if not same and (folder / MANIFEST).exists():
+        sizes = (self._read_marker(folder) or self.recipe).get("sizes")
+        if sizes != self.recipe["sizes"] and (folder / MANIFEST).exists():
             raise UserError(
-                f"{folder} holds the demo data with seed {written['seed']} and sizes {written['sizes']}, but seed "
-                f"{recipe['seed']} and sizes {recipe['sizes']} are asked for: name another folder, or delete this one"
+                f"{folder} holds the demo data with sizes {sizes}, expected {self.recipe['sizes']}: name another "
+                "folder, or delete this one"
             )
 
-    def _write_files(self, folder: Path, recipe: Mapping[str, Any]) -> None:
+    def _write_files(self, folder: Path) -> None:
         """Write marker, media and manifest, in this order: the manifest exists only when the data set is complete."""
         (folder / MANIFEST).unlink(missing_ok=True)
-        (folder / self.marker).write_text(json.dumps(recipe))
+        (folder / self.marker).write_text(json.dumps(self.recipe))
         for kind, pattern in (("images", r"\d{5}\.png"), ("audio", r"\d{5}\.wav")):
             (folder / kind).mkdir(exist_ok=True)
             for name in filter(re.compile(pattern).fullmatch, _file_names(folder / kind)):
@@ -150,15 +149,15 @@ class SyntheticDataset:
         with atomic_write(folder / MANIFEST) as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(COLUMNS)
-            table.writerows(self._rows(folder, recipe["seed"], recipe["sizes"]))
+            table.writerows(self._rows(folder))
 
-    def _rows(self, folder: Path, seed: int, sizes: Mapping[str, int]) -> Iterator[tuple[str, ...]]:
+    def _rows(self, folder: Path) -> Iterator[tuple[str, ...]]:
         """Write each sample's files and yield its row."""
         console = Console(stderr=True)
-        splits = [split for split, size in sizes.items() for _ in range(size)]
+        splits = [split for split, size in self.sizes.items() for _ in range(size)]
         bar = track(splits, "Writing the demo data", console=console, transient=True, disable=not console.is_terminal)
         for index, split in enumerate(bar):
-            label, text, image, audio = self.generate(index, np.random.default_rng([seed, index]))
+            label, text, image, audio = self.generate(index, np.random.default_rng([SEED, index]))
             name = f"{index:05d}"
             if image is not None:
                 image.save(folder / f"images/{name}.png", compress_level=1)  # noise does not compress any further

@@ -4,6 +4,7 @@ import csv
 import logging
 import wave
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from fusion_pl.data import Ask
 from fusion_pl.data.ask import ASK, CLASSES, SCENES, WEIGHTS, best_accuracy, generate
 from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
 
-SMALL = {"train": 60, "val": 20, "test": 20}
+SMALL = replace(ASK, sizes={"train": 60, "val": 20, "test": 20})
 INK = {"red": (220, 50, 40), "green": (40, 170, 70), "blue": (50, 90, 220), "yellow": (225, 195, 40)}
 
 
@@ -89,10 +90,10 @@ def test_best_accuracy_agrees_with_counting_by_hand(inputs, best):
 
 
 def test_files_and_rows(tmp_path):
-    manifest = ASK.write(tmp_path / "ask", sizes=SMALL)
+    manifest = SMALL.write(tmp_path / "ask")
     with manifest.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert Counter(row["split"] for row in rows) == SMALL
+    assert Counter(row["split"] for row in rows) == SMALL.sizes
     assert all(row["text"] and row["image"] and row["audio"] for row in rows)
     with Image.open(manifest.parent / rows[0]["image"]) as image:
         assert (image.size, image.mode) == ((40, 40), "RGB")
@@ -101,7 +102,7 @@ def test_files_and_rows(tmp_path):
 
 
 def test_setup_prints_the_best_accuracy_of_the_models_inputs(tmp_path, caplog):
-    ASK.write(tmp_path / "ask", sizes=SMALL)
+    SMALL.write(tmp_path / "ask")
     encoders = {"text": TinyText(), "image": TinyImage(), "audio": TinyAudio()}
     for names, best in ((("text", "image", "audio"), "100.0%"), (("text", "image"), "50.0%"), (("audio",), "20.2%")):
         data = Ask(str(tmp_path / "ask"))

@@ -18,7 +18,7 @@ from fusion_pl.data import Keypad, keypad
 from fusion_pl.data.keypad import KEYPAD, generate
 from fusion_pl.types import UserError
 
-SMALL = {"train": 20, "val": 10, "test": 10}
+SMALL = replace(KEYPAD, sizes={"train": 20, "val": 10, "test": 10})
 WORDS = {0: "zero", 1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}
 PAD = ("123", "456", "789", "*0#")  # as on every telephone
 ROWS, COLUMNS = (697, 770, 852, 941), (1209, 1336, 1477)
@@ -49,19 +49,13 @@ def full(tmp_path_factory):
     return folder, data
 
 
-def test_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path):
-    first, second, other = (
-        hashes(KEYPAD.write(tmp_path / name, seed, SMALL).parent) for name, seed in (("a", 3), ("b", 3), ("c", 4))
-    )
-    assert first == second
-    shared = [name for name in first.keys() & other.keys() if name.endswith((".png", ".wav"))]
-    assert shared
-    assert all(first[name] != other[name] for name in shared)
+def test_the_bytes_are_reproducible(tmp_path):
+    assert hashes(SMALL.write(tmp_path / "a").parent) == hashes(SMALL.write(tmp_path / "b").parent)
 
 
 def test_a_sample_does_not_depend_on_how_many_are_written(tmp_path):
-    few = hashes(KEYPAD.write(tmp_path / "few", sizes={"train": 10}).parent)
-    many = hashes(KEYPAD.write(tmp_path / "many", sizes={"train": 30}).parent)
+    few = hashes(replace(KEYPAD, sizes={"train": 10}).write(tmp_path / "few").parent)
+    many = hashes(replace(KEYPAD, sizes={"train": 30}).write(tmp_path / "many").parent)
     media = {name for name in few if name.startswith(("images", "audio"))}
     assert media
     assert all(few[name] == many[name] for name in media)
@@ -69,10 +63,10 @@ def test_a_sample_does_not_depend_on_how_many_are_written(tmp_path):
 
 
 def test_cells_and_files_match_one_to_one(tmp_path):
-    manifest = KEYPAD.write(tmp_path / "keypad", sizes=SMALL)
+    manifest = SMALL.write(tmp_path / "keypad")
     rows = rows_of(manifest)
     assert list(rows[0]) == ["id", "text", "image", "audio", "label", "split"]
-    assert Counter(row["split"] for row in rows) == SMALL
+    assert Counter(row["split"] for row in rows) == SMALL.sizes
     assert len({row["id"] for row in rows}) == len(rows)
     assert all(row["text"] or row["image"] or row["audio"] for row in rows)
     named = {row[key] for row in rows for key in ("image", "audio")} - {""}
@@ -132,29 +126,29 @@ def test_sounds_contain_the_tone_pair_of_the_key_and_some_are_masked(samples):
 
 
 def test_a_complete_data_set_is_not_rewritten(tmp_path):
-    manifest = KEYPAD.write(tmp_path / "keypad", sizes=SMALL)
+    manifest = SMALL.write(tmp_path / "keypad")
     before = {path: path.stat().st_mtime_ns for path in manifest.parent.rglob("*")}
-    assert KEYPAD.write(tmp_path / "keypad", sizes=SMALL) == manifest
+    assert SMALL.write(tmp_path / "keypad") == manifest
     assert {path: path.stat().st_mtime_ns for path in manifest.parent.rglob("*")} == before
 
 
 @pytest.mark.parametrize("lost", ["manifest.csv", "images/00002.png", "audio", ".keypad.json"])
 def test_deleted_files_are_written_again_or_refused(tmp_path, lost):
-    folder = KEYPAD.write(tmp_path / "keypad", sizes=SMALL).parent
+    folder = SMALL.write(tmp_path / "keypad").parent
     complete = hashes(folder)
     for path in sorted((folder / lost).rglob("*")) or [folder / lost]:
         path.unlink()
     if lost == ".keypad.json":
         with pytest.raises(UserError, match="holds files that are not the demo data"):
-            KEYPAD.write(folder, sizes=SMALL)
+            SMALL.write(folder)
         assert complete.keys() - hashes(folder).keys() == {lost}
     else:
-        KEYPAD.write(folder, sizes=SMALL)
+        SMALL.write(folder)
         assert hashes(folder) == complete
 
 
-def test_an_interrupted_run_leaves_no_manifest_and_the_next_one_completes(tmp_path, monkeypatch):
-    complete = hashes(KEYPAD.write(tmp_path / "complete", sizes=SMALL).parent)
+def test_an_interrupted_run_leaves_no_manifest_and_the_next_one_completes(tmp_path):
+    complete = hashes(SMALL.write(tmp_path / "complete").parent)
     generated = iter(range(7))
 
     def killed(digit, rng):
@@ -162,13 +156,11 @@ def test_an_interrupted_run_leaves_no_manifest_and_the_next_one_completes(tmp_pa
             raise KeyboardInterrupt
         return generate(digit, rng)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(keypad, "generate", killed)
-        with pytest.raises(KeyboardInterrupt):
-            KEYPAD.write(tmp_path / "keypad", sizes=SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        replace(SMALL, generate=killed).write(tmp_path / "keypad")
     assert any((tmp_path / "keypad/images").iterdir())
     assert not (tmp_path / "keypad/manifest.csv").exists()
-    KEYPAD.write(tmp_path / "keypad", sizes=SMALL)
+    SMALL.write(tmp_path / "keypad")
     found = hashes(tmp_path / "keypad")
     assert found == complete
 
@@ -176,45 +168,40 @@ def test_an_interrupted_run_leaves_no_manifest_and_the_next_one_completes(tmp_pa
 def test_an_older_version_is_rewritten_without_touching_files_of_the_user(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(keypad, "MISSING", 0.0)
-        folder = replace(KEYPAD, version=0).write(tmp_path / "keypad", sizes=SMALL).parent
+        folder = replace(SMALL, version=0).write(tmp_path / "keypad").parent
     (folder / "images/mine.png").write_bytes(b"mine")
-    KEYPAD.write(folder, sizes=SMALL)
+    SMALL.write(folder)
     assert (folder / "images/mine.png").read_bytes() == b"mine"
     (folder / "images/mine.png").unlink()
-    assert hashes(folder) == hashes(KEYPAD.write(tmp_path / "new", sizes=SMALL).parent)
+    assert hashes(folder) == hashes(SMALL.write(tmp_path / "new").parent)
 
 
-def test_one_of_several_processes_writes(tmp_path, monkeypatch):
+def test_one_of_several_processes_writes(tmp_path):
     generated: list[int] = []
 
     def counting(digit, rng):
         generated.append(digit)
         return generate(digit, rng)
 
-    monkeypatch.setattr(keypad, "generate", counting)
+    dataset = replace(SMALL, generate=counting)
     with ThreadPoolExecutor(3) as pool:
-        manifests = set(pool.map(lambda _: KEYPAD.write(tmp_path / "keypad", sizes=SMALL), range(3)))
+        manifests = set(pool.map(lambda _: dataset.write(tmp_path / "keypad"), range(3)))
     assert manifests == {tmp_path / "keypad/manifest.csv"}
-    assert len(generated) == sum(SMALL.values())
+    assert len(generated) == sum(SMALL.sizes.values())
 
 
 def test_a_folder_with_other_files_is_refused_and_untouched(tmp_path):
     (tmp_path / "manifest.csv").write_text("mine")
     with pytest.raises(UserError, match=r"holds files that are not the demo data, such as manifest\.csv: name another"):
-        KEYPAD.write(tmp_path, sizes=SMALL)
+        SMALL.write(tmp_path)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("manifest.csv", "mine")]
 
 
-def test_another_seed_is_refused_in_the_same_folder(tmp_path):
-    before = hashes(KEYPAD.write(tmp_path / "keypad", sizes=SMALL).parent)
-    with pytest.raises(UserError, match=r"with seed 0 .* but seed 1 .* name another folder, or delete this one"):
-        KEYPAD.write(tmp_path / "keypad", seed=1, sizes=SMALL)
+def test_another_size_is_refused_in_the_same_folder(tmp_path):
+    before = hashes(SMALL.write(tmp_path / "keypad").parent)
+    with pytest.raises(UserError, match=r"with sizes .*20.*, expected .*2000.*: name another folder, or"):
+        KEYPAD.write(tmp_path / "keypad")
     assert hashes(tmp_path / "keypad") == before
-
-
-def test_a_negative_seed_is_refused(tmp_path):
-    with pytest.raises(UserError, match="must be 0 or more, got -1"):
-        KEYPAD.write(tmp_path / "keypad", seed=-1)
 
 
 def test_a_path_that_cannot_be_a_folder_is_one_sentence(tmp_path):
@@ -222,7 +209,7 @@ def test_a_path_that_cannot_be_a_folder_is_one_sentence(tmp_path):
     with pytest.raises(
         UserError, match=r"cannot be written to .*file.keypad \(.+\): make room for about 100 MB there, or"
     ):
-        KEYPAD.write(tmp_path / "file" / "keypad", sizes=SMALL)
+        SMALL.write(tmp_path / "file" / "keypad")
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
@@ -231,11 +218,11 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
     with pytest.raises(UserError, match=r"cannot be written to .* \(No space left on device\)"):
-        KEYPAD.write(tmp_path / "keypad", sizes=SMALL)
+        SMALL.write(tmp_path / "keypad")
 
 
 def test_fit_writes_the_data_before_it_reads_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(Keypad, "dataset", replace(KEYPAD, sizes=SMALL))
+    monkeypatch.setattr(Keypad, "dataset", SMALL)
     config = Path(__file__).parents[2] / "configs/keypad.yaml"
     monkeypatch.chdir(tmp_path)
     options = ["--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu", "--data.num_workers", "0"]

@@ -74,7 +74,7 @@ def test_rows_that_cannot_be_read_are_problems_and_left_out(tmp_path):
     table = read_table(write(tmp_path, '{"a": 1}\n{"a": \n[1]\n{"a": [2]}', "m.jsonl"))
     assert table.row_numbers == [1, 4]
     assert [(problem.row, problem.column) for problem in table.problems] == [(2, None), (3, None), (4, "a")]
-    assert "not JSON: Expecting value at character 7" in str(table.problems[0])
+    assert "not valid JSON: Expecting value: line 1 column 7" in str(table.problems[0])
     assert "a JSON list, expected an object" in str(table.problems[1])
     assert str(table.problems[2]) == "row 4, column 'a': it holds a list, expected text or a number"
 
