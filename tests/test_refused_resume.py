@@ -1,4 +1,4 @@
-"""A run that cannot go on: one sentence says why, and its folder is as it was."""
+"""A run that cannot be resumed: one sentence says why, and its folder is unchanged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from fusion_pl.cli.run import run
 from tests.texts import BEST, LAST, RUN, fit, results
 
-LEFT = "nothing is left to train: {} has trainer.max_epochs (2) behind it; give --trainer.max_epochs a larger number"
+FINISHED = "nothing is left to train: {} has reached trainer.max_epochs (2); give --trainer.max_epochs a larger number"
 
 
 def files():
@@ -19,26 +19,26 @@ def files():
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
-        (["--trainer.max_epochs", "1"], "last.ckpt has 2 epochs behind it, and trainer.max_epochs is 1"),
-        ([], LEFT.format(LAST)),
-        (["--trainer.max_epochs", "9", "--trainer.max_steps", "10"], "has trainer.max_steps (10) behind it"),
+        (["--trainer.max_epochs", "1"], "last.ckpt is trained for 2 epochs, and trainer.max_epochs is 1"),
+        ([], FINISHED.format(LAST)),
+        (["--trainer.max_epochs", "9", "--trainer.max_steps", "10"], "has reached trainer.max_steps (10)"),
         (["--trainer.max_epochs", "9", "--model.fusion.dim", "8"], "size mismatch"),
     ],
 )
-def test_a_refused_run_is_as_it_was(again, more, said, capsys):
+def test_a_refused_run_is_unchanged(again, more, message, capsys):
     before = files()
     assert fit("--ckpt_path", "last", *more) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert files() == before
 
 
 def test_a_run_that_was_stopped_before_its_results_writes_them(again):
-    whole = results()
+    before = results()
     (RUN / "metrics.json").unlink()
     assert fit("--ckpt_path", "last") == 0
-    assert results()["metrics"] == whole["metrics"]
+    assert results()["metrics"] == before["metrics"]
 
 
 @pytest.mark.parametrize("subcommand", ["fit", "test"])
@@ -48,10 +48,10 @@ def test_a_new_class_is_named_with_its_row(again, subcommand, capsys):
     before = files()
     more = ["--ckpt_path", "last", "--trainer.max_epochs", "3"] if subcommand == "fit" else ["--ckpt_path", str(BEST)]
     assert run(subcommand, ["--config", "config.yaml", *more]) == 2
-    said = capsys.readouterr().err
-    assert "'犬' is new" in said
-    assert "rows.csv, row 38" in said
-    assert "correct the label or remove the row, or train again" in said
+    message = capsys.readouterr().err
+    assert "'犬' is new" in message
+    assert "rows.csv, row 38" in message
+    assert "correct the label or remove the row, or train again" in message
     assert files() == before
 
 
@@ -59,8 +59,8 @@ def test_a_missing_class_is_named(again, capsys):
     shutil.copy("rows.csv", "before.csv")
     Path("rows.csv").write_text(Path("rows.csv").read_text().replace(",spam,", ",eggs,"))
     assert run("test", ["--config", "config.yaml"]) == 2
-    said = capsys.readouterr().err
-    assert "'eggs' is new (rows.csv, row 3, column 'label'), 'spam' is missing; set data.classes to" in said
+    message = capsys.readouterr().err
+    assert "'eggs' is new (rows.csv, row 3, column 'label'), 'spam' is missing; set data.classes to" in message
     order = ["--data.classes", "[spam, ham]"]
     shutil.copy("before.csv", "rows.csv")
     assert run("test", ["--config", "config.yaml", *order]) == 2

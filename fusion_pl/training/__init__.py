@@ -1,4 +1,4 @@
-"""How a run goes: optimisation configs and callbacks, one file each."""
+"""Loss, optimization, callbacks and loggers of training, one file each."""
 
 from fusion_pl.training.loggers import TensorBoard
 from fusion_pl.training.loss import Loss

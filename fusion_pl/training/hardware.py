@@ -1,4 +1,4 @@
-"""What this machine computes fastest, where the user left the choice open."""
+"""Defaults for precision, threads and memory that depend on the hardware."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-# Parameters below which a step is so short that overheads count: conversions to bfloat16, threads that wait.
+# Parameters below which overheads dominate a step: conversions to bfloat16, waiting threads.
 SMALL_MODEL = 5_000_000
-# The numbers of glibc's malloc.h for its two habits of giving memory back.
+# Parameters of mallopt in glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def choose_precision(model: nn.Module, accelerator: str = "auto") -> str:
-    """Choose ``bf16-mixed`` where the hardware has bfloat16 units and the model is large enough to gain, and say so.
+    """Choose ``bf16-mixed`` for a large model on hardware with bfloat16 units, and log the choice.
 
     Args:
-        model: what is trained or evaluated.
-        accelerator: as given to the trainer.
+        model: decides by its number of parameters.
+        accelerator: argument of the Trainer.
 
     Returns:
-        a value of ``trainer.precision``.
+        A value of ``trainer.precision``.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available():
-        able, device = torch.cuda.is_bf16_supported(including_emulation=False), "GPU"
+        supported, device = torch.cuda.is_bf16_supported(including_emulation=False), "GPU"
     elif accelerator in {"auto", "cpu"} and not torch.backends.mps.is_available():
         capabilities = torch.cpu.get_capabilities()
-        able, device = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False), "CPU"
+        supported, device = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False), "CPU"
     else:
         return "32-true"
-    if not able:
+    if not supported:
         rank_zero_info(
-            f"Precision 32-true: this {device} has no bfloat16 units (--trainer.precision bf16-mixed to insist)."
+            f"Precision 32-true: this {device} has no bfloat16 units (--trainer.precision bf16-mixed to use it anyway)."
         )
         return "32-true"
     if parameters < SMALL_MODEL:
@@ -44,47 +44,45 @@ def choose_precision(model: nn.Module, accelerator: str = "auto") -> str:
             "Precision 32-true: the model is too small to gain from bfloat16 (--trainer.precision bf16-mixed)."
         )
         return "32-true"
-    rank_zero_info(
-        f"Precision bf16-mixed: this {device} computes it faster (--trainer.precision 32-true to switch off)."
-    )
+    rank_zero_info(f"Precision bf16-mixed: faster on this {device} (--trainer.precision 32-true to disable).")
     return "bf16-mixed"
 
 
 def choose_num_threads(model: nn.Module, workers: int) -> int:
-    """Choose how many threads compute on a CPU, and say so.
+    """Choose the number of threads on a CPU, and log the choice.
 
-    A small step is over before a second thread has helped, and threads that wait for each other while a loader's worker
-    has their core take several times as long. So a small model leaves the workers their cores.
+    A second thread does not speed up the short steps of a small model, and threads that wait for each other while
+    workers use their cores are several times slower. A small model therefore leaves the workers their cores.
 
     Args:
-        model: what is trained.
-        workers: of the loader.
+        model: decides by its number of parameters.
+        workers: of the data loader.
 
     Returns:
-        a number for ``torch.set_num_threads``.
+        A number for ``torch.set_num_threads``.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if sum(parameter.numel() for parameter in model.parameters()) >= SMALL_MODEL:
         return cores
     threads = max(1, cores - workers)
-    rank_zero_info(f"Threads: {threads} of {cores} cores compute, the loader has the rest (--threads {cores} for all).")
+    rank_zero_info(f"Threads: {threads} of {cores} cores, the others for the data loader (--threads {cores} for all).")
     return threads
 
 
 def keep_memory() -> bool:
-    """Let the C library keep freed memory for the next step, and say so.
+    """Let glibc keep freed memory for the next step, and log it.
 
-    A step on a CPU allocates the same large tensors as the one before. By default glibc returns each to the system at
-    once, which then hands out zeroed pages again, 4 KiB at a time: a third of a convolutional network's time.
+    Each step on a CPU allocates the same large tensors. By default glibc returns them to the system, which zeroes new
+    pages of 4 KiB: a third of a convolutional network's time.
 
     Returns:
-        whether it could be done; only glibc has the setting.
+        Whether glibc is the C library and accepts the setting.
     """
     if sys.platform != "linux":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    # 1 is success. No blocks of their own, which would be returned when freed; no end of the heap is returned either.
+    # mallopt returns 1 on success. The first option disables mmap for large blocks, the second trimming of the heap.
     if mallopt is None or mallopt(M_MMAP_MAX, 0) != 1 or mallopt(M_TRIM_THRESHOLD, -1) != 1:
         return False
-    rank_zero_info("Memory: kept between steps, faster on a CPU (--keep_memory false to return it to the system).")
+    rank_zero_info("Memory: kept between steps, faster on a CPU (--keep_memory false to disable).")
     return True

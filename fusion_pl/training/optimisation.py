@@ -1,4 +1,4 @@
-"""Which parameters learn how fast, and when."""
+"""Parameter groups and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fusion_pl.types import UserError
 
-# What FSDP, activation checkpoints and torch.compile put into names.
+# Prefixes that FSDP, activation checkpointing and torch.compile add to names.
 WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 
 
 class WarmupCosine(LRScheduler):
-    r"""Raise the learning rate linearly, then lower it to zero along a half cosine, step by step.
+    r"""Linear warm-up and cosine decay to zero, per step.
 
     .. math:: \eta_t = \eta \min\left(\frac{t + 1}{w},\; \frac{1 + \cos(\pi \frac{t - w}{n - w})}{2}\right)
 
-    with :math:`n` steps in all and :math:`w` of them warm-up. Source: cosine annealing of 1608.03983 without restarts.
+    with :math:`n` steps in total and :math:`w` warm-up steps. Source: cosine annealing of arXiv:1608.03983 without
+    restarts. ``transformers.get_cosine_schedule_with_warmup`` needs the length of the run when it is built, starts at
+    0, and has no place for parameter groups that are added later.
 
     Args:
-        optimizer: whose rates to set.
-        warmup: share of the steps that warm up, in [0, 1).
-        total_steps: optimisation steps of the run; left out, the module fills in what the trainer expects.
+        optimizer: its learning rates are the maxima.
+        warmup: share of warm-up steps, in [0, 1).
+        total_steps: optimizer steps of the run; by default those of the Trainer.
     """
 
     def __init__(self, optimizer: Optimizer, warmup: float = 0.05, total_steps: int | None = None) -> None:
@@ -43,7 +45,7 @@ class WarmupCosine(LRScheduler):
         super().__init__(optimizer)
 
     def factor(self, step: int) -> float:
-        """Return the share of the full learning rate at a step counted from 0."""
+        """Return the factor of the learning rate at a step, counted from 0."""
         total = self.total_steps or 1
         warm = math.ceil(self.warmup * total)
         if step < warm:
@@ -51,39 +53,39 @@ class WarmupCosine(LRScheduler):
         return (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm)))) / 2
 
     def get_lr(self) -> list[float | Tensor]:
-        """Return each group's rate at the present step; a group that came later goes on from the rate that it has."""
+        """Return the learning rate of each group; a group that is added later continues from its current rate."""
         for group in self.optimizer.param_groups:
             if "initial_lr" not in group:
                 group["initial_lr"] = group["lr"] / (self.factor(self.last_epoch - 1) or 1.0)
         return [group["initial_lr"] * self.factor(self.last_epoch) for group in self.optimizer.param_groups]
 
     def set_total_steps(self, total_steps: int) -> None:
-        """Say how long the run is, before its first step."""
+        """Set the length of the run, before its first step."""
         self.total_steps = total_steps
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state without the length of the run: a run that goes on may be given a new one."""
+        """Return the state without the length of the run, which may change on resume."""
         return {key: value for key, value in super().state_dict().items() if key != "total_steps"}
 
 
 def check_total_steps(steps: int | float) -> int:
-    """Return the number of steps that a trainer expects.
+    """Return the Trainer's number of steps.
 
     Raises:
-        UserError: where it does not know: no limit of epochs, or a loader without a length, and no limit of steps.
+        UserError: if it is unknown: without a limit of steps, and without a limit of epochs or a length of the loader.
     """
     if not 0 <= steps < math.inf:
         raise UserError(
-            "the length of the training is not known (trainer.max_epochs is -1, or the loader has no length), and the "
-            "learning rate's schedule goes by it: give trainer.max_steps, or model.lr_scheduler.init_args.total_steps"
+            "the length of the training is unknown (trainer.max_epochs is -1, or the loader has no length), but the "
+            "learning rate schedule depends on it: give trainer.max_steps, or model.lr_scheduler.init_args.total_steps"
         )
     return int(steps)
 
 
 def dimensions(model: nn.Module) -> dict[str, int]:
-    """Return how many dimensions each parameter has, by the name that it has outside of wrappers."""
+    """Return the number of dimensions of each parameter, by its name without prefixes of wrappers."""
     return {WRAPPERS.sub("", name): parameter.ndim for name, parameter in model.named_parameters()}
 
 
@@ -92,18 +94,19 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters: pretrained or new, with or without weight decay.
 
-    Norms and biases (one-dimensional parameters) get no decay; ``lr_factor`` is noted in the groups of pretrained ones.
+    Norms and biases (one-dimensional parameters) have no weight decay. ``lr_factor`` is an option of every group, 1 for
+    new parameters.
 
     Args:
-        pretrained: encoders that start from pretrained weights.
-        model: everything.
-        lr_factor: what a pretrained group's learning rate is multiplied with.
-        known: ``dimensions`` of the model before a strategy such as FSDP made flat pieces of its parameters.
+        pretrained: encoders with pretrained weights.
+        model: the whole model.
+        lr_factor: of the learning rate of pretrained parameters.
+        known: ``dimensions`` of the model before a strategy such as FSDP flattens its parameters.
 
     Raises:
-        UserError: where a strategy has joined parameters, so that they cannot be told apart.
+        UserError: if a strategy has joined parameters with and without decay.
     """
-    slow = {id(p) for module in pretrained for p in module.parameters()}
+    pretrained_ids = {id(p) for module in pretrained for p in module.parameters()}
     known = dimensions(model) | dict(known or {})
     groups: dict[str, dict[str, Any]] = {}
     for full_name, parameter in model.named_parameters():
@@ -114,7 +117,7 @@ def parameter_groups(
                 "the strategy joins parameters that decay with ones that do not: leave use_orig_params out of "
                 "trainer.strategy.init_args, or set it to true"
             )
-        name = "pretrained" if id(parameter) in slow else "new"
+        name = "pretrained" if id(parameter) in pretrained_ids else "new"
         group: dict[str, Any] = {"params": [], "lr_factor": lr_factor if name == "pretrained" else 1.0}
         if known[WRAPPERS.sub("", full_name)] <= 1:
             name += "_no_decay"
@@ -124,12 +127,12 @@ def parameter_groups(
 
 
 def use_fused_step(optimizer: Optimizer) -> None:
-    """Let torch update each parameter in one pass where it is able to and the user left it open, and say so.
+    """Enable the fused implementation on a CPU, unless the user sets it, and log it.
 
-    On a CPU the default makes a dozen passes over the memory of every parameter; a GPU's default is good already.
+    On a CPU the default implementation makes a dozen passes over every parameter; on a GPU it is fast already.
 
     Args:
-        optimizer: whose parameters are where they will be trained.
+        optimizer: its parameters are on the device on which they are trained.
     """
     for group in optimizer.param_groups:
         on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])
@@ -138,4 +141,4 @@ def use_fused_step(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         group["fused"] = True
     name = type(optimizer).__name__
-    rank_zero_info(f"Optimizer: fused {name}, faster on a CPU (--model.optimizer.init_args.fused false to switch off).")
+    rank_zero_info(f"Optimizer: fused {name}, faster on a CPU (--model.optimizer.init_args.fused false to disable).")

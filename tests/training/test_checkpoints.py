@@ -187,13 +187,13 @@ def loops(checkpoint):
             "lr is nan, expected a finite number",
         ),
         (lambda c: loops(c)["epoch_progress"]["current"].update(ready=-1), "ready is -1, expected a count"),
-        (lambda c: loops(c)["epoch_progress"]["current"].update(ready=9, processed=9), "has 9 epochs behind it"),
+        (lambda c: loops(c)["epoch_progress"]["current"].update(ready=9, processed=9), "is trained for 9 epochs"),
         (lambda c: c.update(callbacks=[]), "callbacks are no table"),
         (
             lambda c: keeper(c)["best_k_models"].update(dict.fromkeys(keeper(c)["best_k_models"], "x")),
             "is 'x', expected",
         ),
-        (lambda c: c.pop("optimizer_states"), "it has the weights alone, without the state of training"),
+        (lambda c: c.pop("optimizer_states"), "it has the weights alone, without the training state"),
     ],
 )
 def test_a_lie_about_the_state_is_one_sentence(again, change, said, capsys):
