@@ -28,7 +28,7 @@ class Block(EmbeddingFusion):
     inputs are added to z, because a sample with a single input has no pairs; an MLP classifier after O.
 
     Args:
-        num_chunks: R, a divisor of ``dim``.
+        num_chunks: number of chunks R, a divisor of ``dim``.
         rank: rank of each chunk's bilinear form.
 
     Raises:

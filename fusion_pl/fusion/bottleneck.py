@@ -28,7 +28,7 @@ class Bottleneck(TokenFusion):
 
     Args:
         num_layers: transformer layers L, at least 2.
-        num_bottlenecks: N.
+        num_bottlenecks: number of bottleneck tokens N.
 
     Raises:
         UserError: if there are fewer than two layers.

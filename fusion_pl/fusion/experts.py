@@ -28,7 +28,7 @@ class Experts(EmbeddingFusion):
     arXiv:2101.03961, equation 4. Deviation: no noise in the router.
 
     Args:
-        num_experts: K.
+        num_experts: number of experts K.
         top_k: experts per sample, from 2 to K.
         balance: weight of the load-balancing loss, 0 or more.
 

@@ -26,7 +26,7 @@ class LowRank(EmbeddingFusion):
     are initialised near 1, where a product of many factors still has a gradient.
 
     Args:
-        rank: R.
+        rank: rank R of the weight tensors.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ class Perceiver(TokenFusion):
     position embedding instead of Fourier features and without weight sharing between the L repetitions.
 
     Args:
-        num_latents: N.
+        num_latents: number of latents N.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Encoded inputs to feed to heads: unequal widths and lengths, ragged masks, names that only a user would choose."""
+"""Encoded inputs for heads: different dimensions and lengths, ragged masks, unusual names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Make = Callable[..., dict[str, Encoded]]
 
 
 def make_inputs(present: list[list[int]], dtype: torch.dtype = torch.float64, seed: int = 0) -> dict[str, Encoded]:
-    """Draw B samples of M inputs; ``present`` is the B x M table of which there are. What is not real is zero."""
+    """Return random B samples of M inputs; ``present`` is a B x M table of 0 and 1. Padding is zero."""
     generator = torch.Generator().manual_seed(seed)
     table = torch.tensor(present, dtype=torch.bool)
     inputs = {}

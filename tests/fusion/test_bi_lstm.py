@@ -10,8 +10,8 @@ from fusion_pl.fusion import BiLSTM
 from fusion_pl.fusion.bi_lstm import real_first_orders
 from fusion_pl.types import UserError
 
-from .plain import stirred
-from .plain_tokens import real_tokens
+from .reference import randomised
+from .reference_tokens import real_tokens
 
 PRESENT = [[1, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
 
@@ -51,7 +51,7 @@ def check(head, inputs, sequences):
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_equals_a_packed_network_over_the_present_inputs(dims, make, count):
     chosen = dict(list(dims.items())[:count])
-    head, inputs = stirred(BiLSTM(chosen, num_classes=4, dim=8)), make([table[-count:] for table in PRESENT])
+    head, inputs = randomised(BiLSTM(chosen, num_classes=4, dim=8)), make([table[-count:] for table in PRESENT])
     sequences = []
     for row in range(len(PRESENT)):
         own = [(head.project[name], one) for name, one in inputs.items() if one.mask[row].any()]
@@ -62,7 +62,7 @@ def test_equals_a_packed_network_over_the_present_inputs(dims, make, count):
 @pytest.mark.parametrize("count", [1, 3])
 def test_equals_a_packed_network_over_the_real_tokens(dims, make, count):
     chosen = dict(list(dims.items())[:count])
-    head = stirred(BiLSTM(chosen, num_classes=4, over="tokens", dim=8))
+    head = randomised(BiLSTM(chosen, num_classes=4, over="tokens", dim=8))
     inputs = with_gaps(make([table[-count:] for table in PRESENT]))
     assert any((one.mask[:, 1:] & ~one.mask[:, :-1]).any() for one in inputs.values()), "no gap to step over"
     sequences = [[x for own in real_tokens(head.project, inputs, row) for x in own] for row in range(len(PRESENT))]

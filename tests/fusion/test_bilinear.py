@@ -5,17 +5,17 @@ import torch
 
 from fusion_pl.fusion import Bilinear
 
-from .plain import PRESENT, linear, mlp, norm, stirred, vectors, zeros
+from .reference import PRESENT, linear, mlp, norm, projected_embeddings, randomised, zeros
 
 DIM = 5
 
 
 @pytest.mark.parametrize("factor", [1, 3])
 def test_equals_its_formula(dims, make, factor):
-    head, inputs = stirred(Bilinear(dims, num_classes=4, dim=DIM, factor=factor)), make(PRESENT)
+    head, inputs = randomised(Bilinear(dims, num_classes=4, dim=DIM, factor=factor)), make(PRESENT)
     fused = head(inputs)
     for row in range(len(PRESENT)):
-        found = vectors(head, inputs, row)
+        found = projected_embeddings(head, inputs, row)
         wide = {m: linear(head.widen[m], u) for m, u in found.items()}
         embedding = zeros(DIM)
         for f in range(DIM):
@@ -34,21 +34,21 @@ def test_equals_its_formula(dims, make, factor):
 def test_equals_bilinear_pooling_of_low_rank(dims, make):
     """Two inputs are read by one matrix for each channel: the sum of ``factor`` matrices of rank 1."""
     two, factor = dict(list(dims.items())[:2]), 2
-    head, inputs = stirred(Bilinear(two, num_classes=4, dim=DIM, factor=factor)), make([[1, 1]] * 3)
+    head, inputs = randomised(Bilinear(two, num_classes=4, dim=DIM, factor=factor)), make([[1, 1]] * 3)
     outside = torch.nn.Bilinear(DIM, DIM, DIM, bias=False).double()
     first, second = (one.weight.view(DIM, factor, DIM) for one in head.widen)
     with torch.no_grad():
         for f in range(DIM):
             outside.weight[f] = sum(torch.outer(first[f, k], second[f, k]) for k in range(factor))
     for row in range(3):
-        u = vectors(head, inputs, row)
+        u = projected_embeddings(head, inputs, row)
         embedding = outside(u[0], u[1])
         root = embedding.sign() * (embedding.abs() / (1 + 1e-4 / embedding.abs()) ** 0.5 / embedding.abs() ** 0.5)
         torch.testing.assert_close(head(inputs).embedding[row], norm(head.norm, root) + u[0] + u[1])
 
 
 def test_the_result_for_a_single_input_depends_on_it(dims, make):
-    head = stirred(Bilinear(dims, num_classes=4))
+    head = randomised(Bilinear(dims, num_classes=4))
     first, second = (head(make([[1, 0, 0]], seed=seed)).logits for seed in (0, 1))
     assert (first - second).abs().max() > 1e-2
 

@@ -8,7 +8,7 @@ import torch
 from fusion_pl.fusion import Block
 from fusion_pl.types import UserError
 
-from .plain import PRESENT, linear, mlp, stirred, vectors, zeros
+from .reference import PRESENT, linear, mlp, projected_embeddings, randomised, zeros
 
 DIM, CHUNKS, RANK = 6, 2, 3
 SIZE = DIM // CHUNKS
@@ -27,10 +27,10 @@ def pooled_chunk(head, found, r):
 
 
 def test_equals_its_formula(dims, make):
-    head, inputs = stirred(Block(dims, num_classes=4, dim=DIM, num_chunks=CHUNKS, rank=RANK)), make(PRESENT)
+    head, inputs = randomised(Block(dims, num_classes=4, dim=DIM, num_chunks=CHUNKS, rank=RANK)), make(PRESENT)
     fused = head(inputs)
     for row in range(len(PRESENT)):
-        found = vectors(head, inputs, row)
+        found = projected_embeddings(head, inputs, row)
         parts = [pooled_chunk(head, found, r) for r in range(CHUNKS)]
         lengths = [math.sqrt(sum(value.item() ** 2 for value in part)) for part in parts]
         joined = torch.cat([part / length if length else part for part, length in zip(parts, lengths, strict=True)])
@@ -41,7 +41,7 @@ def test_equals_its_formula(dims, make):
 
 def test_channels_of_different_chunks_are_not_multiplied(dims, make):
     """That is what a block-diagonal tensor means: change one chunk, and the others' products stay."""
-    head, inputs = stirred(Block(dims, num_classes=4, dim=DIM, num_chunks=CHUNKS, rank=RANK)), make([[1, 1, 1]])
+    head, inputs = randomised(Block(dims, num_classes=4, dim=DIM, num_chunks=CHUNKS, rank=RANK)), make([[1, 1, 1]])
     seen = []
     head.join.register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
     head(inputs)
@@ -54,7 +54,7 @@ def test_channels_of_different_chunks_are_not_multiplied(dims, make):
 
 
 def test_the_result_for_a_single_input_depends_on_it(dims, make):
-    head = stirred(Block(dims, num_classes=4))
+    head = randomised(Block(dims, num_classes=4))
     first, second = (head(make([[1, 0, 0]], seed=seed)).logits for seed in (0, 1))
     assert (first - second).abs().max() > 1e-2
 

@@ -6,8 +6,8 @@ import torch
 from fusion_pl.fusion import Bottleneck
 from fusion_pl.types import UserError
 
-from .plain import stirred
-from .plain_tokens import mean, real_tokens, transform
+from .reference import randomised
+from .reference_tokens import mean, real_tokens, transform
 
 PRESENT = [[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]]
 SHARED = 2
@@ -32,7 +32,9 @@ def restate(head, inputs, row):
 @pytest.mark.parametrize(("count", "num_layers"), [(1, 2), (2, 3), (3, 2)])
 def test_equals_its_formula(dims, make, count, num_layers):
     chosen = dict(list(dims.items())[:count])
-    head = stirred(Bottleneck(chosen, num_classes=4, dim=8, num_heads=2, num_layers=num_layers, num_bottlenecks=SHARED))
+    head = randomised(
+        Bottleneck(chosen, num_classes=4, dim=8, num_heads=2, num_layers=num_layers, num_bottlenecks=SHARED)
+    )
     inputs = make([table[-count:] for table in PRESENT])
     fused = head(inputs)
     for row in range(len(PRESENT)):
@@ -58,7 +60,7 @@ def watch(head, inputs):
 
 
 def test_inputs_meet_in_the_second_layer_and_only_through_the_shared_tokens(dims, make):
-    head = stirred(Bottleneck(dims, num_classes=4, dim=8, num_heads=2, num_layers=3, num_bottlenecks=SHARED))
+    head = randomised(Bottleneck(dims, num_classes=4, dim=8, num_heads=2, num_layers=3, num_bottlenecks=SHARED))
     inputs = make([[1, 1, 1]])
     first = next(iter(dims))
     other = inputs | {first: inputs[first]._replace(tokens=inputs[first].tokens * -2 + 1)}

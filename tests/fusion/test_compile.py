@@ -1,4 +1,4 @@
-"""A training step compiles, in a fresh process: the shape checks of the suite are not what users compile."""
+"""A training step compiles in a fresh process, without the shape checks of the test suite."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ for name in sys.argv[1:]:
 
 
 def test_the_loss_of_a_head_compiles_to_one_graph_for_all_batches():
-    """Of heads that say so themselves: a break, or a new graph for every batch, costs what compiling gains."""
+    """For heads that override ``loss`` or ``held_out_mask``."""
     heads = {name: getattr(fusion_pl.fusion, name) for name in fusion_pl.fusion.__all__ if name != "Fusion"}
     own = [
         name

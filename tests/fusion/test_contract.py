@@ -1,6 +1,6 @@
-"""What every head promises, checked for every ``Fusion`` that ``fusion_pl.fusion`` holds, now and later.
+"""Checks for every ``Fusion`` in ``fusion_pl.fusion``.
 
-A head needs no line here. One whose arguments switch its behaviour adds them to ``VARIANTS``.
+New heads are found automatically. A head with arguments that change its behaviour adds them to ``VARIANTS``.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from fusion_pl.types import Encoded, Fused, UserError
 
 CLASSES = 4
 COUNTS = (1, 2, 3)
-GARBAGE = float("nan")
-GIVEN = "a number for each input"  # stands for {name: 1.0, name: 2.0, ...}, which depends on the names
+NAN = float("nan")
+FIXED_WEIGHTS = "a number per input"  # replaced by {name: 1.0, name: 2.0, ...}
 VARIANTS: dict[str, list[dict[str, Any]]] = {
-    "Weighted": [{"weights": "global"}, {"weights": GIVEN}],
+    "Weighted": [{"weights": "global"}, {"weights": FIXED_WEIGHTS}],
     "BiLSTM": [{"over": "tokens"}],
-    "Average": [{"weights": "sample"}, {"weights": "global"}, {"weights": GIVEN}],
+    "Average": [{"weights": "sample"}, {"weights": "global"}, {"weights": FIXED_WEIGHTS}],
 }
 
 
@@ -55,13 +55,15 @@ every_count = pytest.mark.parametrize("count", COUNTS)
 
 @pytest.fixture
 def build(dims):
-    """Return how to build a head that has left its initial state, where zeros may hide a fault."""
+    """Return a function that builds a head with randomly changed parameters, as zeros could hide an error."""
 
     def _build(head: type[Fusion], args: dict[str, Any], count: int, dtype: torch.dtype = torch.float64) -> Fusion:
         chosen = dict(list(dims.items())[:count])
         given = {name: float(i) for i, name in enumerate(chosen, start=1)}
         torch.manual_seed(0)
-        built = head(chosen, CLASSES, **{key: given if value == GIVEN else value for key, value in args.items()})
+        built = head(
+            chosen, CLASSES, **{key: given if value == FIXED_WEIGHTS else value for key, value in args.items()}
+        )
         with torch.no_grad():
             for parameter in built.parameters():
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -71,7 +73,7 @@ def build(dims):
 
 
 def subsets(count: int) -> list[list[int]]:
-    """Return every combination of present inputs, that of none included."""
+    """Return every combination of present inputs, including none."""
     return [list(one) for one in itertools.product([1, 0], repeat=count)]
 
 
@@ -81,13 +83,13 @@ def outputs(fused: Fused) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
-def spoil(inputs: dict[str, Encoded]) -> dict[str, Encoded]:
-    """Put NaN wherever nothing real stands: padding, and everything of a missing input."""
+def fill_with_nan(inputs: dict[str, Encoded]) -> dict[str, Encoded]:
+    """Set padding and all values of missing inputs to NaN."""
     return {
         name: Encoded(
-            one.tokens.masked_fill(~one.mask.unsqueeze(-1), GARBAGE),
+            one.tokens.masked_fill(~one.mask.unsqueeze(-1), NAN),
             one.mask,
-            one.embedding.masked_fill(~one.mask.any(-1, keepdim=True), GARBAGE),
+            one.embedding.masked_fill(~one.mask.any(-1, keepdim=True), NAN),
         )
         for name, one in inputs.items()
     }
@@ -152,7 +154,7 @@ def test_weights_sum_to_one_over_the_present(head, args, count, build, make):
     present = subsets(count)
     weights = build(head, args, count)(make(present)).weights
     if weights is None:
-        return  # an honest answer
+        return
     table = torch.tensor(present, dtype=weights.dtype)
     assert weights.shape == table.shape
     assert (weights >= 0).all()
@@ -162,7 +164,7 @@ def test_weights_sum_to_one_over_the_present(head, args, count, build, make):
 
 @every_head
 def test_weights_sum_to_one_for_large_parameters(head, args, build, make):
-    """Where a head's numbers are hundreds, in single precision, the exponentials that weights come from are zeros."""
+    """With large parameters, exponentials underflow in single precision."""
     present = subsets(3)
     fusion, table = build(head, args, 3, torch.float32), torch.tensor(present, dtype=torch.float32)
     for sign in (1, -1):
@@ -179,10 +181,10 @@ def test_weights_sum_to_one_for_large_parameters(head, args, build, make):
 @every_count
 def test_values_under_a_false_mask_do_not_change_the_result(head, args, count, build, make):
     fusion, inputs = build(head, args, count), make(subsets(count))
-    clean, spoilt = outputs(fusion(inputs)), outputs(fusion(spoil(inputs)))
-    assert clean.keys() == spoilt.keys()
+    clean, with_nan = outputs(fusion(inputs)), outputs(fusion(fill_with_nan(inputs)))
+    assert clean.keys() == with_nan.keys()
     for name, tensor in clean.items():
-        assert torch.equal(tensor, spoilt[name]), name
+        assert torch.equal(tensor, with_nan[name]), name
 
 
 @every_head
@@ -191,7 +193,7 @@ def test_padding_changes_nothing(head, args, count, build, make):
     fusion, inputs = build(head, args, count), make(subsets(count))
     padded = {
         name: Encoded(
-            torch.nn.functional.pad(one.tokens, (0, 0, 0, extra), value=GARBAGE),
+            torch.nn.functional.pad(one.tokens, (0, 0, 0, extra), value=NAN),
             torch.nn.functional.pad(one.mask, (0, extra)),
             one.embedding,
         )
@@ -205,7 +207,7 @@ def test_padding_changes_nothing(head, args, count, build, make):
 @every_head
 @every_count
 def test_padding_may_be_on_the_left(head, args, count, build, make):
-    """A user's encoder may pad as many tokenizers do for generation: places are counted from the first real token."""
+    """Positions are counted from the first real token, because some tokenizers pad on the left."""
     fusion, inputs = build(head, args, count), make(subsets(count) * 2)
     left = {}
     for name, one in inputs.items():
@@ -243,7 +245,7 @@ def test_every_present_input_changes_the_result(head, args, build, make):
 def test_every_parameter_has_a_finite_gradient_for_every_missing_input(head, args, count, build, make):
     for present in ([1] * count, [0] + [1] * (count - 1), [0] * count):
         fusion = build(head, args, count).train()
-        inputs = spoil(make([present] * 3))
+        inputs = fill_with_nan(make([present] * 3))
         for one in inputs.values():
             one.tokens.requires_grad_()
             one.embedding.requires_grad_()
@@ -275,7 +277,7 @@ def test_every_trained_tensor_is_in_the_state_dict(head, args, build, make):
 @every_head
 @every_count
 def test_trains_with_missing_inputs(head, args, count, build, make):
-    # Noise has no pattern to learn: only a head that uses what it is given can tell these samples apart.
+    # The samples are noise, so only a head that uses its inputs can fit them.
     present = (subsets(count)[:-1] * 12)[:12]
     fusion, inputs = build(head, args, count, torch.float32).train(), make(present, torch.float32)
     target = torch.arange(len(present)) % CLASSES
@@ -317,7 +319,7 @@ def test_its_config_builds_it_again(head, args, count, build, make):
 
 @every_head
 def test_bfloat16_autocast(head, args, build, make):
-    fusion, inputs = build(head, args, 3, torch.float32), spoil(make(subsets(3), torch.float32))
+    fusion, inputs = build(head, args, 3, torch.float32), fill_with_nan(make(subsets(3), torch.float32))
     with torch.autocast("cpu", torch.bfloat16):
         fused = fusion(inputs)
         loss = loss_of(fused)

@@ -1,4 +1,4 @@
-"""What a head is said to cost, in its docstring and in ``docs/fusion.md``, is what torch counts."""
+"""The documented cost of a head, in its docstring and in ``docs/fusion.md``, equals the count of torch."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ LETTERS = {  # what an argument is called in formulas
 HEADS = sorted(set(fusion_pl.fusion.__all__) - {"Fusion"})
 
 
-def counted(head) -> float:
+def count_multiply_adds(head) -> float:
     encoded = Encoded(torch.randn(2, T, D), torch.ones(2, T, dtype=torch.bool), torch.randn(2, D))
     operations = count_flops(lambda: head.eval()(dict.fromkeys(head.names, encoded)))
     return operations / 2 / 2  # a multiply-add is two operations, and there are two samples
 
 
-def said(formula: str, letters: dict[str, float]) -> float:
+def evaluate(formula: str, letters: dict[str, float]) -> float:
     """Evaluate a formula as it is written: ``M D F + 2 M F²``, ``(F + 1)^M h``, ``Σ (T_m + N)²``."""
     formula = formula.replace("T_m", "T").replace("Σ", "M").replace("²", "**2").replace("³", "**3").replace("^", "**")
     python = re.sub(r"(?<=[\w)]) (?=[\w(])", "*", formula)
@@ -55,6 +55,6 @@ def test_source_and_cost_are_documented_in_docstring_and_guide(name):
     assert "\n    Source: " in about
     (formula,) = re.findall(r"Cost: ``(.+?)``", about)
     head, letters = build(name)
-    assert said(formula, letters) == pytest.approx(counted(head), rel=TOLERANCE)
+    assert evaluate(formula, letters) == pytest.approx(count_multiply_adds(head), rel=TOLERANCE)
     guide = TEXT.partition("## Measured")[0]
     assert re.findall(rf"^\| `{name}` \|.*\| `(.+?)`[^|]*\|$", guide, flags=re.MULTILINE) == [formula]

@@ -7,8 +7,8 @@ from fusion_pl.fusion import CrossAttention
 from fusion_pl.fusion.cross_attention import cross_attention_mask
 from fusion_pl.types import UserError
 
-from .plain import stirred
-from .plain_tokens import mean, real_tokens, transform
+from .reference import randomised
+from .reference_tokens import mean, real_tokens, transform
 
 PRESENT = [[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]]
 
@@ -29,7 +29,7 @@ def restate(head, inputs, row):
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_equals_its_formula(dims, make, count):
     chosen = dict(list(dims.items())[:count])
-    head = stirred(CrossAttention(chosen, num_classes=4, dim=8, num_heads=2, num_layers=2))
+    head = randomised(CrossAttention(chosen, num_classes=4, dim=8, num_heads=2, num_layers=2))
     inputs = make([table[-count:] for table in PRESENT])
     fused = head(inputs)
     for row in range(len(PRESENT)):

@@ -4,15 +4,15 @@ import torch
 
 from fusion_pl.fusion import DeepSet
 
-from .plain import PRESENT, mlp, norm, stirred, vectors, zeros
+from .reference import PRESENT, mlp, norm, projected_embeddings, randomised, zeros
 
 
 def test_equals_its_formula(dims, make):
-    head, inputs = stirred(DeepSet(dims, num_classes=4, dim=6)), make(PRESENT)
+    head, inputs = randomised(DeepSet(dims, num_classes=4, dim=6)), make(PRESENT)
     fused = head(inputs)
     for row in range(len(PRESENT)):
         z = zeros(6)
-        for m, u in vectors(head, inputs, row).items():
+        for m, u in projected_embeddings(head, inputs, row).items():
             z = z + mlp(head.transform, u + head.embedding[m])
         torch.testing.assert_close(fused.embedding[row], norm(head.norm, z))
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, norm(head.norm, z)))
@@ -21,7 +21,7 @@ def test_equals_its_formula(dims, make):
 def test_without_input_embeddings_the_order_does_not_matter(dims, make):
     """The same vectors under other names fuse to the same, once no embedding tells which is which."""
     equal = dict.fromkeys(dims, 6)
-    head, (first, second, third) = stirred(DeepSet(equal, num_classes=4)), equal
+    head, (first, second, third) = randomised(DeepSet(equal, num_classes=4)), equal
     for name in (second, third):
         head.project[name].load_state_dict(head.project[first].state_dict())
     one, two, three = (make([[1]] * 4, seed=seed)["título"] for seed in range(3))

@@ -1,4 +1,4 @@
-"""``docs/fusion.md`` tells the truth: its table is complete and its own head works, from a user's package."""
+"""``docs/fusion.md``: the table is complete, and the example head works in another package."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def test_the_example_head_works_from_another_package(tmp_path, monkeypatch, dims
     monkeypatch.syspath_prepend(tmp_path)
     head = importlib.import_module("heads_of_a_user").Largest(dims, 4, dim=16).double()
     inputs = make([[1, 1, 1], [1, 0, 1], [0, 0, 0]])
-    spoilt = {
+    with_nan = {
         name: one._replace(embedding=one.embedding.where(one.mask.any(-1, True), torch.nan))
         for name, one in inputs.items()
     }
-    logits = head(spoilt).logits
+    logits = head(with_nan).logits
     assert torch.equal(logits, head(inputs).logits)
     logits.sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in head.parameters())

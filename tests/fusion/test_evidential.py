@@ -11,8 +11,8 @@ from fusion_pl.fusion import Evidential
 from fusion_pl.fusion.evidential import kl_from_uniform
 from fusion_pl.types import UserError
 
-from .plain import stirred
-from .plain_decisions import Fixed, batch_of, entropy_of, own_logits
+from .reference import randomised
+from .reference_late import FixedLogits, batch_of, cross_entropy_of, unimodal_logits
 
 PRESENT = [[1, 1, 1], [0, 1, 1], [1, 0, 1], [1, 0, 0], [0, 0, 0]]
 CLASSES = 4
@@ -45,10 +45,10 @@ def alpha_of(joint):
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_equals_dempsters_rule_over_explicit_subsets(dims, make, count):
     chosen = dict(list(dims.items())[:count])
-    head, inputs = stirred(Evidential(chosen, CLASSES, dim=7)), make([table[:count] for table in PRESENT])
+    head, inputs = randomised(Evidential(chosen, CLASSES, dim=7)), make([table[:count] for table in PRESENT])
     fused = head(inputs)
     for row, table in enumerate(PRESENT):
-        opinions = {name: masses(logits) for name, logits in own_logits(head.unimodal, inputs, row).items()}
+        opinions = {name: masses(logits) for name, logits in unimodal_logits(head.unimodal, inputs, row).items()}
         assert len(opinions) == sum(table[:count])
         torch.testing.assert_close(fused.logits[row].exp(), alpha_of(dempster(opinions.values())))
         known = {name: 1 - opinion[ALL] for name, opinion in opinions.items()}
@@ -64,7 +64,7 @@ def test_the_order_of_the_inputs_does_not_matter(dims, make):
     inputs, found = make([[1, 1, 1], [1, 1, 1]] * 3, torch.float32), []
     for order in itertools.permutations(range(3)):
         head = Evidential(dims, CLASSES)
-        head.unimodal = Fixed(logits[:, list(order)])
+        head.unimodal = FixedLogits(logits[:, list(order)])
         found.append(head(inputs).logits)
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-6, atol=1e-6)
@@ -74,7 +74,7 @@ def test_a_missing_input_changes_nothing(dims, make):
     names, logits = list(dims), torch.randn(5, 3, CLASSES, generator=torch.Generator().manual_seed(0)).double()
     inputs = make([[1, 0, 1]] * 5)
     with_gap, without = Evidential(dims, CLASSES), Evidential({name: dims[name] for name in names[::2]}, CLASSES)
-    with_gap.unimodal, without.unimodal = Fixed(logits), Fixed(logits[:, ::2])
+    with_gap.unimodal, without.unimodal = FixedLogits(logits), FixedLogits(logits[:, ::2])
     expected = without({name: inputs[name] for name in names[::2]})
     torch.testing.assert_close(with_gap(inputs).logits, expected.logits)
     torch.testing.assert_close(with_gap(inputs).weights[:, ::2], expected.weights)
@@ -85,7 +85,7 @@ def test_agreement_reduces_uncertainty_and_conflict_keeps_both_classes(dims, mak
     logits[0, :, 2] = 5.0
     logits[1, 0, 2] = logits[1, 1, 3] = 5.0
     head = Evidential(dims, CLASSES)
-    head.unimodal = Fixed(logits)
+    head.unimodal = FixedLogits(logits)
     fused = head(make([[1, 1, 0]] * 2))
     joint, own = fused.logits.softmax(-1), next(iter(fused.input_logits.values())).softmax(-1)
     assert joint[0, 2] > own[0, 2] + 0.1
@@ -96,12 +96,12 @@ def test_agreement_reduces_uncertainty_and_conflict_keeps_both_classes(dims, mak
 def test_large_evidence_of_many_inputs_is_finite(make):
     many = {f"input {i}": 3 for i in range(30)}
     head = Evidential(many, CLASSES)
-    head.unimodal = Fixed(torch.full((1, 30, CLASSES), -1e4).index_fill(2, torch.tensor([1]), 1e6))
+    head.unimodal = FixedLogits(torch.full((1, 30, CLASSES), -1e4).index_fill(2, torch.tensor([1]), 1e6))
     one = next(iter(make([[1]], torch.float32).values()))
     fused = head(dict.fromkeys(many, one))
     assert fused.logits.isfinite().all()
     torch.nn.functional.cross_entropy(fused.logits, torch.tensor([0])).backward()
-    assert head.unimodal.decisions.grad.isfinite().all()
+    assert head.unimodal.logits.grad.isfinite().all()
 
 
 def test_kl_from_uniform_equals_torch_distributions():
@@ -119,19 +119,19 @@ def test_kl_from_uniform_equals_torch_distributions():
 
 @pytest.mark.parametrize("kl_weight", [0.0, 0.7])
 def test_loss_equals_its_formula(dims, make, kl_weight):
-    head, inputs = stirred(Evidential(dims, CLASSES, kl_weight=kl_weight, dim=7)), make(PRESENT)
+    head, inputs = randomised(Evidential(dims, CLASSES, kl_weight=kl_weight, dim=7)), make(PRESENT)
     target = [2, 0, 1, 3, 1]
     fused = head(inputs)
     expected = torch.tensor(0.0).double()
     for row, c in enumerate(target):
-        opinions = [masses(logits) for logits in own_logits(head.unimodal, inputs, row).values()]
+        opinions = [masses(logits) for logits in unimodal_logits(head.unimodal, inputs, row).values()]
         for alpha in [alpha_of(dempster(opinions)), *map(alpha_of, opinions)]:
             expected = expected - (alpha[c] / alpha.sum()).log() / len(target)
         for alpha in map(alpha_of, opinions):
             wrong = [1.0 if i == c else alpha[i].item() for i in range(CLASSES)]
             flat, believed = Dirichlet(torch.ones(CLASSES).double()), Dirichlet(torch.tensor(wrong).double())
             expected = expected + kl_weight * torch.distributions.kl_divergence(believed, flat) / len(target)
-    torch.testing.assert_close(head.loss(fused, batch_of(inputs, target), entropy_of(target)), expected)
+    torch.testing.assert_close(head.loss(fused, batch_of(inputs, target), cross_entropy_of(target)), expected)
 
 
 @pytest.mark.parametrize("kl_weight", [-0.1, math.nan, math.inf])

@@ -8,7 +8,7 @@ import torch
 from fusion_pl.fusion import Experts
 from fusion_pl.types import Batch, Fused, UserError
 
-from .plain import PRESENT, gelu, linear, mlp, stirred, vectors, zeros
+from .reference import PRESENT, gelu, linear, mlp, projected_embeddings, randomised, zeros
 
 DIM, EXPERTS = 5, 4
 BATCH = Batch({}, {}, None, [], [])
@@ -21,10 +21,10 @@ def softmax(scores):
 
 @pytest.mark.parametrize("top_k", [2, 3, 4])
 def test_equals_its_formula(dims, make, top_k):
-    head, inputs = stirred(Experts(dims, num_classes=4, dim=DIM, num_experts=EXPERTS, top_k=top_k)), make(PRESENT)
+    head, inputs = randomised(Experts(dims, num_classes=4, dim=DIM, num_experts=EXPERTS, top_k=top_k)), make(PRESENT)
     fused = head(inputs)
     for row, table in enumerate(PRESENT):
-        found = vectors(head, inputs, row)
+        found = projected_embeddings(head, inputs, row)
         context = torch.cat([*(found.get(m, zeros(DIM)) for m in range(3)), torch.tensor(table).double()])
         routed = softmax(linear(head.route, context))
         chosen = sorted(range(EXPERTS), key=lambda k: -routed[k])[:top_k]
@@ -36,7 +36,7 @@ def test_equals_its_formula(dims, make, top_k):
 
 def test_exactly_top_k_experts_affect_a_sample(dims, make):
     """Break one expert at a time: a sample changes where that one was among its ``top_k``, and nowhere else."""
-    head, inputs = stirred(Experts(dims, num_classes=4, num_experts=EXPERTS, top_k=2)), make(PRESENT * 8)
+    head, inputs = randomised(Experts(dims, num_classes=4, num_experts=EXPERTS, top_k=2)), make(PRESENT * 8)
     before = head(inputs).embedding
     shares = torch.zeros(len(before), dtype=torch.long)
     for expert in head.experts:
@@ -49,7 +49,7 @@ def test_exactly_top_k_experts_affect_a_sample(dims, make):
 
 
 def test_loss_is_the_cross_entropy_plus_the_balancing_loss(dims, make):
-    head, inputs = stirred(Experts(dims, num_classes=4, num_experts=EXPERTS, balance=0.3)), make(PRESENT * 4)
+    head, inputs = randomised(Experts(dims, num_classes=4, num_experts=EXPERTS, balance=0.3)), make(PRESENT * 4)
     fused, target = head(inputs), torch.arange(len(PRESENT) * 4) % 4
     probabilities = [softmax(linear(head.route, context)) for context in contexts(head, inputs)]
     balancing = 0.0
@@ -64,7 +64,7 @@ def test_loss_is_the_cross_entropy_plus_the_balancing_loss(dims, make):
 
 def contexts(head, inputs):
     for row in range(len(next(iter(inputs.values())).mask)):
-        found = vectors(head, inputs, row)
+        found = projected_embeddings(head, inputs, row)
         flags = torch.tensor([m in found for m in range(3)]).double()
         yield torch.cat([*(found.get(m, zeros(head.route.in_features // 3 - 1)) for m in range(3)), flags])
 
@@ -84,7 +84,7 @@ def test_balancing_loss_ranges_from_1_to_the_number_of_experts(dims, routed, exp
 
 
 def test_the_cross_entropy_has_a_gradient_for_the_router(dims, make):
-    head = stirred(Experts(dims, num_classes=4, balance=0.0))
+    head = randomised(Experts(dims, num_classes=4, balance=0.0))
     head(make(PRESENT)).logits.log_softmax(-1)[:, 0].mean().backward()
     assert head.route.weight.grad.abs().max() > 1e-6
 

@@ -4,16 +4,16 @@ import torch
 
 from fusion_pl.fusion import FiLM
 
-from .plain import PRESENT, gelu, linear, mlp, stirred, vectors, zeros
+from .reference import PRESENT, gelu, linear, mlp, projected_embeddings, randomised, zeros
 
 DIM = 5
 
 
 def test_equals_its_formula(dims, make):
-    head, inputs = stirred(FiLM(dims, num_classes=4, dim=DIM)), make(PRESENT)
+    head, inputs = randomised(FiLM(dims, num_classes=4, dim=DIM)), make(PRESENT)
     fused = head(inputs)
     for row in range(len(PRESENT)):
-        found = vectors(head, inputs, row)
+        found = projected_embeddings(head, inputs, row)
         total = zeros(DIM)
         for m, u in found.items():
             scale, shift = zeros(DIM) + 1, zeros(DIM)
@@ -29,9 +29,9 @@ def test_equals_its_formula(dims, make):
 
 def test_a_missing_input_modulates_nothing(dims, make):
     """Whatever the missing ones' maps are, a lone input stays as it is, and so does a pair."""
-    head, inputs = stirred(FiLM(dims, num_classes=4, dim=DIM)), make([[1, 0, 0], [1, 1, 0]])
+    head, inputs = randomised(FiLM(dims, num_classes=4, dim=DIM)), make([[1, 0, 0], [1, 1, 0]])
     before = head(inputs).embedding
-    alone = gelu(vectors(head, inputs, 0)[0])
+    alone = gelu(projected_embeddings(head, inputs, 0)[0])
     torch.testing.assert_close(before[0], alone)
     with torch.no_grad():
         head.modulate[2].weight.mul_(-3)

@@ -6,16 +6,16 @@ import torch
 
 from fusion_pl.fusion import Gated
 
-from .plain import PRESENT, mlp, stirred, vectors, zeros
+from .reference import PRESENT, mlp, projected_embeddings, randomised, zeros
 
 DIM = 5
 
 
 def test_equals_its_formula(dims, make):
-    head, inputs = stirred(Gated(dims, num_classes=4, dim=DIM)), make(PRESENT)
+    head, inputs = randomised(Gated(dims, num_classes=4, dim=DIM)), make(PRESENT)
     fused = head(inputs)
     for row in range(len(PRESENT)):
-        found = vectors(head, inputs, row)
+        found = projected_embeddings(head, inputs, row)
         seen = [value.item() for m in range(3) for value in found.get(m, zeros(DIM))]
         z, opened = zeros(DIM), zeros(3)
         for m, u in found.items():
@@ -33,7 +33,7 @@ def test_equals_its_formula(dims, make):
 
 
 def test_gates_depend_on_the_other_inputs(dims, make):
-    head, inputs, other = stirred(Gated(dims, num_classes=4, dim=DIM)), make([[1, 1, 1]]), make([[1, 1, 1]], seed=1)
+    head, inputs, other = randomised(Gated(dims, num_classes=4, dim=DIM)), make([[1, 1, 1]]), make([[1, 1, 1]], seed=1)
     with torch.no_grad():
         for name in list(dims)[1:]:  # these say nothing themselves: their gates are shut
             head.gate.bias.view(3, DIM)[list(dims).index(name)] = -1e4

@@ -5,7 +5,7 @@ import torch
 
 from fusion_pl.fusion import Graph
 
-from .plain import PRESENT, gelu, linear, mlp, stirred, vectors, zeros
+from .reference import PRESENT, gelu, linear, mlp, projected_embeddings, randomised, zeros
 
 DIM = 4
 
@@ -21,10 +21,10 @@ def gru(cell, message, state):
 
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_equals_its_formula(dims, make, rounds):
-    head, inputs = stirred(Graph(dims, num_classes=4, dim=DIM, num_rounds=rounds)), make(PRESENT)
+    head, inputs = randomised(Graph(dims, num_classes=4, dim=DIM, num_rounds=rounds)), make(PRESENT)
     fused = head(inputs)
     for row in range(len(PRESENT)):
-        nodes = {m: u + head.embedding[m] for m, u in vectors(head, inputs, row).items()}
+        nodes = {m: u + head.embedding[m] for m, u in projected_embeddings(head, inputs, row).items()}
         for _ in range(rounds):
             after = {}
             for m, node in nodes.items():
@@ -39,7 +39,7 @@ def test_equals_its_formula(dims, make, rounds):
 def test_a_missing_node_sends_no_messages_and_is_not_averaged(dims, make):
     """Without its third input the graph is that of two, though a third embedding is there."""
     two = dict(list(dims.items())[:2])
-    head, smaller = stirred(Graph(dims, num_classes=4, dim=DIM)), Graph(two, num_classes=4, dim=DIM).double().eval()
+    head, smaller = randomised(Graph(dims, num_classes=4, dim=DIM)), Graph(two, num_classes=4, dim=DIM).double().eval()
     state = {key: value for key, value in head.state_dict().items() if "voice-2" not in key}
     smaller.load_state_dict(state | {"embedding": head.embedding[:2]})
     inputs = make([[1, 1, 0], [0, 1, 0], [1, 0, 0]])

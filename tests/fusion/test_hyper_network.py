@@ -6,17 +6,17 @@ import torch
 
 from fusion_pl.fusion import HyperNetwork
 
-from .plain import PRESENT, gelu, linear, mlp, norm, stirred, vectors, zeros
+from .reference import PRESENT, gelu, linear, mlp, norm, projected_embeddings, randomised, zeros
 
 DIM = 4
 
 
 def test_equals_its_formula(dims, make):
-    head, inputs = stirred(HyperNetwork(dims, num_classes=4, dim=DIM, hidden=6)), make(PRESENT)
+    head, inputs = randomised(HyperNetwork(dims, num_classes=4, dim=DIM, hidden=6)), make(PRESENT)
     fused = head(inputs)
     first, _, last = head.write
     for row in range(len(PRESENT)):
-        found = vectors(head, inputs, row)
+        found = projected_embeddings(head, inputs, row)
         total = zeros(DIM)
         for m, u in found.items():
             others = [other for k, other in found.items() if k != m]
@@ -31,7 +31,7 @@ def test_equals_its_formula(dims, make):
 
 def test_the_weights_for_an_input_do_not_depend_on_it(dims, make):
     """Alone, every sample of an input is read by the same matrix; beside another input, each by its own."""
-    head = stirred(HyperNetwork(dims, num_classes=4, dim=DIM))
+    head = randomised(HyperNetwork(dims, num_classes=4, dim=DIM))
     written = []
     head.write.register_forward_hook(lambda _, given, result: written.append(result[:, 0]))
     head(make([[1, 0, 0]] * 3))

@@ -1,4 +1,4 @@
-"""How heads over tokens start: what inputs say to each other must come through, or training begins with making room."""
+"""Initialisation of heads over tokens."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def test_every_linear_layer_keeps_the_variance(name):
     for part in head.modules():
         maps += [part.weight_ih_l0, part.weight_hh_l0] if isinstance(part, nn.LSTM) else []
     assert len(maps) > 3
-    for weight in maps:  # of inputs of unit variance; torch's own start leaves a third of it
+    for weight in maps:  # for inputs of unit variance; the default of torch gives a third
         assert weight.square().sum(1).mean().item() == pytest.approx(1.0, abs=0.25)

@@ -8,7 +8,7 @@ import torch
 from fusion_pl.fusion import InputAttention
 from fusion_pl.types import Encoded, UserError
 
-from .plain import PRESENT, linear, mlp, stirred, vectors, zeros
+from .reference import PRESENT, linear, mlp, projected_embeddings, randomised, zeros
 
 DIM, HEADS = 6, 2
 
@@ -32,10 +32,10 @@ def attend(head, found):
 
 
 def test_equals_its_formula(dims, make):
-    head, inputs = stirred(InputAttention(dims, num_classes=4, dim=DIM, num_heads=HEADS)), make(PRESENT)
+    head, inputs = randomised(InputAttention(dims, num_classes=4, dim=DIM, num_heads=HEADS)), make(PRESENT)
     fused = head(inputs)
     for row in range(len(PRESENT) - 1):
-        vector, weights = attend(head, vectors(head, inputs, row))
+        vector, weights = attend(head, projected_embeddings(head, inputs, row))
         torch.testing.assert_close(fused.embedding[row], vector)
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, vector))
         torch.testing.assert_close(fused.weights[row], weights)
@@ -45,7 +45,7 @@ def test_equals_its_formula(dims, make):
 
 
 def test_equals_multihead_attention(dims, make):
-    head, inputs = stirred(InputAttention(dims, num_classes=4, dim=DIM, num_heads=HEADS)), make(PRESENT[:-1])
+    head, inputs = randomised(InputAttention(dims, num_classes=4, dim=DIM, num_heads=HEADS)), make(PRESENT[:-1])
     outside = torch.nn.MultiheadAttention(DIM, HEADS, batch_first=True).double()
     with torch.no_grad():
         outside.in_proj_weight.copy_(torch.cat([head.query.weight, head.key_value.weight]))
@@ -53,7 +53,7 @@ def test_equals_multihead_attention(dims, make):
         outside.out_proj.load_state_dict(head.output_projection.state_dict())
     fused = head(inputs)
     for row in range(len(PRESENT) - 1):
-        members = torch.stack(list(vectors(head, inputs, row).values()))[None]
+        members = torch.stack(list(projected_embeddings(head, inputs, row).values()))[None]
         context = members.mean(1, keepdim=True)
         read, weights = outside(context, members, members)
         torch.testing.assert_close(fused.embedding[row], (read + context)[0, 0])
@@ -62,7 +62,7 @@ def test_equals_multihead_attention(dims, make):
 
 def test_an_inputs_score_depends_on_the_others(dims, make):
     """The odds of two inputs would stay as they are, whatever the third holds, if each scored for itself alone."""
-    head, inputs = stirred(InputAttention(dims, num_classes=4)), make([[1, 1, 1]])
+    head, inputs = randomised(InputAttention(dims, num_classes=4)), make([[1, 1, 1]])
     third = inputs["voice-2"]
     changed = inputs | {"voice-2": Encoded(third.tokens, third.mask, third.embedding.flip(-1))}
     before, after = (head(given).weights[0] for given in (inputs, changed))

@@ -6,7 +6,7 @@ import torch
 
 from fusion_pl.fusion import LowRank, TensorFusion
 
-from .plain import PRESENT, mlp, norm, stirred, vectors, zeros
+from .reference import PRESENT, mlp, norm, projected_embeddings, randomised, zeros
 
 DIM, RANK = 3, 2
 
@@ -24,10 +24,10 @@ def written_out(head):
 
 
 def test_equals_its_formula(dims, make):
-    head, inputs = stirred(LowRank(dims, num_classes=4, dim=DIM, rank=RANK)), make(PRESENT)
+    head, inputs = randomised(LowRank(dims, num_classes=4, dim=DIM, rank=RANK)), make(PRESENT)
     fused, tensor = head(inputs), written_out(head)
     for row in range(len(PRESENT)):
-        found = vectors(head, inputs, row)
+        found = projected_embeddings(head, inputs, row)
         first, second, third = (torch.cat([found.get(m, zeros(DIM)), zeros(1) + 1]) for m in range(3))
         z = norm(head.norm, torch.einsum("i,j,k,ijko->o", first, second, third, tensor))
         torch.testing.assert_close(fused.embedding[row], z)
@@ -35,7 +35,7 @@ def test_equals_its_formula(dims, make):
 
 
 def test_equals_a_linear_layer_over_the_outer_product(dims, make):
-    head, inputs = stirred(LowRank(dims, num_classes=4, dim=DIM, rank=RANK)), make(PRESENT)
+    head, inputs = randomised(LowRank(dims, num_classes=4, dim=DIM, rank=RANK)), make(PRESENT)
     other = TensorFusion(dims, num_classes=4, dim=DIM, hidden=DIM).double().eval()
     other.project.load_state_dict(head.project.state_dict())
     products = []

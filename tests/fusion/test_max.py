@@ -4,14 +4,14 @@ import torch
 
 from fusion_pl.fusion import Max
 
-from .plain import PRESENT, mlp, stirred, vectors
+from .reference import PRESENT, mlp, projected_embeddings, randomised
 
 
 def test_equals_its_formula(dims, make):
-    head, inputs = stirred(Max(dims, num_classes=4, dim=7)), make(PRESENT)
+    head, inputs = randomised(Max(dims, num_classes=4, dim=7)), make(PRESENT)
     fused = head(inputs)
     for row in range(len(PRESENT)):
-        found = list(vectors(head, inputs, row).values())
+        found = list(projected_embeddings(head, inputs, row).values())
         z = torch.tensor([max((u[f].item() for u in found), default=0.0) for f in range(7)], dtype=torch.float64)
         torch.testing.assert_close(fused.embedding[row], z)
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))

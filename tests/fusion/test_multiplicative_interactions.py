@@ -4,7 +4,7 @@ import torch
 
 from fusion_pl.fusion import MultiplicativeInteractions
 
-from .plain import PRESENT, linear, mlp, norm, stirred, vectors, zeros
+from .reference import PRESENT, linear, mlp, norm, projected_embeddings, randomised, zeros
 
 DIM = 4
 
@@ -23,28 +23,28 @@ def fold(head, found):
 
 
 def test_equals_its_formula(dims, make):
-    head, inputs = stirred(MultiplicativeInteractions(dims, num_classes=4, dim=DIM, hidden=6)), make(PRESENT)
+    head, inputs = randomised(MultiplicativeInteractions(dims, num_classes=4, dim=DIM, hidden=6)), make(PRESENT)
     fused = head(inputs)
     for row in range(len(PRESENT)):
-        z = fold(head, vectors(head, inputs, row))
+        z = fold(head, projected_embeddings(head, inputs, row))
         torch.testing.assert_close(fused.embedding[row], z)
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
 
 
 def test_equals_bilinear_for_two_inputs(dims, make):
     two = dict(list(dims.items())[:2])
-    head, inputs = stirred(MultiplicativeInteractions(two, num_classes=4, dim=DIM)), make([[1, 1]] * 3)
+    head, inputs = randomised(MultiplicativeInteractions(two, num_classes=4, dim=DIM)), make([[1, 1]] * 3)
     outside = torch.nn.Bilinear(DIM, DIM, DIM, bias=False).double()
     with torch.no_grad():
         outside.weight.copy_(head.meet[0].permute(2, 0, 1))
     for row in range(3):
-        u = vectors(head, inputs, row)
+        u = projected_embeddings(head, inputs, row)
         met = outside(u[0], u[1]) + linear(head.add[0], torch.cat([u[0], u[1]]))
         torch.testing.assert_close(head(inputs).embedding[row], norm(head.norm[0], met))
 
 
 def test_the_first_present_input_initialises_and_missing_ones_change_nothing(dims, make):
-    head, inputs = stirred(MultiplicativeInteractions(dims, num_classes=4, dim=DIM)), make([[0, 1, 0], [1, 0, 0]])
+    head, inputs = randomised(MultiplicativeInteractions(dims, num_classes=4, dim=DIM)), make([[0, 1, 0], [1, 0, 0]])
     vector = head(inputs).embedding
-    torch.testing.assert_close(vector[0], vectors(head, inputs, 0)[1])
-    torch.testing.assert_close(vector[1], vectors(head, inputs, 1)[0])
+    torch.testing.assert_close(vector[0], projected_embeddings(head, inputs, 0)[1])
+    torch.testing.assert_close(vector[1], projected_embeddings(head, inputs, 1)[0])

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from fusion_pl.fusion import Pairwise
 from fusion_pl.types import UserError
 
-from .plain import stirred
-from .plain_tokens import mean, real_tokens, transform
+from .reference import randomised
+from .reference_tokens import mean, real_tokens, transform
 
 PRESENT = [[1, 1, 1], [1, 0, 1], [1, 1, 0], [0, 0, 1], [0, 0, 0]]
 
@@ -39,7 +39,7 @@ def restate(head, inputs, row):
 @pytest.mark.parametrize(("count", "num_layers"), [(1, 1), (2, 2), (3, 1), (3, 2)])
 def test_equals_its_formula(dims, make, count, num_layers):
     chosen = dict(list(dims.items())[:count])
-    head = stirred(Pairwise(chosen, num_classes=4, dim=8, num_heads=2, num_layers=num_layers))
+    head = randomised(Pairwise(chosen, num_classes=4, dim=8, num_heads=2, num_layers=num_layers))
     inputs = make([table[:count] for table in PRESENT])
     fused = head(inputs)
     for row in range(len(PRESENT)):
@@ -50,7 +50,7 @@ def test_equals_its_formula(dims, make, count, num_layers):
 
 @pytest.mark.parametrize("missing", [None, 0, 1, 2])
 def test_a_pair_affects_samples_that_have_both_inputs_only(dims, make, missing):
-    head = stirred(Pairwise(dims, num_classes=4, dim=8, num_heads=2))
+    head = randomised(Pairwise(dims, num_classes=4, dim=8, num_heads=2))
     inputs = make([[int(m != missing) for m in range(3)]])
     before = head(inputs).logits
     pairs = [(m, k) for m, k in itertools.product(range(3), range(3)) if m != k]

@@ -6,8 +6,8 @@ import torch
 from fusion_pl.fusion import Perceiver
 from fusion_pl.types import UserError
 
-from .plain import stirred
-from .plain_tokens import mean, real_tokens, transform
+from .reference import randomised
+from .reference_tokens import mean, real_tokens, transform
 
 PRESENT = [[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]]
 
@@ -25,7 +25,7 @@ def restate(head, inputs, row):
 @pytest.mark.parametrize(("count", "num_layers"), [(1, 1), (2, 2), (3, 2)])
 def test_equals_its_formula(dims, make, count, num_layers):
     chosen = dict(list(dims.items())[:count])
-    head = stirred(Perceiver(chosen, num_classes=4, dim=8, num_heads=2, num_layers=num_layers, num_latents=3))
+    head = randomised(Perceiver(chosen, num_classes=4, dim=8, num_heads=2, num_layers=num_layers, num_latents=3))
     inputs = make([table[-count:] for table in PRESENT])
     fused = head(inputs)
     for row in range(len(PRESENT)):
@@ -35,7 +35,7 @@ def test_equals_its_formula(dims, make, count, num_layers):
 
 
 def test_the_cost_of_self_attention_does_not_depend_on_the_number_of_tokens(dims, make):
-    head = stirred(Perceiver(dims, num_classes=4, dim=8, num_heads=2, num_layers=1, num_latents=3))
+    head = randomised(Perceiver(dims, num_classes=4, dim=8, num_heads=2, num_layers=1, num_latents=3))
     shapes = []
     head.read[0].attention.register_forward_hook(lambda _, args, output: shapes.append(args[0].shape))
     head.think[0].attention.register_forward_hook(lambda _, args, output: shapes.append(args[1].shape))

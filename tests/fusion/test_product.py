@@ -4,15 +4,15 @@ import torch
 
 from fusion_pl.fusion import Product
 
-from .plain import PRESENT, mlp, norm, stirred, vectors, zeros
+from .reference import PRESENT, mlp, norm, projected_embeddings, randomised, zeros
 
 
 def test_equals_its_formula(dims, make):
-    head, inputs = stirred(Product(dims, num_classes=4, dim=7)), make(PRESENT)
+    head, inputs = randomised(Product(dims, num_classes=4, dim=7)), make(PRESENT)
     fused = head(inputs)
     for row in range(len(PRESENT)):
         product = zeros(7) + 1
-        for u in vectors(head, inputs, row).values():
+        for u in projected_embeddings(head, inputs, row).values():
             product = product * (1 + u)
         z = norm(head.norm, product)
         torch.testing.assert_close(fused.embedding[row], z)
@@ -20,7 +20,7 @@ def test_equals_its_formula(dims, make):
 
 
 def test_a_missing_input_is_neutral(dims, make):
-    head, inputs = stirred(Product(dims, num_classes=4)), make([[1, 0, 1]] * 5)
+    head, inputs = randomised(Product(dims, num_classes=4)), make([[1, 0, 1]] * 5)
     kept = {name: dim for m, (name, dim) in enumerate(dims.items()) if m != 1}
     smaller = Product(kept, num_classes=4).double().eval()
     smaller.load_state_dict({key: value for key, value in head.state_dict().items() if "my photo" not in key})

@@ -8,8 +8,8 @@ import torch
 from fusion_pl.fusion import ProductOfExperts
 from fusion_pl.types import UserError
 
-from .plain import stirred
-from .plain_decisions import Fixed, own_logits, shares
+from .reference import randomised
+from .reference_late import FixedLogits, softmax, unimodal_logits
 
 PRESENT = [[1, 1, 1], [0, 1, 1], [1, 0, 0], [0, 0, 0]]
 
@@ -17,15 +17,18 @@ PRESENT = [[1, 1, 1], [0, 1, 1], [1, 0, 0], [0, 0, 0]]
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_equals_the_product_over_the_prior(dims, make, count):
     chosen = dict(list(dims.items())[:count])
-    head, inputs = stirred(ProductOfExperts(chosen, num_classes=4, dim=7)), make([table[:count] for table in PRESENT])
+    head, inputs = (
+        randomised(ProductOfExperts(chosen, num_classes=4, dim=7)),
+        make([table[:count] for table in PRESENT]),
+    )
     fused = head(inputs)
-    prior = shares(head.prior)
+    prior = softmax(head.prior)
     for row, table in enumerate(PRESENT):
-        own = own_logits(head.unimodal, inputs, row)
+        own = unimodal_logits(head.unimodal, inputs, row)
         assert len(own) == sum(table[:count])
         expected = prior
         for logits in own.values():
-            expected = expected * shares(logits) / prior
+            expected = expected * softmax(logits) / prior
         torch.testing.assert_close(fused.logits[row], expected.log())
         for name in chosen:
             torch.testing.assert_close(fused.input_logits[name][row], own.get(name, torch.zeros(4).double()))
@@ -46,7 +49,7 @@ def test_equals_the_posterior_for_inputs_independent_given_the_class(dims, make)
     alone = [joint.sum([axis for axis in (1, 2, 3) if axis != m + 1]) for m in range(3)]  # each: class, shown
     posterior = torch.stack([torch.stack([alone[m][:, case[m]] for m in range(3)]) for case in cases])
     head = ProductOfExperts(dims, num_classes=4).double()
-    head.unimodal = Fixed(posterior.log() + 3.0)  # a classifier knows its posterior up to a factor
+    head.unimodal = FixedLogits(posterior.log() + 3.0)  # a classifier knows its posterior up to a factor
     with torch.no_grad():
         head.prior.copy_(prior.log() - 1.0)
     for present, wanted in (([1, 1, 1], expected), ([1, 1, 0], without_the_last)):

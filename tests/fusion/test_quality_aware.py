@@ -8,8 +8,8 @@ import torch
 from fusion_pl.fusion import QualityAware
 from fusion_pl.types import UserError
 
-from .plain import stirred
-from .plain_decisions import Fixed, batch_of, entropy_of, own_logits, shares
+from .reference import randomised
+from .reference_late import FixedLogits, batch_of, cross_entropy_of, softmax, unimodal_logits
 
 PRESENT = [[1, 1, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0], [0, 0, 0]]
 
@@ -19,10 +19,10 @@ def confidence(logits):
 
 
 def test_equals_its_formula(dims, make):
-    head, inputs = stirred(QualityAware(dims, num_classes=4, dim=7)), make(PRESENT)
+    head, inputs = randomised(QualityAware(dims, num_classes=4, dim=7)), make(PRESENT)
     fused = head(inputs)
     for row, table in enumerate(PRESENT):
-        own = own_logits(head.unimodal, inputs, row)
+        own = unimodal_logits(head.unimodal, inputs, row)
         assert len(own) == sum(table)
         sure = {name: confidence(logits) for name, logits in own.items()}
         weights = [sure[name] / sum(sure.values()) if name in sure else torch.tensor(0.0).double() for name in dims]
@@ -34,7 +34,7 @@ def test_equals_its_formula(dims, make):
 def test_weights_sum_to_one_where_confidences_underflow(dims, make):
     decisions = torch.tensor([[-100.0] * 4, [-101.0] * 4, [-104.0] * 4]).unsqueeze(0)
     head = QualityAware(dims, num_classes=4)
-    head.unimodal = Fixed(decisions)
+    head.unimodal = FixedLogits(decisions)
     fused = head(make([[1, 1, 1]], torch.float32))
     expected = torch.tensor([0.0, -1.0, -4.0]).softmax(0)  # softplus is the exponential there, and log Σ exp adds log 4
     torch.testing.assert_close(fused.weights[0], expected)
@@ -44,13 +44,13 @@ def test_weights_sum_to_one_where_confidences_underflow(dims, make):
 def test_no_gradient_goes_through_the_weights(dims, make):
     decisions = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).double()
     head = QualityAware(dims, num_classes=4)
-    head.unimodal = Fixed(decisions)
+    head.unimodal = FixedLogits(decisions)
     fused = head(make([[1, 1, 1], [1, 0, 1]]))
     assert not fused.weights.requires_grad
     fused.logits[:, 1].sum().backward()
     expected = torch.zeros(2, 3, 4).double()
     expected[:, :, 1] = fused.weights  # what is left of the derivative when w is a constant
-    torch.testing.assert_close(head.unimodal.decisions.grad, expected)
+    torch.testing.assert_close(head.unimodal.logits.grad, expected)
 
 
 def ranked(own, target):
@@ -60,7 +60,7 @@ def ranked(own, target):
         here, there = own[i], own[i - 1]
         if here is None or there is None:
             continue
-        right, other = shares(here)[target[i]], shares(there)[target[i - 1]]
+        right, other = softmax(here)[target[i]], softmax(there)[target[i - 1]]
         lead = (confidence(here) - confidence(there)) / 10
         lead = lead if right > other else -lead
         total = total + max(abs(right - other) - lead, torch.tensor(0.0).double()) * (right != other)
@@ -69,14 +69,14 @@ def ranked(own, target):
 
 @pytest.mark.parametrize("rank", [0.0, 0.6])
 def test_loss_equals_its_formula(dims, make, rank):
-    head, inputs = stirred(QualityAware(dims, num_classes=4, rank=rank, dim=7)), make([*PRESENT, [1, 1, 1]])
+    head, inputs = randomised(QualityAware(dims, num_classes=4, rank=rank, dim=7)), make([*PRESENT, [1, 1, 1]])
     target = [2, 0, 1, 3, 1, 1]
-    fused, cross_entropy = head(inputs), entropy_of(target)
-    own = [own_logits(head.unimodal, inputs, row) for row in range(len(target))]
+    fused, cross_entropy = head(inputs), cross_entropy_of(target)
+    own = [unimodal_logits(head.unimodal, inputs, row) for row in range(len(target))]
     expected = cross_entropy(fused.logits)
     for name in dims:
         mine = [one.get(name) for one in own]
-        alone = sum(-shares(x)[c].log() for x, c in zip(mine, target, strict=True) if x is not None) / len(target)
+        alone = sum(-softmax(x)[c].log() for x, c in zip(mine, target, strict=True) if x is not None) / len(target)
         order = ranked(mine, target)
         assert order > 0, "the test needs a pair in the wrong order"
         expected = expected + alone + rank * order
@@ -89,14 +89,14 @@ def ranking_loss(decisions, dims, make, target):
     losses, inputs = [], make([[1], [1]])
     for rank in (1.0, 0.0):
         head = QualityAware({name: dims[name]}, num_classes=4, rank=rank)
-        head.unimodal = Fixed(decisions.unsqueeze(1))
-        losses.append(head.loss(head(inputs), batch_of(inputs, target), entropy_of(target)))
+        head.unimodal = FixedLogits(decisions.unsqueeze(1))
+        losses.append(head.loss(head(inputs), batch_of(inputs, target), cross_entropy_of(target)))
     return losses[0] - losses[1]
 
 
 def test_ranking_loss_needs_confidence_to_follow_the_probability_of_the_true_class(dims, make):
     right, wrong = torch.tensor([5.0, 0.0, 0.0, 0.0]).double(), torch.tensor([0.0, 5.0, 0.0, 0.0]).double()
-    gap = (shares(right)[0] - shares(wrong)[0]).item()
+    gap = (softmax(right)[0] - softmax(wrong)[0]).item()
     # Adding a number to all logits leaves the probabilities and raises the confidence by nearly that number.
     ordered = ranking_loss(torch.stack([right + 20, wrong]), dims, make, [0, 0])
     not_enough = ranking_loss(torch.stack([right + 2, wrong]), dims, make, [0, 0])
@@ -111,14 +111,14 @@ def test_ranking_loss_has_no_gradient_for_the_probability(dims, make):
     decisions = torch.stack([torch.tensor([5.0, 0.0, 0.0, 0.0]), torch.tensor([0.0, 5.0, 0.0, 0.0])]).double()
     name = next(iter(dims))
     head, inputs = QualityAware({name: dims[name]}, num_classes=4, rank=1.0), make([[1], [1]])
-    head.unimodal = Fixed(decisions.unsqueeze(1))
+    head.unimodal = FixedLogits(decisions.unsqueeze(1))
     head.loss(head(inputs), batch_of(inputs, [0, 0]), lambda logits, mask=None: 0 * logits.sum()).backward()
     # Up where it is right, down where it is wrong, and each class by no more than its share in log Σ exp.
-    gradient = head.unimodal.decisions.grad.squeeze(1)
+    gradient = head.unimodal.logits.grad.squeeze(1)
     assert (gradient[0] < 0).all()
     assert (gradient[1] > 0).all()
     for moved, logits in zip(gradient, decisions, strict=True):
-        torch.testing.assert_close(moved / moved.sum(), shares(logits))
+        torch.testing.assert_close(moved / moved.sum(), softmax(logits))
 
 
 @pytest.mark.parametrize("rank", [-1.0, math.nan, math.inf])

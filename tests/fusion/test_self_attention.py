@@ -6,8 +6,8 @@ import torch
 from fusion_pl.fusion import SelfAttention
 from fusion_pl.types import UserError
 
-from .plain import stirred
-from .plain_tokens import real_tokens, transform
+from .reference import randomised
+from .reference_tokens import real_tokens, transform
 
 PRESENT = [[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]]
 
@@ -23,7 +23,7 @@ def restate(head, inputs, row):
 @pytest.mark.parametrize(("count", "positions"), [(1, 256), (2, 1), (3, 3)])
 def test_equals_its_formula(dims, make, count, positions):
     chosen = dict(list(dims.items())[:count])
-    head = stirred(SelfAttention(chosen, num_classes=4, dim=8, num_heads=2, num_layers=2, positions=positions))
+    head = randomised(SelfAttention(chosen, num_classes=4, dim=8, num_heads=2, num_layers=2, positions=positions))
     inputs = make([table[-count:] for table in PRESENT])
     fused = head(inputs)
     for row in range(len(PRESENT)):
@@ -37,9 +37,9 @@ def test_the_order_of_tokens_matters_up_to_the_last_position(dims, make):
     swapped = {name: one._replace(tokens=one.tokens.roll(1, dims=1)) for name, one in inputs.items()}
     full = {name: one._replace(mask=torch.ones_like(one.mask)) for name, one in inputs.items()}
     turned = {name: one._replace(mask=full[name].mask) for name, one in swapped.items()}
-    head = stirred(SelfAttention(dims, num_classes=4, dim=8, num_heads=2, positions=16))
+    head = randomised(SelfAttention(dims, num_classes=4, dim=8, num_heads=2, positions=16))
     assert not torch.allclose(head(full).logits, head(turned).logits)
-    without = stirred(SelfAttention(dims, num_classes=4, dim=8, num_heads=2, positions=1))
+    without = randomised(SelfAttention(dims, num_classes=4, dim=8, num_heads=2, positions=1))
     torch.testing.assert_close(without(full).logits, without(turned).logits)
 
 

@@ -9,15 +9,15 @@ import torch
 from fusion_pl.fusion import Stacking
 from fusion_pl.types import UserError
 
-from .plain import mlp, stirred
-from .plain_decisions import batch_of, entropy_of, own_logits, shares
+from .reference import mlp, randomised
+from .reference_late import batch_of, cross_entropy_of, softmax, unimodal_logits
 
 PRESENT = [[1, 1, 1], [0, 1, 1], [1, 0, 0], [0, 0, 0]]
 
 
 def stacked(head, own):
     """Take one sample's decisions through the stacked classifier."""
-    known = [shares(own[name]).log() if name in own else torch.zeros(4).double() for name in head.names]
+    known = [softmax(own[name]).log() if name in own else torch.zeros(4).double() for name in head.names]
     return mlp(head.stack, torch.cat([*known, torch.tensor([float(name in own) for name in head.names]).double()]))
 
 
@@ -27,11 +27,11 @@ def parts(head, inputs, target, ids):
     assert {*held} == {True, False}, "the test needs samples on both sides"
     base, top = [], []
     for row, out in enumerate(held):
-        own = own_logits(head.unimodal, inputs, row)
+        own = unimodal_logits(head.unimodal, inputs, row)
         if out:
-            top.append(-shares(stacked(head, own))[target[row]].log())
+            top.append(-softmax(stacked(head, own))[target[row]].log())
         else:
-            base += [-shares(one)[target[row]].log() for one in own.values()]
+            base += [-softmax(one)[target[row]].log() for one in own.values()]
     return sum(base) / len(target), sum(top) / len(target), held
 
 
@@ -42,22 +42,22 @@ def gradients(head, module):
 @pytest.fixture
 def trained(dims, make):
     """A head in training, with what it gets."""
-    head = stirred(Stacking(dims, num_classes=4, held_out=0.5, dim=7, dropout=0.0)).train()
+    head = randomised(Stacking(dims, num_classes=4, held_out=0.5, dim=7, dropout=0.0)).train()
     return head, make(PRESENT * 4), [row % 4 for row in range(16)], [f"sample {row}" for row in range(16)]
 
 
 def test_equals_its_formula(dims, make):
-    head, inputs = stirred(Stacking(dims, num_classes=4, dim=7)), make(PRESENT)
+    head, inputs = randomised(Stacking(dims, num_classes=4, dim=7)), make(PRESENT)
     fused = head(inputs)
     for row in range(len(PRESENT)):
-        torch.testing.assert_close(fused.logits[row], stacked(head, own_logits(head.unimodal, inputs, row)))
+        torch.testing.assert_close(fused.logits[row], stacked(head, unimodal_logits(head.unimodal, inputs, row)))
     assert fused.extra == {}
 
 
 def test_loss_equals_its_formula_on_disjoint_samples(trained):
     head, inputs, target, ids = trained
     base, top, _ = parts(head, inputs, target, ids)
-    loss = head.loss(head(inputs), batch_of(inputs, target, ids), entropy_of(target))
+    loss = head.loss(head(inputs), batch_of(inputs, target, ids), cross_entropy_of(target))
     torch.testing.assert_close(loss, base + top)
 
     loss.backward()
@@ -80,7 +80,7 @@ def test_held_out_samples_have_no_gradient_for_the_encoders(trained):
     *_, held = parts(head, inputs, target, ids)
     for one in inputs.values():
         one.embedding.requires_grad_()
-    head.loss(head(inputs), batch_of(inputs, target, ids), entropy_of(target)).backward()
+    head.loss(head(inputs), batch_of(inputs, target, ids), cross_entropy_of(target)).backward()
     for one in inputs.values():
         for row, out in enumerate(held):
             assert one.embedding.grad[row].any() == (bool(one.mask[row].any()) and not out)

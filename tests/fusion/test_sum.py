@@ -4,15 +4,15 @@ import torch
 
 from fusion_pl.fusion import Mean, Sum
 
-from .plain import PRESENT, mlp, stirred, vectors, zeros
+from .reference import PRESENT, mlp, projected_embeddings, randomised, zeros
 
 
 def test_equals_its_formula(dims, make):
-    head, inputs = stirred(Sum(dims, num_classes=4, dim=7)), make(PRESENT)
+    head, inputs = randomised(Sum(dims, num_classes=4, dim=7)), make(PRESENT)
     fused = head(inputs)
     for row in range(len(PRESENT)):
         z = zeros(7)
-        for u in vectors(head, inputs, row).values():
+        for u in projected_embeddings(head, inputs, row).values():
             z += u
         torch.testing.assert_close(fused.embedding[row], z)
         torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))

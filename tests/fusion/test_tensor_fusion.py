@@ -8,7 +8,7 @@ import torch
 from fusion_pl.fusion import TensorFusion
 from fusion_pl.types import UserError
 
-from .plain import PRESENT, gelu, linear, norm, stirred, vectors, zeros
+from .reference import PRESENT, gelu, linear, norm, projected_embeddings, randomised, zeros
 
 DIM = 2
 
@@ -18,10 +18,10 @@ def ends_with_one(found):
 
 
 def test_equals_its_formula(dims, make):
-    head, inputs = stirred(TensorFusion(dims, num_classes=4, dim=DIM, hidden=6)), make(PRESENT)
+    head, inputs = randomised(TensorFusion(dims, num_classes=4, dim=DIM, hidden=6)), make(PRESENT)
     fused = head(inputs)
     for row in range(len(PRESENT)):
-        parts = ends_with_one(vectors(head, inputs, row))
+        parts = ends_with_one(projected_embeddings(head, inputs, row))
         tensor = [parts[0][i] * parts[1][j] * parts[2][k] for i, j, k in itertools.product(range(DIM + 1), repeat=3)]
         h = gelu(linear(head.join[0], norm(head.norm, torch.stack(tensor))))
         torch.testing.assert_close(fused.embedding[row], h)
@@ -29,7 +29,7 @@ def test_equals_its_formula(dims, make):
 
 
 def test_products_with_a_missing_input_are_zero_and_the_others_unchanged(dims, make):
-    head = stirred(TensorFusion(dims, num_classes=4, dim=DIM))
+    head = randomised(TensorFusion(dims, num_classes=4, dim=DIM))
     seen = []
     head.norm.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     whole, inputs = make([[1, 1, 1]]), make([[1, 1, 1]])
@@ -39,7 +39,7 @@ def test_products_with_a_missing_input_are_zero_and_the_others_unchanged(dims, m
     assert (full != 0).all()
     assert (partial[:, :DIM] == 0).all()
     assert torch.equal(partial[:, DIM], full[:, DIM])
-    first, second, third = ends_with_one(vectors(head, whole, 0))
+    first, second, third = ends_with_one(projected_embeddings(head, whole, 0))
     torch.testing.assert_close(full.flatten(), torch.kron(torch.kron(first, second), third))
 
 

@@ -6,8 +6,8 @@ import torch
 from fusion_pl.fusion import Vote
 from fusion_pl.types import UserError
 
-from .plain import stirred
-from .plain_decisions import Fixed, batch_of, entropy_of, own_logits, shares
+from .reference import randomised
+from .reference_late import FixedLogits, batch_of, cross_entropy_of, softmax, unimodal_logits
 
 PRESENT = [[1, 1, 1], [0, 1, 1], [1, 0, 0], [0, 0, 0]]
 
@@ -15,15 +15,15 @@ PRESENT = [[1, 1, 1], [0, 1, 1], [1, 0, 0], [0, 0, 0]]
 def voting(dims, probabilities, dtype=torch.float64):
     """A head whose inputs have these probabilities (B, M, C)."""
     head = Vote(dims, num_classes=4).to(dtype)
-    head.unimodal = Fixed(torch.tensor(probabilities, dtype=dtype).log())
+    head.unimodal = FixedLogits(torch.tensor(probabilities, dtype=dtype).log())
     return head
 
 
 def test_equals_its_formula(dims, make):
-    head, inputs = stirred(Vote(dims, num_classes=4, dim=7)), make(PRESENT)
+    head, inputs = randomised(Vote(dims, num_classes=4, dim=7)), make(PRESENT)
     fused = head(inputs)
     for row, table in enumerate(PRESENT):
-        own = [shares(logits) for logits in own_logits(head.unimodal, inputs, row).values()]
+        own = [softmax(logits) for logits in unimodal_logits(head.unimodal, inputs, row).values()]
         assert len(own) == sum(table)
         expected = [0.25] * 4
         if own:
@@ -51,22 +51,22 @@ def test_a_tie_goes_to_the_larger_mean_probability(dims, make, dtype):
 
 def test_the_logit_of_a_class_without_probability_is_finite(dims, make):
     head = Vote(dims, num_classes=4)
-    head.unimodal = Fixed(torch.tensor([[[0.0, 500.0, 0.0, 0.0]] * 3]))
+    head.unimodal = FixedLogits(torch.tensor([[[0.0, 500.0, 0.0, 0.0]] * 3]))
     assert head(make([[1, 1, 1]], torch.float32)).logits.isfinite().all()
 
 
 def test_each_classifier_is_trained_on_the_samples_that_have_its_input(dims, make):
-    head, inputs, target = stirred(Vote(dims, num_classes=4, dim=7)), make(PRESENT), [2, 0, 1, 3]
-    loss = head.loss(head(inputs), batch_of(inputs, target), entropy_of(target))
-    own = [own_logits(head.unimodal, inputs, row) for row in range(4)]
-    expected = sum(-shares(one[name])[target[row]].log() for row, one in enumerate(own) for name in one) / 4
+    head, inputs, target = randomised(Vote(dims, num_classes=4, dim=7)), make(PRESENT), [2, 0, 1, 3]
+    loss = head.loss(head(inputs), batch_of(inputs, target), cross_entropy_of(target))
+    own = [unimodal_logits(head.unimodal, inputs, row) for row in range(4)]
+    expected = sum(-softmax(one[name])[target[row]].log() for row, one in enumerate(own) for name in one) / 4
     torch.testing.assert_close(loss, expected)
 
     loss.backward()
     name = next(iter(dims))
     found = head.unimodal.classify[name].weight.grad.clone()
     head.zero_grad()
-    (sum(-shares(one[name])[target[row]].log() for row, one in enumerate(own) if name in one) / 4).backward()
+    (sum(-softmax(one[name])[target[row]].log() for row, one in enumerate(own) if name in one) / 4).backward()
     torch.testing.assert_close(found, head.unimodal.classify[name].weight.grad)
 
 

@@ -1,4 +1,4 @@
-"""The parts of every head written out slowly, one sample at a time, to hold the heads against."""
+"""Plain reference implementations of parts of the heads, for one sample at a time."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 
 import torch
 
-PRESENT = [list(one) for one in itertools.product([1, 0], repeat=3)]  # every subset of three inputs, and none
+PRESENT = [list(row) for row in itertools.product([1, 0], repeat=3)]  # every subset of three inputs
 
 
-def stirred(head):
-    """Move every parameter away from where it starts: a bias of 0 or a scale of 1 would hide that it is not used."""
+def randomised(head):
+    """Change every parameter randomly: an unused bias of 0 or scale of 1 would not be noticed."""
     generator = torch.Generator().manual_seed(7)
     head.double().eval()
     with torch.no_grad():
@@ -40,13 +40,14 @@ def mlp(layers, x):
     return linear(last, gelu(linear(first, x)))
 
 
-def vectors(head, inputs, row):
-    """Return the index m of each input that the sample has -> its u_m."""
-    found = {}
-    for m, (name, one) in enumerate(inputs.items()):
-        if one.mask[row].any():
-            found[m] = linear(head.project[name].linear, norm(head.project[name].norm, one.embedding[row]))
-    return found
+def projected_embeddings(head, inputs, row):
+    """Return u_m of a sample: index m of each present input -> projected embedding."""
+    embeddings = {}
+    for m, (name, encoded) in enumerate(inputs.items()):
+        if encoded.mask[row].any():
+            layer = head.project[name]
+            embeddings[m] = linear(layer.linear, norm(layer.norm, encoded.embedding[row]))
+    return embeddings
 
 
 def zeros(size):

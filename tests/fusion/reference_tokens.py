@@ -1,15 +1,15 @@
-"""Heads over tokens written out slowly: only real tokens exist, and each is handled by itself."""
+"""Plain reference implementations of parts of heads over tokens, without padding and token by token."""
 
 from __future__ import annotations
 
 import torch
 
-from .plain import linear, mlp, norm
+from .reference import linear, mlp, norm
 
 
 def real_tokens(project, inputs, row):
-    """Projection the real tokens of each input and mark them with their input and place."""
-    found = []
+    """Project the real tokens of each input, and add input and position embeddings."""
+    sequences = []
     for i, (name, part) in enumerate(project.project.items()):
         own = []
         for t in inputs[name].mask[row].nonzero().flatten().tolist():
@@ -19,12 +19,12 @@ def real_tokens(project, inputs, row):
                 if project.position_embedding is None
                 else x + project.position_embedding[min(t, len(project.position_embedding) - 1)]
             )
-        found.append(own)
-    return found
+        sequences.append(own)
+    return sequences
 
 
 def attend(attention, query, keys):
-    """Let one query read a list of keys, one attention head after the other."""
+    """Compute attention of one query to a list of keys, head by head."""
     size = query.shape[0] // attention.num_heads
     weight_q = attention.query.weight
     weight_k, weight_v = attention.key_value.weight.chunk(2)
