@@ -75,7 +75,7 @@ class Predictor:
 
         Raises:
             MissingFileError: where there is no such file.
-            UserError: for a file that is damaged or none of ours, or that asks for code which is not trusted.
+            UserError: for a file that is damaged, of another program, or that names code which is not trusted.
         """
         checkpoint = read_checkpoint(path)
         config = checkpoint["fusion_pl"]

@@ -11,7 +11,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from fusion_pl.cli.parse_errors import explain
+from fusion_pl.cli.parsing import explain
 from fusion_pl.files import atomic_write
 from fusion_pl.types import UserError
 

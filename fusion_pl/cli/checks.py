@@ -37,7 +37,7 @@ MINIMUM = {
 
 @contextmanager
 def constructor_errors(name: str, arguments: Mapping[str, Any], *more: type[Exception]) -> Iterator[None]:
-    """Turn what a constructor raises for a wrong argument into a ``UserError``: the arguments are the user's.
+    """Turn the error of a constructor for a wrong argument, which a configuration gives, into a ``UserError``.
 
     Args:
         name: what is constructed, for the message.
@@ -141,7 +141,7 @@ def check_model(model: FusionClassifier, path: str, data: FusionData) -> dict[st
     for key, value in current.items():
         if saved[key] != value:
             if key == "classes":
-                raise UserError(f"{path} was trained with other classes: {_other_classes(saved[key], value, data)}")
+                raise UserError(f"{path} was trained with other classes: {_class_differences(saved[key], value, data)}")
             raise UserError(
                 f"{path} was trained with other {key} ({saved[key]}) than this configuration asks for ({value}): "
                 "give the config.yaml that lies beside its run's logs"
@@ -155,10 +155,10 @@ def check_model(model: FusionClassifier, path: str, data: FusionData) -> dict[st
     return checkpoint
 
 
-def _other_classes(saved: list[str], wanted: list[str], data: FusionData) -> str:
+def _class_differences(saved: list[str], current: list[str], data: FusionData) -> str:
     """Return which classes are new, missing or reordered, the row of the first new one, and what to do."""
-    before, now = set(saved), set(wanted)
-    new, missing = [name for name in wanted if name not in before], [name for name in saved if name not in now]
+    before, now = set(saved), set(current)
+    new, missing = [name for name in current if name not in before], [name for name in saved if name not in now]
     parts = [
         f"{join_names(repr(short(name)) for name in names)} {'is' if len(names) == 1 else 'are'} {word}"
         for names, word in ((new, "new"), (missing, "missing"))

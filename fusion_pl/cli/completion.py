@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from fusion_pl.cli.help import ABOUT, own_classes, sections
-from fusion_pl.cli.options import Option, all_options
-from fusion_pl.cli.run import parser_of
 
 
 def completion() -> str:
@@ -12,7 +10,8 @@ def completion() -> str:
     cases: list[str] = []
     values: dict[str, str] = {}
     for subcommand in ABOUT:
-        options = [option for option in _options(subcommand) if "NAME" not in option.key]
+        groups = sections(subcommand, [], everything=True)
+        options = [option for _, group in groups for option in group if "NAME" not in option.key]
         keys = {f"--{option.key}" for option in options} | {"--help", "--help-all"}
         keys |= set() if subcommand == "predict" else {"--config"}
         cases.append(f"    {subcommand}) options={' '.join(sorted(keys))!r} ;;")
@@ -20,12 +19,6 @@ def completion() -> str:
             if words := [str(choice) for choice in option.choices] or own_classes(option):
                 values[option.key] = f"    --{option.key}) known={' '.join(words)!r} ;;"
     return SCRIPT.format(commands=" ".join(ABOUT), cases="\n".join(cases), values="\n".join(values.values()))
-
-
-def _options(subcommand: str) -> list[Option]:
-    if subcommand in {"predict", "compare"}:
-        return [option for _, options in sections(subcommand, []) for option in options]
-    return [option for option, _ in all_options(parser_of(subcommand))]
 
 
 SCRIPT = """\

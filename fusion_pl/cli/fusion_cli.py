@@ -28,7 +28,7 @@ from fusion_pl.cli.checks import (
     check_optimizer,
     constructor_errors,
 )
-from fusion_pl.cli.parse_errors import explain
+from fusion_pl.cli.parsing import explain
 from fusion_pl.cli.runs import (
     checkpoints_folder,
     evaluation_folder,

@@ -1,16 +1,39 @@
-"""Parse a command line; an error in it is one sentence."""
+"""Parse a command line; an error is one sentence with the option, its value, and what was expected."""
 
 from __future__ import annotations
 
+import os
+import pydoc
+import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import get_origin
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from fusion_pl.cli.options import options_on
-from fusion_pl.cli.parse_errors import explain
+from fusion_pl.cli.options import Option, options_of, options_of_class, options_on
+from fusion_pl.config import RENAMED_ARGUMENTS, missing_module_message
+from fusion_pl.messages import did_you_mean, one_line
 from fusion_pl.types import UserError
 
-CONFIG = ("config", "c")  # later files override earlier ones
+TYPES = {
+    "int": "a whole number",
+    "PositiveInt": "a whole number of at least 1",
+    "Seed": "a whole number from 0 to 4294967295",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+    "list": "a list such as '[a, b]'",
+    "tuple": "a list of values such as '[0.9, 0.999]'",
+    "dict": "a dictionary such as '{name: value}'",
+    "timedelta": "a time such as 0:30:00",
+    "Iterable": "a list of them",
+}
+PREFIXES = re.compile(r"^(?:fit|validate|test)\.")  # of keys, which jsonargparse names with the subcommand
+CONFIG = ("config", "c")  # may be repeated: later files override earlier ones
+RENAMED = {"model.loss.inputs": "auxiliary_weight"} | RENAMED_ARGUMENTS
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
@@ -44,3 +67,190 @@ def refuse_repeated(arguments: Iterable[str], repeatable: Iterable[str] = CONFIG
             if key in seen:
                 raise UserError(f"--{key} is given twice ({seen[key]} and {value}): give it once")
             seen[key] = value
+
+
+def explain(error: ArgumentError, parser: ArgumentParser, arguments: Sequence[str]) -> str:
+    """Return one sentence about an error of a parser.
+
+    Args:
+        error: as raised. Its chain of causes, one per level of a nested value, tells which part is wrong.
+        parser: the parser of the command.
+        arguments: what it parsed.
+    """
+    chain = [error]
+    while (link := chain[-1].__cause__) is not None:
+        chain.append(link)  # type: ignore[arg-type]
+    cause, messages, options = chain[-1], [str(one) for one in chain], options_of(parser)
+    if isinstance(cause, UserError):
+        return str(cause)
+    return (
+        _command_line_error(messages[0], options, arguments)
+        or _file_error(cause, messages, options, arguments)
+        or _value_error(cause, messages, options, arguments)
+        or one_line(messages[0].replace("Parser key ", ""))
+    )
+
+
+def _command_line_error(message: str, options: Iterable[str], arguments: Sequence[str]) -> str | None:
+    """Explain an option that does not exist, or has no value."""
+    otherwise = "; --help-all shows all options"
+    if match := re.search(r"unrecognized arguments: (\S+)", message):
+        word = match[1]
+        if not word.startswith("-"):
+            return f"{word!r} is not the value of an option: put quotation marks around a value with spaces"
+        key = word.lstrip("-").partition("=")[0]
+        return f"there is no option --{key}{did_you_mean(key, options, '--') or otherwise}"
+    if match := re.search(r"does not accept option '(.+?)'", message):  # in a file
+        return f"there is no option {match[1]}{did_you_mean(match[1], options) or otherwise}"
+    if re.search(r"expected (one|at least one) argument", message):
+        empty = next((key for key, value in options_on(arguments) if not value or value.startswith("--")), "an option")
+        return f"--{empty} has no value: write one after it"
+    return None
+
+
+def _file_error(
+    cause: BaseException, messages: Sequence[str], options: Iterable[str], arguments: Sequence[str]
+) -> str | None:
+    """Explain what is wrong with a configuration file."""
+    key = next(iter(_keys(messages)), "config")
+    if isinstance(cause, yaml.MarkedYAMLError):
+        return _yaml_error(cause, arguments)
+    if messages[0].startswith("Unexpected config"):
+        return "--config must name a YAML file with keys such as model, data and trainer; this one has none"
+    if match := re.search(r"File does not exist: '(.+)'", str(cause)):
+        return f"there is no file {os.path.relpath(match[1])} (looked for {match[1]}): check --{key}"
+    if match := re.search(r"Path is not a file: '(.+)'", str(cause)):
+        return f"--{key} {os.path.relpath(match[1])} is a folder, expected a YAML file"
+    if match := re.search(r"Unable to load config ['\"](.+?)['\"]", messages[0]):
+        example = next((f", such as --{option}" for option in options if option.startswith(f"{key}.")), "")
+        return f"--{key} {match[1]}: there is no such file; give a file of its options, or single options{example}"
+    return None
+
+
+def _value_error(
+    cause: BaseException, messages: Sequence[str], options: dict[str, Option], arguments: Sequence[str]
+) -> str | None:
+    """Explain what is wrong with the value of an option."""
+    keys = _keys(messages)
+    if match := re.search(r"arguments? (?:is|are) required: (.+)", str(cause)):
+        return _required_error(match[1], keys)
+    option = options.get(keys[0]) if keys else None
+    if option is None:
+        return None
+    unknown = re.match(r"Option '(.+?)' is not accepted", str(cause))
+    last = unknown[1].rpartition(".")[2] if unknown else keys[-1]
+    paths = [path for message in messages for path in re.findall(r"class_path[ =]'([\w.]+)'", message)[-1:]]
+    cls = pydoc.locate(paths[0]) if paths else None
+    class_options: dict[str, Option] = {}
+    if isinstance(cls, type) and (len(keys) > 1 or unknown):
+        class_options = {key.rpartition(".")[2]: inner for key, inner in options_of_class(cls, option).items()}
+    nested = [key for key, _ in options_on(arguments) if key.startswith(f"{keys[0]}.")]
+    full = next((key for key in nested if key.endswith(f".{last}")), ".".join(dict.fromkeys([keys[0], last])))
+    if unknown:
+        new = RENAMED.get(full) or RENAMED.get(last)
+        hint = f": it is called {new} now" if new else did_you_mean(last, class_options)
+        owner = full.removesuffix(f".{last}")
+        return f"there is no option {last!r} for {owner}{hint}; {paths[0]} takes {', '.join(class_options)}"
+    if "is abstract" in str(cause):
+        first = next(iter(nested), option.key)
+        owner = first.rpartition(".")[0] if get_origin(option.type) is dict else option.key
+        return f"--{first} has no class: give one first {_class_example(option, owner)}, or --config"
+    if full not in nested and class_options and get_origin(option.type) is dict:
+        full = f"{last} of {paths[0]} in {option.key}"  # the error does not name the entry of the dictionary
+    option = class_options.get(last, option)
+    return (
+        _ambiguous_class_error(messages, full)
+        or _class_error(cause, messages, full, option)
+        or _type_error(messages, full, option)
+    )
+
+
+def _keys(messages: Iterable[str]) -> list[str]:
+    """Return the keys that lead to the wrong value, the outermost first."""
+    matches = (re.match(r'Parser key "([^"]+)"', message) for message in messages)
+    return list(dict.fromkeys(PREFIXES.sub("", match[1]) for match in matches if match))
+
+
+def _detail(messages: Sequence[str]) -> str:
+    """Return the message about the wrong value itself: the first one below the innermost key."""
+    last = max((at for at, message in enumerate(messages) if message.startswith("Parser key")), default=-1)
+    return next(iter(messages[last + 1 :]), messages[-1])
+
+
+def _ambiguous_class_error(messages: Sequence[str], key: str) -> str | None:
+    match = re.search(r"Multiple subclasses with name (\w+)\. .*?: (.+?)\.?$", "\n".join(messages), re.MULTILINE)
+    return match and f"{key}: several classes are called {match[1]}: give the whole path of one of them, {match[2]}"
+
+
+def _class_error(cause: BaseException, messages: Sequence[str], key: str, option: Option) -> str | None:
+    """Explain a class that cannot be imported, or that has another base."""
+    detail = _detail(messages)
+    bases = " or ".join(f"{'an' if base.__name__[0] in 'AEIO' else 'a'} {base.__name__}" for base in option.bases)
+    if match := re.match(r"Expected '([\w.]+)' to be a subclass of|Import path ([\w.]+) does not ", str(cause)):
+        return f"{key}: {match[1] or match[2]} is not {bases}; name one {_class_example(option, key)}"
+    value = re.search(r"(?:Expected a dot import path string: |Got value: |Given value: )(\S+)", detail)
+    if not option.bases or not value:
+        return None
+    if isinstance(cause, ModuleNotFoundError):
+        return f"{key}: {missing_module_message(cause, value[1])}"
+    if isinstance(cause, ImportError):
+        return f"{key}: {value[1]} cannot be imported: {cause}"
+    other_types = set(re.findall(r"Expected a <class '(?:\w+\.)*(\w+)'>", detail)) - {"NoneType"}
+    if isinstance(cause, AttributeError) or ("dot import path" in detail and not other_types):
+        hint = did_you_mean(value[1].rpartition(".")[2], [cls.__name__ for cls in option.classes])
+        return f"{key}: there is no class {value[1]!r}{hint or f'; name {bases} {_class_example(option, key)}'}"
+    return None
+
+
+def _class_example(option: Option, key: str) -> str:
+    """Return how to give a class, with one of this project where there is one."""
+    ours = [cls.__name__ for base in option.bases if base.__module__.startswith("fusion_pl.") for cls in option.classes]
+    return f"such as --{key} {ours[0]}" if ours else "by its class path"
+
+
+def _type_error(messages: Sequence[str], key: str, option: Option) -> str | None:
+    """Return the wrong value and the types that were expected."""
+    detail = _detail(messages)
+    values = re.findall(r"(?:Given value|Got value): (.+?)$", detail, re.MULTILINE)
+    types = re.findall(r"(?:Expected an? |Not of type )(.+?)(?:\. Got value.*|: .*)?$", detail, re.MULTILINE)
+    types = [name for name in types if name != "Path" and "path but" not in name]  # jsonargparse lists str as well
+    expected = [_type_name(name) for name in types if option.bases or not name.startswith("dot import path")]
+    if not values or not expected:
+        return None
+    if nested := re.match(r"NestedArg\(key='(.+?)', val=(.+)\)", values[-1]):
+        key, values = key if key.endswith(f".{nested[1]}") else f"{key}.{nested[1]}", [nested[2]]
+    if "a number" in expected:
+        expected = [name for name in expected if name != "a whole number"]
+    container = f" in {values[-1]}" if len(values) > 1 else ""
+    return f"{key} is {values[0]}{container}, expected {' or '.join(dict.fromkeys(expected))}"
+
+
+def _type_name(name: str) -> str:
+    """Return a type such as ``<class 'int'>`` or ``typing.Literal['a', 'b']`` in words."""
+    if match := re.match(r"<class '(?:\w+\.)*(\w+)'>", name):
+        return TYPES.get(match[1], match[1])
+    if match := re.match(r"typing\.Literal\[(.+)\]", name):
+        return f"one of {match[1]}" if ", " in match[1] else match[1]
+    return "a class path" if name.startswith("dot import path") else TYPES.get(name, name)
+
+
+def _required_error(names: str, keys: Sequence[str]) -> str:
+    """Return which options are missing, and how to give them."""
+    owner = [key for key in keys if key != "config"][:1]
+    options = [PREFIXES.sub("", ".".join([*owner, name])) for name in names.split(", ")]
+    hint = "" if owner or "data" not in options else ", or --config with a file such as configs/keypad.yaml"
+    return f"required: {', '.join(options)}; give {' '.join(f'--{name} …' for name in options)}{hint}"
+
+
+def _yaml_error(error: yaml.MarkedYAMLError, arguments: Sequence[str]) -> str:
+    """Return which file or option is not YAML, and where."""
+    source = "the value of an option"
+    for _, value in options_on(arguments):
+        if os.path.isfile(value):
+            try:
+                yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError):
+                source = value
+    mark = error.problem_mark
+    position = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{source}{position} is not YAML: {one_line(str(error.problem))}"
