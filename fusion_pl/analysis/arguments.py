@@ -11,18 +11,9 @@ from fusion_pl.types import UserError
 
 DESCRIPTION = """Train heads and single inputs with the same configuration over several seeds, and report the best.
 Options of fusion-pl fit (--trainer.max_epochs 5) apply to every run. Repeat the command to resume it."""
-FIT_OPTIONS = (
-    "model",
-    "data",
-    "trainer",
-    "early_stopping",
-    "checkpoint",
-    "optimizer",
-    "threads",
-    "keep_memory",
-    "cache",
-    "cache_limit",
-)  # first parts of the options that are passed to fusion-pl fit
+# First parts of the options that are passed to fusion-pl fit.
+FIT_OPTIONS = ["model", "data", "trainer", "early_stopping", "checkpoint", "optimizer"]
+FIT_OPTIONS += ["threads", "keep_memory", "cache", "cache_limit"]
 
 
 class _Parser(ArgumentParser):

@@ -48,11 +48,8 @@ def compare_command(arguments: list[str]) -> None:
             return None
         return make_run(base, result.class_path, result.inputs, result.seed, extra, table)
 
-    stored = stored_results(output, matching_run)
-    requested = {(run.class_path, run.inputs, run.seed) for run in runs}
-    earlier = [one for one in stored.comparable if (one.class_path, one.inputs, one.seed) not in requested]
-    excluded = stored.describe_excluded()
-    summary = write_report([*results.values(), *earlier], all_inputs, output, options.config, excluded)
+    comparable, excluded = stored_results(output, matching_run)
+    summary = write_report(comparable, all_inputs, output, options.config, excluded)
     failed = [result for result in results.values() if result.status == "failed"]
     if len(failed) == len(results):
         raise UserError(f"every run failed; the first because: {failed[0].reason} (logs: {output}/runs/*/log.txt)")

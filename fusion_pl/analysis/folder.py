@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from fusion_pl.analysis.keys import key_difference
@@ -39,49 +38,37 @@ def finished_result(output: Path, run: Run) -> RunResult | None:
     return result if result is not None and result.status == "done" and result.key == run.key else None
 
 
-@dataclass
-class StoredResults:
-    """The results in a folder.
-
-    Attributes:
-        comparable: with the same configuration, table and library versions as this comparison.
-        excluded: how they differ -> names of the run folders.
-    """
-
-    comparable: list[RunResult] = field(default_factory=list)
-    excluded: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-
-    def describe_excluded(self) -> str:
-        """Return a sentence on the excluded runs; empty if there are none."""
-        parts = []
-        for difference, names in self.excluded.items():
-            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-            runs = "run" if len(names) == 1 else "runs"
-            parts.append(f"{len(names)} {runs} of {difference} ({', '.join(names[:MAX_NAMES])}{more})")
-        return f"Kept in runs/, and not in this report: {'; '.join(parts)}." if parts else ""
-
-
-def stored_results(output: Path, matching_run: Callable[[RunResult], Run | None]) -> StoredResults:
+def stored_results(output: Path, matching_run: Callable[[RunResult], Run | None]) -> tuple[list[RunResult], str]:
     """Read all results in a folder.
 
     Args:
         output: folder of the comparison.
         matching_run: returns the run of this comparison with the same head, inputs and seed as a result; None if there
             can be none.
+
+    Returns:
+        The results with the configuration, table and library versions of this comparison, and a sentence on the others,
+        empty if there are none.
     """
-    stored = StoredResults()
+    comparable: list[RunResult] = []
+    excluded: dict[str, list[str]] = defaultdict(list)  # difference -> names of run folders
     for path in sorted(output.glob(f"runs/*/{RESULT}")):
         result = _read(path)
         if result is None:
-            stored.excluded["another version of fusion-pl, or damaged"].append(path.parent.name)
+            excluded["another version of fusion-pl, or damaged"].append(path.parent.name)
             continue
         run = matching_run(result)
         if run is not None and run.key == result.key:
-            stored.comparable.append(result)
+            comparable.append(result)
             continue
         difference = key_difference(run.key, result.key) if run else "another configuration"
-        stored.excluded[difference or "another version of fusion-pl"].append(path.parent.name)
-    return stored
+        excluded[difference or "another version of fusion-pl"].append(path.parent.name)
+    parts = []
+    for difference, names in excluded.items():
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        runs = "run" if len(names) == 1 else "runs"
+        parts.append(f"{len(names)} {runs} of {difference} ({', '.join(names[:MAX_NAMES])}{more})")
+    return comparable, f"Kept in runs/, and not in this report: {'; '.join(parts)}." if parts else ""
 
 
 def _read(path: Path) -> RunResult | None:

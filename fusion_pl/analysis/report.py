@@ -101,33 +101,30 @@ def write_report(
 
 def _sections(results: Sequence[RunResult], summary: Summary, all_inputs: Sequence[str], note: str) -> list[Section]:
     finished = [*summary.ranked, *summary.unranked]
-    sections = [Section("What was compared", f"{_overview(results, summary)} {note}".strip())]
-    if summary.ranked:
-        sections.append(Section("Results", table=ranking_table(summary.ranked)))
-    if unranked := unranked_table(summary):
-        sections.append(
-            Section("Measured on other samples", UNRANKED + (SAME_SAMPLES if summary.best else ""), unranked)
-        )
-    if finished:
-        sections.append(Section("How to read it", table=Table(("", "meaning"), EXPLANATIONS, text=True)))
-    if failed := failure_table(summary.rows):
-        sections.append(Section("Failed runs", table=failed))
-    if subsets := subset_table(finished, all_inputs):
-        pictures = _pictures("inputs", SUBSETS_CAPTION, accuracy_by_subset(finished, all_inputs))
-        sections.append(Section("Accuracy per set of inputs", SUBSETS, subsets, pictures))
-    if costs := _cost_pictures(summary.ranked):
-        sections.append(Section("Accuracy against cost", pictures=costs))
-    if missing := _missing_pictures(summary.ranked, all_inputs):
-        sections.append(Section("Missing inputs", pictures=missing))
     commands = [
         (f"{label}, seed {result.seed}", result.command)
         for label, group in group_by_label(results, all_inputs).items()
         for result in group
         if result.command
     ]
-    if commands:
-        sections.append(Section("Command of each run", commands=commands))
-    return sections
+    explanations = Table(("", "meaning"), EXPLANATIONS, text=True) if finished else None
+    sections = [
+        Section("Results", table=ranking_table(summary.ranked)),
+        Section("Measured on other samples", UNRANKED + SAME_SAMPLES * bool(summary.ranked), unranked_table(summary)),
+        Section("How to read it", table=explanations),
+        Section("Failed runs", table=failure_table(summary.rows)),
+        Section(
+            "Accuracy per set of inputs",
+            SUBSETS,
+            subset_table(finished, all_inputs),
+            _pictures("inputs", SUBSETS_CAPTION, accuracy_by_subset(finished, all_inputs)),
+        ),
+        Section("Accuracy against cost", pictures=_cost_pictures(summary.ranked)),
+        Section("Missing inputs", pictures=_missing_pictures(summary.ranked, all_inputs)),
+        Section("Command of each run", commands=commands),
+    ]
+    overview = Section("What was compared", f"{_overview(results, summary)} {note}".strip())
+    return [overview, *(one for one in sections if one.table or one.pictures or one.commands)]
 
 
 def _overview(results: Sequence[RunResult], summary: Summary) -> str:

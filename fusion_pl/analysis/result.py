@@ -98,6 +98,7 @@ class RunResult:
 
     def write(self, path: Path) -> None:
         """Write the result as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             json.dump(asdict(self), file, indent=1)
 

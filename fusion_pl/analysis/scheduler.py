@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fusion_pl.analysis.folder import finished_result
+from fusion_pl.analysis.folder import RESULT, finished_result, run_path
 from fusion_pl.analysis.plan import Run
 from fusion_pl.analysis.result import RunResult
 from fusion_pl.analysis.run import execute, identity
@@ -73,6 +73,7 @@ class Scheduler:
                         retries.append(run)
                         continue
                     result = _failure(run, result)
+                    result.write(run_path(self.output, run) / RESULT)
                 self.results[run] = result
                 if not console.is_terminal:
                     line = f"{run.name}: {_outcome(result)} ({len(self.results)} of {len(self.runs)})"

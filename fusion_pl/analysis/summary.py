@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean, stdev
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
@@ -36,13 +35,6 @@ class MeanStd:
     count: int
 
 
-class SplitHashes(NamedTuple):
-    """Hashes of the ids and classes of the test and validation samples that accuracies were measured on."""
-
-    test: str
-    validation: str
-
-
 @dataclass(frozen=True)
 class Row:
     """All runs of one head on the same inputs.
@@ -60,9 +52,9 @@ class Row:
     failed: dict[int, str]
 
     @property
-    def splits(self) -> SplitHashes | None:
-        """Samples of all runs; None if no run finished, or their samples differ."""
-        hashes = {SplitHashes(run.test_hash, run.validation_hash) for run in self.runs.values()}
+    def splits(self) -> tuple[str, str] | None:
+        """Hashes of the test and validation samples; None if no run finished, or their samples differ."""
+        hashes = {(run.test_hash, run.validation_hash) for run in self.runs.values()}
         return hashes.pop() if len(hashes) == 1 else None
 
     @property
@@ -190,7 +182,7 @@ def _sort_key(row: Row) -> tuple[float, float, str]:
     return (-row.validation.mean if row.validation else 1.0, row.costs.get("parameters", float("inf")), row.label)
 
 
-def _most_common_splits(rows: Sequence[Row]) -> SplitHashes | None:
+def _most_common_splits(rows: Sequence[Row]) -> tuple[str, str] | None:
     counts = Counter(row.splits for row in rows if row.splits)
     return counts.most_common(1)[0][0] if counts else None
 

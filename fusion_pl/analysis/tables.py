@@ -10,12 +10,14 @@ from fusion_pl.analysis.summary import MeanStd, Row, Summary, accuracy_on_sample
 NONE = "–"
 
 
-def ranking_table(rows: Sequence[Row]) -> Table:
+def ranking_table(rows: Sequence[Row]) -> Table | None:
     """Return the table of rows on the same samples, with the best one highlighted.
 
     Args:
-        rows: see ``Summary.ranked``; at least one.
+        rows: see ``Summary.ranked``.
     """
+    if not rows:
+        return None
     header = (
         "head", "seeds", "test samples", "test accuracy in %", "95 % interval", "validation accuracy in %",
         "p-value against the best", "parameters", "of the head", "FLOPs per sample", "ms per batch (samples)",
