@@ -14,21 +14,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils.benchmark import Timer
-from torch.utils.flop_counter import FlopCounterMode
 
 import fusion_pl.fusion
+from fusion_pl.analysis.costs import count_flops, milliseconds
 from fusion_pl.fusion import Fusion
 from fusion_pl.types import Encoded
 
 HEADS = [name for name in fusion_pl.fusion.__all__ if name != "Fusion"]
-NUM_CLASSES, MIN_SECONDS = 10, 0.5
+NUM_CLASSES = 10
 
 
 class Shape(NamedTuple):
@@ -58,12 +56,6 @@ def random_inputs(shape: Shape, device: torch.device) -> dict[str, Encoded]:
     return inputs
 
 
-def milliseconds(call: Callable[[], object]) -> float:
-    """Return the median time of a call, after a warm-up; the GPU is synchronised."""
-    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-    return 1000 * timer.blocked_autorange(min_run_time=MIN_SECONDS).median
-
-
 def matmul_rate(device: torch.device, side: int) -> float:
     """Return the operations per millisecond of one large bf16 matrix product."""
     left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
@@ -83,9 +75,7 @@ def measure(name: str, mode: str, shape: Shape, rate: float, device: torch.devic
         logits.float().logsumexp(-1).sum().backward()
 
     if mode == "eager":
-        with FlopCounterMode(display=False) as counter:
-            step()
-        BOUNDS[name] = counter.get_total_flops() / rate
+        BOUNDS[name] = count_flops(step) / rate
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     time = milliseconds(step)

@@ -35,12 +35,12 @@ def measure_costs(model: FusionClassifier, batch: Batch) -> dict[str, Any]:
     model.eval()
     flops = count_flops(lambda: model(batch))
     with torch.inference_mode():
-        latency = _milliseconds(lambda: model(batch))
+        latency = milliseconds(lambda: model(batch))
     model.train()
     return {
         "flops": flops // len(batch.ids),
         "latency_ms": latency,
-        "step_ms": _milliseconds(step),
+        "step_ms": milliseconds(step),
         "memory_mb": (training_memory(model, loss) if peak is None else peak) / 2**20,
         "batch_size": len(batch.ids),
     }
@@ -86,7 +86,7 @@ def training_memory(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     return sum(storages.values()) + gradients
 
 
-def _milliseconds(call: Callable[[], object]) -> float:
+def milliseconds(call: Callable[[], object]) -> float:
     """Return the median time of a call, after a warm-up."""
     from torch.utils.benchmark import Timer  # prints a warning where CUDA is installed without a GPU
 

@@ -12,6 +12,7 @@ import yaml
 
 import fusion_pl.fusion
 from fusion_pl.analysis.keys import run_key
+from fusion_pl.messages import did_you_mean
 from fusion_pl.metrics import subsets
 from fusion_pl.types import MissingFileError, UserError
 

@@ -88,8 +88,8 @@ def test_the_csv_has_one_line_per_run(runs: list[RunResult], folder: Path) -> No
     (best,) = [line for line in lines if (line["label"], line["seed"]) == ("Concat", "1")]
     assert (float(best["validation"]), float(best["test/accuracy"]), best["test_samples"]) == (0.94, 0.9, "200")
     ends = stats.binomtest(180, 200).proportion_ci(0.95, "wilson")
-    found = [float(best[f"test/accuracy/{end}"]) for end in ("low", "high")]
-    assert (best["validation_samples"], found) == ("50", pytest.approx([ends.low, ends.high]))
+    interval = [float(best[f"test/accuracy/{end}"]) for end in ("low", "high")]
+    assert (best["validation_samples"], interval) == ("50", pytest.approx([ends.low, ends.high]))
     assert float(best["test/accuracy(image)"]) == pytest.approx(0.8)
     (broken,) = [line for line in lines if line["label"] == "Block"]
     assert (broken["status"], broken["validation"], broken["reason"]) == ("failed", "", runs[-1].reason)
@@ -105,7 +105,7 @@ def test_the_page_is_self_contained_and_has_no_scripts(folder: Path) -> None:
 
 def test_the_ranking_table(folder: Path) -> None:
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
-    start = next(place for place, row in enumerate(page.rows) if "p-value against the best" in row)
+    start = next(index for index, row in enumerate(page.rows) if "p-value against the best" in row)
     header, *rows = page.rows[start : start + 5]
     cells = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     assert list(cells) == ["Concat", "Mean", "text alone", "Sum"]  # by validation
@@ -150,10 +150,10 @@ def test_accuracy_per_set_of_inputs(folder: Path) -> None:
 
 def test_commands_are_in_a_details_element(folder: Path, runs: list[RunResult]) -> None:
     text = (folder / "report.html").read_text(encoding="utf-8")
-    folded = re.search(r"<details>.*</details>", text, re.DOTALL)
-    assert folded is not None
+    details = re.search(r"<details>.*</details>", text, re.DOTALL)
+    assert details is not None
     for one in runs:
-        assert one.command in folded[0]
+        assert one.command in details[0]
         assert one.command in (folder / "report.md").read_text(encoding="utf-8")
 
 
@@ -224,11 +224,11 @@ def test_dollar_signs_in_names_are_not_math() -> None:
     names = ("$price$", "x_$1")
     subsets = {"$price$": 0.5, "x_$1": 0.5, "$price$+x_$1": 0.9}
     rows = summarise([done("$\\bad", seed, 0.7, "01", names, subsets=subsets) for seed in SEEDS], names).ranked
-    drawn = (
+    figures = (
         accuracy_against_cost(rows, "parameters"),
         accuracy_by_subset(rows, names),
         plot_missing_inputs(subsets, names, rows[0].label),
     )
-    for figure in drawn:
+    for figure in figures:
         assert figure is not None
         assert to_svg(figure).startswith(b"<?xml")

@@ -23,9 +23,9 @@ from tests.analysis.runs import INPUTS, done, failed
 
 def test_labels() -> None:
     names = ("text", "image", "sound")
-    whole = done("Mean", 0, 0.5, "01", names)
-    found = [run_label(replace(whole, inputs=some), names) for some in (names, ("text",), ("text", "sound"))]
-    assert found == ["Mean", "text alone", "text + sound"]
+    run = done("Mean", 0, 0.5, "01", names)
+    labels = [run_label(replace(run, inputs=some), names) for some in (names, ("text",), ("text", "sound"))]
+    assert labels == ["Mean", "text alone", "text + sound"]
 
 
 def test_labels_that_two_heads_share_are_extended() -> None:
@@ -62,10 +62,10 @@ def test_one_seed_has_no_standard_deviation() -> None:
 
 def test_rows_are_ranked_by_validation_not_by_test() -> None:
     runs = [failed("Block", 0, "broke"), done("Sum", 0, 0.6, "1111"), done("Mean", 0, 0.8, "0001")]
-    found = summarise(runs, INPUTS)
-    assert [row.label for row in found.rows] == ["Mean", "Sum", "Block"]
-    assert found.best is not None
-    assert found.best.label == "Mean"
+    summary = summarise(runs, INPUTS)
+    assert [row.label for row in summary.rows] == ["Mean", "Sum", "Block"]
+    assert summary.best is not None
+    assert summary.best.label == "Mean"
 
 
 def test_ties_are_ranked_by_parameters() -> None:
@@ -75,8 +75,8 @@ def test_ties_are_ranked_by_parameters() -> None:
 
 def test_no_best_row_if_all_runs_failed() -> None:
     for runs in ([failed("Block", 0, "broke")], []):
-        found = summarise(runs, INPUTS)
-        assert (found.best, found.ranked, paired_p_values(found.ranked)) == (None, [], {})
+        summary = summarise(runs, INPUTS)
+        assert (summary.best, summary.ranked, paired_p_values(summary.ranked)) == (None, [], {})
 
 
 def test_rows_on_other_samples_are_not_ranked() -> None:
@@ -89,20 +89,20 @@ def test_rows_on_other_samples_are_not_ranked() -> None:
         done("Sum", 0, 0.6, "1" * 12 + "0" * 12, **all_of_them),
         done("Concat", 0, 0.9, "1" * 24, ("image",), **all_of_them, validation_hash="other validation samples"),
     ]
-    found = summarise(runs, INPUTS)
-    assert [row.label for row in found.ranked] == ["Mean", "Sum"]
-    assert [row.label for row in found.unranked] == ["text alone", "image alone"]
-    assert found.best is found.ranked[0]
-    assert paired_p_values(found.ranked).keys() == {"Sum"}
-    text, image = found.unranked
-    assert (accuracy_on_samples_of(found.ranked[0], text), accuracy_on_samples_of(found.ranked[1], text)) == (0, 1)
+    summary = summarise(runs, INPUTS)
+    assert [row.label for row in summary.ranked] == ["Mean", "Sum"]
+    assert [row.label for row in summary.unranked] == ["text alone", "image alone"]
+    assert summary.best is summary.ranked[0]
+    assert paired_p_values(summary.ranked).keys() == {"Sum"}
+    text, image = summary.unranked
+    assert (accuracy_on_samples_of(summary.ranked[0], text), accuracy_on_samples_of(summary.ranked[1], text)) == (0, 1)
     assert accuracy_on_samples_of(text, image) is None  # it was not tested on all of them
 
 
 def test_a_single_input_can_be_best_if_every_sample_has_it() -> None:
-    found = summarise([done("Mean", 0, 0.7, "0111"), done("Concat", 0, 0.8, "0111", ("text",))], INPUTS)
-    assert found.best is not None
-    assert (found.best.label, found.unranked) == ("text alone", [])
+    summary = summarise([done("Mean", 0, 0.7, "0111"), done("Concat", 0, 0.8, "0111", ("text",))], INPUTS)
+    assert summary.best is not None
+    assert (summary.best.label, summary.unranked) == ("text alone", [])
 
 
 def test_single_inputs_are_ranked_only_on_the_same_samples() -> None:
@@ -114,9 +114,9 @@ def test_single_inputs_are_ranked_only_on_the_same_samples() -> None:
 def test_rows_whose_seeds_have_different_samples_are_not_ranked() -> None:
     """As with a data class whose splits depend on the seed of the run."""
     runs = [done("Mean", seed, 0.9, "0111", test_hash=f"split {seed}") for seed in (0, 1)]
-    found = summarise([*runs, done("Sum", 0, 0.8, "0111", test_hash="split 0")], INPUTS)
-    assert [row.label for row in found.ranked] == ["Sum"]
-    (row,) = found.unranked
+    summary = summarise([*runs, done("Sum", 0, 0.8, "0111", test_hash="split 0")], INPUTS)
+    assert [row.label for row in summary.ranked] == ["Sum"]
+    (row,) = summary.unranked
     assert (row.splits, row.interval) == (None, None)
 
 
@@ -126,10 +126,10 @@ def signed_rank(differences: list[int]) -> float:
     order = sorted(sizes)
     ranks = [statistics.fmean(rank for rank, one in enumerate(order, 1) if one == size) for size in sizes]
     middle = sum(ranks) / 2
-    found = abs(sum(rank for rank, one in zip(ranks, filter(None, differences), strict=True) if one > 0) - middle)
+    statistic = abs(sum(rank for rank, one in zip(ranks, filter(None, differences), strict=True) if one > 0) - middle)
     signs = itertools.product((0, 1), repeat=len(sizes))
     sums = [abs(sum(rank for rank, sign in zip(ranks, some, strict=True) if sign) - middle) for some in signs]
-    return sum(one >= found - 1e-9 for one in sums) / len(sums)
+    return sum(one >= statistic - 1e-9 for one in sums) / len(sums)
 
 
 def test_the_paired_test_is_per_sample_over_common_seeds() -> None:
@@ -153,11 +153,11 @@ def test_p_values_of_clear_and_of_no_differences() -> None:
         done("Same", 0, 0.8, good),
         done("Alike", 0, 0.8, alike),
     ]
-    found = paired_p_values(summarise(runs, INPUTS).ranked)
-    assert found.keys() == {"Bad", "Same", "Alike"}
-    assert found["Bad"] < 1e-6
-    assert found["Same"] == 1
-    assert found["Alike"] > 0.05
+    p_values = paired_p_values(summarise(runs, INPUTS).ranked)
+    assert p_values.keys() == {"Bad", "Same", "Alike"}
+    assert p_values["Bad"] < 1e-6
+    assert p_values["Same"] == 1
+    assert p_values["Alike"] > 0.05
 
 
 def test_rows_without_a_common_seed_have_no_p_value_p_values() -> None:
@@ -171,6 +171,6 @@ def test_rows_with_as_many_but_other_samples_are_not_ranked() -> None:
         done("Mean", 0, 0.5, "0011", test_hash="these"),
         done("Concat", 0, 0.4, "0011", ("text",), test_hash="others"),
     ]
-    found = summarise(runs, INPUTS)
-    assert [row.label for row in found.unranked] == ["text alone"]
-    assert paired_p_values(found.ranked).keys() == {"Mean"}
+    summary = summarise(runs, INPUTS)
+    assert [row.label for row in summary.unranked] == ["text alone"]
+    assert paired_p_values(summary.ranked).keys() == {"Mean"}
