@@ -1,4 +1,4 @@
-"""What a frozen encoder returned is read again, never computed again, and is what it would return."""
+"""Outputs of frozen encoders are computed once, and read from the cache afterwards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fusion_pl.fusion import Concat
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training import cache as module
 from fusion_pl.training import cache_keys
-from fusion_pl.training.cache import EncodedCache, Room, folder_bytes
+from fusion_pl.training.cache import DiskBudget, EncodedCache, folder_bytes
 from fusion_pl.types import Encoded, Waveform
 
 from ..conftest import CLASSES
@@ -197,7 +197,7 @@ def test_tokens_may_lie_in_memory_as_they_like(tmp_path):
     assert len(list(tmp_path.rglob("*.row"))) == 2
 
 
-def test_the_last_of_a_disk_is_left_to_the_run(tmp_path, monkeypatch, caplog):
+def test_the_last_gib_of_a_disk_stays_free(tmp_path, monkeypatch, caplog):
     encoder = frozen("bert", tmp_path / "model")
     monkeypatch.setattr(module, "RESERVE", 2**80)
     assert EncodedCache(encoder, tmp_path / "cache")(encoder.processor(["the cat"])).tokens.isfinite().all()
@@ -205,7 +205,7 @@ def test_the_last_of_a_disk_is_left_to_the_run(tmp_path, monkeypatch, caplog):
     assert "less than 1 GiB is left on the disk" in caplog.text
 
 
-def test_a_long_sound_is_cut_at_one_place_when_it_is_kept(tmp_path):
+def test_a_long_sound_has_a_fixed_crop_when_it_is_cached(tmp_path):
     encoder = frozen("wav2vec2-layer", tmp_path / "model")
     encoder.processor.max_seconds = 0.5
     model = FusionClassifier({"audio": encoder}, Concat, CLASSES)
@@ -267,7 +267,7 @@ def test_a_full_disk_costs_time_only(tmp_path, monkeypatch, caplog, calls):
     assert not list((tmp_path / "cache").rglob("*.partial"))
 
 
-def test_only_what_never_learns_is_kept(tmp_path, manifest):
+def test_only_frozen_encoders_are_cached(tmp_path, manifest):
     image = frozen("vit", tmp_path / "model")
     assert is_frozen(image)
     assert not is_frozen(TinyText())
@@ -299,13 +299,13 @@ def test_a_folder_holds_no_more_than_its_limit(tmp_path, caplog, calls):
     one = folder_bytes(tmp_path / "unlimited") // 6
     limit = 4 * one + one // 2
     counted = calls(encoder)
-    ours, theirs = (EncodedCache(encoder, folder, Room(folder, limit)) for _ in range(2))
+    ours, theirs = (EncodedCache(encoder, folder, DiskBudget(folder, limit)) for _ in range(2))
     ours({name: value[:2] for name, value in inputs.items()})
     found = theirs(inputs)
     assert folder_bytes(folder) == 4 * one
-    assert "takes no more" in caplog.text
+    assert "is full" in caplog.text
     assert "--cache_limit" in caplog.text
     assert sum(counted) == 2 + 4
-    again = EncodedCache(encoder, folder, Room(folder, limit))(inputs)
+    again = EncodedCache(encoder, folder, DiskBudget(folder, limit))(inputs)
     assert sum(counted) == 2 + 4 + 2  # those that are there are read
     assert torch.allclose(found.tokens, again.tokens, atol=1e-5)  # computed in other batches

@@ -204,9 +204,9 @@ def test_a_cache_that_keeps_nothing_says_so(manifest, tmp_path, caplog):
     model.enable_cache(tmp_path / "cache", augmented=())
     with caplog.at_level("INFO"):
         fit(model, manifest)
-        assert "Cache: nothing is kept, because no encoder is frozen as a whole (freeze: all)." in caplog.text
+        assert "Cache: nothing is cached, because no encoder is frozen (freeze: all)." in caplog.text
         caplog.clear()
         model.encoders["text"].requires_grad_(False)
         model.enable_cache(tmp_path / "cache", augmented={"text"})
         fit(model, manifest)
-    assert "Cache: only validation is kept, because training augments all frozen inputs (text)." in caplog.text
+    assert "Cache: only validation is cached, because training augments all frozen inputs (text)." in caplog.text
