@@ -1,4 +1,4 @@
-"""Checkpoints to damage: one of three pretrained encoders, and a small one."""
+"""Fixtures: a checkpoint of three pretrained encoders, and a small one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def originals(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def whole(originals):
+def full(originals):
     return torch.load(originals / "m", weights_only=True)
 
 

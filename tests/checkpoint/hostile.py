@@ -1,4 +1,4 @@
-"""Changes to checkpoints, as damage or a stranger makes them."""
+"""Functions that modify checkpoints, for tests of damaged and malicious files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TOKENIZER = ("text", "tokenizer.json")
 
 def changed(checkpoint, change):
     """Return a copy with another config, other files or other weights."""
-    given = dict(
+    copied = dict(
         checkpoint, fusion_pl=copy.deepcopy(checkpoint["fusion_pl"]), state_dict=dict(checkpoint["state_dict"])
     )
-    change(given)
-    return given
+    change(copied)
+    return copied
 
 
 def refused(checkpoint, path, match, trust=()):

@@ -1,4 +1,4 @@
-"""Checkpoints that ask to run code or to contact others: nothing runs, nobody is asked or contacted."""
+"""Checkpoints that try to run code or to contact a server."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def evil(marker):
     return f"import pathlib\npathlib.Path({str(marker)!r}).touch()\nraise RuntimeError\n".encode()
 
 
-def test_code_among_the_files_is_neither_run_nor_asked_about(whole, tmp_path):
-    """On a terminal, transformers once asked "Do you wish to run the custom code? [y/N]"; here somebody says yes."""
+def test_embedded_code_is_not_run_and_shows_no_prompt(full, tmp_path):
+    """Transformers may ask "Do you wish to run the custom code? [y/N]" in a terminal; the answer here is yes."""
     marker, path = tmp_path / "ran", tmp_path / "x.ckpt"
 
     def change(checkpoint):
@@ -31,7 +31,7 @@ def test_code_among_the_files_is_neither_run_nor_asked_about(whole, tmp_path):
             classes = {"AutoConfig": "evil.E", "AutoModel": "evil.E", "AutoTokenizer": ["evil.E", "evil.E"]}
             setting("text", name, auto_map=classes, model_type="evil", tokenizer_class="Evil")(checkpoint)
 
-    torch.save(changed(whole, change), path)
+    torch.save(changed(full, change), path)
     (tmp_path / "m.csv").write_text("text,image,audio\na cat,,\n")
     main, terminal = pty.openpty()
     os.write(main, b"y\ny\ny\n")
@@ -49,7 +49,7 @@ def test_code_among_the_files_is_neither_run_nor_asked_about(whole, tmp_path):
     assert "a file evil.py, which fusion-pl does not write" in done.stdout
     assert not marker.exists()
     # Neither does the name of code do anything where the code itself is not there: the model is built without it.
-    torch.save(changed(whole, setting("image", "config.json", auto_map={"AutoModel": "evil.E"})), path)
+    torch.save(changed(full, setting("image", "config.json", auto_map={"AutoModel": "evil.E"})), path)
     assert Predictor.from_checkpoint(path, device="cpu").predict({"text": "a cat"}).error is None
 
 
@@ -61,18 +61,16 @@ def test_code_among_the_files_is_neither_run_nor_asked_about(whole, tmp_path):
         ("config.json", {"model_type": "timm_wrapper", "architecture": "hf-hub:somebody/else"}),
     ],
 )
-def test_other_repositories_are_not_obeyed(name, values, whole, tmp_path, monkeypatch):
+def test_other_repositories_are_not_read(name, values, full, tmp_path, monkeypatch):
     def contact(*args, **kwargs):
         raise AssertionError("somebody was contacted")
 
     monkeypatch.setattr("socket.socket.connect", contact)
     monkeypatch.setattr("socket.getaddrinfo", contact)
-    refused(
-        changed(whole, setting("image", name, **values)), tmp_path / "x.ckpt", "of another repository, which is not"
-    )
+    refused(changed(full, setting("image", name, **values)), tmp_path / "x.ckpt", "of another repository, which is not")
 
 
-def test_what_a_checkpoint_holds_of_code_is_left_out_when_it_is_written(originals, tmp_path):
+def test_names_of_code_are_not_written_to_a_checkpoint(originals, tmp_path):
     config = json.loads((originals / "i" / "config.json").read_text())
     for name in ("preprocessor_config.json", "model.safetensors"):
         os.link(originals / "i" / name, tmp_path / name)
@@ -82,17 +80,17 @@ def test_what_a_checkpoint_holds_of_code_is_left_out_when_it_is_written(original
 
 
 def test_a_part_without_transformers_may_embed_any_plain_file(small, tmp_path):
-    """The list of names is for what transformers reads."""
+    """The list of file names is for transformers."""
     torch.save(changed(small, put("text", "words.npy", b"123")), tmp_path / "x")
     assert Predictor.from_checkpoint(tmp_path / "x", device="cpu").predict({"text": "a"}).error is None
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "generation_config.json", "additional.txt"])
-def test_a_file_that_an_earlier_version_embedded_is_ignored(name, whole, tmp_path):
-    torch.save(changed(whole, put("text", name, b"{{ evil }}")), tmp_path / "x")
+def test_a_file_that_an_earlier_version_embedded_is_ignored(name, full, tmp_path):
+    torch.save(changed(full, put("text", name, b"{{ evil }}")), tmp_path / "x")
     assert Predictor.from_checkpoint(tmp_path / "x", device="cpu").predict({"text": "a cat"}).error is None
 
 
 @pytest.mark.parametrize("name", ["evil.PY", "vocab.pkl", "pytorch_model.bin", "run.so"])
-def test_code_and_pickles_are_refused(name, whole, tmp_path):
-    refused(changed(whole, put("text", name, b"x")), tmp_path / "x", f"{name}, which fusion-pl does not write")
+def test_code_and_pickles_are_refused(name, full, tmp_path):
+    refused(changed(full, put("text", name, b"x")), tmp_path / "x", f"{name}, which fusion-pl does not write")

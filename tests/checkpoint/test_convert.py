@@ -1,4 +1,4 @@
-"""Checkpoints of the first format, in which some modules and arguments had other names, are read all the same."""
+"""Checkpoints of format 1, with other names of modules and arguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAMPLE = {"depth": "a title", "body": "and what follows"}  # an input may be cal
 
 
 def with_old_names(path):
-    """Write the checkpoint as the first format did."""
+    """Rewrite a checkpoint in format 1."""
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["state_dict"] = {
         ".".join(BEFORE.get(part, part) for part in key.split(".")): tensor
@@ -40,7 +40,7 @@ def with_old_names(path):
         (lambda dims, count: Evidential(dims, count, kl_weight=0.3), "fusion.decide.project.depth.norm.weight"),
     ],
 )
-def test_the_first_format_predicts_the_same(tmp_path, head, old):
+def test_a_checkpoint_of_format_1_predicts_the_same(tmp_path, head, old):
     torch.manual_seed(0)
     encoders = {"depth": TinyText(dim=8, combine="attention"), "body": TinyText(dim=8)}
     model = FusionClassifier(encoders, head, ["a", "b"], loss=Loss(auxiliary_weight=0.5), missing="token")

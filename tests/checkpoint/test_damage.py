@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged: refused in a sentence, or read as they were."""
+"""Damaged checkpoints are refused with one sentence, or read unchanged."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_checkpoint_is_refused_in_a_sentence(name, whole, tmp_path, capfd):
+def test_a_damaged_checkpoint_is_refused_with_one_sentence(name, full, tmp_path, capfd):
     change, match = DAMAGED[name]
-    refused(changed(whole, change), tmp_path / "x.ckpt", match)
+    refused(changed(full, change), tmp_path / "x.ckpt", match)
     assert "\x1b" not in "".join(capfd.readouterr())  # tokenizers prints names of properties that it does not know
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "a\\b", "/etc/passwd", "a\0b", "a" * 300, "", "con\x1b[2J", "~"])
-def test_embedded_names_are_plain(name, whole, tmp_path):
-    refused(changed(whole, put("text", name, b"x")), tmp_path / "x.ckpt", "(?s)named .* is not a plain file name")
+def test_embedded_files_need_plain_names(name, full, tmp_path):
+    refused(changed(full, put("text", name, b"x")), tmp_path / "x.ckpt", "(?s)named .* is not a plain file name")
 
 
-def test_flipped_bytes_are_noticed_or_change_nothing(originals, small, tmp_path):
-    """60 of 300 such files were once loaded with other numbers."""
+def test_flipped_bits_are_detected_or_change_nothing(originals, small, tmp_path):
+    """Without checksums, 60 of these 300 files load with other numbers."""
     original, generator, path = (originals / "small").read_bytes(), random.Random(0), tmp_path / "x.ckpt"
     accepted = 0
     for _ in range(300):
@@ -84,14 +84,14 @@ def test_flipped_bytes_are_noticed_or_change_nothing(originals, small, tmp_path)
     assert accepted < 150  # what is accepted lies in padding between tensors and in dates
 
 
-def test_a_tokenizer_of_another_model_is_told_with_the_text(whole, tmp_path):
-    """A token that the model has no vector for, a token that is missing, and a panic of the library."""
+def test_a_tokenizer_of_another_model_is_refused(full, tmp_path):
+    """A token without an embedding, a missing token, and a panic of the library."""
 
     def predict(**values):
-        torch.save(changed(whole, setting(*TOKENIZER, **values)), tmp_path / "x")
+        torch.save(changed(full, setting(*TOKENIZER, **values)), tmp_path / "x")
         Predictor.from_checkpoint(tmp_path / "x", device="cpu").predict({"text": "a cat " + "a" * 28 + "!"})
 
-    model = json.loads(whole["fusion_pl"]["files"]["text"]["tokenizer.json"])["model"]
+    model = json.loads(full["fusion_pl"]["files"]["text"]["tokenizer.json"])["model"]
     with pytest.raises(UserError, match="gives token 4294967295, and the model knows 0 to 63"):
         predict(model=model | {"vocab": model["vocab"] | {"cat": 2**32 - 1}})
     with pytest.raises(UserError, match=r"cannot process a text: .*Missing \[UNK\]"):
@@ -101,7 +101,7 @@ def test_a_tokenizer_of_another_model_is_told_with_the_text(whole, tmp_path):
 
 
 class Broken(TinyText):
-    """A user's encoder with a fault of its own, or one that needs what is not there."""
+    """An encoder of the user that raises."""
 
     def __init__(self, dim, fault):
         super().__init__(dim=dim)
@@ -111,7 +111,7 @@ class Broken(TinyText):
 
 
 @pytest.mark.parametrize("fault", ["attribute", "import", "type"])
-def test_an_error_of_a_class_that_is_trusted_keeps_its_traceback(fault, small, tmp_path):
+def test_an_error_of_a_trusted_class_keeps_its_traceback(fault, small, tmp_path):
     def change(checkpoint):
         part = {"class_path": f"{__name__}.Broken", "init_args": {"dim": 8, "fault": fault}}
         checkpoint["fusion_pl"]["encoders"]["text"] = part
@@ -128,7 +128,7 @@ def test_an_error_of_a_class_that_is_trusted_keeps_its_traceback(fault, small, t
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "cannot be unpacked: No space left on device"),
         (MemoryError(), "not enough memory to build"),
@@ -136,36 +136,36 @@ def test_an_error_of_a_class_that_is_trusted_keeps_its_traceback(fault, small, t
         (UserError("a long reason " + 300 * "x"), 300 * "x"),
     ],
 )
-def test_what_is_not_the_checkpoint_s_fault_is_not_called_damage(error, said, originals, monkeypatch):
-    """Faults of the machine cannot be had otherwise: here those of the folder for temporary files."""
+def test_faults_of_the_machine_are_not_called_damage(error, message, originals, monkeypatch):
+    """Simulate a fault of the folder for temporary files."""
 
     def fail(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(tempfile, "TemporaryDirectory", fail)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         Predictor.from_checkpoint(originals / "small", device="cpu")
     assert "damaged" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (OSError(errno.EIO, "Input/output error"), "cannot be read: Input/output error"),
         (MemoryError(), "not enough memory to read"),
     ],
 )
-def test_a_disk_that_fails_is_not_called_damage(error, said, originals, monkeypatch):
+def test_a_failing_disk_is_not_called_damage(error, message, originals, monkeypatch):
     def fail(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(torch, "load", fail)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read_checkpoint(originals / "small")
     assert "damaged" not in str(caught.value)
 
 
-def test_a_fault_of_our_own_is_not_called_damage(originals, monkeypatch):
+def test_an_internal_error_is_not_called_damage(originals, monkeypatch):
     def fail(data):
         raise AttributeError("of our own")
 
@@ -174,7 +174,7 @@ def test_a_fault_of_our_own_is_not_called_damage(originals, monkeypatch):
         read_checkpoint(originals / "small")
 
 
-def test_weights_that_overflow_are_no_prediction(small, tmp_path):
+def test_weights_that_overflow_give_an_error(small, tmp_path):
     def change(checkpoint):
         for key, value in checkpoint["state_dict"].items():
             checkpoint["state_dict"][key] = value.clone().fill_(3e38) if value.is_floating_point() else value
@@ -187,12 +187,12 @@ def test_weights_that_overflow_are_no_prediction(small, tmp_path):
 
 def test_escape_sequences_do_not_reach_the_terminal(tmp_path, capsys, small):
     assert run("predict", ["--ckpt_path", "\x1b[2Jx\u202e", "--data.manifest", "m.csv", "--output", "o.csv"]) == 2
-    said = capsys.readouterr().err
-    assert "\\x1b[2Jx\\u202e" in said
-    assert printable(said) == said
+    message = capsys.readouterr().err
+    assert "\\x1b[2Jx\\u202e" in message
+    assert printable(message) == message
 
 
-def test_pipes_folders_and_devices_are_no_checkpoints(tmp_path):
+def test_pipes_folders_and_devices_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
         with pytest.raises(UserError, match=r"there is no checkpoint .* it is not a file"):

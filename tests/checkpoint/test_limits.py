@@ -1,4 +1,4 @@
-"""Small files that would take gigabytes or minutes: refused before they do."""
+"""Small files that would take gigabytes or minutes."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ MORE = 2**30  # bytes of address space that hostile files may take in all, besid
 
 
 def with_pickle(path, original, content, method=zipfile.ZIP_STORED):
-    """Write an archive like torch's whose pickle is ours."""
-    with zipfile.ZipFile(original) as given, zipfile.ZipFile(path, "w", method, compresslevel=1) as made:
-        for member in given.infolist():
+    """Write an archive like that of torch.save, with another pickle."""
+    with zipfile.ZipFile(original) as source, zipfile.ZipFile(path, "w", method, compresslevel=1) as archive:
+        for member in source.infolist():
             name = member.filename
-            made.writestr(name, content if name.endswith("data.pkl") else given.read(name))
+            archive.writestr(name, content if name.endswith("data.pkl") else source.read(name))
 
 
 def calling(name, *arguments):
-    """Return a pickle, as torch writes them, of a call."""
+    """Return a pickle of a call, as torch writes it."""
     file = io.BytesIO()
     pickler = pickle._Pickler(file, protocol=2)
     file.write(b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n")
@@ -38,7 +38,7 @@ def calling(name, *arguments):
 
 
 def doubling(times):
-    """A pickle of some 100 bytes whose bytes double ``times`` times."""
+    """Return a pickle of about 100 bytes whose content doubles ``times`` times."""
     step = b"c_codecs\nencode\n"
     inner = b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x06\x00\x00\x00latin1\x86R"
     for _ in range(times):
@@ -110,11 +110,11 @@ for path in sys.argv[3:]:
 """
 
 
-def test_small_files_take_little_memory_and_time(originals, whole, tmp_path):
-    """All in one process that may not have more than some gigabytes, nor 20 seconds for each."""
+def test_small_files_take_little_memory_and_time(originals, full, tmp_path):
+    """In one process with limited memory, and 20 seconds per file."""
     expected = []
     for name, (change, match) in LARGE.items():
-        torch.save(changed(whole, change), tmp_path / str(len(expected)))
+        torch.save(changed(full, change), tmp_path / str(len(expected)))
         expected.append((name, match))
     for name, content in PICKLES.items():
         with_pickle(tmp_path / str(len(expected)), originals / "small", content)
@@ -125,14 +125,14 @@ def test_small_files_take_little_memory_and_time(originals, whole, tmp_path):
         [sys.executable, "-c", LIMITED, str(MORE), originals / "m", *(str(n) for n in range(len(expected)))],
         capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path,
     )  # fmt: skip
-    said = done.stdout.splitlines()
-    assert len(said) == len(expected), (expected[len(said)], done.stderr[-2000:])
-    for line, (name, match) in zip(said, expected, strict=True):
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(expected), (expected[len(lines)], done.stderr[-2000:])
+    for line, (name, match) in zip(lines, expected, strict=True):
         assert re.search(match, line), (name, line)
     assert not (tmp_path / "ran").exists()
     assert sum((tmp_path / str(n)).stat().st_size for n in range(len(expected))) < len(expected) * 2**22
 
 
-def test_many_inputs_do_not_take_for_ever():
-    """All subsets of 40 inputs would be 10^12."""
+def test_many_inputs_are_fast():
+    """40 inputs have 10^12 subsets."""
     assert len(proper_subsets([str(number) for number in range(40)])) == 80

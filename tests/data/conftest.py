@@ -22,7 +22,7 @@ class Length:
 
 
 class Grey:
-    """Picture -> its mean grey value."""
+    """Image -> its mean grey value."""
 
     kind = "image"
 
@@ -31,7 +31,7 @@ class Grey:
 
 
 class Level:
-    """Sound -> its mean; remembers whether it was training."""
+    """Sound -> its mean and the training flag."""
 
     kind = "audio"
 
@@ -60,7 +60,7 @@ def write_manifest(path, records):
 
 
 class Toy:
-    """Twelve rows whose every input says which row it is: text of that length, grey and loudness in proportion."""
+    """Twelve rows whose inputs encode the row: the length of the text, the grey value and the amplitude."""
 
     size = 12
 

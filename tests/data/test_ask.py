@@ -33,7 +33,7 @@ def position_of(audio):
 
 
 def objects_in(image):
-    """The ink that most pixels of each half come close to, and the shape that these pixels have."""
+    """Return the most frequent colour of each half, and the shape of its pixels."""
     pixels = np.asarray(image).astype(float)
     seen = []
     for half in (pixels[:20], pixels[20:]):
@@ -47,12 +47,12 @@ def objects_in(image):
 
 
 def shape_of(filled):
-    """Of a square, a disc fills 0.79 and a ring of two pixels about 0.35."""
+    """A disc fills 0.79 of its bounding box, a ring of two pixels about 0.35."""
     return "disc" if filled > 0.6 else "ring"
 
 
 def test_the_label_follows_from_the_inputs(samples):
-    """Read back from text, pixels and samples alone."""
+    """The label is decoded from text, pixels and samples."""
     asked = Counter(question_of(sample.text) for sample in samples)
     assert min(asked.values()) > 100
     for sample in samples:

@@ -55,7 +55,7 @@ def test_every_transform_is_tested() -> None:
 
 
 @every_sound
-def test_sounds_change_and_stay_sounds(kind, strong, off, noise) -> None:
+def test_transforms_change_the_sound_and_return_valid_sound(kind, strong, off, noise) -> None:
     before = noise.samples.clone()
     change = kind(**strong)
     changed = [change(noise) for _ in range(3)]
@@ -77,7 +77,7 @@ def test_strength_zero_is_the_identity(kind, strong, off, noise) -> None:
 
 
 @every_sound
-def test_the_seed_decides(kind, strong, off, noise) -> None:
+def test_transforms_depend_on_the_seed(kind, strong, off, noise) -> None:
     results = []
     for part in (kind(**strong), pickle.loads(pickle.dumps(kind(**strong)))):
         torch.manual_seed(7)
@@ -87,7 +87,7 @@ def test_the_seed_decides(kind, strong, off, noise) -> None:
 
 @every_sound
 @pytest.mark.parametrize("length", [0, 1, 2, 3])
-def test_the_shortest_sounds_survive(kind, strong, off, length) -> None:
+def test_transforms_accept_the_shortest_sounds(kind, strong, off, length) -> None:
     sound = kind(**strong)(Waveform(torch.ones(length), RATE))
     assert sound.samples.isfinite().all()
     assert (sound.samples.numel() > 0) == (length > 0)
@@ -99,7 +99,7 @@ def test_silence_stays_silent(kind, strong, off) -> None:
     assert not sound.samples.any()
 
 
-def test_speed_moves_pitch_and_length_together() -> None:
+def test_speed_changes_pitch_and_length() -> None:
     seen = []
     for _ in range(20):
         faster = Speed(0.25)(tone(800))
@@ -111,7 +111,7 @@ def test_speed_moves_pitch_and_length_together() -> None:
     assert max(seen) > 1.1
 
 
-def test_gain_stays_within_its_decibels(noise) -> None:
+def test_gain_is_limited_to_its_decibels(noise) -> None:
     ratios = [float((Gain(6.0)(noise).samples / noise.samples).mean()) for _ in range(50)]
     decibels = [20 * math.log10(ratio) for ratio in ratios]
     assert -6.01 <= min(decibels) < -3
@@ -119,7 +119,7 @@ def test_gain_stays_within_its_decibels(noise) -> None:
 
 
 @pytest.mark.parametrize("color", [0.0, 1.0, 2.0])
-def test_noise_has_the_ratio_and_the_colour_asked_for(color) -> None:
+def test_noise_has_the_requested_ratio_and_colour(color) -> None:
     sound = tone(1000, seconds=16.0)
     added = Noise(snr_low=10.0, snr_high=10.0, color=color, probability=1.0)(sound).samples - sound.samples
     ratio = 10 * math.log10(float(sound.samples.square().mean() / added.square().mean()))
@@ -130,13 +130,13 @@ def test_noise_has_the_ratio_and_the_colour_asked_for(color) -> None:
     assert sum(slopes) / len(slopes) == pytest.approx(color, abs=0.1)
 
 
-def test_noise_comes_as_often_as_asked(noise) -> None:
+def test_noise_has_the_requested_probability(noise) -> None:
     part = Noise(probability=0.3)
     changed = sum(not torch.equal(part(noise).samples, noise.samples) for _ in range(300))
     assert 60 < changed < 120
 
 
-def test_shift_moves_and_fills_with_silence() -> None:
+def test_shift_pads_with_silence() -> None:
     sound = Waveform(torch.arange(1.0, 801.0), RATE)
     offsets = set()
     for _ in range(20):
@@ -150,7 +150,7 @@ def test_shift_moves_and_fills_with_silence() -> None:
     assert min(offsets) < 0 < max(offsets)
 
 
-def test_a_masked_band_is_gone_and_the_rest_stays() -> None:
+def test_mask_band_removes_one_band_only() -> None:
     sound = Waveform(torch.randn(4096), RATE)  # as long as a fast transform, so that bands are cut exactly
     before = torch.fft.rfft(sound.samples).abs()
     after = torch.fft.rfft(MaskBand(0.5)(sound).samples).abs()
@@ -161,7 +161,7 @@ def test_a_masked_band_is_gone_and_the_rest_stays() -> None:
     torch.testing.assert_close(after[~gone], before[~gone], rtol=1e-3, atol=1e-3)
 
 
-def test_a_masked_stretch_is_silent_and_the_rest_stays(noise) -> None:
+def test_mask_time_silences_one_interval_only(noise) -> None:
     masked = MaskTime(0.5)(noise).samples
     places = (masked == 0).nonzero().flatten()
     assert 0 < len(places) <= 0.5 * len(masked) + 1
@@ -170,7 +170,7 @@ def test_a_masked_stretch_is_silent_and_the_rest_stays(noise) -> None:
     assert torch.equal(masked[kept], noise.samples[kept])
 
 
-def test_typos_damage_about_as_many_characters_as_asked() -> None:
+def test_typos_have_the_requested_rate() -> None:
     text = "0123456789" * 100
     damaged = Typos(0.1)(text)
     assert isinstance(damaged, str)
@@ -180,12 +180,12 @@ def test_typos_damage_about_as_many_characters_as_asked() -> None:
     assert all(character in damaged for character in "0123456789")
 
 
-def test_typos_are_of_four_kinds() -> None:
+def test_typos_have_four_kinds() -> None:
     damaged = {Typos(0.5, alphabet="x")("ab") for _ in range(200)}
     assert {"ab", "xb", "ax", "b", "a", "aab", "abb", "ba"} <= damaged
 
 
-def test_typos_follow_the_seed_and_can_be_switched_off() -> None:
+def test_typos_depend_on_the_seed_and_can_be_switched_off() -> None:
     texts = []
     for _ in range(2):
         torch.manual_seed(3)
@@ -209,6 +209,6 @@ def test_typos_follow_the_seed_and_can_be_switched_off() -> None:
         (lambda: Typos(alphabet=""), r"Typos\(alphabet=''\): expected at least one character"),
     ],
 )
-def test_impossible_strengths_are_refused(build, message) -> None:
+def test_arguments_out_of_range_are_refused(build, message) -> None:
     with pytest.raises(UserError, match=message):
         build()

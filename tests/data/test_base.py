@@ -21,7 +21,7 @@ class Shout(nn.Module):
 
 
 class Watch(LightningModule):
-    """Learns nothing and notes what it is given."""
+    """Record the ids of all batches."""
 
     def __init__(self):
         super().__init__()
@@ -70,7 +70,7 @@ def test_training_is_shuffled_and_evaluation_keeps_its_order(build):
     assert ids(data.test_dataloader()) == ["s10", "s11"]
 
 
-def test_the_last_uneven_batch_is_kept(build):
+def test_the_last_batch_may_be_smaller(build):
     assert [len(batch.ids) for batch in build().train_dataloader()] == [3, 3, 2]
 
 
@@ -83,7 +83,7 @@ def test_random_crops_and_augmentation_only_in_training(build):
     assert val.inputs["text"]["length"].max() < 100
 
 
-def test_workers_give_each_row_its_own_content(build, toy):
+def test_workers_do_not_mix_rows(build, toy):
     (toy.folder / "5 ü.wav").write_bytes(b"broken")
     data = build(on_bad_file="missing")
     loader = DataLoader(
@@ -111,7 +111,7 @@ def test_a_bad_file_in_a_worker_is_one_sentence(build, toy):
 
 
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # lightning 2.6 beside torch 2.14
-def test_a_trainer_sees_every_sample_and_bad_files_are_listed_once_at_the_end(build, toy, caplog):
+def test_a_trainer_gets_every_sample_and_bad_files_are_listed_once_at_the_end(build, toy, caplog):
     for at in range(4):
         (toy.folder / f"{at} ü.png").write_bytes(b"broken")
     data = build(on_bad_file="missing")
@@ -130,7 +130,7 @@ def test_a_trainer_sees_every_sample_and_bad_files_are_listed_once_at_the_end(bu
 
 
 @pytest.mark.parametrize(("cores", "devices", "workers"), [(1, 1, 1), (2, 1, 1), (8, 1, 7), (8, 2, 3), (64, 1, 16)])
-def test_workers_are_chosen_from_the_cores(build, monkeypatch, cores, devices, workers):
+def test_the_number_of_workers_depends_on_the_cores(build, monkeypatch, cores, devices, workers):
     class Trainer:
         num_devices = devices
         current_epoch = 0
@@ -156,7 +156,7 @@ def test_processes_share_the_samples_without_repeating_any(build, monkeypatch):
         build().val_dataloader()
 
 
-def test_it_can_be_pickled_into_processes_that_share_nothing(build):
+def test_data_can_be_pickled(build):
     data = build(augment={"text": Shout()})
     data.setup("fit")
     assert ids(pickle.loads(pickle.dumps(data)).val_dataloader()) == ["s8", "s9"]
@@ -165,7 +165,7 @@ def test_it_can_be_pickled_into_processes_that_share_nothing(build):
     assert batches.__getitems__([0]).inputs["text"]["length"].tolist() == [100]
 
 
-def test_without_processors_it_says_where_they_come_from(toy):
+def test_missing_processors_are_refused(toy):
     data = ManifestData(toy.write())
     with pytest.raises(UserError, match=r"assign data\.processors = model\.processors first"):
         data.setup("fit")

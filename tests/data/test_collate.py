@@ -15,7 +15,7 @@ def sound(level):
     return Waveform(torch.full((10,), level), 8000)
 
 
-def test_a_processor_sees_only_the_samples_that_have_its_input(processors):
+def test_processors_get_only_the_samples_with_their_input(processors):
     samples = [
         Sample("a", {"text": "xyz", "audio": sound(0.5)}, 2),
         Sample("b", {"audio": sound(0.25)}, 0, ("b was bad",)),
@@ -36,29 +36,29 @@ def test_a_processor_sees_only_the_samples_that_have_its_input(processors):
     assert batch.bad_files == [(), ("b was bad",), ("c was bad",)]
 
 
-def test_an_input_that_no_sample_has_keeps_one_blank_row(processors):
+def test_an_input_that_no_sample_has_is_one_placeholder(processors):
     batch = Collate(processors)([Sample("a", {}), Sample("b", {})])
     assert [len(value) for name in processors for value in batch.inputs[name].values()] == [1, 1, 1, 1]
     assert not any(mask.any() for mask in batch.present.values())
 
 
-def test_a_sample_to_learn_from_without_any_input_is_refused_by_its_id(processors):
+def test_a_sample_with_a_target_and_without_inputs_is_refused(processors):
     samples = [Sample("a", {"text": "xyz"}, 2), Sample("empty-7", {"an input of nobody": 1}, 0)]
     with pytest.raises(LoadError, match=r"the sample 'empty-7' has none of the model's inputs \(text, image, audio\)"):
         Collate(processors)(samples)
 
 
-def test_a_batch_with_an_unknown_target_has_none(processors):
+def test_a_batch_with_an_unknown_target_has_no_targets(processors):
     picture = {"image": Image.new("L", (2, 2))}
     assert Collate(processors)([Sample("a", picture, 1), Sample("b", picture)]).target is None
 
 
-def test_it_travels_to_a_worker(processors):
+def test_collate_works_in_a_worker(processors):
     collate = pickle.loads(pickle.dumps(Collate(processors, training=True)))
     assert collate([Sample("a", {"audio": sound(0.5)})]).inputs["audio"]["training"].tolist() == [True]
 
 
-def test_what_a_processor_refuses_names_input_and_samples():
+def test_errors_of_a_processor_name_input_and_samples():
     class Picky:
         kind = "text"
 
@@ -69,7 +69,7 @@ def test_what_a_processor_refuses_names_input_and_samples():
         Collate({"title": Picky()})([Sample("a", {"title": "x"}), Sample("b", {}), Sample("c", {"title": "y"})])
 
 
-def test_inputs_are_dropped_at_the_rate_that_was_asked_for_and_never_all(processors):
+def test_input_dropout_has_the_requested_rate_and_keeps_one_input(processors):
     picture = Image.new("L", (2, 2))
     both = [Sample(str(at), {"text": "x", "image": picture}) for at in range(2000)]
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Pictures and sounds that are damaged, or made to take time and memory: a sentence each, never another sample."""
+"""Damaged images and sounds, and files that would take much time or memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def sounds(tmp_path_factory):
 
 
 @pytest.mark.parametrize("suffix", KINDS)
-def test_a_sound_that_is_cut_off_is_never_a_shorter_one(sounds, tmp_path, suffix):
+def test_truncated_sound_is_refused(sounds, tmp_path, suffix):
     content = (sounds / f"a.{suffix}").read_bytes()
     path = tmp_path / f"cut.{suffix}"
     for share in np.linspace(0.02, 0.999, 24):
@@ -70,7 +70,7 @@ def test_only_the_part_that_is_used_is_read(sounds, suffix):
 
 
 def test_a_stream_of_unknown_length_is_read(sounds, tmp_path):
-    """What programs write into a pipe: FLAC with a length of 0, WAV with the largest size."""
+    """Programs that write to a pipe leave the length open: FLAC 0, WAV the largest size."""
     whole = read_audio(sounds / "a.flac")
     content = bytearray((sounds / "a.flac").read_bytes())
     content[21] &= 0xF0
@@ -86,7 +86,7 @@ def test_a_stream_of_unknown_length_is_read(sounds, tmp_path):
 
 
 def test_an_mp3_without_a_length_is_counted(tmp_path):
-    """Its length would be estimated from the first frames: silence here, so much too long."""
+    """libsndfile estimates the length from the first frames, which are silent here, so it is too long."""
     rng = np.random.default_rng(0)
     samples = np.concatenate([np.zeros(80_000), 0.2 * rng.normal(size=80_000), np.zeros(150_000)])
     soundfile.write(tmp_path / "a.mp3", samples, 44_100, bitrate_mode="VARIABLE", compression_level=0.5)
@@ -99,7 +99,7 @@ def test_an_mp3_without_a_length_is_counted(tmp_path):
     assert torch.allclose(part.samples, bare.samples[100_000:100_100], atol=1e-4)
 
 
-def test_a_length_that_is_a_lie_is_refused(sounds, tmp_path):
+def test_a_wrong_length_in_the_header_is_refused(sounds, tmp_path):
     content = bytearray((sounds / "a.flac").read_bytes())
     content[21] |= 0x0F
     content[22:26] = b"\xff" * 4  # 68,719,476,735 samples
@@ -110,7 +110,7 @@ def test_a_length_that_is_a_lie_is_refused(sounds, tmp_path):
 
 
 @pytest.mark.parametrize("rate", [1, 999, 384_001, 2_000_000])
-def test_a_rate_of_no_recording_is_refused(tmp_path, rate):
+def test_a_rate_out_of_range_is_refused(tmp_path, rate):
     soundfile.write(tmp_path / "a.wav", np.zeros(9), rate)
     with pytest.raises(UserError, match=rf"a\.wav has a rate of {rate} Hz, expected 1000 to 384000"):
         read_audio(tmp_path / "a.wav")
@@ -120,7 +120,7 @@ def test_a_rate_of_no_recording_is_refused(tmp_path, rate):
 
 @pytest.mark.parametrize("rate", [44_100, 44_101, 47_999, 8_001, 96_000, 383_999])
 def test_a_tone_keeps_its_pitch_at_any_rate(rate):
-    """To 16 kHz, to which some of these rates have no simple ratio: 440 Hz cross zero 880 times in a second."""
+    """Resampled to 16 kHz, also from rates without a simple ratio; 440 Hz has 880 zero crossings per second."""
     tone = torch.sin(2 * torch.pi * 440 * torch.arange(2 * rate) / rate)
     found = crop_and_resample(load_input("audio", (tone, rate)), 16_000, 32_000, training=False)
     assert abs(len(found) - 32_000) <= 16
@@ -129,8 +129,8 @@ def test_a_tone_keeps_its_pitch_at_any_rate(rate):
     assert second.abs().max() == pytest.approx(1, abs=0.01)
 
 
-def test_small_files_take_neither_gigabytes_nor_minutes(tmp_path):
-    """Each in one process that may not take more than 500 MB beside what it has after its imports."""
+def test_small_files_take_little_memory_and_time(tmp_path):
+    """In a process with a limit of 500 MB besides its imports."""
     header = soundfile_header(tmp_path / "long.wav", samples=36_000 * RATE)  # ten hours of 8 bits, all zero: sparse
     os.truncate(tmp_path / "long.wav", header + 36_000 * RATE)
     soundfile.write(tmp_path / "odd.wav", np.zeros(44_101), 44_101)
@@ -176,7 +176,7 @@ def soundfile_header(path, samples):
 
 
 def repeated_scans(path):
-    """Write a progressive JPEG whose last scan comes 400 times."""
+    """Write a progressive JPEG with its last scan repeated 400 times."""
     Image.new("L", (3000, 3000)).save(path, progressive=True)
     content = path.read_bytes()
     last = content[content.rindex(b"\xff\xda") : -2]
@@ -194,8 +194,8 @@ def test_only_listed_formats_are_tried(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of tags that a picture can do without
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tiff", "avif", "ppm", "jp2"])
-def test_a_damaged_picture_is_a_sentence(tmp_path, suffix):
-    """Flipped bytes and cuts, from a seed; whatever a decoder raises (AVIF: RuntimeError) names the file."""
+def test_a_damaged_image_is_refused_with_one_sentence(tmp_path, suffix):
+    """Flipped and removed bytes from a seed; every error of a decoder names the file."""
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(tmp_path / f"a.{suffix}")
     content = (tmp_path / f"a.{suffix}").read_bytes()
@@ -209,13 +209,13 @@ def test_a_damaged_picture_is_a_sentence(tmp_path, suffix):
             assert read_image(path).mode in {"L", "RGB"}
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_reading_a_pipe_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     for kind in ("image", "audio"):
         with pytest.raises(UserError, match=r"a\.png is not a file"):
             load_input(kind, tmp_path / "a.png")
 
 
-def test_half_a_surrogate_pair_is_no_text():
+def test_half_a_surrogate_pair_is_refused():
     with pytest.raises(UserError, match=r"the text holds '\\ud800', which is not a character"):
         load_input("text", "a\ud800b")

@@ -53,7 +53,7 @@ def test_the_bytes_are_reproducible(tmp_path):
     assert hashes(SMALL.write(tmp_path / "a").parent) == hashes(SMALL.write(tmp_path / "b").parent)
 
 
-def test_a_sample_does_not_depend_on_how_many_are_written(tmp_path):
+def test_a_sample_does_not_depend_on_the_size_of_the_data_set(tmp_path):
     few = hashes(replace(KEYPAD, sizes={"train": 10}).write(tmp_path / "few").parent)
     many = hashes(replace(KEYPAD, sizes={"train": 30}).write(tmp_path / "many").parent)
     media = {name for name in few if name.startswith(("images", "audio"))}

@@ -15,7 +15,7 @@ from fusion_pl.types import MissingFileError, UserError
 
 @pytest.fixture
 def build(toy, processors):
-    """Write the toy's records and build the data set over them."""
+    """Write the toy table and build its data module."""
 
     def _build(name="manifest.csv", **kwargs):
         data = ManifestData(toy.write(name), num_workers=0, **kwargs)
@@ -104,13 +104,13 @@ def test_classes_are_inferred_in_a_stable_order(build, toy, labels, classes):
     assert build().classes == classes
 
 
-def test_given_classes_keep_their_order(build):
+def test_configured_classes_keep_their_order(build):
     data = build(classes=["dog", "cat"])
     assert data.classes == ["dog", "cat"]
     assert [data.samples("train")[at].target for at in range(2)] == [0, 1]
 
 
-def test_paths_resolve_against_a_given_root(build, toy, tmp_path):
+def test_paths_are_relative_to_the_configured_root(build, toy, tmp_path):
     data = build(root=str(toy.folder))
     moved = tmp_path / "elsewhere.csv"
     os.rename(data.manifest, moved)
@@ -131,7 +131,7 @@ def test_a_manifest_in_the_working_directory(build, toy, monkeypatch):
 
 
 def test_rows_without_the_models_inputs_can_be_left_out(toy, processors, caplog):
-    """One input alone, where some rows lack it: the splits of the other rows stay what they were."""
+    """One input that some rows lack: the splits of the other rows do not change."""
     toy.without("split")
     for at in (2, 7):
         toy.records[at]["image"] = ""
@@ -149,7 +149,7 @@ def test_rows_without_the_models_inputs_can_be_left_out(toy, processors, caplog)
 
 
 # -------------------------------------------------------------------------------------------------------------- splits
-def test_without_a_split_column_fractions_are_drawn_with_a_notice(build, toy, caplog):
+def test_without_a_split_column_splits_are_drawn_with_a_message(build, toy, caplog):
     toy.without("split")
     data = build(val_fraction=0.25, test_fraction=0.2, seed=1)
     with caplog.at_level(logging.INFO):
@@ -160,7 +160,7 @@ def test_without_a_split_column_fractions_are_drawn_with_a_notice(build, toy, ca
     assert len(set(ids)) == len(ids) == 12
 
 
-def test_without_validation_rows_some_are_taken_from_train_with_a_notice(build, toy, caplog):
+def test_without_validation_rows_some_are_taken_from_train_with_a_message(build, toy, caplog):
     toy.records = [record for record in toy.records if record["split"] != "val"]
     data = build(val_fraction=0.25)
     with caplog.at_level(logging.INFO):
@@ -178,7 +178,7 @@ def _all(samples):
 
 
 # -------------------------------------------------------------------------------------------------------------- errors
-def test_all_problems_are_told_at_once(build, toy):
+def test_all_problems_are_in_one_error(build, toy):
     toy.records[0]["label"] = "dgo"
     toy.records[1]["label"] = " "
     toy.records[2]["id"] = "s1"
@@ -209,7 +209,7 @@ def test_all_problems_are_told_at_once(build, toy):
     ]
 
 
-def test_problems_of_reading_join_the_others(build, toy):
+def test_problems_of_reading_are_in_the_same_error(build, toy):
     toy.records[1]["id"] = "s0"
     data = build()
     with open(data.manifest, "a", encoding="utf-8") as file:
@@ -220,7 +220,7 @@ def test_problems_of_reading_join_the_others(build, toy):
     assert "row 14: it has 2 cells, the header has 6" in message
 
 
-def test_missing_columns_are_named_with_a_guess(toy, processors):
+def test_missing_columns_are_named_with_a_suggestion(toy, processors):
     for record in toy.records:
         record["txt"] = record.pop("text")
     data = ManifestData(toy.write(), inputs={"voice": "audio"}, split="fold", num_workers=0)
@@ -232,7 +232,7 @@ def test_missing_columns_are_named_with_a_guess(toy, processors):
     assert "there is no column 'fold' for the split" in message
 
 
-def test_a_missing_label_column_is_told_with_the_rest_and_on_asking_for_classes(build, toy):
+def test_a_missing_label_column_is_refused(build, toy):
     toy.without("label", "image")
     data = build()
     message = refused(data)
@@ -251,24 +251,24 @@ def test_labels_that_are_all_empty(build, toy):
     assert "row 2, column 'label': the label is empty" in refused(data)
 
 
-def test_an_absent_manifest_is_told_on_asking_for_classes():
+def test_classes_of_a_missing_manifest_are_refused():
     with pytest.raises(MissingFileError, match=r"the manifest nowhere\.csv does not exist"):
         _ = ManifestData("nowhere.csv").classes
 
 
-def test_an_empty_split_is_told_for_the_stage_that_needs_it(build, toy):
+def test_an_empty_split_is_refused_in_the_stage_that_needs_it(build, toy):
     toy.records = [record for record in toy.records if record["split"] != "test"]
     data = build()
     data.setup("fit")
     assert "no row is left for test: the splits have 8 train, 2 val, 0 test" in refused(data, "test")
 
 
-def test_a_class_only_outside_train_is_refused(build, toy):
+def test_a_class_without_training_rows_is_refused(build, toy):
     toy.records[-1]["label"] = "fish"
     assert "the class 'fish' has no training sample" in refused(build())
 
 
-def test_files_of_another_split_matter_only_to_fit(build, toy):
+def test_files_of_other_splits_are_checked_in_fit_only(build, toy):
     toy.records[0]["image"] = "none.png"
     data = build()
     data.setup("test")
@@ -311,7 +311,7 @@ def test_a_file_that_cannot_be_decoded_raises_with_its_row(build, toy):
         data.samples("train")[2]
 
 
-def test_or_counts_as_missing(build, toy):
+def test_a_file_that_cannot_be_decoded_counts_as_missing_if_configured(build, toy):
     (toy.folder / "2 ü.png").write_bytes(b"broken")
     data = build(on_bad_file="missing")
     data.setup("fit")
@@ -321,7 +321,7 @@ def test_or_counts_as_missing(build, toy):
     assert "row 4, column 'image'" in sample.bad_files[0]
 
 
-def test_but_a_row_without_any_input_left_raises(build, toy):
+def test_a_row_whose_inputs_all_fail_raises(build, toy):
     (toy.folder / "2 ü.png").write_bytes(b"broken")
     toy.records[2] |= {"text": "", "audio": ""}
     data = build(on_bad_file="missing")
@@ -333,7 +333,7 @@ def test_but_a_row_without_any_input_left_raises(build, toy):
 
 
 # ---------------------------------------------------------------------------------------------------------- prediction
-def test_prediction_gives_every_row_in_order_without_labels(build, toy):
+def test_predict_uses_all_rows_in_order_without_labels(build, toy):
     toy.without("label", "split")
     data = build()
     data.setup("predict")
@@ -345,7 +345,7 @@ def test_prediction_gives_every_row_in_order_without_labels(build, toy):
     assert batch.target is None
 
 
-def test_prediction_keeps_bad_rows_with_one_sentence_each(build, toy):
+def test_predict_keeps_bad_rows_with_one_message_each(build, toy):
     (toy.folder / "1 ü.png").write_bytes(b"broken")
     (toy.folder / "1 ü.wav").write_bytes(b"broken")
     toy.records[2]["audio"] = "none.wav"
@@ -368,7 +368,7 @@ def test_prediction_keeps_bad_rows_with_one_sentence_each(build, toy):
     assert len(batch.ids) == 12
 
 
-def test_prediction_does_without_a_column_but_not_without_all(build, toy, caplog):
+def test_predict_needs_the_column_of_one_input(build, toy, caplog):
     toy.without("audio")
     data = build()
     with caplog.at_level(logging.INFO):

@@ -60,24 +60,24 @@ def test_every_mode_becomes_eight_bit(tmp_path, mode, colour, name, expected):
     assert np.abs(np.subtract(pixel(image), expected)).max() <= 1
 
 
-def test_a_picture_in_memory_of_a_mode_no_file_has():
+def test_an_image_in_memory_with_a_mode_that_files_do_not_have():
     image = load_input("image", Image.new("YCbCr", (5, 3), (76, 85, 255)))
     assert (image.mode, pixel(image)) == ("RGB", (254, 0, 0))
 
 
-def test_sixteen_bits_keep_their_shades(tmp_path):
+def test_sixteen_bits_are_scaled_to_eight(tmp_path):
     ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
     image = read_image(saved(tmp_path, Image.fromarray(ramp)))
     assert np.array_equal(np.asarray(image).ravel(), np.arange(256))
 
 
-def test_half_transparent_pixels_shine_on_white(tmp_path):
+def test_transparent_pixels_are_composited_on_white(tmp_path):
     image = read_image(saved(tmp_path, Image.new("RGBA", (2, 2), (0, 0, 0, 51))))
     assert pixel(image) == (204, 204, 204)
 
 
-def test_a_picture_of_many_rows_is_the_same_as_at_once(tmp_path):
-    """It is converted in strips."""
+def test_conversion_in_strips_is_exact(tmp_path):
+    """Large images are converted in strips."""
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (600, 5, 4), dtype=np.uint8), "RGBA")
     at_once = Image.alpha_composite(Image.new("RGBA", image.size, (255,) * 4), image).convert("RGB")
@@ -121,7 +121,7 @@ def test_an_animation_gives_its_first_frame_and_closes_its_file(tmp_path):
     path.unlink()
 
 
-def test_a_damaged_picture_is_refused_by_name(tmp_path):
+def test_a_damaged_image_is_refused_by_name(tmp_path):
     noise = Image.effect_noise((64, 64), 90)
     for name in ("cut.png", "cut.jpg"):
         path = saved(tmp_path, noise, name)
@@ -138,7 +138,7 @@ def test_a_damaged_picture_is_refused_by_name(tmp_path):
         read_image(tmp_path)
 
 
-def test_grey_without_an_agreed_range_is_refused(tmp_path):
+def test_grey_values_out_of_range_are_refused(tmp_path):
     with pytest.raises(UserError, match="are in 70000 to 70000, expected 0 to 65535"):
         read_image(saved(tmp_path, Image.new("I", (2, 2), 70_000), "a.tif"))
     with pytest.raises(UserError, match=r"are in 3\.0 to 3\.0, expected 0 to 1"):
@@ -147,7 +147,7 @@ def test_grey_without_an_agreed_range_is_refused(tmp_path):
 
 @pytest.mark.parametrize("limit", [150, 50])  # Pillow warns above its limit and raises above twice the limit
 @pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
-def test_an_unreasonably_large_picture_is_refused(tmp_path, monkeypatch, limit, recwarn):
+def test_a_too_large_image_is_refused(tmp_path, monkeypatch, limit, recwarn):
     path = saved(tmp_path, Image.new("L", (20, 10)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with pytest.raises(UserError, match=r"a picture ü\.png cannot be read as an image \(.*exceed"):
@@ -225,14 +225,14 @@ COLOUR = np.stack([ROW, ROW // 2, ROW // 3], axis=-1)
         (Image.fromarray(COLOUR).convert("RGBA"), "RGB", (255, 127, 85)),
     ],
 )
-def test_pictures_in_memory(value, mode, last):
+def test_images_in_memory(value, mode, last):
     image = load_input("image", value)
     assert image.mode == mode
     assert image.size == (3, 1)
     assert pixel(image, (2, 0)) == last
 
 
-def test_a_callers_picture_stays_as_it_is():
+def test_the_callers_image_is_not_changed():
     image = Image.new("RGB", (4, 2))
     image.getexif()[0x0112] = 6
     assert load_input("image", image).size == (2, 4)
@@ -296,6 +296,6 @@ def test_paths_in_memory(tmp_path):
         ("audio", (np.full(4, np.inf), 8000), "the audio input contains NaN or infinite samples"),
     ],
 )
-def test_other_values_are_refused_with_what_is_accepted(kind, value, message):
+def test_other_values_are_refused(kind, value, message):
     with pytest.raises(UserError, match=message):
         load_input(kind, value)

@@ -1,4 +1,4 @@
-"""The order of the training samples and what is drawn for them, seen by a model that a real Trainer trains."""
+"""Order and augmentation of the training samples in a real Trainer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS = 13  # odd, so that two processes and batches of 3 come out uneven
 
 
 class Noise(nn.Module):
-    """Lengthen a text by chance, with each of the generators that transforms use."""
+    """Lengthen a text at random, with every generator that transforms use."""
 
     def forward(self, text):
         return text + "x" * (
@@ -29,7 +29,7 @@ class Noise(nn.Module):
 
 
 class Watch(LightningModule):
-    """Learn nothing; write down what every step of every epoch was given."""
+    """Record the batch of every step."""
 
     def __init__(self, notes):
         super().__init__()
@@ -53,7 +53,7 @@ class Watch(LightningModule):
 
 
 class Runs:
-    """Runs of one table, each in an object of its own, as after a new start of the command."""
+    """Runs of one table, each with new objects, as in a new process."""
 
     def __init__(self, toy, processors, folder):
         for at, record in enumerate(toy.records):
@@ -64,7 +64,7 @@ class Runs:
         self.started = 0
 
     def fit(self, epochs, seed=1, ckpt_path=None, at_train_end=False, data_seed=0, workers=0, **trainer_options):
-        """Train and return what each process noted: epoch -> what its steps were given."""
+        """Train, and return epoch -> batches per process."""
         self.started += 1
         seed_everything(seed, verbose=False)
         options = {
@@ -102,7 +102,7 @@ def order(epoch):
 
 
 @pytest.mark.parametrize(("workers", "at_train_end"), [(0, True), (0, False), (2, False)])
-def test_a_run_that_goes_on_is_given_what_one_without_a_stop_is_given(runs, workers, at_train_end):
+def test_a_resumed_run_gets_the_same_batches(runs, workers, at_train_end):
     (whole,) = runs.fit(4)
     assert list(whole) == [0, 1, 2, 3]
     runs.fit(2, workers=workers, at_train_end=at_train_end)
@@ -112,7 +112,7 @@ def test_a_run_that_goes_on_is_given_what_one_without_a_stop_is_given(runs, work
         assert len({json.dumps([step[key] for step in epoch]) for epoch in whole.values()}) == 4
 
 
-def test_so_does_one_on_two_processes(runs):
+def test_a_resumed_run_on_two_processes_gets_the_same_batches(runs):
     two = {"strategy": "ddp_fork", "devices": 2, "workers": 1}
     first, second = runs.fit(3, **two)
     for epoch in range(3):
@@ -122,7 +122,7 @@ def test_so_does_one_on_two_processes(runs):
     assert runs.fit(3, ckpt_path="last", **two) == [{1: r[1], 2: r[2]} for r in (first, second)]
 
 
-def test_order_and_augmentation_follow_seed_everything_and_not_the_seed_of_the_splits(runs):
+def test_order_and_augmentation_depend_on_seed_everything_and_not_on_the_seed_of_the_splits(runs):
     (one,), (same,), (other,), (next_,) = (
         runs.fit(2, **seeds) for seeds in ({}, {"data_seed": 5}, {"seed": 2}, {"seed": 3})
     )
@@ -132,14 +132,14 @@ def test_order_and_augmentation_follow_seed_everything_and_not_the_seed_of_the_s
         assert len(set(seen)) == 6  # also, the second epoch of a seed is not the first of the next one
 
 
-def test_what_training_draws_leaves_the_models_random_numbers_alone(runs):
+def test_the_loader_does_not_change_the_models_random_numbers(runs):
     runs.fit(1, limit_train_batches=1)
     once = torch.rand(1), np.random.rand()
     runs.fit(3)
     assert once == (torch.rand(1), np.random.rand())
 
 
-def test_overfitting_some_batches_goes_by_their_order(runs):
+def test_overfit_batches_uses_the_first_batches(runs):
     with pytest.warns(UserWarning, match="turning off the train dataloader shuffling"):
         (epochs,) = runs.fit(2, overfit_batches=2)
     assert order(epochs[0]) == order(epochs[1]) == [f"s{at}" for at in range(2, 8)]

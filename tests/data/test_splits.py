@@ -12,7 +12,7 @@ FRACTIONS = {"val": 0.1, "test": 0.2}
 
 
 def by_number_alone(keys, fractions, seed):
-    """The rule as the documentation puts it, without what keeps classes and parts from being empty."""
+    """The rule of the documentation, without the exceptions for small tables."""
     splits = []
     for key in keys:
         digest = hashlib.blake2b(f"split {seed} {key}".encode(), digest_size=8).hexdigest()
@@ -39,7 +39,7 @@ def test_spellings_of_a_split(cell, split):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_sizes_and_class_shares_are_those_asked_for_in_expectation(seed):
+def test_sizes_and_class_fractions_are_exact_in_expectation(seed):
     targets = {row: 0 if row % 5 else 1 for row in range(20_000)}
     splits = draw_splits(targets, range(20_000), FRACTIONS, seed)
     assert list(splits.values()) == by_number_alone(range(20_000), FRACTIONS, seed)
@@ -49,15 +49,15 @@ def test_sizes_and_class_shares_are_those_asked_for_in_expectation(seed):
             assert abs(found[target, split] - size * share) < 4 * (size * share * (1 - share)) ** 0.5
 
 
-def test_another_fraction_moves_rows_between_its_split_and_train_alone():
+def test_another_fraction_moves_rows_between_its_split_and_train_only():
     targets = dict.fromkeys(range(500), 0)
     few = draw_splits(targets, range(500), {"val": 0.1, "test": 0.1}, seed=0)
     more = draw_splits(targets, range(500), {"val": 0.1, "test": 0.3}, seed=0)
     assert {(few[row], more[row]) for row in targets if few[row] != more[row]} == {("train", "test")}
 
 
-def test_small_tables_keep_every_class_in_training_and_no_part_empty_with_few_moves():
-    """Random tables of up to 12 rows and 4 classes, some rows twice."""
+def test_small_tables_have_every_class_in_training_and_no_empty_split():
+    """Random tables of up to 12 rows and 4 classes, with duplicate rows."""
     rng = random.Random(0)
     for seed in range(400):
         size, classes = rng.randint(1, 12), rng.randint(1, 4)
@@ -77,7 +77,7 @@ def test_small_tables_keep_every_class_in_training_and_no_part_empty_with_few_mo
         assert draw_splits({row: targets[row] for row in order}, keys, FRACTIONS, seed) == splits
 
 
-def test_rows_of_one_content_and_several_labels_stay_together():
+def test_rows_with_the_same_key_and_several_labels_share_a_split():
     targets = {0: 0, 1: 1, 2: 2, 3: 0, 4: 1, 5: 2}
     for seed in range(50):
         splits = draw_splits(targets, [1, 1, 1, 2, 2, 2], FRACTIONS, seed)
@@ -86,7 +86,7 @@ def test_rows_of_one_content_and_several_labels_stay_together():
         assert {splits[0], splits[3]} == {"train", "test"} or {splits[0], splits[3]} == {"train", "val"}
 
 
-def test_rows_that_have_a_split_keep_it_whatever_the_draw_says():
+def test_fixed_rows_keep_their_split():
     targets = dict.fromkeys(range(40), 0)
     kept = {row: ("train", "val", "test")[row % 3] for row in range(20)}
     splits = draw_splits(targets, range(40), FRACTIONS, 0, kept)
@@ -95,7 +95,7 @@ def test_rows_that_have_a_split_keep_it_whatever_the_draw_says():
     assert set(draw_splits(targets, range(40), FRACTIONS, 0, dict.fromkeys(targets, "test")).values()) == {"test"}
 
 
-def test_the_named_test_rows_are_neither_taken_nor_added_to():
+def test_the_test_rows_of_the_manifest_do_not_change():
     targets = dict.fromkeys(range(60), 0)
     cells = ["test" if row < 10 else "train" for row in range(60)]
     parts = assign_splits(targets, range(60), cells, {"val": 0.2, "test": 0.5}, seed=0)
@@ -105,7 +105,7 @@ def test_the_named_test_rows_are_neither_taken_nor_added_to():
     assert sorted(parts["val"] + parts["train"]) == list(range(10, 60))
 
 
-def test_named_rows_stay_as_they_are():
+def test_the_splits_of_the_manifest_have_precedence():
     fractions = {"val": 0.5, "test": 0.5}
     cells = ["train", "dev", "train", "test"]
     kept = {0: "val", 1: "train", 2: "test", 3: "train"}
@@ -114,7 +114,7 @@ def test_named_rows_stay_as_they_are():
     assert assign_splits(dict.fromkeys(range(4), 0), range(4), cells, fractions, 0, kept) == expected
 
 
-def test_without_validation_rows_a_kept_test_row_that_is_named_train_is_trained_on_or_validated():
+def test_without_validation_rows_a_recorded_test_row_that_the_manifest_calls_train_is_train_or_val():
     parts = assign_splits(
         dict.fromkeys(range(3), 0), range(3), ["train"] * 3, FRACTIONS, 0, {0: "test", 1: "val", 2: "train"}
     )

@@ -36,12 +36,12 @@ def test_rows_are_numbered_as_in_a_spreadsheet(tmp_path):
     assert read_table(write(tmp_path, '\n{"a": 1}\n', "m.jsonl")).row_numbers == [2]
 
 
-def test_only_json_tells_empty_from_missing(tmp_path):
+def test_only_json_distinguishes_empty_from_missing(tmp_path):
     assert read_table(write(tmp_path, '{"a": ""}\n{"a": null}\n{"b": 1}', "m.jsonl")).columns["a"] == ["", None, None]
     assert read_table(write(tmp_path, 'a,b\n"",1\n')).columns["a"] == [None]
 
 
-def test_a_line_separator_inside_json_text_ends_no_row(tmp_path):
+def test_a_line_separator_inside_json_text_does_not_end_a_row(tmp_path):
     assert read_table(write(tmp_path, '{"a": "x\u2028y"}', "m.jsonl")).columns["a"] == ["x\u2028y"]
 
 
@@ -70,7 +70,7 @@ def test_an_absent_manifest_is_refused(tmp_path):
         read_table(str(tmp_path / "none.csv"))
 
 
-def test_rows_that_cannot_be_read_are_problems_and_left_out(tmp_path):
+def test_unreadable_rows_are_problems(tmp_path):
     table = read_table(write(tmp_path, '{"a": 1}\n{"a": \n[1]\n{"a": [2]}', "m.jsonl"))
     assert table.row_numbers == [1, 4]
     assert [(problem.row, problem.column) for problem in table.problems] == [(2, None), (3, None), (4, "a")]
@@ -83,7 +83,7 @@ def test_rows_that_cannot_be_read_are_problems_and_left_out(tmp_path):
     assert str(ragged.problems[0]) == "row 3: it has 3 cells, the header has 2"
 
 
-def test_the_first_ten_problems_are_told_in_the_order_of_the_file():
+def test_the_first_ten_problems_are_in_the_order_of_the_file():
     raise_problems("m.csv", [])
     with pytest.raises(UserError) as caught:
         raise_problems(

@@ -1,4 +1,4 @@
-"""Drawn splits when the table changes: by the data set alone, by the real command, and by a Trainer in Python."""
+"""Drawn splits of a table that changes: in the data module, in the command, and in a Trainer."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def build(path, **kwargs):
 
 
 def texts(data):
-    """Split -> the texts of its rows, each of which is another one."""
+    """Split -> the texts of its rows, which are unique."""
     return {
         split: {
             sample.inputs["text"] for sample in map(data.samples(split).__getitem__, range(len(data.samples(split))))
@@ -84,7 +84,7 @@ CHANGES = [reversed_rows, without_two, with_ten_more, with_another_label]
 # ------------------------------------------------------------------------------------------------------- the data set
 @pytest.mark.parametrize("with_ids", [True, False])
 @pytest.mark.parametrize("change", CHANGES)
-def test_rows_that_stay_keep_their_split(tmp_path, with_ids, change):
+def test_unchanged_rows_keep_their_split(tmp_path, with_ids, change):
     records = table(with_ids)
     before = texts(build(write(tmp_path / "m.csv", records)))
     after = texts(build(write(tmp_path / "m.csv", change(records))))
@@ -95,7 +95,7 @@ def test_rows_that_stay_keep_their_split(tmp_path, with_ids, change):
     }
 
 
-def test_a_split_goes_by_the_id_where_there_is_one_and_else_by_all_cells_but_label_and_split(tmp_path):
+def test_a_split_depends_on_the_id_or_else_on_all_cells_but_label_and_split(tmp_path):
     by_id = texts(build(write(tmp_path / "m.csv", table())))
     renamed = [one | {"text": one["text"] + " again"} for one in table()]
     found = texts(build(write(tmp_path / "m.csv", renamed)))
@@ -117,7 +117,7 @@ def test_rows_of_the_same_content_share_a_split(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------------- the command
-class Projection:
+class Project:
     """A folder with a configuration, a table and a trained run."""
 
     def __init__(self, folder, records):
@@ -143,7 +143,7 @@ class Projection:
         return self.folder / "lightning_logs/version_0/checkpoints/last.ckpt"
 
     def splits(self, version):
-        """Id -> split, as the run wrote them."""
+        """Return id -> split from splits.csv."""
         with open(self.folder / f"lightning_logs/version_{version}/splits.csv", newline="") as file:
             rows = list(csv.DictReader(file))
         assert list(rows[0]) == ["row", "id", "split"]
@@ -155,16 +155,16 @@ class Projection:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    project = Projection(tmp_path_factory.mktemp("trained"), table())
+    project = Project(tmp_path_factory.mktemp("trained"), table())
     assert project.run("fit") == 0
     return project
 
 
 @pytest.fixture
 def project(trained, tmp_path):
-    """The trained run, in a folder of the test's own."""
+    """A copy of the trained run."""
     shutil.copytree(trained.folder, tmp_path / "project")
-    found = Projection.__new__(Projection)
+    found = Project.__new__(Project)
     found.folder, found.manifest = tmp_path / "project", tmp_path / "project/m.csv"
     return found
 
@@ -176,7 +176,7 @@ def test_fit_writes_its_splits_beside_its_configuration(trained):
     assert found == {f"s{at}": ids[str(at)] for at in range(200)}
 
 
-def test_test_takes_the_splits_of_the_training_whatever_the_table_and_the_options_say_now(project, capsys, caplog):
+def test_test_uses_the_splits_of_the_training_for_any_table_and_options(project, capsys, caplog):
     records = with_ten_more(without_two(table()))
     random.Random(0).shuffle(records)
     write(project.manifest, records)
@@ -191,7 +191,7 @@ def test_test_takes_the_splits_of_the_training_whatever_the_table_and_the_option
 
 
 @pytest.mark.parametrize("subcommand", ["test", "validate"])
-def test_a_row_that_was_trained_on_is_refused_where_the_table_now_calls_it_another_split(project, capsys, subcommand):
+def test_a_training_row_that_the_table_assigns_to_another_split_is_refused(project, capsys, subcommand):
     split = {"test": "test", "validate": "val"}[subcommand]
     rows = list(project.splits(0).items())
     first = next(name for name, old in rows if old == "train")
@@ -200,15 +200,15 @@ def test_a_row_that_was_trained_on_is_refused_where_the_table_now_calls_it_anoth
     assert project.run(subcommand) == 2
     at = int(first[1:]) + 2
     count = [one["split"] for one in named].count(split)
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert (
         f"column 'split': the checkpoint was trained on 1 of the {count} {split} rows (first row {at}, {first!r})"
-        in said
+        in message
     )
-    assert "Traceback" not in said
+    assert "Traceback" not in message
 
 
-def test_a_run_that_goes_on_keeps_its_splits_and_remembers_what_it_was_trained_on(project, capsys):
+def test_a_resumed_run_keeps_its_splits_and_its_record_of_training_rows(project, capsys):
     before = project.splits(0)
     write(project.manifest, with_ten_more(table()))
     assert project.run("fit", *MORE, "--data.seed", "7") == 0
@@ -229,7 +229,7 @@ def test_a_checkpoint_is_read_once(project, monkeypatch, subcommand, options):
     assert len(paths) == 1
 
 
-def test_a_checkpoint_without_splits_still_works_and_that_is_said(project, caplog):
+def test_a_checkpoint_without_a_record_is_accepted_with_a_message(project, caplog):
     checkpoint = torch.load(project.checkpoint, weights_only=True)
     del checkpoint["ManifestData"]
     torch.save(checkpoint, project.checkpoint)
@@ -239,23 +239,23 @@ def test_a_checkpoint_without_splits_still_works_and_that_is_said(project, caplo
 
 
 class Mine(ManifestData):
-    """A user's data under another name than that which trained."""
+    """A data class with another name than in the training."""
 
 
 def other_table(folder, splits):
-    """Write a table that calls every row that was trained on a test row."""
+    """Write a table in which every training row is a test row."""
     named = [one | {"split": "test" if splits[one["id"]] == "train" else "train"} for one in table()]
     write(folder / "m.csv", named)
 
 
-def test_the_record_is_found_whatever_the_class_is_called(project, capsys):
+def test_the_record_of_another_data_class_is_found(project, capsys):
     other_table(project.folder, project.splits(0))
     assert project.run("test", "--data", f"{__name__}.Mine", "--data.manifest", "m.csv") == 2
     assert "the checkpoint was trained on" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-def test_a_trainer_finds_the_record_of_another_class_too(project, monkeypatch):
+def test_a_trainer_finds_the_record_of_another_data_class(project, monkeypatch):
     monkeypatch.chdir(project.folder)
     other_table(project.folder, project.splits(0))
     model = FusionClassifier({"text": TinyText(dim=8)}, Mean, ["high", "low"])
@@ -278,26 +278,26 @@ def test_a_trainer_finds_the_record_of_another_class_too(project, monkeypatch):
         None,
     ],
 )
-def test_what_are_no_keys_is_refused(keys):
+def test_damaged_keys_are_refused(keys):
     good = {"table": "", "train": torch.zeros(2).long(), "val": torch.zeros(0).long(), "test": torch.zeros(1).long()}
     assert SplitRecord.from_state(good).keys["train"] == {0}
     with pytest.raises(UserError, match="the checkpoint's record of its splits is damaged"):
         SplitRecord.from_state(good | {"train": keys})
 
 
-def test_a_damaged_record_is_one_sentence(project, capsys):
+def test_a_damaged_record_is_refused_with_one_sentence(project, capsys):
     checkpoint = torch.load(project.checkpoint, weights_only=True)
     checkpoint["ManifestData"] = "no"
     torch.save(checkpoint, project.checkpoint)
     assert project.run("test", "--ckpt_path", str(project.checkpoint)) == 2
-    said = capsys.readouterr().err
-    assert "the checkpoint's record of its splits is damaged" in said
-    assert "Traceback" not in said
+    message = capsys.readouterr().err
+    assert "the checkpoint's record of its splits is damaged" in message
+    assert "Traceback" not in message
 
 
 # --------------------------------------------------------------------------------------------------------- in Python
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-def test_a_trainer_takes_them_from_the_checkpoint_too(project, monkeypatch, caplog):
+def test_a_trainer_uses_the_splits_of_the_checkpoint(project, monkeypatch, caplog):
     monkeypatch.chdir(project.folder)
     write(project.manifest, with_ten_more(table()))
     model = FusionClassifier({"text": TinyText(dim=8)}, Mean, ["high", "low"])
