@@ -202,7 +202,7 @@ def test_input_weights_refuse_invalid_weights(weights, message):
 
 
 def test_unimodal_classifiers_return_zeros_for_missing_inputs():
-    decide = UnimodalClassifiers({"b": 4, "a": 2}, num_classes=3, dim=5, dropout=0.5).double()
+    classifiers = UnimodalClassifiers({"b": 4, "a": 2}, num_classes=3, dim=5, dropout=0.5).double()
     drawn = torch.randn(4, 2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     masks = {"a": torch.tensor([True, True, False, False]), "b": torch.tensor([True, False, True, False])}
     widths = {"a": 2, "b": 4}
@@ -211,10 +211,10 @@ def test_unimodal_classifiers_return_zeros_for_missing_inputs():
     for name, mask in masks.items():
         blank = vectors[name].masked_fill(~mask.unsqueeze(-1), NAN)
         inputs[name] = Encoded(blank.unsqueeze(1), mask.unsqueeze(1), blank)
-    assert not torch.equal(decide(inputs), decide(inputs)), "hidden channels are dropped in training"
-    found = decide.eval()(inputs)
+    assert not torch.equal(classifiers(inputs), classifiers(inputs)), "hidden channels are dropped in training"
+    found = classifiers.eval()(inputs)
     for m, name in enumerate(("b", "a")):
-        part, classify = decide.project[name], decide.classify[name]
+        part, classify = classifiers.project[name], classifiers.classify[name]
         for row in range(4):
             x = vectors[name][row]
             normed = (x - x.mean()) / (((x - x.mean()) ** 2).mean() + part.norm.eps).sqrt()
@@ -222,4 +222,4 @@ def test_unimodal_classifiers_return_zeros_for_missing_inputs():
             expected = classify.weight @ hidden + classify.bias
             torch.testing.assert_close(found[row, m], expected if masks[name][row] else torch.zeros(3).double())
     found.sum().backward()
-    assert all(parameter.grad.isfinite().all() for parameter in decide.parameters())
+    assert all(parameter.grad.isfinite().all() for parameter in classifiers.parameters())

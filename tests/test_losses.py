@@ -47,11 +47,11 @@ def classifier(encoders, head, **loss):
     return model
 
 
-def summed(decide, encoded, batch, among):
+def summed(classify, encoded, batch, mask):
     """Return the summed cross-entropy of one input's own decisions over chosen samples that have it."""
     found = encoded.mask.any(-1)
-    rows = [row for row in range(len(batch.ids)) if among[row] and found[row]]
-    return sum(cross_entropy(decide(encoded.embedding[row]), batch.target[row]) for row in rows)
+    rows = [row for row in range(len(batch.ids)) if mask[row] and found[row]]
+    return sum(cross_entropy(classify(encoded.embedding[row]), batch.target[row]) for row in rows)
 
 
 def gradients(model, *parts):
@@ -68,9 +68,9 @@ def test_auxiliary_loss_excludes_held_out_samples(encoders, batch):
     model = classifier(encoders, Doubled, auxiliary_weight=0.7).eval()
     encoded = model.encode(batch)
     expected = 2 * cross_entropy(model(batch).logits, batch.target)
-    for name, decide in model.auxiliary_heads.items():
-        among = [row >= 2 for row in range(len(batch.ids))]
-        expected = expected + 0.7 * summed(decide, encoded[name], batch, among) / len(batch.ids)
+    for name, classify in model.auxiliary_heads.items():
+        mask = [row >= 2 for row in range(len(batch.ids))]
+        expected = expected + 0.7 * summed(classify, encoded[name], batch, mask) / len(batch.ids)
     torch.testing.assert_close(model.training_step(batch, 0), expected)
 
 

@@ -20,18 +20,18 @@ ALL = frozenset(range(CLASSES))
 
 
 def masses(logits):
-    """Say what an input believes: mass on each single class, and on "any of them" what it does not know."""
+    """Return the mass function of an input: belief in each class, and uncertainty as the mass of all classes."""
     evidence = (1 + logits.exp()).log()
     total = (evidence + 1).sum()
     return {frozenset({c}): evidence[c] / total for c in range(CLASSES)} | {ALL: CLASSES / total}
 
 
-def dempster(opinions):
-    """Dempster's rule as Shafer states it: intersect all pairs of sets, drop the empty ones, share out the rest."""
+def dempster(mass_functions):
+    """Apply Dempster's rule: intersect all pairs of sets, drop empty intersections, and normalise the rest."""
     joint = {ALL: torch.tensor(1.0).double()}
-    for opinion in opinions:
+    for mass_function in mass_functions:
         met = {}
-        for (one, here), (other, there) in itertools.product(joint.items(), opinion.items()):
+        for (one, here), (other, there) in itertools.product(joint.items(), mass_function.items()):
             met[one & other] = met.get(one & other, 0.0) + here * there
         conflict = met.pop(frozenset(), torch.tensor(0.0).double())
         joint = {subset: mass / (1 - conflict) for subset, mass in met.items()}
@@ -48,12 +48,12 @@ def test_equals_dempsters_rule_over_explicit_subsets(dims, make, count):
     head, inputs = randomised(Evidential(chosen, CLASSES, dim=7)), make([table[:count] for table in PRESENT])
     fused = head(inputs)
     for row, table in enumerate(PRESENT):
-        opinions = {name: masses(logits) for name, logits in unimodal_logits(head.unimodal, inputs, row).items()}
-        assert len(opinions) == sum(table[:count])
-        torch.testing.assert_close(fused.logits[row].exp(), alpha_of(dempster(opinions.values())))
-        known = {name: 1 - opinion[ALL] for name, opinion in opinions.items()}
+        mass_functions = {name: masses(logits) for name, logits in unimodal_logits(head.unimodal, inputs, row).items()}
+        assert len(mass_functions) == sum(table[:count])
+        torch.testing.assert_close(fused.logits[row].exp(), alpha_of(dempster(mass_functions.values())))
+        known = {name: 1 - mass_function[ALL] for name, mass_function in mass_functions.items()}
         for m, name in enumerate(chosen):
-            own = alpha_of(opinions[name]) if name in opinions else torch.ones(CLASSES).double()
+            own = alpha_of(mass_functions[name]) if name in mass_functions else torch.ones(CLASSES).double()
             torch.testing.assert_close(fused.input_logits[name][row].exp(), own)
             share = known[name] / sum(known.values()) if name in known else torch.tensor(0.0).double()
             torch.testing.assert_close(fused.weights[row, m], share)
@@ -124,10 +124,10 @@ def test_loss_equals_its_formula(dims, make, kl_weight):
     fused = head(inputs)
     expected = torch.tensor(0.0).double()
     for row, c in enumerate(target):
-        opinions = [masses(logits) for logits in unimodal_logits(head.unimodal, inputs, row).values()]
-        for alpha in [alpha_of(dempster(opinions)), *map(alpha_of, opinions)]:
+        mass_functions = [masses(logits) for logits in unimodal_logits(head.unimodal, inputs, row).values()]
+        for alpha in [alpha_of(dempster(mass_functions)), *map(alpha_of, mass_functions)]:
             expected = expected - (alpha[c] / alpha.sum()).log() / len(target)
-        for alpha in map(alpha_of, opinions):
+        for alpha in map(alpha_of, mass_functions):
             wrong = [1.0 if i == c else alpha[i].item() for i in range(CLASSES)]
             flat, believed = Dirichlet(torch.ones(CLASSES).double()), Dirichlet(torch.tensor(wrong).double())
             expected = expected + kl_weight * torch.distributions.kl_divergence(believed, flat) / len(target)
