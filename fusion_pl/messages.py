@@ -65,7 +65,7 @@ def join_lines(lines: Sequence[str], max_lines: int) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return a question about a similar known name, to append to a message; empty where there is none.
+    """Return a question about a similar known name, to append to a message; empty if there is none.
 
     Example:
         >>> did_you_mean("batchsize", ["batch_size", "seed"], prefix="--")

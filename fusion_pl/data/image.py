@@ -96,8 +96,6 @@ def _scale(values: NDArray[Any], top: int) -> Image.Image:
     if not (low >= 0 and high <= top):  # also refuses NaN
         raise ValueError(f"its values are in {low} to {high}, expected 0 to {top}")
     scaled = np.empty(values.shape, dtype=np.uint8)
-    for row in range(
-        0, len(values), STRIP_HEIGHT
-    ):  # in strips: the whole image would take several copies of eight bytes per pixel
+    for row in range(0, len(values), STRIP_HEIGHT):  # in strips: intermediate values take eight bytes per pixel
         scaled[row : row + STRIP_HEIGHT] = np.rint(values[row : row + STRIP_HEIGHT] * (255 / top))
     return Image.fromarray(scaled)
