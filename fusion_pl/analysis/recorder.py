@@ -57,26 +57,22 @@ class SampleRecorder(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Discard the previous validation."""
-        del trainer, pl_module
         self.validation = SampleLog()
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *index: int
     ) -> None:
         """Record a batch."""
-        del trainer, pl_module, outputs, index
         self.validation.add(batch)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Discard the previous test."""
-        del trainer, pl_module
         self.test, self.correct, self.first_batch = SampleLog(), [], None
 
     def on_test_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Batch, *index: int
     ) -> None:
         """Record a batch and which of its samples are classified correctly."""
-        del trainer, pl_module, index
         assert batch.target is not None
         self.first_batch = self.first_batch or batch
         self.test.add(batch)

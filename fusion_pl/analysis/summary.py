@@ -251,14 +251,9 @@ def accuracy_on_samples_of(best: Row, other: Row) -> float | None:
 
     None if it was not tested on all of them, or if ids are not unique.
     """
-    accuracies = []
-    other_ids = {run.ids for run in other.runs.values()}
-    for run in best.runs.values():
-        correct = dict(zip(run.ids, correct_array(run).tolist(), strict=True))
-        if len(other_ids) != 1 or len(correct) != len(run.ids):
-            return None
-        (ids,) = other_ids
-        if len(set(ids)) != len(ids) or not correct.keys() >= set(ids):
-            return None
-        accuracies.append(fmean(correct[name] for name in ids))
-    return fmean(accuracies)
+    ids, *others = {run.ids for run in other.runs.values()}
+    unique = all(len(set(run.ids)) == len(run.ids) for run in [*best.runs.values(), *other.runs.values()])
+    correct = [dict(zip(run.ids, correct_array(run).tolist(), strict=True)) for run in best.runs.values()]
+    if others or not unique or not all(by_id.keys() >= set(ids) for by_id in correct):
+        return None
+    return fmean(by_id[name] for by_id in correct for name in ids)
