@@ -143,7 +143,7 @@ def test_layer_weights_are_logged_over_samples_that_have_the_input(data, tmp_pat
         rows = [model.encode(batch)["image"].layer_weights[batch.present["image"]] for batch in data.val_dataloader()]
     assert found == pytest.approx(torch.cat(rows).mean(0).tolist())
     assert sum(found) == pytest.approx(1)
-    assert not [key for key in logged if "depth/text" in key]
+    assert not [key for key in logged if "layer_weight/text" in key]
 
 
 def test_many_inputs_are_not_measured_in_every_subset():
