@@ -1,4 +1,4 @@
-"""Train a step with FSDP on two processes, and write down what the optimizer was given: python -m tests.sharded."""
+"""Train a step with FSDP on two processes and write the parameter groups to a file: python -m tests.sharded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fusion_pl.types import UserError
 
 
 class OnCPU(FSDPStrategy):
-    """FSDP where there is no GPU: Lightning and torch want one, unless they are told that the CPU is meant."""
+    """FSDP on CPUs, which Lightning and torch use only with an explicit device."""
 
     @property
     def root_device(self):

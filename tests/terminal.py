@@ -17,13 +17,13 @@ FUSION_PL = [sys.executable, "-m", "fusion_pl"]
 CTRL_C = b"\x03"
 
 
-def _of_terminal(slave):
+def _attach(slave):
     os.login_tty(slave)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests themselves run in the background
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored if the tests run in the background
 
 
 class Terminal:
-    """A command that runs in a terminal of its own.
+    """A command in a new pseudo-terminal.
 
     Args:
         command: with its arguments.
@@ -35,7 +35,7 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         self.raw = b""
         environment = os.environ | {"TERM": "xterm-256color", "COLORTERM": ""}
-        self.process = subprocess.Popen(command, preexec_fn=lambda: _of_terminal(slave), env=environment, **options)
+        self.process = subprocess.Popen(command, preexec_fn=lambda: _attach(slave), env=environment, **options)
         os.close(slave)
 
     def __enter__(self):
@@ -55,14 +55,14 @@ class Terminal:
         os.write(self.master, keys)
 
     def read(self, seconds):
-        """Take in what the command writes; False once nobody holds the terminal any more."""
+        """Read the command's output; return False after every process has closed the terminal."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             if not select.select([self.master], [], [], left)[0]:
                 return True
             try:
                 new = os.read(self.master, 65536)
-            except OSError:  # Linux: the last process that had the terminal is gone
+            except OSError:  # Linux: the last process has closed the terminal
                 return False
             if not new:
                 return False
@@ -73,12 +73,12 @@ class Terminal:
         """Read until ``done()``."""
         deadline = time.monotonic() + seconds
         while not done():
-            assert time.monotonic() < deadline, f"nothing came: {self.text}"
-            assert self.read(0.05), f"it ended: {self.text}"
+            assert time.monotonic() < deadline, f"timeout: {self.text}"
+            assert self.read(0.05), f"the command ended: {self.text}"
 
     def ended(self, seconds=60):
-        """Wait until the command and all that it started are gone, and return its exit code."""
+        """Wait for the command and its child processes, and return its exit code."""
         deadline = time.monotonic() + seconds
         while self.read(0.5):
-            assert time.monotonic() < deadline, f"it goes on: {self.text}"
+            assert time.monotonic() < deadline, f"timeout: {self.text}"
         return self.process.wait(timeout=10)

@@ -1,4 +1,4 @@
-"""What runs write where: nothing of the user's, and nothing of another run, is replaced."""
+"""Runs replace neither files of the user nor files of other runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ONE = ["--trainer.max_epochs", "1"]
 
 
 @pytest.mark.parametrize("option", ["--trainer.logger=false", "--trainer.fast_dev_run=true"])
-def test_without_a_folder_of_its_own_a_run_replaces_none_of_the_users_files(fresh, capsys, option):
+def test_a_run_without_a_folder_replaces_no_file_of_the_user(fresh, capsys, option):
     os.rename("rows.csv", "splits.csv")
     Path("metrics.json").write_text("mine")
     before = {path.name: path.read_bytes() for path in Path().iterdir()}
@@ -28,9 +28,9 @@ def test_without_a_folder_of_its_own_a_run_replaces_none_of_the_users_files(fres
     if "logger" in option:
         shutil.rmtree("checkpoints")
     assert {path.name: path.read_bytes() for path in Path().iterdir()} == before
-    said = capsys.readouterr().out
-    assert "val/accuracy" in said
-    assert "results:" not in said
+    message = capsys.readouterr().out
+    assert "val/accuracy" in message
+    assert "results:" not in message
 
 
 @pytest.mark.parametrize(
@@ -41,21 +41,21 @@ def test_without_a_folder_of_its_own_a_run_replaces_none_of_the_users_files(fres
         (["--trainer.logger.version", "7"], "lightning_logs/version_7/checkpoints"),
     ],
 )
-def test_a_new_run_never_replaces_the_checkpoints_of_another_one(fresh, capsys, given, folder):
+def test_a_new_run_never_replaces_checkpoints_of_another_run(fresh, capsys, given, folder):
     Path(folder).mkdir(parents=True)
     best, last = Path(folder, "best.ckpt"), Path(folder, "last.ckpt")
     for path in (best, last):
         path.write_text("of another run")
     before = sorted(Path().rglob("*"))
     assert fit(*given, *ONE) == 2
-    said = capsys.readouterr().err
-    assert f"{folder} holds checkpoints of another run (best.ckpt, last.ckpt)" in said
-    assert "--ckpt_path last" in said
+    message = capsys.readouterr().err
+    assert f"{folder} holds checkpoints of another run (best.ckpt, last.ckpt)" in message
+    assert "--ckpt_path last" in message
     assert best.read_text() == last.read_text() == "of another run"
     assert {path for path in Path().rglob("*") if path.name != ".lock"} == set(before)
 
 
-def test_a_run_whose_checkpoints_are_kept_elsewhere_goes_on(fresh):
+def test_a_run_with_checkpoints_in_another_folder_is_resumed(fresh):
     given = ["--checkpoint.dirpath", "keep", "--checkpoint.save_top_k", "0"]
     assert fit(*given, *ONE) == 0
     assert fit(*given, *ONE) == 2
@@ -74,7 +74,7 @@ def test_a_run_whose_checkpoints_are_kept_elsewhere_goes_on(fresh):
     ],
 )
 @pytest.mark.parametrize("elsewhere", [True, False])
-def test_the_checkpoints_that_are_there_are_named(fresh, capsys, there, match, elsewhere):
+def test_existing_checkpoints_are_listed(fresh, capsys, there, match, elsewhere):
     folder = Path("keep" if elsewhere else "lightning_logs/version_1/checkpoints")
     folder.mkdir(parents=True)
     older = Path("lightning_logs/version_0/checkpoints")
@@ -83,17 +83,17 @@ def test_the_checkpoints_that_are_there_are_named(fresh, capsys, there, match, e
         path.touch()
     given = ["--checkpoint.dirpath", "keep"] if elsewhere else []
     assert run("test", ["--config", "config.yaml", *given]) == 2
-    said = capsys.readouterr().err
-    assert f"{folder} has no best.ckpt, {match}" in said
-    assert f"--ckpt_path {folder}/{there[0]}" in said
-    assert "remove" not in said
-    assert str(older) not in said
+    message = capsys.readouterr().err
+    assert f"{folder} has no best.ckpt, {match}" in message
+    assert f"--ckpt_path {folder}/{there[0]}" in message
+    assert "remove" not in message
+    assert str(older) not in message
 
 
 @pytest.mark.parametrize(
     "option", ["--checkpoint.dirpath", "--trainer.default_root_dir", "--trainer.logger.save_dir", "--cache"]
 )
-def test_an_address_is_no_folder(fresh, capsys, option):
+def test_an_address_is_refused_as_a_folder(fresh, capsys, option):
     before = sorted(Path().iterdir())
     assert fit(option, "memory://ck") == 2
     assert f"{option}: memory://ck is an address" in capsys.readouterr().err
@@ -102,7 +102,7 @@ def test_an_address_is_no_folder(fresh, capsys, option):
 
 def test_the_demo_names_the_checkpoint_with_the_highest_number(fresh):
     (command,) = re.findall(r"\$\$\((ls .*?)\)", (ROOT / "Makefile").read_text(encoding="utf-8"))
-    for version in (10, 9):  # the newest by clock is the older one
+    for version in (10, 9):  # the later modification time belongs to the older run
         path = Path(f"lightning_logs/keypad/version_{version}/checkpoints/best.ckpt")
         path.parent.mkdir(parents=True)
         path.touch()

@@ -1,4 +1,4 @@
-"""Two processes give what one gives, with counts that two do not divide."""
+"""Two processes have the same results as one, with counts that two does not divide."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def folder(manifest, tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     with manifest.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    left = [row for place, row in enumerate(rows) if place not in (30, 41)]
+    left = [row for index, row in enumerate(rows) if index not in (30, 41)]
     with (folder / "manifest.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -74,36 +74,36 @@ def results(folder, version):
 
 @pytest.fixture(scope="module")
 def fitted(folder):
-    """What two processes report of a training in half precision, and its checkpoint."""
+    """Results of a run of two processes in bfloat16."""
     command("fit", folder, "--trainer.precision", "bf16-mixed")
     return results(folder, 0)
 
 
-def plainly(checkpoint, folder, split):
-    """Restate the loss, the weights of inputs and those of the picture's depths, one sample after the other."""
+def expected_metrics(checkpoint, folder, split):
+    """Compute the loss, the weights of inputs and of the picture's hidden layers, sample by sample."""
     model = Predictor.from_checkpoint(checkpoint, device="cpu").model
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     data = ManifestData(**settings["data"]["init_args"] | {"batch_size": 1})
     data.processors = model.processors
     data.setup("test")
-    losses, weights, depths = [], [], []
+    losses, weights, layers = [], [], []
     with torch.no_grad():
         for batch in getattr(data, f"{split}_dataloader")():
             encoded = model.encode(batch)
             fused = model.fuse(encoded)
             losses.append(cross_entropy(fused.logits, batch.target))
             weights.append(fused.weights[0])
-            depths += [encoded["image"].layer_weights[0]] if batch.present["image"][0] else []
+            layers += [encoded["image"].layer_weights[0]] if batch.present["image"][0] else []
     assert len(losses) == 11
     found = {f"{split}/loss": torch.stack(losses).mean().item()}
     for name, weight in zip(model.encoders, torch.stack(weights).mean(0).tolist(), strict=True):
         found[f"{split}/weight/{name}"] = weight
-    for depth, weight in enumerate(torch.stack(depths).mean(0).tolist()):
-        found[f"{split}/depth/image/{depth}"] = weight
+    for layer, weight in enumerate(torch.stack(layers).mean(0).tolist()):
+        found[f"{split}/layer_weight/image/{layer}"] = weight
     return found
 
 
-def test_two_processes_measure_the_same_as_one(folder, fitted, monkeypatch):
+def test_two_processes_have_the_same_metrics_as_one(folder, fitted, monkeypatch):
     """11 test samples: 6 and 5, in batches of 4."""
     command("test", folder, "--trainer.precision", "32-true")
     monkeypatch.chdir(folder)
@@ -114,20 +114,20 @@ def test_two_processes_measure_the_same_as_one(folder, fitted, monkeypatch):
     assert two["samples"] == one["samples"] == {"test": 11}
     assert two["per_class"] == one["per_class"]
     assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-5)
-    plain = plainly(folder / fitted["checkpoint"], folder, "test")
+    plain = expected_metrics(folder / fitted["checkpoint"], folder, "test")
     assert {name: two["metrics"][name] for name in plain} == pytest.approx(plain, abs=1e-5)
     assert sum(value for name, value in plain.items() if "/weight/" in name) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_what_early_stopping_reads_is_exact(folder, fitted):
+def test_monitored_metrics_are_exact(folder, fitted):
     assert fitted["precision"] == "bf16-mixed"
     assert fitted["processes"] == 2
     assert fitted["samples"]["val"] == 11
-    plain = plainly(folder / fitted["checkpoint"], folder, "val")
+    plain = expected_metrics(folder / fitted["checkpoint"], folder, "val")
     assert {name: fitted["metrics"][name] for name in plain} == pytest.approx(plain, rel=0.02)
 
 
-def test_one_process_goes_on_from_what_two_wrote(folder, fitted, tmp_path, monkeypatch):
+def test_one_process_resumes_a_run_of_two(folder, fitted, tmp_path, monkeypatch):
     shutil.copytree(folder, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     monkeypatch.setattr(sys, "argv", ["fusion-pl"])
@@ -137,7 +137,7 @@ def test_one_process_goes_on_from_what_two_wrote(folder, fitted, tmp_path, monke
 
 @pytest.fixture(scope="module")
 def sharded(manifest, tmp_path_factory):
-    """What FSDP gave the optimizer, and the folder of the checkpoint that it wrote."""
+    """Parameter groups with FSDP, and the path of its checkpoint."""
     folder = tmp_path_factory.mktemp("sharded")
     call = [sys.executable, "-m", "tests.sharded", str(manifest), str(folder / "found.json")]
     done = subprocess.run(call, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
@@ -145,7 +145,7 @@ def sharded(manifest, tmp_path_factory):
     return json.loads((folder / "found.json").read_text()), folder / "sharded.ckpt"
 
 
-def test_weights_decay_and_norms_do_not_where_parameters_are_in_pieces(sharded):
+def test_sharded_norms_have_no_weight_decay(sharded):
     found, _ = sharded
     assert found["pieces"] == found["parameters"]  # all of them are flat, as the optimizer sees them
     assert found["decay"] == {"new": 0.01, "new_no_decay": 0.0}
@@ -155,17 +155,17 @@ def test_weights_decay_and_norms_do_not_where_parameters_are_in_pieces(sharded):
     assert found["joined"].startswith("the strategy joins parameters that decay with ones that do not")
 
 
-def test_a_checkpoint_in_parts_says_how_it_becomes_one(sharded, manifest, monkeypatch, capsys):
+def test_a_sharded_checkpoint_names_the_command_to_consolidate_it(sharded, manifest, monkeypatch, capsys):
     _, path = sharded
     monkeypatch.chdir(path.parent)
     predict = ["--data.manifest", str(manifest), "--data.num_workers", "0", "--output", "p.csv", "--ckpt_path"]
     with pytest.raises(UserError, match="is a folder with a sharded checkpoint"):  # for the other commands
         find_checkpoint(str(path), Path())
     assert run("predict", [*predict, str(path)]) == 2
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     module = "lightning.pytorch.utilities.consolidate_checkpoint"
-    assert f"{path} is a folder" in said
-    assert f"join them with python -m {module} {path}, and give {path}.consolidated" in said
+    assert f"{path} is a folder" in message
+    assert f"consolidate it with python -m {module} {path}, and give {path}.consolidated" in message
     monkeypatch.setattr(sys, "argv", ["consolidate", str(path)])
     runpy.run_module(module, run_name="__main__")
     assert run("predict", [*predict, f"{path}.consolidated"]) == 0

@@ -1,4 +1,4 @@
-"""Runs that go on: what last.ckpt and best.ckpt hold, whatever ended the run, and checkpoints that lie."""
+"""Resumed runs: contents of last.ckpt and best.ckpt after any end of a run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Stop(Callback):
 
 
 class Diverge(Callback):
-    """Make one weight NaN after a batch, as a step that is too large does."""
+    """Make one weight NaN after a batch, as a large step does."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -43,17 +43,17 @@ class Diverge(Callback):
             next(pl_module.fusion.parameters()).data.view(-1)[0] = float("nan")
 
 
-def test_last_is_the_last_epoch_even_where_none_was_better(fresh):
+def test_last_is_the_last_epoch_without_an_improvement(fresh):
     assert fit(*FROZEN, "--trainer.max_epochs", "6") == 0
     assert load(BEST)["epoch"] == 0
     assert load(LAST)["epoch"] == 5
     assert fit(*FROZEN, "--ckpt_path", "last", "--trainer.max_epochs", "8") == 0
     assert load(LAST)["epoch"] == 7
     assert results()["epochs"] == 8
-    assert len(values("val/loss")) == 8  # two more, none again
+    assert len(values("val/loss")) == 8  # two more, none repeated
 
 
-def test_last_is_the_last_epoch_after_one_without_a_validation_too(fresh):
+def test_last_is_the_last_epoch_without_a_validation(fresh):
     some = ["--trainer.check_val_every_n_epoch", "2"]
     assert fit(*some, "--trainer.max_epochs", "3") == 0
     assert load(LAST)["epoch"] == 2
@@ -64,7 +64,7 @@ def test_last_is_the_last_epoch_after_one_without_a_validation_too(fresh):
 
 
 def test_best_is_the_lowest_loss_among_equal_accuracies(fresh):
-    """Compared with a second reading: the curves that TensorBoard shows."""
+    """Compared with the curves in TensorBoard."""
     assert fit("--trainer.max_epochs", "8") == 0
 
     def expected():
@@ -72,24 +72,24 @@ def test_best_is_the_lowest_loss_among_equal_accuracies(fresh):
         return max(range(len(curves)), key=lambda epoch: (curves[epoch][0], -curves[epoch][1])), curves
 
     epoch, curves = expected()
-    assert epoch > min(range(8), key=lambda one: -curves[one][0])  # else nothing would be tested
+    assert epoch > min(range(8), key=lambda one: -curves[one][0])  # else the test has no effect
     assert load(BEST)["epoch"] == results()["epoch"] == epoch
     assert results()["metrics"]["val/loss"] == pytest.approx(curves[epoch][1], rel=1e-5)
-    # A run that goes on still knows the loss of the best.
+    # A resumed run has the loss of the best checkpoint.
     assert fit("--trainer.max_epochs", "10", "--ckpt_path", "last") == 0
     assert load(BEST)["epoch"] == results()["epoch"] == expected()[0]
 
 
-def test_a_validation_that_was_cut_off_is_repeated(again):
+def test_an_interrupted_validation_is_repeated(again):
     stopping = [{"class_path": "tests.test_resume.Stop", "init_args": {"epoch": 1}}]
     Path("stop.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": stopping}}))
-    whole = results()
+    complete = results()
     shutil.rmtree("lightning_logs")
     assert fit("--config", "stop.yaml") == 128 + signal.SIGTERM
     assert len(values("val/loss")) == 1
     assert fit("--ckpt_path", "last") == 0
     assert len(values("val/loss")) == 2
-    assert results()["metrics"] == pytest.approx(whole["metrics"])
+    assert results()["metrics"] == pytest.approx(complete["metrics"])
 
 
 def test_the_best_checkpoint_has_the_weights_alone(fresh, capsys):
@@ -111,7 +111,7 @@ def test_without_a_last_checkpoint_the_best_one_can_be_resumed(fresh):
     assert fit("--ckpt_path", "best", "--trainer.max_epochs", "3") == 0
 
 
-def test_kill_in_the_middle_leaves_the_last_epoch(fresh):
+def test_a_killed_run_leaves_the_last_epoch(fresh):
     many = ["--trainer.max_epochs", "100000", *FROZEN]
     command = [sys.executable, "-m", "fusion_pl", "fit", "--config", "config.yaml", *many]
     with open("log", "w") as log:
@@ -133,7 +133,7 @@ def test_kill_in_the_middle_leaves_the_last_epoch(fresh):
     assert not list(RUN.glob("checkpoints/*.partial"))
 
 
-def test_two_runs_never_share_a_folder(again, capsys):
+def test_two_processes_never_train_in_one_folder(again, capsys):
     from filelock import FileLock
 
     with FileLock(RUN / "checkpoints/.lock"):
@@ -143,7 +143,7 @@ def test_two_runs_never_share_a_folder(again, capsys):
         assert (RUN / "config.yaml").read_text() == config
 
 
-def test_the_newest_run_goes_by_number_and_has_to_have_the_checkpoint(again, capsys):
+def test_the_newest_run_has_the_highest_number_and_needs_a_checkpoint(again, capsys):
     assert fit("--trainer.max_epochs", "1") == 0
     os.utime("lightning_logs/version_1/checkpoints/last.ckpt", (0, 0))  # as after a copy
     assert fit("--ckpt_path", "last", "--trainer.max_epochs", "2") == 0
@@ -153,13 +153,13 @@ def test_the_newest_run_goes_by_number_and_has_to_have_the_checkpoint(again, cap
     for subcommand in ("fit", "test"):
         last = ["--ckpt_path", "last"] if subcommand == "fit" else []
         assert run(subcommand, ["--config", "config.yaml", *last]) == 2
-        said = capsys.readouterr().err
-        assert "the newest run, lightning_logs/version_2, has no" in said
-        assert "--ckpt_path lightning_logs/version_1/checkpoints/" in said
+        message = capsys.readouterr().err
+        assert "the newest run, lightning_logs/version_2, has no" in message
+        assert "--ckpt_path lightning_logs/version_1/checkpoints/" in message
     assert (RUN / "config.yaml").read_text() == config
 
 
-def test_the_configuration_of_before_is_kept(again):
+def test_the_previous_configuration_is_kept(again):
     first = (RUN / "config.yaml").read_text()
     assert fit("--ckpt_path", str(LAST.resolve()), "--trainer.max_epochs", "3") == 0  # the same run by another name
     assert os.listdir("lightning_logs") == ["version_0"]
@@ -167,7 +167,7 @@ def test_the_configuration_of_before_is_kept(again):
     assert (RUN / "config-1.yaml").read_text() == first
 
 
-def test_a_sharded_checkpoint_is_named(again, capsys):
+def test_a_sharded_checkpoint_is_refused(again, capsys):
     Path("shards").mkdir()
     Path("shards/meta.pt").touch()
     assert fit("--ckpt_path", "shards") == 2
@@ -175,22 +175,22 @@ def test_a_sharded_checkpoint_is_named(again, capsys):
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
         (["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1"], "another optimizer than SGD"),
         (["--model.optimizer", "torch.optim.RMSprop", "--model.optimizer.lr", "0.1"], "another optimizer than RMSprop"),
         (["--model.lr_scheduler", "ConstantLR"], "another learning rate schedule than ConstantLR"),
     ],
 )
-def test_another_optimizer_or_schedule_is_refused(again, other, said, capsys):
-    """It would go on with the other one's rates and without its moments, or not learn at all."""
+def test_another_optimizer_or_schedule_is_refused(again, other, message, capsys):
+    """Its learning rates and moments would be lost."""
     before = LAST.read_bytes()
     assert fit("--ckpt_path", "last", "--trainer.max_epochs", "3", *other) == 2
-    assert f"was trained with {said}" in capsys.readouterr().err
+    assert f"was trained with {message}" in capsys.readouterr().err
     assert LAST.read_bytes() == before
 
 
-def test_an_optimizer_without_state_is_not_taken_for_another(fresh, capsys):
+def test_an_optimizer_without_state_is_recognized(fresh, capsys):
     assert fit(*FROZEN, "--trainer.max_epochs", "1") == 0
     assert fit("--trainer.max_epochs", "2", "--ckpt_path", "last") == 2
     assert "was trained with another optimizer than AdamW" in capsys.readouterr().err
@@ -198,18 +198,18 @@ def test_an_optimizer_without_state_is_not_taken_for_another(fresh, capsys):
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
-def test_a_run_that_diverges_keeps_the_last_finite_checkpoint(epoch, fresh, capsys):
+def test_a_diverged_run_keeps_the_last_finite_checkpoint(epoch, fresh, capsys):
     step = [{"class_path": "tests.test_resume.Diverge", "init_args": {"step": 2 + 5 * epoch}}]
     Path("diverge.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": step}}))
     assert fit("--config", "diverge.yaml") == 2
-    said = capsys.readouterr().err
-    assert "training diverged" in said
-    assert f"in epoch {epoch}" in said
+    message = capsys.readouterr().err
+    assert "training diverged" in message
+    assert f"in epoch {epoch}" in message
     assert LAST.exists() == BEST.exists() == (epoch == 1)
     if epoch == 0:
-        assert "there is no earlier one" in said
+        assert "there is no earlier one" in message
         return
-    assert f"the last finite one is {LAST}" in " ".join(said.split())
+    assert f"the last finite one is {LAST}" in " ".join(message.split())
     assert load(LAST)["epoch"] == load(BEST)["epoch"] == 0
     checkpoint = load(LAST)
     next(iter(checkpoint["state_dict"].values())).view(-1)[0] = float("inf")

@@ -1,4 +1,4 @@
-"""Runs that are stopped as users and systems stop them: Ctrl-C in a terminal, a kill, at any moment."""
+"""Runs stopped by Ctrl-C in a terminal, or by a kill, at any time."""
 
 from __future__ import annotations
 
@@ -55,21 +55,21 @@ def test_workers_end_with_a_killed_run(fit):
             deadline = time.monotonic() + 60
             while not LAST.exists() and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.1)
-            process.send_signal(signal.SIGSTOP)  # so that the workers come to a pipe that is full
+            process.send_signal(signal.SIGSTOP)  # until the workers wait for a full pipe
             time.sleep(1)
             process.kill()
-            output, _ = process.communicate(timeout=20)  # the output ends when nobody holds it any more
+            output, _ = process.communicate(timeout=20)  # the output ends when no process has it open
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    said = output.decode()
-    assert "Epoch 0, step 6, val/loss" in said  # a line per epoch, and no bar where there is no terminal
-    assert "\x1b" not in said
-    assert "\u2501\u2501 6/6" not in said
+    message = output.decode()
+    assert "Epoch 0, step 6, val/loss" in message  # a line per epoch, and no bar where there is no terminal
+    assert "\x1b" not in message
+    assert "\u2501\u2501 6/6" not in message
 
 
 def test_ctrl_c_in_a_terminal_saves(fit):
-    """The terminal sends it to the loader's workers too."""
+    """The terminal sends it to the data loader's workers too."""
     with Terminal([*fit, *ENDLESS]) as terminal:
         terminal.until(lambda: "Epoch 1" in terminal.text)
         terminal.press(CTRL_C)
@@ -97,7 +97,7 @@ def test_ctrl_c_while_libraries_load(fit, delay):
         terminal.read(delay)
         terminal.press(CTRL_C)
         assert terminal.ended() == 130
-    assert terminal.text.split("\n")[1:] == ["Stopped; nothing was saved.", ""]  # after what the terminal echoes
+    assert terminal.text.split("\n")[1:] == ["Stopped; nothing was saved.", ""]  # after the terminal's echo
 
 
 def test_ctrl_c_before_training(fit):
@@ -110,7 +110,7 @@ def test_ctrl_c_before_training(fit):
     assert not list(Path().glob("lightning_logs/*"))
 
 
-def test_a_measurement_that_fails_leaves_no_folder(fit, manifest, capsys):
+def test_a_failed_test_leaves_no_folder(fit, manifest, capsys):
     assert run("fit", [*fit[4:], "--trainer.max_epochs", "1", "--data.num_workers", "0"]) == 0
     folder = Path("broken")
     shutil.copytree(manifest.parent, folder)

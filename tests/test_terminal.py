@@ -1,4 +1,4 @@
-"""What a terminal of 80 columns shows of a whole run."""
+"""Output of a run in a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.test_stops import fit  # noqa: F401 - a fixture
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def test_results_stand_alone_below_the_bar(fit):  # noqa: F811
+def test_results_are_printed_after_the_bar_is_removed(fit):  # noqa: F811
     folder = "a folder with a name that needs more than one line of eighty columns, and with [red] and [/b] in it"
     with Terminal([*fit, "--trainer.max_epochs", "2", "--trainer.logger.save_dir", folder], columns=80) as terminal:
         assert terminal.ended(120) == 0, terminal.text

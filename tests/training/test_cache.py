@@ -66,7 +66,7 @@ def calls(monkeypatch):
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_rows_are_computed_once_whatever_stands_beside_them(name, tmp_path, calls):
+def test_rows_are_computed_once_in_any_batch(name, tmp_path, calls):
     encoder, values = frozen(name, tmp_path / "model"), VALUES[name]
     counted = calls(encoder)
     cached = EncodedCache(encoder, tmp_path / "cache")
@@ -81,7 +81,7 @@ def test_rows_are_computed_once_whatever_stands_beside_them(name, tmp_path, call
     assert counted == [len(values)]
 
 
-def test_other_weights_or_arguments_have_a_folder_of_their_own(tmp_path):
+def test_other_weights_or_arguments_have_another_folder(tmp_path):
     encoder = frozen("bert", tmp_path / "model")
     folders = {EncodedCache(encoder, tmp_path).folder}
     assert EncodedCache(encoder, tmp_path).folder in folders
@@ -92,8 +92,8 @@ def test_other_weights_or_arguments_have_a_folder_of_their_own(tmp_path):
     assert len(folders) == 3
 
 
-def test_so_have_other_settings_in_the_models_folder(tmp_path):
-    """What is in no weight and no argument, but changes what is computed."""
+def test_other_settings_in_the_models_files_have_another_folder(tmp_path):
+    """Settings that are neither weights nor arguments, but change the output."""
     before = EncodedCache(frozen("vit", tmp_path / "model"), tmp_path).folder
     for name, key, value in (
         ("preprocessor_config.json", "image_mean", [0.1, 0.2, 0.3]),
@@ -151,8 +151,8 @@ SOURCES = {
         ("shop/unused.py", "1", "2"),
     ],
 )
-def test_edited_code_is_run_anew(tmp_path, monkeypatch, place, old, new):
-    """Of the encoder's class, of what it inherits from, and of what these import; with packages of any kind."""
+def test_edited_code_is_run_again(tmp_path, monkeypatch, place, old, new):
+    """Code of the encoder's class, its base classes and their imports, in packages of any kind."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def encoded(**content):
@@ -177,7 +177,7 @@ def test_edited_code_is_run_anew(tmp_path, monkeypatch, place, old, new):
 
 
 class Transposed(Encoder):
-    """A frozen encoder of a user's own; its tokens do not lie in a row in memory."""
+    """A user's frozen encoder with non-contiguous tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class Transposed(Encoder):
         return Encoded(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool), tokens.mean(1))
 
 
-def test_tokens_may_lie_in_memory_as_they_like(tmp_path):
+def test_tokens_may_be_non_contiguous(tmp_path):
     pixels = {"pixels": torch.rand(2, 3, 4, 4)}
     cached = EncodedCache(Transposed(), tmp_path)
     for _ in range(2):
@@ -216,7 +216,7 @@ def test_a_long_sound_has_a_fixed_crop_when_it_is_cached(tmp_path):
     assert len(found) == 1
 
 
-def test_a_damaged_file_is_computed_and_written_anew(tmp_path, calls):
+def test_a_damaged_row_is_computed_and_written_again(tmp_path, calls):
     encoder = frozen("bert", tmp_path / "model")
     counted = calls(encoder)
     inputs = encoder.processor(["the cat"])
@@ -230,8 +230,8 @@ def test_a_damaged_file_is_computed_and_written_anew(tmp_path, calls):
     assert path.read_bytes() == whole
 
 
-def test_a_flipped_byte_never_gives_another_number(tmp_path):
-    """In a row's numbers, in its header, in its checksum: anywhere."""
+def test_a_flipped_byte_never_changes_a_value(tmp_path):
+    """In the values, the header or the checksum of a row."""
     cached, inputs = EncodedCache(Transposed(), tmp_path), {"pixels": torch.rand(2, 3, 4, 4)}
     first = cached(inputs)
     paths = sorted(tmp_path.rglob("*.row"))
@@ -251,7 +251,7 @@ def test_a_flipped_byte_never_gives_another_number(tmp_path):
     assert torch.equal(cached(inputs).tokens, first.tokens)
 
 
-def test_a_full_disk_costs_time_only(tmp_path, monkeypatch, caplog, calls):
+def test_a_full_disk_does_not_stop_the_run(tmp_path, monkeypatch, caplog, calls):
     encoder = frozen("bert", tmp_path / "model")
     counted = calls(encoder)
 
@@ -291,8 +291,8 @@ def test_only_frozen_encoders_are_cached(tmp_path, manifest):
     assert len(list((tmp_path / "cache").rglob("*.row"))) == kept
 
 
-def test_a_folder_holds_no_more_than_its_limit(tmp_path, caplog, calls):
-    """Two processes share it; what does not fit is computed each time, and read rows stay the same."""
+def test_a_folder_does_not_exceed_its_limit(tmp_path, caplog, calls):
+    """Two processes share it; other rows are computed each time, and cached rows stay the same."""
     encoder, folder = frozen("bert", tmp_path / "model"), tmp_path / "cache"
     inputs = encoder.processor([f"the {word} sat" for word in ("cat", "dog", "mat", "old", "ran", "fast")])
     EncodedCache(encoder, tmp_path / "unlimited")(inputs)

@@ -1,4 +1,4 @@
-"""Checkpoint files under kill -9 and on full disks, and what training takes from hostile ones."""
+"""Checkpoint files under kill -9 and on full disks, and which state training restores from manipulated ones."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def small(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_kill_while_saving_keeps_the_checkpoint_of_before(small, tmp_path, monkeypatch):
-    """The temporary folder is another file system, as /tmp often is."""
+def test_kill_while_saving_keeps_the_previous_checkpoint(small, tmp_path, monkeypatch):
+    """The temporary folder is on another file system, as /tmp often is."""
     monkeypatch.setattr(tempfile, "tempdir", str(small))
     path, rng = tmp_path / "last.ckpt", random.Random(0)
     torch.set_num_threads(1)  # a forked process has none of OpenMP's threads, and would wait for them without end
@@ -65,21 +65,21 @@ def test_kill_while_saving_keeps_the_checkpoint_of_before(small, tmp_path, monke
     assert len(list(tmp_path.glob("*.partial"))) <= 1  # the next start removes it
 
 
-def test_a_disk_that_is_too_small_is_named_before_training(fresh, small, capsys):
+def test_a_small_disk_is_refused_before_training(fresh, small, capsys):
     (small / "other").write_bytes(bytes(3_000_000))
     wide = ["--model.encoders.text.init_args.dim", "48", "--model.fusion.dim", "128"]
     assert fit(*wide, "--checkpoint.dirpath", str(small / "runs")) == 2
-    said = capsys.readouterr().err
-    assert f"the disk {small}, where {small}/runs is, has 1 MB free" in said
-    assert "--checkpoint.dirpath" in said
+    message = capsys.readouterr().err
+    assert f"the disk {small}, where {small}/runs is, has 1 MB free" in message
+    assert "--checkpoint.dirpath" in message
     assert not Path("lightning_logs").exists()
     assert fit(*wide, "--trainer.max_epochs", "1") == 0
     for path in (BEST, LAST):
-        size = float(re.search(rf"{path.name} ([\d.]+) MB", said)[1]) * 1e6
+        size = float(re.search(rf"{path.name} ([\d.]+) MB", message)[1]) * 1e6
         assert path.stat().st_size == pytest.approx(size, rel=0.2, abs=2e5)
 
 
-def test_a_disk_that_fills_up_keeps_the_last_one_and_names_a_way_out(fresh, small, tmp_path, capsys):
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(fresh, small, tmp_path, capsys):
     here = ["--trainer.logger.init_args.save_dir", str(small / "runs")]
     last = small / "runs/version_0/checkpoints/last.ckpt"
     over = threading.Event()
@@ -101,9 +101,9 @@ def test_a_disk_that_fills_up_keeps_the_last_one_and_names_a_way_out(fresh, smal
     finally:
         over.set()
         thread.join()
-    said = capsys.readouterr().err
-    assert f"the disk {small} is full" in said
-    assert f"--ckpt_path {last}" in said
+    message = capsys.readouterr().err
+    assert f"the disk {small} is full" in message
+    assert f"--ckpt_path {last}" in message
     before = load(last)["epoch"]
     assert not list(last.parent.glob("*.partial"))
     out = ["--ckpt_path", str(last), "--trainer.logger.init_args.save_dir", "elsewhere"]
@@ -113,36 +113,36 @@ def test_a_disk_that_fills_up_keeps_the_last_one_and_names_a_way_out(fresh, smal
     assert fit(*here, "--ckpt_path", "last", "--trainer.max_epochs", str(before + 2)) == 0
 
 
-def test_leftovers_of_a_killed_write_are_removed(again):
+def test_partial_files_of_a_killed_process_are_removed(again):
     (FILES / "last.ckpt.partial").write_bytes(b"half")
     assert fit("--ckpt_path", "last", "--trainer.max_epochs", "3") == 0
     assert sorted(os.listdir(FILES)) == [".lock", "best.ckpt", "last.ckpt"]
 
 
-def lie(change):
+def change_checkpoint(change):
     checkpoint = load(LAST)
     change(checkpoint)
     torch.save(checkpoint, LAST)
 
 
-def keeper(checkpoint):
+def checkpoint_state(checkpoint):
     return next(state for key, state in checkpoint["callbacks"].items() if key.startswith("ModelCheckpoint"))
 
 
-def test_a_checkpoint_cannot_name_what_is_removed(again):
-    """Lightning removes the worst of the best, and takes its path from the checkpoint."""
+def test_a_checkpoint_cannot_choose_which_files_are_removed(again):
+    """Lightning removes the worst of the best checkpoints at the path in the state."""
     Path("victim").mkdir()
     Path("victim/thesis.txt").write_text("three years")
 
     def aim(checkpoint):
-        state = keeper(checkpoint)
+        state = checkpoint_state(checkpoint)
         victim = state["dirpath"] + "/../../../victim"
         worst = torch.tensor(-1.0)
         state.update(best_k_models={victim: worst}, kth_best_model_path=victim, kth_value=worst)
         state.update(best_model_path=victim, best_model_score=worst, last_model_path=victim)
 
-    lie(aim)
-    assert Path(keeper(load(LAST))["kth_best_model_path"]).is_dir()
+    change_checkpoint(aim)
+    assert Path(checkpoint_state(load(LAST))["kth_best_model_path"]).is_dir()
     assert fit("--ckpt_path", "last", "--trainer.max_epochs", "4") == 0
     assert Path("victim/thesis.txt").read_text() == "three years"
     assert os.path.samefile(results()["checkpoint"], FILES / "best.ckpt")
@@ -168,7 +168,7 @@ def small_moment_and_fused(checkpoint):
 
 
 def repeated_moment(checkpoint):
-    """One number in memory, which says that it is as large as the weights."""
+    """A tensor with stride 0: one number in memory with the shape of the weights."""
     state = first_large(checkpoint)
     state["exp_avg"] = torch.zeros(1).expand(state["exp_avg"].shape)
     fused(checkpoint)
@@ -179,7 +179,7 @@ def loops(checkpoint):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (small_moment_and_fused, "optimizer's exp_avg has shape (1,), expected"),
         (
@@ -190,22 +190,24 @@ def loops(checkpoint):
         (lambda c: loops(c)["epoch_progress"]["current"].update(ready=9, processed=9), "is trained for 9 epochs"),
         (lambda c: c.update(callbacks=[]), "callbacks are no table"),
         (
-            lambda c: keeper(c)["best_k_models"].update(dict.fromkeys(keeper(c)["best_k_models"], "x")),
+            lambda c: checkpoint_state(c)["best_k_models"].update(
+                dict.fromkeys(checkpoint_state(c)["best_k_models"], "x")
+            ),
             "is 'x', expected",
         ),
         (lambda c: c.pop("optimizer_states"), "it has the weights alone, without the training state"),
     ],
 )
-def test_a_lie_about_the_state_is_one_sentence(again, change, said, capsys):
-    lie(change)
+def test_a_manipulated_state_is_one_sentence(again, change, message, capsys):
+    change_checkpoint(change)
     before = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()}
     assert fit("--ckpt_path", "last", "--trainer.max_epochs", "3") == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()} == before
 
 
-def test_what_nobody_asked_for_is_not_taken(again):
-    """Unknown keys would replace methods and options; memory that is shared would be written to twice."""
+def test_unknown_keys_are_not_restored(again):
+    """They would replace methods and options; shared memory would be written twice."""
 
     def change(checkpoint):
         checkpoint["lr_schedulers"][0].update(get_lr="no", step=3)
@@ -216,7 +218,7 @@ def test_what_nobody_asked_for_is_not_taken(again):
         ] = 0
         repeated_moment(checkpoint)
 
-    lie(change)
+    change_checkpoint(change)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
         assert fit("--ckpt_path", "last", "--trainer.max_epochs", "4", "--model.optimizer.fused", "false") == 0
@@ -226,16 +228,16 @@ def test_what_nobody_asked_for_is_not_taken(again):
     assert first_large(after)["exp_avg"].abs().sum() > 0
 
 
-def test_checkpoints_of_before_go_on(again):
+def test_checkpoints_of_earlier_versions_are_resumed(again):
     def change(checkpoint):
         for key in ("losses", "best_step"):
-            keeper(checkpoint).pop(key)
+            checkpoint_state(checkpoint).pop(key)
         for key in ("step", "validated"):
             checkpoint["callbacks"]["WriteResults"].pop(key)
 
-    best = keeper(load(LAST))["best_model_score"]
-    lie(change)
+    best = checkpoint_state(load(LAST))["best_model_score"]
+    change_checkpoint(change)
     shutil.copy(LAST, "before.ckpt")
     assert fit("--ckpt_path", "last", "--trainer.max_epochs", "3") == 0
-    assert keeper(load(LAST))["best_model_score"] >= best
+    assert checkpoint_state(load(LAST))["best_model_score"] >= best
     assert results()["epochs"] == 3

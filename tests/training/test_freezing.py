@@ -49,7 +49,7 @@ def text_model(folder, lr=1e-2):
 
 @pytest.fixture(scope="module")
 def trained(manifest, tmp_path_factory):
-    """A model that one fit has trained from pretrained weights, and its checkpoint."""
+    """A model fine-tuned by one fit, and its checkpoint."""
     folder = tmp_path_factory.mktemp("pretrained")
     save_text("bert", folder / "bert")
     model = text_model(folder / "bert")
@@ -63,7 +63,7 @@ def pretrained(folder):
     return encoder.state_dict()
 
 
-def test_a_second_fit_goes_on_from_the_trained_weights(trained, manifest):
+def test_a_second_fit_starts_from_the_trained_weights(trained, manifest):
     folder, model, _ = trained
     before = weights(model)
     assert not same(model.encoders["text"].state_dict(), pretrained(folder)), "the first fit learns"
@@ -72,7 +72,7 @@ def test_a_second_fit_goes_on_from_the_trained_weights(trained, manifest):
     assert same(weights(model), before)
 
 
-def test_so_does_a_fit_of_a_checkpoints_model(trained, manifest):
+def test_a_fit_of_a_loaded_model_starts_from_the_trained_weights(trained, manifest):
     _, _, path = trained
     model = Predictor.from_checkpoint(path, device="cpu").model.train()
     before = weights(model)
@@ -81,7 +81,7 @@ def test_so_does_a_fit_of_a_checkpoints_model(trained, manifest):
     assert same(weights(model), before)
 
 
-def test_a_head_from_a_checkpoint_leaves_the_encoder_its_pretrained_weights(trained, manifest):
+def test_loading_a_head_keeps_the_pretrained_weights_of_the_encoder(trained, manifest):
     folder, other, _ = trained
     model = text_model(folder, lr=0.0)
     head = {name: value for name, value in other.state_dict().items() if name.startswith("fusion.")}
@@ -91,7 +91,7 @@ def test_a_head_from_a_checkpoint_leaves_the_encoder_its_pretrained_weights(trai
 
 
 class Own(Encoder):
-    """A user's encoder, with what differs from call to call in training mode, and drifts."""
+    """A user's encoder with dropout and running statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Own(Encoder):
 
 
 class Watch(Callback):
-    """Notes whether the encoder was frozen, in training mode and part of a graph, at each step."""
+    """Records in each step whether the encoder is frozen, in training mode and part of a graph."""
 
     def __init__(self) -> None:
         self.steps = []
@@ -119,7 +119,7 @@ class Watch(Callback):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_users_frozen_encoder_is_at_inference_and_kept(manifest, tmp_path, cached):
+def test_a_users_frozen_encoder_is_in_evaluation_mode_and_cached(manifest, tmp_path, cached):
     model, watch = FusionClassifier({"text": Own().requires_grad_(False)}, Mean, CLASSES), Watch()
     if cached:
         model.enable_cache(tmp_path / "cache", augmented=())
@@ -132,7 +132,7 @@ def test_a_users_frozen_encoder_is_at_inference_and_kept(manifest, tmp_path, cac
 
 
 class Unfreeze(BaseFinetuning):
-    """Freezes an encoder, lets it learn in the second epoch, and freezes it again for the third."""
+    """Freezes an encoder, unfreezes it in the second epoch, and freezes it again in the third."""
 
     def freeze_before_training(self, model):
         self.freeze(model.encoders["text"], train_bn=False)
@@ -146,7 +146,7 @@ class Unfreeze(BaseFinetuning):
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_what_is_unfrozen_learns_and_is_kept_no_longer(manifest, tmp_path, cached):
+def test_an_unfrozen_encoder_is_trained_and_not_cached(manifest, tmp_path, cached):
     model, watch, unfreeze = FusionClassifier({"text": Own()}, Mean, CLASSES), Watch(), Unfreeze()
     if cached:
         model.enable_cache(tmp_path / "cache", augmented=())
@@ -165,7 +165,7 @@ def test_what_is_unfrozen_learns_and_is_kept_no_longer(manifest, tmp_path, cache
 
 
 class FreezeAWhile(Callback):
-    """Freezes one part in the second step, and lets it learn again in the third; notes the modes of all."""
+    """Freezes one part in the second step, unfreezes it in the third, and records the modes of all parts."""
 
     def __init__(self) -> None:
         self.modes = []
@@ -178,7 +178,7 @@ class FreezeAWhile(Callback):
         self.modes.append((encoder.training, encoder.norm.training, encoder.dropout.training))
 
 
-def test_a_part_that_the_user_set_to_evaluation_stays_there(manifest):
+def test_a_part_that_the_user_set_to_evaluation_mode_stays_in_it(manifest):
     encoder, watch = Own(), FreezeAWhile()
     model = FusionClassifier({"text": encoder}, Mean, CLASSES)
     encoder.dropout.eval()
@@ -187,7 +187,7 @@ def test_a_part_that_the_user_set_to_evaluation_stays_there(manifest):
 
 
 @pytest.mark.filterwarnings("error:Found")  # here none is meant to be
-def test_requires_grad_decides_not_what_freeze_said(manifest, tmp_path):
+def test_requires_grad_overrides_freeze(manifest, tmp_path):
     save_image("resnet", tmp_path / "model")
     encoder = ImageEncoder(str(tmp_path / "model"), freeze="all")
     model = FusionClassifier({"image": encoder}, Mean, CLASSES)
@@ -199,7 +199,7 @@ def test_requires_grad_decides_not_what_freeze_said(manifest, tmp_path):
     assert all(part.training for part in encoder.modules())
 
 
-def test_a_cache_that_keeps_nothing_says_so(manifest, tmp_path, caplog):
+def test_an_unused_cache_is_logged(manifest, tmp_path, caplog):
     model = FusionClassifier({"text": Own()}, Mean, CLASSES)
     model.enable_cache(tmp_path / "cache", augmented=())
     with caplog.at_level("INFO"):

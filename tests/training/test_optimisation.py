@@ -1,4 +1,4 @@
-"""What the optimizer is given, in a real Trainer."""
+"""Parameter groups and schedules in a real Trainer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..conftest import CLASSES
 
 
 class Stream(IterableDataset):
-    """Samples without a length."""
+    """A data set without a length."""
 
     def __init__(self, samples):
         self.samples = samples
@@ -60,7 +60,7 @@ def fit(manifest, tmp_path):
     "given",
     [{"streamed": True, "max_epochs": 2}, {"max_epochs": -1}, {"max_epochs": -1, "max_time": "00:00:00:01"}],
 )
-def test_a_schedule_wants_to_know_how_long_it_is(fit, given):
+def test_a_schedule_needs_the_length_of_the_run(fit, given):
     limited = {key: value for key, value in given.items() if key != "max_time"}
     with pytest.raises(UserError, match=r"give trainer.max_steps, or model.lr_scheduler.init_args.total_steps"):
         fit(**given)

@@ -1,4 +1,4 @@
-"""Values from a checkpoint, held against those that a run has in their place."""
+"""The training state of a checkpoint is checked against the state of the run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def step(model, optimizer, steps):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_optimizer_goes_on_as_if_it_had_not_stopped(name):
+def test_a_resumed_optimizer_gives_the_same_steps(name):
     model, optimizer = model_and_optimizer(name, **OPTIMIZERS[name])
     again, other = model_and_optimizer(name, steps=0, **OPTIMIZERS[name])
     again.load_state_dict(model.state_dict())
@@ -87,7 +87,7 @@ def test_an_optimizer_goes_on_as_if_it_had_not_stopped(name):
         (lambda s: s.update(state=[]), "no table"),
     ],
 )
-def test_an_optimizer_state_that_does_not_fit_is_refused(change, match):
+def test_an_optimizer_state_of_another_form_is_refused(change, match):
     optimizer = model_and_optimizer()[1]
     saved = copy.deepcopy(optimizer.state_dict())
     change(saved)
@@ -95,7 +95,7 @@ def test_an_optimizer_state_that_does_not_fit_is_refused(change, match):
         check_optimizer_state(optimizer, saved)
 
 
-def test_how_a_step_is_computed_is_not_taken_from_elsewhere():
+def test_hardware_options_are_those_of_this_run():
     optimizer = model_and_optimizer(fused=False)[1]
     saved = copy.deepcopy(optimizer.state_dict())
     saved["param_groups"][0].update(fused=True, surprise=1, lr=0.5)
@@ -113,7 +113,7 @@ def test_how_a_step_is_computed_is_not_taken_from_elsewhere():
         lambda o: SequentialLR(o, [StepLR(o, 1), StepLR(o, 2)], [3]),
     ],
 )
-def test_a_schedule_goes_on_as_it_was(make):
+def test_a_resumed_schedule_has_the_same_state(make):
     optimizer = model_and_optimizer()[1]
     schedule = make(optimizer)
     optimizer.step()
@@ -124,7 +124,7 @@ def test_a_schedule_goes_on_as_it_was(make):
     assert match_template(saved | {"get_lr": 3}, other.state_dict(), "schedule") == saved
 
 
-def test_messages_are_short_whatever_the_value():
+def test_messages_are_short_for_any_value():
     loop: list = []
     loop.append(loop)
     for value in ("x" * 10**6, 10**6000, loop, {"a": loop}, torch.zeros(10**6), object()):

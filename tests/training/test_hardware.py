@@ -1,4 +1,4 @@
-"""What is chosen for the hardware can be seen, and changes no result beyond rounding."""
+"""Defaults that depend on the hardware are logged, and change results by rounding only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from fusion_pl.training.optimisation import use_fused_step
 
 
-def stepped(model, optimizer):
+def train_steps(model, optimizer):
     for _ in range(3):
         model(torch.ones(2, 4)).square().sum().backward()
         optimizer.step()
@@ -28,19 +28,19 @@ def test_fused_step_is_the_same_step(kind):
     optimizer = kind(model.parameters(), lr=0.1)
     use_fused_step(optimizer)
     assert optimizer.param_groups[0]["fused"]
-    plain = stepped(twin, kind(twin.parameters(), lr=0.1, foreach=False))
-    torch.testing.assert_close(stepped(model, optimizer), plain)
+    plain = train_steps(twin, kind(twin.parameters(), lr=0.1, foreach=False))
+    torch.testing.assert_close(train_steps(model, optimizer), plain)
 
 
 @pytest.mark.parametrize("given", [{"fused": False}, {"foreach": True}])
-def test_the_users_choice_of_step_stays(given):
+def test_an_option_of_the_user_is_not_changed(given):
     optimizer = torch.optim.AdamW(nn.Linear(2, 2).parameters(), **given)
     before = dict(optimizer.param_groups[0])
     use_fused_step(optimizer)
     assert optimizer.param_groups[0]["fused"] == before["fused"]
 
 
-def test_an_optimizer_without_a_fused_step_is_left_alone():
+def test_an_optimizer_without_a_fused_step_is_unchanged():
     optimizer = torch.optim.LBFGS(nn.Linear(2, 2).parameters())
     use_fused_step(optimizer)
     assert "fused" not in optimizer.param_groups[0]
@@ -48,7 +48,7 @@ def test_an_optimizer_without_a_fused_step_is_left_alone():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc can keep freed memory")
 def test_freed_memory_is_kept():
-    """In a process of its own: what other tests left on the heap decides where the next block lies."""
+    """In a separate process: the heap of other tests changes where the next block is allocated."""
     script = """
 import resource, torch
 from fusion_pl.training.hardware import keep_memory
