@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -100,12 +99,12 @@ def test_an_address_is_refused_as_a_folder(fresh, capsys, option):
     assert sorted(Path().iterdir()) == before
 
 
-def test_the_demo_names_the_checkpoint_with_the_highest_number(fresh):
-    (command,) = re.findall(r"\$\$\((ls .*?)\)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+def test_the_demo_predicts_with_the_checkpoint_of_the_highest_number(fresh, capsys):
+    (options,) = re.findall(r"predict (--ckpt_path .*?) --data", (ROOT / "Makefile").read_text(encoding="utf-8"))
     for version in (10, 9):  # the later modification time belongs to the older run
         path = Path(f"lightning_logs/keypad/version_{version}/checkpoints/best.ckpt")
         path.parent.mkdir(parents=True)
         path.touch()
     os.utime("lightning_logs/keypad/version_10/checkpoints/best.ckpt", (0, 0))
-    found = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout
-    assert found == "lightning_logs/keypad/version_10/checkpoints/best.ckpt\n"
+    assert run("predict", [*options.split(), "--data.manifest", "rows.csv", "--output", "p.csv"]) == 2
+    assert "lightning_logs/keypad/version_10/checkpoints/best.ckpt is not a checkpoint" in capsys.readouterr().err
