@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pydoc
 import re
@@ -140,7 +141,9 @@ def _value_error(
     unknown = re.match(r"Option '(.+?)' is not accepted", str(cause))
     last = unknown[1].rpartition(".")[2] if unknown else keys[-1]
     paths = [path for message in messages for path in re.findall(r"class_path[ =]'([\w.]+)'", message)[-1:]]
-    cls = pydoc.locate(paths[0]) if paths else None
+    cls = None
+    with contextlib.suppress(pydoc.ErrorDuringImport):  # explained below
+        cls = pydoc.locate(paths[0]) if paths else None
     class_options: dict[str, Option] = {}
     if isinstance(cls, type) and (len(keys) > 1 or unknown):
         class_options = {key.rpartition(".")[2]: inner for key, inner in options_of_class(cls, option).items()}
@@ -188,7 +191,8 @@ def _class_error(cause: BaseException, messages: Sequence[str], key: str, option
     bases = " or ".join(f"{'an' if base.__name__[0] in 'AEIO' else 'a'} {base.__name__}" for base in option.bases)
     if match := re.match(r"Expected '([\w.]+)' to be a subclass of|Import path ([\w.]+) does not ", str(cause)):
         return f"{key}: {match[1] or match[2]} is not {bases}; name one {_class_example(option, key)}"
-    value = re.search(r"(?:Expected a dot import path string: |Got value: |Given value: )(\S+)", detail)
+    prefix = r"(?:Expected a dot import path string: |Got value: |Given value: )(?:Namespace\(class_path=')?"
+    value = re.search(prefix + r"([\w.]+(?=')|\S+)", detail)
     if not option.bases or not value:
         return None
     if isinstance(cause, ModuleNotFoundError):

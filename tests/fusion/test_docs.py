@@ -97,3 +97,19 @@ def test_the_example_head_trains_and_predicts_in_fresh_processes(tmp_path, manif
     lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 48
     assert {json.loads(line)["label"] for line in lines} <= {"high", "low"}
+
+
+def test_a_head_whose_module_cannot_be_imported_is_reported(tmp_path):
+    (tmp_path / "broken_heads.py").write_text("from fusion_pl.fusion import Nothing\n", encoding="utf-8")
+    model = {
+        "encoders": {"text": {"class_path": "fusion_pl.encoders.TinyText"}},
+        "fusion": {"class_path": "broken_heads.Head", "init_args": {"dim": 16}},
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"model": model}), encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "fusion_pl", "fit", "--config", "own.yaml", "--data", "fusion_pl.data.Keypad"]
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "broken_heads.Head cannot be imported: cannot import name 'Nothing'" in done.stderr
+    assert "Traceback" not in done.stderr
