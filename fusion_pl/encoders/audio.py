@@ -40,22 +40,19 @@ class AudioProcessor:
 
     def __init__(self, features: Features, max_seconds: float) -> None:
         self.features = features
-        self.max_seconds = max_seconds
+        max_samples = math.ceil(max_seconds * features.rate)
+        self.longest = min(max_samples, features.longest or max_samples)
 
     def __call__(self, values: Sequence[Waveform], training: bool = False) -> dict[str, Tensor]:
         """Process P clips."""
         return self.features([self._crop_and_pad(clip, training and not self.fixed).numpy() for clip in values])
 
-    @property
-    def _longest(self) -> int:
-        return int(min(math.ceil(self.max_seconds * self.features.rate), self.features.longest or math.inf))
-
     def crop(self, samples: int, rate: int, training: bool) -> tuple[int, int]:
         """Return which part of a clip is used, so that no more of its file is read."""
-        return crop_range(samples, rate, self.features.rate, self._longest, training and not self.fixed)
+        return crop_range(samples, rate, self.features.rate, self.longest, training and not self.fixed)
 
     def _crop_and_pad(self, clip: Waveform, training: bool) -> Float[Tensor, " N"]:
-        samples = crop_and_resample(clip, self.features.rate, self._longest, training)
+        samples = crop_and_resample(clip, self.features.rate, self.longest, training)
         return F.pad(samples, (0, max(0, self.features.shortest - len(samples))))
 
 
@@ -97,8 +94,8 @@ class AudioEncoder(PretrainedEncoder):
                 raise UserError(
                     "hidden_layers: CLAP folds time into its maps, so it has no sequences to combine: leave it out"
                 )
-        class_token = self.config.model_type == "audio-spectrogram-transformer"
-        self._finish(class_token, [self.dim] * (len(self._blocks()[1]) + 1))
+        has_class_token = self.config.model_type == "audio-spectrogram-transformer"
+        self._finish(has_class_token, [self.dim] * (len(self._blocks()[1]) + 1))
 
     def _build(self) -> nn.Module:
         config = self.config
@@ -154,22 +151,18 @@ class AudioEncoder(PretrainedEncoder):
         """
         model_type = self.config.model_type
         if model_type in WAVEFORM_MODELS:
-            out = self._call(input_values=torch.stack([values, mask.to(values.dtype)]), attention_mask=mask.long())
+            with warnings.catch_warnings():  # WavLM's attention combines a Boolean and a float mask, which works
+                warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
+                packed = torch.stack([values, mask.to(values.dtype)])
+                out = self._call(input_values=packed, attention_mask=mask.long())
             return self._encoded(out.last_hidden_state, self._token_mask(mask), out.hidden_states)
         if model_type == "clap":
             tokens = self._call(input_features=values).last_hidden_state.flatten(2).transpose(1, 2)
             return self._encoded(tokens, mask)
-        name = "input_features" if model_type == "whisper" else "input_values"
-        out = self._call(**{name: values})
+        inputs: dict[str, Any] = {"input_features" if model_type == "whisper" else "input_values": values}
+        out = self._call(**inputs)
         width = mask.shape[1]  # Whisper has 1500 tokens; those after the longest clip of the batch are dropped
         return self._encoded(out.last_hidden_state[:, :width], mask, [h[:, :width] for h in out.hidden_states or ()])
-
-    def _call(self, **inputs: Any) -> Any:
-        if self.config.model_type != "wavlm":
-            return super()._call(**inputs)
-        with warnings.catch_warnings():  # its attention combines a Boolean and a float mask, which works
-            warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
-            return super()._call(**inputs)
 
     def _token_mask(self, mask: Bool[Tensor, "B N"]) -> Bool[Tensor, "B T"]:
         """Return the mask of tokens from the mask of samples."""

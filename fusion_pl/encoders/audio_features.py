@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,130 +15,110 @@ from torch import Tensor, nn
 Clips = Sequence[np.ndarray]
 
 
-@runtime_checkable
-class Features(Protocol):
+class Features(ABC):
     """Feature extraction of a family of models.
+
+    Args:
+        extractor: a feature extractor of transformers.
+        shortest: minimum number of samples, those of one token; shorter clips are padded with silence.
+        longest: maximum number of samples; None = any number.
 
     Attributes:
         rate: sampling rate, in Hz.
-        shortest: minimum number of samples, those of one token; shorter clips are padded with silence.
-        longest: maximum number of samples; None = any number.
     """
 
-    rate: int
-    shortest: int
+    def __init__(self, extractor: Any, shortest: int, longest: int | None = None) -> None:
+        self.extractor = extractor
+        self.rate = int(extractor.sampling_rate)
+        self.shortest = shortest
+        self.longest = longest
 
-    @property
-    def longest(self) -> int | None: ...  # noqa: D102
-
+    @abstractmethod
     def __call__(self, clips: Clips) -> dict[str, Tensor]:
         """Return ``values`` and ``mask`` of P clips."""
-        ...
+
+    def _extract(self, clips: Clips, **options: Any) -> Any:
+        return self.extractor(list(clips), sampling_rate=self.rate, return_tensors="pt", **options)
 
 
 def _mask(counts: Sequence[int], width: int | None = None) -> Bool[Tensor, "P T"]:
     return torch.arange(width or max(counts))[None] < torch.tensor(counts)[:, None]
 
 
-@dataclass
-class Samples:
+class Samples(Features):
     """Wav2Vec2, HuBERT, WavLM: samples, padded to the longest clip, with a mask of samples."""
-
-    extractor: Any
-    shortest: int
-    longest: int | None = None
-
-    def __post_init__(self) -> None:
-        self.rate = int(self.extractor.sampling_rate)
 
     def __call__(self, clips: Clips) -> dict[str, Tensor]:
         """Normalise each clip without its padding, and pad."""
         # Without a mask, the default of some models, the padding would take part in the normalisation.
-        features = self.extractor(
-            list(clips), sampling_rate=self.rate, padding=True, return_attention_mask=True, return_tensors="pt"
-        )
+        features = self._extract(clips, padding=True, return_attention_mask=True)
         return {"values": features["input_values"].float(), "mask": features["attention_mask"].bool()}
 
 
-@dataclass
-class Whisper:
+class Whisper(Features):
     """Whisper: the spectrogram of a window of fixed length (30 s), with a mask of tokens (two frames each)."""
 
-    extractor: Any
-
-    def __post_init__(self) -> None:
-        self.rate = int(self.extractor.sampling_rate)
-        self.shortest = 2 * int(self.extractor.hop_length)
-        self.longest = int(self.extractor.n_samples)
+    def __init__(self, extractor: Any) -> None:
+        super().__init__(extractor, shortest=2 * int(extractor.hop_length), longest=int(extractor.n_samples))
 
     def __call__(self, clips: Clips) -> dict[str, Tensor]:
         """Pad to the window with silence."""
-        features = self.extractor(list(clips), sampling_rate=self.rate, return_tensors="pt")
-        counts = [-(-len(clip) // self.shortest) for clip in clips]
-        return {"values": features["input_features"].float(), "mask": _mask(counts)}
+        counts = [math.ceil(len(clip) / self.shortest) for clip in clips]
+        return {"values": self._extract(clips)["input_features"].float(), "mask": _mask(counts)}
 
 
-@dataclass
-class Patches:
+class Patches(Features):
     """AST: the filter bank of a window of fixed length (10 s), with a mask of two class tokens and overlapping patches.
 
-    Attributes:
+    Args:
+        extractor: a feature extractor of transformers.
         patch: frames per patch.
         stride: frames between the starts of patches.
         across: number of patches along frequency.
     """
 
-    extractor: Any
-    patch: int
-    stride: int
-    across: int
-
-    def __post_init__(self) -> None:
-        self.rate = int(self.extractor.sampling_rate)
-        self.hop = self.rate // 100  # Kaldi's filter bank: complete windows of 25 ms every 10 ms
-        self.shortest = self.rate // 40
-        self.longest = (int(self.extractor.max_length) - 1) * self.hop + self.shortest
+    def __init__(self, extractor: Any, patch: int, stride: int, across: int) -> None:
+        rate, frames = int(extractor.sampling_rate), int(extractor.max_length)
+        window, self.hop = rate // 40, rate // 100  # Kaldi's filter bank: complete windows of 25 ms every 10 ms
+        super().__init__(extractor, window, longest=(frames - 1) * self.hop + window)
+        self.stride = stride
+        self.across = across
+        self.along = (frames - patch) // stride + 1  # number of patches along time
 
     def __call__(self, clips: Clips) -> dict[str, Tensor]:
         """Pad to the window; patches that start before the end of the clip are real."""
-        features = self.extractor(list(clips), sampling_rate=self.rate, return_tensors="pt")
         frames = [1 + (len(clip) - self.shortest) // self.hop for clip in clips]
-        width = (int(self.extractor.max_length) - self.patch) // self.stride + 1
-        patches = _mask([min(width, -(-count // self.stride)) for count in frames], width)
+        patches = _mask([math.ceil(count / self.stride) for count in frames], self.along)
         mask = torch.cat([torch.ones(len(clips), 2, dtype=torch.bool), patches.repeat(1, self.across)], dim=1)
-        return {"values": features["input_values"].float(), "mask": mask}
+        return {"values": self._extract(clips)["input_values"].float(), "mask": mask}
 
 
-@dataclass
-class Repeated:
+class Repeated(Features):
     """CLAP: the spectrogram of a window of fixed length (10 s), filled with repetitions of the clip.
 
-    Attributes:
+    Args:
+        extractor: a feature extractor of transformers.
         times: number of tokens along time.
         across: number of tokens along frequency.
     """
 
-    extractor: Any
-    times: int
-    across: int
-
-    def __post_init__(self) -> None:
-        self.rate = int(self.extractor.sampling_rate)
-        self.shortest = int(self.extractor.hop_length)
-        self.longest = int(self.extractor.nb_max_samples)
+    def __init__(self, extractor: Any, times: int, across: int) -> None:
+        self.window = int(extractor.nb_max_samples)
+        super().__init__(extractor, shortest=int(extractor.hop_length), longest=self.window)
+        self.times = times
+        self.across = across
 
     def __call__(self, clips: Clips) -> dict[str, Tensor]:
         """Fill the window; tokens of all repetitions are real."""
-        features = self.extractor(list(clips), sampling_rate=self.rate, return_tensors="pt")
-        counts = [-(-self._filled_samples(len(clip)) * self.times // self.longest) for clip in clips]
+        counts = [math.ceil(self._filled_samples(len(clip)) * self.times / self.window) for clip in clips]
         # Crops fit into the window, so the other three spectrograms of the "fusion" models are copies.
-        values = features["input_features"][:, :1].float()
+        values = self._extract(clips)["input_features"][:, :1].float()
         return {"values": values, "mask": _mask(counts, self.times).repeat(1, self.across)}
 
     def _filled_samples(self, samples: int) -> int:
         if self.extractor.padding == "repeat":
-            return self.longest
-        return samples * (self.longest // samples) if self.extractor.padding == "repeatpad" else samples
+            return self.window
+        return samples * (self.window // samples) if self.extractor.padding == "repeatpad" else samples
 
 
 class MaskedFeatures(nn.Module):

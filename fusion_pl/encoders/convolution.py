@@ -75,6 +75,7 @@ class SmallEncoder(Encoder):
         UserError: if an argument is out of range.
     """
 
+    layers: nn.ModuleList
     layer_mixing: LayerMixing | None
     pool: MeanMax
 
@@ -87,24 +88,20 @@ class SmallEncoder(Encoder):
         self.dim = dim
 
     def _add_pooling(self, dims: Sequence[int], combine: Combine | None, dropout: float, maps: bool = False) -> None:
-        """Build the layer mixing and the pooling, after all other layers.
-
-        Args:
-            dims: channels of each hidden layer.
-            combine: how all hidden layers are combined; None = the last one is used.
-            dropout: of the pooling.
-            maps: whether hidden layers are feature maps.
-        """
+        """Build the mixing of all hidden layers, which have ``dims`` channels, and the pooling."""
         self.hidden_layers = range(len(dims)) if combine else ()
         self.layer_mixing = build_layer_mixing(type(self).__name__, self.hidden_layers, combine, dims, maps)
         if self.layer_mixing is not None:
             self.dim = self.layer_mixing.dim
         self.pool = MeanMax(self.dim, dropout)
 
-    def _encode_sequence(self, states: Sequence[Float[Tensor, "B T D"]], mask: Bool[Tensor, "B T"]) -> Encoded:
-        """Return the encoder's output from the states of its hidden layers."""
-        tokens, weights = states[-1], None
+    def _encode_sequence(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Encoded:
+        """Apply ``layers``, combine hidden layers if required, and pool."""
+        states, weights = [tokens], None
+        for layer in self.layers:
+            tokens, mask = layer(tokens, mask)
+            states.append(tokens)
         if self.layer_mixing is not None:
-            tokens, weights = self.layer_mixing(states, mask.to(tokens.dtype))
+            tokens, weights = self.layer_mixing(states, mask)
             tokens = tokens * mask.unsqueeze(-1)
         return Encoded(tokens, mask, self.pool(tokens, mask), weights)

@@ -18,6 +18,7 @@ from fusion_pl.encoders.layer_mixing import Combine, as_tokens
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
 from fusion_pl.types import Encoded, Kind, MissingFileError, UserError
 
+PROCESSOR = "image processor (preprocessor_config.json)"
 MAX_ASPECT_RATIO = 4  # of an image that is resized by its shorter edge
 # Models that apply their final norm to the pooled embedding only -> name of the norm.
 FINAL_NORMS = {"clip_vision_model": "post_layernorm", "convnext": "layernorm", "convnextv2": "layernorm"}
@@ -51,7 +52,7 @@ class ImageProcessor:
         from torchvision.transforms.v2 import functional as tv
 
         pixels = tv.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
-        height, width = self.size, self.size
+        height = width = self.size
         if self.edge is not None:
             pixels = _centre_crop(pixels, pixels.shape[2] * MAX_ASPECT_RATIO, pixels.shape[1] * MAX_ASPECT_RATIO)
             short = min(pixels.shape[1:])
@@ -96,7 +97,6 @@ class ImageEncoder(PretrainedEncoder):
     needs = ("config.json", "preprocessor_config.json")
     shift: Tensor
     scale: Tensor
-    interpolate_positions: bool
 
     def __init__(
         self,
@@ -122,12 +122,15 @@ class ImageEncoder(PretrainedEncoder):
         self._check_size(processor.size)
         self._set_normalisation(settings)
         class_token = any(name.endswith(("cls_token", "class_embedding")) for name, _ in self.model.named_parameters())
-        output = self._probe(64 if self.convolutional else processor.size)
+        # Configurations of models give the dimensions in different ways; an output for a blank image shows them.
+        size = 64 if self.convolutional else processor.size
+        self.model.eval()
+        with torch.no_grad():
+            output = self._call_model(torch.zeros(1, 3, size, size), hidden_states=True)
         self.dim = as_tokens(output.last_hidden_state).shape[-1]
         states = _hidden_states(output)
-        self._finish(
-            class_token, [as_tokens(state).shape[-1] for state in states], maps=bool(states) and states[0].dim() == 4
-        )
+        widths = [as_tokens(state).shape[-1] for state in states]
+        self._finish(class_token, widths, maps=bool(states) and states[0].dim() == 4)
 
     def load_pretrained(self) -> None:
         """Load the weights, and log the memory format if it was chosen automatically."""
@@ -146,9 +149,7 @@ class ImageEncoder(PretrainedEncoder):
         from transformers import AutoImageProcessor
 
         try:
-            processor = read(
-                AutoImageProcessor.from_pretrained, self.source, "image processor (preprocessor_config.json)"
-            )
+            processor = read(AutoImageProcessor.from_pretrained, self.source, PROCESSOR)
         except MissingFileError:
             if self.pretrained_weights:
                 raise
@@ -159,9 +160,8 @@ class ImageEncoder(PretrainedEncoder):
     def _check_size(self, size: int) -> None:
         """Interpolate the position embedding of a transformer that was trained with another image size."""
         trained = getattr(self.config, "image_size", size)
-        self.interpolate_positions = not self.convolutional and size != (
-            trained if isinstance(trained, int) else trained[0]
-        )
+        trained = trained if isinstance(trained, int) else trained[0]
+        self.interpolate_positions = not self.convolutional and size != trained
         patch = getattr(self.config, "patch_size", 1)
         if not self.convolutional and size < patch:
             raise UserError(f"image_size: {size} is smaller than one patch ({patch} pixels) of {self.source}")
@@ -175,20 +175,9 @@ class ImageEncoder(PretrainedEncoder):
         self.register_buffer("scale", (factor / std).view(3, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).view(3, 1, 1), persistent=False)
 
-    def _probe(self, size: int) -> Any:
-        """Return the output for a blank image: configurations of models give the dimensions in different ways."""
-        training, hidden_layers, self.hidden_layers = self.model.training, self.hidden_layers, [0]
-        self.model.eval()
-        with torch.no_grad():
-            output = self._call_model(torch.zeros(1, 3, size, size))
-        self.model.train(training)
-        self.hidden_layers = hidden_layers
-        return output
-
-    def _call_model(self, pixels: Tensor) -> Any:
-        return self._call(
-            pixel_values=pixels, **({"interpolate_pos_encoding": True} if self.interpolate_positions else {})
-        )
+    def _call_model(self, pixels: Tensor, hidden_states: bool = False) -> Any:
+        options = {"interpolate_pos_encoding": True} if self.interpolate_positions else {}
+        return self._call(pixel_values=pixels, hidden_states=hidden_states, **options)
 
     def forward(self, pixel_values: UInt8[Tensor, "B 3 S S"]) -> Encoded:  # type: ignore[override]
         """Encode P images.

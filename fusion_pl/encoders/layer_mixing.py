@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from fusion_pl.layers import InputWeights
+from fusion_pl.layers import InputWeights, masked_mean
 from fusion_pl.types import UserError
 
 Combine = Literal["concat", "sum", "attention", "pyramid"]
@@ -60,13 +60,13 @@ class LayerMixing(nn.Module):
             self.weigh = InputWeights([str(layer) for layer in range(len(widths))], self.dim, "sample")
 
     def forward(
-        self, states: Sequence[Tensor], real: Float[Tensor, "P T"] | None = None
+        self, states: Sequence[Tensor], mask: Bool[Tensor, "P T"] | None = None
     ) -> tuple[Float[Tensor, "P T D"], Float[Tensor, "P L"] | None]:
         """Combine the layers.
 
         Args:
             states: L sequences (P, T, D), or feature maps (P, D, H, W).
-            real: 1 for each real position, else 0; None = all are real. For sequences only.
+            mask: True = real position; None = all are real. For sequences only.
 
         Returns:
             The sequence of tokens, row by row for feature maps, and the weight of each layer (``attention`` only).
@@ -84,9 +84,9 @@ class LayerMixing(nn.Module):
         stacked = torch.stack(normed, dim=1)
         if self.weigh is None:
             return stacked.sum(1), None
-        ones = stacked.new_ones(stacked.shape[0], 1, stacked.shape[2], 1) if real is None else real[:, None, :, None]
-        means = (stacked * ones).sum(2) / ones.sum(2).clamp(min=1)
-        weights = self.weigh(means, torch.ones_like(means[..., 0], dtype=torch.bool)).exp()
+        real = torch.ones(stacked.shape[:3], dtype=torch.bool, device=stacked.device)
+        means = masked_mean(stacked, real if mask is None else real & mask[:, None])
+        weights = self.weigh(means, real[..., 0]).exp()
         return (weights[..., None, None] * stacked).sum(1), weights
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +20,7 @@ from fusion_pl.types import Encoded, UserError
 Freeze = Literal["all", "none"] | int
 Pooling = Literal["mean", "cls", "max"]
 
+POOLINGS = {"mean": masked_mean, "max": masked_max}
 UNUSED = ("mask_token", "masked_spec_embed")  # used in masked pre-training only, so they get no gradient
 
 
@@ -89,32 +89,28 @@ class PretrainedEncoder(Encoder):
         return AutoModel
 
     def _build(self) -> nn.Module:
+        auto = self._auto_class(self.config)
         try:
-            model: nn.Module = self._auto_class(self.config).from_config(
-                self.config, dtype=torch.float32, trust_remote_code=False
-            )
-        except UserError:
+            return cast(nn.Module, auto.from_config(self.config, dtype=torch.float32, trust_remote_code=False))
+        except UserError:  # the model is larger than its checkpoint
             raise
         except ValueError as error:
             raise UserError(
                 f"pretrained: {self.source} is a {self.config.model_type!r} model, which {type(self).__name__} cannot "
                 "build: choose another model, or another encoder"
             ) from error
-        return model
 
     def _tower_of(self, model: Any) -> nn.Module:
         if getattr(model.config, "is_encoder_decoder", False):
             model = getattr(model, "encoder", model)
         for name in self.tower:
             model = getattr(model, name, model)
-        assert isinstance(model, nn.Module)
-        return model
+        return cast(nn.Module, model)
 
     def _prepare(self, model: nn.Module) -> nn.Module:
         """Remove modules that are not used for tokens: every parameter must get a gradient."""
         for name in ("pooler", "head"):
-            module = getattr(model, name, None)
-            if isinstance(module, nn.Module) and any(True for _ in module.parameters()):
+            if any(parameter.startswith(f"{name}.") for parameter, _ in model.named_parameters()):
                 setattr(model, name, None)
         return model
 
@@ -167,16 +163,25 @@ class PretrainedEncoder(Encoder):
         return encoder
 
     def _freeze(self) -> None:
-        if self.freeze == "none":
+        if isinstance(self.freeze, str):
+            if self.freeze == "all":
+                self.model.requires_grad_(False)
             return
-        if self.freeze == "all":
-            self.model.requires_grad_(False)
-            return
-        name, blocks = self._blocks()
+        stack, blocks = self._blocks()
         if not 0 <= self.freeze <= len(blocks):
             raise UserError(f"freeze: {self.freeze} is not between 0 and the {len(blocks)} blocks of {self.source}")
-        for parameter in self._bottom(name, self.freeze):
-            parameter.requires_grad_(False)
+        below = True  # modules are registered in the order of computation, except for two norms
+        final_norm = "encoder.layer_norm." if getattr(self.config, "do_stable_layer_norm", False) else None
+        for name, parameter in self.model.named_parameters():
+            if name.startswith(f"{stack}."):
+                below = False
+                frozen = int(name.removeprefix(f"{stack}.").partition(".")[0]) < self.freeze
+            elif final_norm is not None and name.startswith(final_norm):
+                frozen = False
+            else:
+                frozen = below or name.startswith("batch_norm.")  # CLAP's input norm
+            if frozen:
+                parameter.requires_grad_(False)
 
     def _blocks(self) -> tuple[str, nn.ModuleList]:
         """Return name and modules of the stack of blocks: the outermost ModuleList, or the longest of several."""
@@ -187,20 +192,8 @@ class PretrainedEncoder(Encoder):
         ]
         return min(lists, key=lambda item: (item[0].count("."), -len(item[1])))
 
-    def _bottom(self, stack: str, count: int) -> Iterator[nn.Parameter]:
-        """Yield the parameters below block ``count``; all modules but two are registered in order of computation."""
-        below = True
-        last = "encoder.layer_norm" if getattr(self.config, "do_stable_layer_norm", False) else None
-        for name, parameter in self.model.named_parameters():
-            if name.startswith(f"{stack}."):
-                below = False
-                if int(name.removeprefix(f"{stack}.").partition(".")[0]) < count:
-                    yield parameter
-            elif (below and name.rpartition(".")[0] != last) or name.startswith("batch_norm."):  # CLAP's input norm
-                yield parameter
-
-    def _call(self, **inputs: Any) -> Any:
-        return self.model(**inputs, output_hidden_states=bool(self.hidden_layers), return_dict=True)
+    def _call(self, hidden_states: bool = False, **inputs: Any) -> Any:
+        return self.model(**inputs, output_hidden_states=hidden_states or bool(self.hidden_layers), return_dict=True)
 
     def _encoded(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], states: Any = ()) -> Encoded:
         """Combine hidden layers if required, set padding to zero, and pool."""
@@ -208,24 +201,14 @@ class PretrainedEncoder(Encoder):
         if self.layer_mixing is not None:
             selected = [states[layer] for layer in self.hidden_layers]
             maps = selected[0].dim() == 4
-            tokens, weights = self.layer_mixing(selected, None if maps else mask.to(tokens.dtype))
+            tokens, weights = self.layer_mixing(selected, None if maps else mask)
             mask = mask.new_ones(tokens.shape[:2]) if maps else mask
         tokens = tokens.masked_fill(~mask.unsqueeze(-1), 0.0)
-        return Encoded(tokens, mask, self._pool(tokens, mask), weights)
-
-    def _pool(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
-        if self.pooling == "cls":
-            return tokens[:, 0]
-        return masked_mean(tokens, mask) if self.pooling == "mean" else masked_max(tokens, mask)
+        embedding = tokens[:, 0] if self.pooling == "cls" else POOLINGS[self.pooling](tokens, mask)
+        return Encoded(tokens, mask, embedding, weights)
 
     def _finish(self, has_class_token: bool, widths: list[int], maps: bool = False) -> None:
-        """Check the pooling, and build the layer mixing.
-
-        Args:
-            has_class_token: whether the first token is a class token.
-            widths: channels of each hidden layer.
-            maps: whether hidden layers are feature maps.
-        """
+        """Check the pooling, and build the layer mixing of hidden layers with ``widths`` channels."""
         if self.pooling == "cls" and not has_class_token:
             raise UserError(f"pooling: {self.source} has no class token: choose mean or max")
         self.layer_mixing = build_layer_mixing(self.source, self.hidden_layers, self.combine, widths, maps)

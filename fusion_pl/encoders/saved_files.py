@@ -15,28 +15,14 @@ from fusion_pl.messages import reason, short
 from fusion_pl.plain_data import walk
 from fusion_pl.types import UserError
 
+PROCESSORS = {"preprocessor_config.json", "processor_config.json"}
 # Files whose keys are settings; the keys of other JSON files are tokens.
-SETTINGS = {"config.json", "tokenizer_config.json", "special_tokens_map.json"}
-SETTINGS |= {"preprocessor_config.json", "processor_config.json"}
+SETTINGS = {"config.json", "tokenizer_config.json", "special_tokens_map.json"} | PROCESSORS
 # ``vocab_files_names`` of the tokenizers of transformers.
-VOCABULARIES = {
-    "added_tokens.json",
-    "bpe.codes",
-    "byte_maps.json",
-    "dict.txt",
-    "emoji.json",
-    "encoder.json",
-    "merges.txt",
-}
-VOCABULARIES |= {
-    "entity_vocab.json",
-    "normalizer.json",
-    "target_vocab.json",
-    "vocab-src.json",
-    "vocab-tgt.json",
-    "vocab.json",
-}
-VOCABULARIES |= {"prophetnet.tokenizer", "vocab.bpe", "vocab.txt", "word_pronunciation.json", "word_shape.json"}
+VOCABULARIES = {"added_tokens.json", "bpe.codes", "byte_maps.json", "dict.txt", "emoji.json", "encoder.json"}
+VOCABULARIES |= {"entity_vocab.json", "merges.txt", "normalizer.json", "prophetnet.tokenizer", "target_vocab.json"}
+VOCABULARIES |= {"vocab-src.json", "vocab-tgt.json", "vocab.bpe", "vocab.json", "vocab.txt"}
+VOCABULARIES |= {"word_pronunciation.json", "word_shape.json"}
 SENTENCEPIECE = re.compile(r"[\w.-]+\.(model|vocab|spm)")
 UNNEEDED = {"chat_template.jinja", "chat_template.json", "generation_config.json", "README.md"}
 CODE_FILES = re.compile(r".*\.(py\w?|so|dll|dylib|sh|bat|exe|pkl|pickle|joblib|bin|pth?|ckpt)", re.IGNORECASE)
@@ -48,16 +34,8 @@ MAX_NUMBER = 2**24  # in a configuration
 UNBOUNDED = {"rope_theta", "theta", "max_length", "model_max_length"}  # not the size of any tensor
 MAX_GROWTH = 64  # factor by which a normalizer may lengthen a text
 MAX_SPECIAL_TOKENS = 64  # that a template adds to a text
-TOKEN_KEYS = {
-    "id",
-    "content",
-    "single_word",
-    "lstrip",
-    "rstrip",
-    "normalized",
-    "special",
-    "__type",
-}  # the library prints others
+# Properties of a token; the tokenizers library prints others.
+TOKEN_KEYS = {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"}
 MAX_IMAGE_SIZE = 4096  # pixels per side
 MAX_SAMPLES = 2**22  # per clip: four minutes at 16 kHz
 MAX_SPECTROGRAM_SIZE = 2**24  # entries; those of Whisper and CLAP have about a million
@@ -88,13 +66,13 @@ def check_saved_files(folder: str) -> None:
         UserError: for code or a pickle, and for settings beyond the limits of known models.
     """
     for path in sorted(Path(folder).iterdir()):
-        if not is_allowed(path.name) and not CODE_FILES.fullmatch(path.name):
-            path.unlink()
-            continue
-        if not is_allowed(path.name):
+        if CODE_FILES.fullmatch(path.name):
             raise UserError(
                 f"the checkpoint holds a file {path.name}, which fusion-pl does not write: it was tampered with"
             )
+        if not is_allowed(path.name):
+            path.unlink()
+            continue
         if path.stat().st_size > MAX_FILE_SIZE:
             raise UserError(f"the checkpoint's {path.name} is larger than any that is known")
         if path.suffix == ".json":
@@ -122,14 +100,14 @@ def _check(name: str, content: Any) -> None:
     tokens = content.get("added_tokens") if name == "tokenizer.json" else content
     if any("content" in token and not set(token) <= TOKEN_KEYS for token in _dicts(tokens)):
         raise UserError("a token has properties that tokenizers do not have")
-    if name not in {"config.json", "preprocessor_config.json", "processor_config.json"}:
+    if name != "config.json" and name not in PROCESSORS:
         return
     for key, value in _walk(content):
         if isinstance(value, int) and abs(value) > MAX_NUMBER and key not in UNBOUNDED:
             raise UserError(f"{short(key)} is {short(str(value))}, beyond what any model has")
         if (key == "backbone" and isinstance(value, str)) or (key == "model_type" and str(value).startswith("timm")):
             raise UserError(f"{key} {short(str(value))!r} names a model of another repository, which is not read")
-    if name != "config.json":
+    if name in PROCESSORS:
         _check_processor(content)
 
 
@@ -159,7 +137,7 @@ def _check_processor(settings: dict[str, Any]) -> None:
 def _check_tokenizer(content: dict[str, Any]) -> None:
     """Check how much a text may grow, and refuse data that would abort the process in the tokenizers library."""
     for part in ("normalizer", "pre_tokenizer"):
-        steps = [value for _, value in _walk(content.get(part)) if isinstance(value, dict)]
+        steps = list(_dicts(content.get(part)))
         grown = math.prod(1 + len(step["content"]) for step in steps if step.get("type") == "Replace")
         added = sum(len(step.get("prepend") or "") for step in steps if step.get("type") == "Prepend")
         if grown > MAX_GROWTH or added > MAX_GROWTH:
@@ -172,11 +150,8 @@ def _check_tokenizer(content: dict[str, Any]) -> None:
                     raise UserError("its normalizer's table is cut off")
     template = content.get("post_processor") or {}
     ids = [len(value) for key, value in _walk(template) if key == "ids" and isinstance(value, list)]
-    if (
-        len(ids) > MAX_SPECIAL_TOKENS
-        or sum(ids) > MAX_SPECIAL_TOKENS
-        or sum("SpecialToken" in v for v in _dicts(template)) > MAX_SPECIAL_TOKENS
-    ):
+    special_tokens = sum("SpecialToken" in step for step in _dicts(template))
+    if max(len(ids), sum(ids), special_tokens) > MAX_SPECIAL_TOKENS:
         raise UserError(f"its post_processor adds more than {MAX_SPECIAL_TOKENS} tokens to a text")
 
 

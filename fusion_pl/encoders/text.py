@@ -96,7 +96,9 @@ class TextEncoder(PretrainedEncoder):
         tokenizer = self._tokenizer()
         if max_tokens < 1:
             raise UserError(f"max_tokens: {max_tokens} is not a number of tokens: give at least 1, such as 128")
-        self.processor = TextProcessor(tokenizer, min(max_tokens, self._positions() or max_tokens), self._vocab_size())
+        model: Any = self.model
+        vocab_size = int(model.get_input_embeddings().num_embeddings)
+        self.processor = TextProcessor(tokenizer, min(max_tokens, self._positions() or max_tokens), vocab_size)
         self._finish(tokenizer.cls_token is not None, [self.dim] * (len(self._blocks()[1]) + 1))
 
     def _auto_class(self, config: Any) -> Any:
@@ -119,10 +121,6 @@ class TextEncoder(PretrainedEncoder):
         self._files |= saved(tokenizer)
         return tokenizer
 
-    def _vocab_size(self) -> int:
-        model: Any = self.model
-        return int(model.get_input_embeddings().num_embeddings)
-
     def _positions(self) -> int | None:
         """Return the length of the position embedding; None if positions are relative."""
         for name, module in self.model.named_modules():
@@ -130,9 +128,7 @@ class TextEncoder(PretrainedEncoder):
                 return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
         return None
 
-    def forward(  # type: ignore[override]  # the keys of the processor's output
-        self, input_ids: Int[Tensor, "B T"], attention_mask: Tensor
-    ) -> Encoded:
+    def forward(self, input_ids: Int[Tensor, "B T"], attention_mask: Tensor) -> Encoded:  # type: ignore[override]
         """Encode P texts.
 
         Args:

@@ -84,13 +84,13 @@ class LogMel(nn.Module):
         self, samples: Float[Tensor, "P N"], lengths: Int[Tensor, " P"]
     ) -> tuple[Float[Tensor, "P T K"], Bool[Tensor, "P T"]]:
         """Return one frame per 10 ms, zeros after the end of a clip, and the mask."""
+        lengths = lengths.clamp(min=1)
         num_frames = self._frames(max(samples.shape[1], 1))
-        mask = torch.arange(num_frames, device=lengths.device) < self._frames(lengths.clamp(min=1)).unsqueeze(1)
+        mask = torch.arange(num_frames, device=lengths.device) < self._frames(lengths).unsqueeze(1)
+        padding = self.window + (num_frames - 1) * self.hop - samples.shape[1]
         with torch.autocast(samples.device.type, enabled=False):
-            sound = nn.functional.pad(
-                samples.float(), (0, self.window + (num_frames - 1) * self.hop - samples.shape[1])
-            )
-            loudness = (sound.square().sum(1) / lengths.clamp(min=1)).sqrt().clamp(min=MIN_RMS)
+            sound = nn.functional.pad(samples.float(), (0, padding))
+            loudness = (sound.square().sum(1) / lengths).sqrt().clamp(min=MIN_RMS)
             power = self._power(sound / loudness.unsqueeze(1)).transpose(1, 2)
             mels = (power @ self.bands.float()).add(MIN_POWER).log()
             if self.centered:
@@ -144,16 +144,10 @@ class TinyAudio(SmallEncoder):
         self.layers = nn.ModuleList(MaskedConv(dim, dim) for _ in range(num_layers))
         self._add_pooling([dim] * (1 + num_layers), combine, dropout)
 
-    def forward(  # type: ignore[override]
-        self, samples: Float[Tensor, "P N"], lengths: Int[Tensor, " P"]
-    ) -> Encoded:
+    def forward(self, samples: Float[Tensor, "P N"], lengths: Int[Tensor, " P"]) -> Encoded:  # type: ignore[override]
         """Return one token per four frames."""
         mels, mask = self.spectrogram(samples, lengths)
         tokens = mels.to(self.pool.project.weight.dtype)
         for layer in self.shorten:
             tokens, mask = layer(tokens, mask)
-        states = [tokens]
-        for layer in self.layers:
-            tokens, mask = layer(tokens, mask)
-            states.append(tokens)
-        return self._encode_sequence(states, mask)
+        return self._encode_sequence(tokens, mask)

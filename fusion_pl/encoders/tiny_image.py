@@ -72,11 +72,9 @@ class TinyImage(SmallEncoder):
         super().__init__(dim)
         self.processor = Pixels(image_size, channels)
         self.coordinates = coordinates
-        self.layers = nn.Sequential(
-            _conv(channels + 2 * coordinates, dim // 2, width=5, stride=2),
-            _conv(dim // 2 + 2 * coordinates, dim, stride=2),
-            _conv(dim + 2 * coordinates, dim),
-        )
+        extra = 2 * coordinates  # channels
+        first = _conv(channels + extra, dim // 2, width=5, stride=2)
+        self.layers = nn.ModuleList([first, _conv(dim // 2 + extra, dim, stride=2), _conv(dim + extra, dim)])
         self._add_pooling([dim // 2, dim, dim], combine, dropout, maps=True)
 
     def forward(self, pixels: UInt8[Tensor, "P K S S"]) -> Encoded:  # type: ignore[override]

@@ -71,9 +71,4 @@ class TinyText(SmallEncoder):
 
     def forward(self, ids: Int[Tensor, "P T"], mask: Bool[Tensor, "P T"]) -> Encoded:  # type: ignore[override]
         """Return a token per byte."""
-        tokens = self.embed(ids) * mask.unsqueeze(-1)
-        states = [tokens]
-        for layer in self.layers:
-            tokens, mask = layer(tokens, mask)
-            states.append(tokens)
-        return self._encode_sequence(states, mask)
+        return self._encode_sequence(self.embed(ids) * mask.unsqueeze(-1), mask)

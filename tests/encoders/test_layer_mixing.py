@@ -46,7 +46,7 @@ def test_attention_weights_depend_on_real_positions_of_each_sample():
     states = [drawn(2, 4, 5) for _ in range(3)]
     mixing = LayerMixing((5, 5, 5), "attention").double()
     nn.init.normal_(mixing.weigh.offset)
-    found, weights = mixing(states, MASK.double())
+    found, weights = mixing(states, MASK)
     first, _, last = mixing.weigh.gate
     for row in range(2):
         count = int(MASK[row].sum())
