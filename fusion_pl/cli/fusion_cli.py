@@ -48,7 +48,7 @@ from fusion_pl.training.interrupt import SaveWhenStopped, Stopped
 from fusion_pl.training.loggers import LogInterval
 from fusion_pl.training.results import WriteResults
 from fusion_pl.training.resume import CheckTrainingState
-from fusion_pl.training.splits import WriteSplits
+from fusion_pl.training.run_files import WriteSplits
 from fusion_pl.training.tensorboard import TensorBoardFigures
 from fusion_pl.types import Batch, UserError
 

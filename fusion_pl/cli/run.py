@@ -18,9 +18,9 @@ from fusion_pl.cli.runs import LOGGER
 from fusion_pl.data.base import FusionData
 from fusion_pl.messages import printable
 from fusion_pl.module import FusionClassifier
-from fusion_pl.training.configuration import WriteConfig
 from fusion_pl.training.console import configure_logging
 from fusion_pl.training.interrupt import Stopped, StopSignals, exit_code, is_rank_zero
+from fusion_pl.training.run_files import WriteConfig
 
 
 def run(subcommand: str, arguments: list[str]) -> int:

@@ -16,7 +16,7 @@ from fusion_pl.files import atomic_write
 from fusion_pl.metrics import per_class
 from fusion_pl.training.best import BestCheckpoint
 from fusion_pl.training.console import print_results
-from fusion_pl.training.folder import run_folder
+from fusion_pl.training.run_files import run_folder
 from fusion_pl.training.states import InvalidStateError, check_number
 
 PACKAGES = ("fusion-pl", "lightning", "torch", "torchmetrics", "torchvision", "torchaudio", "transformers")

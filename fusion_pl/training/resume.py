@@ -98,23 +98,16 @@ class CheckTrainingState(Callback):
 
 def _user_error(trainer: Trainer, error: InvalidStateError) -> UserError:
     if isinstance(error, MismatchError):
-        return UserError(
-            f"fit cannot resume from {trainer.ckpt_path}: it {error}: give the optimizer and the lr_scheduler of that "
-            "run's config.yaml, or train from the start without --ckpt_path"
-        )
+        problem = f"it {error}: give the optimizer and the lr_scheduler of that run's config.yaml"
+    else:
+        problem = f"its {error}; it is damaged, or from a run with another configuration: give that run's config.yaml"
     return UserError(
-        f"fit cannot resume from {trainer.ckpt_path}: its {error}; it is damaged, or from a run with another "
-        "configuration: give that run's config.yaml, or train from the start without --ckpt_path"
+        f"fit cannot resume from {trainer.ckpt_path}: {problem}, or train from the start without --ckpt_path"
     )
 
 
 def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Reduce the state of the loops to the counters of epochs and batches; repeat an interrupted validation.
-
-    Raises:
-        InvalidStateError: for counters of another form.
-        UserError: if nothing is left to train.
-    """
+    """Reduce the state of the loops to the counters of epochs and batches; repeat an interrupted validation."""
     loops = check_counters(checkpoint["loops"].get("fit_loop"), trainer.fit_loop.state_dict(), "fit_loop")
     step = check_counters(checkpoint.get("global_step"), 0, "global_step")
     training, validation, epochs = loops[TRAINING], loops[VALIDATION], loops["epoch_progress"]["current"]
@@ -148,11 +141,15 @@ def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 
 def _refuse_finished(trainer: Trainer, epochs: int, steps: int) -> None:
     """Refuse to resume a finished run, unless it was stopped before it wrote its results."""
-    reached = {"max_epochs": epochs == trainer.max_epochs, "max_steps": -1 < trainer.max_steps <= steps}
-    limit = next((name for name, is_reached in reached.items() if is_reached), None)
+    if epochs == trainer.max_epochs:
+        limit = "max_epochs"
+    elif -1 < trainer.max_steps <= steps:
+        limit = "max_steps"
+    else:
+        return
     run = Path(str(trainer.ckpt_path)).parent.parent
     without_results = (run / "config.yaml").is_file() and not (run / "metrics.json").is_file()
-    if limit is not None and not trainer.strategy.broadcast(without_results):
+    if not trainer.strategy.broadcast(without_results):
         raise UserError(
             f"nothing is left to train: {trainer.ckpt_path} has reached trainer.{limit} ({getattr(trainer, limit)}); "
             f"give --trainer.{limit} a larger number"
@@ -160,11 +157,7 @@ def _refuse_finished(trainer: Trainer, epochs: int, steps: int) -> None:
 
 
 def check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Reduce the states of callbacks to those of this run's callbacks.
-
-    Raises:
-        InvalidStateError: for a state of another form.
-    """
+    """Reduce the states of callbacks to those of this run's callbacks."""
     states: dict[str, Any] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         key = callback.state_key
@@ -177,7 +170,7 @@ def check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             state = trainer.strategy.broadcast(_check_model_checkpoint(callback, state))  # process 0 knows the files
         elif isinstance(callback, EarlyStopping):
             template = callback.state_dict()
-            counters = {name: value for name, value in template.items() if name in {"wait_count", "stopped_epoch"}}
+            counters = {name: template[name] for name in ("wait_count", "stopped_epoch")}
             best = match_template(state, {"best_score": template["best_score"]}, key)
             state = template | check_counters(state, counters, key) | best
         else:
@@ -196,10 +189,10 @@ def _check_model_checkpoint(callback: ModelCheckpoint, state: dict[str, Any]) ->
     folder = Path(str(callback.dirpath))
     files = [path for path in folder.iterdir() if path.resolve().parent == folder.resolve()] if folder.is_dir() else []
     names = {path.name for path in files if path.suffix == callback.FILE_EXTENSION}
+    paths = {name: os.path.join(str(callback.dirpath), name) for name in names}
 
     def local(path: Any) -> str:
-        name = os.path.basename(path) if isinstance(path, str) else ""
-        return os.path.join(str(callback.dirpath), name) if name in names else ""
+        return paths.get(os.path.basename(path), "") if isinstance(path, str) else ""
 
     for part in ("best_k_models", "losses"):
         if not isinstance(state.setdefault(part, {}), dict):
@@ -209,8 +202,11 @@ def _check_model_checkpoint(callback: ModelCheckpoint, state: dict[str, Any]) ->
         for path, score in state["best_k_models"].items()
         if local(path)
     }
-    losses = {local(path): loss for path, loss in state["losses"].items() if local(path) in scores}
-    losses = {path: loss for path, loss in losses.items() if isinstance(loss, float) and math.isfinite(loss)}
+    losses = {
+        local(path): loss
+        for path, loss in state["losses"].items()
+        if local(path) in scores and isinstance(loss, float) and math.isfinite(loss)
+    }
     top_k = rank_checkpoints(scores, losses, callback.mode)[: callback.save_top_k if callback.save_top_k > 0 else None]
     is_full = 0 < len(top_k) == callback.save_top_k
     step = state.get("best_step")

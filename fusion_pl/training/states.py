@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fusion_pl.messages import short
 from fusion_pl.plain_data import NestingError, walk
 
 MAX_COUNT = 2**53  # of steps, batches, epochs
 MAX_DEPTH, MAX_VALUES = 20, 5_000_000  # of the state of a callback
-MAX_TEXT_LENGTH = 40  # of a value in a message
 # Options of an optimizer that depend on the hardware of this run.
 HARDWARE_OPTIONS = {"fused", "foreach", "capturable", "differentiable"}
+CURRENT_OPTIONS = HARDWARE_OPTIONS | {"params", "lr_factor"}  # of this run, whatever the checkpoint has
+NO_TABLE = "optimizer's state is no table of parameters and groups"
 
 
 class InvalidStateError(Exception):
@@ -28,40 +31,24 @@ class InvalidStateError(Exception):
 
 
 class MismatchError(InvalidStateError):
-    """A state belongs to another optimizer or schedule.
+    """A state belongs to another optimizer or schedule, with keys that this run's does not have."""
 
-    Args:
-        kind: ``optimizer`` or ``learning rate schedule``.
-        expected: that of this run.
-        keys: in the state, but unknown to ``expected``.
-    """
-
-    def __init__(self, kind: str, expected: object, keys: Iterable[str]) -> None:
-        name = type(expected).__name__
-        super().__init__(f"was trained with another {kind} than {name} (one with {', '.join(sorted(keys))})")
+    def __init__(self, kind: str, expected: object, keys: Iterable[object]) -> None:
+        names = ", ".join(sorted(map(str, keys)))
+        super().__init__(f"was trained with another {kind} than {type(expected).__name__} (one with {names})")
 
 
 def match_template(value: Any, template: Any, name: str) -> Any:
-    """Return a value with the keys, lengths, types and shapes of a template.
+    """Return a value from a checkpoint with the keys, lengths, types and shapes of a template from this run.
 
     Text and other objects are taken from the template.
-
-    Args:
-        value: from a checkpoint.
-        template: the corresponding value of this run.
-        name: of the value, for messages.
 
     Raises:
         InvalidStateError: for another type, shape or length, and for numbers that are not finite, unless the
             template's are infinite.
     """
     if isinstance(template, dict):
-        if not isinstance(value, Mapping):
-            raise InvalidStateError(f"{name} is {describe(value)}, expected a table")
-        return {
-            key: match_template(value[key], default, f"{name}.{key}") if key in value else default
-            for key, default in template.items()
-        }
+        return _match_values(value, template, name, match_template)
     if isinstance(template, (list, tuple)):
         if not isinstance(value, (list, tuple)) or len(value) != len(template):
             raise InvalidStateError(f"{name} is {describe(value)}, expected {len(template)} values")
@@ -72,19 +59,24 @@ def match_template(value: Any, template: Any, name: str) -> Any:
     if isinstance(template, bool):
         if not isinstance(value, bool):
             raise InvalidStateError(f"{name} is {describe(value)}, expected true or false")
-        template = value
-    elif isinstance(template, (int, float)):
-        return template if value is None else check_number(value, name, infinite=math.isinf(template))
-    return check_number(value, name) if template is None and value is not None else template
+        return value
+    if value is None or not isinstance(template, (int, float, NoneType)):
+        return template
+    return check_number(value, name, infinite=template is not None and math.isinf(template))
+
+
+def _match_values(value: Any, template: dict[Any, Any], name: str, match: Callable[..., Any]) -> dict[Any, Any]:
+    """Match the values of a table; those that it does not have are taken from the template."""
+    if not isinstance(value, Mapping):
+        raise InvalidStateError(f"{name} is {describe(value)}, expected a table")
+    return {
+        key: match(value[key], default, f"{name}.{key}") if key in value else default
+        for key, default in template.items()
+    }
 
 
 def check_number(value: Any, name: str, infinite: bool = False) -> int | float:
-    """Return a finite number; a tensor with one number counts as well.
-
-    Args:
-        value: from a checkpoint.
-        name: of the value, for messages.
-        infinite: also accept infinity.
+    """Return a finite (or infinite) number; a tensor with one number counts as well.
 
     Raises:
         InvalidStateError: for anything else.
@@ -92,12 +84,14 @@ def check_number(value: Any, name: str, infinite: bool = False) -> int | float:
     if isinstance(value, Tensor) and value.numel() == 1 and value.layout == torch.strided and not value.is_meta:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidStateError(f"{name} is {describe(value)}, expected a number")
-    if isinstance(value, int) and abs(value) > MAX_COUNT:
-        raise InvalidStateError(f"{name} is {describe(value)}, expected a smaller number")
-    if math.isnan(value) or (math.isinf(value) and not infinite):
-        raise InvalidStateError(f"{name} is {describe(value)}, expected a finite number")
-    return value
+        expected = "a number"
+    elif isinstance(value, int) and abs(value) > MAX_COUNT:
+        expected = "a smaller number"
+    elif math.isnan(value) or (math.isinf(value) and not infinite):
+        expected = "a finite number"
+    else:
+        return value
+    raise InvalidStateError(f"{name} is {describe(value)}, expected {expected}")
 
 
 def _match_tensor(value: Any, template: Tensor, name: str) -> Tensor:
@@ -122,19 +116,14 @@ def describe(value: Any) -> str:
     if value is None or isinstance(value, (bool, int, float)):
         return repr(value)
     if isinstance(value, str):
-        return repr(value if len(value) <= MAX_TEXT_LENGTH else f"{value[:MAX_TEXT_LENGTH]} …")
+        return repr(short(value, max_length=40))
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, Sized) else "")
 
 
 def check_counters(value: Any, template: Any, name: str) -> Any:
     """Return counters with the keys of a template: nested tables of counts and flags."""
     if isinstance(template, dict):
-        if not isinstance(value, dict):
-            raise InvalidStateError(f"{name} is {describe(value)}, expected a table")
-        return {
-            key: check_counters(value[key], default, f"{name}.{key}") if key in value else default
-            for key, default in template.items()
-        }
+        return _match_values(value, template, name, check_counters)
     if type(value) is not type(template) or not 0 <= value <= MAX_COUNT:
         raise InvalidStateError(f"{name} is {describe(value)}, expected a count")
     return value
@@ -151,16 +140,7 @@ def check_plain(value: Any, name: str) -> None:
 
 
 def check_length(saved: list[Any], expected: list[Any], items: str) -> list[Any]:
-    """Return a list that has as many items as expected.
-
-    Args:
-        saved: from a checkpoint.
-        expected: that of this run.
-        items: what the list holds, for messages.
-
-    Raises:
-        InvalidStateError: for another length.
-    """
+    """Return a list from a checkpoint, or raise an ``InvalidStateError`` if its length is not the expected one."""
     if len(saved) != len(expected):
         raise InvalidStateError(f"number of {items} is {len(saved)}, expected {len(expected)}")
     return saved
@@ -175,12 +155,8 @@ def rank_checkpoints(scores: dict[str, Tensor], losses: dict[str, float], mode: 
         mode: ``min`` or ``max``.
     """
     sign = 1 if mode == "min" else -1
-
-    def key(path: str) -> tuple[float, float]:
-        loss = losses.get(path, math.nan)
-        return sign * float(scores[path]), math.inf if math.isnan(loss) else loss
-
-    return sorted(scores, key=key)
+    known = {path: loss for path, loss in losses.items() if not math.isnan(loss)}
+    return sorted(scores, key=lambda path: (sign * float(scores[path]), known.get(path, math.inf)))
 
 
 def check_optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
@@ -193,26 +169,22 @@ def check_optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
         InvalidStateError: for other parameters.
         MismatchError: for another optimizer.
     """
-    malformed = InvalidStateError("optimizer's state is no table of parameters and groups")
-    if not isinstance(saved, dict) or not isinstance(saved.get("state"), dict):
-        raise malformed
-    groups = saved.get("param_groups")
-    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
-        raise malformed
+    groups: Any = saved.get("param_groups") if isinstance(saved, dict) else None
+    if not _is_list(groups, dict) or not isinstance(saved.get("state"), dict):
+        raise InvalidStateError(NO_TABLE)
     checked: dict[str, Any] = {"state": {}, "param_groups": []}
     first = 0
     for group, old in zip(optimizer.param_groups, check_length(groups, optimizer.param_groups, "groups"), strict=True):
         names = old.get("params")
-        if not isinstance(names, list) or not all(isinstance(name, int) for name in names):
-            raise malformed
+        if not _is_list(names, int):
+            raise InvalidStateError(NO_TABLE)
         check_length(names, group["params"], "parameters in a group")
-        options = {key: value for key, value in group.items() if key != "params"}
-        restored = {key: value for key, value in options.items() if key not in HARDWARE_OPTIONS | {"lr_factor"}}
+        restored = {key: value for key, value in group.items() if key not in CURRENT_OPTIONS}
         absent = set(optimizer.defaults) - HARDWARE_OPTIONS - set(old)
         unknown = set(old) - HARDWARE_OPTIONS - set(group)
         if absent and unknown:  # another version of torch has only one of the two
-            raise MismatchError("optimizer", optimizer, map(str, unknown))
-        options |= match_template({key: old[key] for key in restored if key in old}, restored, "optimizer")
+            raise MismatchError("optimizer", optimizer, unknown)
+        options = group | match_template({key: old[key] for key in restored if key in old}, restored, "optimizer")
         checked["param_groups"].append(options | {"params": list(range(first, first + len(names)))})
         templates: dict[Any, dict[str, Any]] = {}
         for index, (name, parameter) in enumerate(zip(names, group["params"], strict=True), first):
@@ -221,12 +193,23 @@ def check_optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
             form = (parameter.shape, parameter.stride(), parameter.dtype, parameter.device)
             if form not in templates:
                 templates[form] = state_after_step(optimizer, group, parameter)
-            checked["state"][index] = _check_parameter_state(saved["state"][name], templates[form])
-            other_keys = set(saved["state"][name]) - set(templates[form])
+            state, template = saved["state"][name], templates[form]
+            if not isinstance(state, dict):
+                raise InvalidStateError(NO_TABLE)
+            if missing := sorted(template.keys() - state.keys()):
+                raise InvalidStateError(f"optimizer's state has no {missing[0]}")
+            checked["state"][index] = {
+                key: match_template(state[key], value, f"optimizer's {key}") for key, value in template.items()
+            }
+            other_keys = state.keys() - template.keys()
             if (absent or unknown) and other_keys:  # with equal options, the optimizer may add them in a later step
-                raise MismatchError("optimizer", optimizer, map(str, other_keys))
+                raise MismatchError("optimizer", optimizer, other_keys)
         first += len(names)
     return checked
+
+
+def _is_list(value: Any, item_type: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, item_type) for item in value)
 
 
 def check_schedule_state(schedule: Any, saved: Any) -> Any:
@@ -242,26 +225,14 @@ def check_schedule_state(schedule: Any, saved: Any) -> Any:
         different -= {"total_steps", *dir(type(schedule))}  # of earlier versions; names of methods are ignored
         if different:
             keys = different & set(saved) or {"other settings"}
-            raise MismatchError("learning rate schedule", schedule, map(str, keys))
+            raise MismatchError("learning rate schedule", schedule, keys)
     return match_template(saved, template, "schedule")
 
 
-def _check_parameter_state(saved: Any, template: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(saved, dict):
-        raise InvalidStateError("optimizer's state is no table of parameters and groups")
-    for key in template:
-        if key not in saved:
-            raise InvalidStateError(f"optimizer's state has no {key}")
-    return {key: match_template(saved[key], value, f"optimizer's {key}") for key, value in template.items()}
-
-
 def state_after_step(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
-    """Return the state that an optimizer has for a parameter after a step on zeros: names, shapes and types.
+    """Return the state that an optimizer has for a parameter of a group after a step on zeros.
 
-    Args:
-        optimizer: is not changed.
-        group: the parameter's group, for the options.
-        parameter: its shape, type and device matter, its values do not.
+    It has the names, shapes and types of a real state. The optimizer itself is not changed.
     """
     if parameter in optimizer.state:  # some optimizers make it before the first step
         return dict(optimizer.state[parameter])

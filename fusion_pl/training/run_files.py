@@ -1,0 +1,69 @@
+"""The folder of a run, and its ``config.yaml`` and ``splits.csv``."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import count
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+
+
+def run_folder(trainer: Trainer) -> Path | None:
+    """Return the folder of a run. Every process has to call it, because the first one broadcasts the path.
+
+    None without a logger and with ``fast_dev_run``: files in the current folder could replace the user's own.
+    """
+    logger = trainer.logger
+    if logger is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    folder = Path(logger.log_dir or "")
+    if logger.log_dir is None:  # the logger of an online service: where Lightning puts the checkpoints
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        folder = Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
+    return Path(trainer.strategy.broadcast(str(folder)))
+
+
+class _RunFile(Callback):
+    """Write a file to the folder of a run: in ``fit`` once nothing can refuse the run any more."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file of ``validate`` and ``test``."""
+        if stage != "fit":
+            self._write_on_rank_zero(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file of ``fit``."""
+        self._write_on_rank_zero(trainer)
+
+    def _write_on_rank_zero(self, trainer: Trainer) -> None:
+        folder = run_folder(trainer)
+        if trainer.is_global_zero and folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._write(trainer, folder)
+
+    def _write(self, trainer: Trainer, folder: Path) -> None:
+        raise NotImplementedError
+
+
+class WriteConfig(_RunFile, SaveConfigCallback):
+    """Write ``config.yaml``. If a resumed run has another configuration, keep the old one as ``config-<n>.yaml``."""
+
+    def _write(self, trainer: Trainer, folder: Path) -> None:
+        path = folder / self.config_filename
+        backup = next(file for number in count(1) if not (file := folder / f"config-{number}.yaml").exists())
+        if path.is_file():
+            shutil.copyfile(path, backup)
+        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=self.multifile)
+        if backup.is_file() and backup.read_bytes() == path.read_bytes():
+            backup.unlink()
+
+
+class WriteSplits(_RunFile):
+    """Write ``splits.csv`` for data with a table: row number, id and split of every row."""
+
+    def _write(self, trainer: Trainer, folder: Path) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if hasattr(data, "write_splits"):
+            data.write_splits(folder / "splits.csv")
