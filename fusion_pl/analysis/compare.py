@@ -62,14 +62,12 @@ def compare_command(arguments: list[str]) -> None:
 
 def best_lines(summary: Summary) -> list[str]:
     """Return the best head with its test accuracy, and the command that trains it."""
-    best = summary.best
-    if best is None or best.test is None:
+    if (best := summary.best) is None:
         return [summary.headline()]
     seeds = f"mean ± sd over {best.test.count} seeds" if best.test.count > 1 else "1 seed"
-    sd = f" ± {100 * best.test.std:.2f}" if best.test.count > 1 else ""
     samples = f"n = {best.test_samples[0]:,} test samples"
     return [
-        f"Best on validation: {best.label}, test accuracy {100 * best.test.mean:.2f}{sd} % ({seeds}, {samples})",
+        f"Best on validation: {best.label}, test accuracy {best.test.percent()} % ({seeds}, {samples})",
         f"Train it: {best.runs[min(best.runs)].command}",
     ]
 

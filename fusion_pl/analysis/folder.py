@@ -17,17 +17,10 @@ MAX_NAMES = 3  # names of runs in a message
 
 
 def run_path(output: Path, run: Run) -> Path:
-    """Return the folder of a run: named after it, with a suffix if that folder holds the result of another run.
-
-    Args:
-        output: folder of the comparison.
-        run: to execute, or to look for.
-    """
+    """Return the folder of a run: named after it, with a suffix if that folder contains the result of another run."""
     path = output / "runs" / run.name
-    if not (path / RESULT).exists():
-        return path
     result = _read(path / RESULT)
-    if result is not None and result.key == run.key:
+    if (result and result.key == run.key) or not (path / RESULT).exists():
         return path
     return path.with_name(f"{run.name}-{hashlib.sha256(run.key.encode()).hexdigest()[:8]}")
 
@@ -35,7 +28,7 @@ def run_path(output: Path, run: Run) -> Path:
 def finished_result(output: Path, run: Run) -> RunResult | None:
     """Return the stored result of a run; None if there is none, or it failed."""
     result = _read(run_path(output, run) / RESULT)
-    return result if result is not None and result.status == "done" and result.key == run.key else None
+    return result if result and result.status == "done" and result.key == run.key else None
 
 
 def stored_results(output: Path, matching_run: Callable[[RunResult], Run | None]) -> tuple[list[RunResult], str]:
@@ -44,7 +37,7 @@ def stored_results(output: Path, matching_run: Callable[[RunResult], Run | None]
     Args:
         output: folder of the comparison.
         matching_run: returns the run of this comparison with the same head, inputs and seed as a result; None if there
-            can be none.
+            is none.
 
     Returns:
         The results with the configuration, table and library versions of this comparison, and a sentence on the others,

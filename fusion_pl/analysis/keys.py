@@ -35,9 +35,9 @@ def run_key(config: Mapping[str, Any], extra: Sequence[str], table_hash: str) ->
     """Hash everything that decides the result of a run; configuration, table and versions are separate parts.
 
     Args:
-        config: configuration for ``fusion-pl fit --config``.
+        config: for ``fusion-pl fit --config``.
         extra: further arguments of ``fusion-pl fit``.
-        table_hash: see ``table_hash``.
+        table_hash: from the function ``table_hash``.
     """
     files, libraries = sources({FusionClassifier, *_classes(config, extra)})
     parts = ([config, list(extra), files], table_hash, libraries)
@@ -46,10 +46,11 @@ def run_key(config: Mapping[str, Any], extra: Sequence[str], table_hash: str) ->
 
 def key_difference(key: str, other: str) -> str | None:
     """Return how two keys differ; None if one of them has another format."""
-    parts, other_parts = key.split("-"), other.split("-")
-    if len(parts) != len(DIFFERENCES) or len(other_parts) != len(DIFFERENCES):
+    try:
+        parts = zip(DIFFERENCES, key.split("-"), other.split("-"), strict=True)
+        return " and ".join(text for text, part, other_part in parts if part != other_part)
+    except ValueError:
         return None
-    return " and ".join(text for text, a, b in zip(DIFFERENCES, parts, other_parts, strict=True) if a != b)
 
 
 def table_hash(data: Mapping[str, Any], extra: Sequence[str]) -> str:
@@ -93,14 +94,11 @@ def _classes(config: Mapping[str, Any], extra: Sequence[str]) -> Iterator[type]:
     for option, value in options_on(extra):
         with contextlib.suppress(yaml.YAMLError):
             names |= set(_class_names(option, yaml.safe_load(value)))
+    yield from (cls for base in BASES for cls in _subclasses(base) if cls.__name__ in names)
     for path in names:
-        module, _, name = path.rpartition(".")
-        if not module:
-            yield from (cls for base in BASES for cls in _subclasses(base) if cls.__name__ == name)
-            continue
         with contextlib.suppress(ImportError, AttributeError, ValueError):  # does not exist: the run reports it
-            cls = getattr(importlib.import_module(module), name)
-            if inspect.isclass(cls):
+            module, _, name = path.rpartition(".")
+            if inspect.isclass(cls := getattr(importlib.import_module(module), name)):
                 yield cls
 
 

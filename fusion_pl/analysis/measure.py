@@ -19,11 +19,7 @@ from fusion_pl.training.tensorboard import TensorBoardFigures
 
 
 def train_and_test(arguments: list[str]) -> dict[str, Any]:
-    """Return the measured fields of a ``RunResult``.
-
-    Args:
-        arguments: of ``fusion-pl fit``.
-    """
+    """Run ``fusion-pl fit`` with some arguments, test, and return the measured fields of a ``RunResult``."""
     recorder = SampleRecorder()
     cli = run_trainer("fit", arguments, [recorder])
     trainer, model = cli.trainer, cli.model

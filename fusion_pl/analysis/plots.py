@@ -22,9 +22,7 @@ def accuracy_against_cost(rows: Sequence[Row], cost: Literal["parameters", "late
 
     It shows validation rather than test accuracy, because readers select a head by it.
     """
-    points = {
-        row.label: (100 * row.validation.mean, row.costs[cost]) for row in rows if row.validation and cost in row.costs
-    }
+    points = {row.label: (100 * row.validation.mean, row.costs[cost]) for row in rows if cost in row.costs}
     if not points:
         return None
     front = sorted(pareto(points), key=lambda name: points[name][1])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -15,27 +15,20 @@ from fusion_pl.types import Batch
 
 
 class SampleLog:
-    """Samples in the order of the batches.
-
-    Attributes:
-        ids: of the samples.
-        targets: their classes.
-        present: inputs that each of them has.
-    """
+    """Ids, classes and presence mask per input of the samples, in the order of the batches."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
         self.targets: list[int] = []
-        self.present: list[set[str]] = []
+        self.present: dict[str, list[bool]] = defaultdict(list)
 
     def add(self, batch: Batch) -> None:
         """Add the samples of a batch."""
         assert batch.target is not None
         self.ids += batch.ids
         self.targets += batch.target.tolist()
-        names = list(batch.present)
-        for row in torch.stack([batch.present[name] for name in names], dim=1).tolist():
-            self.present.append({name for name, is_present in zip(names, row, strict=True) if is_present})
+        for name, mask in batch.present.items():
+            self.present[name] += mask.tolist()
 
     @property
     def hash(self) -> str:
@@ -44,11 +37,11 @@ class SampleLog:
 
     def count_with_any(self, inputs: Sequence[str]) -> int:
         """Return how many samples have at least one of some inputs."""
-        return sum(not present.isdisjoint(inputs) for present in self.present)
+        return sum(map(any, zip(*(self.present[name] for name in inputs), strict=True)))
 
 
 class SampleRecorder(Callback):
-    """Record the samples of the last validation and test, which test samples are correct, and the first test batch."""
+    """Record the samples of the last validation and of one test: which are correct, and the first batch."""
 
     def __init__(self) -> None:
         self.validation, self.test = SampleLog(), SampleLog()
@@ -65,10 +58,6 @@ class SampleRecorder(Callback):
         """Record a batch."""
         self.validation.add(batch)
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Discard the previous test."""
-        self.test, self.correct, self.first_batch = SampleLog(), [], None
-
     def on_test_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Batch, *index: int
     ) -> None:
@@ -76,4 +65,4 @@ class SampleRecorder(Callback):
         assert batch.target is not None
         self.first_batch = self.first_batch or batch
         self.test.add(batch)
-        self.correct += ["01"[int(is_correct)] for is_correct in outputs.argmax(-1).eq(batch.target).tolist()]
+        self.correct += ["01"[is_correct] for is_correct in outputs.argmax(-1).eq(batch.target).tolist()]

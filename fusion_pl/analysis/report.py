@@ -117,7 +117,7 @@ def _sections(results: Sequence[RunResult], summary: Summary, all_inputs: Sequen
             "Accuracy per set of inputs",
             SUBSETS,
             subset_table(finished, all_inputs),
-            _pictures("inputs", SUBSETS_CAPTION, accuracy_by_subset(finished, all_inputs)),
+            _pictures(("inputs", SUBSETS_CAPTION, accuracy_by_subset(finished, all_inputs))),
         ),
         Section("Accuracy against cost", pictures=_cost_pictures(summary.ranked)),
         Section("Missing inputs", pictures=_missing_pictures(summary.ranked, all_inputs)),
@@ -138,26 +138,23 @@ def _overview(results: Sequence[RunResult], summary: Summary) -> str:
 
 
 def _cost_pictures(rows: Sequence[Row]) -> list[Picture]:
-    parameters = accuracy_against_cost(rows, "parameters")
-    latency = accuracy_against_cost(rows, "latency_ms")
-    return [
-        *_pictures("parameters", COST_CAPTION.format("trainable parameters"), parameters),
-        *_pictures("latency", COST_CAPTION.format("milliseconds per forward pass of one batch"), latency),
-    ]
+    latency = COST_CAPTION.format("milliseconds per forward pass of one batch")
+    return _pictures(
+        ("parameters", COST_CAPTION.format("trainable parameters"), accuracy_against_cost(rows, "parameters")),
+        ("latency", latency, accuracy_against_cost(rows, "latency_ms")),
+    )
 
 
 def _missing_pictures(rows: Sequence[Row], all_inputs: Sequence[str]) -> list[Picture]:
     best = next((row for row in rows if len(row.inputs) > 1), None)  # rows are sorted by validation accuracy
     if best is None:
         return []
-    names = [name for name in all_inputs if name in best.inputs]
-    return _pictures(
-        "missing", MISSING_CAPTION.format(best.label), plot_missing_inputs(best.subsets, names, best.label)
-    )
+    figure = plot_missing_inputs(best.subsets, [name for name in all_inputs if name in best.inputs], best.label)
+    return _pictures(("missing", MISSING_CAPTION.format(best.label), figure))
 
 
-def _pictures(name: str, caption: str, figure: Figure | None) -> list[Picture]:
-    return [Picture(name, caption, to_svg(figure))] if figure else []
+def _pictures(*figures: tuple[str, str, Figure | None]) -> list[Picture]:
+    return [Picture(name, caption, to_svg(figure)) for name, caption, figure in figures if figure]
 
 
 def _csv(results: Sequence[RunResult], summary: Summary, all_inputs: Sequence[str]) -> str:

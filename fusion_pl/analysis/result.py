@@ -24,12 +24,12 @@ class RunResult:
 
     Attributes:
         class_path: class of the head, such as ``fusion_pl.fusion.Concat``.
-        inputs: the inputs it was trained on, in the order of the configuration.
+        inputs: of the training, in the order of the configuration.
         seed: of the weights and of the order of samples.
         status: whether the run finished.
         reason: why it failed, one sentence.
         version: of fusion-pl.
-        key: the run's key: hashes of the complete configuration, of the table, and of the library versions.
+        key: see ``fusion_pl.analysis.keys``.
         command: reproduces this run.
         validation_accuracy: of the selected checkpoint, 0 to 1.
         validation_samples: number of validation samples.
@@ -37,7 +37,7 @@ class RunResult:
         test: metrics of that checkpoint, such as ``test/accuracy``.
         correct: one character per test sample, 1 where it was classified correctly; the same order in every run.
         ids: ids of these test samples, in the same order.
-        test_hash: hash of their ids and classes; only runs with the same hash can be ranked or paired.
+        test_hash: the same for the test samples.
         subsets: test accuracy with only these inputs, over the samples that have at least one of them. A key joins the
             names by ``+`` in the order of the configuration; the full set is included.
         subset_samples: number of samples behind each entry of ``subsets``.
@@ -130,10 +130,6 @@ def _parser() -> ArgumentParser:
 
 def run_label(result: RunResult, all_inputs: Sequence[str]) -> str:
     """Return the label of a run: its head, or its inputs if it was trained on fewer than all.
-
-    Args:
-        result: of a run.
-        all_inputs: of the configuration.
 
     Example:
         >>> run = RunResult("fusion_pl.fusion.Mean", ("text",), seed=0, status="failed")

@@ -55,14 +55,11 @@ def wilson(proportion: float, count: int) -> tuple[float, float]:
 
 
 def bootstrap(correct: Correct) -> tuple[float, float]:
-    """Return the percentile interval of the mean under resampling of both seeds and samples.
+    """Return the percentile interval of the mean of ``correct`` under resampling of both seeds and samples.
 
     Source: Owen 2007, *The pigeonhole bootstrap* (arXiv:0712.1111). Samples with the same column are exchangeable, so
     the counts of each distinct column are drawn: the same distribution as ``scipy.stats.bootstrap``, in a hundredth of
     its time for 10,000 samples. The random generator is seeded: the same runs give the same interval.
-
-    Args:
-        correct: as in ``accuracy_interval``.
     """
     generator = np.random.default_rng(0)
     seeds, samples = correct.shape
@@ -95,11 +92,9 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         >>> holm({"a": 0.01, "b": 0.5, "c": 0.02})
         {'a': 0.03, 'c': 0.04, 'b': 0.5}
     """
-    corrected, largest = {}, 0.0
-    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
-        corrected[name] = largest
-    return corrected
+    names = sorted(p_values, key=p_values.__getitem__)
+    scaled = [count * p_values[name] for count, name in zip(range(len(names), 0, -1), names, strict=True)]
+    return dict(zip(names, np.minimum(1, np.maximum.accumulate(scaled)).tolist(), strict=True))
 
 
 def pareto(points: Mapping[str, tuple[float, float]]) -> set[str]:

@@ -22,17 +22,15 @@ COSTS = ("parameters", "head_parameters", "flops", "latency_ms", "step_ms", "sec
 
 @dataclass(frozen=True)
 class MeanStd:
-    """Mean and standard deviation over seeds.
-
-    Attributes:
-        mean: over the seeds.
-        std: sample standard deviation (n − 1); 0 for one seed.
-        count: number of seeds.
-    """
+    """Mean and sample standard deviation (n − 1; 0 for one seed) of an accuracy over ``count`` seeds."""
 
     mean: float
     std: float
     count: int
+
+    def percent(self) -> str:
+        """Return ``mean ± std`` in percent; one seed has no standard deviation."""
+        return f"{100 * self.mean:.2f}" + (f" ± {100 * self.std:.2f}" if self.count > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -68,13 +66,13 @@ class Row:
         return sorted({run.validation_samples or 0 for run in self.runs.values()})
 
     @property
-    def validation(self) -> MeanStd | None:
-        """Validation accuracy, 0 to 1; None if no run finished."""
+    def validation(self) -> MeanStd:
+        """Validation accuracy, 0 to 1, of a row with a finished run."""
         return _mean_std([run.validation_accuracy for run in self.runs.values() if run.validation_accuracy is not None])
 
     @property
-    def test(self) -> MeanStd | None:
-        """Test accuracy, 0 to 1; None if no run finished."""
+    def test(self) -> MeanStd:
+        """Test accuracy, 0 to 1, of a row with a finished run."""
         return _mean_std([run.test[ACCURACY] for run in self.runs.values()])
 
     @cached_property
@@ -102,9 +100,7 @@ class Row:
         return next((run.batch_size for run in self.runs.values()), None)
 
 
-def _mean_std(values: list[float]) -> MeanStd | None:
-    if not values:
-        return None
+def _mean_std(values: list[float]) -> MeanStd:
     return MeanStd(fmean(values), stdev(values) if len(values) > 1 else 0.0, len(values))
 
 
@@ -156,10 +152,6 @@ def summarise(results: Iterable[RunResult], all_inputs: Sequence[str]) -> Summar
 
     Ranked are the rows on the same samples as most of the rows with all inputs; if no row with all inputs finished,
     all rows if they have the same samples, else none.
-
-    Args:
-        results: of the runs.
-        all_inputs: of the configuration.
     """
     rows = [
         Row(
@@ -170,21 +162,15 @@ def summarise(results: Iterable[RunResult], all_inputs: Sequence[str]) -> Summar
         )
         for name, group in group_by_label(results, all_inputs).items()
     ]
-    done = sorted((row for row in rows if row.runs), key=_sort_key)
-    splits = _most_common_splits([row for row in done if set(row.inputs) == set(all_inputs)])
-    if splits is None and len({row.splits for row in done}) == 1:
-        splits = done[0].splits
+    done = sorted(
+        (row for row in rows if row.runs),
+        key=lambda row: (-row.validation.mean, row.costs.get("parameters", float("inf")), row.label),
+    )
+    counts = Counter(row.splits for row in done if row.splits and set(row.inputs) == set(all_inputs))
+    same = done[0].splits if len({row.splits for row in done}) == 1 else None
+    splits = counts.most_common(1)[0][0] if counts else same
     ranked = [row for row in done if splits and row.splits == splits]
     return Summary(ranked, [row for row in done if row not in ranked], [row for row in rows if not row.runs])
-
-
-def _sort_key(row: Row) -> tuple[float, float, str]:
-    return (-row.validation.mean if row.validation else 1.0, row.costs.get("parameters", float("inf")), row.label)
-
-
-def _most_common_splits(rows: Sequence[Row]) -> tuple[str, str] | None:
-    counts = Counter(row.splits for row in rows if row.splits)
-    return counts.most_common(1)[0][0] if counts else None
 
 
 def group_by_label(results: Iterable[RunResult], all_inputs: Sequence[str]) -> dict[str, list[RunResult]]:
@@ -221,28 +207,19 @@ def measured_subsets(rows: Iterable[Row], all_inputs: Sequence[str]) -> list[str
 
 
 def paired_p_values(rows: Sequence[Row]) -> dict[str, float]:
-    """Test each row against the first one.
+    """Return the p-value of each row after the first by its label, from a test against the first, the best.
 
     Per test sample, the number of correct predictions is summed over the seeds that both rows have; the differences are
     tested by Wilcoxon's signed-rank test (two-sided), and the p-values corrected by Holm's method. The test is over
     samples, so it is a statement about these trained models. Rows without a common seed are left out.
-
-    Source: Wilcoxon 1945, Holm 1979.
-
-    Args:
-        rows: measured on the same samples, the best first.
-
-    Returns:
-        Label -> corrected p-value, without the first row.
     """
     p_values = {}
     for row in rows[1:]:
         assert row.splits == rows[0].splits
         if seeds := sorted(rows[0].runs.keys() & row.runs.keys()):
             # Sums instead of means: the ranks are the same, and ties stay exact.
-            p_values[row.label] = signed_rank(
-                np.sum([correct_array(rows[0].runs[seed]) - correct_array(row.runs[seed]) for seed in seeds], axis=0)
-            )
+            differences = [correct_array(rows[0].runs[seed]) - correct_array(row.runs[seed]) for seed in seeds]
+            p_values[row.label] = signed_rank(np.sum(differences, axis=0))
     return holm(p_values)
 
 

@@ -5,24 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fusion_pl.analysis.page import Table
-from fusion_pl.analysis.summary import MeanStd, Row, Summary, accuracy_on_samples_of, measured_subsets, paired_p_values
+from fusion_pl.analysis.summary import Row, Summary, accuracy_on_samples_of, measured_subsets, paired_p_values
 
 NONE = "–"
+ACCURACY_HEADER = ("head", "seeds", "test samples", "test accuracy in %", "95 % interval", "validation accuracy in %")
+COSTS_HEADER = (
+    "parameters", "of the head", "FLOPs per sample", "ms per batch (samples)", "training in s", "memory in MB"
+)  # fmt: skip
 
 
 def ranking_table(rows: Sequence[Row]) -> Table | None:
-    """Return the table of rows on the same samples, with the best one highlighted.
-
-    Args:
-        rows: see ``Summary.ranked``.
-    """
+    """Return the table of ``Summary.ranked``, with the best row highlighted."""
     if not rows:
         return None
-    header = (
-        "head", "seeds", "test samples", "test accuracy in %", "95 % interval", "validation accuracy in %",
-        "p-value against the best", "parameters", "of the head", "FLOPs per sample", "ms per batch (samples)",
-        "training in s", "memory in MB",
-    )  # fmt: skip
+    header = (*ACCURACY_HEADER, "p-value against the best", *COSTS_HEADER)
     p_values = paired_p_values(rows)
     cells = ["best", *(_p_value(p_values.get(row.label)) for row in rows[1:])]
     lines = [(*_accuracy(row), cell, *_costs(row)) for row, cell in zip(rows, cells, strict=True)]
@@ -33,11 +29,9 @@ def unranked_table(summary: Summary) -> Table | None:
     """Return the table of rows on other samples, with the accuracy of the best head on the same samples."""
     if not summary.unranked:
         return None
-    best = summary.best
-    header = ["head", "seeds", "test samples", "test accuracy in %", "95 % interval", "validation accuracy in %"]
-    header.append("validation samples")
+    header = [*ACCURACY_HEADER, "validation samples"]
     lines = [[*_accuracy(row), _counts(row.validation_samples)] for row in summary.unranked]
-    if best:
+    if best := summary.best:
         header.append(f"{best.label} on the same test samples, in %")
         for row, line in zip(summary.unranked, lines, strict=True):
             line.append(_number(accuracy_on_samples_of(best, row), digits=2, scale=100.0))
@@ -68,14 +62,13 @@ def subset_table(rows: Sequence[Row], all_inputs: Sequence[str]) -> Table | None
 
 
 def _accuracy(row: Row) -> tuple[str, ...]:
-    count = len(row.runs) + len(row.failed)
     return (
         row.label,
-        str(len(row.runs)) if not row.failed else f"{len(row.runs)} of {count}",
+        f"{len(row.runs)} of {len(row.runs) + len(row.failed)}" if row.failed else str(len(row.runs)),
         _counts(row.test_samples),
-        _percent(row.test),
+        row.test.percent(),
         NONE if row.interval is None else " to ".join(f"{100 * end:.1f}" for end in row.interval),
-        _percent(row.validation),
+        row.validation.percent(),
     )
 
 
@@ -98,12 +91,6 @@ def _p_value(value: float | None) -> str:
 
 def _counts(counts: Sequence[int]) -> str:
     return " to ".join(f"{count:,}" for count in dict.fromkeys([counts[0], counts[-1]])) if counts else NONE
-
-
-def _percent(value: MeanStd | None) -> str:
-    if value is None:
-        return NONE
-    return f"{100 * value.mean:.2f}" + (f" ± {100 * value.std:.2f}" if value.count > 1 else "")
 
 
 def _number(value: float | None, digits: int = 1, scale: float = 1.0) -> str:
