@@ -19,10 +19,7 @@ from fusion_pl.types import UserError, Waveform
 
 Crop = Callable[[int, int], tuple[int, int]]  # (number of samples, rate in Hz) -> (first, end)
 
-RATES = (
-    1_000,
-    384_000,
-)  # Hz; other rates are errors of the header, and resampling could take much memory
+RATES = (1_000, 384_000)  # Hz; other rates are errors of the header, and resampling could take much memory
 BLOCK = 2**20  # values read at a time: a header may claim any length
 UNKNOWN_LENGTH = 2**62  # libsndfile returns at least this number of samples if the header has no length
 UNKNOWN_SIZE = 0x7FFFF000  # programs that write to a pipe put at least this size into the header
@@ -59,7 +56,8 @@ def read_audio(path: str | os.PathLike[str], crop: Crop | None = None) -> Wavefo
             length = _length(file, path)
             first, end = (0, length) if crop is None else crop(length, rate)
             samples = _read(file, first, end)
-            if len(samples) < end - first or not (end == length or _has_last_sample(file, length)):
+            has_end = end == length or file.format == "MP3"  # the size of an MP3 was checked
+            if len(samples) < end - first or not (has_end or len(_read(file, length - 1, length))):
                 raise UserError(f"{path} is truncated: its header promises {length} samples, fewer exist: {FIX}")
     except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: the suffix of a file without a header
         reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
@@ -75,11 +73,7 @@ def check_rate(rate: int, name: str) -> None:
 
 
 def _length(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> int:
-    """Return the number of samples; count them if the header has none.
-
-    Raises:
-        UserError: if the file is shorter than its header says.
-    """
+    """Return the number of samples; count them if the header has none, and refuse a truncated file."""
     log = file.extra_info
     for promised, size in TRUNCATED.findall(log) if "(should be" in log else ():
         if int(size) < int(promised) < UNKNOWN_SIZE:
@@ -97,11 +91,7 @@ def _length(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> int:
 
 
 def _has_mp3_length(path: str | os.PathLike[str]) -> bool:
-    """Return whether the header of an MP3 has its length; otherwise libsndfile estimates it from the first frames.
-
-    Raises:
-        UserError: if the file is shorter than its header says.
-    """
+    """Return whether the header of an MP3 has its length; otherwise libsndfile estimates it from the first frames."""
     with open(path, "rb") as file:
         tag = file.read(10)
         # An ID3 tag may come first; its size is four times 7 bits.
@@ -130,11 +120,6 @@ def _read(file: soundfile.SoundFile, first: int, end: int) -> Float32[NDArray[An
         blocks.append(block)
         left -= len(block)
     return np.concatenate(blocks) if len(blocks) > 1 else blocks[0] if blocks else np.empty(0, np.float32)
-
-
-def _has_last_sample(file: soundfile.SoundFile, length: int) -> bool:
-    """Return whether the last sample exists; for MP3 the size was checked."""
-    return file.format == "MP3" or len(_read(file, length - 1, length)) > 0
 
 
 def _block(file: soundfile.SoundFile, max_samples: int) -> Float32[NDArray[Any], " N"] | None:

@@ -11,14 +11,7 @@ from fusion_pl.messages import did_you_mean, join_names
 
 
 def check_column(table: Table, column: str, purpose: str, fix: str = "") -> Iterator[Problem]:
-    """Check that a column exists.
-
-    Args:
-        table: the manifest.
-        column: its name.
-        purpose: what the column is for.
-        fix: what to do, besides renaming a column.
-    """
+    """Check that a column exists; ``purpose`` and ``fix`` (besides renaming a column) are for the message."""
     if column not in table.columns:
         known = join_names(map(repr, table.columns)) + did_you_mean(column, table.columns)
         yield Problem(f"there is no column {column!r} for {purpose}; it has {known}" + (f": {fix}" if fix else ""))
@@ -32,11 +25,8 @@ def check_labels(table: Table, column: str, classes: Sequence[str]) -> Iterator[
         if not label:
             yield Problem("the label is empty: give the row a class, or remove it", number, column)
         elif label not in known:
-            yield Problem(
-                f"{label!r} is not one of the classes {join_names(classes)}{did_you_mean(label, classes)}",
-                number,
-                column,
-            )
+            text = f"{label!r} is not one of the classes {join_names(classes)}{did_you_mean(label, classes)}"
+            yield Problem(text, number, column)
 
 
 def not_a_class_column(table: Table, column: str, num_classes: int) -> Problem:
@@ -56,22 +46,20 @@ def check_splits(table: Table, column: str) -> Iterator[Problem]:
             yield Problem(f"{problem}: expected train, val (or valid, validation, dev) or test", number, column)
 
 
-def check_ids(table: Table, ids: Sequence[str]) -> Iterator[Problem]:
+def check_ids(table: Table) -> Iterator[Problem]:
     """Find duplicate ids."""
     first: dict[str, int] = {}
-    for number, name in zip(table.row_numbers, ids, strict=True):
+    for number, name in zip(table.row_numbers, table.ids, strict=True):
         if first.setdefault(name, number) != number:
             yield Problem(f"the id {name!r} was already used in row {first[name]}", number, "id")
 
 
-def check_inputs(table: Table, columns: Sequence[str], ids: Sequence[str]) -> Iterator[Problem]:
-    """Find rows without any input."""
-    for number, name, *cells in zip(
-        table.row_numbers, ids, *(table.columns[column] for column in columns), strict=True
-    ):
-        if all(cell is None for cell in cells):
-            fix = "fill one in, remove the row, or set data.drop_empty: true"
-            yield Problem(f"all inputs of the sample {name!r} are empty ({join_names(columns)}): {fix}", number)
+def check_inputs(table: Table, columns: Sequence[str], rows: Iterable[int]) -> Iterator[Problem]:
+    """Return the problem of each row that has no input."""
+    fix = "fill one in, remove the row, or set data.drop_empty: true"
+    for row in rows:
+        text = f"all inputs of the sample {table.ids[row]!r} are empty ({join_names(columns)}): {fix}"
+        yield Problem(text, table.row_numbers[row])
 
 
 def resolve_paths(cells: Sequence[str | None], root: str) -> list[str | None]:
@@ -81,15 +69,7 @@ def resolve_paths(cells: Sequence[str | None], root: str) -> list[str | None]:
 
 
 def find_outside(paths: Sequence[str | None], root: str) -> dict[int, str]:
-    """Find paths outside ``root``.
-
-    Args:
-        paths: from ``resolve_paths``.
-        root: the folder.
-
-    Returns:
-        Row -> message.
-    """
+    """Return row -> message for the paths, from ``resolve_paths``, that lie outside ``root``."""
     folder = os.path.abspath(root)
     prefix = os.path.join(folder, "")
     return {
@@ -100,20 +80,14 @@ def find_outside(paths: Sequence[str | None], root: str) -> dict[int, str]:
 
 
 def check_files(table: Table, column: str, paths: Sequence[str | None], rows: Iterable[int]) -> Iterator[Problem]:
-    """Find files that do not exist.
-
-    Args:
-        table: the manifest.
-        column: of the paths.
-        paths: from ``resolve_paths``.
-        rows: rows to check.
-    """
+    """Find files of some rows that do not exist; ``paths`` are the resolved cells of the column."""
     for row in rows:
-        path = paths[row]
-        if path is not None and not os.path.isfile(path):
-            cell = table.columns[column][row] or ""
-            if os.path.isdir(path):
-                yield Problem(f"{cell!r} is a folder, expected a file ({path})", table.row_numbers[row], column)
-                continue
+        path, cell = paths[row], table.columns[column][row] or ""
+        if path is None or os.path.isfile(path):
+            continue
+        if os.path.isdir(path):
+            text = f"{cell!r} is a folder, expected a file ({path})"
+        else:
             hint = "; write / between folders" if "\\" in cell else ""
-            yield Problem(f"the file {cell!r} does not exist (looked for {path}){hint}", table.row_numbers[row], column)
+            text = f"the file {cell!r} does not exist (looked for {path}){hint}"
+        yield Problem(text, table.row_numbers[row], column)

@@ -17,16 +17,8 @@ from fusion_pl.types import UserError
 # Other formats of Pillow may start programs (EPS: Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
 # Errors of Pillow's decoders on damaged files.
-DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    RuntimeError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error)
+DECODE_ERRORS += (Image.DecompressionBombError,)
 WHITE = (255, 255, 255, 255)
 MAX_DECODED = 2**30  # pixels times scans of a progressive JPEG, which has about ten scans; takes some seconds
 STRIP_HEIGHT = 256  # rows that are converted at a time
@@ -43,9 +35,8 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         with Image.open(path, formats=FORMATS) as image:
             # Up to twice its limit Pillow only warns, and warnings of workers are not shown.
             if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise ValueError(
-                    f"{image.width} × {image.height} pixels exceed Pillow's limit of {Image.MAX_IMAGE_PIXELS}"
-                )
+                size = f"{image.width} × {image.height} pixels"
+                raise ValueError(f"{size} exceed Pillow's limit of {Image.MAX_IMAGE_PIXELS}")
             if image.info.get("progressive"):
                 _check_num_scans(path, image.width * image.height)
             image.load()
@@ -54,10 +45,8 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
                 ImageOps.exif_transpose(image, in_place=True)
             return eight_bit(image)
     except UnidentifiedImageError as error:
-        known = ", ".join(FORMATS)
-        raise UserError(
-            f"{path} cannot be read as an image (expected one of {known}): replace it or empty its cell"
-        ) from error
+        reason = f"expected one of {', '.join(FORMATS)}"
+        raise UserError(f"{path} cannot be read as an image ({reason}): replace it or empty its cell") from error
     except (Image.DecompressionBombWarning, *DECODE_ERRORS) as error:
         raise UserError(f"{path} cannot be read as an image ({error}): replace it or empty its cell") from error
 

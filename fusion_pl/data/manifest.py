@@ -109,7 +109,7 @@ class ManifestData(FusionData):
     @cached_property
     def class_counts(self) -> list[int]:
         """Number of training samples per class, in the order of ``classes``."""
-        counts = Counter(self._targets[row] for row in self._splits["train"])
+        counts = Counter(self._targets[row] for row in self._splits.used["train"])
         return [counts[target] for target in range(len(self._classes))]
 
     @property
@@ -127,22 +127,27 @@ class ManifestData(FusionData):
         Raises:
             UserError: with the first ten problems by row and column.
         """
+        model_inputs = join_names(self.processors)
+        problems = self.table.problems + [
+            Problem(f"data.inputs names {name!r}, but the model's inputs are {model_inputs}")
+            for name in sorted(self.inputs.keys() - self.processors.keys())
+        ]
         if stage == "predict":
-            self._setup_predict()
+            self._check_predict(problems)
             return
-        problems = [*self.table.problems, *self._check_mapping(), *self._check_rows()]
+        problems += self._check_rows()
         if self.label in self.table.columns:
-            problems += self._check_classes(REQUIRED_SPLITS[stage])
-            problems += self._table_splits.check(SPLITS[1:] if stage == "fit" else REQUIRED_SPLITS[stage], self._ids)
-            problems += self._check_paths(SPLITS if stage == "fit" else REQUIRED_SPLITS[stage])
+            required = REQUIRED_SPLITS[stage]
+            problems += self._check_classes(required)
+            problems += self._splits.check(SPLITS[1:] if stage == "fit" else required)
+            problems += self._check_paths(SPLITS if stage == "fit" else required)
         raise_problems(self.manifest, problems)
-        for note in self._table_splits.notes(self._sizes(), len(self._dropped)):
+        for note in self._splits.notes():
             rank_zero_info(note)
         self._stage = stage
 
-    def _setup_predict(self) -> None:
+    def _check_predict(self, problems: list[Problem]) -> None:
         missing = [column for column in self.columns.values() if column not in self.table.columns]
-        problems = [*self.table.problems, *self._check_mapping()]
         if len(missing) == len(self.columns):
             problems += [problem for column in missing for problem in check_column(self.table, column, "an input")]
         raise_problems(self.manifest, problems)
@@ -151,7 +156,7 @@ class ManifestData(FusionData):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record of the splits for a checkpoint."""
-        return self._table_splits.record.state_dict() if self._stage else {}
+        return self._splits.record.state_dict() if self._stage else {}
 
     def load_state_dict(self, state_dict: Any) -> None:
         """Use the splits of a checkpoint.
@@ -170,21 +175,17 @@ class ManifestData(FusionData):
                 )
             return
         record = SplitRecord.from_state(state_dict)
-        if self._stage and record in (self._recorded, self._table_splits.record):
+        if self._stage and record in (self._recorded, self._splits.record):
             return
         self._recorded = record
-        for name in ("_table_splits", "_splits", "class_counts"):
+        for name in ("_splits", "class_counts"):
             self.__dict__.pop(name, None)
         if self._stage:  # the Trainer restores after setup
             self.setup(self._stage)
 
     def write_splits(self, path: str | Path) -> None:
         """Write row number, id and split of every row that is used, in the order of the table."""
-        self._table_splits.write(path, self._ids, self._dropped)
-
-    def _check_mapping(self) -> Iterator[Problem]:
-        for name in sorted(self.inputs.keys() - self.processors.keys()):
-            yield Problem(f"data.inputs names {name!r}, but the model's inputs are {join_names(self.processors)}")
+        self._splits.write(path)
 
     def _check_rows(self) -> Iterator[Problem]:
         yield from check_column(self.table, self.label, "the label")
@@ -197,15 +198,15 @@ class ManifestData(FusionData):
             yield from check_splits(self.table, self.split)
         elif self.split != DEFAULT_SPLIT:
             yield from check_column(self.table, self.split, "the split")
-        yield from check_ids(self.table, self._ids)
+        yield from check_ids(self.table)
         if not self.drop_empty and all(column in self.table.columns for column in self.columns.values()):
-            yield from check_inputs(self.table, list(self.columns.values()), self._ids)
+            yield from check_inputs(self.table, list(self.columns.values()), self._empty_rows)
 
     def _check_classes(self, required: Sequence[Split]) -> Iterator[Problem]:
         problems = [
-            Problem(f"no row is left for {split}: the splits have {self._sizes()}")
+            Problem(f"no row is left for {split}: the splits have {self._splits.sizes}")
             for split in required
-            if not self._splits[split]
+            if not self._splits.used[split]
         ]
         if "train" in required:
             problems += [
@@ -218,7 +219,7 @@ class ManifestData(FusionData):
         yield from problems
 
     def _check_paths(self, splits: Sequence[Split]) -> Iterator[Problem]:
-        rows = [row for split in splits for row in self._splits[split]]
+        rows = [row for split in splits for row in self._splits.used[split]]
         for name, paths in self._paths.items():
             column = self.columns[name]
             outside = {} if self.allow_outside else find_outside(paths, self.root)
@@ -228,7 +229,7 @@ class ManifestData(FusionData):
     def samples(self, split: Split | Literal["predict"]) -> Rows:
         """Return the rows of a split; for ``predict`` all rows, without targets."""
         predicting, training = split == "predict", split == "train"
-        rows: Sequence[int] = range(len(self.table)) if split == "predict" else self._splits[split]
+        rows: Sequence[int] = range(len(self.table)) if split == "predict" else self._splits.used[split]
         errors: dict[int, str] = {}
         if predicting and not self.allow_outside:
             for paths in self._paths.values():
@@ -244,18 +245,13 @@ class ManifestData(FusionData):
         return Rows(
             manifest=self.manifest,
             columns=columns,
-            ids=[self._ids[row] for row in rows],
+            ids=[self.table.ids[row] for row in rows],
             targets=[None if predicting else self._targets[row] for row in rows],
             row_numbers=[self.table.row_numbers[row] for row in rows],
             on_bad_file=self.on_bad_file,
             return_errors=predicting,
             errors=errors,
         )
-
-    @cached_property
-    def _ids(self) -> list[str]:
-        numbers = [str(number) for number in self.table.row_numbers]
-        return [cell or number for cell, number in zip(self.table.columns.get("id", numbers), numbers, strict=True)]
 
     @cached_property
     def _classes(self) -> list[str]:
@@ -269,23 +265,15 @@ class ManifestData(FusionData):
         return [index.get((cell or "").strip()) for cell in self.table.columns[self.label]]
 
     @cached_property
-    def _table_splits(self) -> TableSplits:
-        """The split of each row, with or without inputs."""
+    def _splits(self) -> TableSplits:
         targets = {row: target for row, target in enumerate(self._targets) if target is not None}
         fractions: dict[Split, float] = {"val": self.val_fraction, "test": self.test_fraction}
-        return TableSplits(self.table, targets, self.label, self.split, fractions, self.seed, self._recorded)
+        dropped = self._empty_rows if self.drop_empty else ()
+        return TableSplits(self.table, targets, self.label, self.split, fractions, self.seed, dropped, self._recorded)
 
     @cached_property
-    def _splits(self) -> dict[Split, list[int]]:
-        """Split -> its rows; rows with a problem are in none."""
-        splits = self._table_splits.rows.items()
-        return {split: [row for row in rows if row not in self._dropped] for split, rows in splits}
-
-    @cached_property
-    def _dropped(self) -> set[int]:
-        """Rows that are left out because they have none of the inputs."""
-        if not self.drop_empty:
-            return set()
+    def _empty_rows(self) -> set[int]:
+        """Rows that have none of the inputs."""
         columns = [self.table.columns[column] for column in self.columns.values() if column in self.table.columns]
         return {row for row in range(len(self.table)) if all(cells[row] is None for cells in columns)}
 
@@ -295,6 +283,3 @@ class ManifestData(FusionData):
         files = {name: column for name, column in self.columns.items() if self.processors[name].kind != "text"}
         cells = {name: self.table.columns[column] for name, column in files.items() if column in self.table.columns}
         return {name: resolve_paths(column, self.root) for name, column in cells.items()}
-
-    def _sizes(self) -> str:
-        return ", ".join(f"{len(rows)} {split}" for split, rows in self._splits.items())

@@ -108,20 +108,19 @@ class Rows(Dataset[Sample]):
                     raise LoadError(message) from error
                 messages.append(message)
             else:
-                inputs[column.input] = self._augment(column, value, index)
+                inputs[column.input] = self._augment(column, value, row)
         if not inputs:
             reason = "; ".join(messages) or f"{row}: all its inputs are empty"
             raise LoadError(f"{reason}: no input of the sample {self.ids[index]!r} is left, so remove the row")
         return Sample(self.ids[index], inputs, self.targets[index], tuple(messages))
 
-    def _augment(self, column: InputColumn, value: Any, index: int) -> Any:
+    @staticmethod
+    def _augment(column: InputColumn, value: Any, row: str) -> Any:
         if column.augment is None:
             return value
         try:
             return column.augment(value)
         except (ValueError, TypeError, RuntimeError) as error:  # a transform of another library, with wrong arguments
             name = type(column.augment).__name__
-            raise LoadError(
-                f"data.augment: {name} failed on input {column.input!r} of {self.manifest}, row "
-                f"{self.row_numbers[index]} ({error}): check its arguments"
-            ) from error
+            text = f"{name} failed on input {column.input!r} of {row} ({error}): check its arguments"
+            raise LoadError(f"data.augment: {text}") from error

@@ -65,12 +65,7 @@ class SplitRecord:
         return [row for row in rows if keys[row] in trained]
 
     def table_difference(self, table_hash: str, keys: Sequence[int]) -> str | None:
-        """Describe how a table differs from the recorded one; None if they are equal.
-
-        Args:
-            table_hash: of the table.
-            keys: one per row.
-        """
+        """Describe how a table, with one key per row, differs from the recorded one; None if they are equal."""
         if table_hash == self.table_hash:
             return None
         recorded = self.all_keys()
@@ -93,16 +88,9 @@ def _is_key_tensor(value: Any) -> bool:
 def find_split_record(checkpoint: Mapping[str, Any], data_class: type) -> Any:
     """Return the state of the record of splits in a checkpoint; None if there is none.
 
-    Lightning saves the state of a data module under the name of its class, so a subclass does not find that of its
-    base.
-
-    Args:
-        checkpoint: the checkpoint.
-        data_class: class of the data module; a state under its name comes first.
+    Lightning saves the state of a data module under the name of its class; without a state under the name of
+    ``data_class``, that of another class is returned.
     """
-    if state := checkpoint.get(data_class.__qualname__):
-        return state
     required = {"table", *SPLITS}
-    return next(
-        (state for state in checkpoint.values() if isinstance(state, Mapping) and required <= state.keys()), None
-    )
+    states = (state for state in checkpoint.values() if isinstance(state, Mapping) and required <= state.keys())
+    return checkpoint.get(data_class.__qualname__) or next(states, None)

@@ -10,15 +10,8 @@ from fusion_pl.data.keys import stable_hash
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-ALIASES: Mapping[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-}
+ALIASES: dict[str, Split] = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
+ALIASES |= {split: split for split in SPLITS}
 
 
 def parse_split(cell: str | None) -> Split | None:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from fusion_pl.messages import join_lines
@@ -42,11 +43,9 @@ def raise_problems(path: str, problems: Iterable[Problem]) -> None:
     Raises:
         UserError: starts with the path and the number of problems.
     """
-    ordered = sorted(problems, key=lambda problem: problem.row)
-    if not ordered:
-        return
-    count = "1 problem" if len(ordered) == 1 else f"{len(ordered)} problems"
-    raise UserError(f"{path} has {count}:\n  {join_lines(list(map(str, ordered)), MAX_SHOWN)}")
+    if ordered := sorted(problems, key=lambda problem: problem.row):
+        count = "1 problem" if len(ordered) == 1 else f"{len(ordered)} problems"
+        raise UserError(f"{path} has {count}:\n  {join_lines(list(map(str, ordered)), MAX_SHOWN)}")
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,12 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.row_numbers)
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """One per row: the cell of the column ``id``, or the row number if it is empty."""
+        cells = self.columns.get("id", [None] * len(self))
+        return [cell or str(number) for cell, number in zip(cells, self.row_numbers, strict=True)]
 
 
 def read_table(path: str) -> Table:

@@ -26,6 +26,7 @@ class TableSplits:
         column: column of the split; without it all splits are drawn.
         fractions: of val and test, if they are drawn.
         seed: of the draw.
+        dropped: rows without an input, which are split but not used.
         recorded: the splits of a checkpoint; drawn rows keep them.
     """
 
@@ -35,6 +36,7 @@ class TableSplits:
     column: str
     fractions: Mapping[Split, float]
     seed: int
+    dropped: Collection[int] = ()
     recorded: SplitRecord | None = None
 
     @cached_property
@@ -49,75 +51,61 @@ class TableSplits:
         return assign_splits(self.targets, self.keys, self._cells, self.fractions, self.seed, known)
 
     @cached_property
+    def used(self) -> dict[Split, list[int]]:
+        """Split -> its rows without those that are dropped."""
+        return {split: [row for row in rows if row not in self.dropped] for split, rows in self.rows.items()}
+
+    @property
+    def sizes(self) -> str:
+        """Number of used rows per split, for messages."""
+        return ", ".join(f"{len(rows)} {split}" for split, rows in self.used.items())
+
+    @cached_property
     def record(self) -> SplitRecord:
         """The splits for a checkpoint."""
         keys = {split: frozenset(self.keys[row] for row in rows) for split, rows in self.rows.items()}
-        return SplitRecord(self._hash, keys).with_removed_rows(self.recorded)
-
-    @property
-    def drawn(self) -> tuple[Split, ...]:
-        """The splits that the table does not define."""
-        return undefined_splits(self._cells)
-
-    @cached_property
-    def _hash(self) -> str:
-        return table_hash(self.table)
+        return SplitRecord(table_hash(self.table), keys).with_removed_rows(self.recorded)
 
     @property
     def _cells(self) -> Sequence[str | None] | None:
         return self.table.columns.get(self.column)
 
-    def check(self, splits: Sequence[Split], ids: Sequence[str]) -> Iterator[Problem]:
-        """Find splits with rows that the checkpoint was trained on.
-
-        Args:
-            splits: those to evaluate.
-            ids: one per row.
-        """
+    def check(self, splits: Sequence[Split]) -> Iterator[Problem]:
+        """Find splits to evaluate with rows that the checkpoint was trained on."""
         if self.recorded is None:
             return
         for split in splits:
             if trained := self.recorded.trained_rows(self.keys, self.rows[split], split):
+                first = f"first row {self.table.row_numbers[trained[0]]}, {self.table.ids[trained[0]]!r}"
                 yield Problem(
-                    f"the checkpoint was trained on {len(trained)} of the {len(self.rows[split])} {split} rows (first "
-                    f"row {self.table.row_numbers[trained[0]]}, {ids[trained[0]]!r}), so their score would be "
-                    "meaningless: give them the split they had, or use fusion-pl predict for them",
+                    f"the checkpoint was trained on {len(trained)} of the {len(self.rows[split])} {split} rows "
+                    f"({first}), so their score would be meaningless: give them the split they had, or use fusion-pl "
+                    "predict for them",
                     column=self.column,
                 )
 
-    def notes(self, sizes: str, num_dropped: int = 0) -> Iterator[str]:
-        """Describe what the table itself does not show.
-
-        Args:
-            sizes: of the splits.
-            num_dropped: number of rows that were left out because they have no input.
-        """
-        path, drawn = self.table.path, " and ".join(self.drawn)
-        if num_dropped:
-            yield f"{path}: left out {num_dropped} of {len(self.table)} rows without any input"
-        if self.recorded and (difference := self.recorded.table_difference(self._hash, self.keys)):
+    def notes(self) -> Iterator[str]:
+        """Describe what the table itself does not show."""
+        path, drawn = self.table.path, undefined_splits(self._cells)
+        if self.dropped:
+            yield f"{path}: left out {len(self.dropped)} of {len(self.table)} rows without any input"
+        if self.recorded and (difference := self.recorded.table_difference(self.record.table_hash, self.keys)):
             yield f"{path} {difference}" + ("; the others keep their split" if drawn else "")
         method = f"by {'id' if 'id' in self.table.columns else 'content'} and seed {self.seed}"
         if self.recorded:
             method = f"as in the training; new rows {method}"
         if self._cells is None:
-            yield f"{path} has no column {self.column!r}: drew {sizes} ({method})"
+            yield f"{path} has no column {self.column!r}: drew {self.sizes} ({method})"
         elif drawn:
             yield (
                 f"{path} has no validation rows: {len(self.rows['val'])} were taken from train, none from test "
-                f"({method}; now {sizes})"
+                f"({method}; now {self.sizes})"
             )
 
-    def write(self, path: str | Path, ids: Sequence[str], dropped: Collection[int] = ()) -> None:
-        """Write row number, id and split of each row with a split, in the order of the table.
-
-        Args:
-            path: of the CSV file.
-            ids: one per row.
-            dropped: rows to leave out.
-        """
-        splits = sorted((row, split) for split, rows in self.rows.items() for row in rows if row not in dropped)
+    def write(self, path: str | Path) -> None:
+        """Write a CSV file with row number, id and split of each used row, in the order of the table."""
+        splits = sorted((row, split) for split, rows in self.used.items() for row in rows)
         with atomic_write(path) as file:
             writer = csv.writer(file)
             writer.writerow(["row", "id", "split"])
-            writer.writerows((self.table.row_numbers[row], ids[row], split) for row, split in splits)
+            writer.writerows((self.table.row_numbers[row], self.table.ids[row], split) for row, split in splits)
