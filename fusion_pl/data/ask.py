@@ -32,11 +32,8 @@ PITCHES = {"upper": (900.0, 1400.0), "lower": (250.0, 400.0)}  # Hz
 class Scene(NamedTuple):
     """What determines a sample's label; everything else is random.
 
-    Attributes:
-        colours: of the upper and the lower object; they differ.
-        shapes: of the upper and the lower object; they differ.
-        question: ``colour`` or ``shape``.
-        position: ``upper`` or ``lower``, the object that the question is about.
+    Colours and shapes are those of the upper and the lower object, which differ in both; the position is that of the
+    object that the question is about.
     """
 
     colours: tuple[str, str]

@@ -39,11 +39,7 @@ class _UnseekableFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile h
 
 
 def read_audio(path: str | os.PathLike[str], crop: Crop | None = None) -> Waveform:
-    """Read wav, flac, ogg or mp3 as mono, at the file's own rate.
-
-    Args:
-        path: of the file.
-        crop: selects the part to read; None = all of it.
+    """Read the part that ``crop`` selects of a wav, flac, ogg or mp3 as mono, at the file's own rate.
 
     Raises:
         UserError: if the file is missing, not sound, empty or truncated, or contains NaN or infinity.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from itertools import chain
 from typing import Any, Literal, cast
 
@@ -13,7 +13,7 @@ from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import distributed, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fusion_pl.data.collate import Collate
 from fusion_pl.data.order import EpochBatches, EpochLoader, EpochSampler, global_seed, identity
@@ -140,42 +140,43 @@ class FusionData(LightningDataModule, ABC):
         """
         samples, seed = self.samples("train"), global_seed()
         collate = Collate(self.processors, training=True, dropout=self.input_dropout)
-        batches = EpochBatches(samples, collate, seed)
         sampler = EpochSampler(samples, seed, *_world())
-        return EpochLoader(dataset=batches, sampler=sampler, collate_fn=identity, **self._loader_options(seed))
+        return self._loader(EpochBatches(samples, collate, seed), sampler, identity, EpochLoader)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return a loader of every validation sample once, in order, on any number of processes."""
-        return self._loader("val")
+        return self._ordered_loader("val")
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Return a loader of every test sample once, in order, on any number of processes."""
-        return self._loader("test")
+        return self._ordered_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """Return a loader of every sample once, in order, without targets."""
-        return self._loader("predict")
+        return self._ordered_loader("predict")
 
-    def _loader(self, split: Literal["val", "test", "predict"]) -> DataLoader[Sample]:
+    def _ordered_loader(self, split: Literal["val", "test", "predict"]) -> DataLoader[Sample]:
         samples = self.samples(split)
-        return DataLoader(
-            dataset=samples,
-            sampler=_distributed_sampler(samples, split),
-            collate_fn=Collate(self.processors),
-            **self._loader_options(global_seed()),
-        )
+        return self._loader(samples, _distributed_sampler(samples, split), Collate(self.processors))
 
-    def _loader_options(self, seed: int) -> dict[str, Any]:
-        """Return the arguments that all loaders share."""
-        workers = self.workers
-        return {
-            "batch_size": self.batch_size,
-            "num_workers": workers,
-            "worker_init_fn": follow_parent,
-            "pin_memory": torch.cuda.is_available(),
-            "persistent_workers": workers > 0,
-            "generator": torch.Generator().manual_seed(seed),  # not the global one, which the model uses
-        }
+    def _loader(
+        self,
+        dataset: Dataset[Any],
+        sampler: Sampler[Any] | None,
+        collate: Callable[[Any], Batch],
+        loader_class: type[DataLoader[Any]] = DataLoader,
+    ) -> DataLoader[Any]:
+        return loader_class(
+            dataset,
+            sampler=sampler,
+            collate_fn=collate,
+            batch_size=self.batch_size,
+            num_workers=self.workers,
+            worker_init_fn=follow_parent,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.workers > 0,
+            generator=torch.Generator().manual_seed(global_seed()),  # not the global one, which the model uses
+        )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Collect the messages about unreadable files of a batch."""

@@ -29,15 +29,6 @@ def check_labels(table: Table, column: str, classes: Sequence[str]) -> Iterator[
             yield Problem(text, number, column)
 
 
-def not_a_class_column(table: Table, column: str, num_classes: int) -> Problem:
-    """Return the problem that the labels differ in nearly every row."""
-    others = join_names(repr(name) for name in table.columns if name != column)
-    return Problem(
-        f"the label column {column!r} has {num_classes} different values in {len(table)} rows, as an id or a number "
-        f"has: name a column of classes with data.label (there are {others})"
-    )
-
-
 def check_splits(table: Table, column: str) -> Iterator[Problem]:
     """Find cells of the split column that do not name a split."""
     for number, cell in zip(table.row_numbers, table.columns[column], strict=True):

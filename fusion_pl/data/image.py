@@ -17,8 +17,8 @@ from fusion_pl.types import UserError
 # Other formats of Pillow may start programs (EPS: Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
 # Errors of Pillow's decoders on damaged files.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error)
-DECODE_ERRORS += (Image.DecompressionBombError,)
+DECODE_ERRORS: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError)
+DECODE_ERRORS += (struct.error, Image.DecompressionBombError, Image.DecompressionBombWarning)
 WHITE = (255, 255, 255, 255)
 MAX_DECODED = 2**30  # pixels times scans of a progressive JPEG, which has about ten scans; takes some seconds
 STRIP_HEIGHT = 256  # rows that are converted at a time
@@ -47,7 +47,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     except UnidentifiedImageError as error:
         reason = f"expected one of {', '.join(FORMATS)}"
         raise UserError(f"{path} cannot be read as an image ({reason}): replace it or empty its cell") from error
-    except (Image.DecompressionBombWarning, *DECODE_ERRORS) as error:
+    except DECODE_ERRORS as error:
         raise UserError(f"{path} cannot be read as an image ({error}): replace it or empty its cell") from error
 
 

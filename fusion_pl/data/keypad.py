@@ -15,9 +15,7 @@ from fusion_pl.data.synthetic import SyntheticDataset, SyntheticSample
 
 CLASSES = tuple("0123456789")
 
-# Probabilities per input, independent of the other inputs.
-MISSING = 0.125
-UNREADABLE = 0.1
+MISSING, UNREADABLE = 0.125, 0.1  # probabilities per input, independent of the other inputs
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
@@ -34,14 +32,8 @@ def generate(index: int, rng: Generator) -> SyntheticSample:
     """Generate one sample of the digit ``index % 10``, so that every split has every class.
 
     Each input is missing with probability 0.125 and unreadable with probability 0.1, independent of the others.
-    Samples without any readable input are drawn again.
-
-    Args:
-        index: of the sample.
-        rng: source of all randomness.
-
-    Returns:
-        The number word inside other characters, 32 × 32 grey pixels, and 0.25 to 0.5 s of sound at 8 kHz.
+    Samples without any readable input are drawn again. The text is the number word inside other characters, the image
+    has 32 × 32 grey pixels, and the sound takes 0.25 to 0.5 s at 8 kHz.
     """
     digit = index % len(CLASSES)
     while True:
@@ -49,9 +41,8 @@ def generate(index: int, rng: Generator) -> SyntheticSample:
         readable = rng.random(3) >= UNREADABLE
         if (present & readable).any():
             break
-    makers = (_text, _image, _audio)
-    values: list[Any] = [make(digit, clear, rng) for make, clear in zip(makers, readable, strict=True)]
-    return SyntheticSample(CLASSES[digit], *(v if there else None for v, there in zip(values, present, strict=True)))
+    values: list[Any] = [draw(digit, clear, rng) for draw, clear in zip((_text, _image, _audio), readable, strict=True)]
+    return SyntheticSample(CLASSES[digit], *(values[i] if present[i] else None for i in range(3)))
 
 
 def _text(digit: int, readable: np.bool, rng: Generator) -> str:

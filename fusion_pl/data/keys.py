@@ -23,11 +23,8 @@ def stable_hash(text: str) -> int:
 def row_keys(table: Table, ignored: Collection[str]) -> list[int]:
     """Return a hash of each row's ``id``, or of its other cells if it has no id.
 
-    Empty cells and the order of the columns do not matter. Rows with the same content have the same key.
-
-    Args:
-        table: the manifest.
-        ignored: columns that do not matter.
+    Empty cells, the order of the columns and the columns ``ignored`` do not matter. Rows with the same content have the
+    same key.
     """
     names = sorted(table.columns.keys() - {"id", *ignored})
     ids = table.columns.get("id") or [None] * len(table)

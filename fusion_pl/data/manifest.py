@@ -20,7 +20,6 @@ from fusion_pl.data.checks import (
     check_labels,
     check_splits,
     find_outside,
-    not_a_class_column,
     resolve_paths,
 )
 from fusion_pl.data.media import crop_function
@@ -202,7 +201,7 @@ class ManifestData(FusionData):
         if not self.drop_empty and all(column in self.table.columns for column in self.columns.values()):
             yield from check_inputs(self.table, list(self.columns.values()), self._empty_rows)
 
-    def _check_classes(self, required: Sequence[Split]) -> Iterator[Problem]:
+    def _check_classes(self, required: Sequence[Split]) -> list[Problem]:
         problems = [
             Problem(f"no row is left for {split}: the splits have {self._splits.sizes}")
             for split in required
@@ -215,8 +214,13 @@ class ManifestData(FusionData):
                 if not count
             ]
         if problems and self.configured_classes is None and len(self._classes) * 2 > len(self.table):
-            problems = [not_a_class_column(self.table, self.label, len(self._classes))]
-        yield from problems
+            others = join_names(repr(name) for name in self.table.columns if name != self.label)
+            text = (
+                f"the label column {self.label!r} has {len(self._classes)} different values in {len(self.table)} rows, "
+                f"as an id or a number has: name a column of classes with data.label (there are {others})"
+            )
+            return [Problem(text)]
+        return problems
 
     def _check_paths(self, splits: Sequence[Split]) -> Iterator[Problem]:
         rows = [row for split in splits for row in self._splits.used[split]]

@@ -91,24 +91,22 @@ def _convert_image(value: Any) -> Image.Image:
         except DECODE_ERRORS as error:
             raise UserError(f"the PIL image cannot be used: {error}") from error
     if isinstance(value, Tensor):
-        pixels = (value.movedim(0, -1) if value.dim() == 3 else value).detach().cpu().float().numpy()
-        pixels = pixels.astype(np.uint8) if value.dtype == torch.uint8 else pixels
-        floating = value.is_floating_point()
-    elif isinstance(value, np.ndarray):
-        pixels, floating = value, np.issubdtype(value.dtype, np.floating)
-    else:
+        tensor = (value.movedim(0, -1) if value.dim() == 3 else value).detach().cpu()
+        value = (tensor.float() if tensor.is_floating_point() else tensor).numpy()  # NumPy has no bfloat16
+    if not isinstance(value, np.ndarray) or not value.size:
         raise wrong
-    has_image_shape = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (1, 3, 4))
-    if not has_image_shape or not pixels.size or not (floating or pixels.dtype == np.uint8):
+    has_image_shape = value.ndim == 2 or (value.ndim == 3 and value.shape[-1] in (1, 3, 4))
+    is_float = np.issubdtype(value.dtype, np.floating)
+    if not has_image_shape or not (is_float or value.dtype == np.uint8):
         raise wrong
-    if floating:
+    pixels = value[..., 0] if value.shape[2:] == (1,) else value
+    if is_float:
         if not (pixels.min() >= 0 and pixels.max() <= 1):  # also refuses NaN
+            values = f"{pixels.min():.4g} to {pixels.max():.4g}"
             raise UserError(
-                f"an image of floats must lie in [0, 1], got {pixels.min():.4g} to {pixels.max():.4g}: "
-                "divide by 255, or undo the normalisation"
+                f"an image of floats must lie in [0, 1], got {values}: divide by 255, or undo the normalisation"
             )
         pixels = np.rint(pixels * 255).astype(np.uint8)
-    pixels = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
     return eight_bit(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
@@ -127,9 +125,8 @@ def _convert_audio(value: Any) -> Waveform:
     if samples.ndim != 2 or not (name in INT_BITS or "float" in name):
         raise UserError(f"{wrong}; its first part is {_describe(raw)}")
     if samples.shape[0] > samples.shape[1] > 0:
-        raise UserError(
-            f"an audio input takes (channels, N), got {_describe(raw)}, more channels than samples: transpose it"
-        )
+        got = f"{_describe(raw)}, more channels than samples"
+        raise UserError(f"an audio input takes (channels, N), got {got}: transpose it")
     if name in INT_BITS:
         samples = samples / float(2 ** (INT_BITS[name] - 1))
     check_rate(int(rate), "the audio input")

@@ -67,11 +67,6 @@ class EpochBatches(Dataset[Batch]):
     """Batches whose augmentation, crops and input dropout do not depend on the number of workers or on a resume.
 
     Their random numbers are seeded by the seed of the run, the epoch and the first row of the batch.
-
-    Args:
-        samples: a map-style data set.
-        collate: joins samples to a batch.
-        seed: of the run.
     """
 
     def __init__(self, samples: Dataset[Sample], collate: Callable[[list[Sample]], Batch], seed: int) -> None:
@@ -81,11 +76,7 @@ class EpochBatches(Dataset[Batch]):
         return len(cast(Sized, self.samples))
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        """Load the samples of a batch and join them.
-
-        Args:
-            indices: from ``EpochSampler``.
-        """
+        """Load and collate the samples of one batch; the indices come from ``EpochSampler``."""
         epoch, first = divmod(indices[0], len(self))
         rows = [index % len(self) for index in indices]
         getitems: Any = getattr(self.samples, "__getitems__", None)

@@ -29,16 +29,7 @@ class LoadError(UserError):
 
 @dataclass(frozen=True)
 class InputColumn:
-    """One input of all rows.
-
-    Attributes:
-        input: its name.
-        column: of the manifest.
-        kind: of the input.
-        cells: text or resolved path per row; None if the input is missing.
-        augment: transform of the loaded value.
-        crop: selects the part of a sound to read; None = all of it.
-    """
+    """One input of all rows: text or resolved path per cell, None if the input is missing."""
 
     input: str
     column: str

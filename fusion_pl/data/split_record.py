@@ -16,9 +16,7 @@ from fusion_pl.types import UserError
 class SplitRecord:
     """The splits of a run, as the keys of their rows.
 
-    Attributes:
-        table_hash: of the table.
-        keys: split -> keys of its rows. Rows with the same content, which have the same key, may be in several splits.
+    Rows with the same content, which have the same key, may be in several splits.
     """
 
     table_hash: str

@@ -76,12 +76,8 @@ def draw_splits(
     split, every class has a training row, and no requested split is empty. To satisfy them, the rows whose ``u`` is
     nearest to the threshold change their split.
 
-    Args:
-        targets: row -> class index.
-        keys: one per row, see ``row_keys``.
-        fractions: of val and test, in [0, 1); their sum is below 1.
-        seed: of the draw.
-        fixed: row -> a split that is not drawn.
+    The fractions of val and test are in [0, 1), with a sum below 1. ``fixed`` has the rows whose split is not drawn.
+    The other arguments are those of ``assign_splits``.
 
     Returns:
         Row -> its split, in the order of ``targets``.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import re
 import wave
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,14 +28,7 @@ SEED = 0
 
 
 class SyntheticSample(NamedTuple):
-    """One sample; a missing input is None.
-
-    Attributes:
-        label: the class.
-        text: the text.
-        image: the image.
-        audio: 16-bit samples at the rate of the data set.
-    """
+    """One sample; a missing input is None, and audio has the rate of the data set."""
 
     label: str
     text: str | None
@@ -49,7 +41,7 @@ class SyntheticDataset:
     """A generated data set.
 
     Attributes:
-        name: part of the names of the hidden files that mark its folder.
+        name: part of the names of the hidden files in its folder: a lock, and how the folder was generated.
         version: of the generator; increase it with every change that alters a byte, so that older folders are updated.
         classes: names of the classes.
         sizes: split -> number of samples.
@@ -65,30 +57,22 @@ class SyntheticDataset:
     generate: Callable[[int, Generator], SyntheticSample]
 
     @property
-    def marker(self) -> str:
-        """Name of the file that records how a folder was generated."""
+    def _marker(self) -> str:
         return f".{self.name}.json"
 
     @property
-    def lock(self) -> str:
-        """Name of the lock file; one process at a time writes."""
+    def _lock(self) -> str:
         return f".{self.name}.lock"
 
     @property
-    def recipe(self) -> dict[str, Any]:
-        """Content of the marker."""
+    def _marker_content(self) -> dict[str, Any]:
         return {"version": self.version, "seed": SEED, "sizes": dict(self.sizes)}
 
     def write(self, folder: str | Path) -> Path:
         """Write the data set, unless the folder holds it already, and return the path of its manifest.
 
-        An incomplete data set is completed. Several processes may call this at once: the first one writes.
-
-        Args:
-            folder: destination; created if it does not exist.
-
-        Returns:
-            Path of ``manifest.csv`` with the columns id, text, image, audio, label and split.
+        A missing folder is created, an incomplete data set is completed. Several processes may call this at once: the
+        first one writes.
 
         Raises:
             UserError: if the folder holds other files or cannot be written.
@@ -98,7 +82,7 @@ class SyntheticDataset:
             if not self._is_complete(folder):  # checked before anything is written: a copy may be read-only
                 folder.mkdir(parents=True, exist_ok=True)
                 self._check_folder(folder)
-                with FileLock(folder / self.lock):
+                with FileLock(folder / self._lock):
                     if not self._is_complete(folder):
                         self._write_files(folder)
         except OSError as error:
@@ -111,13 +95,13 @@ class SyntheticDataset:
     def _read_marker(self, folder: Path) -> Any:
         """Return how the folder was generated; None if the marker is missing or damaged."""
         try:
-            return json.loads((folder / self.marker).read_text())
+            return json.loads((folder / self._marker).read_text())
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
 
     def _is_complete(self, folder: Path) -> bool:
         """Return whether the manifest and all files that it names exist."""
-        if self._read_marker(folder) != self.recipe or not (folder / MANIFEST).exists():
+        if self._read_marker(folder) != self._marker_content or not (folder / MANIFEST).exists():
             return False
         with (folder / MANIFEST).open(newline="") as file:
             cells = {row[key] for row in csv.DictReader(file) for key in ("image", "audio") if row[key]}
@@ -125,27 +109,28 @@ class SyntheticDataset:
 
     def _check_folder(self, folder: Path) -> None:
         """Refuse a folder with files of the user, or with the same data set in other sizes."""
-        others = sorted(set(_file_names(folder)) - {self.lock})
-        if others and not (folder / self.marker).exists():
+        others = sorted(set(_file_names(folder)) - {self._lock})
+        if others and not (folder / self._marker).exists():
             raise UserError(
                 f"{folder} holds files that are not the demo data, such as {others[0]}: name another folder for "
                 "it, or move them"
             )
-        sizes = (self._read_marker(folder) or self.recipe).get("sizes")
-        if sizes != self.recipe["sizes"] and (folder / MANIFEST).exists():
+        expected = dict(self.sizes)
+        sizes = (self._read_marker(folder) or self._marker_content).get("sizes")
+        if sizes != expected and (folder / MANIFEST).exists():
             raise UserError(
-                f"{folder} holds the demo data with sizes {sizes}, expected {self.recipe['sizes']}: name another "
-                "folder, or delete this one"
+                f"{folder} holds the demo data with sizes {sizes}, expected {expected}: name another folder, or delete "
+                "this one"
             )
 
     def _write_files(self, folder: Path) -> None:
         """Write marker, media and manifest, in this order: the manifest exists only when the data set is complete."""
         (folder / MANIFEST).unlink(missing_ok=True)
-        (folder / self.marker).write_text(json.dumps(self.recipe))
-        for kind, pattern in (("images", r"\d{5}\.png"), ("audio", r"\d{5}\.wav")):
+        (folder / self._marker).write_text(json.dumps(self._marker_content))
+        for kind, suffix in (("images", ".png"), ("audio", ".wav")):
             (folder / kind).mkdir(exist_ok=True)
-            for name in filter(re.compile(pattern).fullmatch, _file_names(folder / kind)):
-                (folder / kind / name).unlink()
+            for path in list((folder / kind).glob("[0-9]" * 5 + suffix)):
+                path.unlink()
         with atomic_write(folder / MANIFEST) as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(COLUMNS)
@@ -158,15 +143,15 @@ class SyntheticDataset:
         bar = track(splits, "Writing the demo data", console=console, transient=True, disable=not console.is_terminal)
         for index, split in enumerate(bar):
             label, text, image, audio = self.generate(index, np.random.default_rng([SEED, index]))
-            name = f"{index:05d}"
+            name, image_cell, audio_cell = f"{index:05d}", "", ""
             if image is not None:
-                image.save(folder / f"images/{name}.png", compress_level=1)  # noise does not compress any further
+                image_cell = f"images/{name}.png"
+                image.save(folder / image_cell, compress_level=1)  # noise does not compress any further
             if audio is not None:
-                with wave.open(str(folder / f"audio/{name}.wav"), "wb") as file:
+                audio_cell = f"audio/{name}.wav"
+                with wave.open(str(folder / audio_cell), "wb") as file:
                     file.setparams((1, 2, self.rate, 0, "NONE", ""))
                     file.writeframes(audio.astype("<i2").tobytes())
-            image_cell = "" if image is None else f"images/{name}.png"
-            audio_cell = "" if audio is None else f"audio/{name}.wav"
             yield (name, text or "", image_cell, audio_cell, label, split)
 
 
