@@ -13,59 +13,47 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fusion_pl.encoders.audio_features import Features, MaskedFeatures, Patches, Repeated, Samples, Whisper
-from fusion_pl.encoders.clips import crop_and_resample, crop_range
+from fusion_pl.encoders.clips import ClipProcessor
 from fusion_pl.encoders.hub import read, saved
 from fusion_pl.encoders.layer_mixing import Combine
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
-from fusion_pl.types import Encoded, Kind, UserError, Waveform
+from fusion_pl.types import Encoded, UserError, Waveform
 
 WAVEFORM_MODELS = ("wav2vec2", "hubert", "wavlm")
 EXTRACTOR = "feature extractor (preprocessor_config.json)"
 SUPPORTED = (*WAVEFORM_MODELS, "whisper", "audio-spectrogram-transformer", "clap")
 
 
-class AudioProcessor:
+class AudioProcessor(ClipProcessor):
     """Crop, resample and pad clips, and compute the input of the model.
 
     Args:
         features: feature extraction of the model's family.
-        max_seconds: maximum length; longer clips are cropped, at random in training and to the centre otherwise.
-
-    Attributes:
-        fixed: whether clips are cropped to the centre in training, too, so that a clip is the same in every epoch.
+        max_seconds: maximum length of a clip.
     """
 
-    kind: Kind = "audio"
-    fixed = False
-
     def __init__(self, features: Features, max_seconds: float) -> None:
+        longest = math.ceil(max_seconds * features.rate)
+        super().__init__(features.rate, min(longest, features.longest or longest))
         self.features = features
-        max_samples = math.ceil(max_seconds * features.rate)
-        self.longest = min(max_samples, features.longest or max_samples)
 
     def __call__(self, values: Sequence[Waveform], training: bool = False) -> dict[str, Tensor]:
         """Process P clips."""
-        return self.features([self._crop_and_pad(clip, training and not self.fixed).numpy() for clip in values])
-
-    def crop(self, samples: int, rate: int, training: bool) -> tuple[int, int]:
-        """Return which part of a clip is used, so that no more of its file is read."""
-        return crop_range(samples, rate, self.features.rate, self.longest, training and not self.fixed)
+        return self.features([self._crop_and_pad(clip, training).numpy() for clip in values])
 
     def _crop_and_pad(self, clip: Waveform, training: bool) -> Float[Tensor, " N"]:
-        samples = crop_and_resample(clip, self.features.rate, self.longest, training)
+        samples = self.crop_and_resample(clip, training)
         return F.pad(samples, (0, max(0, self.features.shortest - len(samples))))
 
 
 class AudioEncoder(PretrainedEncoder):
     """Encode audio with a pretrained model: Wav2Vec2, HuBERT, WavLM, Whisper's encoder, AST or CLAP's audio tower.
 
+    The hidden layers of CLAP cannot be combined.
+
     Args:
-        freeze: "all", "none", or the number of lowest blocks to freeze, together with the convolutions below them.
         pooling: how tokens are pooled: mean, max, or cls (the class token, AST only).
         max_seconds: maximum length of a clip; also limited by the window of models that have one.
-        hidden_layers: indices of the hidden layers to combine: 0 = input of the first block, -1 = last block; None =
-            last block only. Not for CLAP.
-        combine: how hidden layers are combined: concat, sum or attention.
     """
 
     tower = ("audio_model", "audio_encoder")

@@ -11,44 +11,47 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchaudio.transforms import Resample
 
-from fusion_pl.types import Waveform
+from fusion_pl.types import Kind, Waveform
 
 MAX_FILTER_SIZE = 1_000_000  # entries of the resampling filter
 
 
-def crop_range(samples: int, rate: int, target: int, longest: int, training: bool) -> tuple[int, int]:
-    """Return which part of a clip is used: its first sample, and the one after its last.
+class ClipProcessor:
+    """Base of the processors of audio: crop and resample clips.
 
     Args:
-        samples: number of samples of the clip.
-        rate: sampling rate of the clip, in Hz.
-        target: sampling rate to which it will be resampled, in Hz.
-        longest: maximum number of samples of the result.
-        training: whether to crop at random instead of to the centre.
-    """
-    used = math.ceil(longest * rate / target)
-    spare = samples - used
-    if spare <= 0:
-        return 0, samples
-    start = int(torch.randint(spare + 1, ())) if training else spare // 2
-    return start, start + used
-
-
-def crop_and_resample(clip: Waveform, rate: int, longest: int, training: bool) -> Float[Tensor, " n"]:
-    """Return at most ``longest`` samples of a clip at another sampling rate.
-
-    Args:
-        clip: of any rate and length.
         rate: sampling rate of the result, in Hz.
-        longest: maximum number of samples of the result.
-        training: whether to crop at random instead of to the centre.
+        longest: maximum number of samples of the result; longer clips are cropped, at random in training and to the
+            centre otherwise.
+
+    Attributes:
+        fixed: whether clips are cropped to the centre in training, too, so that a clip is the same in every epoch.
     """
-    samples = clip.samples.float()
-    start, end = crop_range(samples.numel(), clip.rate, rate, longest, training)
-    samples = samples[start:end]  # before resampling, which is slow
-    if clip.rate != rate and samples.numel():
-        samples = _resampler(*_ratio(clip.rate, rate))(samples)[:longest]
-    return samples
+
+    kind: Kind = "audio"
+    fixed = False
+
+    def __init__(self, rate: int, longest: int) -> None:
+        self.rate = rate
+        self.longest = longest
+
+    def crop(self, samples: int, rate: int, training: bool) -> tuple[int, int]:
+        """Return the first sample of a clip to use, and the one after the last; no more of its file is read."""
+        used = math.ceil(self.longest * rate / self.rate)
+        spare = samples - used
+        if spare <= 0:
+            return 0, samples
+        start = int(torch.randint(spare + 1, ())) if training and not self.fixed else spare // 2
+        return start, start + used
+
+    def crop_and_resample(self, clip: Waveform, training: bool) -> Float[Tensor, " n"]:
+        """Return at most ``longest`` samples of a clip of any rate and length."""
+        samples = clip.samples.float()
+        start, end = self.crop(samples.numel(), clip.rate, training)
+        samples = samples[start:end]  # before resampling, which is slow
+        if clip.rate != self.rate and samples.numel():
+            samples = _resampler(*_ratio(clip.rate, self.rate))(samples)[: self.longest]
+        return samples
 
 
 def _ratio(rate: int, target: int) -> tuple[int, int]:

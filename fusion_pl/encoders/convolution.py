@@ -70,6 +70,9 @@ class SmallEncoder(Encoder):
     Args:
         dim: channels D, a multiple of 8.
         num_layers: number of convolutional layers, 0 or more.
+        dropout: probability that a pooled channel is dropped, in training.
+        combine: how hidden layers are combined (see ``fusion_pl.encoders.layer_mixing.LayerMixing``); None = the last
+            one is used.
 
     Raises:
         UserError: if an argument is out of range.

@@ -83,12 +83,8 @@ class ImageEncoder(PretrainedEncoder):
     """Encode images with a pretrained vision model; a feature map of H × W becomes H·W tokens.
 
     Args:
-        freeze: "all", "none", or the number of lowest blocks to freeze, together with the embeddings; a block of a
-            network with stages is a stage.
         image_size: height and width in pixels; None = that of the pretrained model.
         channels_last: memory format; None = channels last for convolutional networks, about twice as fast on a CPU.
-        hidden_layers: indices of the hidden layers to combine: 0 = first, -1 = last; None = last only.
-        combine: how hidden layers are combined: concat, sum, attention or, for feature maps, pyramid.
     """
 
     tower = ("vision_model",)

@@ -32,10 +32,12 @@ class PretrainedEncoder(Encoder):
     Args:
         pretrained: a folder, or a name on the hub.
         weights: whether to load pretrained weights, or to use the architecture only.
-        freeze: "all", "none", or the number of lowest blocks to freeze, together with the embeddings.
+        freeze: "all", "none", or the number of lowest blocks to freeze, together with the layers below them; a block of
+            a network with stages is a stage.
         pooling: how tokens are pooled: mean, max, or cls (the class token).
-        hidden_layers: indices of the hidden layers to combine: 0 = embeddings, -1 = last block; None = last block only.
-        combine: how hidden layers are combined (see ``fusion_pl.encoders.layer_mixing.LayerMixing``).
+        hidden_layers: indices of the hidden layers to combine: 0 = input of the first block, -1 = last block; None =
+            last block only.
+        combine: how hidden layers are combined: concat, sum, attention or, for feature maps, pyramid.
 
     Raises:
         UserError: if the model cannot be read, or an argument does not match it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,21 +18,20 @@ from fusion_pl.messages import is_failure, reason
 from fusion_pl.types import Encoded, Kind, UserError
 
 
+@dataclass
 class TextProcessor:
     """Tokenize texts, padded to the longest of the batch.
 
-    Args:
+    Attributes:
         tokenizer: a tokenizer of transformers.
         max_tokens: maximum length; longer texts are truncated.
         vocab_size: size of the model's vocabulary.
     """
 
+    tokenizer: Any
+    max_tokens: int
+    vocab_size: int
     kind: Kind = "text"
-
-    def __init__(self, tokenizer: Any, max_tokens: int, vocab_size: int) -> None:
-        self.tokenizer = tokenizer
-        self.max_tokens = max_tokens
-        self.vocab_size = vocab_size
 
     def __call__(self, values: Sequence[str], training: bool = False) -> dict[str, Tensor]:
         """Tokenize P strings; an empty one has at least one token.
@@ -71,10 +71,7 @@ class TextEncoder(PretrainedEncoder):
     """Encode text with a pretrained language model, with one token per subword.
 
     Args:
-        freeze: "all", "none", or the number of lowest blocks to freeze, together with the embeddings.
         max_tokens: maximum length in tokens, special tokens included; limited by the model's position embedding.
-        hidden_layers: indices of the hidden layers to combine: 0 = embeddings, -1 = last block; None = last block only.
-        combine: how hidden layers are combined: concat, sum or attention.
     """
 
     tower = ("text_model",)

@@ -10,41 +10,35 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torchaudio.functional import melscale_fbanks
 
-from fusion_pl.encoders.clips import crop_and_resample, crop_range
+from fusion_pl.encoders.clips import ClipProcessor
 from fusion_pl.encoders.convolution import MaskedConv, SmallEncoder
 from fusion_pl.encoders.layer_mixing import Combine
 from fusion_pl.layers import masked_mean
-from fusion_pl.types import Encoded, Kind, UserError
+from fusion_pl.types import Encoded, UserError
 
 WINDOW, HOP = 0.032, 0.010  # seconds
 MIN_RMS = 1e-5  # root mean square below which a clip is silence: less than one quantisation step of 16 bits
 MIN_POWER = 1e-5  # of a band, relative to white noise as loud as the clip: -50 dB
 
 
-class Clips:
+class Clips(ClipProcessor):
     """Resample and pad clips; the model computes their spectrograms on its device.
 
     Args:
         rate: sampling rate of the result, in Hz.
-        max_seconds: maximum length; longer clips are cropped, at random in training and to the centre otherwise.
+        max_seconds: maximum length of a clip.
     """
-
-    kind: Kind = "audio"
 
     def __init__(self, rate: int, max_seconds: float) -> None:
         if max_seconds < WINDOW:
             raise UserError(f"TinyAudio(max_seconds={max_seconds}): expected at least one window of {WINDOW} seconds")
         if rate < 1000:
             raise UserError(f"TinyAudio(rate={rate}): expected at least 1000 Hz; speech needs 8000")
-        self.rate, self.longest = rate, round(max_seconds * rate)
-
-    def crop(self, samples: int, rate: int, training: bool) -> tuple[int, int]:
-        """Return which part of a clip is used, so that no more of its file is read."""
-        return crop_range(samples, rate, self.rate, self.longest, training)
+        super().__init__(rate, round(max_seconds * rate))
 
     def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
         """Return ``samples`` (P, N) and their ``lengths`` (P,)."""
-        clips = [crop_and_resample(value, self.rate, self.longest, training) for value in values]
+        clips = [self.crop_and_resample(value, training) for value in values]
         lengths = torch.tensor([len(clip) for clip in clips])
         return {"samples": nn.utils.rnn.pad_sequence(clips, batch_first=True), "lengths": lengths}
 
@@ -113,17 +107,13 @@ class TinyAudio(SmallEncoder):
     """Encode clips by convolutions over their log-mel spectrogram, with one token per 40 ms.
 
     Args:
-        dim: channels D.
         rate: sampling rate to which clips are resampled, in Hz; 8,000 is that of a telephone.
         max_seconds: maximum length of a clip.
         n_mels: number of mel bands.
         num_layers: convolutions after the two with stride 2.
-        dropout: probability that a pooled channel is dropped, in training.
         centered: whether to subtract each band's mean over the clip. This removes constant effects of microphone, room
             and voice, so that words generalise to new speakers; it also removes steady tones.
             Source: cepstral mean normalisation, Atal 1974 (J. Acoust. Soc. Am. 55), here on the log-mel bands.
-        combine: how hidden layers after the two with stride 2 are combined (see
-            ``fusion_pl.encoders.layer_mixing.LayerMixing``); None = the last one is used.
     """
 
     def __init__(

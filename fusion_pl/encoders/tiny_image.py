@@ -50,14 +50,10 @@ class TinyImage(SmallEncoder):
     of it, which reduces the cost of attention.
 
     Args:
-        dim: channels D.
         image_size: height and width to which images are resized, in pixels.
         channels: 1 (grey) or 3 (RGB).
-        dropout: probability that a pooled channel is dropped, in training.
         coordinates: whether every convolution gets two more channels, the row and column of each position, so that the
             pooled embedding can represent where something is. Source: CoordConv, arXiv:1807.03247.
-        combine: how hidden layers are combined (see ``fusion_pl.encoders.layer_mixing.LayerMixing``); None = the last
-            one is used.
     """
 
     def __init__(

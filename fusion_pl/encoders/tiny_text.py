@@ -47,12 +47,8 @@ class TinyText(SmallEncoder):
     """Encode texts by convolutions over their bytes; for short texts and spelling, not for meaning.
 
     Args:
-        dim: channels D.
         num_layers: convolutions; each extends the receptive field by two bytes on both sides.
         max_tokens: maximum length of a text in bytes, plus one.
-        dropout: probability that a pooled channel is dropped, in training.
-        combine: how hidden layers are combined (see ``fusion_pl.encoders.layer_mixing.LayerMixing``); None = the last
-            one is used.
     """
 
     def __init__(

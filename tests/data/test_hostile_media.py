@@ -18,7 +18,7 @@ from fusion_pl.data.audio import read_audio
 from fusion_pl.data.image import read_image
 from fusion_pl.data.media import crop_function, load_input
 from fusion_pl.encoders import TinyAudio
-from fusion_pl.encoders.clips import crop_and_resample
+from fusion_pl.encoders.clips import ClipProcessor
 from fusion_pl.types import UserError
 
 RATE = 8000
@@ -122,7 +122,7 @@ def test_a_rate_out_of_range_is_refused(tmp_path, rate):
 def test_a_tone_keeps_its_pitch_at_any_rate(rate):
     """Resampled to 16 kHz, also from rates without a simple ratio; 440 Hz has 880 zero crossings per second."""
     tone = torch.sin(2 * torch.pi * 440 * torch.arange(2 * rate) / rate)
-    found = crop_and_resample(load_input("audio", (tone, rate)), 16_000, 32_000, training=False)
+    found = ClipProcessor(16_000, 32_000).crop_and_resample(load_input("audio", (tone, rate)), training=False)
     assert abs(len(found) - 32_000) <= 16
     second = found[8_000:24_000]
     assert abs(int((second[1:] * second[:-1] < 0).sum()) - 880) <= 1

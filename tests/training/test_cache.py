@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from fusion_pl.data import ManifestData
-from fusion_pl.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder, TinyText
+from fusion_pl.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder, TinyAudio, TinyText
 from fusion_pl.encoders.base import is_frozen
 from fusion_pl.fusion import Concat
 from fusion_pl.module import FusionClassifier
@@ -205,14 +205,16 @@ def test_the_last_gib_of_a_disk_stays_free(tmp_path, monkeypatch, caplog):
     assert "less than 1 GiB is left on the disk" in caplog.text
 
 
-def test_a_long_sound_has_a_fixed_crop_when_it_is_cached(tmp_path):
-    encoder = frozen("wav2vec2-layer", tmp_path / "model")
-    encoder.processor.max_seconds = 0.5
+@pytest.mark.parametrize("kind", ["pretrained", "tiny"])
+def test_a_long_clip_has_a_fixed_crop_when_it_is_cached(tmp_path, kind):
+    pretrained = kind == "pretrained"
+    encoder = frozen("wav2vec2-layer", tmp_path / "model") if pretrained else TinyAudio().requires_grad_(False)
+    encoder.processor.longest = encoder.processor.rate // 2
     model = FusionClassifier({"audio": encoder}, Concat, CLASSES)
-    clip = [tone(3.0)]
-    assert len({encoder.processor(clip, training=True)["values"].sum().item() for _ in range(4)}) > 1
+    clip, key = [tone(3.0)], "values" if pretrained else "samples"
+    assert len({encoder.processor(clip, training=True)[key].sum().item() for _ in range(4)}) > 1
     model.enable_cache(tmp_path / "cache", augmented=())
-    found = {encoder.processor(clip, training=training)["values"].sum().item() for training in (True, True, False)}
+    found = {encoder.processor(clip, training=training)[key].sum().item() for training in (True, True, False)}
     assert len(found) == 1
 
 
