@@ -100,14 +100,16 @@ class TokenProjection(nn.Module):
 
     def __init__(self, dims: dict[str, int], dim: int, positions: int = 0) -> None:
         super().__init__()
-        self.project = nn.ModuleDict({name: Projection(channels, dim, bias=False) for name, channels in dims.items()})
+        self.projection = nn.ModuleDict(
+            {name: Projection(channels, dim, bias=False) for name, channels in dims.items()}
+        )
         self.embedding = nn.Parameter(torch.randn(len(dims), dim) * 0.02)
         self.position_embedding = nn.Parameter(torch.randn(positions, dim) * 0.02) if positions else None
 
     def forward(self, inputs: dict[str, Encoded]) -> list[Float[Tensor, "B T F"]]:
         """Return one sequence per input, in the order of ``dims``."""
         sequences = []
-        for (name, project), embedding in zip(self.project.items(), self.embedding, strict=True):
+        for (name, project), embedding in zip(self.projection.items(), self.embedding, strict=True):
             tokens = project(inputs[name].tokens, inputs[name].mask) + embedding
             if self.position_embedding is not None:
                 position = (inputs[name].mask.cumsum(1) - 1).clamp(min=0, max=len(self.position_embedding) - 1)

@@ -198,9 +198,9 @@ class UnimodalClassifiers(nn.Module):
 
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int, dropout: float) -> None:
         super().__init__()
-        self.project = EmbeddingProjection(dims, dim)
+        self.projection = EmbeddingProjection(dims, dim)
         self.activate = nn.Sequential(nn.GELU(), nn.Dropout(dropout))
-        self.classify = nn.ModuleDict({name: nn.Linear(dim, num_classes) for name in dims})
+        self.classifier = nn.ModuleDict({name: nn.Linear(dim, num_classes) for name in dims})
 
     def forward(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M C"]:
         """Return the logits of each input; zeros where an input is missing."""
@@ -208,13 +208,13 @@ class UnimodalClassifiers(nn.Module):
 
     def hidden(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M F"]:
         """Return the hidden channels of each classifier."""
-        activations: Tensor = self.activate(self.project(inputs))
+        activations: Tensor = self.activate(self.projection(inputs))
         return activations
 
     def from_hidden(self, hidden: Float[Tensor, "B M F"], inputs: dict[str, Encoded]) -> Float[Tensor, "B M C"]:
         """Return the logits of each input from its hidden channels; zeros where an input is missing."""
-        logits = [linear(channels) for linear, channels in zip(self.classify.values(), hidden.unbind(1), strict=True)]
-        present = torch.stack([inputs[name].mask.any(-1) for name in self.classify], dim=1)
+        logits = [linear(channels) for linear, channels in zip(self.classifier.values(), hidden.unbind(1), strict=True)]
+        present = torch.stack([inputs[name].mask.any(-1) for name in self.classifier], dim=1)
         return torch.stack(logits, dim=1).masked_fill(~present.unsqueeze(-1), 0.0)
 
 

@@ -106,7 +106,7 @@ def test_token_projection_adds_input_and_position_embeddings(positions):
     inputs = {name: Encoded(drawn(3, 5, width), MASK, drawn(3, width)) for name, width in sorted(widths.items())}
     found = project(inputs)
     for i, name in enumerate(widths):
-        part = project.project[name]
+        part = project.projection[name]
         for row in range(3):
             for t in range(5):
                 x = inputs[name].tokens[row, t]

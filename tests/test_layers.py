@@ -214,7 +214,7 @@ def test_unimodal_classifiers_return_zeros_for_missing_inputs():
     assert not torch.equal(classifiers(inputs), classifiers(inputs)), "hidden channels are dropped in training"
     found = classifiers.eval()(inputs)
     for m, name in enumerate(("b", "a")):
-        part, classify = classifiers.project[name], classifiers.classify[name]
+        part, classify = classifiers.projection[name], classifiers.classifier[name]
         for row in range(4):
             x = vectors[name][row]
             normed = (x - x.mean()) / (((x - x.mean()) ** 2).mean() + part.norm.eps).sqrt()

@@ -116,7 +116,10 @@ def test_held_out_samples_train_neither_encoders_nor_auxiliary_heads(encoders, b
         torch.manual_seed(0)  # the encoders drop out
         model.training_step(batch._replace(target=target), 0).backward()
         found.append(
-            (gradients(model, "encoders", "auxiliary_heads", "fusion.unimodal"), gradients(model, "fusion.stack"))
+            (
+                gradients(model, "encoders", "auxiliary_heads", "fusion.unimodal"),
+                gradients(model, "fusion.meta_classifier"),
+            )
         )
     (below, above), (other_below, other_above) = found
     assert all(torch.equal(one, other) for one, other in zip(below, other_below, strict=True))

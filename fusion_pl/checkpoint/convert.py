@@ -13,6 +13,24 @@ RENAMED_MODULES = {
     "depth": "layer_mixing",
     "join_heads": "output_projection",
     "places": "position_embedding",
+    "classify": "classifier",
+    "project": "projection",
+    "weigh": "weighting",
+    "listen": "target_linear",
+    "tell": "source_linear",
+    "write": "generator",
+    "meet": "bilinear",
+    "add": "linear",
+    "read": "cross_attention",
+    "think": "self_attention",
+    "join": "joint_layer",
+    "merge": "factors",
+    "stack": "meta_classifier",
+    "route": "router",
+    "modulate": "modulation",
+    "widen": "expansion",
+    "shorten": "downsample",
+    "embed": "embedding",
 }
 
 
@@ -32,11 +50,11 @@ def convert(checkpoint: Any) -> None:
 
 
 def _new_name(key: Any, inputs: set[Any]) -> Any:
-    """Rename the modules in the name of a parameter, but not the inputs."""
+    """Rename the modules in the name of a parameter, except inputs and modules of a pretrained ``model``."""
     if not isinstance(key, str):
         return key
     parts = key.split(".")
-    is_input = [part in inputs if parts[0] != "encoders" else index == 1 for index, part in enumerate(parts)]
-    return ".".join(
-        part if name else RENAMED_MODULES.get(part, part) for part, name in zip(parts, is_input, strict=True)
-    )
+    if parts[0] == "encoders":
+        end = parts.index("model", 2) if "model" in parts[2:] else len(parts)
+        return ".".join([*parts[:2], *(RENAMED_MODULES.get(part, part) for part in parts[2:end]), *parts[end:]])
+    return ".".join(part if part in inputs else RENAMED_MODULES.get(part, part) for part in parts)

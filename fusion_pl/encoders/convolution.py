@@ -55,12 +55,12 @@ class MeanMax(nn.Module):
     def __init__(self, dim: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.project = nn.Linear(2 * dim, dim)
+        self.projection = nn.Linear(2 * dim, dim)
 
     def forward(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
         """Return one embedding per row; zeros if a row has no real token."""
         pooled = torch.cat([masked_mean(tokens, mask), masked_max(tokens, mask)], dim=-1)
-        embedding: Tensor = self.project(self.dropout(pooled))
+        embedding: Tensor = self.projection(self.dropout(pooled))
         return embedding.masked_fill(~mask.any(-1, keepdim=True), 0)
 
 

@@ -48,16 +48,16 @@ class LayerMixing(nn.Module):
         super().__init__()
         self.combine = combine
         self.dim = sum(widths) if combine == "concat" else widths[-1]
-        self.project: nn.ModuleList | None = None
-        self.weigh = self.pyramid = None
+        self.projection: nn.ModuleList | None = None
+        self.weighting = self.pyramid = None
         if combine == "pyramid":
             from torchvision.ops import FeaturePyramidNetwork
 
             self.pyramid = FeaturePyramidNetwork(list(widths), self.dim)
         elif combine != "concat" and len(set(widths)) > 1:
-            self.project = nn.ModuleList(nn.Linear(width, self.dim) for width in widths)
+            self.projection = nn.ModuleList(nn.Linear(width, self.dim) for width in widths)
         if combine == "attention":
-            self.weigh = InputWeights([str(layer) for layer in range(len(widths))], self.dim, "sample")
+            self.weighting = InputWeights([str(layer) for layer in range(len(widths))], self.dim, "sample")
 
     def forward(
         self, states: Sequence[Tensor], mask: Bool[Tensor, "P T"] | None = None
@@ -77,16 +77,16 @@ class LayerMixing(nn.Module):
             return torch.stack([_to_sequence(x, size) for x in maps]).mean(0), None
         size = states[-1].shape[-2], states[-1].shape[-1]
         normed = [nn.functional.layer_norm(x, x.shape[-1:]) for x in (_to_sequence(state, size) for state in states)]
-        if self.project is not None:
-            normed = [project(x) for project, x in zip(self.project, normed, strict=True)]
+        if self.projection is not None:
+            normed = [project(x) for project, x in zip(self.projection, normed, strict=True)]
         if self.combine == "concat":
             return torch.cat(normed, dim=-1), None
         stacked = torch.stack(normed, dim=1)
-        if self.weigh is None:
+        if self.weighting is None:
             return stacked.sum(1), None
         real = torch.ones(stacked.shape[:3], dtype=torch.bool, device=stacked.device)
         means = masked_mean(stacked, real if mask is None else real & mask[:, None])
-        weights = self.weigh(means, real[..., 0]).exp()
+        weights = self.weighting(means, real[..., 0]).exp()
         return (weights[..., None, None] * stacked).sum(1), weights
 
 

@@ -130,14 +130,14 @@ class TinyAudio(SmallEncoder):
         super().__init__(dim, num_layers)
         self.processor = Clips(rate, max_seconds)
         self.spectrogram = LogMel(rate, n_mels, centered)
-        self.shorten = nn.ModuleList([MaskedConv(n_mels, dim, stride=2), MaskedConv(dim, dim, stride=2)])
+        self.downsample = nn.ModuleList([MaskedConv(n_mels, dim, stride=2), MaskedConv(dim, dim, stride=2)])
         self.layers = nn.ModuleList(MaskedConv(dim, dim) for _ in range(num_layers))
         self._add_pooling([dim] * (1 + num_layers), combine, dropout)
 
     def forward(self, samples: Float[Tensor, "P N"], lengths: Int[Tensor, " P"]) -> Encoded:  # type: ignore[override]
         """Return one token per four frames."""
         mels, mask = self.spectrogram(samples, lengths)
-        tokens = mels.to(self.pool.project.weight.dtype)
-        for layer in self.shorten:
+        tokens = mels.to(self.pool.projection.weight.dtype)
+        for layer in self.downsample:
             tokens, mask = layer(tokens, mask)
         return self._encode_sequence(tokens, mask)

@@ -75,7 +75,7 @@ class TinyImage(SmallEncoder):
 
     def forward(self, pixels: UInt8[Tensor, "P K S S"]) -> Encoded:  # type: ignore[override]
         """Return one token per patch, row by row."""
-        dtype = self.pool.project.weight.dtype
+        dtype = self.pool.projection.weight.dtype
         values = pixels.to(dtype, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
         states = []
         for layer in self.layers:

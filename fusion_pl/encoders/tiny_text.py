@@ -61,10 +61,10 @@ class TinyText(SmallEncoder):
     ) -> None:
         super().__init__(dim, num_layers)
         self.processor = Utf8Bytes(max_tokens)
-        self.embed = nn.Embedding(BEGIN + 1, dim)
+        self.embedding = nn.Embedding(BEGIN + 1, dim)
         self.layers = nn.ModuleList(MaskedConv(dim, dim) for _ in range(num_layers))
         self._add_pooling([dim] * (1 + num_layers), combine, dropout)
 
     def forward(self, ids: Int[Tensor, "P T"], mask: Bool[Tensor, "P T"]) -> Encoded:  # type: ignore[override]
         """Return a token per byte."""
-        return self._encode_sequence(self.embed(ids) * mask.unsqueeze(-1), mask)
+        return self._encode_sequence(self.embedding(ids) * mask.unsqueeze(-1), mask)

@@ -40,13 +40,13 @@ class Average(LateFusion):
         dropout: float = 0.1,
     ) -> None:
         super().__init__(dims, num_classes, dim, dropout)
-        self.weigh = InputWeights(self.names, dim, weights)
+        self.weighting = InputWeights(self.names, dim, weights)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``input_logits`` are zeros where an input is missing."""
         hidden, present = self.unimodal.hidden(inputs), self.present(inputs)
         input_logits = self.unimodal.from_hidden(hidden, inputs)
-        log_weights = self.weigh(hidden, present)
+        log_weights = self.weighting(hidden, present)
         logits = (log_weights.unsqueeze(-1) + input_logits.log_softmax(-1)).logsumexp(1)
         weights = log_weights.exp().masked_fill(~present, 0.0)
         return Fused(logits, None, weights, self.by_name(input_logits))

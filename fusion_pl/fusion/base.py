@@ -88,9 +88,9 @@ class Fusion(Configurable, nn.Module, ABC):
 
 
 class EmbeddingFusion(Fusion):
-    """Base of heads that fuse one embedding per input: a subclass sets ``classify`` and implements ``fuse``.
+    """Base of heads that fuse one embedding per input: a subclass sets ``classifier`` and implements ``fuse``.
 
-    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``z = fuse(u_1 … u_M)``, ``logits = classify(z)``
+    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``z = fuse(u_1 … u_M)``, ``logits = classifier(z)``
 
     Args:
         dims: name of the input -> channels D of its embedding.
@@ -103,14 +103,14 @@ class EmbeddingFusion(Fusion):
         UserError: if a size or the dropout is out of range.
     """
 
-    classify: nn.Module
+    classifier: nn.Module
 
     def __init__(
         self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1, **sizes: int
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes(type(self).__name__, dropout, dim=dim, **sizes)
-        self.project = EmbeddingProjection(dims, dim)
+        self.projection = EmbeddingProjection(dims, dim)
 
     @abstractmethod
     def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
@@ -123,14 +123,14 @@ class EmbeddingFusion(Fusion):
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``embedding`` is z."""
-        embedding, weights, extra = self.fuse(self.project(inputs), self.present(inputs))
-        return Fused(self.classify(embedding), embedding, weights, extra=extra)
+        embedding, weights, extra = self.fuse(self.projection(inputs), self.present(inputs))
+        return Fused(self.classifier(embedding), embedding, weights, extra=extra)
 
 
 class TokenFusion(Fusion):
-    """Base of transformers over the tokens of all inputs: a subclass sets ``classify`` and implements ``fuse``.
+    """Base of transformers over the tokens of all inputs: a subclass sets ``classifier`` and implements ``fuse``.
 
-    ``x_{m,t} = W_m · LayerNorm(token_t of m) + e_m + p_t``, ``z = fuse(x_1 … x_M)``, ``logits = classify(z)``
+    ``x_{m,t} = W_m · LayerNorm(token_t of m) + e_m + p_t``, ``z = fuse(x_1 … x_M)``, ``logits = classifier(z)``
 
     ``e_m`` is a learned embedding of input m, ``p_t`` a learned position embedding if the head has one. Subclasses
     initialise their matrices by ``fusion_pl.layers.keep_variance``.
@@ -149,7 +149,7 @@ class TokenFusion(Fusion):
         UserError: if ``num_heads`` does not divide ``dim``, or a size or the dropout is out of range.
     """
 
-    classify: nn.Module
+    classifier: nn.Module
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ class TokenFusion(Fusion):
     ) -> None:
         super().__init__(dims, num_classes)
         check_sizes(type(self).__name__, dropout, dim=dim, num_heads=num_heads, num_layers=num_layers, **sizes)
-        self.project = TokenProjection(dims, dim, positions)
+        self.projection = TokenProjection(dims, dim, positions)
 
     @abstractmethod
     def fuse(self, tokens: list[Tokens], masks: list[TokenMask]) -> Float[Tensor, "B F"]:
@@ -177,8 +177,8 @@ class TokenFusion(Fusion):
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``embedding`` is z."""
-        embedding = self.fuse(self.project(inputs), [inputs[name].mask for name in self.names])
-        return Fused(self.classify(embedding), embedding)
+        embedding = self.fuse(self.projection(inputs), [inputs[name].mask for name in self.names])
+        return Fused(self.classifier(embedding), embedding)
 
 
 class LateFusion(Fusion):

@@ -52,19 +52,19 @@ class BiLSTM(Fusion):
         if over not in {"inputs", "tokens"}:
             raise UserError(f"BiLSTM was given over={over!r}, expected inputs or tokens")
         self.over = over
-        self.project = EmbeddingProjection(dims, dim) if over == "inputs" else TokenProjection(dims, dim)
+        self.projection = EmbeddingProjection(dims, dim) if over == "inputs" else TokenProjection(dims, dim)
         # Two unidirectional LSTMs: each gets its own order of the sequence, with the padding at the end.
         self.forwards = nn.LSTM(dim, dim, batch_first=True)
         self.backwards = nn.LSTM(dim, dim, batch_first=True)
-        self.classify = mlp(2 * dim, dim, num_classes, dropout)
+        self.classifier = mlp(2 * dim, dim, num_classes, dropout)
         keep_variance(self)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``embedding`` is z."""
         if self.over == "inputs":
-            sequence, mask = self.project(inputs), self.present(inputs)
+            sequence, mask = self.projection(inputs), self.present(inputs)
         else:
-            sequence = torch.cat(self.project(inputs), dim=1)
+            sequence = torch.cat(self.projection(inputs), dim=1)
             mask = torch.cat([inputs[name].mask for name in self.names], dim=1)
         sorted_mask = mask.sort(dim=-1, descending=True, stable=True).values
         means = []
@@ -72,7 +72,7 @@ class BiLSTM(Fusion):
             ordered = sequence.gather(1, order.unsqueeze(-1).expand(-1, -1, sequence.shape[-1]))
             means.append(masked_mean(lstm(ordered)[0], sorted_mask))
         embedding: Float[Tensor, "B F2"] = torch.cat(means, dim=-1)
-        return Fused(self.classify(embedding), embedding)
+        return Fused(self.classifier(embedding), embedding)
 
 
 def real_first_orders(mask: Bool[Tensor, "B S"]) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:

@@ -36,13 +36,13 @@ class Bilinear(EmbeddingFusion):
     ) -> None:
         super().__init__(dims, num_classes, dim, dropout, factor=factor)
         self.factor = factor
-        self.widen = nn.ModuleList(nn.Linear(dim, factor * dim, bias=False) for _ in dims)
+        self.expansion = nn.ModuleList(nn.Linear(dim, factor * dim, bias=False) for _ in dims)
         self.norm = nn.LayerNorm(dim)
-        self.classify = mlp(dim, dim, num_classes, dropout)
+        self.classifier = mlp(dim, dim, num_classes, dropout)
 
     def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
         """Return z."""
-        wide = [linear(embedding) for linear, embedding in zip(self.widen, embeddings.unbind(1), strict=True)]
+        wide = [linear(embedding) for linear, embedding in zip(self.expansion, embeddings.unbind(1), strict=True)]
         products = pair_products(torch.stack(wide, dim=1))
         products = products.view(products.shape[0], -1, self.factor).sum(-1)
         return FusedEmbedding(self.norm(signed_sqrt(products)) + embeddings.sum(1))

@@ -52,15 +52,15 @@ class Block(EmbeddingFusion):
             )
         size = dim // num_chunks
         self.num_chunks = num_chunks
-        self.merge = nn.Parameter(torch.randn(len(dims), num_chunks, rank, size, size) * size**-0.5)
-        self.join = nn.Linear(dim, dim)
-        self.classify = mlp(dim, dim, num_classes, dropout)
+        self.factors = nn.Parameter(torch.randn(len(dims), num_chunks, rank, size, size) * size**-0.5)
+        self.joint_layer = nn.Linear(dim, dim)
+        self.classifier = mlp(dim, dim, num_classes, dropout)
 
     def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
         """Return z."""
         chunks = embeddings.view(*embeddings.shape[:2], self.num_chunks, -1)
-        factors = torch.einsum("bmci,mcrio->bmcro", chunks, self.merge)
+        factors = torch.einsum("bmci,mcrio->bmcro", chunks, self.factors)
         products = pair_products(factors).sum(2)  # B R F/R
         # Without a pair the norm is 0: with a smaller eps the gradient overflows in half precision.
         normalised = F.normalize(signed_sqrt(products), dim=-1, eps=0.01)
-        return FusedEmbedding(self.join(normalised.flatten(1)) + embeddings.sum(1))
+        return FusedEmbedding(self.joint_layer(normalised.flatten(1)) + embeddings.sum(1))

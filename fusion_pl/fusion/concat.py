@@ -38,9 +38,11 @@ class Concat(EmbeddingFusion):
         self, dims: dict[str, int], num_classes: int, dim: int = 128, hidden: int = 256, dropout: float = 0.1
     ) -> None:
         super().__init__(dims, num_classes, dim, dropout, hidden=hidden)
-        self.join = nn.Sequential(nn.Linear(len(dims) * (dim + 1), hidden), nn.GELU())
-        self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, num_classes))
+        self.joint_layer = nn.Sequential(nn.Linear(len(dims) * (dim + 1), hidden), nn.GELU())
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, num_classes))
 
     def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
         """Return z."""
-        return FusedEmbedding(self.join(torch.cat([embeddings.flatten(1), present.to(embeddings.dtype)], dim=-1)))
+        return FusedEmbedding(
+            self.joint_layer(torch.cat([embeddings.flatten(1), present.to(embeddings.dtype)], dim=-1))
+        )

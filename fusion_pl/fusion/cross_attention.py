@@ -47,7 +47,7 @@ class CrossAttention(TokenFusion):
         super().__init__(dims, num_classes, dim, num_heads, num_layers, dropout)
         self.layers = nn.ModuleList(TransformerLayer(dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
-        self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
         keep_variance(self)
 
     def fuse(self, tokens: list[Tokens], masks: list[TokenMask]) -> Float[Tensor, "B F"]:

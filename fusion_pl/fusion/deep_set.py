@@ -26,7 +26,7 @@ class DeepSet(EmbeddingFusion):
         self.embedding = nn.Parameter(torch.randn(len(dims), dim) * 0.02)
         self.transform = mlp(dim, dim, dim, dropout)
         self.norm = nn.LayerNorm(dim)
-        self.classify = mlp(dim, dim, num_classes, dropout)
+        self.classifier = mlp(dim, dim, num_classes, dropout)
 
     def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
         """Return the normalised z."""

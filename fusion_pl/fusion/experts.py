@@ -56,14 +56,14 @@ class Experts(EmbeddingFusion):
             raise UserError(f"Experts was given balance={balance}, expected a number that is 0 or more")
         self.top_k, self.balance = top_k, balance
         channels = len(dims) * (dim + 1)
-        self.route = nn.Linear(channels, num_experts)
+        self.router = nn.Linear(channels, num_experts)
         self.experts = nn.ModuleList(mlp(channels, dim, dim, dropout) for _ in range(num_experts))
-        self.classify = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, num_classes))
+        self.classifier = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, num_classes))
 
     def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
         """Return z, and the routing probabilities q for the loss."""
         context = torch.cat([embeddings.flatten(1), present.to(embeddings.dtype)], dim=-1)
-        probabilities = self.route(context).softmax(-1)
+        probabilities = self.router(context).softmax(-1)
         largest, index = probabilities.topk(self.top_k, dim=-1)
         gates = torch.zeros_like(probabilities).scatter(-1, index, largest / largest.sum(-1, keepdim=True))
         outputs = torch.stack([expert(context) for expert in self.experts], dim=1)

@@ -24,12 +24,12 @@ class FiLM(EmbeddingFusion):
 
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:
         super().__init__(dims, num_classes, dim, dropout)
-        self.modulate = nn.ModuleList(nn.Linear(dim, 2 * dim, bias=False) for _ in dims)
-        self.classify = mlp(dim, dim, num_classes, dropout)
+        self.modulation = nn.ModuleList(nn.Linear(dim, 2 * dim, bias=False) for _ in dims)
+        self.classifier = mlp(dim, dim, num_classes, dropout)
 
     def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
         """Return z."""
-        pairs = zip(self.modulate, embeddings.unbind(1), strict=True)
+        pairs = zip(self.modulation, embeddings.unbind(1), strict=True)
         modulation = torch.stack([linear(embedding) for linear, embedding in pairs], dim=1)
         scale, shift = (modulation.sum(1, keepdim=True) - modulation).chunk(2, dim=-1)
         hidden = nn.functional.gelu((1 + scale) * embeddings + shift)

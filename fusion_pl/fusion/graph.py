@@ -31,10 +31,10 @@ class Graph(EmbeddingFusion):
         super().__init__(dims, num_classes, dim, dropout, num_rounds=num_rounds)
         self.num_rounds = num_rounds
         self.embedding = nn.Parameter(torch.randn(len(dims), dim) * 0.02)
-        self.listen = nn.Linear(dim, dim)
-        self.tell = nn.Linear(dim, dim, bias=False)
+        self.target_linear = nn.Linear(dim, dim)
+        self.source_linear = nn.Linear(dim, dim, bias=False)
         self.update = nn.GRUCell(dim, dim)
-        self.classify = mlp(dim, dim, num_classes, dropout)
+        self.classifier = mlp(dim, dim, num_classes, dropout)
 
     def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
         """Return z."""
@@ -42,7 +42,9 @@ class Graph(EmbeddingFusion):
         adjacency = ~torch.eye(count, dtype=torch.bool, device=present.device) & present.unsqueeze(1)  # B M M
         nodes = embeddings + self.embedding
         for _ in range(self.num_rounds):
-            messages = nn.functional.gelu(self.listen(nodes).unsqueeze(2) + self.tell(nodes).unsqueeze(1))  # B M M F
+            messages = nn.functional.gelu(
+                self.target_linear(nodes).unsqueeze(2) + self.source_linear(nodes).unsqueeze(1)
+            )  # B M M F
             mean = masked_mean(messages, adjacency)
             nodes = self.update(mean.flatten(0, 1), nodes.flatten(0, 1).to(mean.dtype)).unflatten(0, (-1, count))
         return FusedEmbedding(masked_mean(nodes, present))

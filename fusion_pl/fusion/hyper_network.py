@@ -30,15 +30,15 @@ class HyperNetwork(EmbeddingFusion):
     ) -> None:
         super().__init__(dims, num_classes, dim, dropout, hidden=hidden)
         self.embedding = nn.Parameter(torch.randn(len(dims), dim) * 0.02)
-        self.write = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim * dim))
+        self.generator = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim * dim))
         self.norm = nn.LayerNorm(dim)
-        self.classify = mlp(dim, hidden, num_classes, dropout)
+        self.classifier = mlp(dim, hidden, num_classes, dropout)
 
     def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
         """Return z."""
         dim = embeddings.shape[-1]
         num_others = present.sum(1, keepdim=True) - present.long()
         others = (embeddings.sum(1, keepdim=True) - embeddings) / num_others.clamp(min=1).unsqueeze(-1)
-        weights = self.write(others + self.embedding).unflatten(-1, (dim, dim))
+        weights = self.generator(others + self.embedding).unflatten(-1, (dim, dim))
         update = torch.einsum("bmoi,bmi->bmo", weights, embeddings) * dim**-0.5
         return FusedEmbedding(masked_mean(self.norm(embeddings + update), present))

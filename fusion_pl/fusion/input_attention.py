@@ -36,7 +36,7 @@ class InputAttention(EmbeddingFusion):
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim, bias=False)
         self.output_projection = nn.Linear(dim, dim)
-        self.classify = mlp(dim, dim, num_classes, dropout)
+        self.classifier = mlp(dim, dim, num_classes, dropout)
 
     def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
         """Return z, and the weights w averaged over the heads."""

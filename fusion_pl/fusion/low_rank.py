@@ -36,7 +36,7 @@ class LowRank(EmbeddingFusion):
         self.factors = nn.Parameter(torch.randn(len(dims), rank, dim, dim) * dim**-0.5)
         self.constants = nn.Parameter(1 + 0.1 * torch.randn(len(dims), rank, dim))
         self.norm = nn.LayerNorm(dim)
-        self.classify = mlp(dim, dim, num_classes, dropout)
+        self.classifier = mlp(dim, dim, num_classes, dropout)
 
     def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
         """Return z."""

@@ -32,16 +32,16 @@ class MultiplicativeInteractions(EmbeddingFusion):
     ) -> None:
         super().__init__(dims, num_classes, dim, dropout, hidden=hidden)
         steps = len(dims) - 1
-        self.meet = nn.ParameterList(torch.randn(dim, dim, dim) / dim for _ in range(steps))
-        self.add = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(steps))
+        self.bilinear = nn.ParameterList(torch.randn(dim, dim, dim) / dim for _ in range(steps))
+        self.linear = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(steps))
         self.norm = nn.ModuleList(nn.LayerNorm(dim) for _ in range(steps))
-        self.classify = mlp(dim, hidden, num_classes, dropout)
+        self.classifier = mlp(dim, hidden, num_classes, dropout)
 
     def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
         """Return z."""
         z, *others = embeddings.unbind(1)
         z_present, *others_present = present.unsqueeze(-1).unbind(1)
-        layers = zip(self.meet, self.add, self.norm, strict=True)
+        layers = zip(self.bilinear, self.linear, self.norm, strict=True)
         for u, u_present, (bilinear, linear, norm) in zip(others, others_present, layers, strict=True):
             # One einsum of three operands would be ordered by their sizes, the batch size included, by opt_einsum.
             product = torch.einsum("bjo,bj->bo", torch.einsum("bi,ijo->bjo", z, bilinear), u)

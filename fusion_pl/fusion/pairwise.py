@@ -47,8 +47,8 @@ class Pairwise(TokenFusion):
         )
         self.layers = nn.ModuleList(TransformerLayer(dim, num_heads, dropout) for _ in dims)
         self.norm = nn.LayerNorm(dim)
-        self.join = nn.Sequential(nn.Linear(len(dims) * dim, dim), nn.GELU())
-        self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
+        self.joint_layer = nn.Sequential(nn.Linear(len(dims) * dim, dim), nn.GELU())
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
         keep_variance(self)
 
     def fuse(self, tokens: list[Tokens], masks: list[TokenMask]) -> Float[Tensor, "B F"]:
@@ -60,7 +60,7 @@ class Pairwise(TokenFusion):
             attended = [_cross_attend(next(stacks), target, tokens[k], masks[k]) for k in sources]
             x = _mean_of_present(attended, present[:, sources], target)
             means.append(masked_mean(self.norm(layer(x, to_attention_mask(masks[m]))), masks[m]))
-        embedding: Tensor = self.join(torch.cat(means, dim=-1))
+        embedding: Tensor = self.joint_layer(torch.cat(means, dim=-1))
         return embedding
 
 

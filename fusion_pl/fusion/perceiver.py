@@ -39,10 +39,12 @@ class Perceiver(TokenFusion):
     ) -> None:
         super().__init__(dims, num_classes, dim, num_heads, num_layers, dropout, POSITIONS, num_latents=num_latents)
         self.latents = nn.Parameter(torch.randn(num_latents, dim) * 0.02)
-        self.read = nn.ModuleList(TransformerLayer(dim, num_heads, dropout, cross=True) for _ in range(num_layers))
-        self.think = nn.ModuleList(TransformerLayer(dim, num_heads, dropout) for _ in range(num_layers))
+        self.cross_attention = nn.ModuleList(
+            TransformerLayer(dim, num_heads, dropout, cross=True) for _ in range(num_layers)
+        )
+        self.self_attention = nn.ModuleList(TransformerLayer(dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
-        self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
         keep_variance(self)
 
     def fuse(self, tokens: list[Tokens], masks: list[TokenMask]) -> Float[Tensor, "B F"]:
@@ -51,7 +53,7 @@ class Perceiver(TokenFusion):
         has_input = mask.any(-1)[:, None, None]
         latents = self.latents.expand(mask.shape[0], -1, -1).to(context.dtype)
         all_latents = mask.new_ones(mask.shape[0], 1, latents.shape[1])
-        for cross_attention, self_attention in zip(self.read, self.think, strict=True):
+        for cross_attention, self_attention in zip(self.cross_attention, self.self_attention, strict=True):
             attended = cross_attention(latents, to_attention_mask(mask), context)
             latents = self_attention(torch.where(has_input, attended, latents.to(attended.dtype)), all_latents)
         embedding: Tensor = self.norm(latents).mean(1)

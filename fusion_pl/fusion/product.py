@@ -25,7 +25,7 @@ class Product(EmbeddingFusion):
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:
         super().__init__(dims, num_classes, dim, dropout)
         self.norm = nn.LayerNorm(dim)
-        self.classify = mlp(dim, dim, num_classes, dropout)
+        self.classifier = mlp(dim, dim, num_classes, dropout)
 
     def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
         """Return z."""

@@ -41,7 +41,7 @@ class Stacking(LateFusion):
         if not 0 < held_out < 1:
             raise UserError(f"Stacking was given held_out={held_out}, expected a fraction above 0 and below 1")
         self.held_out = held_out
-        self.stack = mlp(len(dims) * (num_classes + 1), dim, num_classes, dropout)
+        self.meta_classifier = mlp(len(dims) * (num_classes + 1), dim, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``input_logits`` are zeros where an input is missing."""
@@ -51,7 +51,9 @@ class Stacking(LateFusion):
 
     def _stack(self, input_logits: Float[Tensor, "B M C"], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B C"]:
         log_probabilities = input_logits.log_softmax(-1).masked_fill(~present.unsqueeze(-1), 0.0)
-        logits: Tensor = self.stack(torch.cat([log_probabilities.flatten(1), present.to(input_logits.dtype)], dim=-1))
+        logits: Tensor = self.meta_classifier(
+            torch.cat([log_probabilities.flatten(1), present.to(input_logits.dtype)], dim=-1)
+        )
         return logits
 
     def held_out_mask(self, batch: Batch) -> Bool[Tensor, " B"]:

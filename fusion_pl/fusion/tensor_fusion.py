@@ -48,12 +48,12 @@ class TensorFusion(EmbeddingFusion):
                 f"{MAX_PRODUCTS:,}: use {f'dim={fits} or less, or ' if fits else ''}LowRank"
             )
         self.norm = nn.LayerNorm(size)
-        self.join = nn.Sequential(nn.Linear(size, hidden), nn.GELU())
-        self.classify = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, num_classes))
+        self.joint_layer = nn.Sequential(nn.Linear(size, hidden), nn.GELU())
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, num_classes))
 
     def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
         """Return z."""
         product, *others = nn.functional.pad(embeddings, (0, 1), value=1.0).unbind(1)
         for other in others:
             product = torch.einsum("bi,bj->bij", product, other).flatten(1)
-        return FusedEmbedding(self.join(self.norm(product)))
+        return FusedEmbedding(self.joint_layer(self.norm(product)))

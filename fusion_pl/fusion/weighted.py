@@ -37,10 +37,10 @@ class Weighted(EmbeddingFusion):
         dropout: float = 0.1,
     ) -> None:
         super().__init__(dims, num_classes, dim, dropout)
-        self.weigh = InputWeights(self.names, dim, weights)
-        self.classify = mlp(dim, dim, num_classes, dropout)
+        self.weighting = InputWeights(self.names, dim, weights)
+        self.classifier = mlp(dim, dim, num_classes, dropout)
 
     def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
         """Return z and the weights w."""
-        weights = self.weigh(embeddings, present).exp().masked_fill(~present, 0.0)
+        weights = self.weighting(embeddings, present).exp().masked_fill(~present, 0.0)
         return FusedEmbedding((weights.unsqueeze(-1) * embeddings).sum(1), weights)

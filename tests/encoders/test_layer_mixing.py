@@ -32,28 +32,28 @@ def test_concat_and_sum(widths):
     assert (concat.dim, summed.dim) == (sum(widths), widths[-1])
     (joined, none), (total, also_none) = concat(states), summed(states)
     assert none is also_none is None
-    assert (summed.project is None) == (len(set(widths)) == 1)
+    assert (summed.projection is None) == (len(set(widths)) == 1)
     for row in range(2):
         for t in range(4):
             parts = [normed(state[row, t]) for state in states]
             torch.testing.assert_close(joined[row, t], torch.cat(parts))
-            if summed.project is not None:
-                parts = [one.weight @ part + one.bias for one, part in zip(summed.project, parts, strict=True)]
+            if summed.projection is not None:
+                parts = [one.weight @ part + one.bias for one, part in zip(summed.projection, parts, strict=True)]
             torch.testing.assert_close(total[row, t], parts[0] + parts[1] + parts[2])
 
 
 def test_attention_weights_depend_on_real_positions_of_each_sample():
     states = [drawn(2, 4, 5) for _ in range(3)]
     mixing = LayerMixing((5, 5, 5), "attention").double()
-    nn.init.normal_(mixing.weigh.offset)
+    nn.init.normal_(mixing.weighting.offset)
     found, weights = mixing(states, MASK)
-    first, _, last = mixing.weigh.gate
+    first, _, last = mixing.weighting.gate
     for row in range(2):
         count = int(MASK[row].sum())
         scores = []
         for level, state in enumerate(states):
             mean = sum(normed(state[row, t]) for t in range(count)) / count
-            score = last.weight[0] @ torch.tanh(first.weight @ mean + first.bias) + mixing.weigh.offset[level]
+            score = last.weight[0] @ torch.tanh(first.weight @ mean + first.bias) + mixing.weighting.offset[level]
             scores.append(score.exp())
         shares = [score / sum(scores) for score in scores]
         torch.testing.assert_close(weights[row], torch.stack(shares))

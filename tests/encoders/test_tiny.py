@@ -124,7 +124,7 @@ def test_every_parameter_gets_a_gradient(kind: type[Encoder], combine: str | Non
     out = getattr(encoder(**encoder.processor(values_of(encoder))), head)
     (out * torch.randn_like(out)).sum().backward()
     dead = {name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.any()}
-    assert dead == ({"pool.project.weight", "pool.project.bias"} if head == "tokens" else set())
+    assert dead == ({"pool.projection.weight", "pool.projection.bias"} if head == "tokens" else set())
 
 
 @every_kind

@@ -45,7 +45,7 @@ def projected_embeddings(head, inputs, row):
     embeddings = {}
     for m, (name, encoded) in enumerate(inputs.items()):
         if encoded.mask[row].any():
-            layer = head.project[name]
+            layer = head.projection[name]
             embeddings[m] = linear(layer.linear, norm(layer.norm, encoded.embedding[row]))
     return embeddings
 

@@ -15,9 +15,9 @@ def unimodal_logits(classifiers, inputs, row):
     logits = {}
     for name, encoded in inputs.items():
         if encoded.mask[row].any():
-            layer = classifiers.project[name]
+            layer = classifiers.projection[name]
             hidden = gelu(linear(layer.linear, norm(layer.norm, encoded.embedding[row])))
-            logits[name] = linear(classifiers.classify[name], hidden)
+            logits[name] = linear(classifiers.classifier[name], hidden)
     return logits
 
 

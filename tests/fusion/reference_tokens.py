@@ -10,7 +10,7 @@ from .reference import linear, mlp, norm
 def real_tokens(project, inputs, row):
     """Project the real tokens of each input, and add input and position embeddings."""
     sequences = []
-    for i, (name, part) in enumerate(project.project.items()):
+    for i, (name, part) in enumerate(project.projection.items()):
         own = []
         for t in inputs[name].mask[row].nonzero().flatten().tolist():
             x = linear(part.linear, norm(part.norm, inputs[name].tokens[row, t])) + project.embedding[i]

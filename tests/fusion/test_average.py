@@ -19,7 +19,7 @@ def test_equals_the_logarithm_of_the_weighted_probabilities(dims, make, weights)
     head = Average(dims, num_classes=4, weights=chosen, dim=7).double().eval()
     if weights == "global":
         with torch.no_grad():
-            head.weigh.offset.copy_(torch.tensor([0.5, -1.0, 2.0]))
+            head.weighting.offset.copy_(torch.tensor([0.5, -1.0, 2.0]))
     inputs = make(PRESENT)
     fused = head(inputs)
     for row, table in enumerate(PRESENT):
@@ -28,12 +28,14 @@ def test_equals_the_logarithm_of_the_weighted_probabilities(dims, make, weights)
             if not table[i]:
                 assert fused.input_logits[name][row].tolist() == [0.0] * 4
                 continue
-            hidden = F.gelu(head.unimodal.project[name].linear(head.unimodal.project[name].norm(one.embedding[row])))
-            logits = head.unimodal.classify[name](hidden)
+            hidden = F.gelu(
+                head.unimodal.projection[name].linear(head.unimodal.projection[name].norm(one.embedding[row]))
+            )
+            logits = head.unimodal.classifier[name](hidden)
             torch.testing.assert_close(fused.input_logits[name][row], logits)
             parts.append(logits.exp() / logits.exp().sum())
-            score = 0.0 if head.weigh.offset is None else head.weigh.offset[i].item()
-            score += head.weigh.gate(hidden).item() if weights == "sample" else 0.0
+            score = 0.0 if head.weighting.offset is None else head.weighting.offset[i].item()
+            score += head.weighting.gate(hidden).item() if weights == "sample" else 0.0
             shares.append(given[i] if weights == "given" else math.exp(score))
         shares = [share / sum(shares) for share in shares]
         expected = sum(share * part for share, part in zip(shares, parts, strict=True)).log()
@@ -52,12 +54,12 @@ def test_logits_are_log_probabilities_for_every_subset_of_inputs(dims, make):
 def test_a_confident_wrong_prediction_has_a_gradient(dims, make):
     head = Average(dims, num_classes=4)
     with torch.no_grad():
-        for classify in head.unimodal.classify.values():
+        for classify in head.unimodal.classifier.values():
             classify.bias[0] = 500.0  # the other classes' probabilities underflow to 0
     logits = head(make([[1, 1, 1]], torch.float32)).logits
     F.cross_entropy(logits, torch.tensor([1])).backward()
     assert logits.isfinite().all()
-    gradient = torch.stack([classify.bias.grad for classify in head.unimodal.classify.values()]).sum(0)
+    gradient = torch.stack([classify.bias.grad for classify in head.unimodal.classifier.values()]).sum(0)
     torch.testing.assert_close(gradient, torch.tensor([1.0, -1.0, 0.0, 0.0]), atol=1e-3, rtol=0)
 
 

@@ -45,7 +45,7 @@ def check(head, inputs, sequences):
         torch.testing.assert_close(fused.embedding[row], states[:length].mean(0))
     for row in set(range(len(sequences))) - set(rows):
         assert not fused.embedding[row].any()
-    torch.testing.assert_close(fused.logits, head.classify(fused.embedding))
+    torch.testing.assert_close(fused.logits, head.classifier(fused.embedding))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -54,7 +54,7 @@ def test_equals_a_packed_network_over_the_present_inputs(dims, make, count):
     head, inputs = randomised(BiLSTM(chosen, num_classes=4, dim=8)), make([table[-count:] for table in PRESENT])
     sequences = []
     for row in range(len(PRESENT)):
-        own = [(head.project[name], one) for name, one in inputs.items() if one.mask[row].any()]
+        own = [(head.projection[name], one) for name, one in inputs.items() if one.mask[row].any()]
         sequences.append([part.linear(part.norm(one.embedding[row])) for part, one in own])
     check(head, inputs, sequences)
 
@@ -65,7 +65,7 @@ def test_equals_a_packed_network_over_the_real_tokens(dims, make, count):
     head = randomised(BiLSTM(chosen, num_classes=4, over="tokens", dim=8))
     inputs = with_gaps(make([table[-count:] for table in PRESENT]))
     assert any((one.mask[:, 1:] & ~one.mask[:, :-1]).any() for one in inputs.values()), "no gap to step over"
-    sequences = [[x for own in real_tokens(head.project, inputs, row) for x in own] for row in range(len(PRESENT))]
+    sequences = [[x for own in real_tokens(head.projection, inputs, row) for x in own] for row in range(len(PRESENT))]
     check(head, inputs, sequences)
 
 

@@ -16,7 +16,7 @@ def test_equals_its_formula(dims, make, factor):
     fused = head(inputs)
     for row in range(len(PRESENT)):
         found = projected_embeddings(head, inputs, row)
-        wide = {m: linear(head.widen[m], u) for m, u in found.items()}
+        wide = {m: linear(head.expansion[m], u) for m, u in found.items()}
         embedding = zeros(DIM)
         for f in range(DIM):
             for m in found:
@@ -28,7 +28,7 @@ def test_equals_its_formula(dims, make, factor):
         root = torch.stack([p / (p.abs() + 1e-4) ** 0.5 for p in embedding])
         z = norm(head.norm, root) + sum(found.values(), zeros(DIM))
         torch.testing.assert_close(fused.embedding[row], z)
-        torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
+        torch.testing.assert_close(fused.logits[row], mlp(head.classifier, z))
 
 
 def test_equals_bilinear_pooling_of_low_rank(dims, make):
@@ -36,7 +36,7 @@ def test_equals_bilinear_pooling_of_low_rank(dims, make):
     two, factor = dict(list(dims.items())[:2]), 2
     head, inputs = randomised(Bilinear(two, num_classes=4, dim=DIM, factor=factor)), make([[1, 1]] * 3)
     outside = torch.nn.Bilinear(DIM, DIM, DIM, bias=False).double()
-    first, second = (one.weight.view(DIM, factor, DIM) for one in head.widen)
+    first, second = (one.weight.view(DIM, factor, DIM) for one in head.expansion)
     with torch.no_grad():
         for f in range(DIM):
             outside.weight[f] = sum(torch.outer(first[f, k], second[f, k]) for k in range(factor))
@@ -56,8 +56,8 @@ def test_the_result_for_a_single_input_depends_on_it(dims, make):
 def test_bfloat16_keeps_small_products_beside_large_values(dims, make):
     """A loud input beside a faint one: the squares of the loud one are 10,000 times their products."""
     head = Bilinear(dims, num_classes=4, dim=16)
-    torch.nn.init.normal_(head.widen[0].weight, std=4)
-    torch.nn.init.normal_(head.widen[1].weight, std=4e-4)
+    torch.nn.init.normal_(head.expansion[0].weight, std=4)
+    torch.nn.init.normal_(head.expansion[1].weight, std=4e-4)
     inputs = make([[1, 1, 0]] * 8, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         rough = head(inputs).embedding.float()

@@ -21,7 +21,7 @@ def pooled_chunk(head, found, r):
         for n in found:
             if m < n:
                 for k in range(RANK):
-                    mine, other = (found[one][r * SIZE : (r + 1) * SIZE] @ head.merge[one, r, k] for one in (m, n))
+                    mine, other = (found[one][r * SIZE : (r + 1) * SIZE] @ head.factors[one, r, k] for one in (m, n))
                     total += mine * other
     return torch.stack([p / (p.abs() + 1e-4) ** 0.5 for p in total])
 
@@ -34,19 +34,19 @@ def test_equals_its_formula(dims, make):
         parts = [pooled_chunk(head, found, r) for r in range(CHUNKS)]
         lengths = [math.sqrt(sum(value.item() ** 2 for value in part)) for part in parts]
         joined = torch.cat([part / length if length else part for part, length in zip(parts, lengths, strict=True)])
-        z = linear(head.join, joined) + sum(found.values(), zeros(DIM))
+        z = linear(head.joint_layer, joined) + sum(found.values(), zeros(DIM))
         torch.testing.assert_close(fused.embedding[row], z)
-        torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
+        torch.testing.assert_close(fused.logits[row], mlp(head.classifier, z))
 
 
 def test_channels_of_different_chunks_are_not_multiplied(dims, make):
     """That is what a block-diagonal tensor means: change one chunk, and the others' products stay."""
     head, inputs = randomised(Block(dims, num_classes=4, dim=DIM, num_chunks=CHUNKS, rank=RANK)), make([[1, 1, 1]])
     seen = []
-    head.join.register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
+    head.joint_layer.register_forward_pre_hook(lambda _, given: seen.append(given[0][0]))
     head(inputs)
     with torch.no_grad():
-        head.project["título"].linear.weight[:SIZE] *= -1.5
+        head.projection["título"].linear.weight[:SIZE] *= -1.5
     head(inputs)
     before, after = seen
     assert torch.equal(before[SIZE:], after[SIZE:])

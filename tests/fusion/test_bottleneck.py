@@ -15,7 +15,7 @@ SHARED = 2
 
 def restate(head, inputs, row):
     """Only real tokens of present inputs exist, and every token is handled by itself."""
-    given = dict(enumerate(real_tokens(head.project, inputs, row)))
+    given = dict(enumerate(real_tokens(head.projection, inputs, row)))
     given = {m: own for m, own in given.items() if own}
     shared = list(head.bottlenecks)
     for layers in head.layers:
@@ -40,7 +40,7 @@ def test_equals_its_formula(dims, make, count, num_layers):
     for row in range(len(PRESENT)):
         expected = restate(head, inputs, row)
         torch.testing.assert_close(fused.embedding[row], expected)
-        torch.testing.assert_close(fused.logits[row], head.classify(expected))
+        torch.testing.assert_close(fused.logits[row], head.classifier(expected))
 
 
 def watch(head, inputs):

@@ -15,14 +15,14 @@ def test_equals_its_formula(dims, make):
     for row, table in enumerate(PRESENT):
         parts = []
         for (name, one), has in zip(inputs.items(), table, strict=True):
-            layer = head.project[name]
+            layer = head.projection[name]
             x = one.embedding[row]
             normed = (x - x.mean()) / (x.var(unbiased=False) + layer.norm.eps).sqrt()
             parts.append(layer.linear.weight @ normed + layer.linear.bias if has else torch.zeros(7).double())
         joined = torch.cat([*parts, torch.tensor(table).double()])
-        hidden = F.gelu(head.join[0].weight @ joined + head.join[0].bias)
+        hidden = F.gelu(head.joint_layer[0].weight @ joined + head.joint_layer[0].bias)
         torch.testing.assert_close(fused.embedding[row], hidden)
-        torch.testing.assert_close(fused.logits[row], head.classify[1].weight @ hidden + head.classify[1].bias)
+        torch.testing.assert_close(fused.logits[row], head.classifier[1].weight @ hidden + head.classifier[1].bias)
 
 
 def test_shape_of_the_embedding(dims, make):

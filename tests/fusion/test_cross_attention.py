@@ -15,7 +15,7 @@ PRESENT = [[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]]
 
 def restate(head, inputs, row):
     """The head for one sample: only real tokens exist, and every token is handled by itself."""
-    tokens = [(i, x) for i, own in enumerate(real_tokens(head.project, inputs, row)) for x in own]
+    tokens = [(i, x) for i, own in enumerate(real_tokens(head.projection, inputs, row)) for x in own]
     for layer in head.layers:
         after = []
         for i, x in tokens:
@@ -35,7 +35,7 @@ def test_equals_its_formula(dims, make, count):
     for row in range(len(PRESENT)):
         expected = restate(head, inputs, row)
         torch.testing.assert_close(fused.embedding[row], expected)
-        torch.testing.assert_close(fused.logits[row], head.classify(expected))
+        torch.testing.assert_close(fused.logits[row], head.classifier(expected))
 
 
 def test_attention_mask():
@@ -53,10 +53,10 @@ def test_inputs_differ_by_their_embedding(dims, make):
     first = next(iter(dims))
     head = CrossAttention({first: dims[first], "same": dims[first]}, num_classes=4).double().eval()
     one = make([[1]])[first]
-    head.project.project["same"].load_state_dict(head.project.project[first].state_dict())
+    head.projection.projection["same"].load_state_dict(head.projection.projection[first].state_dict())
     before = head({first: one, "same": one}).logits
     with torch.no_grad():
-        head.project.embedding[1] += 1.0 * torch.arange(head.project.embedding.shape[1])
+        head.projection.embedding[1] += 1.0 * torch.arange(head.projection.embedding.shape[1])
     assert not torch.allclose(head({first: one, "same": one}).logits, before)
 
 

@@ -26,12 +26,12 @@ def test_equals_its_formula(dims, make, top_k):
     for row, table in enumerate(PRESENT):
         found = projected_embeddings(head, inputs, row)
         context = torch.cat([*(found.get(m, zeros(DIM)) for m in range(3)), torch.tensor(table).double()])
-        routed = softmax(linear(head.route, context))
+        routed = softmax(linear(head.router, context))
         chosen = sorted(range(EXPERTS), key=lambda k: -routed[k])[:top_k]
         total = sum(routed[k] for k in chosen)
         z = sum(routed[k] / total * mlp(head.experts[k], context) for k in chosen)
         torch.testing.assert_close(fused.embedding[row], z)
-        torch.testing.assert_close(fused.logits[row], linear(head.classify[2], gelu(z)))
+        torch.testing.assert_close(fused.logits[row], linear(head.classifier[2], gelu(z)))
 
 
 def test_exactly_top_k_experts_affect_a_sample(dims, make):
@@ -51,7 +51,7 @@ def test_exactly_top_k_experts_affect_a_sample(dims, make):
 def test_loss_is_the_cross_entropy_plus_the_balancing_loss(dims, make):
     head, inputs = randomised(Experts(dims, num_classes=4, num_experts=EXPERTS, balance=0.3)), make(PRESENT * 4)
     fused, target = head(inputs), torch.arange(len(PRESENT) * 4) % 4
-    probabilities = [softmax(linear(head.route, context)) for context in contexts(head, inputs)]
+    probabilities = [softmax(linear(head.router, context)) for context in contexts(head, inputs)]
     balancing = 0.0
     for k in range(EXPERTS):
         first = sum(max(range(EXPERTS), key=lambda e: one[e]) == k for one in probabilities) / len(probabilities)
@@ -66,7 +66,7 @@ def contexts(head, inputs):
     for row in range(len(next(iter(inputs.values())).mask)):
         found = projected_embeddings(head, inputs, row)
         flags = torch.tensor([m in found for m in range(3)]).double()
-        yield torch.cat([*(found.get(m, zeros(head.route.in_features // 3 - 1)) for m in range(3)), flags])
+        yield torch.cat([*(found.get(m, zeros(head.router.in_features // 3 - 1)) for m in range(3)), flags])
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_balancing_loss_ranges_from_1_to_the_number_of_experts(dims, routed, exp
 def test_the_cross_entropy_has_a_gradient_for_the_router(dims, make):
     head = randomised(Experts(dims, num_classes=4, balance=0.0))
     head(make(PRESENT)).logits.log_softmax(-1)[:, 0].mean().backward()
-    assert head.route.weight.grad.abs().max() > 1e-6
+    assert head.router.weight.grad.abs().max() > 1e-6
 
 
 @pytest.mark.parametrize(

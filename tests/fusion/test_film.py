@@ -19,12 +19,12 @@ def test_equals_its_formula(dims, make):
             scale, shift = zeros(DIM) + 1, zeros(DIM)
             for k, other in found.items():
                 if k != m:
-                    sent = linear(head.modulate[k], other)
+                    sent = linear(head.modulation[k], other)
                     scale, shift = scale + sent[:DIM], shift + sent[DIM:]
             total += gelu(scale * u + shift)
         z = total / max(len(found), 1)
         torch.testing.assert_close(fused.embedding[row], z)
-        torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
+        torch.testing.assert_close(fused.logits[row], mlp(head.classifier, z))
 
 
 def test_a_missing_input_modulates_nothing(dims, make):
@@ -34,8 +34,8 @@ def test_a_missing_input_modulates_nothing(dims, make):
     alone = gelu(projected_embeddings(head, inputs, 0)[0])
     torch.testing.assert_close(before[0], alone)
     with torch.no_grad():
-        head.modulate[2].weight.mul_(-3)
+        head.modulation[2].weight.mul_(-3)
     assert torch.equal(head(inputs).embedding, before)
     with torch.no_grad():
-        head.modulate[1].weight.mul_(-3)
+        head.modulation[1].weight.mul_(-3)
     assert not torch.allclose(head(inputs).embedding[1], before[1])

@@ -28,7 +28,7 @@ def test_equals_its_formula(dims, make):
                 z[f] += gate * math.tanh(u[f].item())
                 opened[m] += gate / DIM
         torch.testing.assert_close(fused.embedding[row], z)
-        torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
+        torch.testing.assert_close(fused.logits[row], mlp(head.classifier, z))
         torch.testing.assert_close(fused.weights[row], opened / max(opened.sum(), 1e-300))
 
 

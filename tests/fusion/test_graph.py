@@ -28,12 +28,16 @@ def test_equals_its_formula(dims, make, rounds):
         for _ in range(rounds):
             after = {}
             for m, node in nodes.items():
-                told = [gelu(linear(head.listen, node) + linear(head.tell, nodes[k])) for k in nodes if k != m]
+                told = [
+                    gelu(linear(head.target_linear, node) + linear(head.source_linear, nodes[k]))
+                    for k in nodes
+                    if k != m
+                ]
                 after[m] = gru(head.update, sum(told, zeros(DIM)) / max(len(told), 1), node)
             nodes = after
         z = sum(nodes.values(), zeros(DIM)) / max(len(nodes), 1)
         torch.testing.assert_close(fused.embedding[row], z)
-        torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
+        torch.testing.assert_close(fused.logits[row], mlp(head.classifier, z))
 
 
 def test_a_missing_node_sends_no_messages_and_is_not_averaged(dims, make):

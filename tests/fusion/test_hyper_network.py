@@ -14,7 +14,7 @@ DIM = 4
 def test_equals_its_formula(dims, make):
     head, inputs = randomised(HyperNetwork(dims, num_classes=4, dim=DIM, hidden=6)), make(PRESENT)
     fused = head(inputs)
-    first, _, last = head.write
+    first, _, last = head.generator
     for row in range(len(PRESENT)):
         found = projected_embeddings(head, inputs, row)
         total = zeros(DIM)
@@ -26,14 +26,14 @@ def test_equals_its_formula(dims, make):
             total = total + norm(head.norm, u + torch.stack(read))
         z = total / max(len(found), 1)
         torch.testing.assert_close(fused.embedding[row], z)
-        torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
+        torch.testing.assert_close(fused.logits[row], mlp(head.classifier, z))
 
 
 def test_the_weights_for_an_input_do_not_depend_on_it(dims, make):
     """Alone, every sample of an input is read by the same matrix; beside another input, each by its own."""
     head = randomised(HyperNetwork(dims, num_classes=4, dim=DIM))
     written = []
-    head.write.register_forward_hook(lambda _, given, result: written.append(result[:, 0]))
+    head.generator.register_forward_hook(lambda _, given, result: written.append(result[:, 0]))
     head(make([[1, 0, 0]] * 3))
     head(make([[1, 1, 0]] * 3))
     alone, beside = written

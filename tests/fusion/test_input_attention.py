@@ -37,7 +37,7 @@ def test_equals_its_formula(dims, make):
     for row in range(len(PRESENT) - 1):
         vector, weights = attend(head, projected_embeddings(head, inputs, row))
         torch.testing.assert_close(fused.embedding[row], vector)
-        torch.testing.assert_close(fused.logits[row], mlp(head.classify, vector))
+        torch.testing.assert_close(fused.logits[row], mlp(head.classifier, vector))
         torch.testing.assert_close(fused.weights[row], weights)
     # Nothing to read: what remains is the bias.
     torch.testing.assert_close(fused.embedding[-1], head.output_projection.bias)

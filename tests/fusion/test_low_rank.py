@@ -31,13 +31,13 @@ def test_equals_its_formula(dims, make):
         first, second, third = (torch.cat([found.get(m, zeros(DIM)), zeros(1) + 1]) for m in range(3))
         z = norm(head.norm, torch.einsum("i,j,k,ijko->o", first, second, third, tensor))
         torch.testing.assert_close(fused.embedding[row], z)
-        torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
+        torch.testing.assert_close(fused.logits[row], mlp(head.classifier, z))
 
 
 def test_equals_a_linear_layer_over_the_outer_product(dims, make):
     head, inputs = randomised(LowRank(dims, num_classes=4, dim=DIM, rank=RANK)), make(PRESENT)
     other = TensorFusion(dims, num_classes=4, dim=DIM, hidden=DIM).double().eval()
-    other.project.load_state_dict(head.project.state_dict())
+    other.projection.load_state_dict(head.projection.state_dict())
     products = []
     other.norm.register_forward_pre_hook(lambda _, given: products.append(given[0]))
     other(inputs)

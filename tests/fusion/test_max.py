@@ -14,13 +14,13 @@ def test_equals_its_formula(dims, make):
         found = list(projected_embeddings(head, inputs, row).values())
         z = torch.tensor([max((u[f].item() for u in found), default=0.0) for f in range(7)], dtype=torch.float64)
         torch.testing.assert_close(fused.embedding[row], z)
-        torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
+        torch.testing.assert_close(fused.logits[row], mlp(head.classifier, z))
 
 
 def test_zeros_of_a_missing_input_are_not_the_maximum(dims, make):
     head = Max(dims, num_classes=4, dim=7).double()
     with torch.no_grad():
-        for project in head.project.values():
+        for project in head.projection.values():
             project.linear.bias.fill_(-100.0)
     vector = head(make(PRESENT)).embedding
     assert (vector[:-1] < -50).all()

@@ -17,10 +17,10 @@ def test_equals_its_formula(dims, make):
         total = torch.zeros(7).double()
         for (name, one), has in zip(inputs.items(), table, strict=True):
             if has:
-                total += head.project[name].linear(head.project[name].norm(one.embedding[row]))
+                total += head.projection[name].linear(head.projection[name].norm(one.embedding[row]))
         mean = total / max(sum(table), 1)
         torch.testing.assert_close(fused.embedding[row], mean)
-        torch.testing.assert_close(fused.logits[row], head.classify(mean))
+        torch.testing.assert_close(fused.logits[row], head.classifier(mean))
         expected = [1 / sum(table) if has else 0.0 for has in table]
         torch.testing.assert_close(fused.weights[row], torch.tensor(expected).double())
 

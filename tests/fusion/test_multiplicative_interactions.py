@@ -16,7 +16,7 @@ def fold(head, found):
         if z is None:
             z = u
             continue
-        tensor, both = head.meet[m - 1], linear(head.add[m - 1], torch.cat([z, u]))
+        tensor, both = head.bilinear[m - 1], linear(head.linear[m - 1], torch.cat([z, u]))
         met = [sum(z[i] * tensor[i, j, o] * u[j] for i in range(DIM) for j in range(DIM)) + both[o] for o in range(DIM)]
         z = norm(head.norm[m - 1], torch.stack(met))
     return zeros(DIM) if z is None else z
@@ -28,7 +28,7 @@ def test_equals_its_formula(dims, make):
     for row in range(len(PRESENT)):
         z = fold(head, projected_embeddings(head, inputs, row))
         torch.testing.assert_close(fused.embedding[row], z)
-        torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
+        torch.testing.assert_close(fused.logits[row], mlp(head.classifier, z))
 
 
 def test_equals_bilinear_for_two_inputs(dims, make):
@@ -36,10 +36,10 @@ def test_equals_bilinear_for_two_inputs(dims, make):
     head, inputs = randomised(MultiplicativeInteractions(two, num_classes=4, dim=DIM)), make([[1, 1]] * 3)
     outside = torch.nn.Bilinear(DIM, DIM, DIM, bias=False).double()
     with torch.no_grad():
-        outside.weight.copy_(head.meet[0].permute(2, 0, 1))
+        outside.weight.copy_(head.bilinear[0].permute(2, 0, 1))
     for row in range(3):
         u = projected_embeddings(head, inputs, row)
-        met = outside(u[0], u[1]) + linear(head.add[0], torch.cat([u[0], u[1]]))
+        met = outside(u[0], u[1]) + linear(head.linear[0], torch.cat([u[0], u[1]]))
         torch.testing.assert_close(head(inputs).embedding[row], norm(head.norm[0], met))
 
 

@@ -17,7 +17,7 @@ PRESENT = [[1, 1, 1], [1, 0, 1], [1, 1, 0], [0, 0, 1], [0, 0, 0]]
 
 def restate(head, inputs, row):
     """Every target by itself; a missing input is neither a target nor a source."""
-    given = real_tokens(head.project, inputs, row)
+    given = real_tokens(head.projection, inputs, row)
     pairs = [(m, k) for m in range(len(given)) for k in range(len(given)) if k != m]
     stacks = dict(zip(pairs, head.cross, strict=True))
     vectors = []
@@ -33,7 +33,7 @@ def restate(head, inputs, row):
         joined = [mean(list(versions)) for versions in zip(*read, strict=True)] if read else target
         after = [transform(head.layers[m], one, joined) for one in joined]
         vectors.append(mean([head.norm(one) for one in after]) if after else torch.zeros_like(head.norm.bias))
-    return F.gelu(head.join[0].weight @ torch.cat(vectors) + head.join[0].bias)
+    return F.gelu(head.joint_layer[0].weight @ torch.cat(vectors) + head.joint_layer[0].bias)
 
 
 @pytest.mark.parametrize(("count", "num_layers"), [(1, 1), (2, 2), (3, 1), (3, 2)])
@@ -45,7 +45,7 @@ def test_equals_its_formula(dims, make, count, num_layers):
     for row in range(len(PRESENT)):
         expected = restate(head, inputs, row)
         torch.testing.assert_close(fused.embedding[row], expected)
-        torch.testing.assert_close(fused.logits[row], head.classify(expected))
+        torch.testing.assert_close(fused.logits[row], head.classifier(expected))
 
 
 @pytest.mark.parametrize("missing", [None, 0, 1, 2])

@@ -14,9 +14,9 @@ PRESENT = [[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]]
 
 def restate(head, inputs, row):
     """One latent at a time reads all real tokens, if there are any, then all latents."""
-    context = [x for own in real_tokens(head.project, inputs, row) for x in own]
+    context = [x for own in real_tokens(head.projection, inputs, row) for x in own]
     latents = list(head.latents)
-    for read, think in zip(head.read, head.think, strict=True):
+    for read, think in zip(head.cross_attention, head.self_attention, strict=True):
         told = [transform(read, one, context) for one in latents] if context else latents
         latents = [transform(think, one, told) for one in told]
     return mean([head.norm(one) for one in latents])
@@ -31,14 +31,14 @@ def test_equals_its_formula(dims, make, count, num_layers):
     for row in range(len(PRESENT)):
         expected = restate(head, inputs, row)
         torch.testing.assert_close(fused.embedding[row], expected)
-        torch.testing.assert_close(fused.logits[row], head.classify(expected))
+        torch.testing.assert_close(fused.logits[row], head.classifier(expected))
 
 
 def test_the_cost_of_self_attention_does_not_depend_on_the_number_of_tokens(dims, make):
     head = randomised(Perceiver(dims, num_classes=4, dim=8, num_heads=2, num_layers=1, num_latents=3))
     shapes = []
-    head.read[0].attention.register_forward_hook(lambda _, args, output: shapes.append(args[0].shape))
-    head.think[0].attention.register_forward_hook(lambda _, args, output: shapes.append(args[1].shape))
+    head.cross_attention[0].attention.register_forward_hook(lambda _, args, output: shapes.append(args[0].shape))
+    head.self_attention[0].attention.register_forward_hook(lambda _, args, output: shapes.append(args[1].shape))
     head(make(PRESENT))
     assert shapes == [torch.Size([4, 3, 8])] * 2
 

@@ -16,7 +16,7 @@ def test_equals_its_formula(dims, make):
             product = product * (1 + u)
         z = norm(head.norm, product)
         torch.testing.assert_close(fused.embedding[row], z)
-        torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
+        torch.testing.assert_close(fused.logits[row], mlp(head.classifier, z))
 
 
 def test_a_missing_input_is_neutral(dims, make):
@@ -29,7 +29,7 @@ def test_a_missing_input_is_neutral(dims, make):
 
 def test_one_input_can_zero_a_channel(dims, make):
     head, inputs = Product(dims, num_classes=4, dim=7).double().eval(), make([[1, 1, 1]] * 2)
-    first = head.project["título"].linear
+    first = head.projection["título"].linear
     with torch.no_grad():
         first.weight[3] = 0
         first.bias[3] = -1  # 1 + u = 0, whatever the others say

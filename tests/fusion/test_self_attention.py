@@ -14,7 +14,7 @@ PRESENT = [[1, 1, 1], [0, 1, 1], [0, 0, 1], [0, 0, 0]]
 
 def restate(head, inputs, row):
     """One sequence of real tokens behind the class token, every token handled by itself."""
-    tokens = [head.class_token, *(x for own in real_tokens(head.project, inputs, row) for x in own)]
+    tokens = [head.class_token, *(x for own in real_tokens(head.projection, inputs, row) for x in own)]
     for layer in head.layers:
         tokens = [transform(layer, x, tokens) for x in tokens]
     return head.norm(tokens[0])
@@ -29,7 +29,7 @@ def test_equals_its_formula(dims, make, count, positions):
     for row in range(len(PRESENT)):
         expected = restate(head, inputs, row)
         torch.testing.assert_close(fused.embedding[row], expected)
-        torch.testing.assert_close(fused.logits[row], head.classify(expected))
+        torch.testing.assert_close(fused.logits[row], head.classifier(expected))
 
 
 def test_the_order_of_tokens_matters_up_to_the_last_position(dims, make):

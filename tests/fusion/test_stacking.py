@@ -18,7 +18,9 @@ PRESENT = [[1, 1, 1], [0, 1, 1], [1, 0, 0], [0, 0, 0]]
 def stacked(head, own):
     """Take one sample's decisions through the stacked classifier."""
     known = [softmax(own[name]).log() if name in own else torch.zeros(4).double() for name in head.names]
-    return mlp(head.stack, torch.cat([*known, torch.tensor([float(name in own) for name in head.names]).double()]))
+    return mlp(
+        head.meta_classifier, torch.cat([*known, torch.tensor([float(name in own) for name in head.names]).double()])
+    )
 
 
 def parts(head, inputs, target, ids):
@@ -61,18 +63,18 @@ def test_loss_equals_its_formula_on_disjoint_samples(trained):
     torch.testing.assert_close(loss, base + top)
 
     loss.backward()
-    found = {module: gradients(head, module) for module in ("unimodal", "stack")}
+    found = {module: gradients(head, module) for module in ("unimodal", "meta_classifier")}
     head.zero_grad()
     base, _, _ = parts(head, inputs, target, ids)
     base.backward()
     for name, gradient in gradients(head, "unimodal").items():  # nothing of the stacked one's loss comes down here
         torch.testing.assert_close(found["unimodal"][name], gradient)
-    assert not any(gradient is not None for gradient in gradients(head, "stack").values())
+    assert not any(gradient is not None for gradient in gradients(head, "meta_classifier").values())
     head.zero_grad()
     _, top, _ = parts(head, inputs, target, ids)
     top.backward()
-    for name, gradient in gradients(head, "stack").items():  # and nothing of the classifiers' loss up there
-        torch.testing.assert_close(found["stack"][name], gradient)
+    for name, gradient in gradients(head, "meta_classifier").items():  # and nothing of the classifiers' loss up there
+        torch.testing.assert_close(found["meta_classifier"][name], gradient)
 
 
 def test_held_out_samples_have_no_gradient_for_the_encoders(trained):

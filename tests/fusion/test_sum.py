@@ -15,7 +15,7 @@ def test_equals_its_formula(dims, make):
         for u in projected_embeddings(head, inputs, row).values():
             z += u
         torch.testing.assert_close(fused.embedding[row], z)
-        torch.testing.assert_close(fused.logits[row], mlp(head.classify, z))
+        torch.testing.assert_close(fused.logits[row], mlp(head.classifier, z))
 
 
 def test_the_sum_is_the_mean_times_the_number_of_inputs(dims, make):

@@ -23,9 +23,9 @@ def test_equals_its_formula(dims, make):
     for row in range(len(PRESENT)):
         parts = ends_with_one(projected_embeddings(head, inputs, row))
         tensor = [parts[0][i] * parts[1][j] * parts[2][k] for i, j, k in itertools.product(range(DIM + 1), repeat=3)]
-        h = gelu(linear(head.join[0], norm(head.norm, torch.stack(tensor))))
+        h = gelu(linear(head.joint_layer[0], norm(head.norm, torch.stack(tensor))))
         torch.testing.assert_close(fused.embedding[row], h)
-        torch.testing.assert_close(fused.logits[row], linear(head.classify[1], h))
+        torch.testing.assert_close(fused.logits[row], linear(head.classifier[1], h))
 
 
 def test_products_with_a_missing_input_are_zero_and_the_others_unchanged(dims, make):

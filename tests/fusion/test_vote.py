@@ -64,10 +64,10 @@ def test_each_classifier_is_trained_on_the_samples_that_have_its_input(dims, mak
 
     loss.backward()
     name = next(iter(dims))
-    found = head.unimodal.classify[name].weight.grad.clone()
+    found = head.unimodal.classifier[name].weight.grad.clone()
     head.zero_grad()
     (sum(-softmax(one[name])[target[row]].log() for row, one in enumerate(own) if name in one) / 4).backward()
-    torch.testing.assert_close(found, head.unimodal.classify[name].weight.grad)
+    torch.testing.assert_close(found, head.unimodal.classifier[name].weight.grad)
 
 
 def test_refuses_invalid_arguments(dims):

@@ -17,7 +17,9 @@ def share(weights: list[float], table: list[int]) -> list[float]:
 
 
 def projected(head, inputs, row):
-    return [head.project[name].linear(head.project[name].norm(one.embedding[row])) for name, one in inputs.items()]
+    return [
+        head.projection[name].linear(head.projection[name].norm(one.embedding[row])) for name, one in inputs.items()
+    ]
 
 
 def test_fixed_weights_are_normalised_over_the_present(dims, make):
@@ -32,7 +34,7 @@ def test_fixed_weights_are_normalised_over_the_present(dims, make):
         vectors = projected(head, inputs, row)
         expected = sum(weight * vector for weight, vector in zip(weights, vectors, strict=True))
         torch.testing.assert_close(fused.embedding[row], expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(fused.logits[row], head.classify(fused.embedding[row]))
+        torch.testing.assert_close(fused.logits[row], head.classifier(fused.embedding[row]))
 
 
 def test_the_order_in_the_configuration_does_not_matter(dims, make):
@@ -59,7 +61,7 @@ def test_an_input_of_weight_zero_counts_only_if_no_other_is_present(dims, make):
 def test_global_weights_are_a_softmax_over_the_present(dims, make):
     head = Weighted(dims, num_classes=4, weights="global").double().eval()
     with torch.no_grad():
-        head.weigh.offset.copy_(torch.tensor([0.5, -1.0, 2.0]))
+        head.weighting.offset.copy_(torch.tensor([0.5, -1.0, 2.0]))
     weights = head(make(PRESENT)).weights
     for row, table in enumerate(PRESENT[:-1]):
         expected = share([math.exp(0.5), math.exp(-1.0), math.exp(2.0)], table)
@@ -70,11 +72,11 @@ def test_sample_weights_equal_their_formula(dims, make):
     head = Weighted(dims, num_classes=4, dim=7).double().eval()
     inputs = make(PRESENT)
     weights = head(inputs).weights
-    hidden, _, score = head.weigh.gate
+    hidden, _, score = head.weighting.gate
     for row, table in enumerate(PRESENT[:-1]):
         scores = [
             (offset + score.weight[0] @ torch.tanh(hidden.weight @ vector + hidden.bias)).item()
-            for offset, vector in zip(head.weigh.offset, projected(head, inputs, row), strict=True)
+            for offset, vector in zip(head.weighting.offset, projected(head, inputs, row), strict=True)
         ]
         torch.testing.assert_close(weights[row], torch.tensor(share([math.exp(one) for one in scores], table)).double())
     assert not torch.allclose(weights[0], head(make(PRESENT, seed=1)).weights[0])

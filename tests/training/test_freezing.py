@@ -96,13 +96,13 @@ class Own(Encoder):
     def __init__(self) -> None:
         super().__init__()
         self.dim, self.processor = 4, TinyText(dim=8).processor
-        self.embed, self.project = nn.Embedding(257, 4), nn.Linear(4, 4)
+        self.embed, self.projection = nn.Embedding(257, 4), nn.Linear(4, 4)
         self.norm, self.dropout = nn.BatchNorm1d(4), nn.Dropout(0.5)
         self.rows = 0
 
     def forward(self, ids, mask):
         self.rows += len(ids)
-        tokens = self.dropout(self.norm(self.project(self.embed(ids)).transpose(1, 2)).transpose(1, 2))
+        tokens = self.dropout(self.norm(self.projection(self.embed(ids)).transpose(1, 2)).transpose(1, 2))
         return Encoded(tokens * mask.unsqueeze(-1), mask, tokens.mean(1))
 
 
