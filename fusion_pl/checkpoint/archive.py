@@ -32,6 +32,7 @@ ALLOWED_GLOBALS = {
     "torch._utils _rebuild_parameter",
     "torch._utils _rebuild_tensor_v2",
 }
+DAMAGED = "it is damaged, or it contains more than plain data"
 BYTES = "_codecs encode"  # bytes are pickled as text with the name of a codec
 ALLOWED_TYPES = re.compile(r"torch (\w+Storage|b?float\d+|u?int\d+|bool|complex\d+)")
 
@@ -55,7 +56,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise MissingFileError(f"there is no checkpoint {path}" + (": it is not a file" if Path(path).exists() else ""))
     try:
         _check_pickle(_check_archive(path))
-        checkpoint = _load(path)
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (TypeError, AttributeError, AssertionError, ArithmeticError) as error:  # values of the wrong type
+            raise _RefusedError(DAMAGED) from error
     except zipfile.BadZipFile as error:
         raise UserError(
             f"{path} is not a checkpoint: it is another kind of file, or it was truncated or damaged while it was "
@@ -78,13 +82,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return dict(checkpoint)
 
 
-def _load(path: str | Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (TypeError, AttributeError, AssertionError, ArithmeticError) as error:  # values of the wrong type
-        raise _RefusedError("it is damaged, or it contains more than plain data") from error
-
-
 def refuse_shards(path: str | Path) -> None:
     """Refuse a folder, as written by FSDP with ``state_dict_type: sharded``.
 
@@ -101,12 +98,11 @@ def refuse_shards(path: str | Path) -> None:
 
 def _reason(error: Exception) -> str:
     """Describe an error without torch's advice to read the file unsafely."""
-    message = str(error)
     if isinstance(error, _RefusedError):
-        return message
-    if match := re.search(r"GLOBAL ([\w.]+)", message):
+        return str(error)
+    if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it asks to run {short(match[1])}, and a checkpoint contains plain data only"
-    return "it is damaged, or it contains more than plain data"
+    return DAMAGED
 
 
 def _check_archive(path: str | Path) -> bytes:

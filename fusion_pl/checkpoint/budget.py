@@ -18,13 +18,7 @@ TENSORS_PER_TENSOR, EXTRA_TENSORS = 20, 2000
 
 
 class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuse tensors, before they are created, that are too large or too many for a model with the given weights.
-
-    Args:
-        weights: of the model.
-
-    Raises:
-        UserError: inside the ``with`` block.
+    """Raise a ``UserError`` before tensors are created that are too large or too many for a model with these weights.
 
     Example:
         >>> with Budget([torch.zeros(10)]):
@@ -41,7 +35,6 @@ class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute the size of the results of an operation before running it."""
-        del types
         kwargs = kwargs or {}
         if not any(result.alias_info for result in func._schema.returns):  # not a view, not in place
             size = _result_size(func, args, kwargs)
@@ -56,7 +49,7 @@ class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _result_size(func: Any, args: Any, kwargs: dict[str, Any]) -> int:
     """Return the bytes of the results of an operation, computed from shapes; 0 if they depend on values."""
     args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
-    if "device" in {argument.name for argument in func._schema.arguments}:
+    if any(argument.name == "device" for argument in func._schema.arguments):
         kwargs = kwargs | {"device": torch.device("meta")}
     try:
         results = func(*args, **kwargs)

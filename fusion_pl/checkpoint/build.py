@@ -9,7 +9,7 @@ from traceback import walk_tb
 from typing import Any
 
 from fusion_pl.checkpoint.budget import Budget
-from fusion_pl.config import PartConfig, import_class
+from fusion_pl.config import import_class
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
 from fusion_pl.messages import is_failure, reason
@@ -31,18 +31,14 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
     config = checkpoint["fusion_pl"]
     weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("auxiliary_heads.")}
     head = import_class(config["fusion"]["class_path"], Fusion, trust)  # type: ignore[type-abstract]
-    parts = {
+    encoders = {
         name: import_class(part["class_path"], Encoder, trust)  # type: ignore[type-abstract]
         for name, part in config["encoders"].items()
     }
     try:
         with Budget(list(weights.values())):
-            encoders = {
-                name: _encoder(part, config["encoders"][name], config["files"].get(name, {}))
-                for name, part in parts.items()
-            }
             model = FusionClassifier(
-                encoders,
+                {name: _encoder(cls, name, config) for name, cls in encoders.items()},
                 lambda dims, num_classes: head(dims, num_classes, **config["fusion"]["init_args"]),
                 config["classes"],
                 missing=config["missing"],
@@ -74,8 +70,8 @@ def _build_message(error: BaseException, path: str | Path) -> str:
     return f"{path} is inconsistent ({reason(error)}): it is damaged, or from another version"
 
 
-def _encoder(part: type[Encoder], config: PartConfig, files: dict[str, bytes]) -> Encoder:
+def _encoder(cls: type[Encoder], name: str, config: dict[str, Any]) -> Encoder:
     with tempfile.TemporaryDirectory() as folder:
-        for name, content in files.items():
-            (Path(folder) / name).write_bytes(content)
-        return part.from_files(config["init_args"], folder)
+        for file, content in config["files"].get(name, {}).items():
+            (Path(folder) / file).write_bytes(content)
+        return cls.from_files(config["encoders"][name]["init_args"], folder)

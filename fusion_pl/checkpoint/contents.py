@@ -70,32 +70,23 @@ def _check_config(config: dict[str, Any]) -> None:
     keys = ("classes", "encoders", "fusion", "missing", "files", "columns")
     missing = [key for key in keys if key not in config]
     _expect(not missing, f"it lacks {', '.join(missing)}")
-    classes, encoders = config["classes"], config["encoders"]
+    classes, encoders, columns, files = (config[key] for key in ("classes", "encoders", "columns", "files"))
     _expect(isinstance(classes, list) and all(_is_text(name) for name in classes), "classes is not a list of names")
     _expect(_is_mapping(encoders) and 0 < len(encoders) <= 1000, "encoders does not name the model's inputs")
     _expect(config["missing"] in ("mask", "token"), "missing is neither mask nor token")
-    columns = config["columns"]
     _expect(_is_mapping(columns) and all(map(_is_text, columns.values())), "columns does not name columns")
     _expect(config.get("label") is None or _is_text(config["label"]), "label does not name a column")
     for key, part in (("fusion", config["fusion"]), *((f"encoders.{short(name)}", p) for name, p in encoders.items())):
         _expect(isinstance(part, dict) and set(part) == {"class_path", "init_args"}, f"{key} is not a config")
         _expect(_is_text(part["class_path"]), f"{key}.class_path is not a name")
         _expect(_is_mapping(part["init_args"]), f"{key}.init_args is not a dictionary")
-        max_number = MAX_NUMBER if part["class_path"].startswith("fusion_pl.") else math.inf
-        _check_arguments(part["init_args"], key, max_number)
-    files = config["files"]
+        _check_arguments(part, key)
     _expect(_is_mapping(files) and set(files) <= set(encoders), "files belong to no encoder")
-    for name, content in (item for embedded in files.values() for item in _items(embedded)):
-        _expect(
-            FILE_NAME.fullmatch(name) is not None,
-            f"it contains a file named {short(name)!r}, which is not a plain file name: it was tampered with",
-        )
+    _expect(all(map(_is_mapping, files.values())), "the files of an encoder are not a dictionary")
+    for name, content in (item for embedded in files.values() for item in embedded.items()):
+        message = f"it contains a file named {short(name)!r}, which is not a plain file name: it was tampered with"
+        _expect(FILE_NAME.fullmatch(name) is not None, message)
         _expect(isinstance(content, bytes), f"its file {name} is not bytes")
-
-
-def _items(embedded: Any) -> Any:
-    _expect(_is_mapping(embedded), "the files of an encoder are not a dictionary")
-    return embedded.items()
 
 
 def _is_text(value: Any) -> bool:
@@ -106,9 +97,10 @@ def _is_mapping(value: Any) -> bool:
     return isinstance(value, dict) and all(_is_text(key) for key in value)
 
 
-def _check_arguments(arguments: dict[str, Any], name: str, max_number: int | float) -> None:
-    """Check that arguments are text, numbers, lists and dictionaries of a plausible size."""
-    for key, value in walk(arguments, MAX_DEPTH, MAX_VALUES):
+def _check_arguments(part: dict[str, Any], name: str) -> None:
+    """Check that the arguments of a part are text, numbers, lists and dictionaries of a plausible size."""
+    max_number = MAX_NUMBER if part["class_path"].startswith("fusion_pl.") else math.inf
+    for key, value in walk(part["init_args"], MAX_DEPTH, MAX_VALUES):
         _expect(_is_text(key), f"{name}.init_args has a key that is not a name")
         if isinstance(value, int):
             _expect(abs(value) <= max_number, f"{name}.init_args has a number beyond {max_number}")
@@ -117,12 +109,7 @@ def _check_arguments(arguments: dict[str, Any], name: str, max_number: int | flo
 
 
 def _check_weights(weights: Any, file_size: int) -> dict[str, Tensor]:
-    """Return the weights, if they are dense tensors that the file contains.
-
-    Args:
-        weights: the state_dict.
-        file_size: in bytes.
-    """
+    """Return the weights of a state_dict, if they are dense tensors that the file contains."""
     _expect(isinstance(weights, Mapping) and all(_is_text(key) for key in weights), "it lacks the model's state_dict")
     total = 0
     for name, tensor in weights.items():
