@@ -129,6 +129,11 @@ class BestCheckpoint(ModelCheckpoint):
             self.kth_best_model_path, self.kth_value = order[-1], self.best_k_models[order[-1]]
 
 
+def find_best_checkpoint(trainer: Trainer) -> BestCheckpoint | None:
+    """Return the first ``BestCheckpoint`` of a Trainer."""
+    return next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint)), None)
+
+
 def _loss(trainer: Trainer) -> float:
     return float(trainer.callback_metrics.get("val/loss", math.nan))
 

@@ -14,9 +14,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fusion_pl.files import atomic_write
 from fusion_pl.metrics import per_class
-from fusion_pl.training.best import BestCheckpoint
+from fusion_pl.training.best import BestCheckpoint, find_best_checkpoint
 from fusion_pl.training.console import print_results
 from fusion_pl.training.run_files import run_folder
+from fusion_pl.training.stage_metrics import evaluation_stage, stage_confusion
 from fusion_pl.training.states import InvalidStateError, check_number
 
 PACKAGES = ("fusion-pl", "lightning", "torch", "torchmetrics", "torchvision", "torchaudio", "transformers")
@@ -50,35 +51,31 @@ class WriteResults(Callback):
         """Start the timer."""
         self.start_time = time.monotonic()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset the confusion matrix."""
-        _confusion(pl_module, "val").reset()
+    def _reset_confusion(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        stage_confusion(trainer, pl_module).reset()
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset the confusion matrix."""
-        _confusion(pl_module, "test").reset()
+    on_validation_start = on_test_start = _reset_confusion
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute metrics per class."""
-        self._compute_per_class(pl_module, "val")
+    def _compute_per_class(self, trainer: Trainer, pl_module: Any) -> None:
+        matrix = stage_confusion(trainer, pl_module).compute().cpu()  # on every process, because it synchronizes
+        self.per_class = per_class(matrix, pl_module.classes)
+        self.samples = {evaluation_stage(trainer): int(matrix.sum())}
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute metrics per class."""
-        self._compute_per_class(pl_module, "test")
+    on_validation_epoch_end = on_test_epoch_end = _compute_per_class
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Store a validation of ``fit`` with its step; write the result of ``validate``."""
         if trainer.sanity_checking:
             return
         if trainer.state.fn != "fit":
-            self._write(trainer, self._result(trainer, "val/"))
+            self._write(trainer, self._result(trainer))
             return
-        self.latest = self._result(trainer, "val/") | {"epoch": trainer.current_epoch}
+        self.latest = self._result(trainer) | {"epoch": trainer.current_epoch}
         self.latest_step = trainer.global_step
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the result of ``test``."""
-        self._write(trainer, self._result(trainer, "test/"))
+        self._write(trainer, self._result(trainer))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the validation of the best checkpoint into that checkpoint too."""
@@ -87,31 +84,24 @@ class WriteResults(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the validation of the best checkpoint."""
-        best_checkpoint = self._update_best(trainer)
+        checkpoint = self._update_best(trainer)
         if not self.best:
             return
         counts = getattr(trainer.datamodule, "class_counts", None)  # type: ignore[attr-defined]
         train = {"train": sum(counts)} if counts else {}
-        self._write(
-            trainer,
-            self.best | {"samples": train | self.best["samples"], "epochs": trainer.current_epoch},
-            checkpoint=getattr(best_checkpoint, "best_model_path", "") or None,
-        )
+        result = self.best | {"samples": train | self.best["samples"], "epochs": trainer.current_epoch}
+        self._write(trainer, result, checkpoint.best_model_path if checkpoint else None)
 
     def _update_best(self, trainer: Trainer) -> BestCheckpoint | None:
         """Take the latest validation as the best if a new best checkpoint was written since."""
-        checkpoint = next((one for one in trainer.checkpoint_callbacks if isinstance(one, BestCheckpoint)), None)
+        checkpoint = find_best_checkpoint(trainer)
         step = self.latest_step if checkpoint is None else checkpoint.best_step
         if self.latest and (not self.best or step != self.best_step):
             self.best, self.best_step = self.latest, step
         return checkpoint
 
-    def _compute_per_class(self, module: Any, stage: str) -> None:
-        matrix = _confusion(module, stage).compute().cpu()  # on every process, because it synchronizes
-        self.per_class = per_class(matrix, module.classes)
-        self.samples = {stage: int(matrix.sum())}
-
-    def _result(self, trainer: Trainer, prefix: str) -> dict[str, Any]:
+    def _result(self, trainer: Trainer) -> dict[str, Any]:
+        prefix = f"{evaluation_stage(trainer)}/"
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
         defined = {name: value for name, value in metrics.items() if not math.isnan(value)}  # NaN: no sample has it
         return {"metrics": defined, "per_class": self.per_class, "samples": self.samples}
@@ -120,7 +110,7 @@ class WriteResults(Callback):
         folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
-        seed = os.environ.get("PL_GLOBAL_SEED")
+        seed, device = os.environ.get("PL_GLOBAL_SEED"), trainer.strategy.root_device
         content = {
             "command": trainer.state.fn.value if trainer.state.fn else None,
             **result,
@@ -129,20 +119,15 @@ class WriteResults(Callback):
             "processes": trainer.world_size,
             "precision": str(trainer.precision),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "device": _device(trainer),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "seconds": round(time.monotonic() - self.start_time, 2),
         }
-        path = None
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / "metrics.json"
+        path = folder / "metrics.json" if folder else None
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as file:
                 file.write(json.dumps(content, indent=2, default=str) + "\n")
         print_results(content, path)
-
-
-def _confusion(module: Any, stage: str) -> Any:
-    return module.stage_metrics[stage].confusion
 
 
 def _checked_result(result: Any) -> dict[str, Any]:
@@ -161,8 +146,3 @@ def _checked_result(result: Any) -> dict[str, Any]:
         }
     except (AttributeError, KeyError, TypeError, InvalidStateError):
         return {}
-
-
-def _device(trainer: Trainer) -> str:
-    device = trainer.strategy.root_device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
@@ -142,3 +144,14 @@ def accuracy_by_inputs(metrics: Mapping[str, float], stage: str, inputs: Sequenc
     prefix = f"{stage}/accuracy/"
     by_subset = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
     return by_subset | {"+".join(inputs): metrics[f"{stage}/accuracy"]}
+
+
+def evaluation_stage(trainer: Trainer) -> str:
+    """Return the stage that a Trainer evaluates: ``val`` or ``test``."""
+    return "test" if trainer.testing else "val"
+
+
+def stage_confusion(trainer: Trainer, module: Any) -> Metric:
+    """Return the confusion matrix of the stage that a Trainer evaluates."""
+    metric: Metric = module.stage_metrics[evaluation_stage(trainer)].confusion
+    return metric
