@@ -37,7 +37,7 @@ MINIMUM = {
 
 @contextmanager
 def constructor_errors(name: str, arguments: Mapping[str, Any], *more: type[Exception]) -> Iterator[None]:
-    """Turn the error of a constructor for a wrong argument, which a configuration gives, into a ``UserError``.
+    """Turn an error of a constructor about its arguments into a ``UserError``.
 
     Args:
         name: what is constructed, for the message.
@@ -62,11 +62,7 @@ def build(cls: type, *args: Any, **kwargs: Any) -> Any:
 
 
 def check_optimizer(model: FusionClassifier) -> None:
-    """Construct the optimizer and its schedule for dummy parameters, to refuse wrong arguments before training.
-
-    Raises:
-        UserError: where one of them refuses its arguments.
-    """
+    """Construct the optimizer and its schedule for dummy parameters, to refuse wrong arguments before training."""
     groups = [{"params": [nn.Parameter(torch.zeros(1, 1))]}, {"params": [nn.Parameter(torch.zeros(1))]}]
     with constructor_errors("model.optimizer", {}, TypeError):
         optimizer = model.optimizer(groups)
@@ -75,16 +71,7 @@ def check_optimizer(model: FusionClassifier) -> None:
 
 
 def check_monitor(option: str, metric: str | None, model: FusionClassifier) -> None:
-    """Refuse a metric that no run logs; Lightning would do so after the first epoch.
-
-    Args:
-        option: the option that names the metric.
-        metric: its name.
-        model: the model that logs metrics.
-
-    Raises:
-        UserError: names the metrics that are logged.
-    """
+    """Refuse a metric that no run logs; Lightning would do so after the first epoch."""
     stage_metrics = model.stage_metrics["val"]
     assert isinstance(stage_metrics, StageMetrics)
     logged = map(str, stage_metrics.classification.keys(keep_base=False))
@@ -96,11 +83,7 @@ def check_monitor(option: str, metric: str | None, model: FusionClassifier) -> N
 
 
 def check_numbers(config: Namespace) -> None:
-    """Refuse numbers below their smallest value.
-
-    Raises:
-        UserError: names the option.
-    """
+    """Refuse numbers below their smallest value."""
     for option, minimum in MINIMUM.items():
         value = config[option]
         if isinstance(value, (int, float)) and value < minimum:
@@ -110,11 +93,7 @@ def check_numbers(config: Namespace) -> None:
 
 
 def check_folders(config: Namespace) -> None:
-    """Refuse options for folders to write to that are a URL, or that have a file in their path.
-
-    Raises:
-        UserError: names the option, and the file.
-    """
+    """Refuse options for folders to write to that are a URL, or that have a file in their path."""
     options = {
         "--cache": config.cache,
         "--checkpoint.dirpath": config.checkpoint.dirpath,
@@ -125,10 +104,9 @@ def check_folders(config: Namespace) -> None:
     for option, folder in options.items():
         if "://" in str(folder):
             raise UserError(f"{option}: {folder} is an address, expected a folder of this machine")
-        if isinstance(folder, (str, Path)):
-            for path in (Path(folder), *Path(folder).parents):
-                if path.is_file():
-                    raise UserError(f"{option}: {path} is a file, expected a folder")
+        for path in (Path(folder), *Path(folder).parents) if folder else ():
+            if path.is_file():
+                raise UserError(f"{option}: {path} is a file, expected a folder")
 
 
 def check_model(model: FusionClassifier, path: str, data: FusionData) -> dict[str, Any]:
@@ -148,10 +126,8 @@ def check_model(model: FusionClassifier, path: str, data: FusionData) -> dict[st
             )
     weights = checkpoint["state_dict"]
     for name, encoder in model.encoders.items():
-        if isinstance(encoder, Encoder) and all(
-            f"encoders.{name}.{tensor}" in weights for tensor in encoder.state_dict()
-        ):
-            encoder.has_weights = True
+        assert isinstance(encoder, Encoder)
+        encoder.has_weights |= all(f"encoders.{name}.{tensor}" in weights for tensor in encoder.state_dict())
     return checkpoint
 
 

@@ -50,7 +50,7 @@ from fusion_pl.training.results import WriteResults
 from fusion_pl.training.resume import CheckTrainingState
 from fusion_pl.training.run_files import WriteSplits
 from fusion_pl.training.tensorboard import TensorBoardFigures
-from fusion_pl.types import Batch, UserError
+from fusion_pl.types import UserError
 
 
 class FusionCLI(LightningCLI):
@@ -93,7 +93,6 @@ class FusionCLI(LightningCLI):
         parser.add_argument(
             "--threads",
             type=PositiveInt | None,
-            default=None,
             help="Threads of computation on a CPU; null: all cores, or fewer where a small model's loader needs them.",
         )
         parser.add_argument(
@@ -105,17 +104,16 @@ class FusionCLI(LightningCLI):
         parser.add_argument(
             "--cache",
             type=str | None,
-            default=None,
             help="Folder for the outputs of frozen encoders (freeze: all), computed once for all epochs and runs. For "
             "inputs that training augments, only those of validation and test; of long clips, the middle.",
         )
         parser.add_argument(
             "--cache_limit",
             type=PositiveFloat | None,
-            default=None,
             help="Largest size of the --cache folder in GiB; null: as much as leaves 1 GiB of the disk free.",
         )
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "early_stopping.monitor": "val/loss",
@@ -123,11 +121,6 @@ class FusionCLI(LightningCLI):
                 "early_stopping.patience": 10,
                 # after a validation: a resumed run may end an epoch without one
                 "early_stopping.check_on_train_epoch_end": False,
-            }
-        )
-        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
                 "checkpoint.monitor": "val/accuracy",
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
@@ -202,7 +195,7 @@ class FusionCLI(LightningCLI):
             callbacks = [self.stopper, CheckTrainingState(), DryRun()]
             kwargs["fast_dev_run"] = 1
         elif options.logger is not False:
-            callbacks += [LearningRateMonitor(), ThroughputMonitor(batch_size_fn=_batch_size, window_size=10)]
+            callbacks += [LearningRateMonitor(), ThroughputMonitor(lambda batch: len(batch.ids), window_size=10)]
             callbacks.append(TensorBoardFigures(config.as_dict()))
         if options.log_every_n_steps is None:
             callbacks.append(LogInterval())
@@ -221,25 +214,14 @@ class FusionCLI(LightningCLI):
                 keep_memory()
         return trainer
 
-    def fit(self, **arguments: Any) -> None:
-        """Train in a folder that no other process trains in."""
-        with training_folder(self.trainer, resumes=arguments.get("ckpt_path") is not None):
-            self.trainer.fit(**arguments)
-
-    def validate(self, **arguments: Any) -> None:
-        """Evaluate in a new folder."""
-        with evaluation_folder(self.trainer):
-            self.trainer.validate(**arguments)
-
-    def test(self, **arguments: Any) -> None:
-        """Evaluate in a new folder."""
-        with evaluation_folder(self.trainer):
-            self.trainer.test(**arguments)
-
     def _run_subcommand(self, subcommand: str) -> None:
         signals, stopper = self.stopper.signals, self.stopper
+        if subcommand == "fit":
+            folder = training_folder(self.trainer, resumes=self.config.fit.ckpt_path is not None)
+        else:
+            folder = evaluation_folder(self.trainer)
         try:
-            with signals.listening():
+            with signals.listening(), folder:
                 super()._run_subcommand(subcommand)
         except (SIGTERMException, Stopped) as stop:
             message = f"Stopped; saved {stopper.saved}. To resume, repeat the command with --ckpt_path last"
@@ -258,7 +240,3 @@ class FusionCLI(LightningCLI):
         # Without weights_only a checkpoint could run code while it is loaded.
         kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
         return kwargs if subcommand == "fit" else kwargs | {"verbose": False}  # WriteResults prints the table
-
-
-def _batch_size(batch: Batch) -> int:
-    return len(batch.ids)

@@ -24,15 +24,7 @@ from fusion_pl.training.run_files import WriteConfig
 
 
 def run(subcommand: str, arguments: list[str]) -> int:
-    """Run fit, validate, test or predict.
-
-    Args:
-        subcommand: its name.
-        arguments: what follows it on the command line.
-
-    Returns:
-        The exit code, see ``exit_code_of``.
-    """
+    """Run fit, validate, test or predict, and return the exit code, see ``exit_code_of``."""
 
     @StopSignals().listening()
     def command() -> None:
@@ -62,8 +54,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
             print(stop, file=sys.stderr)
         return exit_code(stop.signum)
     except Exception as error:
-        message = user_message(error)
-        if message is None:
+        if (message := user_message(error)) is None:
             raise
         print(f"fusion-pl: error: {printable(message)}", file=sys.stderr)
         return 2

@@ -47,10 +47,9 @@ def find_checkpoint(name: str, runs: Path, folder: str | None = None) -> str:
                 "best or last for that of the newest run"
             )
         return name
-    if folder is not None:
-        folders = [Path(folder)]
-    else:  # by number: times change when files are copied, and clocks go back
-        folders = sorted(runs.glob("version_*/checkpoints"), key=lambda path: _number(path.parent))
+    # By number: times change when files are copied, and clocks go back.
+    runs_by_number = sorted(runs.glob("version_*/checkpoints"), key=lambda path: _number(path.parent))
+    folders = runs_by_number if folder is None else [Path(folder)]
     files = [path / f"{name}.ckpt" for path in folders]
     if files and files[-1].exists():
         return find_checkpoint(str(files[-1]), runs)
@@ -59,8 +58,7 @@ def find_checkpoint(name: str, runs: Path, folder: str | None = None) -> str:
             f"{folders[-1]} has no {name}.ckpt, but {join_names(path.name for path in others)}: give one of them, "
             f"such as --ckpt_path {others[0]}; the run's metrics.json names its best as checkpoint"
         )
-    older = [file for file in files if file.is_file()]
-    if older:
+    if older := [file for file in files if file.is_file()]:
         raise MissingFileError(
             f"the newest run, {files[-1].parent.parent}, has no {name}.ckpt: it was stopped before it wrote one, or "
             f"has not validated yet; give --ckpt_path {older[-1]} for the run before it"
@@ -75,7 +73,7 @@ def find_checkpoint(name: str, runs: Path, folder: str | None = None) -> str:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder, by name."""
-    return sorted(one for one in folder.glob("*.ckpt") if one.is_file())
+    return sorted(path for path in folder.glob("*.ckpt") if path.is_file())
 
 
 def _number(run: Path) -> int:
@@ -91,9 +89,9 @@ def runs_folder(logger: Namespace | bool | None) -> Path:
 
 def checkpoints_folder(config: Namespace) -> str | None:
     """Return the folder of all checkpoints of a configuration, or None where every run has its own."""
-    if config.trainer.logger is False and config.checkpoint.dirpath is None:
-        return str(Path(config.trainer.default_root_dir or "", "checkpoints"))
     folder: str | None = config.checkpoint.dirpath
+    if folder is None and config.trainer.logger is False:
+        folder = str(Path(config.trainer.default_root_dir or "", "checkpoints"))
     return folder
 
 
@@ -107,12 +105,8 @@ def run_name(checkpoint: str | None, logger: Namespace | bool | None) -> str | N
 def training_folder(trainer: Trainer, resumes: bool) -> Iterator[None]:
     """Lock the folders of a run for this process; a run without a first step leaves no files.
 
-    Args:
-        trainer: the trainer of the run.
-        resumes: whether it starts from a checkpoint. A run that does not must not replace existing checkpoints.
-
     Raises:
-        UserError: where another process trains in the folder, or it has checkpoints of another run.
+        UserError: if another process trains in the folder, or a run that does not resume would replace checkpoints.
     """
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         yield
@@ -120,7 +114,8 @@ def training_folder(trainer: Trainer, resumes: bool) -> Iterator[None]:
     new = _new_folder(trainer.logger)
     run = Path(trainer.log_dir or trainer.default_root_dir)
     events = set(run.glob(EVENTS))
-    folder = _checkpoints(trainer)
+    chosen = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint)]
+    folder = Path(next(iter(chosen), None) or run / "checkpoints")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
@@ -133,8 +128,11 @@ def training_folder(trainer: Trainer, resumes: bool) -> Iterator[None]:
     except NotImplementedError:  # a file system without locks
         pass
     try:
-        if not resumes:
-            _refuse_checkpoints(folder)
+        if not resumes and (names := [path.name for path in checkpoints_in(folder)]):
+            raise UserError(
+                f"{folder} holds checkpoints of another run ({join_names(names)}), which a new one "
+                "would replace: choose another folder with --checkpoint.dirpath, or give --ckpt_path last to resume it"
+            )
         for partial in folder.glob(f"*{PARTIAL}"):  # of a process that was killed during a write
             partial.unlink()
         with _disk_errors(folder):
@@ -148,14 +146,6 @@ def training_folder(trainer: Trainer, resumes: bool) -> Iterator[None]:
         raise
     finally:
         lock.release()
-
-
-def _refuse_checkpoints(folder: Path) -> None:
-    if names := [path.name for path in checkpoints_in(folder)]:
-        raise UserError(
-            f"{folder} holds checkpoints of another run ({join_names(names)}), which a new one "
-            "would replace: choose another folder with --checkpoint.dirpath, or give --ckpt_path last to resume it"
-        )
 
 
 @contextmanager
@@ -211,9 +201,3 @@ def _new_folder(logger: Any) -> Path | None:
             raise UserError(f"{folder.parent} is a file, but runs need a folder: choose another save_dir") from error
         else:
             return folder
-
-
-def _checkpoints(trainer: Trainer) -> Path:
-    """Return the folder of the checkpoints of a run."""
-    chosen = next((one.dirpath for one in trainer.checkpoint_callbacks if isinstance(one, BestCheckpoint)), None)
-    return Path(chosen or Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints")
