@@ -54,8 +54,7 @@ def main() -> int:
         return _print(HELP)
     subcommand = arguments[0]
     if subcommand in {"-V", "--version"}:
-        print(f"fusion-pl {__version__}")
-        return 0
+        return _print(f"fusion-pl {__version__}\n")
     if subcommand not in (*COMMANDS, "--completion"):
         hint = did_you_mean(subcommand, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
         print(f"fusion-pl: error: there is no command {subcommand!r}{hint} (fusion-pl --help)", file=sys.stderr)
@@ -80,8 +79,14 @@ def _run(subcommand: str, arguments: list[str]) -> int:
 
         if subcommand == "compare":
             from fusion_pl.analysis.compare import compare_command
-        if (text := _help_or_completion(subcommand, arguments)) is not None:
-            return _print(f"{text}\n")
+        if subcommand == "--completion":
+            from fusion_pl.cli.completion import completion
+
+            return _print(f"{completion()}\n")
+        if {"-h", "--help", "--help-all"} & set(arguments):
+            from fusion_pl.cli.help import text
+
+            return _print(text(subcommand, arguments, everything="--help-all" in arguments) + "\n")
     if subcommand == "compare":
         return exit_code_of(lambda: compare_command(arguments))
     return run(subcommand, arguments)
@@ -124,19 +129,6 @@ def _print(text: str) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
     return 0
-
-
-def _help_or_completion(subcommand: str, arguments: list[str]) -> str | None:
-    """Return the help or the completion script that a command line asks for; None where it runs a command."""
-    if subcommand == "--completion":
-        from fusion_pl.cli.completion import completion
-
-        return completion()
-    if {"-h", "--help", "--help-all"} & set(arguments):
-        from fusion_pl.cli.help import text
-
-        return text(subcommand, arguments, everything="--help-all" in arguments)
-    return None
 
 
 def _exit_fast() -> None:

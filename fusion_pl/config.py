@@ -67,10 +67,8 @@ def config_of(part: Configurable, without: Collection[str] = ()) -> PartConfig:
         UserError: if an argument is not plain data, so that a checkpoint cannot store it.
     """
     path = f"{type(part).__module__}.{type(part).__qualname__}"
-    args = {key: value for key, value in part.init_args.items() if key not in without}
-    return PartConfig(
-        class_path=path, init_args={key: _plain(value, f"{path}({key}=…)") for key, value in args.items()}
-    )
+    args = {key: _plain(value, f"{path}({key}=…)") for key, value in part.init_args.items() if key not in without}
+    return PartConfig(class_path=path, init_args=args)
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -122,12 +120,7 @@ def import_class(path: str, base: type[PartT], trust: Collection[str] = ()) -> t
 
 
 def missing_module_message(error: ModuleNotFoundError, path: str) -> str:
-    """Return the message for a module that cannot be imported.
-
-    Args:
-        error: the error of the import.
-        path: ``class_path`` of the class.
-    """
+    """Return the message for a module of the class ``path`` that cannot be imported."""
     if error.name and not f"{path}.".startswith(f"{error.name}."):
         return f"{path} cannot be imported, because its module needs {error.name!r}, which is not installed"
     variable = os.environ.get("PYTHONPATH")

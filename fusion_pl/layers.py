@@ -69,9 +69,8 @@ def drop_input(encoded: Encoded) -> Encoded:
 
 def _map_tensors(encoded: Encoded, function: Callable[[Tensor], Tensor]) -> Encoded:
     tokens, mask, embedding, weights = encoded
-    return Encoded(
-        function(tokens), function(mask), function(embedding), None if weights is None else function(weights)
-    )
+    weights = None if weights is None else function(weights)
+    return Encoded(function(tokens), function(mask), function(embedding), weights)
 
 
 def fill_missing(encoded: Encoded, missing_embedding: Float[Tensor, " D"]) -> Encoded:
@@ -251,11 +250,8 @@ class InputWeights(nn.Module):
                 f"the fusion head has weights: {weights!r}, expected global, sample, or a number per input: "
                 f"{{{', '.join(f'{name}: 1.0' for name in names)}}}"
             )
-        scores = (
-            None
-            if learned
-            else _log_weights(names, weights if isinstance(weights, dict) else dict.fromkeys(names, 1.0))
-        )
+        fixed = weights if isinstance(weights, dict) else dict.fromkeys(names, 1.0)
+        scores = None if learned else _log_weights(names, fixed)
         self.register_buffer("fixed", scores, persistent=False)  # part of the configuration
         self.offset = nn.Parameter(torch.zeros(len(names))) if learned else None
         self.gate = None

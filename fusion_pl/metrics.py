@@ -51,20 +51,14 @@ def per_class(confusion: Int[Tensor, "C C"], classes: list[str]) -> dict[str, di
         {'precision': 1.0, 'recall': 0.75, 'f1': 0.8571, 'samples': 4}
     """
     correct, true, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)
-
-    def ratio(numerator: Int[Tensor, " C"], denominator: Int[Tensor, " C"]) -> Float[Tensor, " C"]:
-        return numerator / denominator.clamp(min=1)
-
-    precisions, recalls, f1s = ratio(correct, predicted), ratio(correct, true), ratio(2 * correct, true + predicted)
-    columns = zip(classes, precisions, recalls, f1s, true, strict=True)
+    columns = {
+        "precision": correct / predicted.clamp(min=1),
+        "recall": correct / true.clamp(min=1),
+        "f1": 2 * correct / (true + predicted).clamp(min=1),
+    }
     return {
-        name: {
-            "precision": round(precision.item(), 4),
-            "recall": round(recall.item(), 4),
-            "f1": round(f1.item(), 4),
-            "samples": int(samples),
-        }
-        for name, precision, recall, f1, samples in columns
+        name: {metric: round(values[i].item(), 4) for metric, values in columns.items()} | {"samples": int(true[i])}
+        for i, name in enumerate(classes)
     }
 
 

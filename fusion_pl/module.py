@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from fusion_pl.config import PartConfig, config_of
+from fusion_pl.config import config_of
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.split_record import find_split_record
 from fusion_pl.encoders.base import Encoder
@@ -77,22 +77,17 @@ class FusionClassifier(LightningModule):
         _check(list(encoders), classes)
         self.classes = list(classes)
         self.encoders = nn.ModuleDict(encoders)
-        self.fusion = fusion({name: encoder.dim for name, encoder in encoders.items()}, len(classes))
+        dims = {name: encoder.dim for name, encoder in encoders.items()}
+        self.fusion = fusion(dims, len(classes))
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.pretrained_lr_factor = pretrained_lr_factor
         self.missing = missing
-        dims = {name: encoder.dim for name, encoder in encoders.items()} if missing == "token" else {}
-        self.missing_embeddings = nn.ParameterDict(
-            {name: nn.Parameter(torch.randn(dim) * 0.02) for name, dim in dims.items()}
-        )
-        # Unimodal classifiers for the auxiliary loss, used in training only.
-        self.auxiliary_heads = nn.ModuleDict(
-            {
-                name: nn.Sequential(nn.LayerNorm(encoder.dim), nn.Linear(encoder.dim, len(classes)))
-                for name, encoder in encoders.items()
-                if self.loss.auxiliary_weight
-            }
-        )
+        self.missing_embeddings, self.auxiliary_heads = nn.ParameterDict(), nn.ModuleDict()
+        if missing == "token":
+            self.missing_embeddings.update({name: torch.randn(dim) * 0.02 for name, dim in dims.items()})
+        if self.loss.auxiliary_weight:  # unimodal classifiers, used in training only
+            for name, dim in dims.items():
+                self.auxiliary_heads[name] = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, len(classes)))
         self.register_buffer("loss_weights", None, persistent=False)
         hidden_layers = {name: encoder.hidden_layers for name, encoder in encoders.items()}
         self.stage_metrics = nn.ModuleDict(
@@ -235,11 +230,10 @@ class FusionClassifier(LightningModule):
 
     def config(self) -> dict[str, Any]:
         """Return the configuration that rebuilds this model, as plain data."""
-        encoders: dict[str, PartConfig] = {name: config_of(encoder) for name, encoder in self._encoders()}
         return {
             "format": CHECKPOINT_FORMAT,
             "classes": self.classes,
-            "encoders": encoders,
+            "encoders": {name: config_of(encoder) for name, encoder in self._encoders()},
             "fusion": config_of(self.fusion, without=("dims", "num_classes")),
             "missing": self.missing,
         }

@@ -13,9 +13,7 @@ def follow_parent(worker_id: int = 0) -> None:
 
     A terminal sends Ctrl-C to every process of the command, but the parent needs its workers for an orderly end. A
     worker whose parent was killed would wait forever on a full pipe: the workers themselves keep its reading end open.
-
-    Args:
-        worker_id: argument of torch's ``worker_init_fn``; not used.
+    ``worker_id``, which torch passes to a ``worker_init_fn``, is not used.
     """
     del worker_id
     signal.signal(signal.SIGINT, signal.SIG_IGN)

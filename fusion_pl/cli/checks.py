@@ -82,26 +82,22 @@ def check_monitor(option: str, metric: str | None, model: FusionClassifier) -> N
         )
 
 
-def check_numbers(config: Namespace) -> None:
-    """Refuse numbers below their smallest value."""
+def check_options(config: Namespace) -> None:
+    """Refuse numbers below their smallest value, and output folders that are a URL or have a file in their path."""
     for option, minimum in MINIMUM.items():
         value = config[option]
         if isinstance(value, (int, float)) and value < minimum:
             raise UserError(f"{option} is {value}, expected at least {minimum}")
     if config.trainer.val_check_interval == 0:
         raise UserError("trainer.val_check_interval is 0, expected a share of an epoch, or a number of batches")
-
-
-def check_folders(config: Namespace) -> None:
-    """Refuse options for folders to write to that are a URL, or that have a file in their path."""
-    options = {
+    folders = {
         "--cache": config.cache,
         "--checkpoint.dirpath": config.checkpoint.dirpath,
         "--trainer.default_root_dir": config.trainer.default_root_dir,
     }
     if isinstance(config.trainer.logger, Namespace):
-        options["--trainer.logger.save_dir"] = config.trainer.logger.init_args.get("save_dir")
-    for option, folder in options.items():
+        folders["--trainer.logger.save_dir"] = config.trainer.logger.init_args.get("save_dir")
+    for option, folder in folders.items():
         if "://" in str(folder):
             raise UserError(f"{option}: {folder} is an address, expected a folder of this machine")
         for path in (Path(folder), *Path(folder).parents) if folder else ():

@@ -19,24 +19,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from yaml import YAMLError
 
-from fusion_pl.cli.checks import (
-    build,
-    check_folders,
-    check_model,
-    check_monitor,
-    check_numbers,
-    check_optimizer,
-    constructor_errors,
-)
+from fusion_pl.cli import runs
+from fusion_pl.cli.checks import build, check_model, check_monitor, check_optimizer, check_options, constructor_errors
 from fusion_pl.cli.parsing import explain
-from fusion_pl.cli.runs import (
-    checkpoints_folder,
-    evaluation_folder,
-    find_checkpoint,
-    run_name,
-    runs_folder,
-    training_folder,
-)
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.split_record import find_split_record
 from fusion_pl.training.best import BestCheckpoint
@@ -149,12 +134,11 @@ class FusionCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check the options, and find the checkpoint that ``best`` or ``last`` names."""
         config = self.config[self.config.subcommand]
-        check_numbers(config)
-        check_folders(config)
+        check_options(config)
         logger = config.trainer.logger
         if name := config.ckpt_path or (None if self.config.subcommand == "fit" else "best"):
-            config.ckpt_path = find_checkpoint(name, runs_folder(logger), checkpoints_folder(config))
-        run = run_name(config.ckpt_path, logger)
+            config.ckpt_path = runs.find_checkpoint(name, runs.runs_folder(logger), runs.checkpoints_folder(config))
+        run = runs.run_name(config.ckpt_path, logger)
         if self.config.subcommand == "fit" and isinstance(logger, Namespace) and run is not None:
             logger.init_args["version"] = run  # resume in the same folder, with the same curves
         self._dump_config()  # not while the model is built: jsonargparse would report an error as a wrong value
@@ -217,9 +201,9 @@ class FusionCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         signals, stopper = self.stopper.signals, self.stopper
         if subcommand == "fit":
-            folder = training_folder(self.trainer, resumes=self.config.fit.ckpt_path is not None)
+            folder = runs.training_folder(self.trainer, resumes=self.config.fit.ckpt_path is not None)
         else:
-            folder = evaluation_folder(self.trainer)
+            folder = runs.evaluation_folder(self.trainer)
         try:
             with signals.listening(), folder:
                 super()._run_subcommand(subcommand)

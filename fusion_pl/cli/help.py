@@ -110,12 +110,7 @@ def _all_sections(parser: ArgumentParser) -> Iterator[tuple[str, list[Option]]]:
 
 
 def data_class(option: Option, arguments: Sequence[str]) -> type:
-    """Return the data set that a command line names, in ``--data`` or in its last ``--config`` that has one.
-
-    Args:
-        option: the parser's option ``data``.
-        arguments: what follows the command.
-    """
+    """Return the data set that a command line names, in ``--data`` or in its last ``--config`` that has one."""
     name = None
     for key, value in options_on(arguments):
         if key in {"config", "c"} and Path(value).is_file():

@@ -67,9 +67,7 @@ def options_of(parser: argparse.ArgumentParser) -> dict[str, Option]:
 def options_of_class(cls: type, option: Option) -> dict[str, Option]:
     """Return the options of a class that an option names: ``data.batch_size`` of ``data``.
 
-    Args:
-        cls: the class.
-        option: the option that names it. Arguments of its callable type (``dims`` of a head) are no options.
+    Arguments of the option's callable type (``dims`` of a head) are no options.
     """
     hints = (option.type, *get_args(option.type))
     positional: Any = next((get_args(hint)[0] for hint in hints if _is_callable(hint)), [])
@@ -91,10 +89,9 @@ def _constructor_options(cls: type, key: str, positional: int) -> dict[str, Opti
 
 
 def all_options(parser: argparse.ArgumentParser) -> Iterator[tuple[Option, type | None]]:
-    """Yield every option of a parser, and those of the classes that it names: this project's, and the default.
+    """Yield every option of a parser with None, and every option of the classes that it names with its class.
 
-    Yields:
-        The option, and the class that it belongs to (None: the command itself).
+    Of these classes, only this project's and the default are listed.
     """
     for option in options_of(parser).values():
         yield option, None

@@ -38,11 +38,7 @@ RENAMED = {"model.loss.inputs": "auxiliary_weight"} | RENAMED_ARGUMENTS
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    """Parse a command line.
-
-    Raises:
-        UserError: names the option that is wrong.
-    """
+    """Parse a command line; a ``UserError`` names the option that is wrong."""
     try:
         return parser.parse_args(list(arguments))
     except ArgumentError as error:
@@ -50,15 +46,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
 
 
 def refuse_repeated(arguments: Iterable[str], repeatable: Iterable[str] = CONFIG) -> None:
-    """Refuse an option that is given twice: only the last would have an effect.
-
-    Args:
-        arguments: what follows the subcommand on the command line.
-        repeatable: options that may be given more than once.
-
-    Raises:
-        UserError: names the first one.
-    """
+    """Refuse an option that is given twice and is not ``repeatable``: only the last would have an effect."""
     lists: tuple[str, ...] = ()  # --trainer.callbacks+ A --trainer.callbacks.x 1 --trainer.callbacks+ B …
     seen: dict[str, str] = {}
     for key, value in options_on(arguments):
@@ -71,17 +59,11 @@ def refuse_repeated(arguments: Iterable[str], repeatable: Iterable[str] = CONFIG
 
 
 def explain(error: ArgumentError, parser: ArgumentParser, arguments: Sequence[str]) -> str:
-    """Return one sentence about an error of a parser.
-
-    Args:
-        error: as raised. Its chain of causes, one per level of a nested value, tells which part is wrong.
-        parser: the parser of the command.
-        arguments: what it parsed.
-    """
-    chain = [error]
+    """Return one sentence about an error of a parser, from its chain of causes: one per level of a nested value."""
+    chain: list[BaseException] = [error]
     while (link := chain[-1].__cause__) is not None:
-        chain.append(link)  # type: ignore[arg-type]
-    cause, messages, options = chain[-1], [str(one) for one in chain], options_of(parser)
+        chain.append(link)
+    cause, messages, options = chain[-1], [str(link) for link in chain], options_of(parser)
     if isinstance(cause, UserError):
         return str(cause)
     return (

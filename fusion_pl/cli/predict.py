@@ -35,12 +35,7 @@ Columns = dict[str, list[str | None]]  # name -> one cell per row
 
 def predict_parser() -> ArgumentParser:
     """Return the parser of ``fusion-pl predict``."""
-    parser = ArgumentParser(
-        prog="fusion-pl predict",
-        description="Classify the rows of a manifest with a checkpoint alone: no training configuration, no hub.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
+    parser = ArgumentParser(prog="fusion-pl predict", exit_on_error=False, allow_abbrev=False)
     parser.add_argument(
         "--ckpt_path",
         type=str,
@@ -69,14 +64,7 @@ def predict_parser() -> ArgumentParser:
 
 
 def predict_command(arguments: list[str]) -> None:
-    """Run ``fusion-pl predict``.
-
-    Args:
-        arguments: what follows the subcommand on the command line.
-
-    Raises:
-        UserError: for a mistake that concerns the whole run; a row that cannot be used has an error in the output.
-    """
+    """Run ``fusion-pl predict``; a row that cannot be used has an error in the output."""
     refuse_repeated(arguments, repeatable=())
     config = parse(predict_parser(), arguments)
     _check_output(Path(config.output), config.overwrite, config.data.manifest)
@@ -152,16 +140,16 @@ def _write_csv(file: TextIO, predictions: Iterable[Prediction], classes: list[st
     copied = [f"table({name})" if name in output else name for name in columns]
     writer = csv.writer(file)
     writer.writerow(["id", *copied, *names, "error"])
-    for row, one in enumerate(chain(first, predictions)):
-        probabilities, weights = one.probabilities or {}, one.weights or {}
-        numbers = [one.probability, *map(probabilities.get, classes), *map(weights.get, inputs)]
+    for row, prediction in enumerate(chain(first, predictions)):
+        probabilities, weights = prediction.probabilities or {}, prediction.weights or {}
+        numbers = [prediction.probability, *map(probabilities.get, classes), *map(weights.get, inputs)]
         cells = [cells[row] for cells in columns.values()]
         formatted = ("" if number is None else f"{number:.6g}" for number in numbers)
-        writer.writerow([one.id, *cells, one.label, *formatted, one.error])
+        writer.writerow([prediction.id, *cells, prediction.label, *formatted, prediction.error])
 
 
 def _write_json_lines(file: TextIO, predictions: Iterable[Prediction], _: list[str], columns: Columns) -> None:
     """Write one object per sample, with the copied columns under ``columns``."""
-    for row, one in enumerate(predictions):
+    for row, prediction in enumerate(predictions):
         copied = {"columns": {name: cells[row] for name, cells in columns.items()}} if columns else {}
-        file.write(json.dumps(asdict(one) | copied, ensure_ascii=False) + "\n")
+        file.write(json.dumps(asdict(prediction) | copied, ensure_ascii=False) + "\n")
