@@ -74,12 +74,7 @@ def _map_tensors(encoded: Encoded, function: Callable[[Tensor], Tensor]) -> Enco
 
 
 def fill_missing(encoded: Encoded, missing_embedding: Float[Tensor, " D"]) -> Encoded:
-    """Replace missing inputs by a learned embedding, which becomes their only token and their pooled embedding.
-
-    Args:
-        encoded: B samples; the mask of a sample without the input is all False.
-        missing_embedding: the learned embedding.
-    """
+    """Replace missing inputs by a learned embedding, which becomes their only token and their pooled embedding."""
     missing = ~encoded.mask.any(-1, keepdim=True)
     first = torch.arange(encoded.mask.shape[1], device=missing.device) == 0
     missing_embedding = missing_embedding.to(encoded.embedding.dtype)
@@ -244,12 +239,12 @@ class InputWeights(nn.Module):
 
     def __init__(self, names: list[str], dim: int, weights: dict[str, float] | str) -> None:
         super().__init__()
-        learned = isinstance(weights, str) and weights != "equal"
-        if learned and weights not in {"global", "sample"}:
+        if isinstance(weights, str) and weights not in {"equal", "global", "sample"}:
             raise UserError(
                 f"the fusion head has weights: {weights!r}, expected global, sample, or a number per input: "
                 f"{{{', '.join(f'{name}: 1.0' for name in names)}}}"
             )
+        learned = weights in ("global", "sample")
         fixed = weights if isinstance(weights, dict) else dict.fromkeys(names, 1.0)
         scores = None if learned else _log_weights(names, fixed)
         self.register_buffer("fixed", scores, persistent=False)  # part of the configuration

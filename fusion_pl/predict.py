@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, overload
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from fusion_pl.checkpoint import build_model, read_checkpoint
 from fusion_pl.data.collate import Collate
@@ -130,17 +129,10 @@ class Predictor:
                 elif not probabilities[row].isfinite().all():
                     yield Prediction(sample_id, error="the model's output for this sample is not a number")
                 else:
-                    yield self._prediction(sample_id, probabilities[row], None if weights is None else weights[row])
-
-    def _prediction(self, sample_id: str, probabilities: Float[Tensor, " C"], weights: Tensor | None) -> Prediction:
-        best = int(probabilities.argmax())
-        return Prediction(
-            id=sample_id,
-            label=self.classes[best],
-            probability=float(probabilities[best]),
-            probabilities=dict(zip(self.classes, probabilities.tolist(), strict=True)),
-            weights=None if weights is None else dict(zip(self.processors, weights.tolist(), strict=True)),
-        )
+                    classes = dict(zip(self.classes, probabilities[row].tolist(), strict=True))
+                    label, probability = max(classes.items(), key=itemgetter(1))
+                    inputs = None if weights is None else dict(zip(self.processors, weights[row].tolist(), strict=True))
+                    yield Prediction(sample_id, label, probability, classes, inputs)
 
     def _open(self, sample_id: str, values: Mapping[str, Any]) -> Sample:
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -55,7 +55,7 @@ class Sample:
     id: str
     inputs: dict[str, Any]
     target: int | None = None
-    bad_files: tuple[str, ...] = field(default=())
+    bad_files: tuple[str, ...] = ()
 
 
 class Batch(NamedTuple):
