@@ -77,7 +77,9 @@ class TransformerLayer(nn.Module):
             num_queries: number of leading tokens to compute; the others serve as context only. None = all.
         """
         query = self.norm_query(x)
-        assert (context is None) == (self.norm_context is None), "only cross-attention has a context"
+        assert (context is None) == (self.norm_context is None), (
+            "cross-attention needs a context, and self-attention has none"
+        )
         context = query if self.norm_context is None else self.norm_context(context)
         x = x[:, :num_queries] + self.dropout(self.attention(query[:, :num_queries], context, attention_mask))
         transformed: Tensor = self.dropout(self.mlp(self.norm_mlp(x)))
