@@ -99,9 +99,6 @@ class CurrentFolder(MetaPathFinder):
     current folder must not be imported in their place. Therefore only imports by ``IMPORTERS`` look into the folder.
     Once a class is found there, the folder is appended to ``sys.path``: the class's module and other processes import
     modules beside it.
-
-    Args:
-        folder: absolute path.
     """
 
     def __init__(self, folder: str) -> None:

@@ -152,12 +152,7 @@ class FusionClassifier(LightningModule):
         return encoded
 
     def fuse(self, encoded: dict[str, Encoded], only: Collection[str] | None = None) -> Fused:
-        """Apply the fusion head.
-
-        Args:
-            encoded: output of ``encode``.
-            only: the inputs to use; all others are treated as missing. None = all.
-        """
+        """Apply the fusion head to the output of ``encode``; inputs that are not in ``only`` are treated as missing."""
         if only is not None:
             encoded = {name: value if name in only else drop_input(value) for name, value in encoded.items()}
         filled = {name: fill_missing(encoded[name], vector) for name, vector in self.missing_embeddings.items()}

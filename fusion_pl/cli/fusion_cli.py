@@ -48,11 +48,8 @@ class FusionCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return the commands, and the arguments of the Trainer's methods that are no options."""
         hidden = {"model", "datamodule", "weights_only"}
-        return {
-            "fit": hidden | {"train_dataloaders", "val_dataloaders"},
-            "validate": hidden | {"dataloaders", "verbose"},
-            "test": hidden | {"dataloaders", "verbose"},
-        }
+        evaluation = hidden | {"dataloaders", "verbose"}
+        return {"fit": hidden | {"train_dataloaders", "val_dataloaders"}, "validate": evaluation, "test": evaluation}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the seed, as Lightning does, limited to the range of numpy."""

@@ -51,12 +51,9 @@ MAX_WIDTH, KEY_WIDTH = 120, 46  # characters
 
 
 def text(subcommand: str, arguments: Sequence[str], everything: bool = False) -> str:
-    """Return the help of a command.
+    """Return the help of a command: its main options, or all of them, with their full help, if ``everything``.
 
-    Args:
-        subcommand: its name.
-        arguments: what follows it; ``--data`` and ``--config`` select the data set whose options are shown.
-        everything: whether to list all options, with their full help.
+    ``arguments`` are what follows the command; ``--data`` and ``--config`` select the data set whose options are shown.
     """
     lines = [
         f"usage: fusion-pl {subcommand} {EXAMPLES[subcommand].partition(' ')[0]} … [--OPTION VALUE …]",

@@ -64,10 +64,7 @@ def exit_code_of(command: Callable[[], object]) -> int:
 def run_trainer(subcommand: str, arguments: list[str], callbacks: Sequence[Callback] = ()) -> FusionCLI:
     """Run fit, validate or test, and return the command line with its trainer, model and data.
 
-    Args:
-        subcommand: its name.
-        arguments: what follows it on the command line.
-        callbacks: additional ones, which are not part of the configuration.
+    ``callbacks`` are added to those of the configuration, but are not part of it.
     """
     configure_logging()
     sys.argv[1:] = [subcommand, *arguments]  # with which Lightning starts further processes
