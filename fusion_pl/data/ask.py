@@ -100,23 +100,16 @@ def _image(scene: Scene, rng: Generator) -> Image.Image:
         radius = rng.uniform(6.5, 9.0)
         x = rng.uniform(radius + 1, SIDE - radius - 1)
         y = row * HALF + rng.uniform(radius + 1, HALF - radius - 1)
-        _draw_shape(canvas, shape, (x, y, radius), COLOURS[colour])
+        wide, tall = {"bar": (radius, radius / 3), "pole": (radius / 3, radius)}.get(shape, (radius, radius))
+        box = (x - wide, y - tall, x + wide, y + tall)
+        if shape == "disc":
+            canvas.ellipse(box, fill=COLOURS[colour])
+        elif shape == "ring":
+            canvas.ellipse(box, outline=COLOURS[colour], width=2)
+        else:
+            canvas.rectangle(box, fill=COLOURS[colour])
     noisy = np.asarray(image) + rng.normal(0, 6, (SIDE, SIDE, 3))
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-
-
-def _draw_shape(
-    canvas: ImageDraw.ImageDraw, shape: str, circle: tuple[float, float, float], colour: tuple[int, int, int]
-) -> None:
-    x, y, radius = circle
-    wide, tall = {"bar": (radius, radius / 3), "pole": (radius / 3, radius)}.get(shape, (radius, radius))
-    box = (x - wide, y - tall, x + wide, y + tall)
-    if shape == "disc":
-        canvas.ellipse(box, fill=colour)
-    elif shape == "ring":
-        canvas.ellipse(box, outline=colour, width=2)
-    else:
-        canvas.rectangle(box, fill=colour)
 
 
 def _audio(scene: Scene, rng: Generator) -> Int16[np.ndarray, " N"]:

@@ -1,4 +1,4 @@
-"""Read sound as mono float32 at the rate of the file; of long files only the part that is used."""
+"""Read sound as mono float32 at the rate of the file, which processors resample; of long files only a part."""
 
 from __future__ import annotations
 

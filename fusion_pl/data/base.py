@@ -156,8 +156,15 @@ class FusionData(LightningDataModule, ABC):
         return self._ordered_loader("predict")
 
     def _ordered_loader(self, split: Literal["val", "test", "predict"]) -> DataLoader[Sample]:
-        samples = self.samples(split)
-        return self._loader(samples, _distributed_sampler(samples, split), Collate(self.processors))
+        samples, (world_size, _) = self.samples(split), _world()
+        sampler = None
+        if world_size > 1:  # Lightning's default sampler would repeat samples, which distorts the metrics
+            size = len(cast(Sized, samples))
+            if size < world_size:
+                fix = f"use trainer.devices={max(size, 1)} or fewer"
+                raise UserError(f"{split} has {size} samples for {world_size} processes: {fix}")
+            sampler = UnrepeatedDistributedSampler(samples, shuffle=False)
+        return self._loader(samples, sampler, Collate(self.processors))
 
     def _loader(
         self,
@@ -200,16 +207,3 @@ def _world() -> tuple[int, int]:
     """Return world size and rank."""
     is_distributed = distributed.is_available() and distributed.is_initialized()
     return (distributed.get_world_size(), distributed.get_rank()) if is_distributed else (1, 0)
-
-
-def _distributed_sampler(samples: Dataset[Sample], split: str) -> UnrepeatedDistributedSampler | None:
-    """Distribute the samples without repeating any; Lightning's default sampler would distort the metrics."""
-    world_size, _ = _world()
-    if world_size == 1:
-        return None
-    size = len(cast(Sized, samples))
-    if size < world_size:
-        raise UserError(
-            f"{split} has {size} samples for {world_size} processes: use trainer.devices={max(size, 1)} or fewer"
-        )
-    return UnrepeatedDistributedSampler(samples, shuffle=False)

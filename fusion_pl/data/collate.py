@@ -33,10 +33,7 @@ class Collate:
         self.dropout = dict(dropout or {})
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Collate B samples.
-
-        Args:
-            samples: any input may be missing; samples without a target may lack all inputs.
+        """Collate B samples; any input may be missing, and all of them in samples without a target.
 
         Raises:
             LoadError: if a processor refuses a value, or a sample with a target has no input.

@@ -158,10 +158,7 @@ class ManifestData(FusionData):
         return self._splits.record.state_dict() if self._stage else {}
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Use the splits of a checkpoint.
-
-        Args:
-            state_dict: from ``state_dict``; empty if the checkpoint has no record.
+        """Use the splits of a checkpoint; the state is empty if the checkpoint has no record.
 
         Raises:
             UserError: if the record is damaged, or if rows of the training are to be evaluated.

@@ -1,8 +1,4 @@
-"""Load cells of a manifest and values in memory as text, images and waveforms.
-
-Images are upright (EXIF), 8-bit grey or RGB, with transparent pixels on white. Sound is mono float32 at the rate of the
-file; processors resample it.
-"""
+"""Load cells of a manifest and values in memory as text, images and waveforms."""
 
 from __future__ import annotations
 

@@ -46,13 +46,8 @@ def seeded(seed: int) -> Iterator[None]:
 class EpochSampler(DistributedSampler[Sample]):
     """Distribute the samples to the processes in an order that depends on the seed and the epoch, which Lightning sets.
 
-    An index contains the epoch, as ``epoch * size + row``: persistent workers do not learn the epoch otherwise.
-
-    Args:
-        samples: a map-style data set of ``size`` samples.
-        seed: of the run. No two seeds share the order of any epoch.
-        num_processes: number of processes.
-        rank: of this process.
+    An index contains the epoch, as ``epoch * len(samples) + row``: persistent workers do not learn the epoch otherwise.
+    No two seeds share the order of any epoch.
     """
 
     def __init__(self, samples: Dataset[Sample], seed: int, num_processes: int = 1, rank: int = 0) -> None:

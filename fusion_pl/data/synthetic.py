@@ -38,23 +38,14 @@ class SyntheticSample(NamedTuple):
 
 @dataclass(frozen=True)
 class SyntheticDataset:
-    """A generated data set.
+    """A generated data set."""
 
-    Attributes:
-        name: part of the names of the hidden files in its folder: a lock, and how the folder was generated.
-        version: of the generator; increase it with every change that alters a byte, so that older folders are updated.
-        classes: names of the classes.
-        sizes: split -> number of samples.
-        rate: of the sound, in Hz.
-        generate: sample index and random generator -> sample.
-    """
-
-    name: str
-    version: int
+    name: str  # part of the names of the hidden files in its folder
+    version: int  # increase it with every change that alters a byte, so that older folders are updated
     classes: tuple[str, ...]
-    sizes: Mapping[str, int]
-    rate: int
-    generate: Callable[[int, Generator], SyntheticSample]
+    sizes: Mapping[str, int]  # samples per split
+    rate: int  # of the sound, in Hz
+    generate: Callable[[int, Generator], SyntheticSample]  # sample index, random generator -> sample
 
     @property
     def _marker(self) -> str:

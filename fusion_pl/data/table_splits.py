@@ -17,27 +17,16 @@ from fusion_pl.files import atomic_write
 
 @dataclass(frozen=True)
 class TableSplits:
-    """The split of each row of a table.
-
-    Attributes:
-        table: the manifest.
-        targets: row -> class index, for the rows that have a class.
-        label: column of the class.
-        column: column of the split; without it all splits are drawn.
-        fractions: of val and test, if they are drawn.
-        seed: of the draw.
-        dropped: rows without an input, which are split but not used.
-        recorded: the splits of a checkpoint; drawn rows keep them.
-    """
+    """The split of each row of a table."""
 
     table: Table
-    targets: Mapping[int, int]
-    label: str
-    column: str
-    fractions: Mapping[Split, float]
+    targets: Mapping[int, int]  # row -> class index, for the rows that have a class
+    label: str  # column of the class
+    column: str  # column of the split; without it all splits are drawn
+    fractions: Mapping[Split, float]  # of val and test, if they are drawn
     seed: int
-    dropped: Collection[int] = ()
-    recorded: SplitRecord | None = None
+    dropped: Collection[int] = ()  # rows without an input, which have a split but are not used
+    recorded: SplitRecord | None = None  # the splits of a checkpoint; drawn rows keep them
 
     @cached_property
     def keys(self) -> list[int]:
