@@ -79,8 +79,7 @@ def best_accuracy(inputs: Collection[str]) -> float:
         content = {"text": scene.question, "image": (scene.colours, scene.shapes), "audio": scene.position}
         observed = tuple(content[name] for name in INPUTS if name in inputs)
         answers.setdefault(observed, Counter())[scene.answer] += weight
-    best: int = sum(max(count.values()) for count in answers.values())
-    return best / sum(WEIGHTS)
+    return sum(max(count.values()) for count in answers.values()) / sum(WEIGHTS)
 
 
 def generate(index: int, rng: Generator) -> SyntheticSample:

@@ -34,28 +34,23 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     try:
         with Image.open(path, formats=FORMATS) as image:
             # Up to twice its limit Pillow only warns, and warnings of workers are not shown.
-            if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            pixels = image.width * image.height
+            if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
                 size = f"{image.width} × {image.height} pixels"
                 raise ValueError(f"{size} exceed Pillow's limit of {Image.MAX_IMAGE_PIXELS}")
-            if image.info.get("progressive"):
-                _check_num_scans(path, image.width * image.height)
+            if image.info.get("progressive"):  # with many scans, a file of 400 kB can take 15 seconds
+                scans = Path(path).read_bytes().count(b"\xff\xda")  # marker of a scan; cannot occur within its data
+                if scans * pixels > MAX_DECODED:
+                    raise ValueError(f"{pixels} pixels in {scans} scans would take too long to decode")
             image.load()
             # Without metadata there is no orientation, and exif_transpose takes 10 % of the time of a small image.
             if image.info:
                 ImageOps.exif_transpose(image, in_place=True)
             return eight_bit(image)
-    except UnidentifiedImageError as error:
-        reason = f"expected one of {', '.join(FORMATS)}"
-        raise UserError(f"{path} cannot be read as an image ({reason}): replace it or empty its cell") from error
     except DECODE_ERRORS as error:
-        raise UserError(f"{path} cannot be read as an image ({error}): replace it or empty its cell") from error
-
-
-def _check_num_scans(path: str | os.PathLike[str], pixels: int) -> None:
-    """Refuse a progressive JPEG with many scans: a file of 400 kB can take 15 seconds."""
-    scans = Path(path).read_bytes().count(b"\xff\xda")  # marker of a scan; cannot occur within its data
-    if scans * pixels > MAX_DECODED:
-        raise ValueError(f"{pixels} pixels in {scans} scans would take too long to decode")
+        is_unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"expected one of {', '.join(FORMATS)}" if is_unknown else error
+        raise UserError(f"{path} cannot be read as an image ({reason}): replace it or empty its cell") from error
 
 
 def eight_bit(image: Image.Image) -> Image.Image:

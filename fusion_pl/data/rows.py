@@ -41,28 +41,17 @@ class InputColumn:
 
 @dataclass(frozen=True)
 class Rows(Dataset[Sample]):
-    """Rows of a manifest as samples. Unreadable rows and files are never replaced by others.
+    """Rows of a manifest as samples. Unreadable rows and files are never replaced by others."""
 
-    Attributes:
-        manifest: its path, for messages.
-        columns: the inputs.
-        ids: one per row.
-        targets: class index per row, or None.
-        row_numbers: one per row, for messages.
-        on_bad_file: ``raise``, or treat an unreadable input as ``missing``.
-        return_errors: for a row without a usable input, return a sample without inputs, with the message in
-            ``bad_files``, instead of raising; for prediction.
-        errors: row -> why it cannot be used, if that is known in advance.
-    """
-
-    manifest: str
+    manifest: str  # its path, for messages
     columns: Sequence[InputColumn]
     ids: Sequence[str]
-    targets: Sequence[int | None]
-    row_numbers: Sequence[int]
+    targets: Sequence[int | None]  # class indices
+    row_numbers: Sequence[int]  # for messages
     on_bad_file: OnBadFile = "raise"
+    # For prediction: a row without a usable input is a sample without inputs that has the message in ``bad_files``.
     return_errors: bool = False
-    errors: Mapping[int, str] = field(default_factory=dict)
+    errors: Mapping[int, str] = field(default_factory=dict)  # row -> why it cannot be used, if known in advance
 
     def __len__(self) -> int:
         return len(self.ids)

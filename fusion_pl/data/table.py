@@ -20,16 +20,10 @@ JSON_LINES = (".jsonl", ".ndjson")
 
 
 class Problem(NamedTuple):
-    """A mistake in a manifest.
+    """A mistake in a manifest."""
 
-    Attributes:
-        text: what is wrong, and what is expected.
-        row: row number in a spreadsheet (the header is row 1), or line number in a JSON Lines file; 0 for all rows.
-        column: its name, or None.
-    """
-
-    text: str
-    row: int = 0
+    text: str  # what is wrong, and what is expected
+    row: int = 0  # number in a spreadsheet (the header is row 1), or line of a JSON Lines file; 0 for all rows
     column: str | None = None
 
     def __str__(self) -> str:
@@ -50,19 +44,12 @@ def raise_problems(path: str, problems: Iterable[Problem]) -> None:
 
 @dataclass(frozen=True)
 class Table:
-    """The content of a manifest.
-
-    Attributes:
-        path: of the file.
-        columns: name -> one cell per row; None if the cell is empty.
-        row_numbers: one per row, see ``Problem.row``.
-        problems: rows that cannot be read and are left out.
-    """
+    """The content of a manifest."""
 
     path: str
-    columns: dict[str, list[str | None]]
-    row_numbers: list[int]
-    problems: list[Problem] = field(default_factory=list)
+    columns: dict[str, list[str | None]]  # name -> one cell per row; None if the cell is empty
+    row_numbers: list[int]  # one per row, see ``Problem.row``
+    problems: list[Problem] = field(default_factory=list)  # rows that cannot be read and are left out
 
     def __len__(self) -> int:
         return len(self.row_numbers)
