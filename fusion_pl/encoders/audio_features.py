@@ -71,7 +71,6 @@ class Patches(Features):
     """AST: the filter bank of a window of fixed length (10 s), with a mask of two class tokens and overlapping patches.
 
     Args:
-        extractor: a feature extractor of transformers.
         patch: frames per patch.
         stride: frames between the starts of patches.
         across: number of patches along frequency.
@@ -97,7 +96,6 @@ class Repeated(Features):
     """CLAP: the spectrogram of a window of fixed length (10 s), filled with repetitions of the clip.
 
     Args:
-        extractor: a feature extractor of transformers.
         times: number of tokens along time.
         across: number of tokens along frequency.
     """
