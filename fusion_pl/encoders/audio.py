@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from fusion_pl.encoders.audio_features import Features, MaskedFeatures, Patches, Repeated, Samples, Whisper
 from fusion_pl.encoders.clips import ClipProcessor
 from fusion_pl.encoders.hub import read, saved
-from fusion_pl.encoders.layer_mixing import Combine
+from fusion_pl.encoders.layer_mixing import Combine, as_tokens
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
 from fusion_pl.types import Encoded, UserError, Waveform
 
@@ -144,13 +144,12 @@ class AudioEncoder(PretrainedEncoder):
                 packed = torch.stack([values, mask.to(values.dtype)])
                 out = self._call(input_values=packed, attention_mask=mask.long())
             return self._encoded(out.last_hidden_state, self._token_mask(mask), out.hidden_states)
-        if model_type == "clap":
-            tokens = self._call(input_features=values).last_hidden_state.flatten(2).transpose(1, 2)
-            return self._encoded(tokens, mask)
-        inputs: dict[str, Any] = {"input_features" if model_type == "whisper" else "input_values": values}
+        name = "input_values" if model_type == "audio-spectrogram-transformer" else "input_features"
+        inputs: dict[str, Any] = {name: values}
         out = self._call(**inputs)
         width = mask.shape[1]  # Whisper has 1500 tokens; those after the longest clip of the batch are dropped
-        return self._encoded(out.last_hidden_state[:, :width], mask, [h[:, :width] for h in out.hidden_states or ()])
+        tokens = as_tokens(out.last_hidden_state)[:, :width]
+        return self._encoded(tokens, mask, [state[:, :width] for state in out.hidden_states or ()])
 
     def _token_mask(self, mask: Bool[Tensor, "B N"]) -> Bool[Tensor, "B T"]:
         """Return the mask of tokens from the mask of samples."""

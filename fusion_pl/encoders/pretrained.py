@@ -65,7 +65,7 @@ class PretrainedEncoder(Encoder):
         self.hidden_layers = list(hidden_layers or [])
         self.combine = combine
         self.layer_mixing: LayerMixing | None = None
-        self.config, self._files = self._configure()
+        self._configure()
         self.model = self._prepare(self._tower_of(self._build()))
         self.dim = int(getattr(self.config, "hidden_size", 0))
         for name, parameter in self.model.named_parameters():
@@ -73,15 +73,14 @@ class PretrainedEncoder(Encoder):
                 parameter.requires_grad_(False)
         self._freeze()
 
-    def _configure(self) -> tuple[Any, dict[str, bytes]]:
+    def _configure(self) -> None:
         from transformers import MODEL_MAPPING, AutoConfig
 
         config = read(AutoConfig.from_pretrained, self.source, "configuration")
         self._auto = self._auto_class(config)
         part = getattr(config, self.part, None)
-        if part is not None and type(part) in MODEL_MAPPING:  # build one encoder of a multimodal model only
-            config = part
-        return config, saved(config)
+        self.config: Any = part if type(part) in MODEL_MAPPING else config  # one encoder of a multimodal model only
+        self._files = saved(self.config)
 
     def _auto_class(self, config: Any) -> Any:
         """Return the auto class that builds and loads the complete saved model."""
