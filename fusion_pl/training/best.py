@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.optim import Optimizer
 
 from fusion_pl.training.checkpoints import DiskFullError, mount_point
 from fusion_pl.training.states import rank_checkpoints, state_after_step
@@ -141,11 +142,10 @@ def _loss(trainer: Trainer) -> float:
 def _disk_space_message(callback: BestCheckpoint, trainer: Trainer) -> str | None:
     """Return a message if the disk is too small for the checkpoints of a run."""
     folder = Path(str(callback.dirpath))
-    weights, full = weights_bytes(trainer), checkpoint_bytes(trainer)
+    weights = sum(tensor.nbytes for tensor in trainer.lightning_module.state_dict().values())
+    full = weights if callback.save_weights_only else weights + sum(map(_optimizer_bytes, trainer.optimizers))
     sizes = {"best": weights if callback.save_last is True else full} if callback.save_top_k != 0 else {}
     sizes |= {"last": full} if callback.save_last else {}
-    if callback.save_weights_only:
-        sizes = dict.fromkeys(sizes, weights)
     if not sizes:
         return None
     replacement = max(sizes.values())  # the new file is complete before the old one is removed
@@ -162,18 +162,12 @@ def _disk_space_message(callback: BestCheckpoint, trainer: Trainer) -> str | Non
     )
 
 
-def weights_bytes(trainer: Trainer) -> int:
-    """Return the size of the model's weights in bytes."""
-    return sum(tensor.nbytes for tensor in trainer.lightning_module.state_dict().values())
-
-
-def checkpoint_bytes(trainer: Trainer) -> int:
-    """Return the approximate size of a checkpoint in bytes: weights and optimizer state."""
-    size = weights_bytes(trainer)
-    for optimizer in trainer.optimizers:
-        for group in optimizer.param_groups:
-            smallest = min(group["params"], key=lambda parameter: (parameter.numel() < 2, parameter.numel()))
-            state = state_after_step(optimizer, group, smallest).values()
-            copies = sum(isinstance(value, Tensor) and value.shape == smallest.shape for value in state)
-            size += copies * sum(parameter.nbytes for parameter in group["params"])
+def _optimizer_bytes(optimizer: Optimizer) -> int:
+    """Return the approximate size of an optimizer's state in bytes."""
+    size = 0
+    for group in optimizer.param_groups:
+        smallest = min(group["params"], key=lambda parameter: (parameter.numel() < 2, parameter.numel()))
+        state = state_after_step(optimizer, group, smallest).values()
+        copies = sum(isinstance(value, Tensor) and value.shape == smallest.shape for value in state)
+        size += copies * sum(parameter.nbytes for parameter in group["params"])
     return size

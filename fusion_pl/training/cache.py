@@ -11,7 +11,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Float
 from lightning.pytorch.utilities import rank_zero_info
 from safetensors.torch import load, save
 from torch import Tensor
@@ -23,6 +22,7 @@ from fusion_pl.training.cache_keys import encoder_key, row_keys
 from fusion_pl.types import Encoded
 
 Row = dict[str, Tensor]
+PER_TOKEN = ("tokens", "mask")  # fields of ``Encoded`` with one row per token
 CHECKSUM_BYTES = 4  # at the end of a row's file
 MAX_RECOUNTS = 16  # of a folder until it is full: it may have 100,000 files
 RESERVE = 2**30  # bytes that stay free on the disk, for checkpoints
@@ -61,14 +61,7 @@ class Caches:
             rank_zero_info(f"Cache: only validation is cached, because training augments all frozen inputs ({names}).")
 
     def encode(self, name: str, encoder: Encoder, inputs: dict[str, Tensor], training: bool) -> Encoded:
-        """Return the output of an encoder for P rows, from the cache if possible.
-
-        Args:
-            name: of the input.
-            encoder: of the input, frozen or not.
-            inputs: the encoder's keyword arguments.
-            training: whether augmentation is on.
-        """
+        """Return the output of an input's encoder for P rows of its keyword arguments, from the cache if possible."""
         frozen = is_frozen(encoder)
         if not frozen:
             self.caches.pop(name, None)  # if it is frozen again, it has other weights
@@ -95,11 +88,7 @@ class DiskBudget:
         self.remaining = 0  # bytes until the folder is counted again
 
     def reserve(self, size: int) -> None:
-        """Reserve some bytes.
-
-        Raises:
-            OSError: if the limit is reached, or the disk is nearly full.
-        """
+        """Reserve some bytes, or raise an ``OSError`` if the limit is reached or the disk is nearly full."""
         if shutil.disk_usage(self.folder).free < RESERVE:
             raise OSError(errno.ENOSPC, "less than 1 GiB is left on the disk")
         if self.limit is None:
@@ -142,11 +131,7 @@ class EncodedCache:
         self.is_full = False
 
     def __call__(self, inputs: dict[str, Tensor]) -> Encoded:
-        """Encode P rows.
-
-        Args:
-            inputs: the encoder's keyword arguments.
-        """
+        """Encode P rows of the encoder's keyword arguments."""
         device = next(iter(inputs.values())).device
         paths = [self.folder / key[:2] / f"{key}.row" for key in row_keys(inputs)]
         rows = [_read(path) for path in paths]
@@ -175,15 +160,13 @@ class EncodedCache:
 def _split_rows(encoded: Encoded) -> list[Row]:
     """Split a batch into rows, each cut after its last real token."""
     lengths = (encoded.mask * torch.arange(1, 1 + encoded.mask.shape[1], device=encoded.mask.device)).amax(1).tolist()
-    per_row = {"embedding": encoded.embedding.cpu()}
-    if encoded.layer_weights is not None:
-        per_row["layer_weights"] = encoded.layer_weights.cpu()
-    tokens, mask = encoded.tokens.cpu(), encoded.mask.cpu()
-    rows = [
-        {"tokens": tokens[row, :length], "mask": mask[row, :length]} | {key: per_row[key][row] for key in per_row}
-        for row, length in enumerate(lengths)
-    ]
-    return [{key: value.clone(memory_format=torch.contiguous_format) for key, value in row.items()} for row in rows]
+    tensors = {name: value.cpu() for name, value in encoded._asdict().items() if value is not None}
+    rows: list[Row] = []
+    for index, length in enumerate(lengths):
+        row = {name: value[index] for name, value in tensors.items()}
+        row |= {name: row[name][:length] for name in PER_TOKEN}
+        rows.append({name: value.clone(memory_format=torch.contiguous_format) for name, value in row.items()})
+    return rows
 
 
 def _read(path: Path) -> Row | None:
@@ -202,8 +185,9 @@ def _checksum(path: Path, row: bytes) -> bytes:
 
 
 def _join_rows(rows: list[Row], device: torch.device) -> Encoded:
-    tokens: Float[Tensor, "P T D"] = pad_sequence([row["tokens"] for row in rows], batch_first=True)
-    mask: Bool[Tensor, "P T"] = pad_sequence([row["mask"] for row in rows], batch_first=True)
-    embedding = torch.stack([row["embedding"] for row in rows]).to(device)
-    weights = torch.stack([row["layer_weights"] for row in rows]).to(device) if "layer_weights" in rows[0] else None
-    return Encoded(tokens.to(device), mask.to(device), embedding, weights)
+    tensors: dict[str, Tensor] = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        joined = pad_sequence(values, batch_first=True) if name in PER_TOKEN else torch.stack(values)
+        tensors[name] = joined.to(device)
+    return Encoded(**tensors)

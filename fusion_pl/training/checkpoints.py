@@ -82,10 +82,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         version = checkpoint.get("pytorch-lightning_version")
         match = re.match(r"(\d{1,4})\.(\d{1,4})\.", version) if isinstance(version, str) else None
         if match is None or (int(match[1]), int(match[2])) < MIN_LIGHTNING_VERSION:
-            raise UserError(
-                f"{path} has {describe(version)} as its version of Lightning: it is damaged, or not written by "
-                "fusion-pl"
-            )
+            problem = f"{describe(version)} as its version of Lightning"
+            raise UserError(f"{path} has {problem}: it is damaged, or not written by fusion-pl")
         if not isinstance(checkpoint.setdefault("callbacks", {}), dict):  # Lightning calls no callback without it
             raise UserError(f"{path} is damaged: its callbacks are no table of states")
         return checkpoint
@@ -101,12 +99,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def add_checkpoint_io(plugins: Any, loaded: Mapping[str, dict[str, Any]] | None = None) -> list[Any]:
-    """Add an ``AtomicCheckpointIO`` to the user's plugins, unless they have a ``CheckpointIO``.
-
-    Args:
-        plugins: argument of the Trainer: a list, one plugin or None.
-        loaded: see ``AtomicCheckpointIO``.
-    """
+    """Add an ``AtomicCheckpointIO`` to the Trainer's ``plugins``, unless they have a ``CheckpointIO``."""
     plugins = plugins if isinstance(plugins, list) else [plugins] * (plugins is not None)
     has_io = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
     return plugins if has_io else [*plugins, AtomicCheckpointIO(loaded)]
@@ -166,12 +159,7 @@ def _diverged_message(name: str, checkpoint: dict[str, Any], folder: Path) -> st
 
 
 def disk_full_message(path: Path, checkpoints: Path) -> str:
-    """Return a message that names the disk, the free space and how to continue.
-
-    Args:
-        path: of the file that could not be written.
-        checkpoints: folder of the run's checkpoints.
-    """
+    """Return a message for a file that could not be written: the disk, its free space, and how to continue."""
     free = shutil.disk_usage(path.parent).free
     last = checkpoints / "last.ckpt"
     message = f"the disk {mount_point(path)} is full ({free / 1e6:.0f} MB free), so {path} could not be written"

@@ -110,9 +110,8 @@ class ModelTable(Callback):
         """Print the table, before a strategy distributes the parameters."""
         if stage != "fit" or not trainer.is_global_zero:
             return
-        table = Table("part", "class", box=None, pad_edge=False)
-        table.add_column("parameters", justify="right")
-        table.add_column("trained", justify="right")
+        numbers = [Column(name, justify="right") for name in ("parameters", "trained")]
+        table = Table("part", "class", *numbers, box=None, pad_edge=False)
         encoders = dict(pl_module.encoders.named_children())  # type: ignore[union-attr]
         others = {name: part for name, part in pl_module.named_children() if name != "encoders"}
         for name, part in (encoders | others).items():
@@ -124,40 +123,31 @@ class ModelTable(Callback):
 
 def _parameter_counts(part: nn.Module) -> tuple[str, str]:
     """Return the number of all parameters and of the trained ones."""
-    parameters = list(part.parameters())
-    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    return get_human_readable_count(sum(map(nn.Parameter.numel, parameters))), get_human_readable_count(trained)
+    total = sum(parameter.numel() for parameter in part.parameters())
+    trained = sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
+    return get_human_readable_count(total), get_human_readable_count(trained)
 
 
 def console_callbacks(trainer: Any) -> list[Callback]:
-    """Return the model table and the progress bar, except where the user disables or replaces them.
-
-    Args:
-        trainer: the Trainer's arguments.
-    """
+    """Return the model table and the progress bar, unless the Trainer's arguments disable or replace them."""
     user_callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
-    callbacks: list[Callback] = []
-    if trainer.enable_model_summary is not False and not any(isinstance(one, ModelSummary) for one in user_callbacks):
-        callbacks.append(ModelTable())
-    has_bar = any(isinstance(one, LightningProgressBar) for one in user_callbacks)
-    if trainer.enable_progress_bar is not False and not has_bar:
-        callbacks.append(ProgressBar())
-    return callbacks
+    candidates: list[tuple[Callback, type[Callback], bool | None]] = [
+        (ModelTable(), ModelSummary, trainer.enable_model_summary),
+        (ProgressBar(), LightningProgressBar, trainer.enable_progress_bar),
+    ]
+    return [
+        callback
+        for callback, replaced, enabled in candidates
+        if enabled is not False and not any(isinstance(user, replaced) for user in user_callbacks)
+    ]
 
 
 def print_results(result: dict[str, Any], path: Path | None) -> None:
-    """Print a table of metrics, the path of ``metrics.json`` and the path of the checkpoint.
-
-    Args:
-        result: content of ``metrics.json``.
-        path: of that file; None where there is none.
-    """
+    """Print the content of ``metrics.json`` as a table, the path of that file, and the path of the checkpoint."""
     samples = ", ".join(f"{count} {split}" for split, count in result["samples"].items())
     console = Console()
     console.print(f"{result['command']}: {samples} samples, {result['seconds']:.0f} s", highlight=False)
-    table = Table()
-    table.add_column("metric")
-    table.add_column("value", justify="right")
+    table = Table("metric", Column("value", justify="right"))
     for name, value in result["metrics"].items():
         table.add_row(Text(printable(name)), f"{value:.4f}")
     if len(result["per_class"]) <= MAX_PRINTED_CLASSES:
@@ -182,8 +172,7 @@ def configure_logging() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not any(message in record.getMessage() for message in IGNORED_MESSAGES)
     )
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        logger = logging.getLogger(name)
+    for logger in map(logging.getLogger, ("lightning", "lightning.pytorch", "lightning.fabric")):
         logger.handlers = [
             _StderrHandler() if type(handler) is logging.StreamHandler else handler for handler in logger.handlers
         ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -17,8 +16,9 @@ from fusion_pl.data.base import FusionData
 from fusion_pl.data.manifest import REQUIRED_SPLITS
 from fusion_pl.data.rows import Rows
 from fusion_pl.data.splits import SPLITS, Split
+from fusion_pl.messages import join_lines
 from fusion_pl.processes import follow_parent
-from fusion_pl.types import Batch, Sample, UserError
+from fusion_pl.types import Batch, UserError
 
 MAX_LISTED = 10
 LONG_TABLE = 1000  # files from which a progress bar is shown
@@ -46,10 +46,10 @@ class DryRun(Callback):
             files = FileCheck(data, SPLITS if stage == "fit" else REQUIRED_SPLITS[stage])
             self.num_files = len(files)
             problems = files.run(data.workers)
-            lines = problems[:MAX_LISTED] + [f"… and {len(problems) - MAX_LISTED} more"] * (len(problems) > MAX_LISTED)
             if problems:
                 verb = "is" if len(problems) == 1 else "are"
-                message = "\n  ".join([f"{len(problems)} of {len(files)} files {verb} damaged:", *lines])
+                damaged = join_lines(problems, MAX_LISTED)
+                message = f"{len(problems)} of {len(files)} files {verb} damaged:\n  {damaged}"
         if message := trainer.strategy.broadcast(message):
             raise UserError(message)
 
@@ -99,21 +99,12 @@ class FileCheck(Dataset[list[str]]):
         """Return what is wrong with a file, or nothing."""
         samples, row = self.items[index]
         try:
-            sample: Sample = samples[row]
+            return list(samples[row].bad_files)
         except UserError as error:
             return [str(error)]
-        return list(sample.bad_files)
 
     def run(self, num_workers: int) -> list[str]:
-        """Return what is wrong with all files, in the order of the table; with a progress bar for many files.
-
-        Args:
-            num_workers: processes that read files.
-        """
-        loader = DataLoader(self, BATCH_SIZE, num_workers=num_workers, collate_fn=_join, worker_init_fn=follow_parent)
+        """Return what is wrong with all files, in the order of the table; with a progress bar for many files."""
+        loader = DataLoader(self, BATCH_SIZE, num_workers=num_workers, collate_fn=list, worker_init_fn=follow_parent)
         bar = track(loader, "Checking files", console=get_console(), transient=True, disable=len(self) < LONG_TABLE)
-        return _join(bar)
-
-
-def _join(problems: Iterable[list[str]]) -> list[str]:
-    return list(chain.from_iterable(problems))
+        return [problem for batch in bar for problems in batch for problem in problems]

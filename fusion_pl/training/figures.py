@@ -21,8 +21,8 @@ def plot_confusion(confusion: Int[Tensor, "C C"], classes: list[str], title: str
 
     Args:
         confusion: counts; a row per true class, a column per predicted class.
-        classes: their names.
-        title: of the figure.
+        classes: names of the classes.
+        title: title of the figure.
     """
     counts = confusion.numpy()
     size = 2.5 + 0.4 * len(classes)

@@ -22,11 +22,7 @@ def choose_precision(model: nn.Module, accelerator: str = "auto") -> str:
     Args:
         model: decides by its number of parameters.
         accelerator: argument of the Trainer.
-
-    Returns:
-        A value of ``trainer.precision``.
     """
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     if accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available():
         supported, device = torch.cuda.is_bf16_supported(including_emulation=False), "GPU"
     elif accelerator in {"auto", "cpu"} and not torch.backends.mps.is_available():
@@ -34,18 +30,16 @@ def choose_precision(model: nn.Module, accelerator: str = "auto") -> str:
         supported, device = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False), "CPU"
     else:
         return "32-true"
+    precision = "32-true"
     if not supported:
-        rank_zero_info(
-            f"Precision 32-true: this {device} has no bfloat16 units (--trainer.precision bf16-mixed to use it anyway)."
-        )
-        return "32-true"
-    if parameters < SMALL_MODEL:
-        rank_zero_info(
-            "Precision 32-true: the model is too small to gain from bfloat16 (--trainer.precision bf16-mixed)."
-        )
-        return "32-true"
-    rank_zero_info(f"Precision bf16-mixed: faster on this {device} (--trainer.precision 32-true to disable).")
-    return "bf16-mixed"
+        reason = f"this {device} has no bfloat16 units (--trainer.precision bf16-mixed to use it anyway)"
+    elif _is_small(model):
+        reason = "the model is too small to gain from bfloat16 (--trainer.precision bf16-mixed)"
+    else:
+        precision = "bf16-mixed"
+        reason = f"faster on this {device} (--trainer.precision 32-true to disable)"
+    rank_zero_info(f"Precision {precision}: {reason}.")
+    return precision
 
 
 def choose_num_threads(model: nn.Module, workers: int) -> int:
@@ -57,16 +51,17 @@ def choose_num_threads(model: nn.Module, workers: int) -> int:
     Args:
         model: decides by its number of parameters.
         workers: of the data loader.
-
-    Returns:
-        A number for ``torch.set_num_threads``.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if sum(parameter.numel() for parameter in model.parameters()) >= SMALL_MODEL:
+    if not _is_small(model):
         return cores
     threads = max(1, cores - workers)
     rank_zero_info(f"Threads: {threads} of {cores} cores, the others for the data loader (--threads {cores} for all).")
     return threads
+
+
+def _is_small(model: nn.Module) -> bool:
+    return sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL
 
 
 def keep_memory() -> bool:

@@ -25,12 +25,7 @@ STOPPING = "Stopping after this step; press Ctrl-C again to stop at once without
 
 
 class Stopped(BaseException):
-    """A signal stops the command. Not a ``KeyboardInterrupt``, for which Lightning exits with code 1.
-
-    Args:
-        signum: the signal.
-        message: for the user.
-    """
+    """A signal stops the command. Not a ``KeyboardInterrupt``, for which Lightning exits with code 1."""
 
     def __init__(self, signum: int, message: str = "Stopped; nothing was saved.") -> None:
         super().__init__(message)
@@ -123,28 +118,28 @@ class SaveWhenStopped(Callback):
         self._take_sigterm(trainer, pl_module)
         self.signals.waits = True
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Stop if any process has received a signal."""
-        self._stop(trainer)
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finish a validation on several processes: those with fewer batches would wait for the others."""
         self._take_sigterm(trainer, pl_module)
         if self.signals.waits and trainer.world_size > 1:
             trainer._signal_connector.received_sigterm = False
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: int
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Stop a validation on one process."""
         if trainer.world_size == 1:
             self._stop(trainer)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop if any process has received a signal."""
-        self._stop(trainer)
+    def _stop(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Let Lightning stop between two steps, as after SIGTERM, in all processes at the same step."""
+        if not self.signals.waits:
+            return
+        stops = self.signals.received is not None
+        if trainer.world_size > 1:
+            stops = trainer.strategy.reduce_boolean_decision(stops, all=False)
+        if stops:
+            trainer._signal_connector.received_sigterm = True
+
+    on_train_batch_end = on_validation_end = _stop
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop at once after a signal, from now on."""
@@ -155,28 +150,16 @@ class SaveWhenStopped(Callback):
         was_training, self.signals.waits = self.signals.waits, False
         if isinstance(exception, Stopped) and trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGTERM)  # processes without the terminal's signal
-        terminated = isinstance(exception, SIGTERMException)
         if not was_training or trainer.global_step == 0:  # a resumed run is restored when its training starts
             return
         if isinstance(exception, (KeyboardInterrupt, Stopped, DiskFullError, DivergedError)):
             return
-        if not terminated and trainer.world_size > 1:  # saving waits for all processes, of which one has failed
-            return
+        if trainer.world_size > 1 and not isinstance(exception, SIGTERMException):
+            return  # saving waits for all processes, of which one has failed
         folder = next((c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         if folder:
-            path = Path(folder) / "last.ckpt"
-            trainer.save_checkpoint(path, weights_only=False)
+            trainer.save_checkpoint(path := Path(folder) / "last.ckpt", weights_only=False)
             self.saved = path
-
-    def _stop(self, trainer: Trainer) -> None:
-        """Let Lightning stop between two steps, as after SIGTERM, in all processes at the same step."""
-        if not self.signals.waits:
-            return
-        stops = self.signals.received is not None
-        if trainer.world_size > 1:
-            stops = trainer.strategy.reduce_boolean_decision(stops, all=False)
-        if stops:
-            trainer._signal_connector.received_sigterm = True
 
 
 def is_rank_zero() -> bool:

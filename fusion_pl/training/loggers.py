@@ -29,12 +29,7 @@ class TensorBoard(TensorBoardLogger):
         self.writes_scalars = True
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write one point per metric.
-
-        Args:
-            metrics: name of the metric -> value.
-            step: global step.
-        """
+        """Write one point per metric."""
         if self.writes_scalars:
             super().log_metrics({tag(name): value for name, value in metrics.items() if name != "epoch"}, step)
 

@@ -34,14 +34,12 @@ class WarmupCosine(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, warmup: float = 0.05, total_steps: int | None = None) -> None:
+        option = "model.lr_scheduler.init_args"
         if not 0 <= warmup < 1:
-            raise UserError(
-                f"model.lr_scheduler.init_args.warmup is {warmup}, expected a share of the steps: 0 or more, below 1"
-            )
+            raise UserError(f"{option}.warmup is {warmup}, expected a share of the steps: 0 or more, below 1")
         if total_steps is not None and total_steps < 1:
-            raise UserError(f"model.lr_scheduler.init_args.total_steps is {total_steps}, expected at least 1")
-        self.warmup = warmup
-        self.total_steps = total_steps
+            raise UserError(f"{option}.total_steps is {total_steps}, expected at least 1")
+        self.warmup, self.total_steps = warmup, total_steps
         super().__init__(optimizer)
 
     def factor(self, step: int) -> float:
@@ -94,13 +92,12 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters: pretrained or new, with or without weight decay.
 
-    Norms and biases (one-dimensional parameters) have no weight decay. ``lr_factor`` is an option of every group, 1 for
-    new parameters.
+    Norms and biases (one-dimensional parameters) have no weight decay. Every group has the option ``lr_factor``.
 
     Args:
         pretrained: encoders with pretrained weights.
         model: the whole model.
-        lr_factor: of the learning rate of pretrained parameters.
+        lr_factor: of the learning rate of pretrained parameters; that of new ones is 1.
         known: ``dimensions`` of the model before a strategy such as FSDP flattens its parameters.
 
     Raises:
@@ -127,12 +124,9 @@ def parameter_groups(
 
 
 def use_fused_step(optimizer: Optimizer) -> None:
-    """Enable the fused implementation on a CPU, unless the user sets it, and log it.
+    """Enable the fused implementation for parameters on a CPU, unless the user sets it, and log it.
 
     On a CPU the default implementation makes a dozen passes over every parameter; on a GPU it is fast already.
-
-    Args:
-        optimizer: its parameters are on the device on which they are trained.
     """
     for group in optimizer.param_groups:
         on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])

@@ -88,22 +88,16 @@ class StageMetrics(nn.Module):
                 metrics |= self._update_mean(f"weight/{name}", mean, weight, size)
         for name, layers in self.hidden_layers.items():
             layer_weights = encoded[name].layer_weights
-            if layer_weights is not None:
-                for layer, weight in zip(layers, layer_weights.float().sum(0), strict=True):
-                    mean = self.layer_weights[f"{name}/{layer}"]
-                    metrics |= self._update_mean(
-                        f"layer_weight/{name}/{layer}", mean, weight, batch.present[name].sum()
-                    )
+            if layer_weights is None:
+                continue
+            count = batch.present[name].sum()
+            for layer, weight in zip(layers, layer_weights.float().sum(0), strict=True):
+                key = f"{name}/{layer}"
+                metrics |= self._update_mean(f"layer_weight/{key}", self.layer_weights[key], weight, count)
         return metrics
 
     def update_subset(self, subset: Sequence[str], fused: Fused, batch: Batch) -> dict[str, Metric]:
-        """Add a batch to the accuracy with a subset of the inputs, over the samples that have one of them.
-
-        Args:
-            subset: one of ``subsets``.
-            fused: output of the head without the other inputs.
-            batch: with targets.
-        """
+        """Add a batch to the accuracy with one of ``subsets``, over the samples that have one of its inputs."""
         assert batch.target is not None
         has_any = torch.stack([batch.present[name] for name in subset]).any(0)
         correct = (fused.logits.argmax(-1) == batch.target) & has_any
@@ -131,16 +125,7 @@ def proper_subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def accuracy_by_inputs(metrics: Mapping[str, float], stage: str, inputs: Sequence[str]) -> dict[str, float]:
-    """Return the accuracy with each measured subset of the inputs, all inputs included.
-
-    Args:
-        metrics: name of the metric -> value.
-        stage: ``val`` or ``test``.
-        inputs: names of the model's inputs.
-
-    Returns:
-        Inputs joined by ``+`` -> accuracy.
-    """
+    """Return the accuracy with each measured subset of the inputs, all inputs included, by names joined with ``+``."""
     prefix = f"{stage}/accuracy/"
     by_subset = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
     return by_subset | {"+".join(inputs): metrics[f"{stage}/accuracy"]}
