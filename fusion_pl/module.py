@@ -21,13 +21,7 @@ from fusion_pl.layers import drop_input, fill_missing, scatter_rows
 from fusion_pl.metrics import balanced_weights
 from fusion_pl.training.cache import Caches
 from fusion_pl.training.loss import Loss
-from fusion_pl.training.optimisation import (
-    WarmupCosine,
-    check_total_steps,
-    dimensions,
-    parameter_groups,
-    use_fused_step,
-)
+from fusion_pl.training.optimisation import WarmupCosine, dimensions, parameter_groups, use_fused_step
 from fusion_pl.training.stage_metrics import Mean, StageMetrics
 from fusion_pl.types import Batch, Encoded, Fused, Processor, UserError
 
@@ -219,7 +213,7 @@ class FusionClassifier(LightningModule):
         scheduler = self.lr_scheduler(optimizer)
         if isinstance(scheduler, WarmupCosine):
             if scheduler.total_steps is None:
-                scheduler.set_total_steps(check_total_steps(self.trainer.estimated_stepping_batches))
+                scheduler.set_total_steps(self.trainer.estimated_stepping_batches)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
 

@@ -62,11 +62,7 @@ class BestCheckpoint(ModelCheckpoint):
         self.best_step = state_dict.get("best_step")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the free space of the disk before training starts.
-
-        Raises:
-            DiskFullError: if the disk cannot hold the run's checkpoints and the one being written.
-        """
+        """Raise a ``DiskFullError`` if the disk cannot hold the run's checkpoints and the one being written."""
         checks = trainer.is_global_zero and not trainer.fast_dev_run and "://" not in str(self.dirpath)  # type: ignore[attr-defined]
         message = trainer.strategy.broadcast(_disk_space_message(self, trainer) if checks else None)
         if message:

@@ -119,8 +119,8 @@ class EncodedCache:
     A full disk stops writing, not the run.
 
     Args:
-        encoder: frozen.
-        folder: of all caches.
+        encoder: a frozen encoder.
+        folder: folder of all caches.
         budget: of the folder; by default limited by the disk.
     """
 

@@ -133,13 +133,12 @@ class _Stream:
 
 def _sync_folder(folder: Path) -> None:
     """Sync the new name of a file to the disk. Windows does so itself, and cannot open folders."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if os.name != "nt":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def mount_point(path: Path) -> Path:

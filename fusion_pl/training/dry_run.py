@@ -35,11 +35,7 @@ class DryRun(Callback):
         self.num_files = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Open every file of the splits that the command uses; the table has been checked by then.
-
-        Raises:
-            UserError: lists the damaged files, the first ten of them in full.
-        """
+        """Open every file of the splits that the command uses, and raise a ``UserError`` with the damaged ones."""
         message = None
         if trainer.is_global_zero:
             data: FusionData = trainer.datamodule  # type: ignore[attr-defined]
@@ -69,10 +65,6 @@ class FileCheck(Dataset[list[str]]):
     """Every cell that is in use, once; an item is a list of what is wrong with it.
 
     Files are read as a whole, while training reads a part of a long recording. Augmentations are left out.
-
-    Args:
-        data: after ``setup``.
-        splits: to check.
     """
 
     def __init__(self, data: FusionData, splits: Iterable[Split]) -> None:

@@ -69,13 +69,9 @@ def keep_memory() -> bool:
 
     Each step on a CPU allocates the same large tensors. By default glibc returns them to the system, which zeroes new
     pages of 4 KiB: a third of a convolutional network's time.
-
-    Returns:
-        Whether glibc is the C library and accepts the setting.
+    Return whether glibc is the C library and accepts the setting.
     """
-    if sys.platform != "linux":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     # mallopt returns 1 on success. The first option disables mmap for large blocks, the second trimming of the heap.
     if mallopt is None or mallopt(M_MMAP_MAX, 0) != 1 or mallopt(M_TRIM_THRESHOLD, -1) != 1:
         return False

@@ -158,7 +158,8 @@ class SaveWhenStopped(Callback):
             return  # saving waits for all processes, of which one has failed
         folder = next((c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         if folder:
-            trainer.save_checkpoint(path := Path(folder) / "last.ckpt", weights_only=False)
+            path = Path(folder) / "last.ckpt"
+            trainer.save_checkpoint(path, weights_only=False)
             self.saved = path
 
 

@@ -57,29 +57,25 @@ class WarmupCosine(LRScheduler):
                 group["initial_lr"] = group["lr"] / (self.factor(self.last_epoch - 1) or 1.0)
         return [group["initial_lr"] * self.factor(self.last_epoch) for group in self.optimizer.param_groups]
 
-    def set_total_steps(self, total_steps: int) -> None:
-        """Set the length of the run, before its first step."""
-        self.total_steps = total_steps
+    def set_total_steps(self, total_steps: int | float) -> None:
+        """Set the length of the run, before its first step.
+
+        Raises:
+            UserError: if it is not known: without a limit of steps, and of epochs or a length of the loader.
+        """
+        if not 0 <= total_steps < math.inf:
+            raise UserError(
+                "the length of the training is unknown (trainer.max_epochs is -1, or the loader has no length), but "
+                "the learning rate schedule depends on it: give trainer.max_steps, or "
+                "model.lr_scheduler.init_args.total_steps"
+            )
+        self.total_steps = int(total_steps)
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state without the length of the run, which may change on resume."""
         return {key: value for key, value in super().state_dict().items() if key != "total_steps"}
-
-
-def check_total_steps(steps: int | float) -> int:
-    """Return the Trainer's number of steps.
-
-    Raises:
-        UserError: if it is unknown: without a limit of steps, and without a limit of epochs or a length of the loader.
-    """
-    if not 0 <= steps < math.inf:
-        raise UserError(
-            "the length of the training is unknown (trainer.max_epochs is -1, or the loader has no length), but the "
-            "learning rate schedule depends on it: give trainer.max_steps, or model.lr_scheduler.init_args.total_steps"
-        )
-    return int(steps)
 
 
 def dimensions(model: nn.Module) -> dict[str, int]:

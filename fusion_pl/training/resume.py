@@ -13,19 +13,8 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 
-from fusion_pl.training.states import (
-    InvalidStateError,
-    MismatchError,
-    check_counters,
-    check_length,
-    check_number,
-    check_optimizer_state,
-    check_plain,
-    check_schedule_state,
-    describe,
-    match_template,
-    rank_checkpoints,
-)
+from fusion_pl.training import states
+from fusion_pl.training.states import InvalidStateError, check_counters, check_number, describe, match_template
 from fusion_pl.types import UserError
 
 PARTS = {"loops": dict, "optimizer_states": list, "lr_schedulers": list}
@@ -44,11 +33,7 @@ class CheckTrainingState(Callback):
         self._checkpoint: dict[str, Any] | None = None
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Check loops and callbacks. Most strategies create optimizers and schedules later.
-
-        Raises:
-            UserError: if training cannot resume from the checkpoint.
-        """
+        """Check loops and callbacks. Most strategies create optimizers and schedules later."""
         checkpoint.pop("native_amp_scaling_state", None)  # of early versions of Lightning
         if trainer.state.fn != TrainerFn.FITTING:  # only the weights are used
             for part in PARTS:
@@ -77,27 +62,23 @@ class CheckTrainingState(Callback):
             self.on_fit_start(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check optimizers and schedules.
-
-        Raises:
-            UserError: for other parameters, another optimizer or another schedule.
-        """
+        """Check optimizers and schedules."""
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
             return
         try:
-            states = check_length(checkpoint["optimizer_states"], trainer.optimizers, "optimizers")
+            saved = states.check_length(checkpoint["optimizer_states"], trainer.optimizers, "optimizers")
             if type(trainer.strategy).load_optimizer_state_dict is Strategy.load_optimizer_state_dict:
-                checkpoint["optimizer_states"] = list(map(check_optimizer_state, trainer.optimizers, states))
+                checkpoint["optimizer_states"] = list(map(states.check_optimizer_state, trainer.optimizers, saved))
             schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
-            states = check_length(checkpoint["lr_schedulers"], schedules, "schedules")
-            checkpoint["lr_schedulers"] = list(map(check_schedule_state, schedules, states))
+            saved = states.check_length(checkpoint["lr_schedulers"], schedules, "schedules")
+            checkpoint["lr_schedulers"] = list(map(states.check_schedule_state, schedules, saved))
         except InvalidStateError as error:
             raise _user_error(trainer, error) from error
 
 
 def _user_error(trainer: Trainer, error: InvalidStateError) -> UserError:
-    if isinstance(error, MismatchError):
+    if isinstance(error, states.MismatchError):
         problem = f"it {error}: give the optimizer and the lr_scheduler of that run's config.yaml"
     else:
         problem = f"its {error}; it is damaged, or from a run with another configuration: give that run's config.yaml"
@@ -158,7 +139,7 @@ def _refuse_finished(trainer: Trainer, epochs: int, steps: int) -> None:
 
 def check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Reduce the states of callbacks to those of this run's callbacks."""
-    states: dict[str, Any] = {}
+    checked: dict[str, Any] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         key = callback.state_key
         state = checkpoint["callbacks"].get(key, {})
@@ -174,9 +155,9 @@ def check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             best = match_template(state, {"best_score": template["best_score"]}, key)
             state = template | check_counters(state, counters, key) | best
         else:
-            check_plain(state, key)
-        states[key] = state
-    checkpoint["callbacks"] = states
+            states.check_plain(state, key)
+        checked[key] = state
+    checkpoint["callbacks"] = checked
 
 
 def _check_model_checkpoint(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str, Any]:
@@ -207,7 +188,9 @@ def _check_model_checkpoint(callback: ModelCheckpoint, state: dict[str, Any]) ->
         for path, loss in state["losses"].items()
         if local(path) in scores and isinstance(loss, float) and math.isfinite(loss)
     }
-    top_k = rank_checkpoints(scores, losses, callback.mode)[: callback.save_top_k if callback.save_top_k > 0 else None]
+    top_k = states.rank_checkpoints(scores, losses, callback.mode)[
+        : callback.save_top_k if callback.save_top_k > 0 else None
+    ]
     is_full = 0 < len(top_k) == callback.save_top_k
     step = state.get("best_step")
     without_monitor = local(state.get("best_model_path")) if callback.monitor is None else ""

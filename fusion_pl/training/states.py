@@ -24,10 +24,7 @@ NO_TABLE = "optimizer's state is no table of parameters and groups"
 
 
 class InvalidStateError(Exception):
-    """A part of the training state has a form that this run does not expect.
-
-    It becomes a ``UserError`` with the path of the checkpoint.
-    """
+    """A part of the training state has another form than in this run. It becomes a ``UserError`` with the path."""
 
 
 class MismatchError(InvalidStateError):
@@ -76,11 +73,7 @@ def _match_values(value: Any, template: dict[Any, Any], name: str, match: Callab
 
 
 def check_number(value: Any, name: str, infinite: bool = False) -> int | float:
-    """Return a finite (or infinite) number; a tensor with one number counts as well.
-
-    Raises:
-        InvalidStateError: for anything else.
-    """
+    """Return a number that is finite, unless infinity is allowed; a tensor with one number counts as well."""
     if isinstance(value, Tensor) and value.numel() == 1 and value.layout == torch.strided and not value.is_meta:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -147,13 +140,7 @@ def check_length(saved: list[Any], expected: list[Any], items: str) -> list[Any]
 
 
 def rank_checkpoints(scores: dict[str, Tensor], losses: dict[str, float], mode: str) -> list[str]:
-    """Sort checkpoints, best first: by score, then by loss. An unknown loss (NaN) ranks last.
-
-    Args:
-        scores: path -> monitored metric.
-        losses: path -> validation loss.
-        mode: ``min`` or ``max``.
-    """
+    """Sort the paths of checkpoints, best first: by score, then by loss. An unknown loss (NaN) ranks last."""
     sign = 1 if mode == "min" else -1
     known = {path: loss for path, loss in losses.items() if not math.isnan(loss)}
     return sorted(scores, key=lambda path: (sign * float(scores[path]), known.get(path, math.inf)))
@@ -164,10 +151,6 @@ def check_optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
 
     Each parameter's tensors need the names and shapes that the optimizer gives them: torch does not check them, and
     its fused steps read beyond a tensor that is too small. Options that depend on the hardware are those of this run.
-
-    Raises:
-        InvalidStateError: for other parameters.
-        MismatchError: for another optimizer.
     """
     groups: Any = saved.get("param_groups") if isinstance(saved, dict) else None
     if not _is_list(groups, dict) or not isinstance(saved.get("state"), dict):
@@ -213,19 +196,13 @@ def _is_list(value: Any, item_type: type) -> bool:
 
 
 def check_schedule_state(schedule: Any, saved: Any) -> Any:
-    """Return a saved state that fits a learning rate schedule.
-
-    Raises:
-        InvalidStateError: for values of another form.
-        MismatchError: for another schedule.
-    """
+    """Return a saved state that fits a learning rate schedule, or raise a ``MismatchError`` for another schedule."""
     template = schedule.state_dict()
     if isinstance(saved, dict):
         different = {key for key in set(template) ^ set(saved) if isinstance(key, str) and not key.startswith("_")}
         different -= {"total_steps", *dir(type(schedule))}  # of earlier versions; names of methods are ignored
         if different:
-            keys = different & set(saved) or {"other settings"}
-            raise MismatchError("learning rate schedule", schedule, keys)
+            raise MismatchError("learning rate schedule", schedule, different & set(saved) or {"other settings"})
     return match_template(saved, template, "schedule")
 
 

@@ -21,8 +21,8 @@ class TensorBoardFigures(Callback):
         hyperparameters: configuration of the run.
     """
 
-    def __init__(self, hyperparameters: dict[str, Any] | None = None) -> None:
-        self.hyperparameters = hyperparameters or {}
+    def __init__(self, hyperparameters: dict[str, Any]) -> None:
+        self.hyperparameters = hyperparameters
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave out the charts of ``validate`` and ``test``."""
