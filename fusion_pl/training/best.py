@@ -108,7 +108,10 @@ class BestCheckpoint(ModelCheckpoint):
         if filepath in self.best_k_models:
             self.losses = {path: self.losses.get(path, math.nan) for path in self.best_k_models}
             self.losses[filepath] = _loss(trainer)
-            self._sort_best()
+            order = rank_checkpoints(self.best_k_models, self.losses, self.mode)
+            self.best_model_path, self.best_model_score = order[0], self.best_k_models[order[0]]
+            if self.kth_best_model_path:
+                self.kth_best_model_path, self.kth_value = order[-1], self.best_k_models[order[-1]]
         if filepath == self.best_model_path:
             self.best_step = trainer.global_step
         weights_only = self.save_weights_only
@@ -117,13 +120,6 @@ class BestCheckpoint(ModelCheckpoint):
             super()._save_checkpoint(trainer, filepath)
         finally:
             self.save_weights_only = weights_only
-
-    def _sort_best(self) -> None:
-        """Sort checkpoints with equal scores by loss."""
-        order = rank_checkpoints(self.best_k_models, self.losses, self.mode)
-        self.best_model_path, self.best_model_score = order[0], self.best_k_models[order[0]]
-        if self.kth_best_model_path:
-            self.kth_best_model_path, self.kth_value = order[-1], self.best_k_models[order[-1]]
 
 
 def find_best_checkpoint(trainer: Trainer) -> BestCheckpoint | None:

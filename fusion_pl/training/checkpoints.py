@@ -73,11 +73,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint as plain data. ``CheckTrainingState`` checks the training state.
-
-        Raises:
-            UserError: if it is damaged, or not written by fusion-pl.
-        """
+        """Read a checkpoint of fusion-pl as plain data. ``CheckTrainingState`` checks the training state."""
         checkpoint = self.loaded.pop(str(path), None) or read_checkpoint(path)
         version = checkpoint.get("pytorch-lightning_version")
         match = re.match(r"(\d{1,4})\.(\d{1,4})\.", version) if isinstance(version, str) else None
@@ -143,8 +139,7 @@ def _sync_folder(folder: Path) -> None:
 
 def mount_point(path: Path) -> Path:
     """Return where the disk of a file is mounted."""
-    path = path.resolve()
-    return next(folder for folder in (path, *path.parents) if os.path.ismount(folder))
+    return next(folder for folder in (path.resolve(), *path.resolve().parents) if os.path.ismount(folder))
 
 
 def _diverged_message(name: str, checkpoint: dict[str, Any], folder: Path) -> str:

@@ -43,12 +43,7 @@ class StopSignals:
         self.received: int | None = None
         self.waits = False
         self._raised = False
-        self._pid: int | None = None
-
-    @property
-    def active(self) -> bool:
-        """Whether the signals are handled."""
-        return self._pid is not None
+        self.pid: int | None = None  # of the process that handles the signals
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -56,7 +51,7 @@ class StopSignals:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        self._pid = os.getpid()
+        self.pid = os.getpid()
         handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
         hook, sys.unraisablehook = sys.unraisablehook, self._raise_later
         for signum, handler in handlers.items():
@@ -67,11 +62,11 @@ class StopSignals:
         finally:
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
-            self._pid, sys.unraisablehook = None, hook
+            self.pid, sys.unraisablehook = None, hook
 
     def receive(self, signum: int, frame: FrameType | None = None) -> None:
         """Handle a signal."""
-        if os.getpid() != self._pid:  # a loader's worker, forked a moment ago
+        if os.getpid() != self.pid:  # a loader's worker, forked a moment ago
             if signum == signal.SIGTERM:
                 os._exit(1)
             return
@@ -108,7 +103,7 @@ class SaveWhenStopped(Callback):
 
     def _take_sigterm(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's handler of SIGTERM, which broadcasts while other processes are in another collective."""
-        if self.signals.active:
+        if self.signals.pid is not None:
             signal.signal(signal.SIGTERM, self.signals.receive)
 
     on_sanity_check_start = on_test_start = _take_sigterm

@@ -34,7 +34,6 @@ class WriteResults(Callback):
         self.latest: dict[str, Any] = {}
         self.best_step: int | None = None  # global step of the best checkpoint
         self.latest_step: int | None = None  # global step of the latest validation
-        self.start_time = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best validation so far, so that a resumed run reports the best of all epochs."""
@@ -63,19 +62,21 @@ class WriteResults(Callback):
 
     on_validation_epoch_end = on_test_epoch_end = _compute_per_class
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Store a validation of ``fit`` with its step; write the result of ``validate``."""
+    def _add_result(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Store a validation of ``fit`` with its step; write the result of ``validate`` and ``test``."""
         if trainer.sanity_checking:
             return
+        prefix = f"{evaluation_stage(trainer)}/"
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+        defined = {name: value for name, value in metrics.items() if not math.isnan(value)}  # NaN: no sample has it
+        result = {"metrics": defined, "per_class": self.per_class, "samples": self.samples}
         if trainer.state.fn != "fit":
-            self._write(trainer, self._result(trainer))
+            self._write(trainer, result)
             return
-        self.latest = self._result(trainer) | {"epoch": trainer.current_epoch}
+        self.latest = result | {"epoch": trainer.current_epoch}
         self.latest_step = trainer.global_step
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the result of ``test``."""
-        self._write(trainer, self._result(trainer))
+    on_validation_end = on_test_end = _add_result
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the validation of the best checkpoint into that checkpoint too."""
@@ -99,12 +100,6 @@ class WriteResults(Callback):
         if self.latest and (not self.best or step != self.best_step):
             self.best, self.best_step = self.latest, step
         return checkpoint
-
-    def _result(self, trainer: Trainer) -> dict[str, Any]:
-        prefix = f"{evaluation_stage(trainer)}/"
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
-        defined = {name: value for name, value in metrics.items() if not math.isnan(value)}  # NaN: no sample has it
-        return {"metrics": defined, "per_class": self.per_class, "samples": self.samples}
 
     def _write(self, trainer: Trainer, result: dict[str, Any], checkpoint: str | None = None) -> None:
         folder = run_folder(trainer)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ class CheckTrainingState(Callback):
                 f"fit cannot resume from {trainer.ckpt_path}: it has the weights alone, without the training state; "
                 "give --ckpt_path last, or the last.ckpt beside it (of a run without checkpoint.save_weights_only)"
             )
-        try:
+        with _user_errors(trainer):
             for part, kind in PARTS.items():
                 if not isinstance(checkpoint[part], kind):
                     raise InvalidStateError(f"{part} is no {kind.__name__}")
@@ -55,8 +57,6 @@ class CheckTrainingState(Callback):
             name = type(precision).__qualname__
             if name in checkpoint:
                 checkpoint[name] = match_template(checkpoint[name], precision.state_dict(), name)
-        except InvalidStateError as error:
-            raise _user_error(trainer, error) from error
         self._checkpoint = checkpoint
         if trainer.strategy.restore_checkpoint_after_setup:
             self.on_fit_start(trainer, pl_module)
@@ -66,25 +66,29 @@ class CheckTrainingState(Callback):
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
             return
-        try:
+        with _user_errors(trainer):
             saved = states.check_length(checkpoint["optimizer_states"], trainer.optimizers, "optimizers")
             if type(trainer.strategy).load_optimizer_state_dict is Strategy.load_optimizer_state_dict:
                 checkpoint["optimizer_states"] = list(map(states.check_optimizer_state, trainer.optimizers, saved))
             schedules = [config.scheduler for config in trainer.lr_scheduler_configs]
             saved = states.check_length(checkpoint["lr_schedulers"], schedules, "schedules")
             checkpoint["lr_schedulers"] = list(map(states.check_schedule_state, schedules, saved))
-        except InvalidStateError as error:
-            raise _user_error(trainer, error) from error
 
 
-def _user_error(trainer: Trainer, error: InvalidStateError) -> UserError:
-    if isinstance(error, states.MismatchError):
-        problem = f"it {error}: give the optimizer and the lr_scheduler of that run's config.yaml"
-    else:
-        problem = f"its {error}; it is damaged, or from a run with another configuration: give that run's config.yaml"
-    return UserError(
-        f"fit cannot resume from {trainer.ckpt_path}: {problem}, or train from the start without --ckpt_path"
-    )
+@contextmanager
+def _user_errors(trainer: Trainer) -> Iterator[None]:
+    try:
+        yield
+    except InvalidStateError as error:
+        if isinstance(error, states.MismatchError):
+            problem = f"it {error}: give the optimizer and the lr_scheduler of that run's config.yaml"
+        else:
+            problem = (
+                f"its {error}; it is damaged, or from a run with another configuration: give that run's config.yaml"
+            )
+        raise UserError(
+            f"fit cannot resume from {trainer.ckpt_path}: {problem}, or train from the start without --ckpt_path"
+        ) from error
 
 
 def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

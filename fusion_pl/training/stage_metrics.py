@@ -71,10 +71,7 @@ class StageMetrics(nn.Module):
 
         The loss is the cross-entropy without smoothing and class weights, so that runs can be compared. The weight of
         an input is averaged over all samples, with 0 where it is missing; the weight of a hidden layer over the
-        samples that have the input.
-
-        Returns:
-            What to log: name -> metric.
+        samples that have the input. Returns what to log: name -> metric.
         """
         assert batch.target is not None
         logits, size = fused.logits.float(), len(batch.ids)
