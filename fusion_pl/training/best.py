@@ -24,11 +24,7 @@ class BestCheckpoint(ModelCheckpoint):
     Among equal values of the monitored metric, the lowest ``val/loss`` is the best; Lightning's class takes the first.
     ``last.ckpt`` has the training state, to resume from; Lightning's class writes it only together with a best one.
     With ``save_last`` the best checkpoints have the weights alone, for inference. ``best_step`` is the global step of
-    the best checkpoint.
-
-    Args:
-        args: see ``lightning.pytorch.callbacks.ModelCheckpoint``.
-        kwargs: see ``lightning.pytorch.callbacks.ModelCheckpoint``.
+    the best checkpoint. The arguments are those of Lightning's class.
 
     Raises:
         UserError: if several checkpoints would have the same name.

@@ -32,10 +32,7 @@ logger = logging.getLogger(__name__)
 class Caches:
     """The caches of a model's encoders. Whether an encoder is frozen is checked in every call.
 
-    Args:
-        folder: of all caches.
-        augmented: inputs with augmentation, cached in validation and test only.
-        limit: maximum size of the folder in bytes; None: limited by the free space of the disk.
+    The arguments are those of ``FusionClassifier.enable_cache``.
     """
 
     def __init__(self, folder: Path, augmented: Collection[str], limit: int | None = None) -> None:
@@ -116,12 +113,7 @@ class EncodedCache:
     The file name of a row is a hash of the processor's output without padding; the folder name is a hash of the
     encoder: weights, buffers, arguments, files, source code, and versions of the libraries. Rows are written
     atomically, so that processes can share a folder, and end with a checksum, so that damaged rows are computed again.
-    A full disk stops writing, not the run.
-
-    Args:
-        encoder: a frozen encoder.
-        folder: folder of all caches.
-        budget: of the folder; by default limited by the disk.
+    A full disk stops writing, not the run. ``folder`` is that of all caches; its default budget is the free disk space.
     """
 
     def __init__(self, encoder: Encoder, folder: str | Path, budget: DiskBudget | None = None) -> None:

@@ -112,9 +112,8 @@ class ModelTable(Callback):
             return
         numbers = [Column(name, justify="right") for name in ("parameters", "trained")]
         table = Table("part", "class", *numbers, box=None, pad_edge=False)
-        encoders = dict(pl_module.encoders.named_children())  # type: ignore[union-attr]
-        others = {name: part for name, part in pl_module.named_children() if name != "encoders"}
-        for name, part in (encoders | others).items():
+        others = [(name, part) for name, part in pl_module.named_children() if name != "encoders"]
+        for name, part in [*pl_module.encoders.named_children(), *others]:  # type: ignore[union-attr]
             if any(True for _ in part.parameters()):
                 table.add_row(Text(printable(name)), type(part).__name__, *_parameter_counts(part))
         table.add_row("all", "", *_parameter_counts(pl_module), style="bold")

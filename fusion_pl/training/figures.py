@@ -43,6 +43,8 @@ def plot_confusion(confusion: Int[Tensor, "C C"], classes: list[str], title: str
 def plot_missing_inputs(accuracies: Mapping[str, float], inputs: Sequence[str], title: str) -> Figure | None:
     r"""Plot the expected accuracy against the share q of missing cells: a line per input, and one for all inputs.
 
+    Return None where no subset of fewer inputs was measured.
+
     Where cells of input m are missing at random, a sample is classified with all inputs with probability 1 - q and
     without m with probability q, so the expectation is :math:`(1 - q)\, a_{all} + q\, a_{-m}`. Where cells of every
     input are, it is :math:`\sum_S q^{M - |S|} (1 - q)^{|S|} a_S / (1 - q^M)` over the non-empty subsets S: samples
@@ -52,9 +54,6 @@ def plot_missing_inputs(accuracies: Mapping[str, float], inputs: Sequence[str], 
         accuracies: inputs joined by ``+`` in the order of ``inputs`` -> accuracy with only these, 0 to 1.
         inputs: names of all inputs of the model.
         title: of the figure.
-
-    Returns:
-        The figure, or None where no subset of fewer inputs was measured.
     """
     by_subset = {subset: accuracies.get("+".join(subset)) for subset in subsets(inputs)}
     with_all = by_subset[tuple(inputs)]

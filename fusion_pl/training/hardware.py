@@ -17,12 +17,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def choose_precision(model: nn.Module, accelerator: str = "auto") -> str:
-    """Choose ``bf16-mixed`` for a large model on hardware with bfloat16 units, and log the choice.
-
-    Args:
-        model: decides by its number of parameters.
-        accelerator: argument of the Trainer.
-    """
+    """Choose ``bf16-mixed`` for a large model on hardware with bfloat16 units, and log the choice."""
     if accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available():
         supported, device = torch.cuda.is_bf16_supported(including_emulation=False), "GPU"
     elif accelerator in {"auto", "cpu"} and not torch.backends.mps.is_available():
@@ -46,11 +41,7 @@ def choose_num_threads(model: nn.Module, workers: int) -> int:
     """Choose the number of threads on a CPU, and log the choice.
 
     A second thread does not speed up the short steps of a small model, and threads that wait for each other while
-    workers use their cores are several times slower. A small model therefore leaves the workers their cores.
-
-    Args:
-        model: decides by its number of parameters.
-        workers: of the data loader.
+    workers use their cores are several times slower. A small model therefore leaves the loader's workers their cores.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not _is_small(model):

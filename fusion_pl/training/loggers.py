@@ -17,11 +17,7 @@ class TensorBoard(TensorBoardLogger):
     TensorBoard sorts its groups of charts by name, capital letters first, and opens the first two. Metrics of the
     validation are therefore written to the group ``Validation``: ``val/accuracy`` is the chart
     ``Validation/accuracy``. There is no chart of the epoch. ``validate`` and ``test`` write no charts, because each
-    would be a single point; their metrics are in ``metrics.json``.
-
-    Args:
-        args: see ``lightning.pytorch.loggers.TensorBoardLogger``.
-        kwargs: see ``lightning.pytorch.loggers.TensorBoardLogger``.
+    would be a single point; their metrics are in ``metrics.json``. The arguments are those of ``TensorBoardLogger``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -49,5 +45,5 @@ class LogInterval(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the interval from the number of batches."""
-        short = trainer.num_training_batches < LOG_INTERVAL
-        trainer.log_every_n_steps = 1 if short else LOG_INTERVAL  # type: ignore[attr-defined]
+        is_short = trainer.num_training_batches < LOG_INTERVAL
+        trainer.log_every_n_steps = 1 if is_short else LOG_INTERVAL  # type: ignore[attr-defined]

@@ -56,10 +56,6 @@ class Loss:
 
         It is the weighted mean over the batch, :math:`\sum_{i \in A} w_{t_i} l_i / \sum_i w_{t_i}`, so that only the
         ratio of the class weights matters. A sample outside the mask A has loss 0 and stays in the denominator.
-
-        Args:
-            target: class indices.
-            weights: of the classes; None for equal weights.
         """
         total: Tensor | int = len(target)
         if weights is not None:

@@ -54,8 +54,7 @@ class TensorBoardFigures(Callback):
         if not isinstance(trainer.logger, TensorBoard) or checkpoint is None or checkpoint.best_model_score is None:
             return
         trainer.logger.writes_scalars = False  # the curve is there already
-        best = float(checkpoint.best_model_score)
-        metric = str(checkpoint.monitor)
+        best, metric = float(checkpoint.best_model_score), str(checkpoint.monitor)
         trainer.logger.log_hyperparams(self.hyperparameters | {f"best {metric}": best}, {tag(metric): best})
         trainer.logger.save()
 
