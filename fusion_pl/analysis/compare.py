@@ -23,10 +23,7 @@ from fusion_pl.types import UserError
 
 
 def compare_command(arguments: list[str]) -> None:
-    """Run ``fusion-pl compare``.
-
-    Args:
-        arguments: what follows the subcommand on the command line.
+    """Run ``fusion-pl compare`` with the arguments that follow the subcommand.
 
     Raises:
         UserError: for a mistake that concerns all runs; a failing head gets a row with its reason.
@@ -50,9 +47,9 @@ def compare_command(arguments: list[str]) -> None:
 
     comparable, excluded = stored_results(output, matching_run)
     summary = write_report(comparable, all_inputs, output, options.config, excluded)
-    failed = [result for result in results.values() if result.status == "failed"]
-    if len(failed) == len(results):
-        raise UserError(f"every run failed; the first because: {failed[0].reason} (logs: {output}/runs/*/log.txt)")
+    if all(result.status == "failed" for result in results.values()):
+        reason = next(iter(results.values())).reason
+        raise UserError(f"every run failed; the first because: {reason} (logs: {output}/runs/*/log.txt)")
     lines = [excluded, _cache_size(output / CACHE), *best_lines(summary)]
     lines.append(f"Report: {output}/report.html, {output}/report.md, {output}/results.csv")
     for line in filter(None, lines):

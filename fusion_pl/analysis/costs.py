@@ -19,9 +19,7 @@ MIN_SECONDS = 0.3  # per timed function
 def measure_costs(model: FusionClassifier, batch: Batch) -> dict[str, Any]:
     """Measure the forward pass and the training step of a batch: the fields ``flops`` to ``memory_mb`` of a result.
 
-    Args:
-        model: on the device of the batch.
-        batch: with its targets.
+    The model and the batch, which has targets, are on the same device.
     """
 
     def loss() -> Tensor:

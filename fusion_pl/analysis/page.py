@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import re
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,13 +58,7 @@ class Section:
 
 
 def render(kind: Literal["html", "md"], title: str, sections: Sequence[Section]) -> str:
-    """Render a page; the pictures of Markdown are files in the folder ``pictures`` beside it, those of HTML embedded.
-
-    Args:
-        kind: of the page.
-        title: first heading.
-        sections: in order.
-    """
+    """Render a page; the pictures of Markdown are files in the folder ``pictures``, those of HTML are embedded."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=select_autoescape(["html.jinja"]),
@@ -73,7 +67,7 @@ def render(kind: Literal["html", "md"], title: str, sections: Sequence[Section])
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"escape_markdown": _escape_markdown, "one_line": _one_line, "data_url": _data_url}
+    environment.filters |= {"escape_markdown": _escape_markdown, "one_line": _one_line, "base64": b64encode}
     return environment.get_template(f"report.{kind}.jinja").render(title=title, sections=sections, folder=PICTURES)
 
 
@@ -83,7 +77,3 @@ def _escape_markdown(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _data_url(image: bytes) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(image).decode()}"

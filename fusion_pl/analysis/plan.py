@@ -89,12 +89,9 @@ def input_sets(value: str, names: Sequence[str]) -> list[tuple[str, ...]]:
         value: ``each``, ``all`` and ``subsets``, separated by commas.
         names: all inputs.
     """
-    options: dict[str, list[tuple[str, ...]]] = {
-        "all": [tuple(names)],
-        "each": [(name,) for name in names],
-        "subsets": subsets(names),
-    }
     sets: list[tuple[str, ...]] = []
+    options: dict[str, list[tuple[str, ...]]] = {"all": [tuple(names)], "each": [(name,) for name in names]}
+    options["subsets"] = subsets(names)
     for word in map(str.strip, value.split(",")):
         if word not in options:
             raise UserError(f"--inputs: {word!r} is none of each, all, subsets (commas between them)")
@@ -118,12 +115,12 @@ def plan_runs(
     names = tuple(base["model"]["encoders"])
     heads = head_class_paths(fusions)
     baseline = BASELINE if BASELINE in heads or len(heads) > 1 else heads[0]
-    pairs = [
-        (head, chosen)
+    return [
+        make_run(base, head, chosen, seed, extra, table_hash)
+        for seed in range(seeds)
         for chosen in input_sets(inputs, names)
         for head in (heads if len(chosen) == len(names) else [baseline])
     ]
-    return [make_run(base, head, chosen, seed, extra, table_hash) for seed in range(seeds) for head, chosen in pairs]
 
 
 def make_run(
@@ -134,15 +131,9 @@ def make_run(
     extra: Sequence[str] = (),
     table_hash: str = "",
 ) -> Run:
-    """Return one run.
+    """Return the run of one head on some of the inputs, in the order of the configuration, with one seed.
 
-    Args:
-        base: the shared configuration.
-        class_path: class of the head.
-        inputs: names, some of those of the configuration in its order.
-        seed: of the run.
-        extra: further arguments of every ``fusion-pl fit``.
-        table_hash: see ``fusion_pl.analysis.keys.table_hash``.
+    The other arguments are those of ``plan_runs``.
     """
     config = copy.deepcopy(base)
     model = config["model"]

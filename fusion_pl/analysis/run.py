@@ -26,12 +26,9 @@ CACHE_LIMIT = 20.0  # GiB, unless the user gives --cache_limit
 
 
 def execute(run: Run, output: Path, extra: Sequence[str]) -> RunResult:
-    """Train, test and measure; write ``result.json`` beside the run's configuration, log and checkpoints.
+    """Train, test and measure a run of the comparison in the folder ``output``, with further arguments of fit.
 
-    Args:
-        run: to execute.
-        output: folder of the comparison.
-        extra: further arguments of ``fusion-pl fit``.
+    Its folder contains its configuration, log and checkpoints, and ``result.json``.
     """
     folder = run_path(output, run)
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,13 +52,8 @@ def execute(run: Run, output: Path, extra: Sequence[str]) -> RunResult:
 
 def identity(run: Run) -> dict[str, Any]:
     """Return the fields of a ``RunResult`` that are known before the run."""
-    return {
-        "class_path": run.class_path,
-        "inputs": run.inputs,
-        "seed": run.seed,
-        "version": __version__,
-        "key": run.key,
-    }
+    known = {name: getattr(run, name) for name in ("class_path", "inputs", "seed", "key")}
+    return known | {"version": __version__}
 
 
 def _config(run: Run, output: Path, extra: Sequence[str]) -> dict[str, Any]:
@@ -80,12 +72,12 @@ def _config(run: Run, output: Path, extra: Sequence[str]) -> dict[str, Any]:
 def _output_to(path: Path) -> Iterator[None]:
     """Redirect stdout and stderr to a file, also those of other libraries and of worker processes."""
     with path.open("w", encoding="utf-8") as file:
-        original = os.dup(1), os.dup(2)
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+        originals = {number: os.dup(number) for number in (1, 2)}
+        for number in originals:
+            os.dup2(file.fileno(), number)
         try:
             yield
         finally:
-            for descriptor, number in zip(original, (1, 2), strict=True):
-                os.dup2(descriptor, number)
-                os.close(descriptor)
+            for number, original in originals.items():
+                os.dup2(original, number)
+                os.close(original)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console
 from rich.live import Live
@@ -72,7 +73,11 @@ class Scheduler:
                     if run != exclusive:
                         retries.append(run)
                         continue
-                    result = _failure(run, result)
+                    reason = (
+                        f"its process died ({result.cause}), and again with no other run beside it: if it ran out of "
+                        "memory, lower --data.batch_size"
+                    )
+                    result = RunResult(**identity(run), status="failed", reason=reason)
                     result.write(run_path(self.output, run) / RESULT)
                 self.results[run] = result
                 if not console.is_terminal:
@@ -94,9 +99,7 @@ class Scheduler:
             results = [self.results[run] for run in runs if run in self.results]
             accuracies = [one.validation_accuracy for one in results if one.validation_accuracy is not None]
             counts = sorted({one.validation_samples or 0 for one in results if one.status == "done"})
-            mean = (
-                f"{100 * sum(accuracies) / len(accuracies):.1f} % of {' to '.join(map(str, counts))}" if counts else ""
-            )
+            mean = f"{100 * fmean(accuracies):.1f} % of {' to '.join(map(str, counts))}" if counts else ""
             error = next((result.reason for result in results if result.status == "failed"), "")
             state = error or ("done" if len(results) == len(runs) else "")
             cells = (class_path.rpartition(".")[2], " + ".join(inputs), f"{len(results)} of {len(runs)}", mean, state)
@@ -108,11 +111,3 @@ def _outcome(result: RunResult) -> str:
     if result.validation_accuracy is None:
         return result.reason
     return f"{100 * result.validation_accuracy:.1f} % of {result.validation_samples} validation samples"
-
-
-def _failure(run: Run, death: ProcessDeath) -> RunResult:
-    reason = (
-        f"its process died ({death.cause}), and again with no other run beside it: if it ran out of memory, lower "
-        "--data.batch_size"
-    )
-    return RunResult(**identity(run), status="failed", reason=reason)

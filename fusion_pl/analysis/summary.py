@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,19 +35,12 @@ class MeanStd:
 
 @dataclass(frozen=True)
 class Row:
-    """All runs of one head on the same inputs.
-
-    Attributes:
-        label: the head, or the inputs if it was trained on fewer than all.
-        inputs: it was trained on.
-        runs: seed -> finished run.
-        failed: seed -> reason.
-    """
+    """All runs of one head on the same inputs; the label is from ``group_by_label``."""
 
     label: str
     inputs: tuple[str, ...]
-    runs: dict[int, RunResult]
-    failed: dict[int, str]
+    runs: dict[int, RunResult]  # seed -> finished run
+    failed: dict[int, str]  # seed -> reason
 
     @property
     def splits(self) -> tuple[str, str] | None:
@@ -147,21 +140,17 @@ class Summary:
         return "No run finished, so there is nothing to compare."
 
 
-def summarise(results: Iterable[RunResult], all_inputs: Sequence[str]) -> Summary:
+def summarise(results: Sequence[RunResult], all_inputs: Sequence[str]) -> Summary:
     """Aggregate and rank the runs.
 
     Ranked are the rows on the same samples as most of the rows with all inputs; if no row with all inputs finished,
     all rows if they have the same samples, else none.
     """
-    rows = [
-        Row(
-            name,
-            group[0].inputs,
-            {result.seed: result for result in group if result.status == "done"},
-            {result.seed: result.reason for result in group if result.status == "failed"},
-        )
-        for name, group in group_by_label(results, all_inputs).items()
-    ]
+    rows = []
+    for label, group in group_by_label(results, all_inputs).items():
+        runs = {result.seed: result for result in group if result.status == "done"}
+        failed = {result.seed: result.reason for result in group if result.status == "failed"}
+        rows.append(Row(label, group[0].inputs, runs, failed))
     done = sorted(
         (row for row in rows if row.runs),
         key=lambda row: (-row.validation.mean, row.costs.get("parameters", float("inf")), row.label),
@@ -173,7 +162,7 @@ def summarise(results: Iterable[RunResult], all_inputs: Sequence[str]) -> Summar
     return Summary(ranked, [row for row in done if row not in ranked], [row for row in rows if not row.runs])
 
 
-def group_by_label(results: Iterable[RunResult], all_inputs: Sequence[str]) -> dict[str, list[RunResult]]:
+def group_by_label(results: Sequence[RunResult], all_inputs: Sequence[str]) -> dict[str, list[RunResult]]:
     """Group the seeds of one head on the same inputs by label, in the order of the results.
 
     Labels that two heads would share (two heads on the same subset of inputs, two classes of one name) are extended by
@@ -182,11 +171,10 @@ def group_by_label(results: Iterable[RunResult], all_inputs: Sequence[str]) -> d
     Raises:
         UserError: if a head has two results with the same seed.
     """
-    results = list(results)
-    class_paths: dict[str, set[str]] = {}
+    class_paths: dict[str, set[str]] = defaultdict(set)  # of each label
     for result in results:
-        class_paths.setdefault(result.head, set()).add(result.class_path)
-        class_paths.setdefault(run_label(result, all_inputs), set()).add(result.class_path)
+        class_paths[result.head].add(result.class_path)
+        class_paths[run_label(result, all_inputs)].add(result.class_path)
     groups: dict[str, list[RunResult]] = {}
     for result in results:
         name = run_label(result, all_inputs)

@@ -40,11 +40,11 @@ def unranked_table(summary: Summary) -> Table | None:
 
 def failure_table(rows: Sequence[Row]) -> Table | None:
     """Return the table of failed runs and their reasons."""
-    lines = []
-    for row in rows:
-        for reason in dict.fromkeys(row.failed.values()):
-            seeds = ", ".join(str(seed) for seed, text in row.failed.items() if text == reason)
-            lines.append((row.label, seeds, reason))
+    lines = [
+        (row.label, ", ".join(str(seed) for seed, text in row.failed.items() if text == reason), reason)
+        for row in rows
+        for reason in dict.fromkeys(row.failed.values())
+    ]
     return Table(("head", "seeds", "reason"), lines, text=True) if lines else None
 
 
@@ -74,12 +74,9 @@ def _accuracy(row: Row) -> tuple[str, ...]:
 
 def _costs(row: Row) -> tuple[str, ...]:
     costs = row.costs
-    milliseconds = _number(costs.get("latency_ms"))
     return (
-        _with_unit(costs.get("parameters")),
-        _with_unit(costs.get("head_parameters")),
-        _with_unit(costs.get("flops")),
-        f"{milliseconds} ({row.batch_size})" if row.batch_size else milliseconds,
+        *(_with_unit(costs.get(name)) for name in ("parameters", "head_parameters", "flops")),
+        _number(costs.get("latency_ms")) + (f" ({row.batch_size})" if row.batch_size else ""),
         _number(costs.get("seconds")),
         _number(costs.get("memory_mb"), digits=0),
     )

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
 
 import torch
 
@@ -25,11 +24,7 @@ Job = Callable[[Run], RunResult]
 
 @dataclass(frozen=True)
 class ProcessDeath:
-    """The process of a run ended without a result.
-
-    Attributes:
-        cause: signal or exit code.
-    """
+    """The process of a run ended without a result; the cause is a signal or exit code."""
 
     cause: str
 
@@ -53,11 +48,9 @@ class WorkerPool:
     def __enter__(self) -> WorkerPool:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         # Not only those of the lists: Ctrl-C may interrupt a start.
-        processes = [one for one in multiprocessing.active_children() if one.name.startswith(PROCESS_NAME)]
+        processes = [process for process in multiprocessing.active_children() if process.name == PROCESS_NAME]
         for process in processes:
             process.kill()
         for process in processes:
@@ -92,28 +85,24 @@ class WorkerPool:
             except (EOFError, ConnectionResetError):
                 ended.append((run, ProcessDeath(worker.exit_cause())))
                 continue
-            # After a failed kernel, a process can no longer use its GPU: the next run would fail as well.
-            gpu_may_be_broken = torch.cuda.is_available() and isinstance(outcome, RunResult) and outcome.reason
-            if isinstance(outcome, Exception) or gpu_may_be_broken:
+            if isinstance(outcome, Exception):
+                raise outcome
+            if torch.cuda.is_available() and outcome.reason:  # after a failed kernel, a process cannot use its GPU
                 worker.kill()
             else:
                 self.idle.append(worker)
-            if isinstance(outcome, Exception):
-                raise outcome
             ended.append((run, outcome))
         return ended
 
 
 class _Worker:
-    """A process and the connection to it."""
-
     def __init__(self, job: Job, number: int, pool_size: int) -> None:
         # Spawned: a forked process cannot use a GPU that this process has initialised.
         context = multiprocessing.get_context("spawn")
         self.number = number
         self.connection, child_connection = context.Pipe()
         arguments = (child_connection, job, number, pool_size)
-        self.process = context.Process(target=_serve, args=arguments, name=f"{PROCESS_NAME} {number}")
+        self.process = context.Process(target=_serve, args=arguments, name=PROCESS_NAME)
         with _sigint_blocked():
             self.process.start()
         child_connection.close()  # so that the connection closes when the process ends
@@ -126,7 +115,6 @@ class _Worker:
         return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def kill(self) -> None:
-        """Kill the process."""
         self.process.kill()
         self.process.join()
         self.connection.close()
