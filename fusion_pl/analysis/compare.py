@@ -50,9 +50,15 @@ def compare_command(arguments: list[str]) -> None:
     if all(result.status == "failed" for result in results.values()):
         reason = next(iter(results.values())).reason
         raise UserError(f"every run failed; the first because: {reason} (logs: {output}/runs/*/log.txt)")
-    lines = [excluded, _cache_size(output / CACHE), *best_lines(summary)]
+    lines = [excluded] if excluded else []
+    if size := folder_bytes(output / CACHE):
+        lines.append(
+            f"Cache: {output / CACHE} contains {size / 2**30:.2f} GiB of outputs of frozen encoders (at most "
+            f"{CACHE_LIMIT:g} GiB unless --cache_limit is given); delete it after the last comparison"
+        )
+    lines += best_lines(summary)
     lines.append(f"Report: {output}/report.html, {output}/report.md, {output}/results.csv")
-    for line in filter(None, lines):
+    for line in lines:
         # Soft-wrapped, so that commands and paths can be copied; names are not markup.
         Console().print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
@@ -84,12 +90,3 @@ def _check_fit_arguments(config: str, extra: list[str]) -> None:
             f"trainer.devices asks for {count} devices: set it to 1, since compare measures each run in one process, "
             "and give --jobs for several runs at the same time, each on a device of its own"
         )
-
-
-def _cache_size(folder: Path) -> str:
-    if not (size := folder_bytes(folder)):
-        return ""
-    return (
-        f"Cache: {folder} contains {size / 2**30:.2f} GiB of outputs of frozen encoders (at most {CACHE_LIMIT:g} GiB "
-        "unless --cache_limit is given); delete it after the last comparison"
-    )

@@ -56,11 +56,7 @@ def key_difference(key: str, other: str) -> str | None:
 def table_hash(data: Mapping[str, Any], extra: Sequence[str]) -> str:
     """Hash the bytes of the table that the runs read; empty for a data class without one.
 
-    The data is built and prepared as by a run, with the options of the command line.
-
-    Args:
-        data: of the configuration.
-        extra: further arguments of ``fusion-pl fit``.
+    The data of the configuration is built and prepared as by a run, with the extra arguments of ``fusion-pl fit``.
 
     Raises:
         UserError: if the data cannot be built.

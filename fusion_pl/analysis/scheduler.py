@@ -22,13 +22,9 @@ from fusion_pl.messages import printable
 
 
 class Scheduler:
-    """Execute the runs that have no stored result yet.
+    """Execute the runs that have no stored result yet, in ``jobs`` processes.
 
-    Args:
-        runs: of the comparison.
-        output: its folder.
-        extra: further arguments of every ``fusion-pl fit``.
-        jobs: number of processes.
+    ``output`` is the folder of the comparison, ``extra`` further arguments of every ``fusion-pl fit``.
     """
 
     def __init__(self, runs: Sequence[Run], output: Path, extra: Sequence[str], jobs: int) -> None:

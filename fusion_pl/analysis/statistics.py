@@ -38,14 +38,10 @@ def accuracy_interval(correct: Correct) -> tuple[float, float]:
 
 
 def wilson(proportion: float, count: int) -> tuple[float, float]:
-    r"""Return Wilson's interval: :math:`\frac{p + z²/2n ± z\sqrt{p(1-p)/n + z²/4n²}}{1 + z²/n}`.
+    r"""Return Wilson's interval of a proportion p of n samples: :math:`\frac{p + z²/2n ± z\sqrt{p(1-p)/n + z²/4n²}}{1 + z²/n}`.
 
     Source: Wilson 1927, *Probable inference, the law of succession, and statistical inference*. scipy's implementation
     takes integer counts only, which a mean over seeds is not.
-
-    Args:
-        proportion: p, 0 to 1.
-        count: n, of samples.
     """
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     center = proportion + z * z / (2 * count)
@@ -100,8 +96,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def pareto(points: Mapping[str, tuple[float, float]]) -> set[str]:
     """Return the labels of the Pareto front: no other point is as accurate and as cheap, and better in one of the two.
 
-    Args:
-        points: label -> (accuracy, cost).
+    A point is (accuracy, cost).
 
     Example:
         >>> sorted(pareto({"small": (0.8, 1.0), "large": (0.9, 5.0), "dominated": (0.8, 5.0)}))
