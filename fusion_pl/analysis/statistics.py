@@ -38,7 +38,7 @@ def accuracy_interval(correct: Correct) -> tuple[float, float]:
 
 
 def wilson(proportion: float, count: int) -> tuple[float, float]:
-    r"""Return Wilson's interval of a proportion p of n samples: :math:`\frac{p + z²/2n ± z\sqrt{p(1-p)/n + z²/4n²}}{1 + z²/n}`.
+    r"""Return Wilson's interval of p for n samples: :math:`\frac{p + z²/2n ± z\sqrt{p(1-p)/n + z²/4n²}}{1 + z²/n}`.
 
     Source: Wilson 1927, *Probable inference, the law of succession, and statistical inference*. scipy's implementation
     takes integer counts only, which a mean over seeds is not.
