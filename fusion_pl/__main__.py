@@ -75,20 +75,20 @@ def _run(subcommand: str, arguments: list[str]) -> int:
         return 2
     atexit.register(_exit_fast)
     with _exit_on_interrupt():  # libraries that are interrupted during their import print their own tracebacks
-        from fusion_pl.cli.run import exit_code_of, run
+        from fusion_pl.cli.run import run, run_reporting_errors
 
         if subcommand == "compare":
             from fusion_pl.analysis.compare import compare_command
         if subcommand == "--completion":
-            from fusion_pl.cli.completion import completion
+            from fusion_pl.cli.completion import completion_script
 
-            return _print(f"{completion()}\n")
+            return _print(f"{completion_script()}\n")
         if {"-h", "--help", "--help-all"} & set(arguments):
-            from fusion_pl.cli.help import text
+            from fusion_pl.cli.help import help_text
 
-            return _print(text(subcommand, arguments, everything="--help-all" in arguments) + "\n")
+            return _print(help_text(subcommand, arguments, everything="--help-all" in arguments) + "\n")
     if subcommand == "compare":
-        return exit_code_of(lambda: compare_command(arguments))
+        return run_reporting_errors(lambda: compare_command(arguments))
     return run(subcommand, arguments)
 
 

@@ -83,13 +83,13 @@ def fill_missing(encoded: Encoded, missing_embedding: Float[Tensor, " D"]) -> En
     return encoded._replace(tokens=tokens, mask=encoded.mask | (missing & first), embedding=embedding)
 
 
-def pair_products(values: Float[Tensor, "B M *K"]) -> Float[Tensor, "B *K"]:
+def sum_pairwise_products(values: Float[Tensor, "B M *K"]) -> Float[Tensor, "B *K"]:
     """Sum the products of all pairs of the second axis, ``Σ_{m<n} a_m ∘ a_n``, at linear cost.
 
     Source: "Factorization Machines", Rendle 2010, lemma 3.1.
 
     Example:
-        >>> pair_products(torch.tensor([[[2.0], [3.0], [5.0]]]))  # 6 + 10 + 15
+        >>> sum_pairwise_products(torch.tensor([[[2.0], [3.0], [5.0]]]))  # 6 + 10 + 15
         tensor([[31.]])
     """
     upcasted = upcast(values)  # the difference of squares cancels digits, of which half precision has too few
@@ -122,7 +122,7 @@ def mlp(dim: int, hidden: int, out: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, out))
 
 
-def keep_variance(module: nn.Module) -> None:
+def init_variance_preserving(module: nn.Module) -> None:
     """Initialise every matrix of a module from N(0, 1 / columns), so that outputs have the variance of the inputs.
 
     The default initialisation of torch reduces the variance to a third at every linear layer. After the projection, the
@@ -198,14 +198,14 @@ class UnimodalClassifiers(nn.Module):
 
     def forward(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M C"]:
         """Return the logits of each input; zeros where an input is missing."""
-        return self.from_hidden(self.hidden(inputs), inputs)
+        return self.logits_from_hidden(self.hidden(inputs), inputs)
 
     def hidden(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M F"]:
         """Return the hidden channels of each classifier."""
         activations: Tensor = self.activate(self.projection(inputs))
         return activations
 
-    def from_hidden(self, hidden: Float[Tensor, "B M F"], inputs: dict[str, Encoded]) -> Float[Tensor, "B M C"]:
+    def logits_from_hidden(self, hidden: Float[Tensor, "B M F"], inputs: dict[str, Encoded]) -> Float[Tensor, "B M C"]:
         """Return the logits of each input from its hidden channels; zeros where an input is missing."""
         logits = [linear(channels) for linear, channels in zip(self.classifier.values(), hidden.unbind(1), strict=True)]
         present = torch.stack([inputs[name].mask.any(-1) for name in self.classifier], dim=1)

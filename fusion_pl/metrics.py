@@ -43,11 +43,11 @@ def confusion_matrix(num_classes: int) -> MulticlassConfusionMatrix:
     return MulticlassConfusionMatrix(num_classes, validate_args=False)
 
 
-def per_class(confusion: Int[Tensor, "C C"], classes: list[str]) -> dict[str, dict[str, float]]:
+def per_class_metrics(confusion: Int[Tensor, "C C"], classes: list[str]) -> dict[str, dict[str, float]]:
     """Compute precision, recall, F1 and the number of samples per class from a confusion matrix.
 
     Example:
-        >>> per_class(torch.tensor([[3, 1], [0, 4]]), ["cat", "dog"])["cat"]
+        >>> per_class_metrics(torch.tensor([[3, 1], [0, 4]]), ["cat", "dog"])["cat"]
         {'precision': 1.0, 'recall': 0.75, 'f1': 0.8571, 'samples': 4}
     """
     correct, true, predicted = confusion.diag(), confusion.sum(1), confusion.sum(0)

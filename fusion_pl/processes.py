@@ -8,7 +8,7 @@ import signal
 import threading
 
 
-def follow_parent(worker_id: int = 0) -> None:
+def init_worker(worker_id: int = 0) -> None:
     """Ignore Ctrl-C, which the parent process handles, and exit when the parent process ends.
 
     A terminal sends Ctrl-C to every process of the command, but the parent needs its workers for an orderly end. A

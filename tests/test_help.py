@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from fusion_pl.__main__ import COMMANDS, HELP, main
-from fusion_pl.cli.completion import completion
-from fusion_pl.cli.help import ABOUT, EXAMPLES, sections, text
+from fusion_pl.cli.completion import completion_script
+from fusion_pl.cli.help import DESCRIPTIONS, EXAMPLES, help_text, sections
 from fusion_pl.cli.options import all_options
-from fusion_pl.cli.run import parser_of
+from fusion_pl.cli.run import command_parser
 from fusion_pl.config import import_class
 from fusion_pl.data import Ask, Keypad, ManifestData
 from fusion_pl.fusion import Fusion
@@ -34,12 +34,12 @@ def _wide_terminal(monkeypatch):
 
 def help_lines(subcommand, *arguments):
     """Return the options that a help text shows, with their lines."""
-    lines = text(subcommand, arguments).splitlines()
+    lines = help_text(subcommand, arguments).splitlines()
     return {found[1]: line for line in lines if (found := re.match(r"  --([\w.]+) ", line))}
 
 
 def test_every_command_has_help_and_a_valid_example(tmp_path, monkeypatch):
-    assert set(ABOUT) == set(EXAMPLES) == set(COMMANDS)
+    assert set(DESCRIPTIONS) == set(EXAMPLES) == set(COMMANDS)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     for subcommand, example in EXAMPLES.items():
@@ -48,7 +48,7 @@ def test_every_command_has_help_and_a_valid_example(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("subcommand", COMMANDS)
 def test_help_is_short(subcommand):
-    lines = text(subcommand, []).splitlines()
+    lines = help_text(subcommand, []).splitlines()
     assert 10 < len(lines) <= MAX_LINES
     assert max(map(len, lines)) <= 120
 
@@ -96,8 +96,8 @@ def test_the_defaults_in_help_are_those_of_the_parser():
 
 
 def test_help_all_has_every_option():
-    everything = text("fit", [], everything=True)
-    for option, _ in all_options(parser_of("fit")):
+    everything = help_text("fit", [], everything=True)
+    for option, _ in all_options(command_parser("fit")):
         assert f"--{option.key} " in everything
     assert "model.fusion of fusion_pl.fusion.film.FiLM:" in everything
 
@@ -117,7 +117,7 @@ def test_the_command_prints_help(monkeypatch, capsys):
 
 def test_the_script_completes_commands_options_and_values(tmp_path):
     script = tmp_path / "completion.bash"
-    script.write_text(completion())
+    script.write_text(completion_script())
     assert "fusion-pl --completion bash" in (ROOT / "README.md").read_text(encoding="utf-8")
     subprocess.run(["bash", "-n", str(script)], check=True)
 

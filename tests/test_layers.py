@@ -15,9 +15,9 @@ from fusion_pl.layers import (
     masked_mean,
     masked_softmax,
     mlp,
-    pair_products,
     scatter_rows,
     signed_sqrt,
+    sum_pairwise_products,
     upcast,
 )
 from fusion_pl.types import Encoded, UserError
@@ -90,20 +90,20 @@ def test_pair_products_sum_over_all_pairs(shape):
     for m in range(shape[1]):
         for n in range(m + 1, shape[1]):
             expected += values[:, m] * values[:, n]
-    torch.testing.assert_close(pair_products(values), expected)
+    torch.testing.assert_close(sum_pairwise_products(values), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_pair_products_of_a_single_vector_are_zero(dtype):
     alone = torch.zeros(5, 3, 100, dtype=dtype)
     alone[:, 1] = torch.randn(5, 100, generator=torch.Generator().manual_seed(0)).to(dtype)
-    assert torch.equal(pair_products(alone), torch.zeros(5, 100, dtype=dtype))
+    assert torch.equal(sum_pairwise_products(alone), torch.zeros(5, 100, dtype=dtype))
 
 
 def test_pair_products_in_half_precision_keep_small_products():
     values = torch.tensor([[[12.0], [0.01]]], dtype=torch.bfloat16)
     product = values[:, 0] * values[:, 1]
-    torch.testing.assert_close(pair_products(values), product, rtol=0.01, atol=0)
+    torch.testing.assert_close(sum_pairwise_products(values), product, rtol=0.01, atol=0)
 
 
 def test_signed_sqrt_keeps_the_sign():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusion_pl.metrics import balanced_weights, classification_metrics, confusion_matrix, per_class
+from fusion_pl.metrics import balanced_weights, classification_metrics, confusion_matrix, per_class_metrics
 
 
 def test_a_perfect_predictor_has_perfect_scores():
@@ -48,7 +48,7 @@ def test_uneven_batches_count_samples_not_batches():
 def test_confusion_rows_are_true_classes():
     matrix = confusion_matrix(2)(torch.tensor([1, 1, 0]), torch.tensor([0, 1, 0]))
     assert matrix.tolist() == [[1, 1], [0, 1]]
-    assert per_class(matrix, ["a", "b"])["a"] == {"precision": 1.0, "recall": 0.5, "f1": 0.6667, "samples": 2}
+    assert per_class_metrics(matrix, ["a", "b"])["a"] == {"precision": 1.0, "recall": 0.5, "f1": 0.6667, "samples": 2}
 
 
 def test_balanced_weights_give_every_class_the_same_total_weight():

@@ -19,7 +19,7 @@ from fusion_pl.cli.fusion_cli import FusionCLI
 from fusion_pl.cli.options import all_options, options_of
 from fusion_pl.cli.parsing import parse
 from fusion_pl.cli.predict import predict_parser
-from fusion_pl.cli.run import parser_of, run
+from fusion_pl.cli.run import command_parser, run
 from fusion_pl.data import FusionData, Keypad, ManifestData
 from fusion_pl.encoders import Encoder
 from fusion_pl.fusion import Fusion
@@ -119,7 +119,7 @@ def parse_error(parser, arguments):
 def test_every_option_refuses_another_type():
     """Also the options of every class that an option names; those that take any text are left out."""
     covered, wrong, small = set(), [], {}
-    for parser in (parser_of("fit"), parser_of("validate"), parser_of("test"), predict_parser()):
+    for parser in (command_parser("fit"), command_parser("validate"), command_parser("test"), predict_parser()):
         own = options_of(parser).values()
         for option, cls in all_options(parser):
             takes_any = any(part is str or "Untyped" in str(part) for part in union_members(option.type))
@@ -157,7 +157,7 @@ def test_every_option_refuses_another_type():
 def test_every_number_out_of_its_range_is_refused(config, without_training, capsys):
     """-1 for every number that cannot be negative; heads and encoders are constructed directly."""
     wrong, covered = [], 0
-    for option, cls in all_options(parser_of("fit")):
+    for option, cls in all_options(command_parser("fit")):
         name = option.key.rpartition(".")[2]
         numeric = any(part in (int, float) for part in union_members(option.type)) or option.key == "threads"
         if not numeric or option.key in ANY_NUMBER or (cls and issubclass(cls, Callback)):

@@ -16,7 +16,7 @@ from fusion_pl.analysis.run import CACHE, CACHE_LIMIT
 from fusion_pl.analysis.scheduler import Scheduler
 from fusion_pl.analysis.summary import Summary
 from fusion_pl.cli.parsing import parse
-from fusion_pl.cli.run import parser_of
+from fusion_pl.cli.run import command_parser
 from fusion_pl.messages import printable
 from fusion_pl.training.cache import folder_bytes
 from fusion_pl.types import UserError
@@ -81,7 +81,7 @@ def _check_fit_arguments(config: str, extra: list[str]) -> None:
     Raises:
         UserError: for a mistake, or more than one device per run.
     """
-    devices = parse(parser_of("fit"), ["--model.fusion", BASELINE, "--config", config, *extra]).trainer.devices
+    devices = parse(command_parser("fit"), ["--model.fusion", BASELINE, "--config", config, *extra]).trainer.devices
     if isinstance(devices, str):  # "2", "0,3" or "auto"
         devices = int(devices) if devices.isdigit() else [part for part in devices.split(",") if part]
     count = devices if isinstance(devices, int) else len(devices)

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fusion_pl.cli.errors import user_message
-from fusion_pl.cli.options import options_on
+from fusion_pl.cli.options import cli_options
 from fusion_pl.data.base import FusionData
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training.cache_keys import sources
@@ -87,7 +87,7 @@ def _data_arguments(extra: Sequence[str]) -> Iterator[str]:
 def _classes(config: Mapping[str, Any], extra: Sequence[str]) -> Iterator[type]:
     """Yield all classes that the configuration and the options name."""
     names = set(_class_names("", config))
-    for option, value in options_on(extra):
+    for option, value in cli_options(extra):
         with contextlib.suppress(yaml.YAMLError):
             names |= set(_class_names(option, yaml.safe_load(value)))
     yield from (cls for base in BASES for cls in _subclasses(base) if cls.__name__ in names)

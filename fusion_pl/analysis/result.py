@@ -11,7 +11,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from fusion_pl.cli.parsing import explain
+from fusion_pl.cli.parsing import explain_parse_error
 from fusion_pl.files import atomic_write
 from fusion_pl.types import UserError
 
@@ -115,7 +115,7 @@ class RunResult:
                 raise ValueError("expected a JSON object")
             return cls(**_parser().parse_object(data).as_dict())
         except ArgumentError as error:
-            problem = explain(error, _parser(), []).partition("; give ")[0]
+            problem = explain_parse_error(error, _parser(), []).partition("; give ")[0]
         except ValueError as error:  # not JSON, not UTF-8, or values that contradict each other
             problem = str(error)
         raise UserError(f"{path} is damaged ({problem}): delete the file and compare again")

@@ -15,7 +15,7 @@ import torch
 
 from fusion_pl.analysis.plan import Run
 from fusion_pl.analysis.result import RunResult
-from fusion_pl.processes import follow_parent
+from fusion_pl.processes import init_worker
 
 PROCESS_NAME = "fusion-pl run"
 EXIT_TIMEOUT = 5.0  # seconds until a process that closed its connection is killed
@@ -150,7 +150,7 @@ def _serve(connection: Connection, job: Job, number: int, pool_size: int) -> Non
 
 def _configure_process(number: int, pool_size: int) -> None:
     """Assign one GPU, or a share of the cores; leave Ctrl-C to the parent process."""
-    follow_parent()
+    init_worker()
     # Data loader workers use the default start method again: spawned, as this process is, they would import
     # everything again for training, validation and test of each run.
     multiprocessing.set_start_method(None, force=True)

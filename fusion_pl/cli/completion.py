@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from fusion_pl.cli.help import ABOUT, own_classes, sections
+from fusion_pl.cli.help import DESCRIPTIONS, project_classes, sections
 
 
-def completion() -> str:
+def completion_script() -> str:
     """Return a script for bash that completes commands, options, and values where they are known."""
     cases: list[str] = []
     values: dict[str, str] = {}
-    for subcommand in ABOUT:
+    for subcommand in DESCRIPTIONS:
         groups = sections(subcommand, [], everything=True)
         options = [option for _, group in groups for option in group if "NAME" not in option.key]
         keys = {f"--{option.key}" for option in options} | {"--help", "--help-all"}
         keys |= set() if subcommand == "predict" else {"--config"}
         cases.append(f"    {subcommand}) options={' '.join(sorted(keys))!r} ;;")
         for option in options:
-            if words := [str(choice) for choice in option.choices] or own_classes(option):
+            if words := [str(choice) for choice in option.choices] or project_classes(option):
                 values[option.key] = f"    --{option.key}) known={' '.join(words)!r} ;;"
-    return SCRIPT.format(commands=" ".join(ABOUT), cases="\n".join(cases), values="\n".join(values.values()))
+    return SCRIPT.format(commands=" ".join(DESCRIPTIONS), cases="\n".join(cases), values="\n".join(values.values()))
 
 
 SCRIPT = """\

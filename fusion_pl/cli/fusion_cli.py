@@ -21,7 +21,7 @@ from yaml import YAMLError
 
 from fusion_pl.cli import runs
 from fusion_pl.cli.checks import build, check_model, check_monitor, check_optimizer, check_options, constructor_errors
-from fusion_pl.cli.parsing import explain
+from fusion_pl.cli.parsing import explain_parse_error
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.split_record import find_split_record
 from fusion_pl.training.best import BestCheckpoint
@@ -119,7 +119,7 @@ class FusionCLI(LightningCLI):
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             subcommand, *arguments = sys.argv[1:]
-            raise UserError(explain(error, self._subcommand_parsers[subcommand], arguments)) from error
+            raise UserError(explain_parse_error(error, self._subcommand_parsers[subcommand], arguments)) from error
 
     def _add_instantiators(self) -> None:
         super()._add_instantiators()

@@ -15,12 +15,12 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from fusion_pl.analysis.arguments import compare_parser
-from fusion_pl.cli.options import Option, all_options, options_of, options_of_class, options_on
+from fusion_pl.cli.options import Option, all_options, cli_options, options_of, options_of_class
 from fusion_pl.cli.predict import predict_parser
-from fusion_pl.cli.run import parser_of
+from fusion_pl.cli.run import command_parser
 from fusion_pl.data.manifest import ManifestData
 
-ABOUT = {
+DESCRIPTIONS = {
     "fit": "Train a model with a configuration. Options on the command line override it; later ones win.",
     "validate": "Evaluate a checkpoint on the validation split, with the configuration of its training.",
     "test": "Evaluate a checkpoint on the test split, with the configuration of its training.",
@@ -50,7 +50,7 @@ CONFIG = Option("config", str, None, "YAML file of options, which override those
 MAX_WIDTH, KEY_WIDTH = 120, 46  # characters
 
 
-def text(subcommand: str, arguments: Sequence[str], everything: bool = False) -> str:
+def help_text(subcommand: str, arguments: Sequence[str], everything: bool = False) -> str:
     """Return the help of a command: its main options, or all of them, with their full help, if ``everything``.
 
     ``arguments`` are what follows the command; ``--data`` and ``--config`` select the data set whose options are shown.
@@ -58,7 +58,7 @@ def text(subcommand: str, arguments: Sequence[str], everything: bool = False) ->
     lines = [
         f"usage: fusion-pl {subcommand} {EXAMPLES[subcommand].partition(' ')[0]} … [--OPTION VALUE …]",
         "",
-        *textwrap.wrap(ABOUT[subcommand], _width()),
+        *textwrap.wrap(DESCRIPTIONS[subcommand], _width()),
         "",
         "example:",
         f"  fusion-pl {subcommand} {EXAMPLES[subcommand]}",
@@ -80,10 +80,10 @@ def sections(subcommand: str, arguments: Sequence[str], everything: bool = False
         yield "options", list(options_of(parser).values())
         return
     if everything:
-        yield from _all_sections(parser_of(subcommand))
+        yield from _all_sections(command_parser(subcommand))
         return
     options: dict[str, Option] = {}
-    for option, _ in all_options(parser_of(subcommand)):
+    for option, _ in all_options(command_parser(subcommand)):
         options.setdefault(option.key, option)
     data = data_class(options["data"], arguments)
     data_options = [options["data"], *options_of_class(data, options["data"]).values()]
@@ -109,7 +109,7 @@ def _all_sections(parser: ArgumentParser) -> Iterator[tuple[str, list[Option]]]:
 def data_class(option: Option, arguments: Sequence[str]) -> type:
     """Return the data set that a command line names, in ``--data`` or in its last ``--config`` that has one."""
     name = None
-    for key, value in options_on(arguments):
+    for key, value in cli_options(arguments):
         if key in {"config", "c"} and Path(value).is_file():
             try:
                 content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
@@ -131,7 +131,7 @@ def _option_lines(option: Option, everything: bool) -> list[str]:
     default = "" if is_flag or option.default in (None, "", []) else f"default: {_default(option.default)}"
     default = "required" if option.required else default
     description = _plain(option.help).removesuffix(f" ({option.default})")
-    if names := own_classes(option):
+    if names := project_classes(option):
         first = "data set" if description.startswith("One or more arguments") else _first_sentence(description)
         description = f"{first}, such as {', '.join(names)}"
     if not everything:
@@ -156,7 +156,7 @@ def _plain(text: str) -> str:
     return re.sub(r"\s*Default: .*$|\s*\(default: [^)]*\)", "", " ".join(text.split()))
 
 
-def own_classes(option: Option) -> list[str]:
+def project_classes(option: Option) -> list[str]:
     """Return the names of this project's classes that an option takes."""
     bases = [base for base in option.bases if base.__module__.startswith("fusion_pl.")]
     return [cls.__name__ for cls in option.classes if issubclass(cls, tuple(bases)) and bases != [cls]]

@@ -102,7 +102,7 @@ def all_options(parser: argparse.ArgumentParser) -> Iterator[tuple[Option, type 
                     yield from ((inner, cls) for inner in options_of_class(cls, option).values())
 
 
-def options_on(arguments: Iterable[str]) -> Iterator[tuple[str, str]]:
+def cli_options(arguments: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Yield every option of a command line, without its dashes and ``init_args``, with the word that follows it."""
     words = list(arguments)
     for at, word in enumerate(words):

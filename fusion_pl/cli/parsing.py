@@ -13,7 +13,7 @@ from typing import get_origin
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from fusion_pl.cli.options import Option, options_of, options_of_class, options_on
+from fusion_pl.cli.options import Option, cli_options, options_of, options_of_class
 from fusion_pl.config import RENAMED_ARGUMENTS, missing_module_message
 from fusion_pl.messages import did_you_mean, one_line
 from fusion_pl.types import UserError
@@ -42,14 +42,14 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
     try:
         return parser.parse_args(list(arguments))
     except ArgumentError as error:
-        raise UserError(explain(error, parser, arguments)) from error
+        raise UserError(explain_parse_error(error, parser, arguments)) from error
 
 
 def refuse_repeated(arguments: Iterable[str], repeatable: Iterable[str] = CONFIG) -> None:
     """Refuse an option that is given twice and is not ``repeatable``: only the last would have an effect."""
     lists: tuple[str, ...] = ()  # --trainer.callbacks+ A --trainer.callbacks.x 1 --trainer.callbacks+ B …
     seen: dict[str, str] = {}
-    for key, value in options_on(arguments):
+    for key, value in cli_options(arguments):
         if key.endswith("+"):
             lists += (key[:-1],)
         elif key not in repeatable and not key.startswith(lists):
@@ -58,7 +58,7 @@ def refuse_repeated(arguments: Iterable[str], repeatable: Iterable[str] = CONFIG
             seen[key] = value
 
 
-def explain(error: ArgumentError, parser: ArgumentParser, arguments: Sequence[str]) -> str:
+def explain_parse_error(error: ArgumentError, parser: ArgumentParser, arguments: Sequence[str]) -> str:
     """Return one sentence about an error of a parser, from its chain of causes: one per level of a nested value."""
     chain: list[BaseException] = [error]
     while (link := chain[-1].__cause__) is not None:
@@ -86,7 +86,7 @@ def _command_line_error(message: str, options: Iterable[str], arguments: Sequenc
     if match := re.search(r"does not accept option '(.+?)'", message):  # in a file
         return f"there is no option {match[1]}{did_you_mean(match[1], options) or otherwise}"
     if re.search(r"expected (one|at least one) argument", message):
-        empty = next((key for key, value in options_on(arguments) if not value or value.startswith("--")), "an option")
+        empty = next((key for key, value in cli_options(arguments) if not value or value.startswith("--")), "an option")
         return f"--{empty} has no value: write one after it"
     return None
 
@@ -129,7 +129,7 @@ def _value_error(
     class_options: dict[str, Option] = {}
     if isinstance(cls, type) and (len(keys) > 1 or unknown):
         class_options = {key.rpartition(".")[2]: inner for key, inner in options_of_class(cls, option).items()}
-    nested = [key for key, _ in options_on(arguments) if key.startswith(f"{keys[0]}.")]
+    nested = [key for key, _ in cli_options(arguments) if key.startswith(f"{keys[0]}.")]
     full = next((key for key in nested if key.endswith(f".{last}")), ".".join(dict.fromkeys([keys[0], last])))
     if unknown:
         new = RENAMED.get(full) or RENAMED.get(last)
@@ -231,7 +231,7 @@ def _required_error(names: str, keys: Sequence[str]) -> str:
 def _yaml_error(error: yaml.MarkedYAMLError, arguments: Sequence[str]) -> str:
     """Return which file or option is not YAML, and where."""
     source = "the value of an option"
-    for _, value in options_on(arguments):
+    for _, value in cli_options(arguments):
         if os.path.isfile(value):
             try:
                 yaml.safe_load(Path(value).read_text(encoding="utf-8"))

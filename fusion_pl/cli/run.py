@@ -24,7 +24,7 @@ from fusion_pl.training.run_files import WriteConfig
 
 
 def run(subcommand: str, arguments: list[str]) -> int:
-    """Run fit, validate, test or predict, and return the exit code, see ``exit_code_of``."""
+    """Run fit, validate, test or predict, and return the exit code, see ``run_reporting_errors``."""
 
     @StopSignals().listening()
     def command() -> None:
@@ -36,10 +36,10 @@ def run(subcommand: str, arguments: list[str]) -> int:
             refuse_repeated(arguments)
             run_trainer(subcommand, arguments)
 
-    return exit_code_of(command)
+    return run_reporting_errors(command)
 
 
-def exit_code_of(command: Callable[[], object]) -> int:
+def run_reporting_errors(command: Callable[[], object]) -> int:
     """Run a command, print a user's mistake in one sentence, and return the exit code.
 
     Returns:
@@ -97,7 +97,7 @@ class _ParserOnly(FusionCLI):
 
 
 @functools.cache
-def parser_of(subcommand: str) -> LightningArgumentParser:
+def command_parser(subcommand: str) -> LightningArgumentParser:
     """Return the parser of fit, validate or test."""
     try:
         build_cli(_ParserOnly)

@@ -20,7 +20,7 @@ from fusion_pl.data.order import EpochBatches, EpochLoader, EpochSampler, global
 from fusion_pl.data.rows import OnBadFile
 from fusion_pl.data.splits import Split
 from fusion_pl.messages import join_lines, printable
-from fusion_pl.processes import follow_parent
+from fusion_pl.processes import init_worker
 from fusion_pl.types import Batch, Processor, Sample, UserError
 
 MAX_WORKERS = 16  # beyond it the main process, which receives the batches, is the bottleneck
@@ -179,7 +179,7 @@ class FusionData(LightningDataModule, ABC):
             collate_fn=collate,
             batch_size=self.batch_size,
             num_workers=self.workers,
-            worker_init_fn=follow_parent,
+            worker_init_fn=init_worker,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
             generator=torch.Generator().manual_seed(global_seed()),  # not the global one, which the model uses

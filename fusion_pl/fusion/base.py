@@ -133,7 +133,7 @@ class TokenFusion(Fusion):
     ``x_{m,t} = W_m · LayerNorm(token_t of m) + e_m + p_t``, ``z = fuse(x_1 … x_M)``, ``logits = classifier(z)``
 
     ``e_m`` is a learned embedding of input m, ``p_t`` a learned position embedding if the head has one. Subclasses
-    initialise their matrices by ``fusion_pl.layers.keep_variance``.
+    initialise their matrices by ``fusion_pl.layers.init_variance_preserving``.
 
     Args:
         dims: name of the input -> channels D of its tokens.

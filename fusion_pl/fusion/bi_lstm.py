@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fusion_pl.attention import TokenProjection
 from fusion_pl.fusion.base import Fusion, check_sizes
-from fusion_pl.layers import EmbeddingProjection, keep_variance, masked_mean, mlp
+from fusion_pl.layers import EmbeddingProjection, init_variance_preserving, masked_mean, mlp
 from fusion_pl.types import Encoded, Fused, UserError
 
 
@@ -57,7 +57,7 @@ class BiLSTM(Fusion):
         self.forwards = nn.LSTM(dim, dim, batch_first=True)
         self.backwards = nn.LSTM(dim, dim, batch_first=True)
         self.classifier = mlp(2 * dim, dim, num_classes, dropout)
-        keep_variance(self)
+        init_variance_preserving(self)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``embedding`` is z."""

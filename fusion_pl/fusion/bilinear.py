@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
-from fusion_pl.layers import mlp, pair_products, signed_sqrt
+from fusion_pl.layers import mlp, signed_sqrt, sum_pairwise_products
 
 
 class Bilinear(EmbeddingFusion):
@@ -43,6 +43,6 @@ class Bilinear(EmbeddingFusion):
     def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
         """Return z."""
         wide = [linear(embedding) for linear, embedding in zip(self.expansion, embeddings.unbind(1), strict=True)]
-        products = pair_products(torch.stack(wide, dim=1))
+        products = sum_pairwise_products(torch.stack(wide, dim=1))
         products = products.view(products.shape[0], -1, self.factor).sum(-1)
         return FusedEmbedding(self.norm(signed_sqrt(products)) + embeddings.sum(1))

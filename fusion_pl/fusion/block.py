@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
-from fusion_pl.layers import mlp, pair_products, signed_sqrt
+from fusion_pl.layers import mlp, signed_sqrt, sum_pairwise_products
 from fusion_pl.types import UserError
 
 
@@ -60,7 +60,7 @@ class Block(EmbeddingFusion):
         """Return z."""
         chunks = embeddings.view(*embeddings.shape[:2], self.num_chunks, -1)
         factors = torch.einsum("bmci,mcrio->bmcro", chunks, self.factors)
-        products = pair_products(factors).sum(2)  # B R F/R
+        products = sum_pairwise_products(factors).sum(2)  # B R F/R
         # Without a pair the norm is 0: with a smaller eps the gradient overflows in half precision.
         normalised = F.normalize(signed_sqrt(products), dim=-1, eps=0.01)
         return FusedEmbedding(self.joint_layer(normalised.flatten(1)) + embeddings.sum(1))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fusion_pl.attention import TransformerLayer
 from fusion_pl.fusion.base import Present, TokenFusion, TokenMask, Tokens
-from fusion_pl.layers import keep_variance, masked_mean
+from fusion_pl.layers import init_variance_preserving, masked_mean
 
 
 class CrossAttention(TokenFusion):
@@ -48,7 +48,7 @@ class CrossAttention(TokenFusion):
         self.layers = nn.ModuleList(TransformerLayer(dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
-        keep_variance(self)
+        init_variance_preserving(self)
 
     def fuse(self, tokens: list[Tokens], masks: list[TokenMask]) -> Float[Tensor, "B F"]:
         """Return z."""

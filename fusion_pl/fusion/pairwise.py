@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fusion_pl.attention import POSITIONS, TransformerLayer, to_attention_mask
 from fusion_pl.fusion.base import TokenFusion, TokenMask, Tokens
-from fusion_pl.layers import keep_variance, masked_mean
+from fusion_pl.layers import init_variance_preserving, masked_mean
 
 
 class Pairwise(TokenFusion):
@@ -49,7 +49,7 @@ class Pairwise(TokenFusion):
         self.norm = nn.LayerNorm(dim)
         self.joint_layer = nn.Sequential(nn.Linear(len(dims) * dim, dim), nn.GELU())
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
-        keep_variance(self)
+        init_variance_preserving(self)
 
     def fuse(self, tokens: list[Tokens], masks: list[TokenMask]) -> Float[Tensor, "B F"]:
         """Return z."""

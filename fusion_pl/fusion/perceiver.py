@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fusion_pl.attention import POSITIONS, TransformerLayer, to_attention_mask
 from fusion_pl.fusion.base import TokenFusion, TokenMask, Tokens
-from fusion_pl.layers import keep_variance
+from fusion_pl.layers import init_variance_preserving
 
 
 class Perceiver(TokenFusion):
@@ -45,7 +45,7 @@ class Perceiver(TokenFusion):
         self.self_attention = nn.ModuleList(TransformerLayer(dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
-        keep_variance(self)
+        init_variance_preserving(self)
 
     def fuse(self, tokens: list[Tokens], masks: list[TokenMask]) -> Float[Tensor, "B F"]:
         """Return z. Without any input, the latents skip the cross-attention."""

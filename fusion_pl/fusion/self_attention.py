@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fusion_pl.attention import TransformerLayer
 from fusion_pl.fusion.base import TokenFusion, TokenMask, Tokens, check_sizes
-from fusion_pl.layers import keep_variance
+from fusion_pl.layers import init_variance_preserving
 
 
 class SelfAttention(TokenFusion):
@@ -43,7 +43,7 @@ class SelfAttention(TokenFusion):
         self.layers = nn.ModuleList(TransformerLayer(dim, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(dim, num_classes))
-        keep_variance(self)
+        init_variance_preserving(self)
 
     def fuse(self, tokens: list[Tokens], masks: list[TokenMask]) -> Float[Tensor, "B F"]:
         """Return the normalised z."""

@@ -17,7 +17,7 @@ from fusion_pl.data.manifest import REQUIRED_SPLITS
 from fusion_pl.data.rows import Rows
 from fusion_pl.data.splits import SPLITS, Split
 from fusion_pl.messages import join_lines
-from fusion_pl.processes import follow_parent
+from fusion_pl.processes import init_worker
 from fusion_pl.types import Batch, UserError
 
 MAX_LISTED = 10
@@ -97,6 +97,6 @@ class FileCheck(Dataset[list[str]]):
 
     def run(self, num_workers: int) -> list[str]:
         """Return what is wrong with all files, in the order of the table; with a progress bar for many files."""
-        loader = DataLoader(self, BATCH_SIZE, num_workers=num_workers, collate_fn=list, worker_init_fn=follow_parent)
+        loader = DataLoader(self, BATCH_SIZE, num_workers=num_workers, collate_fn=list, worker_init_fn=init_worker)
         bar = track(loader, "Checking files", console=get_console(), transient=True, disable=len(self) < LONG_TABLE)
         return [problem for batch in bar for problems in batch for problem in problems]

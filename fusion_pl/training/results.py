@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fusion_pl.files import atomic_write
-from fusion_pl.metrics import per_class
+from fusion_pl.metrics import per_class_metrics
 from fusion_pl.training.best import BestCheckpoint, find_best_checkpoint
 from fusion_pl.training.console import print_results
 from fusion_pl.training.run_files import run_folder
@@ -57,7 +57,7 @@ class WriteResults(Callback):
 
     def _compute_per_class(self, trainer: Trainer, pl_module: Any) -> None:
         matrix = stage_confusion(trainer, pl_module).compute().cpu()  # on every process, because it synchronizes
-        self.per_class = per_class(matrix, pl_module.classes)
+        self.per_class = per_class_metrics(matrix, pl_module.classes)
         self.samples = {evaluation_stage(trainer): int(matrix.sum())}
 
     on_validation_epoch_end = on_test_epoch_end = _compute_per_class

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from fusion_pl.analysis.compare import compare_command
-from fusion_pl.cli.run import exit_code_of
+from fusion_pl.cli.run import run_reporting_errors
 
 HEADS = '''
 import os
@@ -328,11 +328,11 @@ def test_mistakes_are_reported_in_one_sentence(compare, tmp_path, monkeypatch, c
         (["--data.manifst", "x.csv"], "there is no option 'manifst'"),
     ):
         command = ["--config", "base.yaml", "--output", "out", *arguments]
-        assert exit_code_of(lambda command=command: compare_command(command)) == 2
+        assert run_reporting_errors(lambda command=command: compare_command(command)) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
-    assert exit_code_of(lambda: compare_command(["--config", "base.yaml", "--output", "file"])) == 2
+    assert run_reporting_errors(lambda: compare_command(["--config", "base.yaml", "--output", "file"])) == 2
     assert "--output: file is a file, expected a folder" in capsys.readouterr().err
     ran = compare("--config", "base.yaml")  # in a process of its own
     assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
