@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -58,6 +58,8 @@ class PretrainedEncoder(Encoder):
         combine: Combine | None = None,
     ) -> None:
         super().__init__()
+        if pooling not in get_args(Pooling):
+            raise UserError(f"pooling: {pooling!r} is unknown, expected mean, max or cls")
         self.source = locate(pretrained)
         self.pretrained_weights = weights
         self.freeze = freeze

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 import transformers as hf
@@ -177,6 +178,12 @@ def test_class_token_of_a_model_that_has_none(tmp_path):
     save_text("t5", tmp_path)
     with pytest.raises(UserError, match=r"pooling: .* has no class token: choose mean or max"):
         TextEncoder(str(tmp_path), pooling="cls")
+
+
+def test_unknown_pooling(bert, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user's Python does not check annotations
+    with pytest.raises(UserError, match=r"pooling: 'median' is unknown, expected mean, max or cls"):
+        TextEncoder(str(bert), pooling="median")
 
 
 def test_max_tokens_below_one(bert):
