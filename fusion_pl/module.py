@@ -19,9 +19,9 @@ from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
 from fusion_pl.layers import drop_input, fill_missing, scatter_rows
 from fusion_pl.metrics import balanced_weights
-from fusion_pl.training.cache import Caches
+from fusion_pl.training.cache import EncoderCaches
 from fusion_pl.training.loss import Loss
-from fusion_pl.training.optimisation import WarmupCosine, dimensions, parameter_groups, use_fused_step
+from fusion_pl.training.optimisation import WarmupCosine, enable_fused_optimizer, parameter_groups, parameter_ndims
 from fusion_pl.training.stage_metrics import Mean, StageMetrics
 from fusion_pl.types import Batch, Encoded, Fused, Processor, UserError
 
@@ -67,7 +67,7 @@ class FusionClassifier(LightningModule):
     ) -> None:
         super().__init__()
         self.loss = loss or Loss()
-        self.loss.check(classes)
+        self.loss.check_class_weights(classes)
         _check(list(encoders), classes)
         self.classes = list(classes)
         self.encoders = nn.ModuleDict(encoders)
@@ -88,8 +88,8 @@ class FusionClassifier(LightningModule):
             {stage: StageMetrics(stage, len(classes), hidden_layers) for stage in ("val", "test")}
         )
         self.train_loss, self.train_accuracy = Mean(), Mean()
-        self.dimensions: dict[str, int] = {}
-        self.cache: Caches | None = None
+        self.parameter_ndims: dict[str, int] = {}
+        self.cache: EncoderCaches | None = None
         self.config()  # fails now, not after an hour of training, if a checkpoint cannot store an argument
 
     def enable_cache(self, folder: Path, augmented: Collection[str], limit: int | None = None) -> None:
@@ -100,7 +100,7 @@ class FusionClassifier(LightningModule):
             augmented: inputs that are augmented in training, which are cached in validation and test only.
             limit: maximum size of the folder in bytes; None: as much as the disk has room for.
         """
-        self.cache = Caches(folder, augmented, limit)
+        self.cache = EncoderCaches(folder, augmented, limit)
         self.cache.use_fixed_crops(self._encoders())
 
     @property
@@ -123,7 +123,7 @@ class FusionClassifier(LightningModule):
             if not encoder.has_weights:
                 encoder.load_pretrained()
                 encoder.has_weights = True
-        self.dimensions = dimensions(self)  # before a strategy flattens the parameters
+        self.parameter_ndims = parameter_ndims(self)  # before a strategy flattens the parameters
         if self.loss.class_weights == "balanced":
             counts = getattr(getattr(self.trainer, "datamodule", None), "class_counts", None)
             if counts is None:
@@ -205,11 +205,11 @@ class FusionClassifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build optimizer and scheduler; pretrained encoders have ``pretrained_lr_factor`` times the learning rate."""
         pretrained = [encoder for _, encoder in self._encoders() if encoder.pretrained_weights]
-        groups = parameter_groups(pretrained, self, self.pretrained_lr_factor, self.dimensions)
+        groups = parameter_groups(pretrained, self, self.pretrained_lr_factor, self.parameter_ndims)
         optimizer = self.optimizer(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_factor"]
-        use_fused_step(optimizer)
+        enable_fused_optimizer(optimizer)
         scheduler = self.lr_scheduler(optimizer)
         if isinstance(scheduler, WarmupCosine):
             if scheduler.total_steps is None:

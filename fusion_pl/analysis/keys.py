@@ -22,7 +22,7 @@ from fusion_pl.cli.errors import user_message
 from fusion_pl.cli.options import cli_options
 from fusion_pl.data.base import FusionData
 from fusion_pl.module import FusionClassifier
-from fusion_pl.training.cache_keys import sources
+from fusion_pl.training.cache_keys import code_versions
 
 BASES = (nn.Module, FusionData, Optimizer, LRScheduler)  # base classes that a short class name is resolved against
 CLASS_KEY = re.compile(
@@ -39,7 +39,7 @@ def run_key(config: Mapping[str, Any], extra: Sequence[str], table_hash: str) ->
         extra: further arguments of ``fusion-pl fit``.
         table_hash: from the function ``table_hash``.
     """
-    files, libraries = sources({FusionClassifier, *_classes(config, extra)})
+    files, libraries = code_versions({FusionClassifier, *_classes(config, extra)})
     parts = ([config, list(extra), files], table_hash, libraries)
     return "-".join(_hash(json.dumps(part, sort_keys=True, default=str).encode()) for part in parts)
 

@@ -29,7 +29,7 @@ from fusion_pl.training.checkpoints import add_checkpoint_io
 from fusion_pl.training.console import console_callbacks
 from fusion_pl.training.dry_run import DryRun
 from fusion_pl.training.hardware import choose_num_threads, choose_precision, keep_memory
-from fusion_pl.training.interrupt import SaveWhenStopped, Stopped
+from fusion_pl.training.interrupt import SaveWhenStopped, StoppedBySignal
 from fusion_pl.training.loggers import LogInterval
 from fusion_pl.training.results import WriteResults
 from fusion_pl.training.resume import CheckTrainingState
@@ -202,20 +202,21 @@ class FusionCLI(LightningCLI):
         else:
             folder = runs.evaluation_folder(self.trainer)
         try:
-            with signals.listening(), folder:
+            with signals.handle_signals(), folder:
                 super()._run_subcommand(subcommand)
-        except (SIGTERMException, Stopped) as stop:
-            message = f"Stopped; saved {stopper.saved}. To resume, repeat the command with --ckpt_path last"
-            if isinstance(stop, Stopped) and not stopper.saved:
+        except (SIGTERMException, StoppedBySignal) as stop:
+            message = f"Stopped; saved {stopper.saved_path}. To resume, repeat the command with --ckpt_path last"
+            if isinstance(stop, StoppedBySignal) and not stopper.saved_path:
                 raise
-            raise Stopped(signals.received or signal.SIGTERM, *([message] if stopper.saved else [])) from None
+            arguments = [message] if stopper.saved_path else []
+            raise StoppedBySignal(signals.received_signum or signal.SIGTERM, *arguments) from None
         except RuntimeError as error:
             is_connection = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
-            if signals.received is None or not is_connection:
+            if signals.received_signum is None or not is_connection:
                 raise
-            raise Stopped(signals.received, "Stopped at once, without saving.") from None  # others did
-        if signals.received is not None:
-            raise Stopped(signals.received, "Stopped after the last step.")
+            raise StoppedBySignal(signals.received_signum, "Stopped at once, without saving.") from None  # others did
+        if signals.received_signum is not None:
+            raise StoppedBySignal(signals.received_signum, "Stopped after the last step.")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         # Without weights_only a checkpoint could run code while it is loaded.

@@ -19,14 +19,14 @@ from fusion_pl.data.base import FusionData
 from fusion_pl.messages import printable
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training.console import configure_logging
-from fusion_pl.training.interrupt import Stopped, StopSignals, exit_code, is_rank_zero
+from fusion_pl.training.interrupt import StoppedBySignal, StopSignals, exit_code, is_rank_zero
 from fusion_pl.training.run_files import WriteConfig
 
 
 def run(subcommand: str, arguments: list[str]) -> int:
     """Run fit, validate, test or predict, and return the exit code, see ``run_reporting_errors``."""
 
-    @StopSignals().listening()
+    @StopSignals().handle_signals()
     def command() -> None:
         if subcommand == "predict":
             from fusion_pl.cli.predict import predict_command
@@ -49,7 +49,7 @@ def run_reporting_errors(command: Callable[[], object]) -> int:
         command()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except Stopped as stop:
+    except StoppedBySignal as stop:
         if is_rank_zero():
             print(stop, file=sys.stderr)
         return exit_code(stop.signum)

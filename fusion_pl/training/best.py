@@ -21,10 +21,10 @@ from fusion_pl.types import UserError
 class BestCheckpoint(ModelCheckpoint):
     """Save the best checkpoint and, after every epoch, the last one.
 
-    Among equal values of the monitored metric, the lowest ``val/loss`` is the best; Lightning's class takes the first.
-    ``last.ckpt`` has the training state, to resume from; Lightning's class writes it only together with a best one.
-    With ``save_last`` the best checkpoints have the weights alone, for inference. ``best_step`` is the global step of
-    the best checkpoint. The arguments are those of Lightning's class.
+    Ties of the monitored metric are broken by the lowest ``val/loss``; ``ModelCheckpoint`` takes the first checkpoint.
+    ``last.ckpt`` has the training state, to resume from; ``ModelCheckpoint`` writes it only together with a best one.
+    With ``save_last`` the best checkpoints have the model weights only, for inference. ``best_step`` is the global
+    step of the best checkpoint. The arguments are the same as for ``ModelCheckpoint``.
 
     Raises:
         UserError: if several checkpoints would have the same name.
@@ -44,23 +44,23 @@ class BestCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """Key of Lightning's class, so that checkpoints of earlier versions are read."""
+        """State key of ``ModelCheckpoint``, so that checkpoints of earlier versions can be read."""
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, with the losses of the best checkpoints."""
+        """Return the state of ``ModelCheckpoint``, the losses of the best checkpoints, and the best step."""
         return super().state_dict() | {"losses": self.losses, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state that ``CheckTrainingState`` has checked."""
+        """Restore a state, after ``CheckTrainingState`` has checked it."""
         super().load_state_dict(state_dict)
         self.losses = state_dict.get("losses", {})
         self.best_step = state_dict.get("best_step")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raise a ``DiskFullError`` if the disk cannot hold the run's checkpoints and the one being written."""
-        checks = trainer.is_global_zero and not trainer.fast_dev_run and "://" not in str(self.dirpath)  # type: ignore[attr-defined]
-        message = trainer.strategy.broadcast(_disk_space_message(self, trainer) if checks else None)
+        """Raise a ``DiskFullError`` if the disk has too little space for the checkpoints of the run."""
+        should_check = trainer.is_global_zero and not trainer.fast_dev_run and "://" not in str(self.dirpath)  # type: ignore[attr-defined]
+        message = trainer.strategy.broadcast(_disk_space_message(self, trainer) if should_check else None)
         if message:
             raise DiskFullError(message)
 
@@ -70,12 +70,12 @@ class BestCheckpoint(ModelCheckpoint):
         self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last checkpoint of an epoch without a validation."""
+        """Save the last checkpoint after an epoch without validation."""
         super().on_train_epoch_end(trainer, pl_module)
         self._save_last(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save the last checkpoint if ``save_on_exception`` is set; Lightning's class also replaces the best one."""
+        """Save the last checkpoint if ``save_on_exception`` is set; ``ModelCheckpoint`` also replaces the best one."""
         if self._should_save_on_exception(trainer):
             self._save_last(trainer)
 
@@ -84,30 +84,30 @@ class BestCheckpoint(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        saved = self.save_last is True and self._last_step == trainer.global_step
-        if saved or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        is_saved = self.save_last is True and self._last_step == trainer.global_step
+        if is_saved or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         super()._save_last_checkpoint(trainer, monitor_candidates)
         self._last_step = trainer.global_step
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Return whether this validation is among the k best: by the monitored metric, then by the loss."""
+        """Return whether this validation is in the top k, ranked by the monitored metric, then by ``val/loss``."""
         if super().check_monitor_top_k(trainer, current):
             return True
         if current is None or not self.best_k_models:
             return False
         worst = self.kth_best_model_path
-        tied = bool(current == self.best_k_models[worst]) and _loss(trainer) < self.losses.get(worst, math.nan)
-        return trainer.strategy.reduce_boolean_decision(tied)
+        is_better = bool(current == self.best_k_models[worst]) and _val_loss(trainer) < self.losses.get(worst, math.nan)
+        return trainer.strategy.reduce_boolean_decision(is_better)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         if filepath in self.best_k_models:
             self.losses = {path: self.losses.get(path, math.nan) for path in self.best_k_models}
-            self.losses[filepath] = _loss(trainer)
-            order = rank_checkpoints(self.best_k_models, self.losses, self.mode)
-            self.best_model_path, self.best_model_score = order[0], self.best_k_models[order[0]]
+            self.losses[filepath] = _val_loss(trainer)
+            ranked = rank_checkpoints(self.best_k_models, self.losses, self.mode)
+            self.best_model_path, self.best_model_score = ranked[0], self.best_k_models[ranked[0]]
             if self.kth_best_model_path:
-                self.kth_best_model_path, self.kth_value = order[-1], self.best_k_models[order[-1]]
+                self.kth_best_model_path, self.kth_value = ranked[-1], self.best_k_models[ranked[-1]]
         if filepath == self.best_model_path:
             self.best_step = trainer.global_step
         weights_only = self.save_weights_only
@@ -119,16 +119,16 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 def find_best_checkpoint(trainer: Trainer) -> BestCheckpoint | None:
-    """Return the first ``BestCheckpoint`` of a Trainer."""
+    """Return the first ``BestCheckpoint`` callback of a Trainer, or None."""
     return next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint)), None)
 
 
-def _loss(trainer: Trainer) -> float:
+def _val_loss(trainer: Trainer) -> float:
     return float(trainer.callback_metrics.get("val/loss", math.nan))
 
 
 def _disk_space_message(callback: BestCheckpoint, trainer: Trainer) -> str | None:
-    """Return a message if the disk is too small for the checkpoints of a run."""
+    """Return a message if the disk has too little space for the checkpoints of a run, otherwise None."""
     folder = Path(str(callback.dirpath))
     weights = sum(tensor.nbytes for tensor in trainer.lightning_module.state_dict().values())
     full = weights if callback.save_weights_only else weights + sum(map(_optimizer_bytes, trainer.optimizers))

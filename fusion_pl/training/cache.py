@@ -21,18 +21,18 @@ from fusion_pl.files import atomic_path
 from fusion_pl.training.cache_keys import encoder_key, row_keys
 from fusion_pl.types import Encoded
 
-Row = dict[str, Tensor]
-PER_TOKEN = ("tokens", "mask")  # fields of ``Encoded`` with one row per token
-CHECKSUM_BYTES = 4  # at the end of a row's file
-MAX_RECOUNTS = 16  # of a folder until it is full: it may have 100,000 files
-RESERVE = 2**30  # bytes that stay free on the disk, for checkpoints
+CachedRow = dict[str, Tensor]
+TOKEN_FIELDS = ("tokens", "mask")  # fields of ``Encoded`` with one row per token
+CHECKSUM_BYTES = 4  # length of the checksum at the end of a row's file
+MAX_RECOUNTS = 16  # how often the folder size is computed until the limit is reached; there may be 100,000 files
+RESERVED_BYTES = 2**30  # disk space that the cache leaves free for checkpoints
 logger = logging.getLogger(__name__)
 
 
-class Caches:
-    """The caches of a model's encoders. Whether an encoder is frozen is checked in every call.
+class EncoderCaches:
+    """One ``EncodedCache`` per frozen encoder of a model. Every call checks again whether the encoder is frozen.
 
-    The arguments are those of ``FusionClassifier.enable_cache``.
+    The arguments are the same as for ``FusionClassifier.enable_cache``.
     """
 
     def __init__(self, folder: Path, augmented: Collection[str], limit: int | None = None) -> None:
@@ -41,13 +41,13 @@ class Caches:
         self.caches: dict[str, EncodedCache] = {}
 
     def use_fixed_crops(self, encoders: Sequence[tuple[str, Encoder]]) -> None:
-        """Crop long clips of frozen encoders as in validation: every random crop would be another row."""
+        """Use the validation crop of long clips for frozen encoders: each random crop would need its own row."""
         for _, encoder in encoders:
             if is_frozen(encoder) and hasattr(encoder.processor, "fixed"):
                 encoder.processor.fixed = True
 
     def start(self, encoders: Sequence[tuple[str, Encoder]], training: bool) -> None:
-        """Clear the caches of earlier weights, and log if nothing can be cached."""
+        """Discard the caches of the previous stage, and log if no input, or only validation, can be cached."""
         self.caches.clear()
         self.use_fixed_crops(encoders)  # a callback may have frozen encoders
         frozen = {name for name, encoder in encoders if is_frozen(encoder)}
@@ -58,10 +58,10 @@ class Caches:
             rank_zero_info(f"Cache: only validation is cached, because training augments all frozen inputs ({names}).")
 
     def encode(self, name: str, encoder: Encoder, inputs: dict[str, Tensor], training: bool) -> Encoded:
-        """Return the output of an input's encoder for P rows of its keyword arguments, from the cache if possible."""
+        """Return the encoder output for the P rows of an input that are present, from the cache if possible."""
         frozen = is_frozen(encoder)
         if not frozen:
-            self.caches.pop(name, None)  # if it is frozen again, it has other weights
+            self.caches.pop(name, None)  # its weights change, which invalidates the cache
         if not frozen or (training and name in self.augmented):
             encoded: Encoded = encoder(**inputs)
             return encoded
@@ -71,22 +71,22 @@ class Caches:
 
 
 class DiskBudget:
-    """The bytes that may still be written to a folder, which other processes write to as well.
+    """Limit on the size of a cache folder that several processes write to.
 
-    Nothing is evicted: every epoch reads all rows in order, so the oldest row is always the next one to be read.
+    Rows are never evicted: every epoch reads all rows in order, so the oldest row is always the next one to be read.
 
     Args:
-        folder: of all caches.
-        limit: maximum size in bytes, exceeded at most by what other processes write between two counts; None: no limit.
+        folder: Folder of all caches.
+        limit: Maximum size in bytes; other processes may exceed it between two size checks. None: no limit.
     """
 
     def __init__(self, folder: str | Path, limit: int | None = None) -> None:
         self.folder, self.limit = Path(folder), limit
-        self.remaining = 0  # bytes until the folder is counted again
+        self.remaining = 0  # bytes to write until the folder size is computed again
 
     def reserve(self, size: int) -> None:
-        """Reserve some bytes, or raise an ``OSError`` if the limit is reached or the disk is nearly full."""
-        if shutil.disk_usage(self.folder).free < RESERVE:
+        """Reserve ``size`` bytes, or raise an ``OSError`` if the limit is reached or the disk is nearly full."""
+        if shutil.disk_usage(self.folder).free < RESERVED_BYTES:
             raise OSError(errno.ENOSPC, "less than 1 GiB is left on the disk")
         if self.limit is None:
             return
@@ -111,22 +111,22 @@ class EncodedCache:
     """Run a frozen encoder only for rows that are not cached yet.
 
     The file name of a row is a hash of the processor's output without padding; the folder name is a hash of the
-    encoder: weights, buffers, arguments, files, source code, and versions of the libraries. Rows are written
-    atomically, so that processes can share a folder, and end with a checksum, so that damaged rows are computed again.
-    A full disk stops writing, not the run. ``folder`` is that of all caches; its default budget is the free disk space.
+    encoder: weights, buffers, arguments, files, source code, and library versions. Rows are written atomically, so
+    that processes can share a folder, and end with a checksum, so that damaged rows are computed again. If the disk is
+    full, the run continues without writing. ``folder`` contains all caches; the default budget is the free disk space.
     """
 
     def __init__(self, encoder: Encoder, folder: str | Path, budget: DiskBudget | None = None) -> None:
         self.budget = budget or DiskBudget(folder)
-        self.encoder = encoder.eval()  # in training mode its output may be random
+        self.encoder = encoder.eval()  # in training mode the output may be random
         self.folder = Path(folder) / encoder_key(encoder)
         self.is_full = False
 
     def __call__(self, inputs: dict[str, Tensor]) -> Encoded:
-        """Encode P rows of the encoder's keyword arguments."""
+        """Return the encoder output for the P rows of its keyword arguments."""
         device = next(iter(inputs.values())).device
         paths = [self.folder / key[:2] / f"{key}.row" for key in row_keys(inputs)]
-        rows = [_read(path) for path in paths]
+        rows = [_read_row(path) for path in paths]
         if missing := [index for index, row in enumerate(rows) if row is None]:
             indices = torch.tensor(missing, device=device)
             encoded = self.encoder(**{name: value[indices] for name, value in inputs.items()})
@@ -135,7 +135,7 @@ class EncodedCache:
                 self._write(paths[index], row)
         return _join_rows([row for row in rows if row is not None], device)
 
-    def _write(self, path: Path, row: Row) -> None:
+    def _write(self, path: Path, row: CachedRow) -> None:
         if self.is_full:
             return
         try:
@@ -149,20 +149,20 @@ class EncodedCache:
             logger.warning("The cache %s is full (%s): other rows are computed in every epoch", self.folder, error)
 
 
-def _split_rows(encoded: Encoded) -> list[Row]:
-    """Split a batch into rows, each cut after its last real token."""
+def _split_rows(encoded: Encoded) -> list[CachedRow]:
+    """Split encoder outputs into rows, and remove the padding after the last real token of each row."""
     lengths = (encoded.mask * torch.arange(1, 1 + encoded.mask.shape[1], device=encoded.mask.device)).amax(1).tolist()
     tensors = {name: value.cpu() for name, value in encoded._asdict().items() if value is not None}
-    rows: list[Row] = []
+    rows: list[CachedRow] = []
     for index, length in enumerate(lengths):
         row = {name: value[index] for name, value in tensors.items()}
-        row |= {name: row[name][:length] for name in PER_TOKEN}
+        row |= {name: row[name][:length] for name in TOKEN_FIELDS}
         rows.append({name: value.clone(memory_format=torch.contiguous_format) for name, value in row.items()})
     return rows
 
 
-def _read(path: Path) -> Row | None:
-    """Return a row, or None if there is none or its file is damaged."""
+def _read_row(path: Path) -> CachedRow | None:
+    """Read a row from its file, or return None if the file does not exist or is damaged."""
     try:
         content = path.read_bytes()
     except OSError:
@@ -172,14 +172,14 @@ def _read(path: Path) -> Row | None:
 
 
 def _checksum(path: Path, row: bytes) -> bytes:
-    """Return the CRC-32 of a row's name and content, which detects damage and exchanged files."""
+    """Return the CRC-32 of a row's file name and content, which detects damaged and swapped files."""
     return zlib.crc32(row, zlib.crc32(path.stem.encode())).to_bytes(CHECKSUM_BYTES)
 
 
-def _join_rows(rows: list[Row], device: torch.device) -> Encoded:
+def _join_rows(rows: list[CachedRow], device: torch.device) -> Encoded:
     tensors: dict[str, Tensor] = {}
     for name in rows[0]:
         values = [row[name] for row in rows]
-        joined = pad_sequence(values, batch_first=True) if name in PER_TOKEN else torch.stack(values)
+        joined = pad_sequence(values, batch_first=True) if name in TOKEN_FIELDS else torch.stack(values)
         tensors[name] = joined.to(device)
     return Encoded(**tensors)

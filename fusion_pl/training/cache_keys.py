@@ -1,4 +1,4 @@
-"""Keys of cached rows: hashes of everything that the output of an encoder depends on, source code included."""
+"""Cache keys of encoder outputs: hashes of everything that an output depends on, including source code."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ from torch import Tensor
 from fusion_pl.config import config_of
 from fusion_pl.encoders.base import Encoder
 
-FORMAT = 2  # of the rows' files
-INSTALLED = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+FILE_FORMAT_VERSION = 2  # format of the files of cached rows
+LIBRARY_FOLDERS = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 def encoder_key(encoder: Encoder) -> str:
-    """Hash an encoder: weights, buffers, arguments, files, source code, and the versions of the libraries."""
+    """Return a hash of an encoder: weights, buffers, arguments, files, source code, and library versions."""
     parts = [*encoder.modules(), encoder.processor]
-    description = [FORMAT, config_of(encoder), *sources({type(part) for part in parts})]
+    description = [FILE_FORMAT_VERSION, config_of(encoder), *code_versions({type(part) for part in parts})]
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name, content in sorted(encoder.files().items()):
         digest.update(name.encode() + content)
     for name, value in [*encoder.named_parameters(), *encoder.named_buffers()]:
-        digest.update(name.encode() + _bytes(value))
+        digest.update(name.encode() + _tensor_bytes(value))
     return digest.hexdigest()[:24]
 
 
 def row_keys(inputs: dict[str, Tensor]) -> list[str]:
-    """Hash each row without its padding; the mask has the length."""
+    """Return a hash of each row without its padding; the mask keeps rows of different lengths distinct."""
     masks = [value.cpu() for value in inputs.values() if value.dtype == torch.bool]
     first = next(iter(inputs.values()))
     device = first.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.get_default_dtype()
     digests = [hashlib.sha256(str(dtype).encode()) for _ in first]
     for name, value in sorted(inputs.items()):
-        cells = value.cpu()
+        rows = value.cpu()
         for mask in masks:
-            if cells.shape == mask.shape:  # token ids, audio samples
-                cells = cells.masked_fill(~mask, 0)
-        for digest, row in zip(digests, cells, strict=True):
+            if rows.shape == mask.shape:  # token ids, waveforms
+                rows = rows.masked_fill(~mask, 0)
+        for digest, row in zip(digests, rows, strict=True):
             digest.update(f"{name} {row.dtype} {list(row.shape[1:])}".encode())
-            digest.update(_bytes(row).rstrip(b"\0"))
+            digest.update(_tensor_bytes(row).rstrip(b"\0"))
     return [digest.hexdigest() for digest in digests]
 
 
-def _bytes(value: Tensor) -> bytes:
+def _tensor_bytes(value: Tensor) -> bytes:
     return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def sources(classes: Iterable[type]) -> tuple[list[str], list[str]]:
-    """Return the hash of each source file that classes use, and the version of each library.
+def code_versions(classes: Iterable[type]) -> tuple[list[str], list[str]]:
+    """Return the hash of each source file that classes depend on, and the version of each library.
 
-    Imports are followed from the classes and their base classes. Of installed libraries only the version is used.
+    Imports are followed from the modules of the classes and their base classes, but not into installed libraries.
     """
     classes = {base for subclass in classes for base in subclass.__mro__}
     files: dict[str, str] = {}
@@ -72,19 +72,19 @@ def sources(classes: Iterable[type]) -> tuple[list[str], list[str]]:
         name = pending.pop()
         seen.add(name)
         top = name.partition(".")[0]
-        if top != "fusion_pl" and (_source_path(top) or "").startswith(INSTALLED):
+        if top != "fusion_pl" and (_source_path(top) or "").startswith(LIBRARY_FOLDERS):
             if name != top:
-                pending |= {top} - seen  # once per library: a look-up takes 1 ms
+                pending |= {top} - seen  # look up each library only once: it takes 1 ms
                 continue
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 libraries[top] = importlib.metadata.version(top)
         elif (path := _source_path(name)) is not None:
-            files[name], imported = _read(path, name)
+            files[name], imported = _hash_module(path, name)
             pending |= imported - seen
-    for base in classes:  # defined in a notebook: without a file, perhaps with a source
+    for base in classes:  # classes of a notebook have no file, but inspect may find their source
         if _source_path(base.__module__) is None:
             with contextlib.suppress(OSError, TypeError):
-                files[f"{base.__module__}:{base.__qualname__}"] = _hash(inspect.getsource(base).encode())
+                files[f"{base.__module__}:{base.__qualname__}"] = _sha256(inspect.getsource(base).encode())
     lines = [[f"{name} {value}" for name, value in sorted(table.items())] for table in (files, libraries)]
     return lines[0], lines[1]
 
@@ -94,7 +94,7 @@ def _source_path(name: str) -> str | None:
     if name in sys.modules:
         return getattr(sys.modules[name], "__file__", None)
     if hasattr(parent := sys.modules.get(name.rpartition(".")[0]), "__file__") and not hasattr(parent, "__path__"):
-        return None  # a name that a module defines
+        return None  # a class or function of a module, not a submodule
     with contextlib.suppress(ImportError, ValueError):  # not a module, or not installed
         spec = importlib.util.find_spec(name)
         return spec.origin if spec is not None and spec.has_location else None
@@ -102,25 +102,25 @@ def _source_path(name: str) -> str | None:
 
 
 @cache
-def _read(path: str, name: str) -> tuple[str, set[str]]:
-    """Return the hash of a module's source, and the names of the modules that it may import."""
+def _hash_module(path: str, name: str) -> tuple[str, set[str]]:
+    """Return the hash of a module's source file, and the names of the modules that it may import."""
     content = Path(path).read_bytes()
     package = name if Path(path).stem == "__init__" else name.rpartition(".")[0]
     imported: set[str] = set()
     with contextlib.suppress(SyntaxError, ValueError, ImportError):  # not Python, or another version of Python
-        imported = set(_imports(ast.parse(content), package))
-    return _hash(content), imported
+        imported = set(_imported_modules(ast.parse(content), package))
+    return _sha256(content), imported
 
 
-def _imports(tree: ast.AST, package: str) -> Iterator[str]:
+def _imported_modules(tree: ast.AST, package: str) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)  # some are modules
+            yield from (f"{base}.{alias.name}" for alias in node.names)  # may be modules or other names
 
 
-def _hash(content: bytes) -> str:
+def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()

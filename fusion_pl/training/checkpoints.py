@@ -1,4 +1,4 @@
-"""Checkpoint files, written atomically."""
+"""Write checkpoint files atomically, and read them as plain data."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from fusion_pl.training.states import describe
 from fusion_pl.types import UserError
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-SHARDED_METADATA = "meta.pt"  # marks the folder of a sharded checkpoint
-MIN_LIGHTNING_VERSION = (2, 6)  # the first one that fusion-pl was used with
+SHARDED_METADATA = "meta.pt"  # only the folder of a sharded checkpoint has this file
+MIN_LIGHTNING_VERSION = (2, 6)  # oldest version that fusion-pl has supported
 
 
 class DiskFullError(UserError):
-    """A checkpoint does not fit on its disk."""
+    """Raised when a disk has too little space for a checkpoint."""
 
 
 class DivergedError(UserError):
-    """The weights are NaN or infinite."""
+    """Raised when model weights are NaN or infinite."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints atomically: a file has its name only when it is complete, and replaces the old one then.
+    """Write checkpoints atomically: a new file replaces the old one only when it is complete.
 
-    Addresses such as ``s3://`` are left to Lightning.
+    Lightning handles URLs such as ``s3://``.
 
     Args:
-        loaded: path -> a checkpoint that is read and checked already; it is not read again.
+        loaded: Path -> checkpoint that has been read and checked already, so that it is not read again.
     """
 
     def __init__(self, loaded: Mapping[str, dict[str, Any]] | None = None) -> None:
@@ -50,7 +50,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             DiskFullError: if the disk is full.
-            DivergedError: for weights that are not finite; the previous checkpoint stays.
+            DivergedError: if model weights are not finite; the previous checkpoint is kept.
         """
         if name := find_non_finite(checkpoint.get("state_dict") or {}):
             raise DivergedError(_diverged_message(name, checkpoint, Path(path).parent))
@@ -61,7 +61,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with atomic_path(path) as partial, partial.open("wb") as file:
-                stream = _Stream(file)
+                stream = _DeferredErrorStream(file)
                 torch.save(checkpoint, stream)  # type: ignore[arg-type]
                 stream.finish()
             _sync_folder(path.parent)
@@ -73,19 +73,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint of fusion-pl as plain data. ``CheckTrainingState`` checks the training state."""
+        """Read a checkpoint as plain data. ``CheckTrainingState`` checks its training state later."""
         checkpoint = self.loaded.pop(str(path), None) or read_checkpoint(path)
         version = checkpoint.get("pytorch-lightning_version")
         match = re.match(r"(\d{1,4})\.(\d{1,4})\.", version) if isinstance(version, str) else None
         if match is None or (int(match[1]), int(match[2])) < MIN_LIGHTNING_VERSION:
             problem = f"{describe(version)} as its version of Lightning"
             raise UserError(f"{path} has {problem}: it is damaged, or not written by fusion-pl")
-        if not isinstance(checkpoint.setdefault("callbacks", {}), dict):  # Lightning calls no callback without it
+        if not isinstance(
+            checkpoint.setdefault("callbacks", {}), dict
+        ):  # Lightning skips all callbacks without it
             raise UserError(f"{path} is damaged: its callbacks are no table of states")
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint: a file, or the folder of a sharded one. Other folders are left alone."""
+        """Remove a checkpoint file or the folder of a sharded checkpoint, but no other folder."""
         if "://" in str(path):
             super().remove_checkpoint(path)
         elif (Path(path) / SHARDED_METADATA).is_file():
@@ -101,8 +103,8 @@ def add_checkpoint_io(plugins: Any, loaded: Mapping[str, dict[str, Any]] | None 
     return plugins if has_io else [*plugins, AtomicCheckpointIO(loaded)]
 
 
-class _Stream:
-    """Write to a file and raise errors only in ``finish``: torch cannot close its archive after an error."""
+class _DeferredErrorStream:
+    """Write to a file, and raise write errors only in ``finish``: torch cannot close its archive after an error."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -128,7 +130,7 @@ class _Stream:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Sync the new name of a file to the disk. Windows does so itself, and cannot open folders."""
+    """Sync a folder to the disk, so that a renamed file persists. Windows needs no sync and cannot open folders."""
     if os.name != "nt":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -138,7 +140,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def mount_point(path: Path) -> Path:
-    """Return where the disk of a file is mounted."""
+    """Return the mount point of the file system that contains a path."""
     return next(folder for folder in (path.resolve(), *path.resolve().parents) if os.path.ismount(folder))
 
 

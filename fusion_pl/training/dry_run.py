@@ -21,7 +21,7 @@ from fusion_pl.processes import init_worker
 from fusion_pl.types import Batch, UserError
 
 MAX_LISTED = 10
-LONG_TABLE = 1000  # files from which a progress bar is shown
+MIN_FILES_FOR_BAR = 1000  # fewer files are checked without a progress bar
 BATCH_SIZE = 16  # files per message from a worker
 
 
@@ -98,5 +98,6 @@ class FileCheck(Dataset[list[str]]):
     def run(self, num_workers: int) -> list[str]:
         """Return what is wrong with all files, in the order of the table; with a progress bar for many files."""
         loader = DataLoader(self, BATCH_SIZE, num_workers=num_workers, collate_fn=list, worker_init_fn=init_worker)
-        bar = track(loader, "Checking files", console=get_console(), transient=True, disable=len(self) < LONG_TABLE)
+        hidden = len(self) < MIN_FILES_FOR_BAR
+        bar = track(loader, "Checking files", console=get_console(), transient=True, disable=hidden)
         return [problem for batch in bar for problems in batch for problem in problems]

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 # Parameters below which overheads dominate a step: conversions to bfloat16, waiting threads.
-SMALL_MODEL = 5_000_000
+SMALL_MODEL_PARAMETERS = 5_000_000
 # Parameters of mallopt in glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
@@ -28,7 +28,7 @@ def choose_precision(model: nn.Module, accelerator: str = "auto") -> str:
     precision = "32-true"
     if not supported:
         reason = f"this {device} has no bfloat16 units (--trainer.precision bf16-mixed to use it anyway)"
-    elif _is_small(model):
+    elif _is_small_model(model):
         reason = "the model is too small to gain from bfloat16 (--trainer.precision bf16-mixed)"
     else:
         precision = "bf16-mixed"
@@ -44,15 +44,15 @@ def choose_num_threads(model: nn.Module, workers: int) -> int:
     workers use their cores are several times slower. A small model therefore leaves the loader's workers their cores.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not _is_small(model):
+    if not _is_small_model(model):
         return cores
     threads = max(1, cores - workers)
     rank_zero_info(f"Threads: {threads} of {cores} cores, the others for the data loader (--threads {cores} for all).")
     return threads
 
 
-def _is_small(model: nn.Module) -> bool:
-    return sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL
+def _is_small_model(model: nn.Module) -> bool:
+    return sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL_PARAMETERS
 
 
 def keep_memory() -> bool:

@@ -21,11 +21,11 @@ from torch import distributed
 
 from fusion_pl.training.checkpoints import DiskFullError, DivergedError
 
-STOPPING = "Stopping after this step; press Ctrl-C again to stop at once without saving."
+STOPPING_MESSAGE = "Stopping after this step; press Ctrl-C again to stop at once without saving."
 
 
-class Stopped(BaseException):
-    """A signal stops the command. Not a ``KeyboardInterrupt``, for which Lightning exits with code 1."""
+class StoppedBySignal(BaseException):
+    """Raised when a signal stops the command; Lightning would exit with code 1 on a ``KeyboardInterrupt``."""
 
     def __init__(self, signum: int, message: str = "Stopped; nothing was saved.") -> None:
         super().__init__(message)
@@ -33,21 +33,21 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Handle Ctrl-C and SIGTERM in the process that the user starts and in those that train with it.
+    """Handle Ctrl-C and SIGTERM in all processes of a training run.
 
-    A signal raises ``Stopped``. While ``waits`` is set, the first one is only stored as ``received``, and the second
-    one raises.
+    A signal raises ``StoppedBySignal``. While ``is_deferred`` is set, the first signal is only stored as
+    ``received_signum``, and the second one raises.
     """
 
     def __init__(self) -> None:
-        self.received: int | None = None
-        self.waits = False
+        self.received_signum: int | None = None
+        self.is_deferred = False
         self._raised = False
-        self.pid: int | None = None  # of the process that handles the signals
+        self.pid: int | None = None  # ID of the process that handles the signals
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handle the signals, except ignored ones, as in a background command."""
+    def handle_signals(self) -> Iterator[None]:
+        """Handle the signals within the context, except those that the process ignores, as background commands do."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -65,25 +65,25 @@ class StopSignals:
             self.pid, sys.unraisablehook = None, hook
 
     def receive(self, signum: int, frame: FrameType | None = None) -> None:
-        """Handle a signal."""
-        if os.getpid() != self.pid:  # a loader's worker, forked a moment ago
+        """Raise ``StoppedBySignal``, or store a deferred signal; exit at once if it was raised before."""
+        if os.getpid() != self.pid:  # a new loader worker, forked with this handler
             if signum == signal.SIGTERM:
                 os._exit(1)
             return
         if self._raised:
             get_console().show_cursor()
             os._exit(exit_code(signum))
-        if self.waits and self.received is None:
-            self.received = signum
+        if self.is_deferred and self.received_signum is None:
+            self.received_signum = signum
             if is_rank_zero():  # in a thread, because this one may hold the lock of the progress bar
-                threading.Thread(target=get_console().print, args=[STOPPING]).start()
+                threading.Thread(target=get_console().print, args=[STOPPING_MESSAGE]).start()
             return
         self._raised = True
-        raise Stopped(signum, *(["Stopped at once, without saving."] if self.received else []))
+        raise StoppedBySignal(signum, *(["Stopped at once, without saving."] if self.received_signum else []))
 
     def _raise_later(self, unraisable: sys.UnraisableHookArgs) -> None:
-        """Raise the signal again a moment later where Python ignored it: in a fork or in ``__del__``."""
-        if isinstance(unraisable.exc_value, Stopped):
+        """Send the signal again after 0.1 s if Python ignored the exception: in a fork or in ``__del__``."""
+        if isinstance(unraisable.exc_value, StoppedBySignal):
             self._raised = False
             threading.Timer(0.1, signal.raise_signal, [unraisable.exc_value.signum]).start()
         else:
@@ -93,81 +93,81 @@ class StopSignals:
 class SaveWhenStopped(Callback):
     """Save ``last.ckpt`` if training is stopped by Ctrl-C or SIGTERM, or fails in a single process.
 
-    After the first signal the current step is finished, so that the weights and the optimizer state are of the same
-    step. ``saved`` is the path of the file after it is written. Signals are handled within ``signals.listening()``.
+    After the first signal the current step is finished, so that the model weights and the optimizer state belong to
+    the same step. ``saved_path`` is the path of the written file. Use it within ``signals.handle_signals()``.
     """
 
     def __init__(self) -> None:
         self.signals = StopSignals()
-        self.saved: Path | None = None
+        self.saved_path: Path | None = None
 
-    def _take_sigterm(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace Lightning's handler of SIGTERM, which broadcasts while other processes are in another collective."""
+    def _install_sigterm_handler(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replace Lightning's SIGTERM handler, whose broadcast would collide with collectives of other processes."""
         if self.signals.pid is not None:
             signal.signal(signal.SIGTERM, self.signals.receive)
 
-    on_sanity_check_start = on_test_start = _take_sigterm
+    on_sanity_check_start = on_test_start = _install_sigterm_handler
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finish the current step after a signal, from now on."""
-        self._take_sigterm(trainer, pl_module)
-        self.signals.waits = True
+        """Defer signals to the end of the current step until training ends."""
+        self._install_sigterm_handler(trainer, pl_module)
+        self.signals.is_deferred = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Finish a validation on several processes: those with fewer batches would wait for the others."""
-        self._take_sigterm(trainer, pl_module)
-        if self.signals.waits and trainer.world_size > 1:
+        """Let a validation on several processes finish: processes may have different numbers of batches."""
+        self._install_sigterm_handler(trainer, pl_module)
+        if self.signals.is_deferred and trainer.world_size > 1:
             trainer._signal_connector.received_sigterm = False
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Stop a validation on one process."""
         if trainer.world_size == 1:
-            self._stop(trainer)
+            self._stop_if_signalled(trainer)
 
-    def _stop(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Let Lightning stop between two steps, as after SIGTERM, in all processes at the same step."""
-        if not self.signals.waits:
+    def _stop_if_signalled(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """After a signal, let Lightning stop all processes after the same step, as it does after SIGTERM."""
+        if not self.signals.is_deferred:
             return
-        stops = self.signals.received is not None
+        should_stop = self.signals.received_signum is not None
         if trainer.world_size > 1:
-            stops = trainer.strategy.reduce_boolean_decision(stops, all=False)
-        if stops:
+            should_stop = trainer.strategy.reduce_boolean_decision(should_stop, all=False)
+        if should_stop:
             trainer._signal_connector.received_sigterm = True
 
-    on_train_batch_end = on_validation_end = _stop
+    on_train_batch_end = on_validation_end = _stop_if_signalled
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop at once after a signal, from now on."""
-        self.signals.waits = False
+        """Stop deferring signals."""
+        self.signals.is_deferred = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the checkpoint for ``--ckpt_path last``."""
-        was_training, self.signals.waits = self.signals.waits, False
-        if isinstance(exception, Stopped) and trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signal.SIGTERM)  # processes without the terminal's signal
-        if not was_training or trainer.global_step == 0:  # a resumed run is restored when its training starts
+        was_training, self.signals.is_deferred = self.signals.is_deferred, False
+        if isinstance(exception, StoppedBySignal) and trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGTERM)  # child processes that did not receive the signal
+        if not was_training or trainer.global_step == 0:  # nothing trained, or a resumed run not restored yet
             return
-        if isinstance(exception, (KeyboardInterrupt, Stopped, DiskFullError, DivergedError)):
+        if isinstance(exception, (KeyboardInterrupt, StoppedBySignal, DiskFullError, DivergedError)):
             return
         if trainer.world_size > 1 and not isinstance(exception, SIGTERMException):
-            return  # saving waits for all processes, of which one has failed
+            return  # saving would wait for the failed process
         folder = next((c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         if folder:
             path = Path(folder) / "last.ckpt"
             trainer.save_checkpoint(path, weights_only=False)
-            self.saved = path
+            self.saved_path = path
 
 
 def is_rank_zero() -> bool:
-    """Return whether this process is the only one, or has rank 0."""
+    """Return whether this process has rank 0; true in a single process."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def exit_code(signum: int) -> int:
-    """Return 128 + signum, the shell's exit code after a signal; 0 for the other processes of a process group.
+    """Return 128 + signum, the shell's exit code after a signal; 0 for ranks above 0 of a process group.
 
-    Lightning kills process 0 as soon as another one fails. That is too early while process 0 shuts down, but right
-    while it still waits for the other one to join.
+    Lightning kills rank 0 as soon as another process fails. Ranks above 0 therefore report no failure while rank 0
+    shuts down, but do while rank 0 still waits for them to join the process group.
     """
-    joined = distributed.is_available() and distributed.is_initialized()
-    return 0 if joined and not is_rank_zero() else 128 + signum
+    has_joined = distributed.is_available() and distributed.is_initialized()
+    return 0 if has_joined and not is_rank_zero() else 128 + signum

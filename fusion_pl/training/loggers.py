@@ -27,14 +27,14 @@ class TensorBoard(TensorBoardLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write one point per metric."""
         if self.writes_scalars:
-            super().log_metrics({tag(name): value for name, value in metrics.items() if name != "epoch"}, step)
+            super().log_metrics({chart_name(name): value for name, value in metrics.items() if name != "epoch"}, step)
 
 
-def tag(metric: str) -> str:
+def chart_name(metric: str) -> str:
     """Return the name of a metric's chart.
 
     Example:
-        >>> tag("val/accuracy")
+        >>> chart_name("val/accuracy")
         'Validation/accuracy'
     """
     return f"Validation/{metric.removeprefix('val/')}" if metric.startswith("val/") else metric

@@ -41,7 +41,7 @@ class Loss:
         if not 0 <= self.auxiliary_weight < math.inf:
             raise UserError(f"model.loss.auxiliary_weight must be 0 or more, not {self.auxiliary_weight}")
 
-    def check(self, classes: list[str]) -> None:
+    def check_class_weights(self, classes: list[str]) -> None:
         """Check the class weights against the classes."""
         weights = self.class_weights
         if not isinstance(weights, list):

@@ -78,13 +78,13 @@ class WarmupCosine(LRScheduler):
         return {key: value for key, value in super().state_dict().items() if key != "total_steps"}
 
 
-def dimensions(model: nn.Module) -> dict[str, int]:
+def parameter_ndims(model: nn.Module) -> dict[str, int]:
     """Return the number of dimensions of each parameter, by its name without prefixes of wrappers."""
     return {WRAPPERS.sub("", name): parameter.ndim for name, parameter in model.named_parameters()}
 
 
 def parameter_groups(
-    pretrained: Iterable[nn.Module], model: nn.Module, lr_factor: float, known: Mapping[str, int] | None = None
+    pretrained: Iterable[nn.Module], model: nn.Module, lr_factor: float, known_ndims: Mapping[str, int] | None = None
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters: pretrained or new, with or without weight decay.
 
@@ -94,13 +94,13 @@ def parameter_groups(
         pretrained: encoders with pretrained weights.
         model: the whole model.
         lr_factor: of the learning rate of pretrained parameters; that of new ones is 1.
-        known: ``dimensions`` of the model before a strategy such as FSDP flattens its parameters.
+        known_ndims: ``parameter_ndims`` of the model before a strategy such as FSDP flattens its parameters.
 
     Raises:
         UserError: if a strategy has joined parameters with and without decay.
     """
     pretrained_ids = {id(p) for module in pretrained for p in module.parameters()}
-    known = dimensions(model) | dict(known or {})
+    ndims = parameter_ndims(model) | dict(known_ndims or {})
     groups: dict[str, dict[str, Any]] = {}
     for full_name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -112,14 +112,14 @@ def parameter_groups(
             )
         name = "pretrained" if id(parameter) in pretrained_ids else "new"
         group: dict[str, Any] = {"params": [], "lr_factor": lr_factor if name == "pretrained" else 1.0}
-        if known[WRAPPERS.sub("", full_name)] <= 1:
+        if ndims[WRAPPERS.sub("", full_name)] <= 1:
             name += "_no_decay"
             group["weight_decay"] = 0.0
         groups.setdefault(name, group | {"name": name})["params"].append(parameter)
     return list(groups.values())
 
 
-def use_fused_step(optimizer: Optimizer) -> None:
+def enable_fused_optimizer(optimizer: Optimizer) -> None:
     """Enable the fused implementation for parameters on a CPU, unless the user sets it, and log it.
 
     On a CPU the default implementation makes a dozen passes over every parameter; on a GPU it is fast already.

@@ -41,7 +41,7 @@ class WriteResults(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best validation of the resumed run."""
-        self.best = _checked_result(state_dict.get("best"))
+        self.best = _validate_result(state_dict.get("best"))
         step, validated = state_dict.get("step"), state_dict.get("validated")
         self.best_step = step if isinstance(step, int) else None
         self.latest_step = validated if isinstance(validated, int) else None
@@ -125,7 +125,7 @@ class WriteResults(Callback):
         print_results(content, path)
 
 
-def _checked_result(result: Any) -> dict[str, Any]:
+def _validate_result(result: Any) -> dict[str, Any]:
     """Return a result from a checkpoint, or an empty one where it has another form."""
     try:
         return {

@@ -19,8 +19,8 @@ from fusion_pl.training import states
 from fusion_pl.training.states import InvalidStateError, check_counters, check_number, describe, match_template
 from fusion_pl.types import UserError
 
-PARTS = {"loops": dict, "optimizer_states": list, "lr_schedulers": list}
-TRAINING, VALIDATION = "epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"
+STATE_TYPES = {"loops": dict, "optimizer_states": list, "lr_schedulers": list}
+TRAINING_PROGRESS, VALIDATION_PROGRESS = "epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"
 
 
 class CheckTrainingState(Callback):
@@ -38,17 +38,17 @@ class CheckTrainingState(Callback):
         """Check loops and callbacks. Most strategies create optimizers and schedules later."""
         checkpoint.pop("native_amp_scaling_state", None)  # of early versions of Lightning
         if trainer.state.fn != TrainerFn.FITTING:  # only the weights are used
-            for part in PARTS:
+            for part in STATE_TYPES:
                 checkpoint.pop(part, None)
             checkpoint["callbacks"] = {}
             return
-        if any(part not in checkpoint for part in PARTS):
+        if any(part not in checkpoint for part in STATE_TYPES):
             raise UserError(
                 f"fit cannot resume from {trainer.ckpt_path}: it has the weights alone, without the training state; "
                 "give --ckpt_path last, or the last.ckpt beside it (of a run without checkpoint.save_weights_only)"
             )
-        with _user_errors(trainer):
-            for part, kind in PARTS.items():
+        with _convert_to_user_error(trainer):
+            for part, kind in STATE_TYPES.items():
                 if not isinstance(checkpoint[part], kind):
                     raise InvalidStateError(f"{part} is no {kind.__name__}")
             check_loops(trainer, checkpoint)
@@ -66,7 +66,7 @@ class CheckTrainingState(Callback):
         checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
             return
-        with _user_errors(trainer):
+        with _convert_to_user_error(trainer):
             saved = states.check_length(checkpoint["optimizer_states"], trainer.optimizers, "optimizers")
             if type(trainer.strategy).load_optimizer_state_dict is Strategy.load_optimizer_state_dict:
                 checkpoint["optimizer_states"] = list(map(states.check_optimizer_state, trainer.optimizers, saved))
@@ -76,7 +76,7 @@ class CheckTrainingState(Callback):
 
 
 @contextmanager
-def _user_errors(trainer: Trainer) -> Iterator[None]:
+def _convert_to_user_error(trainer: Trainer) -> Iterator[None]:
     try:
         yield
     except InvalidStateError as error:
@@ -95,7 +95,8 @@ def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Reduce the state of the loops to the counters of epochs and batches; repeat an interrupted validation."""
     loops = check_counters(checkpoint["loops"].get("fit_loop"), trainer.fit_loop.state_dict(), "fit_loop")
     step = check_counters(checkpoint.get("global_step"), 0, "global_step")
-    training, validation, epochs = loops[TRAINING], loops[VALIDATION], loops["epoch_progress"]["current"]
+    training, validation = loops[TRAINING_PROGRESS], loops[VALIDATION_PROGRESS]
+    epochs = loops["epoch_progress"]["current"]
     last_batch_done = training["is_last_batch"] and training["current"]["ready"] == training["current"]["completed"]
     # The checkpoint was saved after the last batch, before Lightning counted the epoch.
     uncounted = last_batch_done and epochs["processed"] < epochs["ready"]
@@ -108,7 +109,7 @@ def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             validated = validation["is_last_batch"] and validation["total"]["completed"] == validation["total"]["ready"]
         if not validated:
             # The state in the first batch of a validation, from which Lightning starts it again.
-            loops[VALIDATION] = {
+            loops[VALIDATION_PROGRESS] = {
                 "total": {"ready": 1, "started": 1, "processed": 0, "completed": 0},
                 "current": dict.fromkeys(validation["current"], 0),
                 "is_last_batch": False,
@@ -120,11 +121,11 @@ def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             "--trainer.max_epochs a larger number"
         )
     if validated:
-        _refuse_finished(trainer, trained_epochs, step)
+        _check_not_finished(trainer, trained_epochs, step)
     checkpoint["loops"] = {"fit_loop": loops}
 
 
-def _refuse_finished(trainer: Trainer, epochs: int, steps: int) -> None:
+def _check_not_finished(trainer: Trainer, epochs: int, steps: int) -> None:
     """Refuse to resume a finished run, unless it was stopped before it wrote its results."""
     if epochs == trainer.max_epochs:
         limit = "max_epochs"
@@ -159,7 +160,7 @@ def check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             best = match_template(state, {"best_score": template["best_score"]}, key)
             state = template | check_counters(state, counters, key) | best
         else:
-            states.check_plain(state, key)
+            states.check_callback_state(state, key)
         checked[key] = state
     checkpoint["callbacks"] = checked
 
@@ -176,36 +177,36 @@ def _check_model_checkpoint(callback: ModelCheckpoint, state: dict[str, Any]) ->
     names = {path.name for path in files if path.suffix == callback.FILE_EXTENSION}
     paths = {name: os.path.join(str(callback.dirpath), name) for name in names}
 
-    def local(path: Any) -> str:
+    def local_path(path: Any) -> str:
         return paths.get(os.path.basename(path), "") if isinstance(path, str) else ""
 
     for part in ("best_k_models", "losses"):
         if not isinstance(state.setdefault(part, {}), dict):
             raise InvalidStateError(f"{part} of {key} is {describe(state[part])}, expected a table")
     scores = {
-        local(path): torch.tensor(float(check_number(score, f"score of {key}", infinite=True)))
+        local_path(path): torch.tensor(float(check_number(score, f"score of {key}", infinite=True)))
         for path, score in state["best_k_models"].items()
-        if local(path)
+        if local_path(path)
     }
     losses = {
-        local(path): loss
+        local_path(path): loss
         for path, loss in state["losses"].items()
-        if local(path) in scores and isinstance(loss, float) and math.isfinite(loss)
+        if local_path(path) in scores and isinstance(loss, float) and math.isfinite(loss)
     }
     top_k = states.rank_checkpoints(scores, losses, callback.mode)[
         : callback.save_top_k if callback.save_top_k > 0 else None
     ]
     is_full = 0 < len(top_k) == callback.save_top_k
     step = state.get("best_step")
-    without_monitor = local(state.get("best_model_path")) if callback.monitor is None else ""
+    best_without_monitor = local_path(state.get("best_model_path")) if callback.monitor is None else ""
     return {
         "dirpath": callback.dirpath,
-        "best_model_path": top_k[0] if top_k else without_monitor,
+        "best_model_path": top_k[0] if top_k else best_without_monitor,
         "best_model_score": scores[top_k[0]] if top_k else None,
         "best_k_models": {path: scores[path] for path in top_k},
         "kth_best_model_path": top_k[-1] if is_full else "",
         "kth_value": scores[top_k[-1]] if is_full else callback.kth_value,
-        "last_model_path": local(state.get("last_model_path")),
+        "last_model_path": local_path(state.get("last_model_path")),
         "losses": {path: losses.get(path, math.nan) for path in top_k},
         "best_step": check_counters(step, 0, f"best_step of {key}") if top_k and step is not None else None,
     }

@@ -20,7 +20,7 @@ MAX_DEPTH, MAX_VALUES = 20, 5_000_000  # of the state of a callback
 # Options of an optimizer that depend on the hardware of this run.
 HARDWARE_OPTIONS = {"fused", "foreach", "capturable", "differentiable"}
 CURRENT_OPTIONS = HARDWARE_OPTIONS | {"params", "lr_factor"}  # of this run, whatever the checkpoint has
-NO_TABLE = "optimizer's state is no table of parameters and groups"
+INVALID_OPTIMIZER_STATE = "optimizer's state is no table of parameters and groups"
 
 
 class InvalidStateError(Exception):
@@ -122,7 +122,7 @@ def check_counters(value: Any, template: Any, name: str) -> Any:
     return value
 
 
-def check_plain(value: Any, name: str) -> None:
+def check_callback_state(value: Any, name: str) -> None:
     """Refuse NaN, huge integers and endless nesting in the state of a callback."""
     try:
         for _, item in walk(value, MAX_DEPTH, MAX_VALUES):
@@ -154,13 +154,13 @@ def check_optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
     """
     groups: Any = saved.get("param_groups") if isinstance(saved, dict) else None
     if not _is_list(groups, dict) or not isinstance(saved.get("state"), dict):
-        raise InvalidStateError(NO_TABLE)
+        raise InvalidStateError(INVALID_OPTIMIZER_STATE)
     checked: dict[str, Any] = {"state": {}, "param_groups": []}
     first = 0
     for group, old in zip(optimizer.param_groups, check_length(groups, optimizer.param_groups, "groups"), strict=True):
         names = old.get("params")
         if not _is_list(names, int):
-            raise InvalidStateError(NO_TABLE)
+            raise InvalidStateError(INVALID_OPTIMIZER_STATE)
         check_length(names, group["params"], "parameters in a group")
         restored = {key: value for key, value in group.items() if key not in CURRENT_OPTIONS}
         absent = set(optimizer.defaults) - HARDWARE_OPTIONS - set(old)
@@ -178,7 +178,7 @@ def check_optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
                 templates[form] = state_after_step(optimizer, group, parameter)
             state, template = saved["state"][name], templates[form]
             if not isinstance(state, dict):
-                raise InvalidStateError(NO_TABLE)
+                raise InvalidStateError(INVALID_OPTIMIZER_STATE)
             if missing := sorted(template.keys() - state.keys()):
                 raise InvalidStateError(f"optimizer's state has no {missing[0]}")
             checked["state"][index] = {

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fusion_pl.training.best import find_best_checkpoint
 from fusion_pl.training.figures import MAX_PLOTTED_CLASSES, plot_confusion, plot_missing_inputs
-from fusion_pl.training.loggers import TensorBoard, tag
+from fusion_pl.training.loggers import TensorBoard, chart_name
 from fusion_pl.training.stage_metrics import accuracy_by_inputs, evaluation_stage, stage_confusion
 
 
@@ -33,13 +33,13 @@ class TensorBoardFigures(Callback):
         if trainer.sanity_checking:
             return
         matrix = stage_confusion(trainer, pl_module).compute().cpu()  # on every process, because it synchronizes
-        if _writes(trainer) and len(matrix) <= MAX_PLOTTED_CLASSES:
+        if _should_log(trainer) and len(matrix) <= MAX_PLOTTED_CLASSES:
             _add_figure(trainer, "confusion", plot_confusion(matrix, pl_module.classes, evaluation_stage(trainer)))
 
     on_validation_epoch_end = on_test_epoch_end = _plot_confusion
 
     def _plot_missing_inputs(self, trainer: Trainer, pl_module: Any) -> None:
-        if trainer.sanity_checking or not _writes(trainer):
+        if trainer.sanity_checking or not _should_log(trainer):
             return
         stage, inputs = evaluation_stage(trainer), list(pl_module.encoders)
         prefix = f"{stage}/accuracy"
@@ -55,15 +55,15 @@ class TensorBoardFigures(Callback):
             return
         trainer.logger.writes_scalars = False  # the curve is there already
         best, metric = float(checkpoint.best_model_score), str(checkpoint.monitor)
-        trainer.logger.log_hyperparams(self.hyperparameters | {f"best {metric}": best}, {tag(metric): best})
+        trainer.logger.log_hyperparams(self.hyperparameters | {f"best {metric}": best}, {chart_name(metric): best})
         trainer.logger.save()
 
 
-def _writes(trainer: Trainer) -> bool:
+def _should_log(trainer: Trainer) -> bool:
     return trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)
 
 
 def _add_figure(trainer: Trainer, name: str, figure: Figure | None) -> None:
     if figure is not None:
-        chart = tag(f"{evaluation_stage(trainer)}/{name}")
+        chart = chart_name(f"{evaluation_stage(trainer)}/{name}")
         trainer.logger.experiment.add_figure(chart, figure, trainer.global_step)  # type: ignore[union-attr]

@@ -78,7 +78,7 @@ def write_modules(tmp_path, monkeypatch):
         for name in (*SOURCES, "own_head"):
             monkeypatch.delitem(sys.modules, name, raising=False)
         importlib.invalidate_caches()
-        cache_keys._read.cache_clear()
+        cache_keys._hash_module.cache_clear()
 
     _write_modules(**SOURCES)
     return _write_modules

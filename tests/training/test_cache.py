@@ -163,7 +163,7 @@ def test_edited_code_is_run_again(tmp_path, monkeypatch, place, old, new):
             monkeypatch.delitem(sys.modules, name)  # as in another process
         monkeypatch.setattr(sys, "dont_write_bytecode", True)
         importlib.invalidate_caches()
-        cache_keys._read.cache_clear()
+        cache_keys._hash_module.cache_clear()
         torch.manual_seed(0)
         encoder = importlib.import_module("shop.own").Own()
         inputs = encoder.processor(["the cat"])
@@ -199,7 +199,7 @@ def test_tokens_may_be_non_contiguous(tmp_path):
 
 def test_the_last_gib_of_a_disk_stays_free(tmp_path, monkeypatch, caplog):
     encoder = frozen("bert", tmp_path / "model")
-    monkeypatch.setattr(module, "RESERVE", 2**80)
+    monkeypatch.setattr(module, "RESERVED_BYTES", 2**80)
     assert EncodedCache(encoder, tmp_path / "cache")(encoder.processor(["the cat"])).tokens.isfinite().all()
     assert not list((tmp_path / "cache").rglob("*.row"))
     assert "less than 1 GiB is left on the disk" in caplog.text

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusion_pl.training.optimisation import use_fused_step
+from fusion_pl.training.optimisation import enable_fused_optimizer
 
 
 def train_steps(model, optimizer):
@@ -26,7 +26,7 @@ def test_fused_step_is_the_same_step(kind):
     model = nn.Linear(4, 3)
     twin = copy.deepcopy(model)
     optimizer = kind(model.parameters(), lr=0.1)
-    use_fused_step(optimizer)
+    enable_fused_optimizer(optimizer)
     assert optimizer.param_groups[0]["fused"]
     plain = train_steps(twin, kind(twin.parameters(), lr=0.1, foreach=False))
     torch.testing.assert_close(train_steps(model, optimizer), plain)
@@ -36,13 +36,13 @@ def test_fused_step_is_the_same_step(kind):
 def test_an_option_of_the_user_is_not_changed(given):
     optimizer = torch.optim.AdamW(nn.Linear(2, 2).parameters(), **given)
     before = dict(optimizer.param_groups[0])
-    use_fused_step(optimizer)
+    enable_fused_optimizer(optimizer)
     assert optimizer.param_groups[0]["fused"] == before["fused"]
 
 
 def test_an_optimizer_without_a_fused_step_is_unchanged():
     optimizer = torch.optim.LBFGS(nn.Linear(2, 2).parameters())
-    use_fused_step(optimizer)
+    enable_fused_optimizer(optimizer)
     assert "fused" not in optimizer.param_groups[0]
 
 

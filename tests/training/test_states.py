@@ -12,10 +12,10 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, SequentialLR
 
 from fusion_pl.training.states import (
     InvalidStateError,
+    check_callback_state,
     check_counters,
     check_number,
     check_optimizer_state,
-    check_plain,
     describe,
     match_template,
 )
@@ -130,7 +130,7 @@ def test_messages_are_short_for_any_value():
     for value in ("x" * 10**6, 10**6000, loop, {"a": loop}, torch.zeros(10**6), object()):
         assert len(describe(value)) < 80
     with pytest.raises(InvalidStateError, match="state cannot be used: it is nested too deeply"):
-        check_plain(loop, "state")
+        check_callback_state(loop, "state")
     with pytest.raises(InvalidStateError, match="expected a smaller number"):
         check_number(10**6000, "score")
     with pytest.raises(InvalidStateError, match=r"current\.ready is True, expected a count"):
