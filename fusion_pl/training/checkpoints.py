@@ -80,9 +80,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if match is None or (int(match[1]), int(match[2])) < MIN_LIGHTNING_VERSION:
             problem = f"{describe(version)} as its version of Lightning"
             raise UserError(f"{path} has {problem}: it is damaged, or not written by fusion-pl")
-        if not isinstance(
-            checkpoint.setdefault("callbacks", {}), dict
-        ):  # Lightning skips all callbacks without it
+        if not isinstance(checkpoint.setdefault("callbacks", {}), dict):  # Lightning skips all callbacks without it
             raise UserError(f"{path} is damaged: its callbacks are no table of states")
         return checkpoint
 
