@@ -1,4 +1,4 @@
-"""Loss, optimization, callbacks and loggers of training, one file each."""
+"""Training loss, optimization, callbacks and loggers."""
 
 from fusion_pl.training.loggers import TensorBoard
 from fusion_pl.training.loss import Loss

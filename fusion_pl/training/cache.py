@@ -76,8 +76,8 @@ class DiskBudget:
     Rows are never evicted: every epoch reads all rows in order, so the oldest row is always the next one to be read.
 
     Args:
-        folder: Folder of all caches.
-        limit: Maximum size in bytes; other processes may exceed it between two size checks. None: no limit.
+        folder: folder of all caches.
+        limit: maximum size in bytes; other processes may exceed it between two size checks. None: no limit.
     """
 
     def __init__(self, folder: str | Path, limit: int | None = None) -> None:

@@ -38,7 +38,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning handles URLs such as ``s3://``.
 
     Args:
-        loaded: Path -> checkpoint that has been read and checked already, so that it is not read again.
+        loaded: path -> checkpoint that has been read and checked already, so that it is not read again.
     """
 
     def __init__(self, loaded: Mapping[str, dict[str, Any]] | None = None) -> None:

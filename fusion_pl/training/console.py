@@ -1,4 +1,4 @@
-"""Terminal output of a run: model summary, progress bar, results."""
+"""Print the model summary, the progress bar and the results of a run to the terminal."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ from torch import nn
 
 from fusion_pl.messages import printable
 
-# Warnings about Lightning's own code, about small data, or about what is left out on purpose.
+# Regular expressions of warnings that a user cannot act on.
 IGNORED_WARNINGS = (
     ".*does not have many workers.*",
-    ".*smaller than the logging interval.*",  # LogInterval sets it when training starts
+    ".*smaller than the logging interval.*",  # LogInterval sets the interval when training starts
     ".*`flops_per_batch`.*",
     ".*not supported by the model summary.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*dirpath has changed.*",
     ".*exists and is not empty.*",
-    ".*in eval mode at the start of training.*",  # frozen parts of encoders
-    ".*ended before the epoch ended.*",  # the resumed epoch draws its remaining batches again
-    ".*missing from font.*",  # a class name in a figure, drawn as a box
-    ".*No (positive|negative) samples in targets.*",  # a class without validation samples has no score
+    ".*in eval mode at the start of training.*",  # frozen encoder modules
+    ".*ended before the epoch ended.*",  # a resumed epoch continues with its remaining batches
+    ".*missing from font.*",  # characters of a class name in a figure
+    ".*No (positive|negative) samples in targets.*",  # metrics of a class without validation samples are NaN
 )
 IGNORED_MESSAGES = (
     "litlogger",
     "TPU available",
     "Loading `train_dataloader`",
     "Running in `fast_dev_run` mode",
-    "Restoring states from",  # followed by "Restored" and "Loaded"
+    "Restoring states from",  # Lightning also logs "Restored" and "Loaded"
 )
 MAX_BAR_WIDTH = 40
-METRICS_WIDTH = 75  # columns for epoch, batches, times and losses
+METRICS_WIDTH = 75  # characters for epoch, batches, times and losses
 MAX_PRINTED_CLASSES = 60
 
 
 class ProgressBar(RichProgressBar):
-    """Show Lightning's bar in one line and remove it before results are printed.
+    """Show the progress bar in one line, and remove it before results are printed.
 
     Without a terminal, print a line per epoch instead.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Disable the bar where there is no terminal."""
+        """Disable the bar if there is no terminal."""
         super().setup(trainer, pl_module, stage)
         console = get_console()
         self._prints_lines = trainer.is_global_zero and not (console.is_terminal or console.is_jupyter)
@@ -63,7 +63,7 @@ class ProgressBar(RichProgressBar):
             self.disable()
 
     def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
-        """Leave out the speed, and fit the bar into the line."""
+        """Remove the speed column, and choose a bar width that fits into one line."""
         columns = super().configure_columns(trainer)[:-1]
         bar = next(column for column in columns if isinstance(column, CustomBarColumn))
         bar.bar_width = max(5, min(MAX_BAR_WIDTH, get_console().width - METRICS_WIDTH))
@@ -77,7 +77,7 @@ class ProgressBar(RichProgressBar):
             self._metric_component._table_column = Column(no_wrap=True)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return the metrics beside the bar, without the run's number."""
+        """Return the metrics next to the bar, without the version number of the run."""
         metrics = super().get_metrics(trainer, pl_module)
         return {name.removesuffix("_step"): value for name, value in metrics.items() if name != "v_num"}
 
@@ -92,7 +92,7 @@ class ProgressBar(RichProgressBar):
         self._stop_progress()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the bar of ``validate``; in ``fit``, print a line where there is no bar."""
+        """Remove the bar of ``validate``; print a line in ``fit`` if the bar is disabled."""
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn != "fit":
             self._stop_progress()
@@ -104,10 +104,10 @@ class ProgressBar(RichProgressBar):
 
 
 class ModelTable(Callback):
-    """Print a table of the encoders and the fusion head with their numbers of parameters."""
+    """Print the parameter counts of the encoders and the fusion head as a table."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print the table, before a strategy distributes the parameters."""
+        """Print the table before a strategy shards the parameters."""
         if stage != "fit" or not trainer.is_global_zero:
             return
         numbers = [Column(name, justify="right") for name in ("parameters", "trained")]
@@ -121,7 +121,7 @@ class ModelTable(Callback):
 
 
 def _parameter_counts(part: nn.Module) -> tuple[str, str]:
-    """Return the number of all parameters and of the trained ones."""
+    """Return the number of parameters and of trainable parameters, formatted."""
     total = sum(parameter.numel() for parameter in part.parameters())
     trained = sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
     return get_human_readable_count(total), get_human_readable_count(trained)
@@ -160,14 +160,14 @@ def print_results(result: dict[str, Any], path: Path | None) -> None:
 
 
 class _StderrHandler(logging.Handler):
-    """Write to the current ``sys.stderr``: while a bar is drawn, Rich prints that above the bar."""
+    """Log to the current ``sys.stderr``, which Rich prints above a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
 
 
 def configure_logging() -> None:
-    """Filter warnings and messages that a user cannot act on, and print the others above the bar."""
+    """Hide warnings and messages that a user cannot act on, and print the others above the progress bar."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not any(message in record.getMessage() for message in IGNORED_MESSAGES)
     )

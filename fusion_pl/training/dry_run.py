@@ -20,7 +20,7 @@ from fusion_pl.messages import join_lines
 from fusion_pl.processes import init_worker
 from fusion_pl.types import Batch, UserError
 
-MAX_LISTED = 10
+MAX_LISTED = 10  # damaged files in the message
 MIN_FILES_FOR_BAR = 1000  # fewer files are checked without a progress bar
 BATCH_SIZE = 16  # files per message from a worker
 
@@ -35,7 +35,7 @@ class DryRun(Callback):
         self.num_files = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Open every file of the splits that the command uses, and raise a ``UserError`` with the damaged ones."""
+        """Open every file of the splits that the command uses, and raise a ``UserError`` that lists damaged files."""
         message = None
         if trainer.is_global_zero:
             data: FusionData = trainer.datamodule  # type: ignore[attr-defined]
@@ -56,15 +56,15 @@ class DryRun(Callback):
         return -1  # Lightning skips the rest of the epoch
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print that everything is valid."""
+        """Print that the check has passed."""
         if trainer.is_global_zero:
             print(f"Dry run: table, {self.num_files} files, encoders and one batch are valid; nothing was trained")
 
 
 class FileCheck(Dataset[list[str]]):
-    """Every cell that is in use, once; an item is a list of what is wrong with it.
+    """Data set of the distinct files of some splits; an item is the list of error messages of a file.
 
-    Files are read as a whole, while training reads a part of a long recording. Augmentations are left out.
+    Long recordings are read completely, not cropped as in training. Nothing is augmented.
     """
 
     def __init__(self, data: FusionData, splits: Iterable[Split]) -> None:
@@ -88,7 +88,7 @@ class FileCheck(Dataset[list[str]]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> list[str]:
-        """Return what is wrong with a file, or nothing."""
+        """Return the error messages of a file; an empty list if it is valid."""
         samples, row = self.items[index]
         try:
             return list(samples[row].bad_files)
@@ -96,7 +96,7 @@ class FileCheck(Dataset[list[str]]):
             return [str(error)]
 
     def run(self, num_workers: int) -> list[str]:
-        """Return what is wrong with all files, in the order of the table; with a progress bar for many files."""
+        """Return the error messages of all files in table order; show a progress bar if there are many files."""
         loader = DataLoader(self, BATCH_SIZE, num_workers=num_workers, collate_fn=list, worker_init_fn=init_worker)
         hidden = len(self) < MIN_FILES_FOR_BAR
         bar = track(loader, "Checking files", console=get_console(), transient=True, disable=hidden)

@@ -13,14 +13,14 @@ from fusion_pl.messages import printable
 from fusion_pl.metrics import subsets
 
 MAX_PLOTTED_CLASSES = 60  # a larger confusion matrix is not legible
-MAX_LABELLED_CLASSES = 20  # with counts in the cells
+MAX_LABELLED_CLASSES = 20  # a larger confusion matrix has no counts in its cells
 
 
 def plot_confusion(confusion: Int[Tensor, "C C"], classes: list[str], title: str) -> Figure:
-    """Plot a confusion matrix, coloured by the share of the row.
+    """Plot a confusion matrix; the colour of a cell is its share of the row.
 
     Args:
-        confusion: counts; a row per true class, a column per predicted class.
+        confusion: counts with one row per true class and one column per predicted class.
         classes: names of the classes.
         title: title of the figure.
     """
@@ -41,19 +41,19 @@ def plot_confusion(confusion: Int[Tensor, "C C"], classes: list[str], title: str
 
 
 def plot_missing_inputs(accuracies: Mapping[str, float], inputs: Sequence[str], title: str) -> Figure | None:
-    r"""Plot the expected accuracy against the share q of missing cells: a line per input, and one for all inputs.
+    r"""Plot the expected accuracy against the share q of missing cells: one line per input, and one for all inputs.
 
-    Return None where no subset of fewer inputs was measured.
+    Return None if no accuracy without one of the inputs was measured.
 
-    Where cells of input m are missing at random, a sample is classified with all inputs with probability 1 - q and
-    without m with probability q, so the expectation is :math:`(1 - q)\, a_{all} + q\, a_{-m}`. Where cells of every
-    input are, it is :math:`\sum_S q^{M - |S|} (1 - q)^{|S|} a_S / (1 - q^M)` over the non-empty subsets S: samples
-    without any input are left out. Both are exact where every sample has all inputs.
+    If cells of input m are missing at random, a sample is classified with all inputs with probability 1 - q and
+    without m with probability q, so the expectation is :math:`(1 - q)\, a_{all} + q\, a_{-m}`. If cells of every
+    input are missing at random, it is :math:`\sum_S q^{M - |S|} (1 - q)^{|S|} a_S / (1 - q^M)` over the non-empty
+    subsets S; samples without any input are excluded. Both are exact if every measured sample has all inputs.
 
     Args:
-        accuracies: inputs joined by ``+`` in the order of ``inputs`` -> accuracy with only these, 0 to 1.
+        accuracies: input names joined by ``+`` in the order of ``inputs`` -> accuracy with only these, 0 to 1.
         inputs: names of all inputs of the model.
-        title: of the figure.
+        title: title of the figure.
     """
     by_subset = {subset: accuracies.get("+".join(subset)) for subset in subsets(inputs)}
     with_all = by_subset[tuple(inputs)]
@@ -67,7 +67,7 @@ def plot_missing_inputs(accuracies: Mapping[str, float], inputs: Sequence[str], 
     for name, accuracy in measured.items():
         axes.plot(100 * share, 100 * ((1 - share) * with_all + share * accuracy), label=f"{name} missing")
     if len(inputs) > 2 and None not in by_subset.values():
-        # Numerator and denominator are divided by 1 - q, so that q = 1 gives the limit instead of 0 / 0.
+        # Numerator and denominator are divided by 1 - q, so that the result for q = 1 is the limit instead of 0 / 0.
         weights = [share ** (len(inputs) - len(subset)) * (1 - share) ** (len(subset) - 1) for subset in by_subset]
         mean = sum(weight * (value or 0.0) for weight, value in zip(weights, by_subset.values(), strict=True))
         axes.plot(100 * share, 100 * mean / sum(weights), color="black", linestyle="--", label="any missing")

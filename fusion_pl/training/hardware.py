@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-# Parameters below which overheads dominate a step: conversions to bfloat16, waiting threads.
+# Number of parameters below which overheads (conversion to bfloat16, thread synchronization) dominate a step.
 SMALL_MODEL_PARAMETERS = 5_000_000
-# Parameters of mallopt in glibc's malloc.h.
+# Options of the C function mallopt, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
@@ -40,8 +40,8 @@ def choose_precision(model: nn.Module, accelerator: str = "auto") -> str:
 def choose_num_threads(model: nn.Module, workers: int) -> int:
     """Choose the number of threads on a CPU, and log the choice.
 
-    A second thread does not speed up the short steps of a small model, and threads that wait for each other while
-    workers use their cores are several times slower. A small model therefore leaves the loader's workers their cores.
+    A second thread does not speed up the short steps of a small model, and threads that share cores with data loader
+    workers are several times slower. For a small model, one core per worker is therefore left unused by threads.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not _is_small_model(model):
@@ -56,14 +56,13 @@ def _is_small_model(model: nn.Module) -> bool:
 
 
 def keep_memory() -> bool:
-    """Let glibc keep freed memory for the next step, and log it.
+    """Let glibc reuse freed memory in the next step, and return whether it does.
 
-    Each step on a CPU allocates the same large tensors. By default glibc returns them to the system, which zeroes new
-    pages of 4 KiB: a third of a convolutional network's time.
-    Return whether glibc is the C library and accepts the setting.
+    Each step on a CPU allocates the same large tensors. By default, glibc returns their memory to the operating system,
+    which zeroes it when it is allocated again. For a convolutional network this takes a third of the training time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    # mallopt returns 1 on success. The first option disables mmap for large blocks, the second trimming of the heap.
+    # mallopt returns 1 on success. The first option disables mmap for large blocks, the second disables heap trimming.
     if mallopt is None or mallopt(M_MMAP_MAX, 0) != 1 or mallopt(M_TRIM_THRESHOLD, -1) != 1:
         return False
     rank_zero_info("Memory: kept between steps, faster on a CPU (--keep_memory false to disable).")

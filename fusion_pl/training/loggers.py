@@ -1,4 +1,4 @@
-"""The TensorBoard logger, and how often it logs."""
+"""TensorBoard logger and logging interval."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ LOG_INTERVAL = 50  # steps; Lightning's default
 
 
 class TensorBoard(TensorBoardLogger):
-    """Write the curves of training, with the validation first.
+    """Log the training curves, with the validation metrics as the first charts.
 
-    TensorBoard sorts its groups of charts by name, capital letters first, and opens the first two. Metrics of the
-    validation are therefore written to the group ``Validation``: ``val/accuracy`` is the chart
-    ``Validation/accuracy``. There is no chart of the epoch. ``validate`` and ``test`` write no charts, because each
-    would be a single point; their metrics are in ``metrics.json``. The arguments are those of ``TensorBoardLogger``.
+    TensorBoard sorts groups of charts by name, capital letters first, and expands the first two. Validation metrics
+    are therefore written to the group ``Validation``: ``val/accuracy`` is the chart ``Validation/accuracy``. The epoch
+    is not logged. ``validate`` and ``test`` log no metrics, because each chart would be a single point; their metrics
+    are in ``metrics.json``. The arguments are the same as for ``TensorBoardLogger``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -25,13 +25,13 @@ class TensorBoard(TensorBoardLogger):
         self.writes_scalars = True
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write one point per metric."""
+        """Log the metrics of a step, except the epoch."""
         if self.writes_scalars:
             super().log_metrics({chart_name(name): value for name, value in metrics.items() if name != "epoch"}, step)
 
 
 def chart_name(metric: str) -> str:
-    """Return the name of a metric's chart.
+    """Return the name of the chart of a metric.
 
     Example:
         >>> chart_name("val/accuracy")
@@ -41,9 +41,9 @@ def chart_name(metric: str) -> str:
 
 
 class LogInterval(Callback):
-    """Log every step where an epoch has fewer than 50 steps, so that short runs have curves too."""
+    """Log every step if an epoch has fewer than 50 steps, so that short runs have curves too."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the interval from the number of batches."""
+        """Set the logging interval of the Trainer from the number of batches per epoch."""
         is_short = trainer.num_training_batches < LOG_INTERVAL
         trainer.log_every_n_steps = 1 if is_short else LOG_INTERVAL  # type: ignore[attr-defined]

@@ -16,19 +16,19 @@ from fusion_pl.types import UserError
 
 @dataclass(frozen=True)
 class Loss:
-    """Cross-entropy of the fused prediction and, optionally, of an auxiliary head per input.
+    """Cross-entropy of the fusion head's prediction and, optionally, of an auxiliary head per input.
 
     Args:
-        label_smoothing: share of the target spread over all classes, in [0, 1).
-        class_weights: one number per class, or ``balanced`` (inverse frequency in training).
-        auxiliary_weight: weight of the sum of the auxiliary losses, 0 or more. Above 0 each input gets an auxiliary
+        label_smoothing: share of the target probability that is spread over all classes, in [0, 1).
+        class_weights: one weight per class, or ``balanced`` for the inverse class frequency in the training split.
+        auxiliary_weight: weight of the sum of the auxiliary losses, 0 or more. Above 0, each input has an auxiliary
             head: a linear classifier on its embedding, used in training only. Each encoder then learns to classify,
             even if another input learns faster.
             Source: the multi-task form of "What Makes Training Multi-modal Classification Networks Hard?",
             arXiv:1905.12681, with one weight for all inputs instead of estimated ones.
 
     Raises:
-        UserError: for a number out of its range.
+        UserError: if a value is out of range.
     """
 
     label_smoothing: float = 0.0
@@ -42,7 +42,7 @@ class Loss:
             raise UserError(f"model.loss.auxiliary_weight must be 0 or more, not {self.auxiliary_weight}")
 
     def check_class_weights(self, classes: list[str]) -> None:
-        """Check the class weights against the classes."""
+        """Raise a ``UserError`` if the class weights are invalid or their number is not the number of classes."""
         weights = self.class_weights
         if not isinstance(weights, list):
             return
@@ -52,21 +52,21 @@ class Loss:
             raise UserError(f"model.loss.class_weights is {weights}, expected numbers that are 0 or more, not all 0")
 
     def cross_entropy(self, target: Int[Tensor, " B"], weights: Float[Tensor, " C"] | None) -> CrossEntropy:
-        r"""Return the cross-entropy of a batch as a function of logits and a mask, for the head and auxiliary heads.
+        r"""Return a function that computes the cross-entropy of a batch from logits and an optional sample mask.
 
-        It is the weighted mean over the batch, :math:`\sum_{i \in A} w_{t_i} l_i / \sum_i w_{t_i}`, so that only the
-        ratio of the class weights matters. A sample outside the mask A has loss 0 and stays in the denominator.
+        The loss is the weighted mean :math:`\sum_{i \in A} w_{t_i} l_i / \sum_i w_{t_i}`, so that only the ratio of
+        the class weights matters. A sample outside the mask A has loss 0 but is counted in the denominator.
         """
         total: Tensor | int = len(target)
         if weights is not None:
             total = weights[target].sum()
-            total = total.where(total > 0, 1.0)  # all weights of the batch are 0
+            total = total.where(total > 0, 1.0)  # if all weights in the batch are 0
 
         def cross_entropy(logits: Tensor, mask: Tensor | None = None) -> Tensor:
             losses = F.cross_entropy(
                 logits.float(), target, weights, label_smoothing=self.label_smoothing, reduction="none"
             )
-            # A sum, so that a batch without this input has loss 0 and every parameter has a gradient.
+            # A sum of masked losses: a batch without this input has loss 0, and every parameter has a gradient.
             masked = losses if mask is None else losses.masked_fill(~mask, 0.0)
             return masked.sum() / total
 

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fusion_pl.types import UserError
 
-# Prefixes that FSDP, activation checkpointing and torch.compile add to names.
+# Prefixes that FSDP, activation checkpointing and torch.compile add to parameter names.
 WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 
 
@@ -24,13 +24,13 @@ class WarmupCosine(LRScheduler):
     .. math:: \eta_t = \eta \min\left(\frac{t + 1}{w},\; \frac{1 + \cos(\pi \frac{t - w}{n - w})}{2}\right)
 
     with :math:`n` steps in total and :math:`w` warm-up steps. Source: cosine annealing of arXiv:1608.03983 without
-    restarts. ``transformers.get_cosine_schedule_with_warmup`` needs the length of the run when it is built, starts at
-    0, and has no place for parameter groups that are added later.
+    restarts. ``transformers.get_cosine_schedule_with_warmup`` needs the number of steps in the constructor, starts at
+    0, and does not support parameter groups that are added later.
 
     Args:
-        optimizer: its learning rates are the maxima.
+        optimizer: optimizer whose learning rates are the maxima of the schedule.
         warmup: share of warm-up steps, in [0, 1).
-        total_steps: optimizer steps of the run; by default those of the Trainer.
+        total_steps: number of optimizer steps of the run; by default computed by the Trainer.
     """
 
     def __init__(self, optimizer: Optimizer, warmup: float = 0.05, total_steps: int | None = None) -> None:
@@ -43,25 +43,25 @@ class WarmupCosine(LRScheduler):
         super().__init__(optimizer)
 
     def factor(self, step: int) -> float:
-        """Return the factor of the learning rate at a step, counted from 0."""
+        """Return the factor of the maximum learning rate at a step, counted from 0."""
         total = self.total_steps or 1
-        warm = math.ceil(self.warmup * total)
-        if step < warm:
-            return (step + 1) / warm
-        return (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, total - warm)))) / 2
+        warmup_steps = math.ceil(self.warmup * total)
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return (1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / max(1, total - warmup_steps)))) / 2
 
     def get_lr(self) -> list[float | Tensor]:
-        """Return the learning rate of each group; a group that is added later continues from its current rate."""
+        """Return the learning rate of each group; a group that is added later starts at its current rate."""
         for group in self.optimizer.param_groups:
             if "initial_lr" not in group:
                 group["initial_lr"] = group["lr"] / (self.factor(self.last_epoch - 1) or 1.0)
         return [group["initial_lr"] * self.factor(self.last_epoch) for group in self.optimizer.param_groups]
 
     def set_total_steps(self, total_steps: int | float) -> None:
-        """Set the length of the run, before its first step.
+        """Set the number of optimizer steps of the run, before the first step.
 
         Raises:
-            UserError: if it is not known: without a limit of steps, and of epochs or a length of the loader.
+            UserError: if the number is unknown: there is no maximum number of steps or epochs, or no loader length.
         """
         if not 0 <= total_steps < math.inf:
             raise UserError(
@@ -74,30 +74,30 @@ class WarmupCosine(LRScheduler):
             group["lr"] = rate
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state without the length of the run, which may change on resume."""
+        """Return the state without ``total_steps``, which may change on resume."""
         return {key: value for key, value in super().state_dict().items() if key != "total_steps"}
 
 
 def parameter_ndims(model: nn.Module) -> dict[str, int]:
-    """Return the number of dimensions of each parameter, by its name without prefixes of wrappers."""
+    """Return the number of dimensions of each parameter, by its name without wrapper prefixes."""
     return {WRAPPERS.sub("", name): parameter.ndim for name, parameter in model.named_parameters()}
 
 
 def parameter_groups(
     pretrained: Iterable[nn.Module], model: nn.Module, lr_factor: float, known_ndims: Mapping[str, int] | None = None
 ) -> list[dict[str, Any]]:
-    """Split the trainable parameters: pretrained or new, with or without weight decay.
+    """Split the trainable parameters into groups: pretrained or new, with or without weight decay.
 
     Norms and biases (one-dimensional parameters) have no weight decay. Every group has the option ``lr_factor``.
 
     Args:
         pretrained: encoders with pretrained weights.
-        model: the whole model.
-        lr_factor: of the learning rate of pretrained parameters; that of new ones is 1.
-        known_ndims: ``parameter_ndims`` of the model before a strategy such as FSDP flattens its parameters.
+        model: the complete model.
+        lr_factor: factor of the learning rate of pretrained parameters; the factor of new parameters is 1.
+        known_ndims: result of ``parameter_ndims`` for the model before a strategy such as FSDP flattens its parameters.
 
     Raises:
-        UserError: if a strategy has joined parameters with and without decay.
+        UserError: if a strategy has flattened parameters with and without weight decay into one.
     """
     pretrained_ids = {id(p) for module in pretrained for p in module.parameters()}
     ndims = parameter_ndims(model) | dict(known_ndims or {})
@@ -120,9 +120,9 @@ def parameter_groups(
 
 
 def enable_fused_optimizer(optimizer: Optimizer) -> None:
-    """Enable the fused implementation for parameters on a CPU, unless the user sets it, and log it.
+    """Enable PyTorch's fused optimizer for parameters on a CPU, unless the user sets the option, and log it.
 
-    On a CPU the default implementation makes a dozen passes over every parameter; on a GPU it is fast already.
+    On a CPU the default implementation reads every parameter a dozen times; on a GPU it is fast already.
     """
     for group in optimizer.param_groups:
         on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])

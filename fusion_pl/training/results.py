@@ -1,4 +1,4 @@
-"""Write ``metrics.json``: what a run measures."""
+"""Write the metrics of a run to ``metrics.json``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PACKAGES = ("fusion-pl", "lightning", "torch", "torchmetrics", "torchvision", "t
 class WriteResults(Callback):
     """Write and print the results of ``fit``, ``validate`` and ``test``.
 
-    ``fit`` reports the validation of the best checkpoint.
+    The results of ``fit`` are the validation metrics of the best checkpoint.
     """
 
     def __init__(self) -> None:
@@ -36,11 +36,11 @@ class WriteResults(Callback):
         self.latest_step: int | None = None  # global step of the latest validation
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best validation so far, so that a resumed run reports the best of all epochs."""
+        """Return the best validation result, so that a resumed run reports the best result of all epochs."""
         return {"best": self.best, "step": self.best_step, "validated": self.latest_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best validation of the resumed run."""
+        """Restore the best validation result of the resumed run."""
         self.best = _validate_result(state_dict.get("best"))
         step, validated = state_dict.get("step"), state_dict.get("validated")
         self.best_step = step if isinstance(step, int) else None
@@ -63,12 +63,12 @@ class WriteResults(Callback):
     on_validation_epoch_end = on_test_epoch_end = _compute_per_class
 
     def _add_result(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Store a validation of ``fit`` with its step; write the result of ``validate`` and ``test``."""
+        """Store a validation result of ``fit`` with its step; write the result of ``validate`` or ``test``."""
         if trainer.sanity_checking:
             return
         prefix = f"{evaluation_stage(trainer)}/"
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
-        defined = {name: value for name, value in metrics.items() if not math.isnan(value)}  # NaN: no sample has it
+        defined = {name: value for name, value in metrics.items() if not math.isnan(value)}  # NaN without samples
         result = {"metrics": defined, "per_class": self.per_class, "samples": self.samples}
         if trainer.state.fn != "fit":
             self._write(trainer, result)
@@ -79,12 +79,12 @@ class WriteResults(Callback):
     on_validation_end = on_test_end = _add_result
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the validation of the best checkpoint into that checkpoint too."""
+        """Update the callback's state in the checkpoint, so that the best checkpoint has its own result."""
         self._update_best(trainer)
         checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the validation of the best checkpoint."""
+        """Write the validation result of the best checkpoint."""
         checkpoint = self._update_best(trainer)
         if not self.best:
             return
@@ -94,7 +94,7 @@ class WriteResults(Callback):
         self._write(trainer, result, checkpoint.best_model_path if checkpoint else None)
 
     def _update_best(self, trainer: Trainer) -> BestCheckpoint | None:
-        """Take the latest validation as the best if a new best checkpoint was written since."""
+        """Set the best result to the latest one if a new best checkpoint was written, and return the callback."""
         checkpoint = find_best_checkpoint(trainer)
         step = self.latest_step if checkpoint is None else checkpoint.best_step
         if self.latest and (not self.best or step != self.best_step):
@@ -126,7 +126,7 @@ class WriteResults(Callback):
 
 
 def _validate_result(result: Any) -> dict[str, Any]:
-    """Return a result from a checkpoint, or an empty one where it has another form."""
+    """Return a validated result from a checkpoint, or an empty one if its structure is invalid."""
     try:
         return {
             "metrics": {

@@ -1,4 +1,4 @@
-"""Resume training from a checkpoint: check its training state."""
+"""Check the training state of a checkpoint before training resumes from it."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ TRAINING_PROGRESS, VALIDATION_PROGRESS = "epoch_loop.batch_progress", "epoch_loo
 class CheckTrainingState(Callback):
     """Check the training state of a checkpoint before Lightning and torch restore it.
 
-    States of callbacks, loops, optimizers and schedules are reduced to the keys, types, shapes and lengths of this
-    run, with finite numbers. A callback's files are used only if they are in the folder of the run. An interrupted
-    validation is repeated.
+    States of callbacks, loops, optimizers and schedules must have the types, shapes and lengths of this run, and finite
+    numbers; other keys are removed. A callback's files are used only if they are in the folder of the run. An
+    interrupted validation is repeated.
     """
 
     def __init__(self) -> None:
         self._checkpoint: dict[str, Any] | None = None
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Check loops and callbacks. Most strategies create optimizers and schedules later."""
-        checkpoint.pop("native_amp_scaling_state", None)  # of early versions of Lightning
-        if trainer.state.fn != TrainerFn.FITTING:  # only the weights are used
+        """Check loops and callbacks; most strategies create optimizers and schedules later."""
+        checkpoint.pop("native_amp_scaling_state", None)  # written by early versions of Lightning
+        if trainer.state.fn != TrainerFn.FITTING:  # validate and test use only the model weights
             for part in STATE_TYPES:
                 checkpoint.pop(part, None)
             checkpoint["callbacks"] = {}
@@ -92,7 +92,7 @@ def _convert_to_user_error(trainer: Trainer) -> Iterator[None]:
 
 
 def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Reduce the state of the loops to the counters of epochs and batches; repeat an interrupted validation."""
+    """Check the epoch and batch counters of the loops, and repeat an interrupted validation."""
     loops = check_counters(checkpoint["loops"].get("fit_loop"), trainer.fit_loop.state_dict(), "fit_loop")
     step = check_counters(checkpoint.get("global_step"), 0, "global_step")
     training, validation = loops[TRAINING_PROGRESS], loops[VALIDATION_PROGRESS]
@@ -105,10 +105,10 @@ def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         results = checkpoint["callbacks"].get("WriteResults")
         if isinstance(results, dict) and isinstance(results.get("validated"), int):
             validated = results["validated"] == step
-        else:  # a checkpoint of an earlier version
+        else:  # a checkpoint of an earlier version of fusion-pl
             validated = validation["is_last_batch"] and validation["total"]["completed"] == validation["total"]["ready"]
         if not validated:
-            # The state in the first batch of a validation, from which Lightning starts it again.
+            # State during the first batch of a validation, from which Lightning restarts the validation.
             loops[VALIDATION_PROGRESS] = {
                 "total": {"ready": 1, "started": 1, "processed": 0, "completed": 0},
                 "current": dict.fromkeys(validation["current"], 0),
@@ -126,7 +126,7 @@ def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 
 
 def _check_not_finished(trainer: Trainer, epochs: int, steps: int) -> None:
-    """Refuse to resume a finished run, unless it was stopped before it wrote its results."""
+    """Raise a ``UserError`` if the run is finished, unless it was stopped before it wrote its results."""
     if epochs == trainer.max_epochs:
         limit = "max_epochs"
     elif -1 < trainer.max_steps <= steps:
@@ -143,7 +143,7 @@ def _check_not_finished(trainer: Trainer, epochs: int, steps: int) -> None:
 
 
 def check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Reduce the states of callbacks to those of this run's callbacks."""
+    """Check the states of this run's callbacks, and remove the states of other callbacks."""
     checked: dict[str, Any] = {}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         key = callback.state_key
@@ -153,7 +153,7 @@ def check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         if not state:
             continue
         if isinstance(callback, ModelCheckpoint):
-            state = trainer.strategy.broadcast(_check_model_checkpoint(callback, state))  # process 0 knows the files
+            state = trainer.strategy.broadcast(_check_model_checkpoint(callback, state))  # rank 0 reads the folder
         elif isinstance(callback, EarlyStopping):
             template = callback.state_dict()
             counters = {name: template[name] for name in ("wait_count", "stopped_epoch")}
@@ -166,10 +166,10 @@ def check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 
 
 def _check_model_checkpoint(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str, Any]:
-    """Return the state of a ModelCheckpoint with the files that exist in the run's own folder.
+    """Return the state of a ``ModelCheckpoint`` with the checkpoint files that exist in the run's own folder.
 
-    Only names of files are read from the state: Lightning deletes the worst checkpoint at its path, and a run may have
-    been moved.
+    Only file names are read from the state, not folders: the run may have been moved, and Lightning would delete the
+    worst checkpoint at its old path.
     """
     key = type(callback).__name__
     folder = Path(str(callback.dirpath))

@@ -1,4 +1,4 @@
-"""The folder of a run, and its ``config.yaml`` and ``splits.csv``."""
+"""Write ``config.yaml`` and ``splits.csv`` to the folder of a run."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 
 def run_folder(trainer: Trainer) -> Path | None:
-    """Return the folder of a run. Every process has to call it, because the first one broadcasts the path.
+    """Return the folder of a run. Every process must call this function, because rank 0 broadcasts the path.
 
-    None without a logger and with ``fast_dev_run``: files in the current folder could replace the user's own.
+    Return None without a logger or with ``fast_dev_run``: files in the current folder could replace the user's files.
     """
     logger = trainer.logger
     if logger is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     folder = Path(logger.log_dir or "")
-    if logger.log_dir is None:  # the logger of an online service: where Lightning puts the checkpoints
+    if logger.log_dir is None:  # an online service: use the folder of Lightning's checkpoints
         version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
         folder = Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
     return Path(trainer.strategy.broadcast(str(folder)))
 
 
 class _RunFile(Callback):
-    """Write a file to the folder of a run: in ``fit`` once nothing can refuse the run any more."""
+    """Base class: write a file to the folder of a run; in ``fit`` only after all checks of the run have passed."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file of ``validate`` and ``test``."""
+        """Write the file in ``validate`` and ``test``."""
         if stage != "fit":
             self._write_on_rank_zero(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file of ``fit``."""
+        """Write the file in ``fit``."""
         self._write_on_rank_zero(trainer)
 
     def _write_on_rank_zero(self, trainer: Trainer) -> None:
@@ -48,7 +48,7 @@ class _RunFile(Callback):
 
 
 class WriteConfig(_RunFile, SaveConfigCallback):
-    """Write ``config.yaml``. If a resumed run has another configuration, keep the old one as ``config-<n>.yaml``."""
+    """Write ``config.yaml``. If a resumed run changes it, keep the old file as ``config-<n>.yaml``."""
 
     def _write(self, trainer: Trainer, folder: Path) -> None:
         path = folder / self.config_filename
@@ -61,7 +61,7 @@ class WriteConfig(_RunFile, SaveConfigCallback):
 
 
 class WriteSplits(_RunFile):
-    """Write ``splits.csv`` for data with a table: row number, id and split of every row."""
+    """Write the row number, sample id and split of each row of a data table to ``splits.csv``."""
 
     def _write(self, trainer: Trainer, folder: Path) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]

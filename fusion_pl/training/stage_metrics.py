@@ -1,4 +1,4 @@
-"""Metrics of a stage: exact means over its samples, for any sizes of batches and any number of processes."""
+"""Validation and test metrics: exact means over samples, for any batch sizes and any number of processes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torchmetrics import Metric
 from fusion_pl.metrics import classification_metrics, confusion_matrix, subsets
 from fusion_pl.types import Batch, Encoded, Fused
 
-MANY_INPUTS = 5  # from here on, not every subset is evaluated
+MANY_INPUTS = 5  # models with fewer inputs are evaluated on every subset of the inputs
 
 
 class Mean(Metric):
-    """Average over samples; NaN without samples, and if any value is NaN.
+    """Mean over samples; NaN without samples, and if any value is NaN.
 
     Processes exchange sums and counts. Lightning's mean of logged numbers truncates uneven counts over processes, and
     torchmetrics' ``MeanMetric`` either ignores NaN or ignores the weights.
@@ -35,12 +35,12 @@ class Mean(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, total: Tensor, count: Tensor | int) -> None:
-        """Add the sum of some samples' values, and their number."""
+        """Add the sum of the values of a batch, and their number."""
         self.total += total
         self.count += count
 
     def compute(self) -> Tensor:
-        """Return the average over all samples."""
+        """Return the mean over all samples."""
         return self.total / self.count
 
 
@@ -48,9 +48,9 @@ class StageMetrics(nn.Module):
     """Metrics of validation or test.
 
     Args:
-        stage: ``val`` or ``test``, the prefix of all names.
-        num_classes: C.
-        hidden_layers: name of the input -> the hidden layers that its encoder combines; usually none.
+        stage: ``val`` or ``test``, the prefix of all metric names.
+        num_classes: number of classes.
+        hidden_layers: input name -> indices of the hidden layers that its encoder mixes; usually none.
     """
 
     def __init__(self, stage: str, num_classes: int, hidden_layers: Mapping[str, Sequence[int]]) -> None:
@@ -67,11 +67,11 @@ class StageMetrics(nn.Module):
         self.layer_weights = nn.ModuleDict({key: Mean() for key in layer_keys})
 
     def update(self, fused: Fused, encoded: Mapping[str, Encoded], batch: Batch) -> dict[str, Metric]:
-        """Add a batch.
+        """Update the metrics with a batch, and return the updated ones by name, for logging.
 
-        The loss is the cross-entropy without smoothing and class weights, so that runs can be compared. The weight of
-        an input is averaged over all samples, with 0 where it is missing; the weight of a hidden layer over the
-        samples that have the input. Returns what to log: name -> metric.
+        The loss is the cross-entropy without label smoothing and class weights, so that runs can be compared. The
+        weight of an input is averaged over all samples and is 0 if the input is missing; the weight of a hidden layer
+        is averaged over the samples that have the input.
         """
         assert batch.target is not None
         logits, size = fused.logits.float(), len(batch.ids)
@@ -94,7 +94,7 @@ class StageMetrics(nn.Module):
         return metrics
 
     def update_subset(self, subset: Sequence[str], fused: Fused, batch: Batch) -> dict[str, Metric]:
-        """Add a batch to the accuracy with one of ``subsets``, over the samples that have one of its inputs."""
+        """Update the accuracy for a subset of the inputs with a batch; count samples with any input of the subset."""
         assert batch.target is not None
         has_any = torch.stack([batch.present[name] for name in subset]).any(0)
         correct = (fused.logits.argmax(-1) == batch.target) & has_any
@@ -108,9 +108,9 @@ class StageMetrics(nn.Module):
 
 
 def proper_subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return the subsets of the inputs, without the full set, with which a model is evaluated.
+    """Return the proper subsets of the inputs on which a model is evaluated.
 
-    From five inputs on: each input alone, and all but one.
+    With five or more inputs, only subsets of one input and subsets without one input are returned.
 
     Example:
         >>> proper_subsets(["text", "image"])
@@ -122,7 +122,7 @@ def proper_subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def accuracy_by_inputs(metrics: Mapping[str, float], stage: str, inputs: Sequence[str]) -> dict[str, float]:
-    """Return the accuracy with each measured subset of the inputs, all inputs included, by names joined with ``+``."""
+    """Return the accuracy of each measured subset of the inputs, including all inputs; names are joined by ``+``."""
     prefix = f"{stage}/accuracy/"
     by_subset = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
     return by_subset | {"+".join(inputs): metrics[f"{stage}/accuracy"]}

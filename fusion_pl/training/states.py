@@ -1,4 +1,4 @@
-"""Check the training state of a checkpoint against the state of this run."""
+"""Compare parts of the training state of a checkpoint with the state of this run."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch.optim import Optimizer
 from fusion_pl.messages import short
 from fusion_pl.plain_data import NestingError, walk
 
-MAX_COUNT = 2**53  # of steps, batches, epochs
-MAX_DEPTH, MAX_VALUES = 20, 5_000_000  # of the state of a callback
-# Options of an optimizer that depend on the hardware of this run.
+MAX_COUNT = 2**53  # largest number of steps, batches or epochs
+MAX_DEPTH, MAX_VALUES = 20, 5_000_000  # nesting depth and number of values in the state of a callback
+# Optimizer options that depend on the hardware of this run.
 HARDWARE_OPTIONS = {"fused", "foreach", "capturable", "differentiable"}
-CURRENT_OPTIONS = HARDWARE_OPTIONS | {"params", "lr_factor"}  # of this run, whatever the checkpoint has
+CURRENT_OPTIONS = HARDWARE_OPTIONS | {"params", "lr_factor"}  # never restored from a checkpoint
 INVALID_OPTIMIZER_STATE = "optimizer's state is no table of parameters and groups"
 
 
 class InvalidStateError(Exception):
-    """A part of the training state has another form than in this run. It becomes a ``UserError`` with the path."""
+    """Raised if a part of the training state is invalid for this run; converted to a ``UserError`` with the path."""
 
 
 class MismatchError(InvalidStateError):
-    """A state belongs to another optimizer or schedule, with keys that this run's does not have."""
+    """Raised if a state has the keys of another optimizer or schedule class."""
 
     def __init__(self, kind: str, expected: object, keys: Iterable[object]) -> None:
         names = ", ".join(sorted(map(str, keys)))
@@ -38,11 +38,11 @@ class MismatchError(InvalidStateError):
 def match_template(value: Any, template: Any, name: str) -> Any:
     """Return a value from a checkpoint with the keys, lengths, types and shapes of a template from this run.
 
-    Text and other objects are taken from the template.
+    Strings and other objects are taken from the template.
 
     Raises:
-        InvalidStateError: for another type, shape or length, and for numbers that are not finite, unless the
-            template's are infinite.
+        InvalidStateError: if a type, shape or length differs, or a number is not finite; it may be infinite if the
+            template's number is infinite.
     """
     if isinstance(template, dict):
         return _match_values(value, template, name, match_template)
@@ -63,7 +63,7 @@ def match_template(value: Any, template: Any, name: str) -> Any:
 
 
 def _match_values(value: Any, template: dict[Any, Any], name: str, match: Callable[..., Any]) -> dict[Any, Any]:
-    """Match the values of a table; those that it does not have are taken from the template."""
+    """Match the values of a dictionary; missing values are taken from the template."""
     if not isinstance(value, Mapping):
         raise InvalidStateError(f"{name} is {describe(value)}, expected a table")
     return {
@@ -73,7 +73,7 @@ def _match_values(value: Any, template: dict[Any, Any], name: str, match: Callab
 
 
 def check_number(value: Any, name: str, infinite: bool = False) -> int | float:
-    """Return a number that is finite, unless infinity is allowed; a tensor with one number counts as well."""
+    """Return a finite number, or also an infinite one if ``infinite``; a one-element tensor is converted."""
     if isinstance(value, Tensor) and value.numel() == 1 and value.layout == torch.strided and not value.is_meta:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -91,8 +91,8 @@ def _match_tensor(value: Any, template: Tensor, name: str) -> Tensor:
     """Return a copy of a tensor with the memory layout of the template."""
     if not isinstance(value, Tensor):
         value = torch.tensor(check_number(value, name, infinite=True))
-    form = (template.shape, template.layout, template.is_complex())
-    if (value.shape, value.layout, value.is_complex()) != form or value.is_meta:
+    expected = (template.shape, template.layout, template.is_complex())
+    if (value.shape, value.layout, value.is_complex()) != expected or value.is_meta:
         raise InvalidStateError(f"{name} has shape {tuple(value.shape)}, expected {tuple(template.shape)}")
     infinite = template.numel() == 1 and bool(template.isinf())
     if value.isnan().any() or not (infinite or value.isfinite().all()):
@@ -114,7 +114,7 @@ def describe(value: Any) -> str:
 
 
 def check_counters(value: Any, template: Any, name: str) -> Any:
-    """Return counters with the keys of a template: nested tables of counts and flags."""
+    """Return nested dictionaries of counts and booleans with the keys of a template."""
     if isinstance(template, dict):
         return _match_values(value, template, name, check_counters)
     if type(value) is not type(template) or not 0 <= value <= MAX_COUNT:
@@ -123,7 +123,7 @@ def check_counters(value: Any, template: Any, name: str) -> Any:
 
 
 def check_callback_state(value: Any, name: str) -> None:
-    """Refuse NaN, huge integers and endless nesting in the state of a callback."""
+    """Raise an ``InvalidStateError`` for NaN, huge integers or too deep nesting in the state of a callback."""
     try:
         for _, item in walk(value, MAX_DEPTH, MAX_VALUES):
             if isinstance(item, (int, float)) and not isinstance(item, bool):
@@ -133,7 +133,7 @@ def check_callback_state(value: Any, name: str) -> None:
 
 
 def check_length(saved: list[Any], expected: list[Any], items: str) -> list[Any]:
-    """Return a list from a checkpoint, or raise an ``InvalidStateError`` if its length is not the expected one."""
+    """Return a list from a checkpoint, or raise an ``InvalidStateError`` if its length is wrong."""
     if len(saved) != len(expected):
         raise InvalidStateError(f"number of {items} is {len(saved)}, expected {len(expected)}")
     return saved
@@ -147,10 +147,10 @@ def rank_checkpoints(scores: dict[str, Tensor], losses: dict[str, float], mode: 
 
 
 def check_optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
-    """Return a copy of a saved state that fits an optimizer.
+    """Return a validated copy of a saved optimizer state.
 
-    Each parameter's tensors need the names and shapes that the optimizer gives them: torch does not check them, and
-    its fused steps read beyond a tensor that is too small. Options that depend on the hardware are those of this run.
+    The tensors of each parameter must have the names and shapes that this optimizer uses: torch does not check them,
+    and its fused kernels read beyond a tensor that is too small. Hardware options are taken from this run.
     """
     groups: Any = saved.get("param_groups") if isinstance(saved, dict) else None
     if not _is_list(groups, dict) or not isinstance(saved.get("state"), dict):
@@ -165,18 +165,18 @@ def check_optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
         restored = {key: value for key, value in group.items() if key not in CURRENT_OPTIONS}
         absent = set(optimizer.defaults) - HARDWARE_OPTIONS - set(old)
         unknown = set(old) - HARDWARE_OPTIONS - set(group)
-        if absent and unknown:  # another version of torch has only one of the two
+        if absent and unknown:  # a state of another torch version has only one of the two
             raise MismatchError("optimizer", optimizer, unknown)
         options = group | match_template({key: old[key] for key in restored if key in old}, restored, "optimizer")
         checked["param_groups"].append(options | {"params": list(range(first, first + len(names)))})
         templates: dict[Any, dict[str, Any]] = {}
         for index, (name, parameter) in enumerate(zip(names, group["params"], strict=True), first):
             if name not in saved["state"]:
-                continue  # a parameter without a gradient so far
-            form = (parameter.shape, parameter.stride(), parameter.dtype, parameter.device)
-            if form not in templates:
-                templates[form] = state_after_step(optimizer, group, parameter)
-            state, template = saved["state"][name], templates[form]
+                continue  # a parameter that had no gradient yet
+            layout = (parameter.shape, parameter.stride(), parameter.dtype, parameter.device)
+            if layout not in templates:
+                templates[layout] = state_after_step(optimizer, group, parameter)
+            state, template = saved["state"][name], templates[layout]
             if not isinstance(state, dict):
                 raise InvalidStateError(INVALID_OPTIMIZER_STATE)
             if missing := sorted(template.keys() - state.keys()):
@@ -185,7 +185,7 @@ def check_optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
                 key: match_template(state[key], value, f"optimizer's {key}") for key, value in template.items()
             }
             other_keys = state.keys() - template.keys()
-            if (absent or unknown) and other_keys:  # with equal options, the optimizer may add them in a later step
+            if (absent or unknown) and other_keys:  # with equal options, a later step may have added them
                 raise MismatchError("optimizer", optimizer, other_keys)
         first += len(names)
     return checked
@@ -196,28 +196,28 @@ def _is_list(value: Any, item_type: type) -> bool:
 
 
 def check_schedule_state(schedule: Any, saved: Any) -> Any:
-    """Return a saved state that fits a learning rate schedule, or raise a ``MismatchError`` for another schedule."""
+    """Return a validated state of a learning rate schedule, or raise a ``MismatchError`` for another schedule."""
     template = schedule.state_dict()
     if isinstance(saved, dict):
         different = {key for key in set(template) ^ set(saved) if isinstance(key, str) and not key.startswith("_")}
-        different -= {"total_steps", *dir(type(schedule))}  # of earlier versions; names of methods are ignored
+        different -= {"total_steps", *dir(type(schedule))}  # saved by earlier versions; names of methods
         if different:
             raise MismatchError("learning rate schedule", schedule, different & set(saved) or {"other settings"})
     return match_template(saved, template, "schedule")
 
 
 def state_after_step(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
-    """Return the state that an optimizer has for a parameter of a group after a step on zeros.
+    """Return the optimizer state of a parameter after a step on zeros.
 
-    It has the names, shapes and types of a real state. The optimizer itself is not changed.
+    The state has the names, shapes and types of a real state. The optimizer itself is not changed.
     """
-    if parameter in optimizer.state:  # some optimizers make it before the first step
+    if parameter in optimizer.state:  # some optimizers create it before the first step
         return dict(optimizer.state[parameter])
     zeros = torch.zeros_like(parameter, requires_grad=True)
     zeros.grad = torch.zeros_like(zeros)
     copy = object.__new__(type(optimizer))
     copy.__dict__.update(optimizer.__dict__)
-    copy.__dict__.pop("step", None)  # a schedule counts the steps of the original there
+    copy.__dict__.pop("step", None)  # a schedule wraps the original's step to count calls
     copy.state, copy.param_groups = defaultdict(dict), [group | {"params": [zeros]}]
     copy.step(lambda: 0.0)
     return dict(copy.state[zeros])

@@ -1,4 +1,4 @@
-"""Figures and hyperparameters in TensorBoard."""
+"""Write figures and hyperparameters to TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fusion_pl.training.stage_metrics import accuracy_by_inputs, evaluation_stag
 
 
 class TensorBoardFigures(Callback):
-    """Write the confusion matrix, accuracy with missing inputs, and the hyperparameters with the best metric.
+    """Write plots of the confusion matrix and of missing inputs, and the hyperparameters with the best metric.
 
     Args:
         hyperparameters: configuration of the run.
@@ -25,7 +25,7 @@ class TensorBoardFigures(Callback):
         self.hyperparameters = hyperparameters
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave out the charts of ``validate`` and ``test``."""
+        """Disable metric charts in ``validate`` and ``test``."""
         if isinstance(trainer.logger, TensorBoard):
             trainer.logger.writes_scalars = stage == "fit"
 
@@ -49,11 +49,11 @@ class TensorBoardFigures(Callback):
     on_validation_end = on_test_end = _plot_missing_inputs
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the hyperparameters, among them the best value of the monitored metric."""
+        """Write the hyperparameters and the best value of the monitored metric."""
         checkpoint = find_best_checkpoint(trainer)
         if not isinstance(trainer.logger, TensorBoard) or checkpoint is None or checkpoint.best_model_score is None:
             return
-        trainer.logger.writes_scalars = False  # the curve is there already
+        trainer.logger.writes_scalars = False  # the metric has a curve already
         best, metric = float(checkpoint.best_model_score), str(checkpoint.monitor)
         trainer.logger.log_hyperparams(self.hyperparameters | {f"best {metric}": best}, {chart_name(metric): best})
         trainer.logger.save()
