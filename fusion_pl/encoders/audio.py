@@ -12,15 +12,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fusion_pl.encoders.audio_features import Features, MaskedFeatures, Patches, Repeated, Samples, Whisper
+from fusion_pl.encoders import audio_features
+from fusion_pl.encoders.audio_features import FeatureExtraction
 from fusion_pl.encoders.clips import ClipProcessor
-from fusion_pl.encoders.hub import read, saved
+from fusion_pl.encoders.hub import read_pretrained, serialize_files
 from fusion_pl.encoders.layer_mixing import Combine, as_tokens
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
 from fusion_pl.types import Encoded, UserError, Waveform
 
 WAVEFORM_MODELS = ("wav2vec2", "hubert", "wavlm")
-EXTRACTOR = "feature extractor (preprocessor_config.json)"
+EXTRACTOR_LABEL = "feature extractor (preprocessor_config.json)"
 SUPPORTED = (*WAVEFORM_MODELS, "whisper", "audio-spectrogram-transformer", "clap")
 
 
@@ -28,13 +29,13 @@ class AudioProcessor(ClipProcessor):
     """Crop, resample and pad clips, and compute the input of the model.
 
     Args:
-        features: feature extraction of the model's family.
+        features: feature extraction for the model family.
         max_seconds: maximum length of a clip.
     """
 
-    def __init__(self, features: Features, max_seconds: float) -> None:
-        longest = math.ceil(max_seconds * features.rate)
-        super().__init__(features.rate, min(longest, features.longest or longest))
+    def __init__(self, features: FeatureExtraction, max_seconds: float) -> None:
+        max_samples = math.ceil(max_seconds * features.rate)
+        super().__init__(features.rate, min(max_samples, features.max_samples or max_samples))
         self.features = features
 
     def __call__(self, values: Sequence[Waveform], training: bool = False) -> dict[str, Tensor]:
@@ -43,7 +44,7 @@ class AudioProcessor(ClipProcessor):
 
     def _crop_and_pad(self, clip: Waveform, training: bool) -> Float[Tensor, " N"]:
         samples = self.crop_and_resample(clip, training)
-        return F.pad(samples, (0, max(0, self.features.shortest - len(samples))))
+        return F.pad(samples, (0, max(0, self.features.min_samples - len(samples))))
 
 
 class AudioEncoder(PretrainedEncoder):
@@ -53,13 +54,13 @@ class AudioEncoder(PretrainedEncoder):
 
     Args:
         pooling: how tokens are pooled: mean, max, or cls (the class token, AST only).
-        max_seconds: maximum length of a clip; also limited by the window of models that have one.
+        max_seconds: maximum length of a clip; models with a fixed window limit it further.
     """
 
-    tower = ("audio_model", "audio_encoder")
-    part = "audio_config"
-    example = Waveform(torch.zeros(16_000), 16_000)
-    needs = ("config.json", "preprocessor_config.json")
+    tower_path = ("audio_model", "audio_encoder")
+    config_attribute = "audio_config"
+    example_value = Waveform(torch.zeros(16_000), 16_000)
+    required_files = ("config.json", "preprocessor_config.json")
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class AudioEncoder(PretrainedEncoder):
         super().__init__(pretrained, weights, freeze, pooling, hidden_layers, combine)
         if max_seconds <= 0:
             raise UserError(f"max_seconds: {max_seconds} is not a length in seconds: give more than 0, such as 10")
-        self.processor = AudioProcessor(self._features(), max_seconds)
+        self.processor = AudioProcessor(self._load_feature_extraction(), max_seconds)
         if self.config.model_type == "clap":
             audio = self.config.audio_config
             self.dim = audio.patch_embeds_hidden_size * 2 ** (len(audio.depths) - 1)
@@ -83,9 +84,9 @@ class AudioEncoder(PretrainedEncoder):
                     "hidden_layers: CLAP folds time into its maps, so it has no sequences to combine: leave it out"
                 )
         has_class_token = self.config.model_type == "audio-spectrogram-transformer"
-        self._finish(has_class_token, [self.dim] * (len(self._blocks()[1]) + 1))
+        self._finish_setup(has_class_token, [self.dim] * (len(self._find_blocks()[1]) + 1))
 
-    def _build(self) -> nn.Module:
+    def _build_model(self) -> nn.Module:
         config = self.config
         if config.model_type not in SUPPORTED:
             raise UserError(
@@ -100,59 +101,59 @@ class AudioEncoder(PretrainedEncoder):
         elif config.model_type == "whisper":
             config.encoder_layerdrop = 0.0
         elif config.model_type == "clap":
-            config.audio_config.enable_fusion = False  # fuses several crops of a long clip; ours fit into the window
-        return super()._build()
+            config.audio_config.enable_fusion = False  # one crop per clip, not several
+        return super()._build_model()
 
-    def _prepare(self, model: Any) -> nn.Module:
+    def _prepare_model(self, model: Any) -> nn.Module:
         if self.config.model_type in WAVEFORM_MODELS:
-            over_time = self.config.feat_extract_norm == "group"
-            model.feature_extractor = MaskedFeatures(model.feature_extractor.conv_layers, over_time)
-        return super()._prepare(model)
+            layers, group_norm = model.feature_extractor.conv_layers, self.config.feat_extract_norm == "group"
+            model.feature_extractor = audio_features.MaskedFeatureEncoder(layers, group_norm)
+        return super()._prepare_model(model)
 
-    def _features(self) -> Features:
+    def _load_feature_extraction(self) -> FeatureExtraction:
         from transformers import AutoFeatureExtractor
 
-        extractor = read(AutoFeatureExtractor.from_pretrained, self.source, EXTRACTOR)
-        self._files |= saved(extractor)
+        extractor = read_pretrained(AutoFeatureExtractor.from_pretrained, self.source, EXTRACTOR_LABEL)
+        self._file_contents |= serialize_files(extractor)
         config: Any = self.config
         if config.model_type == "whisper":
-            return Whisper(extractor)
+            return audio_features.WhisperFeatures(extractor)
         if config.model_type == "clap":
             audio = config.audio_config
             side = audio.spec_size // audio.patch_stride[0] // 2 ** (len(audio.depths) - 1)
             fold = audio.spec_size // audio.num_mel_bins
-            return Repeated(extractor, times=side * fold, across=side // fold)
+            return audio_features.ClapFeatures(extractor, time_tokens=side * fold, frequency_tokens=side // fold)
         if config.model_type == "audio-spectrogram-transformer":
-            across = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
-            return Patches(extractor, config.patch_size, config.time_stride, across)
-        shortest = 1
+            frequency_patches = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
+            return audio_features.AstFeatures(extractor, config.patch_size, config.time_stride, frequency_patches)
+        min_samples = 1
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
-            shortest = (shortest - 1) * stride + kernel
-        return Samples(extractor, shortest)
+            min_samples = (min_samples - 1) * stride + kernel
+        return audio_features.WaveformFeatures(extractor, min_samples)
 
     def forward(self, values: Tensor, mask: Bool[Tensor, "B T"]) -> Encoded:  # type: ignore[override]
         """Encode P clips.
 
         Args:
-            values: samples or spectrograms, depending on the model.
-            mask: True = real sample (Wav2Vec2, HuBERT, WavLM) or real token (the others).
+            values: waveforms or spectrograms, depending on the model.
+            mask: True = real audio sample (Wav2Vec2, HuBERT, WavLM) or real token (other models).
         """
         model_type = self.config.model_type
         if model_type in WAVEFORM_MODELS:
             with warnings.catch_warnings():  # WavLM's attention combines a Boolean and a float mask, which works
                 warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
                 packed = torch.stack([values, mask.to(values.dtype)])
-                out = self._call(input_values=packed, attention_mask=mask.long())
-            return self._encoded(out.last_hidden_state, self._token_mask(mask), out.hidden_states)
+                out = self._run_model(input_values=packed, attention_mask=mask.long())
+            return self._to_encoded(out.last_hidden_state, self._token_mask(mask), out.hidden_states)
         name = "input_values" if model_type == "audio-spectrogram-transformer" else "input_features"
         inputs: dict[str, Any] = {name: values}
-        out = self._call(**inputs)
+        out = self._run_model(**inputs)
         width = mask.shape[1]  # Whisper has 1500 tokens; those after the longest clip of the batch are dropped
         tokens = as_tokens(out.last_hidden_state)[:, :width]
-        return self._encoded(tokens, mask, [state[:, :width] for state in out.hidden_states or ()])
+        return self._to_encoded(tokens, mask, [state[:, :width] for state in out.hidden_states or ()])
 
     def _token_mask(self, mask: Bool[Tensor, "B N"]) -> Bool[Tensor, "B T"]:
-        """Return the mask of tokens from the mask of samples."""
+        """Return the token mask that corresponds to a mask of audio samples."""
         width, lengths = mask.shape[1], mask.sum(-1)
         for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
             width, lengths = (width - kernel) // stride + 1, (lengths - kernel) // stride + 1

@@ -1,4 +1,4 @@
-"""Feature extraction and masks of audio models; one class per family of models."""
+"""Feature extraction and masks for audio models; one class per model family."""
 
 from __future__ import annotations
 
@@ -15,103 +15,104 @@ from torch import Tensor, nn
 Clips = Sequence[np.ndarray]
 
 
-class Features(ABC):
-    """Feature extraction of a family of models.
+class FeatureExtraction(ABC):
+    """Base of the feature extraction for a family of audio models.
 
     Args:
-        extractor: a feature extractor of transformers.
-        shortest: minimum number of samples, those of one token; shorter clips are padded with silence.
-        longest: maximum number of samples; None = any number.
+        extractor: a feature extractor from transformers.
+        min_samples: audio samples that one token needs; shorter clips are padded with silence.
+        max_samples: maximum number of audio samples; None = no limit.
 
     Attributes:
         rate: sampling rate, in Hz.
     """
 
-    def __init__(self, extractor: Any, shortest: int, longest: int | None = None) -> None:
+    def __init__(self, extractor: Any, min_samples: int, max_samples: int | None = None) -> None:
         self.extractor = extractor
         self.rate = int(extractor.sampling_rate)
-        self.shortest = shortest
-        self.longest = longest
+        self.min_samples = min_samples
+        self.max_samples = max_samples
 
     @abstractmethod
     def __call__(self, clips: Clips) -> dict[str, Tensor]:
-        """Return ``values`` and ``mask`` of P clips."""
+        """Return the ``values`` and ``mask`` tensors of P clips."""
 
     def _extract(self, clips: Clips, **options: Any) -> Any:
         return self.extractor(list(clips), sampling_rate=self.rate, return_tensors="pt", **options)
 
 
-def _mask(counts: Sequence[int], width: int | None = None) -> Bool[Tensor, "P T"]:
+def _length_mask(counts: Sequence[int], width: int | None = None) -> Bool[Tensor, "P T"]:
     return torch.arange(width or max(counts))[None] < torch.tensor(counts)[:, None]
 
 
-class Samples(Features):
-    """Wav2Vec2, HuBERT, WavLM: samples, padded to the longest clip, with a mask of samples."""
+class WaveformFeatures(FeatureExtraction):
+    """Wav2Vec2, HuBERT, WavLM: waveforms, padded to the longest clip, with a mask of audio samples."""
 
     def __call__(self, clips: Clips) -> dict[str, Tensor]:
-        """Normalise each clip without its padding, and pad."""
-        # Without a mask, the default of some models, the padding would take part in the normalisation.
+        """Normalise each clip, then pad the batch."""
+        # Some models have no mask by default; the normalisation would then include the padding.
         features = self._extract(clips, padding=True, return_attention_mask=True)
         return {"values": features["input_values"].float(), "mask": features["attention_mask"].bool()}
 
 
-class Whisper(Features):
+class WhisperFeatures(FeatureExtraction):
     """Whisper: the spectrogram of a window of fixed length (30 s), with a mask of tokens (two frames each)."""
 
     def __init__(self, extractor: Any) -> None:
-        super().__init__(extractor, shortest=2 * int(extractor.hop_length), longest=int(extractor.n_samples))
+        super().__init__(extractor, min_samples=2 * int(extractor.hop_length), max_samples=int(extractor.n_samples))
 
     def __call__(self, clips: Clips) -> dict[str, Tensor]:
-        """Pad to the window with silence."""
-        counts = [math.ceil(len(clip) / self.shortest) for clip in clips]
-        return {"values": self._extract(clips)["input_features"].float(), "mask": _mask(counts)}
+        """Pad clips to the window with silence, and compute spectrograms."""
+        counts = [math.ceil(len(clip) / self.min_samples) for clip in clips]
+        return {"values": self._extract(clips)["input_features"].float(), "mask": _length_mask(counts)}
 
 
-class Patches(Features):
+class AstFeatures(FeatureExtraction):
     """AST: the filter bank of a window of fixed length (10 s), with a mask of two class tokens and overlapping patches.
 
     Args:
         patch: frames per patch.
         stride: frames between the starts of patches.
-        across: number of patches along frequency.
+        frequency_patches: number of patches along frequency.
     """
 
-    def __init__(self, extractor: Any, patch: int, stride: int, across: int) -> None:
+    def __init__(self, extractor: Any, patch: int, stride: int, frequency_patches: int) -> None:
         rate, frames = int(extractor.sampling_rate), int(extractor.max_length)
         window, self.hop = rate // 40, rate // 100  # Kaldi's filter bank: complete windows of 25 ms every 10 ms
-        super().__init__(extractor, window, longest=(frames - 1) * self.hop + window)
+        super().__init__(extractor, window, max_samples=(frames - 1) * self.hop + window)
         self.stride = stride
-        self.across = across
-        self.along = (frames - patch) // stride + 1  # number of patches along time
+        self.frequency_patches = frequency_patches
+        self.time_patches = (frames - patch) // stride + 1  # number of patches along time
 
     def __call__(self, clips: Clips) -> dict[str, Tensor]:
-        """Pad to the window; patches that start before the end of the clip are real."""
-        frames = [1 + (len(clip) - self.shortest) // self.hop for clip in clips]
-        patches = _mask([math.ceil(count / self.stride) for count in frames], self.along)
-        mask = torch.cat([torch.ones(len(clips), 2, dtype=torch.bool), patches.repeat(1, self.across)], dim=1)
+        """Pad clips to the window; patches that start before the end of the clip are real."""
+        frames = [1 + (len(clip) - self.min_samples) // self.hop for clip in clips]
+        patches = _length_mask([math.ceil(count / self.stride) for count in frames], self.time_patches)
+        class_tokens = torch.ones(len(clips), 2, dtype=torch.bool)
+        mask = torch.cat([class_tokens, patches.repeat(1, self.frequency_patches)], dim=1)
         return {"values": self._extract(clips)["input_values"].float(), "mask": mask}
 
 
-class Repeated(Features):
+class ClapFeatures(FeatureExtraction):
     """CLAP: the spectrogram of a window of fixed length (10 s), filled with repetitions of the clip.
 
     Args:
-        times: number of tokens along time.
-        across: number of tokens along frequency.
+        time_tokens: number of tokens along time.
+        frequency_tokens: number of tokens along frequency.
     """
 
-    def __init__(self, extractor: Any, times: int, across: int) -> None:
+    def __init__(self, extractor: Any, time_tokens: int, frequency_tokens: int) -> None:
         self.window = int(extractor.nb_max_samples)
-        super().__init__(extractor, shortest=int(extractor.hop_length), longest=self.window)
-        self.times = times
-        self.across = across
+        super().__init__(extractor, min_samples=int(extractor.hop_length), max_samples=self.window)
+        self.time_tokens = time_tokens
+        self.frequency_tokens = frequency_tokens
 
     def __call__(self, clips: Clips) -> dict[str, Tensor]:
-        """Fill the window; tokens of all repetitions are real."""
-        counts = [math.ceil(self._filled_samples(len(clip)) * self.times / self.window) for clip in clips]
-        # Crops fit into the window, so the other three spectrograms of the "fusion" models are copies.
+        """Fill the window with repetitions; tokens of all repetitions are real."""
+        counts = [math.ceil(self._filled_samples(len(clip)) * self.time_tokens / self.window) for clip in clips]
+        # Crops fit into the window, so the other three spectrograms of CLAP's "fusion" models are copies.
         values = self._extract(clips)["input_features"][:, :1].float()
-        return {"values": values, "mask": _mask(counts, self.times).repeat(1, self.across)}
+        return {"values": values, "mask": _length_mask(counts, self.time_tokens).repeat(1, self.frequency_tokens)}
 
     def _filled_samples(self, samples: int) -> int:
         if self.extractor.padding == "repeat":
@@ -119,31 +120,31 @@ class Repeated(Features):
         return samples * (self.window // samples) if self.extractor.padding == "repeatpad" else samples
 
 
-class MaskedFeatures(nn.Module):
+class MaskedFeatureEncoder(nn.Module):
     """The convolutional feature encoder of Wav2Vec2, HuBERT and WavLM, normalised over real frames only.
 
     The first convolution of the base models normalises each channel over time. In transformers its mean and variance
-    depend on the padding, whatever the attention mask; here they are those of the clip without its padding.
+    depend on the padding, even with an attention mask; here they are computed without the padding.
 
     Args:
-        layers: layers of the model's feature encoder, whose names in the state dict stay unchanged.
-        over_time: whether the first layer normalises over time.
+        layers: layers of the model's feature encoder, which keep their names in the state dict.
+        normalises_over_time: whether the first layer normalises over time.
     """
 
-    def __init__(self, layers: nn.ModuleList, over_time: bool) -> None:
+    def __init__(self, layers: nn.ModuleList, normalises_over_time: bool) -> None:
         super().__init__()
         self.conv_layers = layers
-        self.over_time = over_time
+        self.normalises_over_time = normalises_over_time
 
     def forward(self, packed: Float[Tensor, "2 B N"]) -> Float[Tensor, "B D T"]:
-        """Encode samples.
+        """Encode P waveforms.
 
         Args:
-            packed: the samples, and 1 where they are real, else 0 (in one tensor, because the model takes one).
+            packed: audio samples, and their mask (1 = real, 0 = padding), in one tensor because the model takes one.
         """
         hidden, real = packed[0].unsqueeze(1), packed[1]
         layers: list[Any] = list(self.conv_layers)
-        if self.over_time:
+        if self.normalises_over_time:
             first, *layers = layers
             hidden = first.conv(hidden)
             frames = (real.sum(-1).long() - first.conv.kernel_size[0]) // first.conv.stride[0] + 1
@@ -154,7 +155,7 @@ class MaskedFeatures(nn.Module):
 
 
 def _normalise(hidden: Float[Tensor, "B D T"], frames: Tensor, norm: nn.GroupNorm) -> Float[Tensor, "B D T"]:
-    """Normalise each channel over the first ``frames`` of time.
+    """Normalise each channel over the first ``frames`` positions of time.
 
     y = (x - μ) / sqrt(σ² + ε) · weight + bias, as in Wav2Vec2 for a clip without padding.
     Source: arXiv:2006.11477.

@@ -33,11 +33,11 @@ class Encoder(Configurable, nn.Module, ABC):
     dropout is off. This follows ``requires_grad``, which may change during training.
 
     Attributes:
-        dim: channels D of tokens and embedding.
-        processor: converts opened values to keyword arguments of ``forward``; its ``kind`` says how files are opened.
-        pretrained_weights: whether ``load_pretrained`` loads weights; such an encoder has a lower learning rate.
+        dim: number of channels D of the tokens and of the embedding.
+        processor: converts opened values to arguments of ``forward``; its ``kind`` selects how files are opened.
+        pretrained_weights: whether ``load_pretrained`` loads model weights; if so, the learning rate is lower.
         hidden_layers: indices of the hidden layers that are combined; empty if only the last one is used.
-        has_weights: whether weights were loaded from the hub or from a checkpoint.
+        has_weights: whether model weights were loaded from the hub or from a checkpoint.
     """
 
     dim: int
@@ -45,15 +45,15 @@ class Encoder(Configurable, nn.Module, ABC):
     pretrained_weights: bool = False
     hidden_layers: Sequence[int] = ()
     has_weights: bool = False
-    _trainable: tuple[bool, ...] | None = None  # requires_grad of each parameter when the modes were last set
-    _frozen: frozenset[nn.Module] = frozenset()  # the frozen modules at that time, with their submodules
+    _last_requires_grad: tuple[bool, ...] | None = None  # requires_grad of each parameter when the modes were last set
+    _frozen_modules: frozenset[nn.Module] = frozenset()  # modules that were frozen then, and their submodules
 
     @abstractmethod
     def forward(self, **inputs: Tensor) -> Encoded:
-        """Encode P rows.
+        """Encode the P samples that have the input.
 
         Args:
-            **inputs: output of ``processor``.
+            **inputs: tensors that ``processor`` returns.
         """
 
     def load_pretrained(self) -> None:
@@ -63,25 +63,25 @@ class Encoder(Configurable, nn.Module, ABC):
         """Set the mode, but keep frozen modules in evaluation mode."""
         super().train(mode)
         if mode:
-            self._frozen = frozenset()
-            self._set_changed_modes()
+            self._frozen_modules = frozenset()
+            self._update_modes()
         return self
 
     def follow_requires_grad(self) -> None:
         """Update the modes of modules frozen or unfrozen since the last call; called in every training step."""
-        if self._trainable != self._requires_grad():
-            self._set_changed_modes()
+        if self._last_requires_grad != self._requires_grad():
+            self._update_modes()
 
     def _requires_grad(self) -> tuple[bool, ...]:
         return tuple(parameter.requires_grad for parameter in self.parameters())
 
-    def _set_changed_modes(self) -> None:
-        """Set the modes of modules that changed; all others keep the mode that the user has set."""
-        self._trainable = self._requires_grad()
-        before = self._frozen
-        self._frozen = frozenset(child for module in self.modules() if is_frozen(module) for child in module.modules())
-        for module in before ^ self._frozen:
-            module.training = module in before
+    def _update_modes(self) -> None:
+        """Set the modes of modules that were frozen or unfrozen; all others keep the mode set by the user."""
+        self._last_requires_grad = self._requires_grad()
+        previous = self._frozen_modules
+        self._frozen_modules = frozenset(child for m in self.modules() if is_frozen(m) for child in m.modules())
+        for module in previous ^ self._frozen_modules:
+            module.training = module in previous
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Set ``has_weights`` if the checkpoint contains all parameters."""
@@ -90,16 +90,16 @@ class Encoder(Configurable, nn.Module, ABC):
             self.has_weights = True
 
     def files(self) -> dict[str, bytes]:
-        """Return further files that the checkpoint must store: file name -> content."""
+        """Return additional files for the checkpoint: file name -> content."""
         return {}
 
     @classmethod
     def from_files(cls, init_args: dict[str, Any], folder: str) -> Encoder:
-        """Build the encoder from the arguments and files of a checkpoint, without the hub and without weights.
+        """Build the encoder from the arguments and files of a checkpoint, without the hub and without model weights.
 
         Args:
             init_args: arguments of the constructor.
-            folder: a temporary folder with the ``files``.
+            folder: a temporary folder that contains the output of ``files``.
         """
         del folder
         return cls(**init_args)

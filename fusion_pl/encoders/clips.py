@@ -13,49 +13,49 @@ from torchaudio.transforms import Resample
 
 from fusion_pl.types import Kind, Waveform
 
-MAX_FILTER_SIZE = 1_000_000  # entries of the resampling filter
+MAX_FILTER_SIZE = 1_000_000  # number of entries in the resampling filter
 
 
 class ClipProcessor:
-    """Base of the processors of audio: crop and resample clips.
+    """Base of the audio processors: crop and resample clips.
 
     Args:
         rate: sampling rate of the result, in Hz.
-        longest: maximum number of samples of the result; longer clips are cropped, at random in training and to the
-            centre otherwise.
+        max_samples: maximum number of audio samples in the result; longer clips are cropped, at random in training and
+            to the centre otherwise.
 
     Attributes:
-        fixed: whether clips are cropped to the centre in training, too, so that a clip is the same in every epoch.
+        fixed: whether clips are also cropped to the centre in training, so that the crop is the same in every epoch.
     """
 
     kind: Kind = "audio"
     fixed = False
 
-    def __init__(self, rate: int, longest: int) -> None:
+    def __init__(self, rate: int, max_samples: int) -> None:
         self.rate = rate
-        self.longest = longest
+        self.max_samples = max_samples
 
     def crop(self, samples: int, rate: int, training: bool) -> tuple[int, int]:
-        """Return the first sample of a clip to use, and the one after the last; no more of its file is read."""
-        used = math.ceil(self.longest * rate / self.rate)
-        spare = samples - used
-        if spare <= 0:
+        """Return the start and end of the part of a clip to read, in audio samples at ``rate``."""
+        num_samples = math.ceil(self.max_samples * rate / self.rate)
+        excess = samples - num_samples
+        if excess <= 0:
             return 0, samples
-        start = int(torch.randint(spare + 1, ())) if training and not self.fixed else spare // 2
-        return start, start + used
+        start = int(torch.randint(excess + 1, ())) if training and not self.fixed else excess // 2
+        return start, start + num_samples
 
     def crop_and_resample(self, clip: Waveform, training: bool) -> Float[Tensor, " n"]:
-        """Return at most ``longest`` samples of a clip of any rate and length."""
+        """Return at most ``max_samples`` audio samples of a clip of any rate and length."""
         samples = clip.samples.float()
         start, end = self.crop(samples.numel(), clip.rate, training)
-        samples = samples[start:end]  # before resampling, which is slow
+        samples = samples[start:end]  # crop before resampling, which is slow
         if clip.rate != self.rate and samples.numel():
-            samples = _resampler(*_ratio(clip.rate, self.rate))(samples)[: self.longest]
+            samples = _resampler(*_approximate_ratio(clip.rate, self.rate))(samples)[: self.max_samples]
         return samples
 
 
-def _ratio(rate: int, target: int) -> tuple[int, int]:
-    """Return two small numbers with the same ratio as the rates.
+def _approximate_ratio(rate: int, target: int) -> tuple[int, int]:
+    """Return two small integers whose ratio is that of the rates, or close to it.
 
     The filter has as many entries as their product: for 44,101 to 16,000 Hz, which have no common divisor, it would
     take gigabytes. Common pairs of rates are exact; others are accurate to 0.05 %, a hundredth of a semitone.

@@ -1,4 +1,4 @@
-"""Parts of the small encoders: masked convolutions over sequences, pooling, and their base class."""
+"""Building blocks of the small encoders: masked convolutions over sequences, pooling, and the base class."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class MaskedConv(nn.Module):
     """One-dimensional convolution with layer norm, ReLU and, if the shapes allow it, a residual connection.
 
     Padding must be zero in the input and is zero in the output, so that the result does not depend on the amount of
-    padding. For the same reason the norm is over the channels of each position.
+    padding. For the same reason the layer norm is over the channels of each position.
 
     Args:
-        channels_in: D, channels of the input.
-        channels_out: E, channels of the output.
+        channels_in: number of input channels D.
+        channels_out: number of output channels E.
         width: kernel size, odd.
         stride: 2 halves the length.
     """
@@ -44,11 +44,11 @@ class MaskedConv(nn.Module):
         return (values + output if self.skip else output), mask
 
 
-class MeanMax(nn.Module):
+class MeanMaxPooling(nn.Module):
     """Pool a sequence by its mean and its maximum: ``W [mean, max]``.
 
     Args:
-        dim: channels D.
+        dim: number of channels D.
         dropout: probability that one of the 2 D pooled channels is dropped, in training.
     """
 
@@ -68,11 +68,11 @@ class SmallEncoder(Encoder):
     """Base of the encoders that are trained from scratch.
 
     Args:
-        dim: channels D, a multiple of 8.
+        dim: number of channels D, a multiple of 8.
         num_layers: number of convolutional layers, 0 or more.
         dropout: probability that a pooled channel is dropped, in training.
-        combine: how hidden layers are combined (see ``fusion_pl.encoders.layer_mixing.LayerMixing``); None = the last
-            one is used.
+        combine: how hidden layers are combined (see ``fusion_pl.encoders.layer_mixing.LayerMixing``); None = only
+            the last one is used.
 
     Raises:
         UserError: if an argument is out of range.
@@ -80,7 +80,7 @@ class SmallEncoder(Encoder):
 
     layers: nn.ModuleList
     layer_mixing: LayerMixing | None
-    pool: MeanMax
+    pool: MeanMaxPooling
 
     def __init__(self, dim: int, num_layers: int = 0) -> None:
         super().__init__()
@@ -91,15 +91,15 @@ class SmallEncoder(Encoder):
         self.dim = dim
 
     def _add_pooling(self, dims: Sequence[int], combine: Combine | None, dropout: float, maps: bool = False) -> None:
-        """Build the mixing of all hidden layers, which have ``dims`` channels, and the pooling."""
+        """Build the layer mixing, for hidden layers with ``dims`` channels, and the pooling."""
         self.hidden_layers = range(len(dims)) if combine else ()
         self.layer_mixing = build_layer_mixing(type(self).__name__, self.hidden_layers, combine, dims, maps)
         if self.layer_mixing is not None:
             self.dim = self.layer_mixing.dim
-        self.pool = MeanMax(self.dim, dropout)
+        self.pool = MeanMaxPooling(self.dim, dropout)
 
     def _encode_sequence(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"]) -> Encoded:
-        """Apply ``layers``, combine hidden layers if required, and pool."""
+        """Apply ``layers``, combine hidden layers if ``combine`` is set, and pool."""
         states, weights = [tokens], None
         for layer in self.layers:
             tokens, mask = layer(tokens, mask)

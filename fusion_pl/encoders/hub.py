@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fusion_pl.encoders.saved_files import UNNEEDED, is_allowed, remove_code_references
+from fusion_pl.encoders.saved_files import IGNORED_FILES, is_allowed, remove_code_references
 from fusion_pl.messages import is_failure, reason
 from fusion_pl.types import MissingFileError, UserError
 
 ReadT = TypeVar("ReadT")
 
 
-def locate(pretrained: str) -> str:
+def resolve_source(pretrained: str) -> str:
     """Resolve a folder or a name on the hub.
 
     Returns:
@@ -40,12 +40,12 @@ def locate(pretrained: str) -> str:
     return pretrained
 
 
-def read(reader: Callable[..., ReadT], source: str, what: str, **options: Any) -> ReadT:
-    """Call ``from_pretrained`` without logging and without code of the model; any failure becomes a ``UserError``.
+def read_pretrained(reader: Callable[..., ReadT], source: str, what: str, **options: Any) -> ReadT:
+    """Call ``from_pretrained`` without logging and without remote code; any failure becomes a ``UserError``.
 
     Args:
-        reader: ``from_pretrained`` of a class of transformers.
-        source: result of ``locate``.
+        reader: ``from_pretrained`` method of a transformers class.
+        source: result of ``resolve_source``.
         what: what is read, for the message, such as "tokenizer".
         **options: keyword arguments of ``reader``.
 
@@ -53,7 +53,7 @@ def read(reader: Callable[..., ReadT], source: str, what: str, **options: Any) -
         UserError: if the files do not exist, or this version of transformers does not support them.
     """
     try:
-        with quiet(bars=not Path(source).is_dir()):  # a progress bar for downloads only
+        with quiet_transformers(bars=not Path(source).is_dir()):  # a progress bar for downloads only
             return reader(source, trust_remote_code=False, **options)
     except UserError:
         raise
@@ -71,7 +71,7 @@ def read(reader: Callable[..., ReadT], source: str, what: str, **options: Any) -
 
 
 @contextmanager
-def offline() -> Iterator[None]:
+def hub_offline() -> Iterator[None]:
     """Prevent transformers from contacting the hub."""
     from huggingface_hub import constants
 
@@ -84,13 +84,13 @@ def offline() -> Iterator[None]:
 
 
 @contextmanager
-def quiet(bars: bool = False) -> Iterator[None]:
-    """Suppress the loading report of transformers, which lists heads that an encoder does not use."""
+def quiet_transformers(bars: bool = False) -> Iterator[None]:
+    """Suppress the loading report of transformers, which lists model weights that an encoder does not use."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     verbosity, hub_verbosity = logging.get_verbosity(), hub_logging.get_verbosity()
-    had_bars = logging.is_progress_bar_enabled()
+    bars_enabled = logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     hub_logging.set_verbosity(logging.ERROR)
     if not bars:
@@ -100,20 +100,20 @@ def quiet(bars: bool = False) -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         hub_logging.set_verbosity(hub_verbosity)
-        if had_bars:
+        if bars_enabled:
             logging.enable_progress_bar()
 
 
-def saved(part: Any) -> dict[str, bytes]:
+def serialize_files(part: Any) -> dict[str, bytes]:
     """Return the files of a configuration, tokenizer or processor: file name -> content.
 
     Raises:
         UserError: for a file that a checkpoint cannot store.
     """
     with tempfile.TemporaryDirectory() as folder:
-        with quiet():
+        with quiet_transformers():
             part.save_pretrained(folder)
-        paths = [path for path in sorted(Path(folder).iterdir()) if path.is_file() and path.name not in UNNEEDED]
+        paths = [path for path in sorted(Path(folder).iterdir()) if path.is_file() and path.name not in IGNORED_FILES]
         for path in paths:
             if not is_allowed(path.name):
                 raise UserError(

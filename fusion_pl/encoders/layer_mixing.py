@@ -20,16 +20,16 @@ class LayerMixing(nn.Module):
     r"""Combine L hidden layers of a network into one sequence of tokens.
 
     With :math:`y_l = P_l\, \mathrm{LayerNorm}(x_l)` for layer l, where :math:`P_l` is a learned matrix if the layers
-    differ in their dimension, else the identity:
+    differ in their number of channels, else the identity:
 
     - ``concat``: ``[LayerNorm(x_1) … LayerNorm(x_L)]``.
     - ``sum``: :math:`\sum_l y_l`.
     - ``attention``: :math:`\sum_l w_l y_l`, with :math:`w = \mathrm{softmax}_l(o_l + v \cdot \tanh(V \bar y_l))` for
       each sample, and :math:`\bar y` the mean over positions.
-    - ``pyramid``, for feature maps: torchvision's feature pyramid network, whose maps are averaged to the size of the
-      smallest, then over layers, so that the number of tokens does not grow.
+    - ``pyramid``, for feature maps: torchvision's feature pyramid network, whose maps are average-pooled to the
+      smallest size, then averaged over layers, so that the number of tokens does not grow.
 
-    Feature maps of several sizes are averaged to the size of the last one.
+    Otherwise, feature maps are average-pooled to the size of the last one.
 
     Source: concat and sum of normalised layers as in "BERT", arXiv:1810.04805, table 7; learned weights per layer as in
     "Deep contextualized word representations", arXiv:1802.05365, but per sample; "Feature Pyramid Networks for Object
@@ -37,11 +37,11 @@ class LayerMixing(nn.Module):
     at the lowest instead of the highest resolution.
 
     Args:
-        widths: channels of each of the L layers.
-        combine: as above.
+        widths: number of channels of each of the L layers.
+        combine: how the layers are combined, as described above.
 
     Attributes:
-        dim: channels of the result: the sum for ``concat``, those of the last layer otherwise.
+        dim: output channels: the sum over layers for ``concat``, else the channels of the last layer.
     """
 
     def __init__(self, widths: Sequence[int], combine: Combine) -> None:
@@ -66,7 +66,7 @@ class LayerMixing(nn.Module):
 
         Args:
             states: L sequences (P, T, D), or feature maps (P, D, H, W).
-            mask: True = real position; None = all are real. For sequences only.
+            mask: True = real position; None = all are real. Used for sequences only.
 
         Returns:
             The sequence of tokens, row by row for feature maps, and the weight of each layer (``attention`` only).
@@ -105,14 +105,14 @@ def build_layer_mixing(
     """Build the layer mixing of an encoder; None if only its last layer is used.
 
     Args:
-        encoder: name of its class or model, for messages.
+        encoder: name of the encoder's class or model, for messages.
         hidden_layers: indices of the layers to combine.
         combine: see ``LayerMixing``.
-        widths: channels of all hidden layers.
+        widths: number of channels of each hidden layer.
         maps: whether hidden layers are feature maps.
 
     Raises:
-        UserError: if a layer does not exist, ``combine`` does not match, or only one of the two is given.
+        UserError: if a layer does not exist, ``combine`` does not match, or only one of the two arguments is set.
     """
     count = len(widths)
     for layer in hidden_layers:

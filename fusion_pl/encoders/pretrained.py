@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fusion_pl.encoders.base import Encoder
-from fusion_pl.encoders.hub import locate, offline, read, saved
+from fusion_pl.encoders.hub import hub_offline, read_pretrained, resolve_source, serialize_files
 from fusion_pl.encoders.layer_mixing import Combine, LayerMixing, build_layer_mixing
 from fusion_pl.encoders.saved_files import check_saved_files
 from fusion_pl.layers import masked_max, masked_mean
@@ -21,7 +21,7 @@ Freeze = Literal["all", "none"] | int
 Pooling = Literal["mean", "cls", "max"]
 
 POOLINGS = {"mean": masked_mean, "max": masked_max}
-UNUSED = ("mask_token", "masked_spec_embed")  # used in masked pre-training only, so they get no gradient
+UNTRAINED = ("mask_token", "masked_spec_embed")  # parameters without a gradient here
 
 
 class PretrainedEncoder(Encoder):
@@ -30,10 +30,10 @@ class PretrainedEncoder(Encoder):
     The constructor reads configuration files and initialises random weights; ``load_pretrained`` loads the weights.
 
     Args:
-        pretrained: a folder, or a name on the hub.
-        weights: whether to load pretrained weights, or to use the architecture only.
-        freeze: "all", "none", or the number of lowest blocks to freeze, together with the layers below them; a block of
-            a network with stages is a stage.
+        pretrained: a folder, or the name of a model on the hub.
+        weights: whether to load pretrained model weights; if not, only the architecture is used.
+        freeze: "all", "none", or the number of lowest blocks to freeze, and the layers below them; in a network with
+            stages, a block is a stage.
         pooling: how tokens are pooled: mean, max, or cls (the class token).
         hidden_layers: indices of the hidden layers to combine: 0 = input of the first block, -1 = last block; None =
             last block only.
@@ -43,10 +43,10 @@ class PretrainedEncoder(Encoder):
         UserError: if the model cannot be read, or an argument does not match it.
     """
 
-    tower: ClassVar[tuple[str, ...]]  # attributes of this modality's encoder in a multimodal model, outermost first
-    part: ClassVar[str]  # attribute of its configuration
-    example: ClassVar[Any]  # a value for the processor
-    needs: ClassVar[tuple[str, ...]] = ("config.json",)  # required files
+    tower_path: ClassVar[tuple[str, ...]]  # attributes that lead to this modality's encoder, outermost first
+    config_attribute: ClassVar[str]  # attribute of this modality's configuration
+    example_value: ClassVar[Any]  # an input value for the processor
+    required_files: ClassVar[tuple[str, ...]] = ("config.json",)  # files that a checkpoint must contain
 
     def __init__(
         self,
@@ -60,39 +60,39 @@ class PretrainedEncoder(Encoder):
         super().__init__()
         if pooling not in get_args(Pooling):
             raise UserError(f"pooling: {pooling!r} is unknown, expected mean, max or cls")
-        self.source = locate(pretrained)
+        self.source = resolve_source(pretrained)
         self.pretrained_weights = weights
         self.freeze = freeze
         self.pooling = pooling
         self.hidden_layers = list(hidden_layers or [])
         self.combine = combine
         self.layer_mixing: LayerMixing | None = None
-        self._configure()
-        self.model = self._prepare(self._tower_of(self._build()))
+        self._load_config()
+        self.model = self._prepare_model(self._select_tower(self._build_model()))
         self.dim = int(getattr(self.config, "hidden_size", 0))
         for name, parameter in self.model.named_parameters():
-            if name.endswith(UNUSED):
+            if name.endswith(UNTRAINED):
                 parameter.requires_grad_(False)
-        self._freeze()
+        self._freeze_blocks()
 
-    def _configure(self) -> None:
+    def _load_config(self) -> None:
         from transformers import MODEL_MAPPING, AutoConfig
 
-        config = read(AutoConfig.from_pretrained, self.source, "configuration")
-        self._auto = self._auto_class(config)
-        part = getattr(config, self.part, None)
-        self.config: Any = part if type(part) in MODEL_MAPPING else config  # one encoder of a multimodal model only
-        self._files = saved(self.config)
+        config = read_pretrained(AutoConfig.from_pretrained, self.source, "configuration")
+        self._auto_class = self._select_auto_class(config)
+        part = getattr(config, self.config_attribute, None)
+        self.config: Any = part if type(part) in MODEL_MAPPING else config  # for a multimodal model, one encoder only
+        self._file_contents = serialize_files(self.config)
 
-    def _auto_class(self, config: Any) -> Any:
+    def _select_auto_class(self, config: Any) -> Any:
         """Return the auto class that builds and loads the complete saved model."""
         from transformers import AutoModel
 
         del config
         return AutoModel
 
-    def _build(self) -> nn.Module:
-        auto = self._auto_class(self.config)
+    def _build_model(self) -> nn.Module:
+        auto = self._select_auto_class(self.config)
         try:
             return cast(nn.Module, auto.from_config(self.config, dtype=torch.float32, trust_remote_code=False))
         except UserError:  # the model is larger than its checkpoint
@@ -103,14 +103,14 @@ class PretrainedEncoder(Encoder):
                 "build: choose another model, or another encoder"
             ) from error
 
-    def _tower_of(self, model: Any) -> nn.Module:
+    def _select_tower(self, model: Any) -> nn.Module:
         if getattr(model.config, "is_encoder_decoder", False):
             model = getattr(model, "encoder", model)
-        for name in self.tower:
+        for name in self.tower_path:
             model = getattr(model, name, model)
         return cast(nn.Module, model)
 
-    def _prepare(self, model: nn.Module) -> nn.Module:
+    def _prepare_model(self, model: nn.Module) -> nn.Module:
         """Remove modules that are not used for tokens: every parameter must get a gradient."""
         for name in ("pooler", "head"):
             if any(parameter.startswith(f"{name}.") for parameter, _ in model.named_parameters()):
@@ -121,18 +121,18 @@ class PretrainedEncoder(Encoder):
         """Load the pretrained weights.
 
         Raises:
-            UserError: if they cannot be read, or are incomplete.
+            UserError: if the weights cannot be read, or are incomplete.
         """
         if not self.pretrained_weights:
             return
-        loaded, info = read(
-            self._auto.from_pretrained, self.source, "weights", dtype=torch.float32, output_loading_info=True
+        loaded, info = read_pretrained(
+            self._auto_class.from_pretrained, self.source, "weights", dtype=torch.float32, output_loading_info=True
         )
-        tower = self._tower_of(loaded)
+        tower = self._select_tower(loaded)
         prefix = next(name for name, module in loaded.named_modules() if module is tower)
         own, saved_weights = self.model.state_dict(), tower.state_dict()
         missing = {key.removeprefix(f"{prefix}.") for key in info["missing_keys"]}
-        absent = [key for key in own if key not in saved_weights or (key in missing and not key.endswith(UNUSED))]
+        absent = [key for key in own if key not in saved_weights or (key in missing and not key.endswith(UNTRAINED))]
         if absent:
             raise UserError(
                 f"pretrained: the weights of {self.source} lack {len(absent)} of {len(own)} tensors of this "
@@ -142,35 +142,36 @@ class PretrainedEncoder(Encoder):
         self.has_weights = True
 
     def files(self) -> dict[str, bytes]:
-        """Return configuration and processor files, as read by the constructor."""
-        return dict(self._files)
+        """Return the configuration and processor files that the constructor has read."""
+        return dict(self._file_contents)
 
     @classmethod
     def from_files(cls, init_args: dict[str, Any], folder: str) -> PretrainedEncoder:
-        """Build the encoder from its files only; ``source`` is the name in ``init_args``.
+        """Build the encoder from files of a checkpoint; ``source`` is still the name in ``init_args``.
 
         Raises:
             UserError: if a file is missing, unknown, or describes a model beyond the limits.
         """
         check_saved_files(folder)
-        if init_args.get("weights", True) and not all((Path(folder) / name).is_file() for name in cls.needs):
-            raise UserError(f"the checkpoint lacks {' or '.join(cls.needs)} of {short(str(init_args['pretrained']))}")
-        with offline():
+        source = short(str(init_args["pretrained"]))
+        if init_args.get("weights", True) and not all((Path(folder) / name).is_file() for name in cls.required_files):
+            raise UserError(f"the checkpoint lacks {' or '.join(cls.required_files)} of {source}")
+        with hub_offline():
             encoder = cls(**{**init_args, "pretrained": folder, "weights": False})
-            with torch.no_grad():  # fails now if the files do not belong together
-                encoder.eval()(**encoder.processor([cls.example]))
+            with torch.no_grad():  # raises an error if the files do not belong together
+                encoder.eval()(**encoder.processor([cls.example_value]))
             encoder.train()
         encoder.init_args = dict(init_args)
         encoder.source = str(init_args["pretrained"])
         encoder.pretrained_weights = bool(init_args.get("weights", True))
         return encoder
 
-    def _freeze(self) -> None:
+    def _freeze_blocks(self) -> None:
         if isinstance(self.freeze, str):
             if self.freeze == "all":
                 self.model.requires_grad_(False)
             return
-        stack, blocks = self._blocks()
+        stack, blocks = self._find_blocks()
         if not 0 <= self.freeze <= len(blocks):
             raise UserError(f"freeze: {self.freeze} is not between 0 and the {len(blocks)} blocks of {self.source}")
         below = True  # modules are registered in the order of computation, except for two norms
@@ -186,8 +187,8 @@ class PretrainedEncoder(Encoder):
             if frozen:
                 parameter.requires_grad_(False)
 
-    def _blocks(self) -> tuple[str, nn.ModuleList]:
-        """Return name and modules of the stack of blocks: the outermost ModuleList, or the longest of several."""
+    def _find_blocks(self) -> tuple[str, nn.ModuleList]:
+        """Return the name and modules of the block stack: the outermost, longest ModuleList."""
         lists = [
             (name, module)
             for name, module in self.model.named_modules()
@@ -195,10 +196,10 @@ class PretrainedEncoder(Encoder):
         ]
         return min(lists, key=lambda item: (item[0].count("."), -len(item[1])))
 
-    def _call(self, hidden_states: bool = False, **inputs: Any) -> Any:
+    def _run_model(self, hidden_states: bool = False, **inputs: Any) -> Any:
         return self.model(**inputs, output_hidden_states=hidden_states or bool(self.hidden_layers), return_dict=True)
 
-    def _encoded(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], states: Any = ()) -> Encoded:
+    def _to_encoded(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], states: Any = ()) -> Encoded:
         """Combine hidden layers if required, set padding to zero, and pool."""
         weights = None
         if self.layer_mixing is not None:
@@ -210,21 +211,21 @@ class PretrainedEncoder(Encoder):
         embedding = tokens[:, 0] if self.pooling == "cls" else POOLINGS[self.pooling](tokens, mask)
         return Encoded(tokens, mask, embedding, weights)
 
-    def _finish(self, has_class_token: bool, widths: list[int], maps: bool = False) -> None:
-        """Check the pooling, and build the layer mixing of hidden layers with ``widths`` channels."""
+    def _finish_setup(self, has_class_token: bool, widths: list[int], maps: bool = False) -> None:
+        """Check the pooling, build the layer mixing for hidden layers with ``widths`` channels, and set the modes."""
         if self.pooling == "cls" and not has_class_token:
             raise UserError(f"pooling: {self.source} has no class token: choose mean or max")
         self.layer_mixing = build_layer_mixing(self.source, self.hidden_layers, self.combine, widths, maps)
         if self.layer_mixing is not None:
             self.dim = self.layer_mixing.dim
-            self._freeze_unused()
+            self._freeze_unused_parameters()
         self.train()  # frozen modules stay in evaluation mode; Lightning keeps these modes when training starts
 
-    def _freeze_unused(self) -> None:
-        """Freeze parameters that no selected layer depends on, such as those of later blocks: they get no gradient."""
+    def _freeze_unused_parameters(self) -> None:
+        """Freeze parameters that no selected layer depends on, such as later blocks: they get no gradient."""
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         with torch.enable_grad():
-            tokens = self.eval()(**self.processor([self.example])).tokens
+            tokens = self.eval()(**self.processor([self.example_value])).tokens
             if trainable and tokens.requires_grad:
                 gradients = torch.autograd.grad(tokens.sum(), trainable, allow_unused=True)
                 for parameter, gradient in zip(trainable, gradients, strict=True):

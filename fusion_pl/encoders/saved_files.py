@@ -15,42 +15,42 @@ from fusion_pl.messages import reason, short
 from fusion_pl.plain_data import walk
 from fusion_pl.types import UserError
 
-PROCESSORS = {"preprocessor_config.json", "processor_config.json"}
+PROCESSOR_FILES = {"preprocessor_config.json", "processor_config.json"}
 # Files whose keys are settings; the keys of other JSON files are tokens.
-SETTINGS = {"config.json", "tokenizer_config.json", "special_tokens_map.json"} | PROCESSORS
-# ``vocab_files_names`` of the tokenizers of transformers.
-VOCABULARIES = {"added_tokens.json", "bpe.codes", "byte_maps.json", "dict.txt", "emoji.json", "encoder.json"}
-VOCABULARIES |= {"entity_vocab.json", "merges.txt", "normalizer.json", "prophetnet.tokenizer", "target_vocab.json"}
-VOCABULARIES |= {"vocab-src.json", "vocab-tgt.json", "vocab.bpe", "vocab.json", "vocab.txt"}
-VOCABULARIES |= {"word_pronunciation.json", "word_shape.json"}
+SETTINGS_FILES = {"config.json", "tokenizer_config.json", "special_tokens_map.json"} | PROCESSOR_FILES
+# Values of ``vocab_files_names`` in the tokenizer classes of transformers.
+VOCABULARY_FILES = {"added_tokens.json", "bpe.codes", "byte_maps.json", "dict.txt", "emoji.json", "encoder.json"}
+VOCABULARY_FILES |= {"entity_vocab.json", "merges.txt", "normalizer.json", "prophetnet.tokenizer", "target_vocab.json"}
+VOCABULARY_FILES |= {"vocab-src.json", "vocab-tgt.json", "vocab.bpe", "vocab.json", "vocab.txt"}
+VOCABULARY_FILES |= {"word_pronunciation.json", "word_shape.json"}
 SENTENCEPIECE = re.compile(r"[\w.-]+\.(model|vocab|spm)")
-UNNEEDED = {"chat_template.jinja", "chat_template.json", "generation_config.json", "README.md"}
+IGNORED_FILES = {"chat_template.jinja", "chat_template.json", "generation_config.json", "README.md"}
 CODE_FILES = re.compile(r".*\.(py\w?|so|dll|dylib|sh|bat|exe|pkl|pickle|joblib|bin|pth?|ckpt)", re.IGNORECASE)
 # Settings that name code, other repositories or attention kernels on the hub; none changes the architecture.
 CODE_REFERENCES = {"auto_map", "custom_pipelines", "_name_or_path", "name_or_path", "_commit_hash", "chat_template"}
 CODE_REFERENCES |= {"attn_implementation", "_attn_implementation", "experts_implementation", "kernel_config"}
 MAX_FILE_SIZE = 2**26  # bytes
-MAX_NUMBER = 2**24  # in a configuration
-UNBOUNDED = {"rope_theta", "theta", "max_length", "model_max_length"}  # not the size of any tensor
-MAX_GROWTH = 64  # factor by which a normalizer may lengthen a text
-MAX_SPECIAL_TOKENS = 64  # that a template adds to a text
-# Properties of a token; the tokenizers library prints others.
+MAX_SETTING = 2**24  # largest number in a configuration
+UNBOUNDED_SETTINGS = {"rope_theta", "theta", "max_length", "model_max_length"}  # settings that are no tensor size
+MAX_TEXT_GROWTH = 64  # factor by which a normalizer may lengthen a text
+MAX_SPECIAL_TOKENS = 64  # number of tokens that a template may add to a text
+# Allowed properties of a token; the tokenizers library prints unknown ones.
 TOKEN_KEYS = {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"}
 MAX_IMAGE_SIZE = 4096  # pixels per side
-MAX_SAMPLES = 2**22  # per clip: four minutes at 16 kHz
-MAX_SPECTROGRAM_SIZE = 2**24  # entries; those of Whisper and CLAP have about a million
+MAX_SAMPLES = 2**22  # audio samples per clip: four minutes at 16 kHz
+MAX_SPECTROGRAM_SIZE = 2**24  # entries; spectrograms of Whisper and CLAP have about a million
 
 _walk = partial(walk, max_depth=100, max_values=500_000)
 
 
 def is_allowed(name: str) -> bool:
     """Return whether a checkpoint may contain a file of this name."""
-    return name in SETTINGS | VOCABULARIES | {"tokenizer.json"} or SENTENCEPIECE.fullmatch(name) is not None
+    return name in SETTINGS_FILES | VOCABULARY_FILES | {"tokenizer.json"} or SENTENCEPIECE.fullmatch(name) is not None
 
 
 def remove_code_references(name: str, content: bytes) -> bytes:
     """Remove settings that name code or other repositories from a file."""
-    if name not in SETTINGS:
+    if name not in SETTINGS_FILES:
         return content
     settings = json.loads(content)
     cleaned = _remove_references(settings)
@@ -63,7 +63,7 @@ def check_saved_files(folder: str) -> None:
     Files with other names are deleted; earlier versions stored all files of a tokenizer.
 
     Raises:
-        UserError: for code or a pickle, and for settings beyond the limits of known models.
+        UserError: if a file contains code or a pickle, or a setting exceeds the limits of known models.
     """
     for path in sorted(Path(folder).iterdir()):
         if CODE_FILES.fullmatch(path.name):
@@ -78,7 +78,7 @@ def check_saved_files(folder: str) -> None:
         if path.suffix == ".json":
             try:
                 content = path.read_bytes()
-                _check(path.name, json.loads(content))
+                _check_content(path.name, json.loads(content))
                 path.write_bytes(remove_code_references(path.name, content))
             except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(f"the checkpoint's {path.name} cannot be used: {reason(error)}") from error
@@ -90,24 +90,24 @@ def _remove_references(value: Any) -> Any:
     return [_remove_references(item) for item in value] if isinstance(value, list) else value
 
 
-def _check(name: str, content: Any) -> None:
-    if name in VOCABULARIES:
+def _check_content(name: str, content: Any) -> None:
+    if name in VOCABULARY_FILES:
         return
     if not isinstance(content, dict):
         raise UserError("it is not a JSON object")
     if name == "tokenizer.json":
         _check_tokenizer(content)
     tokens = content.get("added_tokens") if name == "tokenizer.json" else content
-    if any("content" in token and not set(token) <= TOKEN_KEYS for token in _dicts(tokens)):
+    if any("content" in token and not set(token) <= TOKEN_KEYS for token in _iterate_dicts(tokens)):
         raise UserError("a token has properties that tokenizers do not have")
-    if name != "config.json" and name not in PROCESSORS:
+    if name != "config.json" and name not in PROCESSOR_FILES:
         return
     for key, value in _walk(content):
-        if isinstance(value, int) and abs(value) > MAX_NUMBER and key not in UNBOUNDED:
+        if isinstance(value, int) and abs(value) > MAX_SETTING and key not in UNBOUNDED_SETTINGS:
             raise UserError(f"{short(key)} is {short(str(value))}, beyond what any model has")
         if (key == "backbone" and isinstance(value, str)) or (key == "model_type" and str(value).startswith("timm")):
             raise UserError(f"{key} {short(str(value))!r} names a model of another repository, which is not read")
-    if name in PROCESSORS:
+    if name in PROCESSOR_FILES:
         _check_processor(content)
 
 
@@ -121,13 +121,13 @@ def _check_processor(settings: dict[str, Any]) -> None:
     if "sampling_rate" not in settings:
         return
 
-    def number(key: str, default: float) -> float:
+    def setting(key: str, default: float) -> float:
         return float(settings.get(key) or default)
 
-    rate, window = number("sampling_rate", 16e3), number("n_fft", number("fft_window_size", 512.0))
-    hop, bands = number("hop_length", rate / 100), max(number("feature_size", 1.0), number("num_mel_bins", 1.0))
-    longest = max(number("n_samples", 0.0), number("nb_max_samples", 0.0), number("chunk_length", 0.0) * rate)
-    longest = max(longest, number("max_length_s", 0.0) * rate, number("max_length", 0.0) * hop)
+    rate, window = setting("sampling_rate", 16e3), setting("n_fft", setting("fft_window_size", 512.0))
+    hop, bands = setting("hop_length", rate / 100), max(setting("feature_size", 1.0), setting("num_mel_bins", 1.0))
+    longest = max(setting("n_samples", 0.0), setting("nb_max_samples", 0.0), setting("chunk_length", 0.0) * rate)
+    longest = max(longest, setting("max_length_s", 0.0) * rate, setting("max_length", 0.0) * hop)
     if not (1000 <= rate <= 384_000 and 1 <= hop <= longest + rate and 1 <= window <= 2**16 and bands <= 2**12):
         raise UserError("it describes no spectrogram: check sampling_rate, hop_length, n_fft and feature_size")
     if longest > MAX_SAMPLES or bands * window > MAX_SPECTROGRAM_SIZE or longest / hop * window > MAX_SPECTROGRAM_SIZE:
@@ -137,11 +137,11 @@ def _check_processor(settings: dict[str, Any]) -> None:
 def _check_tokenizer(content: dict[str, Any]) -> None:
     """Check how much a text may grow, and refuse data that would abort the process in the tokenizers library."""
     for part in ("normalizer", "pre_tokenizer"):
-        steps = list(_dicts(content.get(part)))
+        steps = list(_iterate_dicts(content.get(part)))
         grown = math.prod(1 + len(step["content"]) for step in steps if step.get("type") == "Replace")
         added = sum(len(step.get("prepend") or "") for step in steps if step.get("type") == "Prepend")
-        if grown > MAX_GROWTH or added > MAX_GROWTH:
-            raise UserError(f"its {part} lengthens a text more than {MAX_GROWTH} times")
+        if grown > MAX_TEXT_GROWTH or added > MAX_TEXT_GROWTH:
+            raise UserError(f"its {part} lengthens a text more than {MAX_TEXT_GROWTH} times")
         for step in steps:
             if step.get("type") == "Precompiled":
                 table = base64.b64decode(step["precompiled_charsmap"], validate=True)
@@ -150,10 +150,10 @@ def _check_tokenizer(content: dict[str, Any]) -> None:
                     raise UserError("its normalizer's table is cut off")
     template = content.get("post_processor") or {}
     ids = [len(value) for key, value in _walk(template) if key == "ids" and isinstance(value, list)]
-    special_tokens = sum("SpecialToken" in step for step in _dicts(template))
+    special_tokens = sum("SpecialToken" in step for step in _iterate_dicts(template))
     if max(len(ids), sum(ids), special_tokens) > MAX_SPECIAL_TOKENS:
         raise UserError(f"its post_processor adds more than {MAX_SPECIAL_TOKENS} tokens to a text")
 
 
-def _dicts(content: Any) -> Iterator[dict[str, Any]]:
+def _iterate_dicts(content: Any) -> Iterator[dict[str, Any]]:
     return (value for _, value in _walk(content) if isinstance(value, dict))

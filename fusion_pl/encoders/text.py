@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from fusion_pl.encoders.hub import read, saved
+from fusion_pl.encoders.hub import read_pretrained, serialize_files
 from fusion_pl.encoders.layer_mixing import Combine
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
 from fusion_pl.messages import is_failure, reason
@@ -20,11 +20,11 @@ from fusion_pl.types import Encoded, Kind, UserError
 
 @dataclass
 class TextProcessor:
-    """Tokenize texts, padded to the longest of the batch.
+    """Tokenize texts and pad them to the longest text of the batch.
 
     Attributes:
-        tokenizer: a tokenizer of transformers.
-        max_tokens: maximum length; longer texts are truncated.
+        tokenizer: a tokenizer from transformers.
+        max_tokens: maximum number of tokens; longer texts are truncated.
         vocab_size: size of the model's vocabulary.
     """
 
@@ -34,7 +34,7 @@ class TextProcessor:
     kind: Kind = "text"
 
     def __call__(self, values: Sequence[str], training: bool = False) -> dict[str, Tensor]:
-        """Tokenize P strings; an empty one has at least one token.
+        """Tokenize P strings; an empty string has at least one token.
 
         Raises:
             UserError: if the tokenizer fails, or does not belong to the model.
@@ -55,7 +55,7 @@ class TextProcessor:
                 raise
             raise UserError(f"the tokenizer cannot process a text: {reason(error)}") from error
         ids, mask = encoding["input_ids"].long(), encoding["attention_mask"].bool()
-        if ids.shape[1] == 0:  # only empty texts, and a tokenizer without special tokens
+        if ids.shape[1] == 0:  # all texts are empty and the tokenizer adds no special tokens
             ids = ids.new_full((len(values), 1), self.tokenizer.pad_token_id)
             mask = torch.zeros_like(ids, dtype=torch.bool)
         if not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
@@ -74,10 +74,10 @@ class TextEncoder(PretrainedEncoder):
         max_tokens: maximum length in tokens, special tokens included; limited by the model's position embedding.
     """
 
-    tower = ("text_model",)
-    part = "text_config"
-    example = "a"
-    needs = ("config.json", "tokenizer_config.json")
+    tower_path = ("text_model",)
+    config_attribute = "text_config"
+    example_value = "a"
+    required_files = ("config.json", "tokenizer_config.json")
 
     def __init__(
         self,
@@ -90,36 +90,36 @@ class TextEncoder(PretrainedEncoder):
         combine: Combine | None = None,
     ) -> None:
         super().__init__(pretrained, weights, freeze, pooling, hidden_layers, combine)
-        tokenizer = self._tokenizer()
+        tokenizer = self._load_tokenizer()
         if max_tokens < 1:
             raise UserError(f"max_tokens: {max_tokens} is not a number of tokens: give at least 1, such as 128")
         model: Any = self.model
         vocab_size = int(model.get_input_embeddings().num_embeddings)
-        self.processor = TextProcessor(tokenizer, min(max_tokens, self._positions() or max_tokens), vocab_size)
-        self._finish(tokenizer.cls_token is not None, [self.dim] * (len(self._blocks()[1]) + 1))
+        self.processor = TextProcessor(tokenizer, min(max_tokens, self._max_positions() or max_tokens), vocab_size)
+        self._finish_setup(tokenizer.cls_token is not None, [self.dim] * (len(self._find_blocks()[1]) + 1))
 
-    def _auto_class(self, config: Any) -> Any:
+    def _select_auto_class(self, config: Any) -> Any:
         from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModelForTextEncoding
 
-        is_text_encoder = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING  # T5 without its decoder
-        return AutoModelForTextEncoding if is_text_encoder else super()._auto_class(config)
+        is_text_encoder = type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING  # such as T5 without its decoder
+        return AutoModelForTextEncoding if is_text_encoder else super()._select_auto_class(config)
 
-    def _tokenizer(self) -> Any:
+    def _load_tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
         # The loader's workers run in parallel; the threads of a tokenizer do not survive a fork.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        tokenizer = read(AutoTokenizer.from_pretrained, self.source, "tokenizer")
+        tokenizer = read_pretrained(AutoTokenizer.from_pretrained, self.source, "tokenizer")
         tokenizer.padding_side = "right"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if tokenizer.pad_token is None:
             raise UserError(f"pretrained: the tokenizer of {self.source} has no padding token: set its pad_token")
-        self._files |= saved(tokenizer)
+        self._file_contents |= serialize_files(tokenizer)
         return tokenizer
 
-    def _positions(self) -> int | None:
-        """Return the length of the position embedding; None if positions are relative."""
+    def _max_positions(self) -> int | None:
+        """Return the length of the position embedding; None if there is none."""
         for name, module in self.model.named_modules():
             if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "position_embedding")):
                 return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
@@ -132,5 +132,5 @@ class TextEncoder(PretrainedEncoder):
             input_ids: token ids.
             attention_mask: True = real token.
         """
-        out = self._call(input_ids=input_ids, attention_mask=attention_mask.long())
-        return self._encoded(out.last_hidden_state, attention_mask, out.hidden_states)
+        out = self._run_model(input_ids=input_ids, attention_mask=attention_mask.long())
+        return self._to_encoded(out.last_hidden_state, attention_mask, out.hidden_states)

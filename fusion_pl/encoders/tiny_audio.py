@@ -17,11 +17,11 @@ from fusion_pl.layers import masked_mean
 from fusion_pl.types import Encoded, UserError
 
 WINDOW, HOP = 0.032, 0.010  # seconds
-MIN_RMS = 1e-5  # root mean square below which a clip is silence: less than one quantisation step of 16 bits
-MIN_POWER = 1e-5  # of a band, relative to white noise as loud as the clip: -50 dB
+MIN_RMS = 1e-5  # root mean square below which a clip is silence: under one quantisation step of 16-bit audio
+MIN_POWER = 1e-5  # power of a band relative to white noise as loud as the clip: -50 dB
 
 
-class Clips(ClipProcessor):
+class WaveformProcessor(ClipProcessor):
     """Resample and pad clips; the model computes their spectrograms on its device.
 
     Args:
@@ -46,11 +46,11 @@ class Clips(ClipProcessor):
 class LogMel(nn.Module):
     """Compute log-mel spectrograms that do not depend on the loudness of the recording.
 
-    The power of each band is divided by that of white noise as loud as the clip, so that the logarithms are around 0:
-    with a common offset of all bands, training may take many epochs to start.
+    The power of each band is divided by its power in white noise as loud as the clip, so that the logarithms are around
+    0: with a common offset of all bands, the loss may not decrease for many epochs.
 
     The last window of a clip is filled with silence, so that padding to the longest clip of the batch adds frames,
-    which are masked, and changes none. The computation is in float32 for any precision of the model.
+    which are masked, and changes no other frame. The computation is in float32 for any precision of the model.
 
     Args:
         rate: sampling rate, in Hz.
@@ -77,28 +77,28 @@ class LogMel(nn.Module):
     def forward(
         self, samples: Float[Tensor, "P N"], lengths: Int[Tensor, " P"]
     ) -> tuple[Float[Tensor, "P T K"], Bool[Tensor, "P T"]]:
-        """Return one frame per 10 ms, zeros after the end of a clip, and the mask."""
+        """Return one frame per 10 ms (zeros after the end of a clip), and the mask of real frames."""
         lengths = lengths.clamp(min=1)
-        num_frames = self._frames(max(samples.shape[1], 1))
-        mask = torch.arange(num_frames, device=lengths.device) < self._frames(lengths).unsqueeze(1)
+        num_frames = self._count_frames(max(samples.shape[1], 1))
+        mask = torch.arange(num_frames, device=lengths.device) < self._count_frames(lengths).unsqueeze(1)
         padding = self.window + (num_frames - 1) * self.hop - samples.shape[1]
         with torch.autocast(samples.device.type, enabled=False):
-            sound = nn.functional.pad(samples.float(), (0, padding))
-            loudness = (sound.square().sum(1) / lengths).sqrt().clamp(min=MIN_RMS)
-            power = self._power(sound / loudness.unsqueeze(1)).transpose(1, 2)
+            waveform = nn.functional.pad(samples.float(), (0, padding))
+            loudness = (waveform.square().sum(1) / lengths).sqrt().clamp(min=MIN_RMS)
+            power = self._power_spectrogram(waveform / loudness.unsqueeze(1)).transpose(1, 2)
             mels = (power @ self.bands.float()).add(MIN_POWER).log()
             if self.centered:
                 mels = mels - masked_mean(mels, mask).unsqueeze(1)
             return mels * mask.unsqueeze(-1), mask
 
-    def _frames(self, samples: Any) -> Any:
-        """Return the number of windows that cover ``samples``, a number or a tensor."""
+    def _count_frames(self, samples: Any) -> Any:
+        """Return the number of windows that cover ``samples`` audio samples, an integer or a tensor."""
         rest = samples - self.window
         return 1 + (rest * (rest > 0) + self.hop - 1) // self.hop
 
-    def _power(self, sound: Float[Tensor, "P N"]) -> Float[Tensor, "P K T"]:
+    def _power_spectrogram(self, waveform: Float[Tensor, "P N"]) -> Float[Tensor, "P K T"]:
         hann = self.hann.float()
-        spectrum = torch.stft(sound, self.window, self.hop, window=hann, center=False, return_complex=True)
+        spectrum = torch.stft(waveform, self.window, self.hop, window=hann, center=False, return_complex=True)
         real, imaginary = torch.view_as_real(spectrum).unbind(-1)
         return real.square().addcmul_(imaginary, imaginary)  # faster than abs().square() and than sum(-1)
 
@@ -107,10 +107,10 @@ class TinyAudio(SmallEncoder):
     """Encode clips by convolutions over their log-mel spectrogram, with one token per 40 ms.
 
     Args:
-        rate: sampling rate to which clips are resampled, in Hz; 8,000 is that of a telephone.
+        rate: sampling rate to which clips are resampled, in Hz; 8,000 is the rate of telephone audio.
         max_seconds: maximum length of a clip.
         n_mels: number of mel bands.
-        num_layers: convolutions after the two with stride 2.
+        num_layers: number of convolutions after the two with stride 2.
         centered: whether to subtract each band's mean over the clip. This removes constant effects of microphone, room
             and voice, so that words generalise to new speakers; it also removes steady tones.
             Source: cepstral mean normalisation, Atal 1974 (J. Acoust. Soc. Am. 55), here on the log-mel bands.
@@ -128,14 +128,14 @@ class TinyAudio(SmallEncoder):
         combine: Combine | None = None,
     ) -> None:
         super().__init__(dim, num_layers)
-        self.processor = Clips(rate, max_seconds)
+        self.processor = WaveformProcessor(rate, max_seconds)
         self.spectrogram = LogMel(rate, n_mels, centered)
         self.downsample = nn.ModuleList([MaskedConv(n_mels, dim, stride=2), MaskedConv(dim, dim, stride=2)])
         self.layers = nn.ModuleList(MaskedConv(dim, dim) for _ in range(num_layers))
         self._add_pooling([dim] * (1 + num_layers), combine, dropout)
 
     def forward(self, samples: Float[Tensor, "P N"], lengths: Int[Tensor, " P"]) -> Encoded:  # type: ignore[override]
-        """Return one token per four frames."""
+        """Encode P clips as one token per four frames."""
         mels, mask = self.spectrogram(samples, lengths)
         tokens = mels.to(self.pool.projection.weight.dtype)
         for layer in self.downsample:

@@ -15,11 +15,11 @@ from fusion_pl.encoders.layer_mixing import Combine, as_tokens
 from fusion_pl.types import Encoded, Kind, UserError
 
 
-class Pixels:
-    """Resize images and return bytes, a quarter of the size of floats; the model converts them.
+class PixelProcessor:
+    """Resize images and return uint8 tensors, a quarter of the size of floats; the model converts them.
 
     Args:
-        image_size: height and width, in pixels; the aspect ratio is not kept.
+        image_size: height and width, in pixels; the aspect ratio changes.
         channels: 1 (grey) or 3 (RGB).
     """
 
@@ -46,14 +46,14 @@ class Pixels:
 class TinyImage(SmallEncoder):
     """Encode images by a small convolutional network, with one token per patch of eight by eight pixels.
 
-    The embedding is pooled from a feature map of twice the resolution; each token is the mean of two by two positions
-    of it, which reduces the cost of attention.
+    The embedding is pooled from a feature map of twice the resolution; each token is the mean of two by two positions,
+    which reduces the cost of attention.
 
     Args:
         image_size: height and width to which images are resized, in pixels.
         channels: 1 (grey) or 3 (RGB).
         coordinates: whether every convolution gets two more channels, the row and column of each position, so that the
-            pooled embedding can represent where something is. Source: CoordConv, arXiv:1807.03247.
+            pooled embedding can represent the position of an object. Source: CoordConv, arXiv:1807.03247.
     """
 
     def __init__(
@@ -66,15 +66,15 @@ class TinyImage(SmallEncoder):
         combine: Combine | None = None,
     ) -> None:
         super().__init__(dim)
-        self.processor = Pixels(image_size, channels)
+        self.processor = PixelProcessor(image_size, channels)
         self.coordinates = coordinates
-        extra = 2 * coordinates  # channels
+        extra = 2 * coordinates  # number of coordinate channels
         first = _conv(channels + extra, dim // 2, width=5, stride=2)
         self.layers = nn.ModuleList([first, _conv(dim // 2 + extra, dim, stride=2), _conv(dim + extra, dim)])
         self._add_pooling([dim // 2, dim, dim], combine, dropout, maps=True)
 
     def forward(self, pixels: UInt8[Tensor, "P K S S"]) -> Encoded:  # type: ignore[override]
-        """Return one token per patch, row by row."""
+        """Encode P images as one token per patch, row by row."""
         dtype = self.pool.projection.weight.dtype
         values = pixels.to(dtype, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
         states = []

@@ -13,10 +13,10 @@ from fusion_pl.encoders.convolution import MaskedConv, SmallEncoder
 from fusion_pl.encoders.layer_mixing import Combine
 from fusion_pl.types import Encoded, Kind, UserError
 
-BEGIN = 256  # begin token, so that an empty text has a token, too
+BEGIN_TOKEN = 256  # id of the begin token; with it, an empty text has one token
 
 
-class Utf8Bytes:
+class ByteTokenizer:
     """Tokenize texts into UTF-8 bytes, which needs no vocabulary.
 
     Args:
@@ -36,7 +36,7 @@ class Utf8Bytes:
         texts = [str(text).encode()[: self.max_tokens - 1] for text in values]
         lengths = torch.tensor([1 + len(text) for text in texts])
         ids = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long)
-        ids[:, 0] = BEGIN
+        ids[:, 0] = BEGIN_TOKEN
         padded = b"".join(text.ljust(ids.shape[1] - 1, b"\0") for text in texts)
         if padded:  # one tensor for all texts, which is much faster than one per text
             ids[:, 1:] = torch.frombuffer(bytearray(padded), dtype=torch.uint8).view(len(texts), -1)
@@ -44,10 +44,10 @@ class Utf8Bytes:
 
 
 class TinyText(SmallEncoder):
-    """Encode texts by convolutions over their bytes; for short texts and spelling, not for meaning.
+    """Encode texts by convolutions over their bytes; for short texts and spelling rather than meaning.
 
     Args:
-        num_layers: convolutions; each extends the receptive field by two bytes on both sides.
+        num_layers: number of convolutions; each extends the receptive field by two bytes on both sides.
         max_tokens: maximum length of a text in bytes, plus one.
     """
 
@@ -60,11 +60,11 @@ class TinyText(SmallEncoder):
         combine: Combine | None = None,
     ) -> None:
         super().__init__(dim, num_layers)
-        self.processor = Utf8Bytes(max_tokens)
-        self.embedding = nn.Embedding(BEGIN + 1, dim)
+        self.processor = ByteTokenizer(max_tokens)
+        self.embedding = nn.Embedding(BEGIN_TOKEN + 1, dim)
         self.layers = nn.ModuleList(MaskedConv(dim, dim) for _ in range(num_layers))
         self._add_pooling([dim] * (1 + num_layers), combine, dropout)
 
     def forward(self, ids: Int[Tensor, "P T"], mask: Bool[Tensor, "P T"]) -> Encoded:  # type: ignore[override]
-        """Return a token per byte."""
+        """Encode P texts as one token per byte."""
         return self._encode_sequence(self.embedding(ids) * mask.unsqueeze(-1), mask)

@@ -49,4 +49,4 @@ class Average(LateFusion):
         log_weights = self.weighting(hidden, present)
         logits = (log_weights.unsqueeze(-1) + input_logits.log_softmax(-1)).logsumexp(1)
         weights = log_weights.exp().masked_fill(~present, 0.0)
-        return Fused(logits, None, weights, self.by_name(input_logits))
+        return Fused(logits, None, weights, self.logits_by_input(input_logits))

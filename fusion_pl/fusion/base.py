@@ -15,7 +15,7 @@ from fusion_pl.layers import EmbeddingProjection, UnimodalClassifiers
 from fusion_pl.types import Batch, Encoded, Fused, UserError
 
 Embeddings = Float[Tensor, "B M F"]  # projected embeddings u; zeros where the input is missing
-Present = Bool[Tensor, "B M"]  # which sample has which input
+PresenceMask = Bool[Tensor, "B M"]  # which sample has which input
 Tokens = Float[Tensor, "B _ F"]  # projected tokens x of one input
 TokenMask = Bool[Tensor, "B _"]  # True = real token
 
@@ -82,7 +82,7 @@ class Fusion(Configurable, nn.Module, ABC):
         del batch
         return None
 
-    def present(self, inputs: dict[str, Encoded]) -> Present:
+    def present(self, inputs: dict[str, Encoded]) -> PresenceMask:
         """Return which sample has which input, in the order of ``dims``."""
         return torch.stack([inputs[name].mask.any(-1) for name in self.names], dim=-1)
 
@@ -113,7 +113,7 @@ class EmbeddingFusion(Fusion):
         self.projection = EmbeddingProjection(dims, dim)
 
     @abstractmethod
-    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
+    def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
         """Return the fused embedding z, and the weights of the inputs if the head computes them.
 
         Args:
@@ -201,7 +201,7 @@ class LateFusion(Fusion):
         check_sizes(type(self).__name__, dropout, dim=dim)
         self.unimodal = UnimodalClassifiers(dims, num_classes, dim, dropout)
 
-    def by_name(self, logits: Float[Tensor, "B M C"]) -> dict[str, Float[Tensor, "B C"]]:
+    def logits_by_input(self, logits: Float[Tensor, "B M C"]) -> dict[str, Float[Tensor, "B C"]]:
         """Return the logits of each input by its name, as in ``Fused.input_logits``."""
         return dict(zip(self.names, logits.unbind(1), strict=True))
 

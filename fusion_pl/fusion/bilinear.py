@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 from fusion_pl.layers import mlp, signed_sqrt, sum_pairwise_products
 
 
@@ -14,7 +14,7 @@ class Bilinear(EmbeddingFusion):
 
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``a_m = U_m · u_m`` with ``factor · F`` channels
     ``p = Σ a_m ∘ a_n over the present pairs m < n``, summed over each group of ``factor`` channels
-    ``z = LayerNorm(signed√(p)) + Σ u_m over the present m``, ``logits = MLP(z)``
+    ``z = LayerNorm(signed√(p)) + Σ u_m over present inputs m``, ``logits = MLP(z)``
 
     The cost of the pairs is linear in M: ``Σ_{m<n} a_m ∘ a_n = ((Σ a_m)² - Σ a_m²) / 2``. For the root see
     ``fusion_pl.layers.signed_sqrt``.
@@ -40,8 +40,8 @@ class Bilinear(EmbeddingFusion):
         self.norm = nn.LayerNorm(dim)
         self.classifier = mlp(dim, dim, num_classes, dropout)
 
-    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
-        """Return z."""
+    def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
+        """Return the fused embedding z."""
         wide = [linear(embedding) for linear, embedding in zip(self.expansion, embeddings.unbind(1), strict=True)]
         products = sum_pairwise_products(torch.stack(wide, dim=1))
         products = products.view(products.shape[0], -1, self.factor).sum(-1)

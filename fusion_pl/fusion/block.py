@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 from fusion_pl.layers import mlp, signed_sqrt, sum_pairwise_products
 from fusion_pl.types import UserError
 
@@ -16,7 +16,7 @@ class Block(EmbeddingFusion):
 
     ``u_m = W_m · LayerNorm(x_m) + b_m`` in R chunks ``u_{m,r}``; each becomes ``rank`` vectors ``A_{m,r,k} · u_{m,r}``
     ``p_r = Σ_k Σ (A_{m,r,k} u_{m,r}) ∘ (A_{n,r,k} u_{n,r}) over the present pairs m < n``
-    ``z = O · [signed√(p_r) / ‖signed√(p_r)‖ of each r] + o + Σ u_m over the present m``, ``logits = MLP(z)``
+    ``z = O · [signed√(p_r) / ‖signed√(p_r)‖ of each r] + o + Σ u_m over present inputs m``, ``logits = MLP(z)``
 
     Norms are clamped to at least 0.01. For the root see ``fusion_pl.layers.signed_sqrt``.
 
@@ -56,8 +56,8 @@ class Block(EmbeddingFusion):
         self.joint_layer = nn.Linear(dim, dim)
         self.classifier = mlp(dim, dim, num_classes, dropout)
 
-    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
-        """Return z."""
+    def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
+        """Return the fused embedding z."""
         chunks = embeddings.view(*embeddings.shape[:2], self.num_chunks, -1)
         factors = torch.einsum("bmci,mcrio->bmcro", chunks, self.factors)
         products = sum_pairwise_products(factors).sum(2)  # B R F/R

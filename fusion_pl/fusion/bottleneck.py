@@ -16,8 +16,8 @@ class Bottleneck(TokenFusion):
     """Apply one transformer per input, which exchange information through N shared bottleneck tokens only: MBT.
 
     ``x_m = W_m · LayerNorm(tokens of m) + e_m + p_t``, ``b`` = N learned tokens; L times:
-    ``[x_m, b_m] = transformer layer of m over [x_m, b]`` for every input m, ``b = mean of b_m over the present m``
-    ``z = mean over the present m of the mean of LayerNorm(x_m) over its tokens``, ``logits = V · z + c``
+    ``[x_m, b_m] = transformer layer of m over [x_m, b]`` for every input m, ``b = mean of b_m over present inputs m``
+    ``z = mean over present inputs m of the mean of LayerNorm(x_m) over its tokens``, ``logits = V · z + c``
 
     The first layer exchanges nothing, so L is at least 2.
 
@@ -58,7 +58,7 @@ class Bottleneck(TokenFusion):
         init_variance_preserving(self)
 
     def fuse(self, tokens: list[Tokens], masks: list[TokenMask]) -> Float[Tensor, "B F"]:
-        """Return z."""
+        """Return the fused embedding z."""
         present = torch.stack([mask.any(-1) for mask in masks], dim=1)
         shared = self.bottlenecks.expand(present.shape[0], -1, -1).to(tokens[0].dtype)
         count = shared.shape[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 
 
 class Concat(EmbeddingFusion):
@@ -41,8 +41,8 @@ class Concat(EmbeddingFusion):
         self.joint_layer = nn.Sequential(nn.Linear(len(dims) * (dim + 1), hidden), nn.GELU())
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, num_classes))
 
-    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
-        """Return z."""
+    def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
+        """Return the fused embedding z."""
         return FusedEmbedding(
             self.joint_layer(torch.cat([embeddings.flatten(1), present.to(embeddings.dtype)], dim=-1))
         )

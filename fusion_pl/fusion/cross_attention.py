@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from fusion_pl.attention import TransformerLayer
-from fusion_pl.fusion.base import Present, TokenFusion, TokenMask, Tokens
+from fusion_pl.fusion.base import PresenceMask, TokenFusion, TokenMask, Tokens
 from fusion_pl.layers import init_variance_preserving, masked_mean
 
 
@@ -51,7 +51,7 @@ class CrossAttention(TokenFusion):
         init_variance_preserving(self)
 
     def fuse(self, tokens: list[Tokens], masks: list[TokenMask]) -> Float[Tensor, "B F"]:
-        """Return z."""
+        """Return the fused embedding z."""
         lengths = [mask.shape[1] for mask in masks]
         present = torch.stack([mask.any(-1) for mask in masks], dim=1)
         x = torch.cat(tokens, dim=1)
@@ -62,7 +62,7 @@ class CrossAttention(TokenFusion):
         return masked_mean(torch.stack(means, dim=1), present)
 
 
-def cross_attention_mask(mask: Bool[Tensor, "B S"], present: Present, lengths: list[int]) -> Bool[Tensor, "B S S"]:
+def cross_attention_mask(mask: Bool[Tensor, "B S"], present: PresenceMask, lengths: list[int]) -> Bool[Tensor, "B S S"]:
     """Return which token may attend to which: True = may.
 
     Every row has at least one True, because a softmax over no entries is NaN: a sample without any input attends to all

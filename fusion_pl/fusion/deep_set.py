@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 from fusion_pl.layers import mlp
 
 
 class DeepSet(EmbeddingFusion):
     """Transform the embedding of each present input by a shared network, add the results, and classify the sum.
 
-    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``z = Σ φ(u_m + e_m) over the present m``, ``logits = ρ(LayerNorm(z))``
+    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``z = Σ φ(u_m + e_m) over present inputs m``, ``logits = ρ(LayerNorm(z))``
 
     φ and ρ are MLPs with one hidden layer; ``e_m`` is a learned embedding of input m.
 
@@ -28,7 +28,7 @@ class DeepSet(EmbeddingFusion):
         self.norm = nn.LayerNorm(dim)
         self.classifier = mlp(dim, dim, num_classes, dropout)
 
-    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
-        """Return the normalised z."""
+    def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
+        """Return the normalised fused embedding z."""
         transformed = self.transform(embeddings + self.embedding).masked_fill(~present.unsqueeze(-1), 0.0)
         return FusedEmbedding(self.norm(transformed.sum(1)))

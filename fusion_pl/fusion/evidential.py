@@ -61,7 +61,7 @@ class Evidential(LateFusion):
         log_total = log_softplus(outputs).logsumexp(-1)
         log_certainty = log_total - (log_total.exp() + classes).log()  # log (1 - u), which does not underflow
         weights = masked_softmax(log_certainty, present)
-        return Fused(logits, None, weights, self.by_name((evidence + 1).log()))
+        return Fused(logits, None, weights, self.logits_by_input((evidence + 1).log()))
 
     def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Tensor:
         """Return the losses of the fused prediction and of each input's prediction, with its KL divergence."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fusion_pl.fusion.base import CrossEntropy, EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.fusion.base import CrossEntropy, EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 from fusion_pl.layers import mlp
 from fusion_pl.types import Batch, Fused, UserError
 
@@ -60,8 +60,8 @@ class Experts(EmbeddingFusion):
         self.experts = nn.ModuleList(mlp(channels, dim, dim, dropout) for _ in range(num_experts))
         self.classifier = nn.Sequential(nn.GELU(), nn.Dropout(dropout), nn.Linear(dim, num_classes))
 
-    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
-        """Return z, and the routing probabilities q for the loss."""
+    def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
+        """Return the fused embedding z, and the routing probabilities q for the loss."""
         context = torch.cat([embeddings.flatten(1), present.to(embeddings.dtype)], dim=-1)
         probabilities = self.router(context).softmax(-1)
         largest, index = probabilities.topk(self.top_k, dim=-1)

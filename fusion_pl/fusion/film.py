@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 from fusion_pl.layers import masked_mean, mlp
 
 
 class FiLM(EmbeddingFusion):
     """Scale and shift the channels of each input by factors that are computed from the other inputs.
 
-    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``(γ_m, β_m) = (1, 0) + Σ A_k · u_k over the present k other than m``
-    ``h_m = GELU(γ_m ∘ u_m + β_m)``, ``z = mean of h_m over the present m``, ``logits = MLP(z)``
+    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``(γ_m, β_m) = (1, 0) + Σ A_k · u_k over present inputs k other than m``
+    ``h_m = GELU(γ_m ∘ u_m + β_m)``, ``z = mean of h_m over present inputs m``, ``logits = MLP(z)``
 
     Cost: ``M D F + 2 M F² + F²`` multiply-adds per sample.
 
@@ -27,8 +27,8 @@ class FiLM(EmbeddingFusion):
         self.modulation = nn.ModuleList(nn.Linear(dim, 2 * dim, bias=False) for _ in dims)
         self.classifier = mlp(dim, dim, num_classes, dropout)
 
-    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
-        """Return z."""
+    def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
+        """Return the fused embedding z."""
         pairs = zip(self.modulation, embeddings.unbind(1), strict=True)
         modulation = torch.stack([linear(embedding) for linear, embedding in pairs], dim=1)
         scale, shift = (modulation.sum(1, keepdim=True) - modulation).chunk(2, dim=-1)

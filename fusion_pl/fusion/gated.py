@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 from fusion_pl.layers import mlp
 
 
@@ -13,7 +13,7 @@ class Gated(EmbeddingFusion):
     """Add the inputs' embeddings, each channel multiplied by a gate that is computed from all inputs.
 
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``h_m = tanh(u_m)``, ``g_m = σ(G_m · [u_1 … u_M] + c_m)``
-    ``z = Σ g_m ∘ h_m over the present m``, ``logits = MLP(z)``
+    ``z = Σ g_m ∘ h_m over present inputs m``, ``logits = MLP(z)``
 
     Cost: ``M D F + M² F² + F²`` multiply-adds per sample.
 
@@ -27,8 +27,8 @@ class Gated(EmbeddingFusion):
         self.gate = nn.Linear(len(dims) * dim, len(dims) * dim)
         self.classifier = mlp(dim, dim, num_classes, dropout)
 
-    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
-        """Return z; the weights are the mean gates, normalised over the inputs."""
+    def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
+        """Return the fused embedding z; the weights are the mean gates, normalised over the inputs."""
         gates = torch.sigmoid(self.gate(embeddings.flatten(1))).view_as(embeddings)
         gates = gates.masked_fill(~present.unsqueeze(-1), 0.0)
         mean = gates.mean(-1)

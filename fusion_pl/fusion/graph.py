@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 from fusion_pl.layers import masked_mean, mlp
 
 
@@ -13,8 +13,8 @@ class Graph(EmbeddingFusion):
     """Pass messages on the complete graph of a sample's inputs, and average the nodes.
 
     ``h_m = W_m · LayerNorm(x_m) + b_m + e_m``, where ``e_m`` is a learned embedding of input m; L times:
-    ``t_m = mean of GELU(A · h_m + a + B · h_k) over the present k other than m``, ``h_m = GRU(t_m, h_m)``
-    ``z = mean of h_m over the present m``, ``logits = MLP(z)``
+    ``t_m = mean of GELU(A · h_m + a + B · h_k) over present inputs k other than m``, ``h_m = GRU(t_m, h_m)``
+    ``z = mean of h_m over present inputs m``, ``logits = MLP(z)``
 
     Cost: ``M D F + L (8 M F² + M² F) + F²`` multiply-adds per sample.
 
@@ -36,8 +36,8 @@ class Graph(EmbeddingFusion):
         self.update = nn.GRUCell(dim, dim)
         self.classifier = mlp(dim, dim, num_classes, dropout)
 
-    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
-        """Return z."""
+    def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
+        """Return the fused embedding z."""
         count = len(self.names)
         adjacency = ~torch.eye(count, dtype=torch.bool, device=present.device) & present.unsqueeze(1)  # B M M
         nodes = embeddings + self.embedding

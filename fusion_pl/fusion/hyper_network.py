@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 from fusion_pl.layers import masked_mean, mlp
 
 
@@ -14,7 +14,7 @@ class HyperNetwork(EmbeddingFusion):
 
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``c_m = mean of the present u_k with k other than m, + e_m`` (``e_m`` learned)
     ``A_m = reshape(H · GELU(G · c_m + g) + d)``, an F × F matrix, ``h_m = LayerNorm(u_m + A_m u_m / √F)``
-    ``z = mean of h_m over the present m``, ``logits = MLP(z)``
+    ``z = mean of h_m over present inputs m``, ``logits = MLP(z)``
 
     Cost: ``M D F + 2 M F² + M F³`` multiply-adds per sample: use a small ``dim``.
 
@@ -34,8 +34,8 @@ class HyperNetwork(EmbeddingFusion):
         self.norm = nn.LayerNorm(dim)
         self.classifier = mlp(dim, hidden, num_classes, dropout)
 
-    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
-        """Return z."""
+    def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
+        """Return the fused embedding z."""
         dim = embeddings.shape[-1]
         num_others = present.sum(1, keepdim=True) - present.long()
         others = (embeddings.sum(1, keepdim=True) - embeddings) / num_others.clamp(min=1).unsqueeze(-1)

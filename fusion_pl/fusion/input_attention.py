@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 from fusion_pl.layers import masked_mean, mlp
 
 
@@ -14,7 +14,7 @@ class InputAttention(EmbeddingFusion):
     """Weigh the inputs by multi-head attention over their embeddings, with one query per sample.
 
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``q = Q · [mean of the present u_m] + r``, ``k_m = K u_m``, ``v_m = V u_m``
-    For each of H heads, with its F/H channels, ``w_m = softmax over the present m of (q · k_m / √(F/H))``
+    For each of H heads, with its F/H channels, ``w_m = softmax over present inputs m of (q · k_m / √(F/H))``
     ``z = O · [Σ w_m v_m of each head] + o + mean of the present u_m``, ``logits = MLP(z)``
 
     In ``Weighted`` the score of an input depends on that input alone; here it also depends on the other inputs.
@@ -38,8 +38,8 @@ class InputAttention(EmbeddingFusion):
         self.output_projection = nn.Linear(dim, dim)
         self.classifier = mlp(dim, dim, num_classes, dropout)
 
-    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
-        """Return z, and the weights w averaged over the heads."""
+    def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
+        """Return the fused embedding z, and the weights w averaged over the heads."""
         mean = masked_mean(embeddings, present)
         query = self.query(mean).unflatten(-1, (self.num_heads, 1, -1))  # B H 1 F/H
         key, value = self.key_value(embeddings).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # B H M _

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 from fusion_pl.layers import mlp
 
 
@@ -38,7 +38,7 @@ class LowRank(EmbeddingFusion):
         self.norm = nn.LayerNorm(dim)
         self.classifier = mlp(dim, dim, num_classes, dropout)
 
-    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
-        """Return z."""
+    def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
+        """Return the fused embedding z."""
         factors = torch.einsum("bmi,mrio->bmro", embeddings, self.factors) + self.constants
         return FusedEmbedding(self.norm(factors.prod(1).sum(1)))

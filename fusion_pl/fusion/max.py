@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 from fusion_pl.layers import masked_max, mlp
 
 
 class Max(EmbeddingFusion):
     """Take the maximum of the present inputs' embeddings in each channel.
 
-    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``z = max of u_m over the present m, per channel``, ``logits = MLP(z)``
+    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``z = max of u_m over present inputs m, per channel``, ``logits = MLP(z)``
 
     Cost: ``M D F + F²`` multiply-adds per sample.
 
@@ -21,6 +21,6 @@ class Max(EmbeddingFusion):
         super().__init__(dims, num_classes, dim, dropout)
         self.classifier = mlp(dim, dim, num_classes, dropout)
 
-    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
-        """Return z."""
+    def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
+        """Return the fused embedding z."""
         return FusedEmbedding(masked_max(embeddings, present))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 from fusion_pl.layers import mlp
 
 
@@ -37,8 +37,8 @@ class MultiplicativeInteractions(EmbeddingFusion):
         self.norm = nn.ModuleList(nn.LayerNorm(dim) for _ in range(steps))
         self.classifier = mlp(dim, hidden, num_classes, dropout)
 
-    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
-        """Return z."""
+    def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
+        """Return the fused embedding z."""
         z, *others = embeddings.unbind(1)
         z_present, *others_present = present.unsqueeze(-1).unbind(1)
         layers = zip(self.bilinear, self.linear, self.norm, strict=True)

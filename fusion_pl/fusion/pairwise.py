@@ -16,7 +16,7 @@ class Pairwise(TokenFusion):
 
     ``x_m = W_m · LayerNorm(tokens of m) + e_m + p_t``; for every target m and source k other than m:
     ``y_{k→m} = L cross-attention layers, queries x_m, context x_k``
-    ``y_m = one self-attention layer over the mean of y_{k→m} over the present k`` (over ``x_m`` if there is none)
+    ``y_m = one self-attention layer over the mean of y_{k→m} over present inputs k`` (over ``x_m`` if there is none)
     ``v_m = mean of LayerNorm(y_m) over its tokens``, zeros where m is missing
     ``z = GELU(A · [v_1 … v_M] + a)``, ``logits = V · z + c``
 
@@ -52,7 +52,7 @@ class Pairwise(TokenFusion):
         init_variance_preserving(self)
 
     def fuse(self, tokens: list[Tokens], masks: list[TokenMask]) -> Float[Tensor, "B F"]:
-        """Return z."""
+        """Return the fused embedding z."""
         present = torch.stack([mask.any(-1) for mask in masks], dim=1)
         stacks, means = iter(self.cross), []
         for m, (target, layer) in enumerate(zip(tokens, self.layers, strict=True)):

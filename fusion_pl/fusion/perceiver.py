@@ -48,7 +48,7 @@ class Perceiver(TokenFusion):
         init_variance_preserving(self)
 
     def fuse(self, tokens: list[Tokens], masks: list[TokenMask]) -> Float[Tensor, "B F"]:
-        """Return z. Without any input, the latents skip the cross-attention."""
+        """Return the fused embedding z. Without any input, the latents skip the cross-attention."""
         context, mask = torch.cat(tokens, dim=1), torch.cat(masks, dim=1)
         has_input = mask.any(-1)[:, None, None]
         latents = self.latents.expand(mask.shape[0], -1, -1).to(context.dtype)

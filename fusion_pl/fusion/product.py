@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 from fusion_pl.layers import mlp
 
 
 class Product(EmbeddingFusion):
     """Multiply the inputs' embeddings per channel, so that each input can scale or invert the channels of the others.
 
-    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``z = LayerNorm(Π (1 + u_m) over the present m)``, ``logits = MLP(z)``
+    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``z = LayerNorm(Π (1 + u_m) over present inputs m)``, ``logits = MLP(z)``
 
     With the 1 a missing input is neutral, and the product contains each input alone and every combination of inputs.
     The norm bounds the scale, which otherwise changes exponentially with the number of inputs.
@@ -27,6 +27,6 @@ class Product(EmbeddingFusion):
         self.norm = nn.LayerNorm(dim)
         self.classifier = mlp(dim, dim, num_classes, dropout)
 
-    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
-        """Return z."""
+    def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
+        """Return the fused embedding z."""
         return FusedEmbedding(self.norm((1 + embeddings).prod(1)))  # the embedding of a missing input is zeros

@@ -13,7 +13,7 @@ class ProductOfExperts(LateFusion):
     """Multiply the inputs' predicted probabilities, as Bayes' rule does for inputs independent given the class.
 
     ``P_m = softmax(V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m)``, ``q = softmax(a)`` with a learned
-    ``logits = log q + Σ (log P_m - log q) over the present m``
+    ``logits = log q + Σ (log P_m - log q) over present inputs m``
 
     q is the class prior, which every P_m contains and the product must contain once. A sample without any input gets q.
 
@@ -32,4 +32,4 @@ class ProductOfExperts(LateFusion):
         input_logits, present = self.unimodal(inputs), self.present(inputs).unsqueeze(-1)
         prior = self.prior.log_softmax(-1)
         ratios = (input_logits.log_softmax(-1) - prior).masked_fill(~present, 0.0)
-        return Fused(prior + ratios.sum(1), input_logits=self.by_name(input_logits))
+        return Fused(prior + ratios.sum(1), input_logits=self.logits_by_input(input_logits))

@@ -19,7 +19,7 @@ class QualityAware(LateFusion):
     """Weigh the inputs' logits per sample by an energy-based confidence, so that a blurred image counts less: QMF.
 
     ``f_m = V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m``, confidence ``s_m = softplus(log Σ_c exp f_mc)``
-    ``w_m = s_m / Σ s over the present inputs``, ``logits = Σ w_m f_m over the present m``; w has no gradient
+    ``w_m = s_m / Σ s over the present inputs``, ``logits = Σ w_m f_m over present inputs m``; w has no gradient
 
     Training minimises the cross-entropy of the fused and of every present input's prediction, plus ``rank`` times a
     ranking loss: of two samples, the one with the higher probability of the true class must have the higher confidence;
@@ -57,7 +57,7 @@ class QualityAware(LateFusion):
         log_confidence = log_softplus(input_logits.logsumexp(-1))
         weights = masked_softmax(log_confidence, present).detach()  # s / Σ s, which does not underflow
         logits = (weights.unsqueeze(-1) * input_logits).sum(1)
-        return Fused(logits, None, weights, self.by_name(input_logits))
+        return Fused(logits, None, weights, self.logits_by_input(input_logits))
 
     def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Tensor:
         """Return the losses of the fused prediction and of each input's prediction, with its ranking loss."""

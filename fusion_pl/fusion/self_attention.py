@@ -46,7 +46,7 @@ class SelfAttention(TokenFusion):
         init_variance_preserving(self)
 
     def fuse(self, tokens: list[Tokens], masks: list[TokenMask]) -> Float[Tensor, "B F"]:
-        """Return the normalised z."""
+        """Return the normalised fused embedding z."""
         class_token = self.class_token.expand(tokens[0].shape[0], 1, -1).to(tokens[0].dtype)
         x = torch.cat([class_token, *tokens], dim=1)
         # The class token is always attended to, so no softmax is empty.

@@ -47,7 +47,7 @@ class Stacking(LateFusion):
         """Fuse B samples; ``input_logits`` are zeros where an input is missing."""
         input_logits, present = self.unimodal(inputs), self.present(inputs)
         extra = {"detached_logits": self._stack(input_logits.detach(), present)} if self.training else {}
-        return Fused(self._stack(input_logits, present), input_logits=self.by_name(input_logits), extra=extra)
+        return Fused(self._stack(input_logits, present), input_logits=self.logits_by_input(input_logits), extra=extra)
 
     def _stack(self, input_logits: Float[Tensor, "B M C"], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B C"]:
         log_probabilities = input_logits.log_softmax(-1).masked_fill(~present.unsqueeze(-1), 0.0)

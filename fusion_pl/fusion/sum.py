@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 from fusion_pl.layers import mlp
 
 
 class Sum(EmbeddingFusion):
     """Add the embeddings of the present inputs; unlike a mean, the sum grows with the number of inputs.
 
-    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``z = Σ u_m over the present m``, ``logits = MLP(z)``
+    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``z = Σ u_m over present inputs m``, ``logits = MLP(z)``
 
     Cost: ``M D F + F²`` multiply-adds per sample.
 
@@ -20,6 +20,6 @@ class Sum(EmbeddingFusion):
         super().__init__(dims, num_classes, dim, dropout)
         self.classifier = mlp(dim, dim, num_classes, dropout)
 
-    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
-        """Return z."""
+    def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
+        """Return the fused embedding z."""
         return FusedEmbedding(embeddings.sum(1))  # the embedding of a missing input is zeros

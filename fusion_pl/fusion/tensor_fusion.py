@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 from fusion_pl.types import UserError
 
 MAX_PRODUCTS = 100_000  # entries of the outer product; times ``hidden`` = parameters of the layer after it
@@ -51,8 +51,8 @@ class TensorFusion(EmbeddingFusion):
         self.joint_layer = nn.Sequential(nn.Linear(size, hidden), nn.GELU())
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(hidden, num_classes))
 
-    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
-        """Return z."""
+    def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
+        """Return the fused embedding z."""
         product, *others = nn.functional.pad(embeddings, (0, 1), value=1.0).unbind(1)
         for other in others:
             product = torch.einsum("bi,bj->bij", product, other).flatten(1)

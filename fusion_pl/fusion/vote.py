@@ -16,10 +16,10 @@ class Vote(LateFusion):
     """Predict the class that most of the present inputs' classifiers predict.
 
     ``P_m = softmax(V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m)``, ``v_m`` = 1 at the largest P_m, else 0
-    ``P = (mean of v_m + 0.01 · mean of P_m, over the present m) / 1.01``, ``logits = log P``
+    ``P = (mean of v_m + 0.01 · mean of P_m, over present inputs m) / 1.01``, ``logits = log P``
 
     Ties are decided by the larger mean probability. A sample without any input gets equal probabilities. A vote has no
-    gradient, so each classifier has its own loss: ``loss = Σ cross-entropy of P_m over the present m``.
+    gradient, so each classifier has its own loss: ``loss = Σ cross-entropy of P_m over present inputs m``.
 
     Cost: ``M D F + M F C`` multiply-adds per sample.
 
@@ -34,7 +34,7 @@ class Vote(LateFusion):
         # The probability of a class without votes may underflow; its logit must be finite.
         scores = scores.clamp(min=torch.finfo(scores.dtype).tiny)
         scores = torch.where(present.any(-1, keepdim=True), scores, 1.0)
-        return Fused(scores.log().log_softmax(-1), input_logits=self.by_name(input_logits))
+        return Fused(scores.log().log_softmax(-1), input_logits=self.logits_by_input(input_logits))
 
     def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Tensor:
         """Return the sum of the classifiers' losses."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, Present
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 from fusion_pl.layers import InputWeights, mlp
 
 
@@ -40,7 +40,7 @@ class Weighted(EmbeddingFusion):
         self.weighting = InputWeights(self.names, dim, weights)
         self.classifier = mlp(dim, dim, num_classes, dropout)
 
-    def fuse(self, embeddings: Embeddings, present: Present) -> FusedEmbedding:
-        """Return z and the weights w."""
+    def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
+        """Return the fused embedding z and the weights w."""
         weights = self.weighting(embeddings, present).exp().masked_fill(~present, 0.0)
         return FusedEmbedding((weights.unsqueeze(-1) * embeddings).sum(1), weights)

@@ -114,7 +114,7 @@ def check_freeze_blocks(
     out = encoder(**batch).tokens
     (out * torch.randn_like(out)).sum().backward()
     learning = {name for name, p in encoder.model.named_parameters() if p.requires_grad}
-    stack, blocks = encoder._blocks()
+    stack, blocks = encoder._find_blocks()
     assert not any(name.startswith(f"{stack}.0.") for name in learning)
     assert any(name.startswith(f"{stack}.{len(blocks) - 1}.") for name in learning)
     assert all(name.startswith((f"{stack}.", *tops)) for name in learning), learning

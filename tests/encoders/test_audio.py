@@ -142,7 +142,7 @@ def test_padding_is_masked_whatever_the_settings_say(wav2vec2):
 
 def test_long_clips_are_cropped(encoder):
     two = sound(2.0, seed=1)
-    longest = encoder.processor.features.longest
+    longest = encoder.processor.features.max_samples
     limited = AudioEncoder(encoder.source, max_seconds=0.25)
     kept = limited.processor._crop_and_pad(two, training=False)
     assert len(kept) == 4000

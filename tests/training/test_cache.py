@@ -209,7 +209,7 @@ def test_the_last_gib_of_a_disk_stays_free(tmp_path, monkeypatch, caplog):
 def test_a_long_clip_has_a_fixed_crop_when_it_is_cached(tmp_path, kind):
     pretrained = kind == "pretrained"
     encoder = frozen("wav2vec2-layer", tmp_path / "model") if pretrained else TinyAudio().requires_grad_(False)
-    encoder.processor.longest = encoder.processor.rate // 2
+    encoder.processor.max_samples = encoder.processor.rate // 2
     model = FusionClassifier({"audio": encoder}, Concat, CLASSES)
     clip, key = [tone(3.0)], "values" if pretrained else "samples"
     assert len({encoder.processor(clip, training=True)[key].sum().item() for _ in range(4)}) > 1
