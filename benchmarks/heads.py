@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import fusion_pl.fusion
-from fusion_pl.analysis.costs import count_flops, milliseconds
+from fusion_pl.analysis.costs import count_flops, median_milliseconds
 from fusion_pl.fusion import Fusion
 from fusion_pl.types import Encoded
 
@@ -59,7 +59,7 @@ def random_inputs(shape: Shape, device: torch.device) -> dict[str, Encoded]:
 def matmul_rate(device: torch.device, side: int) -> float:
     """Return the operations per millisecond of one large bf16 matrix product."""
     left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * side**3 / milliseconds(lambda: left @ right)
+    return 2 * side**3 / median_milliseconds(lambda: left @ right)
 
 
 def measure(name: str, mode: str, shape: Shape, rate: float, device: torch.device) -> list[str]:
@@ -78,7 +78,7 @@ def measure(name: str, mode: str, shape: Shape, rate: float, device: torch.devic
         BOUNDS[name] = count_flops(step) / rate
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    time = milliseconds(step)
+    time = median_milliseconds(step)
     memory = f"{torch.cuda.max_memory_allocated() / 2**20:.0f}" if device.type == "cuda" else ""
     bound = BOUNDS.get(name)
     return [name, mode, f"{time:.2f}", memory, *([f"{bound:.3f}", f"{time / bound:.1f}"] if bound else ["", ""])]

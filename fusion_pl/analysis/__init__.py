@@ -1,1 +1,1 @@
-"""Comparing heads: which fusion is best on the user's data, and how sure that is."""
+"""Compare fusion heads on the user's data, with confidence intervals and significance tests."""

@@ -34,10 +34,10 @@ def compare_parser() -> ArgumentParser:
 
 
 def read_arguments(arguments: list[str]) -> tuple[Namespace, list[str]]:
-    """Return the options of the comparison, and the arguments for every ``fusion-pl fit``.
+    """Return the options of ``fusion-pl compare``, and the arguments that every ``fusion-pl fit`` gets.
 
     Raises:
-        UserError: for an unknown option, or a value out of its range.
+        UserError: If an option is unknown or a value is out of range.
     """
     refuse_repeated(arguments, repeatable=())
     parser = compare_parser()

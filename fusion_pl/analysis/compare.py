@@ -9,10 +9,10 @@ from rich.console import Console
 from fusion_pl.analysis.arguments import read_arguments
 from fusion_pl.analysis.folder import stored_results
 from fusion_pl.analysis.keys import table_hash
-from fusion_pl.analysis.plan import BASELINE, Run, make_run, plan_runs, read_base_config
+from fusion_pl.analysis.plan import BASELINE_HEAD, Run, make_run, plan_runs, read_base_config
 from fusion_pl.analysis.report import write_report
 from fusion_pl.analysis.result import RunResult
-from fusion_pl.analysis.run import CACHE, CACHE_LIMIT
+from fusion_pl.analysis.run import CACHE_FOLDER, CACHE_LIMIT_GIB
 from fusion_pl.analysis.scheduler import Scheduler
 from fusion_pl.analysis.summary import Summary
 from fusion_pl.cli.parsing import parse
@@ -26,7 +26,7 @@ def compare_command(arguments: list[str]) -> None:
     """Run ``fusion-pl compare`` with the arguments that follow the subcommand.
 
     Raises:
-        UserError: for a mistake that concerns all runs; a failing head gets a row with its reason.
+        UserError: If the arguments are invalid or every run fails. A single failed run gets a row with its reason.
     """
     options, extra = read_arguments(arguments)
     base = read_base_config(options.config)
@@ -51,19 +51,19 @@ def compare_command(arguments: list[str]) -> None:
         reason = next(iter(results.values())).reason
         raise UserError(f"every run failed; the first because: {reason} (logs: {output}/runs/*/log.txt)")
     lines = [excluded] if excluded else []
-    if size := folder_bytes(output / CACHE):
+    if size := folder_bytes(output / CACHE_FOLDER):
         lines.append(
-            f"Cache: {output / CACHE} contains {size / 2**30:.2f} GiB of outputs of frozen encoders (at most "
-            f"{CACHE_LIMIT:g} GiB unless --cache_limit is given); delete it after the last comparison"
+            f"Cache: {output / CACHE_FOLDER} contains {size / 2**30:.2f} GiB of outputs of frozen encoders (at most "
+            f"{CACHE_LIMIT_GIB:g} GiB unless --cache_limit is given); delete it after the last comparison"
         )
-    lines += best_lines(summary)
+    lines += best_head_lines(summary)
     lines.append(f"Report: {output}/report.html, {output}/report.md, {output}/results.csv")
     for line in lines:
-        # Soft-wrapped, so that commands and paths can be copied; names are not markup.
+        # Soft-wrapped, so that commands and paths can be copied. Names may contain brackets, which are not markup.
         Console().print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
-def best_lines(summary: Summary) -> list[str]:
+def best_head_lines(summary: Summary) -> list[str]:
     """Return the best head with its test accuracy, and the command that trains it."""
     if (best := summary.best) is None:
         return [summary.headline()]
@@ -76,12 +76,14 @@ def best_lines(summary: Summary) -> list[str]:
 
 
 def _check_fit_arguments(config: str, extra: list[str]) -> None:
-    """Parse the arguments of the runs once, so that a mistake is reported before the first run.
+    """Parse the arguments of the runs once, so that errors are reported before the first run.
 
     Raises:
-        UserError: for a mistake, or more than one device per run.
+        UserError: If an argument is invalid, or a run would use more than one device.
     """
-    devices = parse(command_parser("fit"), ["--model.fusion", BASELINE, "--config", config, *extra]).trainer.devices
+    devices = parse(
+        command_parser("fit"), ["--model.fusion", BASELINE_HEAD, "--config", config, *extra]
+    ).trainer.devices
     if isinstance(devices, str):  # "2", "0,3" or "auto"
         devices = int(devices) if devices.isdigit() else [part for part in devices.split(",") if part]
     count = devices if isinstance(devices, int) else len(devices)

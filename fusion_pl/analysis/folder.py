@@ -1,4 +1,4 @@
-"""The folder of a comparison: where each run's files are, and which stored results belong together."""
+"""The folder of a comparison: the path of each run, and the stored results that can be compared."""
 
 from __future__ import annotations
 
@@ -7,46 +7,45 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from fusion_pl.analysis.keys import key_difference
+from fusion_pl.analysis.keys import describe_key_difference
 from fusion_pl.analysis.plan import Run
 from fusion_pl.analysis.result import RunResult
 from fusion_pl.types import UserError
 
-RESULT = "result.json"
-MAX_NAMES = 3  # names of runs in a message
+RESULT_FILE = "result.json"
+MAX_RUN_NAMES = 3  # maximum number of run names in a message
 
 
 def run_path(output: Path, run: Run) -> Path:
-    """Return the folder of a run: named after it, with a suffix if that folder contains the result of another run."""
+    """Return the folder of a run: its name, with a suffix if that folder contains the result of another run."""
     path = output / "runs" / run.name
-    result = _read(path / RESULT)
-    if (result and result.key == run.key) or not (path / RESULT).exists():
+    result = _read_result(path / RESULT_FILE)
+    if (result and result.key == run.key) or not (path / RESULT_FILE).exists():
         return path
     return path.with_name(f"{run.name}-{hashlib.sha256(run.key.encode()).hexdigest()[:8]}")
 
 
 def finished_result(output: Path, run: Run) -> RunResult | None:
-    """Return the stored result of a run; None if there is none, or it failed."""
-    result = _read(run_path(output, run) / RESULT)
+    """Return the stored result of a run; None if no result exists or the run failed."""
+    result = _read_result(run_path(output, run) / RESULT_FILE)
     return result if result and result.status == "done" and result.key == run.key else None
 
 
 def stored_results(output: Path, matching_run: Callable[[RunResult], Run | None]) -> tuple[list[RunResult], str]:
-    """Read all results in a folder.
+    """Read all results in the folder of a comparison.
 
     Args:
-        output: folder of the comparison.
-        matching_run: returns the run of this comparison with the same head, inputs and seed as a result; None if there
-            is none.
+        output: Folder of the comparison.
+        matching_run: Function that returns the planned run with the same head, inputs and seed as a result, or None.
 
     Returns:
-        The results with the configuration, table and library versions of this comparison, and a sentence on the others,
-        empty if there are none.
+        The results whose configuration, table and library versions match this comparison, and a sentence about the
+        excluded results; an empty string if no result is excluded.
     """
     comparable: list[RunResult] = []
     excluded: dict[str, list[str]] = defaultdict(list)  # difference -> names of run folders
-    for path in sorted(output.glob(f"runs/*/{RESULT}")):
-        result = _read(path)
+    for path in sorted(output.glob(f"runs/*/{RESULT_FILE}")):
+        result = _read_result(path)
         if result is None:
             excluded["another version of fusion-pl, or damaged"].append(path.parent.name)
             continue
@@ -54,18 +53,18 @@ def stored_results(output: Path, matching_run: Callable[[RunResult], Run | None]
         if run is not None and run.key == result.key:
             comparable.append(result)
             continue
-        difference = key_difference(run.key, result.key) if run else "another configuration"
+        difference = describe_key_difference(run.key, result.key) if run else "another configuration"
         excluded[difference or "another version of fusion-pl"].append(path.parent.name)
     parts = []
     for difference, names in excluded.items():
-        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        more = f" and {len(names) - MAX_RUN_NAMES} more" if len(names) > MAX_RUN_NAMES else ""
         runs = "run" if len(names) == 1 else "runs"
-        parts.append(f"{len(names)} {runs} of {difference} ({', '.join(names[:MAX_NAMES])}{more})")
+        parts.append(f"{len(names)} {runs} of {difference} ({', '.join(names[:MAX_RUN_NAMES])}{more})")
     return comparable, f"Kept in runs/, and not in this report: {'; '.join(parts)}." if parts else ""
 
 
-def _read(path: Path) -> RunResult | None:
-    """Return a result; None if there is none, or this version cannot read it."""
+def _read_result(path: Path) -> RunResult | None:
+    """Read a result; None if the file does not exist or this version cannot read it."""
     try:
         return RunResult.read(path)
     except (UserError, OSError):

@@ -1,4 +1,4 @@
-"""The key of a run: hashes of its configuration and source code, of its table, and of the library versions."""
+"""Run keys: hashes of the configuration and source code, of the table, and of the library versions."""
 
 from __future__ import annotations
 
@@ -24,54 +24,54 @@ from fusion_pl.data.base import FusionData
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training.cache_keys import code_versions
 
-BASES = (nn.Module, FusionData, Optimizer, LRScheduler)  # base classes that a short class name is resolved against
-CLASS_KEY = re.compile(
+BASE_CLASSES = (nn.Module, FusionData, Optimizer, LRScheduler)  # a short class name is one of their subclasses
+CLASS_OPTION = re.compile(
     r"model\.(fusion|optimizer|lr_scheduler|encoders\.[^.]+)|data|data\.(init_args\.)?augment\.[^.]+|.*\.class_path"
-)  # keys of a configuration whose value is a class
-DIFFERENCES = ("another configuration", "another table", "other library versions")  # one per part of a key
+)  # options whose value is a class name or class path
+DIFFERENCE_TEXTS = ("another configuration", "another table", "other library versions")  # one per part of a run key
 
 
 def run_key(config: Mapping[str, Any], extra: Sequence[str], table_hash: str) -> str:
-    """Hash everything that decides the result of a run; configuration, table and versions are separate parts.
+    """Hash everything that affects the result of a run; configuration, table and versions are separate parts.
 
     Args:
-        config: for ``fusion-pl fit --config``.
-        extra: further arguments of ``fusion-pl fit``.
-        table_hash: from the function ``table_hash``.
+        config: Configuration for ``fusion-pl fit --config``.
+        extra: Further arguments of ``fusion-pl fit``.
+        table_hash: Result of the function ``table_hash``.
     """
-    files, libraries = code_versions({FusionClassifier, *_classes(config, extra)})
+    files, libraries = code_versions({FusionClassifier, *_referenced_classes(config, extra)})
     parts = ([config, list(extra), files], table_hash, libraries)
     return "-".join(_hash(json.dumps(part, sort_keys=True, default=str).encode()) for part in parts)
 
 
-def key_difference(key: str, other: str) -> str | None:
-    """Return how two keys differ; None if one of them has another format."""
+def describe_key_difference(key: str, other: str) -> str | None:
+    """Return how two run keys differ; None if their formats differ."""
     try:
-        parts = zip(DIFFERENCES, key.split("-"), other.split("-"), strict=True)
+        parts = zip(DIFFERENCE_TEXTS, key.split("-"), other.split("-"), strict=True)
         return " and ".join(text for text, part, other_part in parts if part != other_part)
     except ValueError:
         return None
 
 
 def table_hash(data: Mapping[str, Any], extra: Sequence[str]) -> str:
-    """Hash the bytes of the table that the runs read; empty for a data class without one.
+    """Hash the bytes of the table that the runs read; an empty string if the data class reads no table.
 
-    The data of the configuration is built and prepared as by a run, with the extra arguments of ``fusion-pl fit``.
+    The data module is built from the configuration and the extra arguments of ``fusion-pl fit``, and prepared.
 
     Raises:
-        UserError: if the data cannot be built.
+        UserError: If the data module cannot be built.
     """
     parser = ArgumentParser(exit_on_error=False, prog="fusion-pl")
     parser.add_subclass_arguments(FusionData, "data", required=True)
     try:
         parser.set_defaults({"data": dict(data)})
-        built: Any = parser.instantiate(parser.parse_args(list(_data_arguments(extra)))).data
-        built.prepare_data()
+        data_module: Any = parser.instantiate(parser.parse_args(list(_data_arguments(extra)))).data
+        data_module.prepare_data()
     except Exception as error:
         if user_message(error):
             raise
         return ""  # the run reports the error
-    path = Path(getattr(built, "manifest", ""))
+    path = Path(getattr(data_module, "manifest", ""))
     return _hash(path.read_bytes()) if path.is_file() else ""
 
 
@@ -84,29 +84,29 @@ def _data_arguments(extra: Sequence[str]) -> Iterator[str]:
             yield word
 
 
-def _classes(config: Mapping[str, Any], extra: Sequence[str]) -> Iterator[type]:
-    """Yield all classes that the configuration and the options name."""
+def _referenced_classes(config: Mapping[str, Any], extra: Sequence[str]) -> Iterator[type]:
+    """Yield all classes that the configuration and the options refer to."""
     names = set(_class_names("", config))
     for option, value in cli_options(extra):
         with contextlib.suppress(yaml.YAMLError):
             names |= set(_class_names(option, yaml.safe_load(value)))
-    yield from (cls for base in BASES for cls in _subclasses(base) if cls.__name__ in names)
+    yield from (cls for base in BASE_CLASSES for cls in _subclasses(base) if cls.__name__ in names)
     for path in names:
-        with contextlib.suppress(ImportError, AttributeError, ValueError):  # does not exist: the run reports it
+        with contextlib.suppress(ImportError, AttributeError, ValueError):  # the run reports a missing class
             module, _, name = path.rpartition(".")
             if inspect.isclass(cls := getattr(importlib.import_module(module), name)):
                 yield cls
 
 
 def _class_names(key: str, value: Any) -> Iterator[str]:
-    """Yield the class names in a value of a configuration, at any depth."""
+    """Yield the class names in a configuration value, at any depth."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             yield from _class_names(f"{key}.{name}".removeprefix("."), item)
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _class_names(f"{key}.", item)
-    elif isinstance(value, str) and CLASS_KEY.fullmatch(key):
+    elif isinstance(value, str) and CLASS_OPTION.fullmatch(key):
         yield value
 
 

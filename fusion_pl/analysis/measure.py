@@ -1,4 +1,4 @@
-"""Train and test as the command does, and measure what the report shows."""
+"""Train and test a model like ``fusion-pl fit`` and ``test``, and measure what the report shows."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from fusion_pl.training.tensorboard import TensorBoardFigures
 
 
 def train_and_test(arguments: list[str]) -> dict[str, Any]:
-    """Run ``fusion-pl fit`` with some arguments, test, and return the measured fields of a ``RunResult``."""
+    """Run ``fusion-pl fit`` with ``arguments``, test the model, and return the measured fields of a ``RunResult``."""
     recorder = SampleRecorder()
     cli = run_trainer("fit", arguments, [recorder])
     trainer, model = cli.trainer, cli.model
     report = json.loads((Path(str(trainer.log_dir)) / "metrics.json").read_text(encoding="utf-8"))
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    # The results and figures of fit must not be replaced.
-    callbacks[:] = [one for one in callbacks if not isinstance(one, (WriteResults, TensorBoardFigures))]
+    # The test must not overwrite the result files and figures of the training.
+    callbacks[:] = [callback for callback in callbacks if not isinstance(callback, (WriteResults, TensorBoardFigures))]
     (metrics,) = trainer.test(
         model, datamodule=cli.datamodule, ckpt_path=report["checkpoint"], weights_only=True, verbose=False
     )
     names = list(model.encoders)
     subsets = accuracy_by_inputs(metrics, "test", names)
     assert recorder.first_batch is not None
-    batch = apply_to_collection(recorder.first_batch, Tensor, Tensor.clone)  # inference tensors have no backward pass
+    batch = apply_to_collection(recorder.first_batch, Tensor, Tensor.clone)  # autograd cannot use inference tensors
     return {
         "validation_accuracy": report["metrics"]["val/accuracy"],
         "validation_samples": len(recorder.validation.ids),
@@ -44,7 +44,7 @@ def train_and_test(arguments: list[str]) -> dict[str, Any]:
         "test_hash": recorder.test.hash,
         "subsets": {key: value for key, value in subsets.items() if not math.isnan(value)},
         "subset_samples": {
-            "+".join(some): recorder.test.count_with_any(some) for some in [*proper_subsets(names), names]
+            "+".join(subset): recorder.test.count_with_any_input(subset) for subset in [*proper_subsets(names), names]
         },
         "seconds": report["seconds"],
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),

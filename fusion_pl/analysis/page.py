@@ -11,7 +11,7 @@ from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-PICTURES = "pictures"  # folder beside the Markdown
+PICTURES = "pictures"  # folder of the SVG files, next to the Markdown file
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Table:
     """A table of strings.
 
     Attributes:
-        header: names of the columns.
-        rows: cells, as many per row.
-        best: whether the first row is highlighted.
-        text: whether the cells are sentences rather than numbers.
+        header: Column names.
+        rows: Cells of each row, one per column.
+        best: Whether the first row is highlighted.
+        text: Whether the cells are sentences rather than numbers.
     """
 
     header: tuple[str, ...]
@@ -52,13 +52,13 @@ class Section:
 
     @property
     def fence(self) -> str:
-        """Return backticks that delimit the commands in Markdown: more than any command contains in a row."""
+        """Return the Markdown code fence: longer than any sequence of backticks in the commands."""
         text = "".join(comment + command for comment, command in self.commands)
         return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
 def render(kind: Literal["html", "md"], title: str, sections: Sequence[Section]) -> str:
-    """Render a page; the pictures of Markdown are files in the folder ``pictures``, those of HTML are embedded."""
+    """Render a page. HTML embeds the pictures; Markdown links to files in the folder ``pictures``."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=select_autoescape(["html.jinja"]),

@@ -16,22 +16,22 @@ from fusion_pl.messages import did_you_mean
 from fusion_pl.metrics import subsets
 from fusion_pl.types import MissingFileError, UserError
 
-PACKAGE = "fusion_pl.fusion."
-BASELINE = f"{PACKAGE}Concat"  # the head of the runs with fewer inputs
-PER_INPUT_OPTIONS = ("inputs", "augment", "input_dropout")  # options of the data whose keys are inputs
+HEAD_PACKAGE = "fusion_pl.fusion."
+BASELINE_HEAD = f"{HEAD_PACKAGE}Concat"  # fusion head of the runs that use fewer inputs
+PER_INPUT_OPTIONS = ("inputs", "augment", "input_dropout")  # options of the data section that map input names to values
 
 
 @dataclass(frozen=True)
 class Run:
-    """One head on some of the inputs with one seed.
+    """A planned training run: one fusion head, one set of inputs, one seed.
 
     Attributes:
-        class_path: class of the head.
-        inputs: names, in the order of ``model.encoders``.
-        seed: of the run.
-        key: hash of everything that decides the result: configuration, table, library versions. A finished run with
+        class_path: Class path of the fusion head.
+        inputs: Input names, in the order of ``model.encoders``.
+        seed: Random seed of the run.
+        key: Hash of everything that affects the result: configuration, table, library versions. A finished run with
             the same key is not repeated.
-        config: configuration for ``fusion-pl fit --config``.
+        config: Configuration for ``fusion-pl fit --config``.
     """
 
     class_path: str
@@ -42,15 +42,15 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Folder name: built-in heads by class name, others by class path, so that two classes ``Mean`` differ."""
-        return f"{self.class_path.removeprefix(PACKAGE)}-{'+'.join(self.inputs)}-{self.seed}"
+        """Folder name: built-in heads by class name, others by class path, which may share a class name."""
+        return f"{self.class_path.removeprefix(HEAD_PACKAGE)}-{'+'.join(self.inputs)}-{self.seed}"
 
 
 def read_base_config(path: str) -> dict[str, Any]:
     """Read the configuration that all runs share.
 
     Raises:
-        UserError: if it is not a configuration with encoders and data.
+        UserError: If the file is not a YAML configuration with encoders and data.
     """
     if not Path(path).is_file():
         raise MissingFileError(
@@ -68,7 +68,7 @@ def read_base_config(path: str) -> dict[str, Any]:
 
 
 def head_class_paths(fusions: str) -> list[str]:
-    """Return the class paths for the value of ``--fusions``: ``all``, or names and class paths separated by commas."""
+    """Parse ``--fusions`` into class paths: ``all``, or names and class paths of heads separated by commas."""
     known = [name for name in fusion_pl.fusion.__all__ if name != "Fusion"]
     names = known if fusions == "all" else [name.strip() for name in fusions.split(",") if name.strip()]
     for name in names:
@@ -79,15 +79,15 @@ def head_class_paths(fusions: str) -> list[str]:
             )
     if not names:
         raise UserError("--fusions names no head: give all, or names with commas between them")
-    return list(dict.fromkeys(name if "." in name else PACKAGE + name for name in names))
+    return list(dict.fromkeys(name if "." in name else HEAD_PACKAGE + name for name in names))
 
 
 def input_sets(value: str, names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return the sets of inputs for the value of ``--inputs``, the full set first.
+    """Parse ``--inputs`` into sets of input names, the full set first.
 
     Args:
-        value: ``each``, ``all`` and ``subsets``, separated by commas.
-        names: all inputs.
+        value: One or more of ``each``, ``all`` and ``subsets``, separated by commas.
+        names: Names of all inputs.
     """
     sets: list[tuple[str, ...]] = []
     options: dict[str, list[tuple[str, ...]]] = {"all": [tuple(names)], "each": [(name,) for name in names]}
@@ -102,24 +102,24 @@ def input_sets(value: str, names: Sequence[str]) -> list[tuple[str, ...]]:
 def plan_runs(
     base: dict[str, Any], fusions: str, inputs: str, seeds: int, extra: Sequence[str] = (), table_hash: str = ""
 ) -> list[Run]:
-    """Return all runs: every head on all inputs and the baseline on fewer, for each seed.
+    """Return all runs: for each seed, every head on all inputs, and the baseline head on fewer inputs.
 
     Args:
-        base: the shared configuration.
-        fusions: see ``head_class_paths``.
-        inputs: see ``input_sets``.
-        seeds: number of seeds, at least 1.
-        extra: further arguments of every ``fusion-pl fit``.
-        table_hash: see ``fusion_pl.analysis.keys.table_hash``.
+        base: Configuration that all runs share.
+        fusions: Value of ``--fusions``, see ``head_class_paths``.
+        inputs: Value of ``--inputs``, see ``input_sets``.
+        seeds: Number of seeds, at least 1.
+        extra: Further arguments of every ``fusion-pl fit``.
+        table_hash: Hash of the data table, see ``fusion_pl.analysis.keys.table_hash``.
     """
     names = tuple(base["model"]["encoders"])
     heads = head_class_paths(fusions)
-    baseline = BASELINE if BASELINE in heads or len(heads) > 1 else heads[0]
+    baseline = BASELINE_HEAD if BASELINE_HEAD in heads or len(heads) > 1 else heads[0]
     return [
-        make_run(base, head, chosen, seed, extra, table_hash)
+        make_run(base, head, input_set, seed, extra, table_hash)
         for seed in range(seeds)
-        for chosen in input_sets(inputs, names)
-        for head in (heads if len(chosen) == len(names) else [baseline])
+        for input_set in input_sets(inputs, names)
+        for head in (heads if len(input_set) == len(names) else [baseline])
     ]
 
 
@@ -131,17 +131,14 @@ def make_run(
     extra: Sequence[str] = (),
     table_hash: str = "",
 ) -> Run:
-    """Return the run of one head on some of the inputs, in the order of the configuration, with one seed.
-
-    The other arguments are those of ``plan_runs``.
-    """
+    """Return the run of one head on ``inputs`` with one seed; see ``plan_runs`` for the other arguments."""
     config = copy.deepcopy(base)
     model = config["model"]
     data = config["data"]["init_args"] = config["data"].get("init_args") or {}
     configured = model.get("fusion")
     configured = {"class_path": configured} if isinstance(configured, str) else configured or {}
-    same_head = class_path in {configured.get("class_path"), f"{PACKAGE}{configured.get('class_path')}"}
-    # The arguments in the configuration belong to its own head only.
+    same_head = class_path in {configured.get("class_path"), f"{HEAD_PACKAGE}{configured.get('class_path')}"}
+    # The configured init_args apply only to the configured head.
     model["fusion"] = {**configured, "class_path": class_path} if same_head else {"class_path": class_path}
     if len(inputs) < len(model["encoders"]):
         model["encoders"] = {name: model["encoders"][name] for name in inputs}

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fusion_pl.analysis.statistics import pareto
+from fusion_pl.analysis.statistics import pareto_front
 from fusion_pl.analysis.summary import Row, measured_subsets
 
 COST_LABELS = {"parameters": "trainable parameters", "latency_ms": "ms per batch"}
@@ -20,12 +20,12 @@ COST_LABELS = {"parameters": "trainable parameters", "latency_ms": "ms per batch
 def accuracy_against_cost(rows: Sequence[Row], cost: Literal["parameters", "latency_ms"]) -> Figure | None:
     """Plot validation accuracy against a cost, with the Pareto front; None if no cost was measured.
 
-    It shows validation rather than test accuracy, because readers select a head by it.
+    The plot shows validation accuracy rather than test accuracy, because readers select a head with it.
     """
     points = {row.label: (100 * row.validation.mean, row.costs[cost]) for row in rows if cost in row.costs}
     if not points:
         return None
-    front = sorted(pareto(points), key=lambda name: points[name][1])
+    front = sorted(pareto_front(points), key=lambda name: points[name][1])
     figure = Figure(figsize=(8, max(3.5, 1 + 0.22 * len(points))), layout="constrained")
     axes = figure.subplots()
     axes.plot([points[name][1] for name in front], [points[name][0] for name in front], "-", color="tab:blue", lw=1)
@@ -36,12 +36,12 @@ def accuracy_against_cost(rows: Sequence[Row], cost: Literal["parameters", "late
         axes.set_xscale("log")
     axes.set(xlabel=COST_LABELS[cost], ylabel="validation accuracy in %")
     axes.margins(0.08)
-    _annotate(axes, points, front)
+    _annotate_points(axes, points, front)
     return figure
 
 
-def _annotate(axes: Axes, points: dict[str, tuple[float, float]], front: Sequence[str]) -> None:
-    """Write the labels in a column on the right, sorted by accuracy, so that they do not overlap."""
+def _annotate_points(axes: Axes, points: dict[str, tuple[float, float]], front: Sequence[str]) -> None:
+    """Write the point labels in a column on the right, sorted by accuracy, so that they do not overlap."""
     order = sorted(points, key=lambda name: (points[name][0], -points[name][1]))
     for index, name in enumerate(order):
         accuracy, value = points[name]
@@ -81,7 +81,7 @@ def accuracy_by_subset(rows: Sequence[Row], all_inputs: Sequence[str]) -> Figure
 
 
 def to_svg(figure: Figure) -> bytes:
-    """Return a figure as SVG; the same figure gives the same bytes."""
+    """Return a figure as SVG; equal figures give equal bytes."""
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "fusion-pl"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})

@@ -1,4 +1,4 @@
-"""Record which samples a run was validated and tested on: only runs on the same samples can be compared."""
+"""Record the validation and test samples of a run: only runs on the same samples can be compared."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fusion_pl.types import Batch
 
 
 class SampleLog:
-    """Ids, classes and presence mask per input of the samples, in the order of the batches."""
+    """Ids, class indices and presence masks of the samples that were evaluated, in the order of the batches."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
@@ -32,16 +32,16 @@ class SampleLog:
 
     @property
     def hash(self) -> str:
-        """Hash of ids and classes: a sample with a corrected label counts as another sample."""
+        """Hash of ids and class indices; it changes if a label is corrected."""
         return hashlib.sha256(json.dumps([self.ids, self.targets]).encode()).hexdigest()[:16]
 
-    def count_with_any(self, inputs: Sequence[str]) -> int:
-        """Return how many samples have at least one of some inputs."""
+    def count_with_any_input(self, inputs: Sequence[str]) -> int:
+        """Count the samples that have at least one of the inputs."""
         return sum(map(any, zip(*(self.present[name] for name in inputs), strict=True)))
 
 
 class SampleRecorder(Callback):
-    """Record the samples of the last validation and of one test: which are correct, and the first batch."""
+    """Record the samples of the last validation, and the samples, correct predictions and first batch of the test."""
 
     def __init__(self) -> None:
         self.validation, self.test = SampleLog(), SampleLog()
@@ -49,19 +49,19 @@ class SampleRecorder(Callback):
         self.first_batch: Batch | None = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Discard the previous validation."""
+        """Discard the samples of the previous validation."""
         self.validation = SampleLog()
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, *index: int
     ) -> None:
-        """Record a batch."""
+        """Record the samples of a batch."""
         self.validation.add(batch)
 
     def on_test_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Batch, *index: int
     ) -> None:
-        """Record a batch and which of its samples are classified correctly."""
+        """Record the samples of a batch, and which of them are classified correctly."""
         assert batch.target is not None
         self.first_batch = self.first_batch or batch
         self.test.add(batch)

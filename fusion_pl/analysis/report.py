@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from fusion_pl.analysis.page import PICTURES, Picture, Section, Table, render
 from fusion_pl.analysis.plots import accuracy_against_cost, accuracy_by_subset, to_svg
 from fusion_pl.analysis.result import ACCURACY, RunResult
-from fusion_pl.analysis.statistics import wilson
+from fusion_pl.analysis.statistics import wilson_interval
 from fusion_pl.analysis.summary import COSTS, Row, Summary, group_by_label, summarise
-from fusion_pl.analysis.tables import NONE, failure_table, ranking_table, subset_table, unranked_table
+from fusion_pl.analysis.tables import EMPTY_CELL, failure_table, ranking_table, subset_table, unranked_table
 from fusion_pl.files import atomic_write
 from fusion_pl.training.figures import plot_missing_inputs
 
-EXPLANATIONS = (
+TERM_EXPLANATIONS = (
     (
         "best",
         "the row with the highest validation accuracy; the checkpoint of each run is selected on validation as well. "
@@ -50,19 +50,19 @@ EXPLANATIONS = (
         "fills the cache for the others, so its training takes longer",
     ),
 )
-UNRANKED = (
+UNRANKED_TEXT = (
     "These runs were validated and tested on other samples than the ranked ones: a run on fewer inputs leaves out the "
     "samples that have none of them. Accuracies on different samples cannot be compared, so none of these rows is the "
     "best. "
 )
-SAME_SAMPLES = "The last column has the accuracy of the best row on the test samples of the same line."
+SAME_SAMPLES_TEXT = "The last column has the accuracy of the best row on the test samples of the same line."
 COST_CAPTION = (
     "Validation accuracy against {}. Blue: the Pareto front. The figure shows validation accuracy, because a head "
     "selected on test accuracy would have an optimistic test accuracy. It has only rows measured on the same samples."
 )
-SUBSETS = (
+SUBSETS_TEXT = (
     "Each trained head, tested with only some of its inputs: mean over seeds, over the test samples that have at least "
-    f"one of them; the first line has their number. {NONE}: the head was not trained on all of these inputs."
+    f"one of them; the first line has their number. {EMPTY_CELL}: the head was not trained on all of these inputs."
 )
 SUBSETS_CAPTION = "Test accuracy in % per head (row) and set of inputs (column)."
 MISSING_CAPTION = (
@@ -75,20 +75,21 @@ MISSING_CAPTION = (
 def write_report(
     results: Sequence[RunResult], all_inputs: Sequence[str], folder: Path, config_name: str, note: str = ""
 ) -> Summary:
-    """Write the report, and return what it summarises.
+    """Write the report, and return its summary.
 
     Args:
-        results: of all runs, including failed ones.
-        all_inputs: names in the order of the configuration.
-        folder: destination; created if it does not exist.
-        config_name: name of the configuration in the title.
-        note: a further sentence for the first section.
+        results: Results of all runs, including failed runs.
+        all_inputs: Names of all inputs, in the order of the configuration.
+        folder: Output folder; created if it does not exist.
+        config_name: Name of the configuration, shown in the title.
+        note: Sentence that is added to the first section.
     """
     title = f"Comparison of fusions: {config_name}"
     summary = summarise(results, all_inputs)
     sections = _sections(results, summary, all_inputs, note)
-    files = {f"{PICTURES}/{picture.name}.svg": picture.image.decode() for one in sections for picture in one.pictures}
-    files["results.csv"] = _csv(results, summary, all_inputs)
+    pictures = [picture for section in sections for picture in section.pictures]
+    files = {f"{PICTURES}/{picture.name}.svg": picture.image.decode() for picture in pictures}
+    files["results.csv"] = _csv_text(results, summary, all_inputs)
     files["report.md"] = render("md", title, sections)
     files["report.html"] = render("html", title, sections)
     for name, content in files.items():
@@ -107,27 +108,28 @@ def _sections(results: Sequence[RunResult], summary: Summary, all_inputs: Sequen
         for result in group
         if result.command
     ]
-    explanations = Table(("", "meaning"), EXPLANATIONS, text=True) if finished else None
+    explanations = Table(("", "meaning"), TERM_EXPLANATIONS, text=True) if finished else None
+    unranked_text = UNRANKED_TEXT + SAME_SAMPLES_TEXT * bool(summary.ranked)
     sections = [
         Section("Results", table=ranking_table(summary.ranked)),
-        Section("Measured on other samples", UNRANKED + SAME_SAMPLES * bool(summary.ranked), unranked_table(summary)),
+        Section("Measured on other samples", unranked_text, unranked_table(summary)),
         Section("How to read it", table=explanations),
         Section("Failed runs", table=failure_table(summary.rows)),
         Section(
             "Accuracy per set of inputs",
-            SUBSETS,
+            SUBSETS_TEXT,
             subset_table(finished, all_inputs),
-            _pictures(("inputs", SUBSETS_CAPTION, accuracy_by_subset(finished, all_inputs))),
+            _svg_pictures(("inputs", SUBSETS_CAPTION, accuracy_by_subset(finished, all_inputs))),
         ),
         Section("Accuracy against cost", pictures=_cost_pictures(summary.ranked)),
         Section("Missing inputs", pictures=_missing_pictures(summary.ranked, all_inputs)),
         Section("Command of each run", commands=commands),
     ]
-    overview = Section("What was compared", f"{_overview(results, summary)} {note}".strip())
-    return [overview, *(one for one in sections if one.table or one.pictures or one.commands)]
+    overview = Section("What was compared", f"{_overview_text(results, summary)} {note}".strip())
+    return [overview, *(section for section in sections if section.table or section.pictures or section.commands)]
 
 
-def _overview(results: Sequence[RunResult], summary: Summary) -> str:
+def _overview_text(results: Sequence[RunResult], summary: Summary) -> str:
     seeds = ", ".join(str(seed) for seed in sorted({result.seed for result in results})) or "none"
     versions = ", ".join(sorted({result.version for result in results if result.version})) or "unknown"
     done = sum(result.status == "done" for result in results)
@@ -139,7 +141,7 @@ def _overview(results: Sequence[RunResult], summary: Summary) -> str:
 
 def _cost_pictures(rows: Sequence[Row]) -> list[Picture]:
     latency = COST_CAPTION.format("milliseconds per forward pass of one batch")
-    return _pictures(
+    return _svg_pictures(
         ("parameters", COST_CAPTION.format("trainable parameters"), accuracy_against_cost(rows, "parameters")),
         ("latency", latency, accuracy_against_cost(rows, "latency_ms")),
     )
@@ -150,14 +152,14 @@ def _missing_pictures(rows: Sequence[Row], all_inputs: Sequence[str]) -> list[Pi
     if best is None:
         return []
     figure = plot_missing_inputs(best.subsets, [name for name in all_inputs if name in best.inputs], best.label)
-    return _pictures(("missing", MISSING_CAPTION.format(best.label), figure))
+    return _svg_pictures(("missing", MISSING_CAPTION.format(best.label), figure))
 
 
-def _pictures(*figures: tuple[str, str, Figure | None]) -> list[Picture]:
+def _svg_pictures(*figures: tuple[str, str, Figure | None]) -> list[Picture]:
     return [Picture(name, caption, to_svg(figure)) for name, caption, figure in figures if figure]
 
 
-def _csv(results: Sequence[RunResult], summary: Summary, all_inputs: Sequence[str]) -> str:
+def _csv_text(results: Sequence[RunResult], summary: Summary, all_inputs: Sequence[str]) -> str:
     ranked = {row.label for row in summary.ranked}
     metrics = sorted({name for result in results for name in result.test})
     subsets = sorted({key for result in results for key in result.subsets})
@@ -184,5 +186,5 @@ def _csv(results: Sequence[RunResult], summary: Summary, all_inputs: Sequence[st
 
 
 def _wilson_columns(result: RunResult) -> dict[str, float | None]:
-    ends = wilson(result.test[ACCURACY], len(result.correct)) if result.status == "done" else (None, None)
+    ends = wilson_interval(result.test[ACCURACY], len(result.correct)) if result.status == "done" else (None, None)
     return {f"{ACCURACY}/{name}": end for name, end in zip(("low", "high"), ends, strict=True)}

@@ -20,35 +20,35 @@ ACCURACY = "test/accuracy"
 
 @dataclass(frozen=True)
 class RunResult:
-    """Result of training one head with one seed on some of the inputs.
+    """Result of one training run: one fusion head, one set of inputs, one seed.
 
     Attributes:
-        class_path: class of the head, such as ``fusion_pl.fusion.Concat``.
-        inputs: of the training, in the order of the configuration.
-        seed: of the weights and of the order of samples.
-        status: whether the run finished.
-        reason: why it failed, one sentence.
-        version: of fusion-pl.
-        key: see ``fusion_pl.analysis.keys``.
-        command: reproduces this run.
-        validation_accuracy: of the selected checkpoint, 0 to 1.
-        validation_samples: number of validation samples.
-        validation_hash: hash of their ids and classes; only runs with the same hash can be ranked.
-        test: metrics of that checkpoint, such as ``test/accuracy``.
-        correct: one character per test sample, 1 where it was classified correctly; the same order in every run.
-        ids: ids of these test samples, in the same order.
-        test_hash: the same for the test samples.
-        subsets: test accuracy with only these inputs, over the samples that have at least one of them. A key joins the
-            names by ``+`` in the order of the configuration; the full set is included.
-        subset_samples: number of samples behind each entry of ``subsets``.
-        seconds: training time.
-        parameters: trainable ones of the whole model.
-        head_parameters: parameters of the head.
-        flops: floating-point operations of a forward pass, per sample.
-        latency_ms: milliseconds per forward pass of one batch.
-        step_ms: milliseconds per forward and backward pass of the same batch.
-        batch_size: samples of that batch.
-        memory_mb: on a GPU the peak of the run; on a CPU weights, gradients and activations of one batch.
+        class_path: Class path of the fusion head, such as ``fusion_pl.fusion.Concat``.
+        inputs: Names of the training inputs, in the order of the configuration.
+        seed: Random seed of the run.
+        status: Whether the run finished.
+        reason: Error message of a failed run, one sentence.
+        version: Version of fusion-pl.
+        key: Hash of configuration, table and library versions, see ``fusion_pl.analysis.keys``.
+        command: Command that reproduces this run.
+        validation_accuracy: Validation accuracy of the selected checkpoint, 0 to 1.
+        validation_samples: Number of validation samples.
+        validation_hash: Hash of the ids and classes of the validation samples; only runs with equal hashes are ranked.
+        test: Test metrics of the selected checkpoint, such as ``test/accuracy``.
+        correct: One character per test sample: 1 if it is classified correctly, else 0.
+        ids: Ids of the test samples, in the same order as ``correct``.
+        test_hash: Hash of the ids and classes of the test samples.
+        subsets: Test accuracy per subset of inputs, over the samples that have at least one of them. The subset's names
+            are joined by ``+`` in the order of the configuration; the full set is included.
+        subset_samples: Number of test samples per subset of inputs.
+        seconds: Training time in seconds.
+        parameters: Number of trainable parameters of the model.
+        head_parameters: Number of parameters of the fusion head.
+        flops: Floating-point operations per sample in a forward pass.
+        latency_ms: Milliseconds per forward pass of one batch.
+        step_ms: Milliseconds per forward and backward pass of the same batch.
+        batch_size: Number of samples in that batch.
+        memory_mb: Memory in MB: peak of the run (GPU), or parameters, gradients and activations of one batch (CPU).
     """
 
     class_path: str
@@ -84,7 +84,7 @@ class RunResult:
         if self.status == "failed":
             return
         for name, value in {"validation": self.validation_accuracy, ACCURACY: self.test.get(ACCURACY)}.items():
-            if value is None or not 0 <= value <= 1:  # NaN is in no range
+            if value is None or not 0 <= value <= 1:  # also false for NaN
                 raise UserError(f"{run} has {name} = {value}; expected an accuracy from 0 to 1")
         if not self.correct or set(self.correct) - {"0", "1"}:
             raise UserError(f"{run} does not say by 0 and 1 which test samples were correct")
@@ -104,10 +104,10 @@ class RunResult:
 
     @classmethod
     def read(cls, path: Path) -> RunResult:
-        """Read what ``write`` wrote.
+        """Read a result from JSON.
 
         Raises:
-            UserError: if the file is damaged, or a field is missing, unknown or of another type.
+            UserError: If the file is damaged, or a field is missing, unknown or has the wrong type.
         """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -129,7 +129,7 @@ def _parser() -> ArgumentParser:
 
 
 def run_label(result: RunResult, all_inputs: Sequence[str]) -> str:
-    """Return the label of a run: its head, or its inputs if it was trained on fewer than all.
+    """Return the label of a run: its head if it uses all inputs, else its inputs.
 
     Example:
         >>> run = RunResult("fusion_pl.fusion.Mean", ("text",), seed=0, status="failed")

@@ -1,4 +1,4 @@
-"""Execute one run of a comparison: its configuration, its log, and its result, also when it fails."""
+"""Execute one run of a comparison, and write its configuration, log and result, even if it fails."""
 
 from __future__ import annotations
 
@@ -14,63 +14,64 @@ import torch
 import yaml
 
 from fusion_pl import __version__
-from fusion_pl.analysis.folder import RESULT, run_path
+from fusion_pl.analysis.folder import RESULT_FILE, run_path
 from fusion_pl.analysis.measure import train_and_test
 from fusion_pl.analysis.plan import Run
 from fusion_pl.analysis.result import RunResult
 from fusion_pl.cli.errors import user_message
 from fusion_pl.cli.runs import LOGGER
 
-CACHE = "cache"  # folder of the outputs of frozen encoders
-CACHE_LIMIT = 20.0  # GiB, unless the user gives --cache_limit
+CACHE_FOLDER = "cache"  # folder in which the outputs of frozen encoders are cached
+CACHE_LIMIT_GIB = 20.0  # unless the user gives --cache_limit
 
 
-def execute(run: Run, output: Path, extra: Sequence[str]) -> RunResult:
-    """Train, test and measure a run of the comparison in the folder ``output``, with further arguments of fit.
+def execute_run(run: Run, output: Path, extra: Sequence[str]) -> RunResult:
+    """Train, test and measure a run, with further arguments of ``fusion-pl fit``.
 
-    Its folder contains its configuration, log and checkpoints, and ``result.json``.
+    The configuration, log, checkpoints and ``result.json`` are written to the run's folder in ``output``.
     """
     folder = run_path(output, run)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(_config(run, output, extra), sort_keys=False), encoding="utf-8")
-    arguments = ["--config", str(folder / "config.yaml"), *extra]
-    common = identity(run) | {"command": shlex.join(["fusion-pl", "fit", *arguments])}
+    config_path = folder / "config.yaml"
+    config_path.write_text(yaml.safe_dump(_run_config(run, output, extra), sort_keys=False), encoding="utf-8")
+    arguments = ["--config", str(config_path), *extra]
+    common = identity_fields(run) | {"command": shlex.join(["fusion-pl", "fit", *arguments])}
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # one process executes many runs
-    with _output_to(folder / "log.txt"):
+    with _redirect_output(folder / "log.txt"):
         try:
             measured = train_and_test([*arguments, "--trainer.enable_progress_bar", "false"])
             result = RunResult(**common, status="done", **measured)
-        except (Exception, SystemExit) as error:  # a failing head must not stop the others; its row has the reason
+        except (Exception, SystemExit) as error:  # a failed run must not stop the others; its row has the reason
             message = user_message(error)
             result = RunResult(**common, status="failed", reason=message or f"{type(error).__name__}: {error}")
             if message is None:
                 traceback.print_exc()
-    result.write(folder / RESULT)
+    result.write(folder / RESULT_FILE)
     return result
 
 
-def identity(run: Run) -> dict[str, Any]:
+def identity_fields(run: Run) -> dict[str, Any]:
     """Return the fields of a ``RunResult`` that are known before the run."""
-    known = {name: getattr(run, name) for name in ("class_path", "inputs", "seed", "key")}
-    return known | {"version": __version__}
+    fields = {name: getattr(run, name) for name in ("class_path", "inputs", "seed", "key")}
+    return fields | {"version": __version__}
 
 
-def _config(run: Run, output: Path, extra: Sequence[str]) -> dict[str, Any]:
-    """Return the configuration of a run, with its logger, its checkpoint folder and the cache of the comparison."""
+def _run_config(run: Run, output: Path, extra: Sequence[str]) -> dict[str, Any]:
+    """Return the configuration of a run, with its own logger and checkpoint folder, and the shared cache folder."""
     config = dict(run.config)
     logger = LOGGER | {"init_args": LOGGER["init_args"] | {"save_dir": str(run_path(output, run))}}
     config["trainer"] = (config.get("trainer") or {}) | {"logger": logger}
-    if config.get("checkpoint"):  # in a shared folder, each run would replace the checkpoints of the run before
+    if config.get("checkpoint"):  # in a shared folder, each run would overwrite the checkpoints of the previous run
         config["checkpoint"] = config["checkpoint"] | {"dirpath": None}
     if "cache" not in config and not any(word.partition("=")[0] == "--cache" for word in extra):
-        config = {"cache": str(output / CACHE), "cache_limit": CACHE_LIMIT} | config
+        config = {"cache": str(output / CACHE_FOLDER), "cache_limit": CACHE_LIMIT_GIB} | config
     return config
 
 
 @contextlib.contextmanager
-def _output_to(path: Path) -> Iterator[None]:
-    """Redirect stdout and stderr to a file, also those of other libraries and of worker processes."""
+def _redirect_output(path: Path) -> Iterator[None]:
+    """Redirect stdout and stderr to a file, including the output of C libraries and worker processes."""
     with path.open("w", encoding="utf-8") as file:
         originals = {number: os.dup(number) for number in (1, 2)}
         for number in originals:

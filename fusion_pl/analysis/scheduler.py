@@ -13,10 +13,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fusion_pl.analysis.folder import RESULT, finished_result, run_path
+from fusion_pl.analysis.folder import RESULT_FILE, finished_result, run_path
 from fusion_pl.analysis.plan import Run
 from fusion_pl.analysis.result import RunResult
-from fusion_pl.analysis.run import execute, identity
+from fusion_pl.analysis.run import execute_run, identity_fields
 from fusion_pl.analysis.workers import ProcessDeath, WorkerPool
 from fusion_pl.messages import printable
 
@@ -24,7 +24,7 @@ from fusion_pl.messages import printable
 class Scheduler:
     """Execute the runs that have no stored result yet, in ``jobs`` processes.
 
-    ``output`` is the folder of the comparison, ``extra`` further arguments of every ``fusion-pl fit``.
+    ``output`` is the folder of the comparison; ``extra`` are further arguments of every ``fusion-pl fit``.
     """
 
     def __init__(self, runs: Sequence[Run], output: Path, extra: Sequence[str], jobs: int) -> None:
@@ -36,35 +36,35 @@ class Scheduler:
     def execute(self) -> dict[Run, RunResult]:
         """Execute all runs; each result is stored as soon as its run finishes."""
         console = Console(stderr=True)
-        job = partial(execute, output=self.output, extra=self.extra)
+        job = partial(execute_run, output=self.output, extra=self.extra)
         try:
             with (
-                Live(self.progress(), console=console, refresh_per_second=1, transient=True) as live,
+                Live(self.progress_table(), console=console, refresh_per_second=1, transient=True) as live,
                 WorkerPool(job, self.jobs) as pool,
             ):
-                self._execute(pool, live, console)
+                self._execute_queue(pool, live, console)
         except KeyboardInterrupt:
             console.print(f"Stopped after {len(self.results)} of {len(self.runs)} runs; repeat the command to resume")
             raise
-        console.print(self.progress())
+        console.print(self.progress_table())
         return self.results
 
-    def _execute(self, pool: WorkerPool, live: Live, console: Console) -> None:
-        """Execute the queue. A run whose process dies is repeated with no other run beside it.
+    def _execute_queue(self, pool: WorkerPool, live: Live, console: Console) -> None:
+        """Execute the queued runs. If the process of a run dies, repeat the run while no other run is active.
 
-        When memory runs out, the system kills the largest process, which may not be the one that asked for too much.
+        If memory runs out, the system kills the largest process, even if another process used too much.
         """
         queue = [run for run in self.runs if run not in self.results]
         retries: list[Run] = []
         exclusive: Run | None = None
         while queue or retries or pool.busy:
-            while queue and pool.free:
+            while queue and pool.num_free:
                 pool.start(queue.pop(0))
             if retries and not pool.busy:
                 exclusive = retries.pop(0)
                 pool.start(exclusive)
             for run, outcome in pool.wait(seconds=1):
-                result = finished_result(self.output, run) or outcome  # the process may die after it stored its result
+                result = finished_result(self.output, run) or outcome  # a process may die after it stored its result
                 if isinstance(result, ProcessDeath):
                     if run != exclusive:
                         retries.append(run)
@@ -73,16 +73,16 @@ class Scheduler:
                         f"its process died ({result.cause}), and again with no other run beside it: if it ran out of "
                         "memory, lower --data.batch_size"
                     )
-                    result = RunResult(**identity(run), status="failed", reason=reason)
-                    result.write(run_path(self.output, run) / RESULT)
+                    result = RunResult(**identity_fields(run), status="failed", reason=reason)
+                    result.write(run_path(self.output, run) / RESULT_FILE)
                 self.results[run] = result
                 if not console.is_terminal:
-                    line = f"{run.name}: {_outcome(result)} ({len(self.results)} of {len(self.runs)})"
+                    line = f"{run.name}: {_outcome_text(result)} ({len(self.results)} of {len(self.runs)})"
                     console.print(printable(line), markup=False)
-            live.update(self.progress())
+            live.update(self.progress_table())
 
-    def progress(self) -> Table:
-        """Return a table with one row per head and set of inputs."""
+    def progress_table(self) -> Table:
+        """Return the progress table: one row per head and set of inputs."""
         finished = len(self.results) - self.num_resumed
         seconds = time.monotonic() - self.start_time
         left = (len(self.runs) - len(self.results)) * seconds / finished if finished else None
@@ -93,8 +93,8 @@ class Scheduler:
             rows.setdefault((run.class_path, run.inputs), []).append(run)
         for (class_path, inputs), runs in rows.items():
             results = [self.results[run] for run in runs if run in self.results]
-            accuracies = [one.validation_accuracy for one in results if one.validation_accuracy is not None]
-            counts = sorted({one.validation_samples or 0 for one in results if one.status == "done"})
+            accuracies = [result.validation_accuracy for result in results if result.validation_accuracy is not None]
+            counts = sorted({result.validation_samples or 0 for result in results if result.status == "done"})
             mean = f"{100 * fmean(accuracies):.1f} % of {' to '.join(map(str, counts))}" if counts else ""
             error = next((result.reason for result in results if result.status == "failed"), "")
             state = error or ("done" if len(results) == len(runs) else "")
@@ -103,7 +103,7 @@ class Scheduler:
         return table
 
 
-def _outcome(result: RunResult) -> str:
+def _outcome_text(result: RunResult) -> str:
     if result.validation_accuracy is None:
         return result.reason
     return f"{100 * result.validation_accuracy:.1f} % of {result.validation_samples} validation samples"

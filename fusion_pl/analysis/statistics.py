@@ -9,83 +9,83 @@ import numpy as np
 from jaxtyping import Shaped
 from numpy.typing import NDArray
 
-CONFIDENCE = 0.95  # of every interval
-RESAMPLES = 2_000  # of the bootstrap: accurate to about two hundredths of the interval's width
+CONFIDENCE_LEVEL = 0.95  # of all confidence intervals
+NUM_RESAMPLES = 2_000  # of the bootstrap; the error is about 2 % of the interval's width
 Correct = Shaped[NDArray[np.int64], "S N"]
 
 
 def accuracy_interval(correct: Correct) -> tuple[float, float]:
     r"""Return the 95 % confidence interval of an accuracy.
 
-    One seed: Wilson's interval, over the samples. Several seeds: the bootstrap over samples and seeds, widened to
-    Wilson's interval of the mean, because the bootstrap of rows that are all correct has no width.
+    One seed: Wilson's interval over the samples. Several seeds: a bootstrap over samples and seeds, extended to include
+    Wilson's interval of the mean, because the bootstrap interval has zero width if all predictions are correct.
 
     Args:
-        correct: 1 where the run of a seed (row) classified a sample (column) correctly, else 0.
+        correct: One row per seed, one column per sample: 1 if the prediction is correct, else 0.
 
     Returns:
-        Lower and upper end, 0 to 1.
+        Lower and upper bound, 0 to 1.
 
     Example:
         >>> [round(end, 2) for end in accuracy_interval(np.ones((3, 6), dtype=np.int64))]
         [0.61, 1.0]
     """
-    low, high = wilson(float(correct.mean()), correct.shape[1])
+    low, high = wilson_interval(float(correct.mean()), correct.shape[1])
     if len(correct) == 1:
         return low, high
-    bootstrap_low, bootstrap_high = bootstrap(correct)
+    bootstrap_low, bootstrap_high = bootstrap_interval(correct)
     return min(low, bootstrap_low), max(high, bootstrap_high)
 
 
-def wilson(proportion: float, count: int) -> tuple[float, float]:
-    r"""Return Wilson's interval of p for n samples: :math:`\frac{p + z²/2n ± z\sqrt{p(1-p)/n + z²/4n²}}{1 + z²/n}`.
+def wilson_interval(accuracy: float, num_samples: int) -> tuple[float, float]:
+    r"""Return Wilson's interval of an accuracy p: :math:`\frac{p + z²/2n ± z\sqrt{p(1-p)/n + z²/4n²}}{1 + z²/n}`.
 
     Source: Wilson 1927, *Probable inference, the law of succession, and statistical inference*. scipy's implementation
-    takes integer counts only, which a mean over seeds is not.
+    takes integer counts only; a mean over seeds is not an integer count.
     """
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    center = proportion + z * z / (2 * count)
-    margin = z * float(np.sqrt(proportion * (1 - proportion) / count + z * z / (4 * count * count)))
-    scale = 1 + z * z / count
+    z = NormalDist().inv_cdf((1 + CONFIDENCE_LEVEL) / 2)
+    center = accuracy + z * z / (2 * num_samples)
+    margin = z * float(np.sqrt(accuracy * (1 - accuracy) / num_samples + z * z / (4 * num_samples**2)))
+    scale = 1 + z * z / num_samples
     return max(0.0, (center - margin) / scale), min(1.0, (center + margin) / scale)
 
 
-def bootstrap(correct: Correct) -> tuple[float, float]:
-    """Return the percentile interval of the mean of ``correct`` under resampling of both seeds and samples.
+def bootstrap_interval(correct: Correct) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean of ``correct``, resampling both seeds and samples.
 
-    Source: Owen 2007, *The pigeonhole bootstrap* (arXiv:0712.1111). Samples with the same column are exchangeable, so
-    the counts of each distinct column are drawn: the same distribution as ``scipy.stats.bootstrap``, in a hundredth of
-    its time for 10,000 samples. The random generator is seeded: the same runs give the same interval.
+    Source: Owen 2007, *The pigeonhole bootstrap* (arXiv:0712.1111). Samples with equal columns are exchangeable, so
+    this draws counts of the distinct columns: the same distribution as ``scipy.stats.bootstrap``, 100 times as fast for
+    10,000 samples. The random generator has a fixed seed: equal runs give equal intervals.
     """
     generator = np.random.default_rng(0)
     seeds, samples = correct.shape
     columns, counts = np.unique(correct, axis=1, return_counts=True)
-    sample_counts = generator.multinomial(samples, counts / samples, size=RESAMPLES)
-    seed_counts = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES)
+    sample_counts = generator.multinomial(samples, counts / samples, size=NUM_RESAMPLES)
+    seed_counts = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=NUM_RESAMPLES)
     means = np.einsum("ds,sp,dp->d", seed_counts, columns, sample_counts, optimize=True) / (seeds * samples)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.quantile(means, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
     return float(low), float(high)
 
 
-def signed_rank(differences: Shaped[NDArray[np.int64], " N"]) -> float:
+def signed_rank_p_value(differences: Shaped[NDArray[np.int64], " N"]) -> float:
     """Return the two-sided p-value of Wilcoxon's signed-rank test; 1 if all differences are 0.
 
     Source: Wilcoxon 1945, *Individual comparisons by ranking methods*.
     """
-    from scipy.stats import wilcoxon  # takes a second to import, and only the report needs it
+    from scipy.stats import wilcoxon  # slow to import, and only the report needs it
 
     return float(wilcoxon(differences).pvalue) if differences.any() else 1.0
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    r"""Correct p-values by Holm's method, which controls the family-wise error rate.
+def holm_correction(p_values: Mapping[str, float]) -> dict[str, float]:
+    r"""Correct p-values with Holm's method, which controls the family-wise error rate.
 
     Of the sorted values :math:`p_1 \le … \le p_m`, the k-th becomes :math:`\max_{j \le k} \min(1, (m - j + 1)\, p_j)`.
 
     Source: Holm 1979, *A simple sequentially rejective multiple test procedure*.
 
     Example:
-        >>> holm({"a": 0.01, "b": 0.5, "c": 0.02})
+        >>> holm_correction({"a": 0.01, "b": 0.5, "c": 0.02})
         {'a': 0.03, 'c': 0.04, 'b': 0.5}
     """
     names = sorted(p_values, key=p_values.__getitem__)
@@ -93,13 +93,13 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(names, np.minimum(1, np.maximum.accumulate(scaled)).tolist(), strict=True))
 
 
-def pareto(points: Mapping[str, tuple[float, float]]) -> set[str]:
-    """Return the labels of the Pareto front: no other point is as accurate and as cheap, and better in one of the two.
+def pareto_front(points: Mapping[str, tuple[float, float]]) -> set[str]:
+    """Return the labels of the points (accuracy, cost) on the Pareto front.
 
-    A point is (accuracy, cost).
+    No other point is at least as accurate and at least as cheap, and strictly better in accuracy or cost.
 
     Example:
-        >>> sorted(pareto({"small": (0.8, 1.0), "large": (0.9, 5.0), "dominated": (0.8, 5.0)}))
+        >>> sorted(pareto_front({"small": (0.8, 1.0), "large": (0.9, 5.0), "dominated": (0.8, 5.0)}))
         ['large', 'small']
     """
     return {

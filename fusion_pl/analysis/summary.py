@@ -1,4 +1,4 @@
-"""Aggregate runs over seeds: one row per head, the best row, and the rows that can be ranked against each other."""
+"""Aggregate runs over seeds into one row per head and set of inputs, and rank the rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxtyping import Shaped
 from numpy.typing import NDArray
 
 from fusion_pl.analysis.result import ACCURACY, RunResult, run_label
-from fusion_pl.analysis.statistics import accuracy_interval, holm, signed_rank
+from fusion_pl.analysis.statistics import accuracy_interval, holm_correction, signed_rank_p_value
 from fusion_pl.metrics import subsets
 from fusion_pl.types import UserError
 
@@ -35,47 +35,47 @@ class MeanStd:
 
 @dataclass(frozen=True)
 class Row:
-    """All runs of one head on the same inputs; the label is from ``group_by_label``."""
+    """All runs of one head on the same inputs, with a label from ``group_by_label``."""
 
     label: str
     inputs: tuple[str, ...]
     runs: dict[int, RunResult]  # seed -> finished run
-    failed: dict[int, str]  # seed -> reason
+    failed: dict[int, str]  # seed -> error message
 
     @property
-    def splits(self) -> tuple[str, str] | None:
-        """Hashes of the test and validation samples; None if no run finished, or their samples differ."""
+    def split_hashes(self) -> tuple[str, str] | None:
+        """Hashes of the test and validation samples; None if no run finished or the runs differ in samples."""
         hashes = {(run.test_hash, run.validation_hash) for run in self.runs.values()}
         return hashes.pop() if len(hashes) == 1 else None
 
     @property
     def test_samples(self) -> list[int]:
-        """Numbers of test samples: one, unless the runs differ."""
+        """Test set sizes; a single value unless the runs differ."""
         return sorted({len(run.correct) for run in self.runs.values()})
 
     @property
     def validation_samples(self) -> list[int]:
-        """Numbers of validation samples: one, unless the runs differ."""
+        """Validation set sizes; a single value unless the runs differ."""
         return sorted({run.validation_samples or 0 for run in self.runs.values()})
 
     @property
     def validation(self) -> MeanStd:
-        """Validation accuracy, 0 to 1, of a row with a finished run."""
+        """Validation accuracy, 0 to 1; requires a finished run."""
         return _mean_std([run.validation_accuracy for run in self.runs.values() if run.validation_accuracy is not None])
 
     @property
     def test(self) -> MeanStd:
-        """Test accuracy, 0 to 1, of a row with a finished run."""
+        """Test accuracy, 0 to 1; requires a finished run."""
         return _mean_std([run.test[ACCURACY] for run in self.runs.values()])
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
-        """95 % confidence interval of the test accuracy; None unless all runs have the same samples."""
-        return accuracy_interval(np.stack([correct_array(run) for run in self.runs.values()])) if self.splits else None
+        """95 % confidence interval of the test accuracy; None if the runs differ in samples."""
+        return accuracy_interval(np.stack([*map(correct_array, self.runs.values())])) if self.split_hashes else None
 
     @property
     def subsets(self) -> dict[str, float]:
-        """Inputs joined by ``+`` -> mean test accuracy with only these."""
+        """Mean test accuracy per subset of inputs, whose names are joined by ``+``."""
         runs = self.runs.values()
         return {
             key: fmean(run.subsets[key] for run in runs if key in run.subsets) for one in runs for key in one.subsets
@@ -83,13 +83,13 @@ class Row:
 
     @property
     def costs(self) -> dict[str, float]:
-        """Mean of each of ``COSTS`` that was measured."""
-        values = {key: [v for run in self.runs.values() if (v := getattr(run, key)) is not None] for key in COSTS}
-        return {key: fmean(measured) for key, measured in values.items() if measured}
+        """Mean over seeds of each measured cost in ``COSTS``."""
+        values = {name: [v for run in self.runs.values() if (v := getattr(run, name)) is not None] for name in COSTS}
+        return {name: fmean(measured) for name, measured in values.items() if measured}
 
     @property
     def batch_size(self) -> int | None:
-        """Samples of the batch that ``costs["latency_ms"]`` was measured with."""
+        """Number of samples in the batch on which latency was measured."""
         return next((run.batch_size for run in self.runs.values()), None)
 
 
@@ -98,7 +98,7 @@ def _mean_std(values: list[float]) -> MeanStd:
 
 
 def correct_array(result: RunResult) -> Shaped[NDArray[np.int64], " N"]:
-    """Return 1 for each test sample that a run classified correctly, else 0."""
+    """Return an array with 1 for each correctly classified test sample, else 0."""
     return np.frombuffer(result.correct.encode(), dtype=np.uint8).astype(np.int64) - ord("0")
 
 
@@ -107,10 +107,10 @@ class Summary:
     """The rows of a comparison.
 
     Attributes:
-        ranked: rows measured on the same validation and test samples, sorted by *validation* accuracy, never by test;
-            rows with equal accuracy by the number of parameters.
-        unranked: rows measured on other samples, whose accuracies cannot be compared with those of ``ranked``.
-        failed: rows without a finished run.
+        ranked: Rows measured on the same validation and test samples, sorted by *validation* accuracy, never by test
+            accuracy; ties are sorted by the number of parameters.
+        unranked: Rows measured on other samples; their accuracies are not comparable with those in ``ranked``.
+        failed: Rows without a finished run.
     """
 
     ranked: list[Row]
@@ -128,7 +128,7 @@ class Summary:
         return self.ranked[0] if self.ranked else None
 
     def headline(self) -> str:
-        """Return a sentence that names the best row, or says why there is none."""
+        """Return a sentence that names the best row, or explains why no row is best."""
         if best := self.best:
             ranked = f" of the {len(self.ranked)} rows measured on the same samples" if self.unranked else ""
             return (
@@ -143,8 +143,8 @@ class Summary:
 def summarise(results: Sequence[RunResult], all_inputs: Sequence[str]) -> Summary:
     """Aggregate and rank the runs.
 
-    Ranked are the rows on the same samples as most of the rows with all inputs; if no row with all inputs finished,
-    all rows if they have the same samples, else none.
+    A row is ranked if it has the same samples as most of the rows with all inputs. If no row with all inputs finished,
+    all rows are ranked if they share their samples, otherwise none.
     """
     rows = []
     for label, group in group_by_label(results, all_inputs).items():
@@ -155,23 +155,23 @@ def summarise(results: Sequence[RunResult], all_inputs: Sequence[str]) -> Summar
         (row for row in rows if row.runs),
         key=lambda row: (-row.validation.mean, row.costs.get("parameters", float("inf")), row.label),
     )
-    counts = Counter(row.splits for row in done if row.splits and set(row.inputs) == set(all_inputs))
-    same = done[0].splits if len({row.splits for row in done}) == 1 else None
-    splits = counts.most_common(1)[0][0] if counts else same
-    ranked = [row for row in done if splits and row.splits == splits]
+    counts = Counter(row.split_hashes for row in done if row.split_hashes and set(row.inputs) == set(all_inputs))
+    common = done[0].split_hashes if len({row.split_hashes for row in done}) == 1 else None
+    split_hashes = counts.most_common(1)[0][0] if counts else common
+    ranked = [row for row in done if split_hashes and row.split_hashes == split_hashes]
     return Summary(ranked, [row for row in done if row not in ranked], [row for row in rows if not row.runs])
 
 
 def group_by_label(results: Sequence[RunResult], all_inputs: Sequence[str]) -> dict[str, list[RunResult]]:
-    """Group the seeds of one head on the same inputs by label, in the order of the results.
+    """Group the results by label, in their order: one group per head and set of inputs.
 
-    Labels that two heads would share (two heads on the same subset of inputs, two classes of one name) are extended by
-    the head or its class path.
+    If two heads would share a label (two heads on the same subset of inputs, two classes with one name), the head or
+    its class path is added to the label.
 
     Raises:
-        UserError: if a head has two results with the same seed.
+        UserError: If a head has two results with the same seed.
     """
-    class_paths: dict[str, set[str]] = defaultdict(set)  # of each label
+    class_paths: dict[str, set[str]] = defaultdict(set)  # head or label -> class paths
     for result in results:
         class_paths[result.head].add(result.class_path)
         class_paths[run_label(result, all_inputs)].add(result.class_path)
@@ -189,36 +189,36 @@ def group_by_label(results: Sequence[RunResult], all_inputs: Sequence[str]) -> d
 
 
 def measured_subsets(rows: Iterable[Row], all_inputs: Sequence[str]) -> list[str]:
-    """Return the subsets of inputs that some row was tested with, by increasing size."""
+    """Return the subsets of inputs that at least one row was tested with, sorted by size."""
     tested = {key for row in rows for key in row.subsets}
     return [key for key in map("+".join, subsets(all_inputs)) if key in tested]
 
 
 def paired_p_values(rows: Sequence[Row]) -> dict[str, float]:
-    """Return the p-value of each row after the first by its label, from a test against the first, the best.
+    """Return label -> p-value of a paired test of each row against the first row, the best.
 
-    Per test sample, the number of correct predictions is summed over the seeds that both rows have; the differences are
-    tested by Wilcoxon's signed-rank test (two-sided), and the p-values corrected by Holm's method. The test is over
-    samples, so it is a statement about these trained models. Rows without a common seed are left out.
+    For each test sample, correct predictions are summed over the seeds that both rows have. The differences are tested
+    with Wilcoxon's signed-rank test (two-sided), and the p-values are corrected with Holm's method. The test is over
+    samples, so it applies to these trained models only. Rows without a common seed are omitted.
     """
     p_values = {}
     for row in rows[1:]:
-        assert row.splits == rows[0].splits
+        assert row.split_hashes == rows[0].split_hashes
         if seeds := sorted(rows[0].runs.keys() & row.runs.keys()):
-            # Sums instead of means: the ranks are the same, and ties stay exact.
+            # Sums instead of means: the ranks are equal, and ties are exact.
             differences = [correct_array(rows[0].runs[seed]) - correct_array(row.runs[seed]) for seed in seeds]
-            p_values[row.label] = signed_rank(np.sum(differences, axis=0))
-    return holm(p_values)
+            p_values[row.label] = signed_rank_p_value(np.sum(differences, axis=0))
+    return holm_correction(p_values)
 
 
-def accuracy_on_samples_of(best: Row, other: Row) -> float | None:
-    """Return the accuracy of the best row on the test samples of another row, averaged over its own seeds.
+def accuracy_on_same_samples(best: Row, other: Row) -> float | None:
+    """Return the accuracy of the best row on the test samples of another row, averaged over the best row's seeds.
 
-    None if it was not tested on all of them, or if ids are not unique.
+    None if the best row was not tested on all of these samples, or if ids are not unique.
     """
     ids, *others = {run.ids for run in other.runs.values()}
     unique = all(len(set(run.ids)) == len(run.ids) for run in [*best.runs.values(), *other.runs.values()])
     correct = [dict(zip(run.ids, correct_array(run).tolist(), strict=True)) for run in best.runs.values()]
     if others or not unique or not all(by_id.keys() >= set(ids) for by_id in correct):
         return None
-    return fmean(by_id[name] for by_id in correct for name in ids)
+    return fmean(by_id[sample_id] for by_id in correct for sample_id in ids)

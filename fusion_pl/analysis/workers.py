@@ -1,4 +1,4 @@
-"""A pool of processes that execute runs, in which a process that dies does not stop the other runs."""
+"""A process pool for runs. If one process dies, the other runs continue."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from fusion_pl.analysis.result import RunResult
 from fusion_pl.processes import init_worker
 
 PROCESS_NAME = "fusion-pl run"
-EXIT_TIMEOUT = 5.0  # seconds until a process that closed its connection is killed
+EXIT_TIMEOUT = 5.0  # seconds; a process that closed its connection is killed after this time
 Job = Callable[[Run], RunResult]
 
 
 @dataclass(frozen=True)
 class ProcessDeath:
-    """The process of a run ended without a result; the cause is a signal or exit code."""
+    """Outcome of a run whose process ended without a result; ``cause`` is a signal or an exit code."""
 
     cause: str
 
 
 class WorkerPool:
-    """Run jobs in a fixed number of processes, each on a GPU of its own.
+    """Execute runs in a fixed number of processes, each on its own GPU.
 
-    Processes are started on demand and reused, because every start imports the libraries again. Leaving the context
-    kills them; their data loader workers end with them.
+    Processes start on demand and are reused, because each new process imports the libraries again. Leaving the context
+    kills them and their data loader workers.
 
     Args:
-        job: executes a run; it is sent to the processes.
-        size: maximum number of processes.
+        job: Function that executes a run; it must be picklable.
+        size: Maximum number of processes.
     """
 
     def __init__(self, job: Job, size: int) -> None:
@@ -49,7 +49,7 @@ class WorkerPool:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # Not only those of the lists: Ctrl-C may interrupt a start.
+        # All child processes, not only idle and busy: Ctrl-C may interrupt the start of a process.
         processes = [process for process in multiprocessing.active_children() if process.name == PROCESS_NAME]
         for process in processes:
             process.kill()
@@ -57,33 +57,33 @@ class WorkerPool:
             process.join()
 
     @property
-    def free(self) -> int:
+    def num_free(self) -> int:
         """Number of runs that can be started now."""
         return self.size - len(self.busy)
 
     def start(self, run: Run) -> None:
-        """Start a run; call it only if a process is ``free``."""
+        """Start a run; requires ``num_free > 0``."""
         used = {worker.number for worker in [*self.idle, *(worker for worker, _ in self.busy.values())]}
         number = min(set(range(self.size)) - used, default=0)
         worker = self.idle.pop() if self.idle else _Worker(self.job, number, self.size)
         self.busy[worker.connection] = worker, run
-        with contextlib.suppress(BrokenPipeError):  # it died while idle, which wait reports
+        with contextlib.suppress(BrokenPipeError):  # the process died while idle; wait reports it
             worker.connection.send(run)
 
     def wait(self, seconds: float) -> list[tuple[Run, RunResult | ProcessDeath]]:
-        """Return the runs that finished, or whose process died, within some seconds.
+        """Wait up to ``seconds``, and return the runs that finished or whose process died.
 
         Raises:
-            Exception: from a process that could not store a result, such as a full disk.
+            Exception: If a process could not store a result, for example because the disk is full.
         """
-        ended: list[tuple[Run, RunResult | ProcessDeath]] = []
+        finished: list[tuple[Run, RunResult | ProcessDeath]] = []
         for connection in wait(list(self.busy), seconds):
             assert isinstance(connection, Connection)
             worker, run = self.busy.pop(connection)
             try:
                 outcome = connection.recv()
             except (EOFError, ConnectionResetError):
-                ended.append((run, ProcessDeath(worker.exit_cause())))
+                finished.append((run, ProcessDeath(worker.exit_cause())))
                 continue
             if isinstance(outcome, Exception):
                 raise outcome
@@ -91,8 +91,8 @@ class WorkerPool:
                 worker.kill()
             else:
                 self.idle.append(worker)
-            ended.append((run, outcome))
-        return ended
+            finished.append((run, outcome))
+        return finished
 
 
 class _Worker:
@@ -102,13 +102,13 @@ class _Worker:
         self.number = number
         self.connection, child_connection = context.Pipe()
         arguments = (child_connection, job, number, pool_size)
-        self.process = context.Process(target=_serve, args=arguments, name=PROCESS_NAME)
+        self.process = context.Process(target=_run_jobs, args=arguments, name=PROCESS_NAME)
         with _sigint_blocked():
             self.process.start()
         child_connection.close()  # so that the connection closes when the process ends
 
     def exit_cause(self) -> str:
-        """Return how the process ended, after it has closed its connection."""
+        """Return the signal or exit code of the process, after it has closed its connection."""
         self.process.join(EXIT_TIMEOUT)
         self.kill()
         code = self.process.exitcode or 0
@@ -124,12 +124,12 @@ class _Worker:
 def _sigint_blocked() -> Iterator[None]:
     """Block SIGINT while a process starts: it inherits the block, so that Ctrl-C cannot interrupt its imports.
 
-    In this process the signal is delivered when the context ends.
+    The parent process receives the signal when the context ends.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # started inside, it would unblock the signal
+    resource_tracker.ensure_running()  # starting it below would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -137,7 +137,7 @@ def _sigint_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(connection: Connection, job: Job, number: int, pool_size: int) -> None:
+def _run_jobs(connection: Connection, job: Job, number: int, pool_size: int) -> None:
     _configure_process(number, pool_size)
     while True:
         run = connection.recv()
@@ -149,10 +149,10 @@ def _serve(connection: Connection, job: Job, number: int, pool_size: int) -> Non
 
 
 def _configure_process(number: int, pool_size: int) -> None:
-    """Assign one GPU, or a share of the cores; leave Ctrl-C to the parent process."""
+    """Assign one GPU or a share of the CPU cores to this process; the parent process handles Ctrl-C."""
     init_worker()
-    # Data loader workers use the default start method again: spawned, as this process is, they would import
-    # everything again for training, validation and test of each run.
+    # Data loader workers use the default start method: spawned workers would import all libraries again for the
+    # training, validation and test of each run.
     multiprocessing.set_start_method(None, force=True)
     devices = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
     devices = devices or [str(index) for index in range(torch.cuda.device_count())]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fusion_pl.fusion
-from fusion_pl.analysis.costs import MIN_SECONDS, count_flops, measure_costs, training_memory
+from fusion_pl.analysis.costs import MIN_TIMING_SECONDS, count_flops, measure_costs, training_memory_bytes
 from fusion_pl.data import ManifestData
 from fusion_pl.module import FusionClassifier
 
@@ -45,7 +45,7 @@ def test_all_costs_are_measured(encoders, batch, head):
 
 def test_latency_is_the_time_of_a_forward_pass(encoders, batch):
     costs = measure_costs(FusionClassifier(encoders, Slow, CLASSES), batch)
-    assert 50 < costs["latency_ms"] < 1000 * MIN_SECONDS
+    assert 50 < costs["latency_ms"] < 1000 * MIN_TIMING_SECONDS
 
 
 def test_flops_of_a_linear_layer_and_an_lstm():
@@ -60,6 +60,6 @@ def test_memory_is_weights_gradients_and_saved_activations():
     values = 2 * (6 * 4 + 4)  # weights of both layers
     values += 6 * 4 + 4  # gradients of the trainable one
     values += 5 * 6 + 5 * 4  # its input, and the output of relu, which two backward functions share
-    assert [training_memory(model, lambda: trainable(batch).relu().square().sum()) for _ in range(2)] == [
+    assert [training_memory_bytes(model, lambda: trainable(batch).relu().square().sum()) for _ in range(2)] == [
         4 * values
     ] * 2

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fusion_pl.analysis.keys import key_difference, run_key, table_hash
+from fusion_pl.analysis.keys import describe_key_difference, run_key, table_hash
 from fusion_pl.analysis.plan import make_run, plan_runs
 from fusion_pl.training import cache_keys
 
@@ -41,16 +41,17 @@ def test_equal_runs_have_equal_keys(config):
 def test_the_content_of_the_table_is_part_of_the_key(config, tmp_path):
     before = key(config)
     (tmp_path / "a.csv").write_text("text,label\nx,2\n")
-    assert key_difference(before, key(config)) == "another table"
+    assert describe_key_difference(before, key(config)) == "another table"
     (tmp_path / "b.csv").write_text("text,label\nx,1\n")
     for extra in (["--data.manifest", "b.csv"], ["--data.manifest=b.csv"]):  # of the same content, elsewhere
-        assert key_difference(before, key(config, "--trainer.max_epochs", "2", *extra)) == "another configuration"
+        after = key(config, "--trainer.max_epochs", "2", *extra)
+        assert describe_key_difference(before, after) == "another configuration"
 
 
 def test_library_versions_are_part_of_the_key(config, monkeypatch):
     before, real = key(config), importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: real(name) + "1" * (name == "torchvision"))
-    assert key_difference(before, key(config)) == "other library versions"
+    assert describe_key_difference(before, key(config)) == "other library versions"
 
 
 SOURCES = {
@@ -87,7 +88,7 @@ def write_modules(tmp_path, monkeypatch):
 def test_the_source_of_the_head_is_part_of_the_key(config, write_modules):
     before = key(config)
     write_modules(own_head=HEAD.format(2))
-    assert key_difference(before, key(config)) == "another configuration"
+    assert describe_key_difference(before, key(config)) == "another configuration"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_modules_imported_by_a_user_class_are_part_of_the_key(config, write_modu
 
     before = key_with("SCALE = 1")
     assert key_with("SCALE = 1") == before
-    assert key_difference(before, key_with("SCALE = 2")) == "another configuration"
+    assert describe_key_difference(before, key_with("SCALE = 2")) == "another configuration"
 
 
 def test_classes_without_python_source_are_accepted(config):
@@ -139,4 +140,4 @@ def test_classes_that_cannot_be_imported_are_left_to_the_run(config):
 
 
 def test_keys_of_another_format_have_no_difference():
-    assert key_difference("abcdef123456", run_key({"model": {"fusion": {}, "encoders": {}}}, (), "")) is None
+    assert describe_key_difference("abcdef123456", run_key({"model": {"fusion": {}, "encoders": {}}}, (), "")) is None

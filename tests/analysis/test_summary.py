@@ -11,7 +11,7 @@ import pytest
 
 from fusion_pl.analysis.result import run_label
 from fusion_pl.analysis.summary import (
-    accuracy_on_samples_of,
+    accuracy_on_same_samples,
     group_by_label,
     measured_subsets,
     paired_p_values,
@@ -95,8 +95,8 @@ def test_rows_on_other_samples_are_not_ranked() -> None:
     assert summary.best is summary.ranked[0]
     assert paired_p_values(summary.ranked).keys() == {"Sum"}
     text, image = summary.unranked
-    assert (accuracy_on_samples_of(summary.ranked[0], text), accuracy_on_samples_of(summary.ranked[1], text)) == (0, 1)
-    assert accuracy_on_samples_of(text, image) is None  # it was not tested on all of them
+    assert [accuracy_on_same_samples(row, text) for row in summary.ranked[:2]] == [0, 1]
+    assert accuracy_on_same_samples(text, image) is None  # it was not tested on all of them
 
 
 def test_a_single_input_can_be_best_if_every_sample_has_it() -> None:
@@ -117,7 +117,7 @@ def test_rows_whose_seeds_have_different_samples_are_not_ranked() -> None:
     summary = summarise([*runs, done("Sum", 0, 0.8, "0111", test_hash="split 0")], INPUTS)
     assert [row.label for row in summary.ranked] == ["Sum"]
     (row,) = summary.unranked
-    assert (row.splits, row.interval) == (None, None)
+    assert (row.split_hashes, row.interval) == (None, None)
 
 
 def signed_rank(differences: list[int]) -> float:
