@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from fusion_pl.checkpoint.contents import check_contents
-from fusion_pl.checkpoint.convert import convert
+from fusion_pl.checkpoint.convert import convert_checkpoint
 from fusion_pl.messages import reason, short
 from fusion_pl.types import MissingFileError, UserError
 
-MAX_PICKLE_SIZE = 2**28  # bytes of everything that is not a tensor, such as tokenizers
+MAX_PICKLE_SIZE = 2**28  # bytes of the pickle, which contains everything except tensors, such as tokenizers
 MAX_PICKLE_STEPS = 5_000_000  # opcodes; each can create an object of about 100 bytes
-# Allowed globals. torch.load(weights_only=True) allows more, some of which allocate memory of any size.
+# Globals that a pickle may name. torch.load(weights_only=True) also allows some that can allocate any amount of memory.
 ALLOWED_GLOBALS = {
     "collections OrderedDict",
     "collections Counter",
@@ -32,8 +32,8 @@ ALLOWED_GLOBALS = {
     "torch._utils _rebuild_parameter",
     "torch._utils _rebuild_tensor_v2",
 }
-DAMAGED = "it is damaged, or it contains more than plain data"
-BYTES = "_codecs encode"  # bytes are pickled as text with the name of a codec
+DAMAGED_MESSAGE = "it is damaged, or it contains more than plain data"
+BYTES_GLOBAL = "_codecs encode"  # bytes are pickled as text with the name of a codec
 ALLOWED_TYPES = re.compile(r"torch (\w+Storage|b?float\d+|u?int\d+|bool|complex\d+)")
 
 # Errors of zipfile, pickletools and torch on damaged files.
@@ -41,7 +41,7 @@ READ_ERRORS = (ValueError, LookupError, RuntimeError, EOFError, OverflowError, s
 
 
 class _RefusedError(Exception):
-    """Why a file is refused."""
+    """Raised with the reason why a file is refused."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         MissingFileError: if the file does not exist.
-        UserError: if it is damaged, contains code or weights that are not finite, or is not from fusion-pl.
+        UserError: if the file is damaged, contains code or non-finite weights, or is not from fusion-pl.
     """
     refuse_shards(path)
     if not Path(path).is_file():  # reading a pipe would block
@@ -59,7 +59,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (TypeError, AttributeError, AssertionError, ArithmeticError) as error:  # values of the wrong type
-            raise _RefusedError(DAMAGED) from error
+            raise _RefusedError(DAMAGED_MESSAGE) from error
     except zipfile.BadZipFile as error:
         raise UserError(
             f"{path} is not a checkpoint: it is another kind of file, or it was truncated or damaged while it was "
@@ -70,23 +70,23 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"there is not enough memory to read {path} ({Path(path).stat().st_size / 1e6:.0f} MB): end other programs"
         ) from error
     except OSError as error:
-        if error.errno not in {None, errno.EINVAL}:  # of positions outside a damaged file
+        if error.errno not in {None, errno.EINVAL}:  # errors of reading beyond the end of a damaged file
             raise UserError(
                 f"{path} cannot be read: {error.strerror}: check its permissions and its disk, or use another copy"
             ) from error
         raise UserError(f"{path} is not a checkpoint that can be read safely: it is damaged") from error
     except (*READ_ERRORS, _RefusedError) as error:
-        raise UserError(f"{path} is not a checkpoint that can be read safely: {_reason(error)}") from error
-    convert(checkpoint)
+        raise UserError(f"{path} is not a checkpoint that can be read safely: {_describe_error(error)}") from error
+    convert_checkpoint(checkpoint)
     check_contents(checkpoint, path)
     return dict(checkpoint)
 
 
 def refuse_shards(path: str | Path) -> None:
-    """Refuse a folder, as written by FSDP with ``state_dict_type: sharded``.
+    """Refuse a sharded checkpoint, the folder that FSDP writes with ``state_dict_type: sharded``.
 
     Raises:
-        UserError: with the command that consolidates it.
+        UserError: names the command that consolidates the folder.
     """
     if (Path(path) / "meta.pt").is_file():
         raise UserError(
@@ -96,13 +96,13 @@ def refuse_shards(path: str | Path) -> None:
         )
 
 
-def _reason(error: Exception) -> str:
-    """Describe an error without torch's advice to read the file unsafely."""
+def _describe_error(error: Exception) -> str:
+    """Return a message for an error, without torch's advice to disable ``weights_only``."""
     if isinstance(error, _RefusedError):
         return str(error)
     if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it asks to run {short(match[1])}, and a checkpoint contains plain data only"
-    return DAMAGED
+    return DAMAGED_MESSAGE
 
 
 def _check_archive(path: str | Path) -> bytes:
@@ -126,11 +126,11 @@ def _check_archive(path: str | Path) -> bytes:
 
 
 def _check_pickle(data: bytes) -> None:
-    """Check the opcodes of a pickle without executing them, for globals and for the form of bytes."""
+    """Check the globals and the encoding of bytes in a pickle, without executing its opcodes."""
     memo: dict[int, Any] = {}
-    expected: list[str] = []  # opcodes and values that must follow: bytes are a text and the name of a codec
+    expected: list[str] = []  # opcodes and values that must come next in pickled bytes
     pushed: Any = None
-    added = {f"{cls.__module__} {cls.__qualname__}" for cls in torch.serialization.get_safe_globals() if callable(cls)}
+    safe = {f"{cls.__module__} {cls.__qualname__}" for cls in torch.serialization.get_safe_globals() if callable(cls)}
     argument: Any
     for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         if step > MAX_PICKLE_STEPS:
@@ -140,13 +140,13 @@ def _check_pickle(data: bytes) -> None:
             continue
         pushed = memo.get(argument) if opcode.name in {"BINGET", "LONG_BINGET"} else argument
         if opcode.name == "GLOBAL":
-            if not (pushed in ALLOWED_GLOBALS | added | {BYTES} or ALLOWED_TYPES.fullmatch(pushed)):
+            if not (pushed in ALLOWED_GLOBALS | safe | {BYTES_GLOBAL} or ALLOWED_TYPES.fullmatch(pushed)):
                 raise _RefusedError(f"it asks to run {short(pushed.replace(' ', '.'))}; it may contain plain data only")
-            pushed = (pushed,)  # a tuple, so that it differs from a text
+            pushed = (pushed,)  # a tuple, to distinguish a global from a string
         if expected:
             required = expected.pop(0)
             actual = pushed if isinstance(pushed, str) else opcode.name
             if not (actual == required or (required == "text" and isinstance(pushed, str))):
                 raise _RefusedError("it contains bytes in a form that torch.save does not write")
-        elif pushed == (BYTES,):
+        elif pushed == (BYTES_GLOBAL,):
             expected = ["text", "latin1", "TUPLE2", "REDUCE"]

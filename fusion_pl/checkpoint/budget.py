@@ -1,4 +1,4 @@
-"""Limit on the memory of a model while it is built from a checkpoint."""
+"""Limit the memory that building a model from a checkpoint may use."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fusion_pl.types import UserError
 
-# Includes parts that are built and discarded (CLAP's text tower is 4.5 times its audio tower), and metrics.
+# The limits include metrics and modules that are built and discarded: CLAP's text tower is 4.5 times its audio tower.
 BYTES_PER_VALUE, EXTRA_BYTES = 4 * 8, 2**26
 TENSORS_PER_TENSOR, EXTRA_TENSORS = 20, 2000
 
 
-class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Raise a ``UserError`` before tensors are created that are too large or too many for a model with these weights.
+class MemoryBudget(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Raise a ``UserError`` before the model creates more or larger tensors than its weights explain.
 
     Example:
-        >>> with Budget([torch.zeros(10)]):
+        >>> with MemoryBudget([torch.zeros(10)]):
         ...     torch.nn.Linear(100_000, 100_000)
         Traceback (most recent call last):
         fusion_pl.types.UserError: ...
@@ -34,7 +34,7 @@ class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.num_bytes = self.num_tensors = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Compute the size of the results of an operation before running it."""
+        """Check the size of the results of an operation before running it."""
         kwargs = kwargs or {}
         if not any(result.alias_info for result in func._schema.returns):  # not a view, not in place
             size = _result_size(func, args, kwargs)
@@ -47,7 +47,7 @@ class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _result_size(func: Any, args: Any, kwargs: dict[str, Any]) -> int:
-    """Return the bytes of the results of an operation, computed from shapes; 0 if they depend on values."""
+    """Return the bytes of an operation's results, computed from shapes; 0 if the shapes depend on values."""
     args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
     if any(argument.name == "device" for argument in func._schema.arguments):
         kwargs = kwargs | {"device": torch.device("meta")}

@@ -1,4 +1,4 @@
-"""Build the model of a checkpoint."""
+"""Build the model that a checkpoint describes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
-from fusion_pl.checkpoint.budget import Budget
+from fusion_pl.checkpoint.budget import MemoryBudget
 from fusion_pl.config import import_class
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
@@ -21,9 +21,9 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
     """Build the model that a checkpoint describes, and load its weights.
 
     Args:
-        checkpoint: from ``read_checkpoint``.
-        path: of the checkpoint, for messages.
-        trust: packages besides fusion_pl whose encoders and heads may run.
+        checkpoint: result of ``read_checkpoint``.
+        path: path of the checkpoint, for messages.
+        trust: packages besides fusion_pl whose encoders and fusion heads may run.
 
     Raises:
         UserError: if the config names code that is not trusted, or does not fit the weights.
@@ -32,13 +32,13 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
     weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("auxiliary_heads.")}
     head = import_class(config["fusion"]["class_path"], Fusion, trust)  # type: ignore[type-abstract]
     encoders = {
-        name: import_class(part["class_path"], Encoder, trust)  # type: ignore[type-abstract]
-        for name, part in config["encoders"].items()
+        name: import_class(encoder_config["class_path"], Encoder, trust)  # type: ignore[type-abstract]
+        for name, encoder_config in config["encoders"].items()
     }
     try:
-        with Budget(list(weights.values())):
+        with MemoryBudget(list(weights.values())):
             model = FusionClassifier(
-                {name: _encoder(cls, name, config) for name, cls in encoders.items()},
+                {name: _build_encoder(cls, name, config) for name, cls in encoders.items()},
                 lambda dims, num_classes: head(dims, num_classes, **config["fusion"]["init_args"]),
                 config["classes"],
                 missing=config["missing"],
@@ -47,7 +47,7 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
     except BaseException as error:  # constructors may raise anything on wrong arguments
         if not is_failure(error) or (not isinstance(error, UserError) and _is_from_trusted(error, trust)):
             raise
-        raise UserError(_build_message(error, path)) from error
+        raise UserError(_error_message(error, path)) from error
     return model
 
 
@@ -57,7 +57,7 @@ def _is_from_trusted(error: BaseException, trust: Collection[str]) -> bool:
     return any(name.partition(".")[0] in set(trust) - {"fusion_pl"} for name in names)
 
 
-def _build_message(error: BaseException, path: str | Path) -> str:
+def _error_message(error: BaseException, path: str | Path) -> str:
     if isinstance(error, UserError):
         return f"{path} is inconsistent: {error}"
     if isinstance(error, ImportError):
@@ -70,7 +70,7 @@ def _build_message(error: BaseException, path: str | Path) -> str:
     return f"{path} is inconsistent ({reason(error)}): it is damaged, or from another version"
 
 
-def _encoder(cls: type[Encoder], name: str, config: dict[str, Any]) -> Encoder:
+def _build_encoder(cls: type[Encoder], name: str, config: dict[str, Any]) -> Encoder:
     with tempfile.TemporaryDirectory() as folder:
         for file, content in config["files"].get(name, {}).items():
             (Path(folder) / file).write_bytes(content)

@@ -1,4 +1,4 @@
-"""Checks of the contents of a checkpoint before a model is built."""
+"""Check the contents of a checkpoint before a model is built."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fusion_pl.module import CHECKPOINT_FORMAT
 from fusion_pl.plain_data import NestingError, walk
 from fusion_pl.types import UserError
 
-MAX_NUMBER = 2**24  # in the config of parts of fusion_pl
+MAX_NUMBER = 2**24  # largest integer argument of a class of fusion_pl
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-MAX_DEPTH, MAX_VALUES = 64, 5_000_000  # of the arguments of a part
+MAX_DEPTH, MAX_VALUES = 64, 5_000_000  # limits on the constructor arguments of an encoder or fusion head
 
 
 def check_contents(checkpoint: Any, path: str | Path) -> None:
     """Check that a checkpoint has the structure that fusion-pl writes.
 
     Raises:
-        UserError: names the key that differs.
+        UserError: names the entry that differs.
     """
     config = checkpoint.get("fusion_pl") if isinstance(checkpoint, dict) else None
     if not isinstance(config, dict):
@@ -58,7 +58,7 @@ def find_non_finite(weights: Mapping[str, Any]) -> str | None:
 
 
 class _UnexpectedError(Exception):
-    """How a checkpoint differs from what is expected."""
+    """Raised with a description of an unexpected entry."""
 
 
 def _expect(condition: bool, message: str) -> None:
@@ -76,11 +76,11 @@ def _check_config(config: dict[str, Any]) -> None:
     _expect(config["missing"] in ("mask", "token"), "missing is neither mask nor token")
     _expect(_is_mapping(columns) and all(map(_is_text, columns.values())), "columns does not name columns")
     _expect(config.get("label") is None or _is_text(config["label"]), "label does not name a column")
-    for key, part in (("fusion", config["fusion"]), *((f"encoders.{short(name)}", p) for name, p in encoders.items())):
-        _expect(isinstance(part, dict) and set(part) == {"class_path", "init_args"}, f"{key} is not a config")
-        _expect(_is_text(part["class_path"]), f"{key}.class_path is not a name")
-        _expect(_is_mapping(part["init_args"]), f"{key}.init_args is not a dictionary")
-        _check_arguments(part, key)
+    for key, spec in (("fusion", config["fusion"]), *((f"encoders.{short(name)}", p) for name, p in encoders.items())):
+        _expect(isinstance(spec, dict) and set(spec) == {"class_path", "init_args"}, f"{key} is not a config")
+        _expect(_is_text(spec["class_path"]), f"{key}.class_path is not a name")
+        _expect(_is_mapping(spec["init_args"]), f"{key}.init_args is not a dictionary")
+        _check_arguments(spec, key)
     _expect(_is_mapping(files) and set(files) <= set(encoders), "files belong to no encoder")
     _expect(all(map(_is_mapping, files.values())), "the files of an encoder are not a dictionary")
     for name, content in (item for embedded in files.values() for item in embedded.items()):
@@ -97,10 +97,10 @@ def _is_mapping(value: Any) -> bool:
     return isinstance(value, dict) and all(_is_text(key) for key in value)
 
 
-def _check_arguments(part: dict[str, Any], name: str) -> None:
-    """Check that the arguments of a part are text, numbers, lists and dictionaries of a plausible size."""
-    max_number = MAX_NUMBER if part["class_path"].startswith("fusion_pl.") else math.inf
-    for key, value in walk(part["init_args"], MAX_DEPTH, MAX_VALUES):
+def _check_arguments(spec: dict[str, Any], name: str) -> None:
+    """Check that constructor arguments are text, numbers, lists and dictionaries of a plausible size."""
+    max_number = MAX_NUMBER if spec["class_path"].startswith("fusion_pl.") else math.inf
+    for key, value in walk(spec["init_args"], MAX_DEPTH, MAX_VALUES):
         _expect(_is_text(key), f"{name}.init_args has a key that is not a name")
         if isinstance(value, int):
             _expect(abs(value) <= max_number, f"{name}.init_args has a number beyond {max_number}")
@@ -109,12 +109,12 @@ def _check_arguments(part: dict[str, Any], name: str) -> None:
 
 
 def _check_weights(weights: Any, file_size: int) -> dict[str, Tensor]:
-    """Return the weights of a state_dict, if they are dense tensors that the file contains."""
+    """Return a state_dict after checking that its tensors are dense and stored in the file."""
     _expect(isinstance(weights, Mapping) and all(_is_text(key) for key in weights), "it lacks the model's state_dict")
     total = 0
     for name, tensor in weights.items():
         _expect(type(tensor) is Tensor and tensor.layout == torch.strided, f"{short(name)} is not a tensor")
         _expect(not tensor.is_meta and tensor.nbytes <= tensor.untyped_storage().nbytes(), f"{short(name)} has no data")
         total += tensor.nbytes
-    _expect(total <= 2 * file_size, "its tensors are larger than the file")  # some models have two names for a tensor
+    _expect(total <= 2 * file_size, "its tensors are larger than the file")  # tied weights have two names
     return dict(weights)

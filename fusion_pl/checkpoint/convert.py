@@ -1,4 +1,4 @@
-"""Convert checkpoints of format 1, in which some modules and arguments have other names."""
+"""Convert checkpoints of format 1, which have old names of modules and arguments."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RENAMED_MODULES = {
 }
 
 
-def convert(checkpoint: Any) -> None:
+def convert_checkpoint(checkpoint: Any) -> None:
     """Rename modules and arguments of a checkpoint of format 1, in place; other checkpoints stay unchanged."""
     config = checkpoint.get("fusion_pl") if isinstance(checkpoint, dict) else None
     if not isinstance(config, dict) or config.get("format") != 1:
@@ -45,11 +45,11 @@ def convert(checkpoint: Any) -> None:
     for part in (config.get("fusion"), *encoders.values()):
         if isinstance(part, dict) and isinstance(args := part.get("init_args"), dict):
             part["init_args"] = {RENAMED_ARGUMENTS.get(name, name): value for name, value in args.items()}
-    checkpoint["state_dict"] = {_new_name(key, set(encoders)): tensor for key, tensor in weights.items()}
+    checkpoint["state_dict"] = {_rename_modules(key, set(encoders)): tensor for key, tensor in weights.items()}
     config["format"] = 2
 
 
-def _new_name(key: Any, inputs: set[Any]) -> Any:
+def _rename_modules(key: Any, inputs: set[Any]) -> Any:
     """Rename the modules in the name of a parameter, except inputs and modules of a pretrained ``model``."""
     if not isinstance(key, str):
         return key

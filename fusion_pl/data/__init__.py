@@ -1,4 +1,4 @@
-"""From files to batches."""
+"""Data modules: load a table of files as padded batches."""
 
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.demo import Ask, Keypad

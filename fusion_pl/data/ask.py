@@ -24,7 +24,7 @@ QUESTIONS = {
 CLASSES = (*COLOURS, *SHAPES)
 INPUTS = ("text", "image", "audio")
 
-SIDE, HALF = 40, 20  # pixels: side of the image, and height of the half that holds an object
+SIDE, HALF_HEIGHT = 40, 20  # pixels: side of the image, and height of the half that holds an object
 RATE, SECONDS = 8000, 0.2
 PITCHES = {"upper": (900.0, 1400.0), "lower": (250.0, 400.0)}  # Hz
 
@@ -32,7 +32,7 @@ PITCHES = {"upper": (900.0, 1400.0), "lower": (250.0, 400.0)}  # Hz
 class Scene(NamedTuple):
     """What determines a sample's label; everything else is random.
 
-    Colours and shapes are those of the upper and the lower object, which differ in both; the position is that of the
+    Colours and shapes list the upper object first; the two objects differ in both. ``position`` is the position of the
     object that the question is about.
     """
 
@@ -43,7 +43,7 @@ class Scene(NamedTuple):
 
     @property
     def answer(self) -> str:
-        """The label."""
+        """The correct answer, which is the label of the sample."""
         values = self.colours if self.question == "colour" else self.shapes
         return values[0 if self.position == "upper" else 1]
 
@@ -56,17 +56,17 @@ SCENES = [
     for position in PITCHES
 ]
 # Upper objects are more often red or green, a disc or a ring. Without this correlation the tone alone carries no
-# gradient signal, and training stays on a plateau for long.
-HINT = 3
-ABOVE = {*list(COLOURS)[:2], *SHAPES[:2]}
-WEIGHTS: list[int] = [
-    HINT ** sum((upper in ABOVE) + (lower not in ABOVE) for upper, lower in (scene.colours, scene.shapes))
+# gradient signal, and the training loss stays on a plateau for many steps.
+ODDS = 3
+UPPER_VALUES = {*list(COLOURS)[:2], *SHAPES[:2]}
+SCENE_WEIGHTS: list[int] = [
+    ODDS ** sum((upper in UPPER_VALUES) + (lower not in UPPER_VALUES) for upper, lower in (scene.colours, scene.shapes))
     for scene in SCENES
 ]
 
 
 def best_accuracy(inputs: Collection[str]) -> float:
-    """Return the accuracy of the Bayes classifier on some of the inputs, summed over all scenes.
+    """Return the accuracy of the Bayes classifier on some of the inputs, computed over all scenes.
 
     The text gives the question, the image both objects, the audio the position.
 
@@ -75,30 +75,30 @@ def best_accuracy(inputs: Collection[str]) -> float:
         (0.25, 0.5, 1.0)
     """
     answers: dict[tuple[object, ...], Counter[str]] = {}
-    for scene, weight in zip(SCENES, WEIGHTS, strict=True):
+    for scene, weight in zip(SCENES, SCENE_WEIGHTS, strict=True):
         content = {"text": scene.question, "image": (scene.colours, scene.shapes), "audio": scene.position}
         observed = tuple(content[name] for name in INPUTS if name in inputs)
         answers.setdefault(observed, Counter())[scene.answer] += weight
-    return sum(max(count.values()) for count in answers.values()) / sum(WEIGHTS)
+    return sum(max(count.values()) for count in answers.values()) / sum(SCENE_WEIGHTS)
 
 
 def generate(index: int, rng: Generator) -> SyntheticSample:
-    """Generate a sample: one of five phrasings, 40 × 40 RGB pixels, and 0.2 s of sound at 8 kHz."""
+    """Generate a sample: one of five phrasings, 40 × 40 RGB pixels, and 0.2 s of audio at 8 kHz."""
     del index
-    scene = SCENES[rng.choice(len(SCENES), p=np.divide(WEIGHTS, sum(WEIGHTS)))]
+    scene = SCENES[rng.choice(len(SCENES), p=np.divide(SCENE_WEIGHTS, sum(SCENE_WEIGHTS)))]
     phrasings = QUESTIONS[scene.question]
     text = phrasings[rng.integers(len(phrasings))]
-    return SyntheticSample(scene.answer, text, _image(scene, rng), _audio(scene, rng))
+    return SyntheticSample(scene.answer, text, _draw_image(scene, rng), _synthesise_audio(scene, rng))
 
 
-def _image(scene: Scene, rng: Generator) -> Image.Image:
+def _draw_image(scene: Scene, rng: Generator) -> Image.Image:
     """Draw each object at a random position and size in its half, on a grey background with noise."""
     image = Image.new("RGB", (SIDE, SIDE), tuple(int(value) for value in rng.integers(90, 150, 3)))
     canvas = ImageDraw.Draw(image)
     for row, (colour, shape) in enumerate(zip(scene.colours, scene.shapes, strict=True)):
         radius = rng.uniform(6.5, 9.0)
         x = rng.uniform(radius + 1, SIDE - radius - 1)
-        y = row * HALF + rng.uniform(radius + 1, HALF - radius - 1)
+        y = row * HALF_HEIGHT + rng.uniform(radius + 1, HALF_HEIGHT - radius - 1)
         wide, tall = {"bar": (radius, radius / 3), "pole": (radius / 3, radius)}.get(shape, (radius, radius))
         box = (x - wide, y - tall, x + wide, y + tall)
         if shape == "disc":
@@ -111,7 +111,7 @@ def _image(scene: Scene, rng: Generator) -> Image.Image:
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
-def _audio(scene: Scene, rng: Generator) -> Int16[np.ndarray, " N"]:
+def _synthesise_audio(scene: Scene, rng: Generator) -> Int16[np.ndarray, " N"]:
     """Synthesise one tone in the position's range, with noise: x(t) = sin(2π f t + φ) + n(t)."""
     time = np.arange(int(SECONDS * RATE)) / RATE
     tone = np.sin(2 * np.pi * rng.uniform(*PITCHES[scene.position]) * time + rng.uniform(0, 2 * np.pi))

@@ -1,4 +1,4 @@
-"""Random augmentation of sound and text in training.
+"""Random augmentation of audio and text in training.
 
 The transforms take values of ``Sample.inputs`` and use torch's global generator. For images use the transforms of
 ``torchvision.transforms.v2``, which take PIL images.
@@ -15,32 +15,32 @@ from torch import Tensor, nn
 from fusion_pl.types import UserError, Waveform
 
 
-def _uniform(low: float, high: float) -> float:
+def _random_uniform(low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand(()))
 
 
-def _fast_length(length: int) -> int:
-    return 1 << max(1, length - 1).bit_length()  # a prime length takes five times as long as the next power of two
+def _fft_length(length: int) -> int:
+    return 1 << max(1, length - 1).bit_length()  # a prime length takes five times as long as a power of two
 
 
 def _random_interval(length: int, max_fraction: float) -> slice:
-    width = round(_uniform(0.0, max_fraction) * length)
+    width = round(_random_uniform(0.0, max_fraction) * length)
     start = int(torch.randint(length - width + 1, ())) if width else 0
     return slice(start, start + width)
 
 
-def _check_range(part: nn.Module, name: str, value: float, high: float = math.inf) -> float:
+def _check_range(transform: nn.Module, name: str, value: float, high: float = math.inf) -> float:
     if not 0 <= value <= high:
         limit = "0 or more" if math.isinf(high) else f"between 0 and {high:g}"
-        raise UserError(f"{type(part).__name__}({name}={value}): expected a number that is {limit}")
+        raise UserError(f"{type(transform).__name__}({name}={value}): expected a number that is {limit}")
     return value
 
 
 class Speed(nn.Module):
-    """Change the speed of a sound, and its pitch with it.
+    """Change the speed of a waveform, which also changes its pitch.
 
-    The factor is log-uniform in [1 / (1 + spread), 1 + spread]. Linear interpolation takes a tenth of the time of a
-    band-limited resampler.
+    The factor is log-uniform in [1 / (1 + spread), 1 + spread]. Resampling is linear interpolation, which takes a tenth
+    of the time of a band-limited resampler.
     Source: Ko et al. 2015, "Audio augmentation for speech recognition" (Interspeech); factors there are 0.9, 1 and 1.1.
 
     Args:
@@ -52,9 +52,9 @@ class Speed(nn.Module):
         self.limit = math.log1p(_check_range(self, "spread", spread))
 
     def forward(self, waveform: Waveform) -> Waveform:
-        """Return the sound with N / factor samples."""
+        """Return the waveform with N / factor audio samples."""
         length = waveform.samples.numel()
-        new_length = max(1, round(length / math.exp(_uniform(-self.limit, self.limit))))
+        new_length = max(1, round(length / math.exp(_random_uniform(-self.limit, self.limit))))
         if new_length == length or length < 2:
             return waveform
         resampled = nn.functional.interpolate(waveform.samples[None, None], size=new_length, mode="linear")
@@ -62,10 +62,10 @@ class Speed(nn.Module):
 
 
 class Gain(nn.Module):
-    """Change the volume of a sound.
+    """Change the volume of a waveform by a random factor.
 
     Args:
-        decibels: largest change, in dB.
+        decibels: largest change of the volume, in dB.
     """
 
     def __init__(self, decibels: float = 6.0) -> None:
@@ -73,8 +73,8 @@ class Gain(nn.Module):
         self.decibels = _check_range(self, "decibels", decibels)
 
     def forward(self, waveform: Waveform) -> Waveform:
-        """Return the sound times a random factor."""
-        factor = 10 ** (_uniform(-self.decibels, self.decibels) / 20)
+        """Return the waveform times a random factor."""
+        factor = 10 ** (_random_uniform(-self.decibels, self.decibels) / 20)
         return Waveform(waveform.samples * factor, waveform.rate)
 
 
@@ -82,10 +82,10 @@ class Noise(nn.Module):
     """Add coloured noise, whose power is proportional to 1 / frequency ** color.
 
     Args:
-        snr_low: lower end of the uniform signal-to-noise ratio, in dB.
-        snr_high: upper end, in dB.
-        color: 0 = white, 1 = pink, 2 = brown.
-        probability: of adding noise.
+        snr_low: lower bound of the signal-to-noise ratio, which is uniform, in dB.
+        snr_high: upper bound of the signal-to-noise ratio, in dB.
+        color: exponent of the noise spectrum: 0 = white, 1 = pink, 2 = brown.
+        probability: probability of adding noise.
     """
 
     def __init__(
@@ -100,18 +100,18 @@ class Noise(nn.Module):
         self.probability = _check_range(self, "probability", probability, 1.0)
 
     def forward(self, waveform: Waveform) -> Waveform:
-        """Return the sound with noise relative to its power; silence stays silent."""
+        """Return the waveform with noise scaled to its power; silence stays silent."""
         if torch.rand(()) >= self.probability or waveform.samples.numel() < 2:
             return waveform
         noise = self._noise(waveform.samples.numel())
-        ratio = 10 ** (_uniform(self.snr_low, self.snr_high) / 10)
+        ratio = 10 ** (_random_uniform(self.snr_low, self.snr_high) / 10)
         scale = waveform.samples.square().mean().div(ratio * noise.square().mean()).sqrt()
         return Waveform(waveform.samples + scale * noise, waveform.rate)
 
     def _noise(self, length: int) -> Float[Tensor, " N"]:
         if not self.color:
             return torch.randn(length)
-        fft_length = _fast_length(length)
+        fft_length = _fft_length(length)
         spectrum = torch.randn(fft_length // 2 + 1, dtype=torch.complex64)
         frequency = torch.arange(spectrum.numel()).clamp(min=1)  # frequency 0 would have infinite power
         noise: Tensor = torch.fft.irfft(spectrum * frequency ** (-self.color / 2), n=fft_length)
@@ -119,10 +119,10 @@ class Noise(nn.Module):
 
 
 class Shift(nn.Module):
-    """Shift a sound in time, padded with silence to its length.
+    """Shift a waveform in time, padded with silence to the same length.
 
     Args:
-        seconds: largest shift.
+        seconds: largest shift in either direction, in seconds.
     """
 
     def __init__(self, seconds: float = 0.05) -> None:
@@ -130,9 +130,9 @@ class Shift(nn.Module):
         self.seconds = _check_range(self, "seconds", seconds)
 
     def forward(self, waveform: Waveform) -> Waveform:
-        """Return the shifted sound."""
+        """Return the shifted waveform."""
         length = waveform.samples.numel()
-        offset = round(_uniform(-self.seconds, self.seconds) * waveform.rate)
+        offset = round(_random_uniform(-self.seconds, self.seconds) * waveform.rate)
         offset = max(-length, min(length, offset))
         shifted = torch.zeros_like(waveform.samples)
         shifted[max(offset, 0) : length + min(offset, 0)] = waveform.samples[max(-offset, 0) : length - max(offset, 0)]
@@ -145,7 +145,7 @@ class MaskBand(nn.Module):
     Source: the frequency masks of SpecAugment (arXiv:1904.08779), applied to the waveform for use with any encoder.
 
     Args:
-        width: largest width, as a fraction of the spectrum.
+        width: largest width of the band, as a fraction of the spectrum.
     """
 
     def __init__(self, width: float = 0.15) -> None:
@@ -153,9 +153,9 @@ class MaskBand(nn.Module):
         self.width = _check_range(self, "width", width, 1.0)
 
     def forward(self, waveform: Waveform) -> Waveform:
-        """Return the sound without a band."""
+        """Return the waveform without the frequencies of one band."""
         length = waveform.samples.numel()
-        fft_length = _fast_length(length)
+        fft_length = _fft_length(length)
         band = _random_interval(fft_length // 2 + 1, self.width)
         if band.start == band.stop or not length:
             return waveform
@@ -165,12 +165,12 @@ class MaskBand(nn.Module):
 
 
 class MaskTime(nn.Module):
-    """Silence a random interval of a sound.
+    """Silence a random interval of a waveform.
 
     Source: the time masks of SpecAugment (arXiv:1904.08779), applied to the waveform.
 
     Args:
-        width: largest length, as a fraction of the sound.
+        width: largest length of the interval, as a fraction of the waveform.
     """
 
     def __init__(self, width: float = 0.15) -> None:
@@ -178,7 +178,7 @@ class MaskTime(nn.Module):
         self.width = _check_range(self, "width", width, 1.0)
 
     def forward(self, waveform: Waveform) -> Waveform:
-        """Return the sound with an interval of zeros."""
+        """Return the waveform with an interval of zeros."""
         samples = waveform.samples.clone()
         samples[_random_interval(samples.numel(), self.width)] = 0
         return Waveform(samples, waveform.rate)
@@ -189,7 +189,7 @@ class Typos(nn.Module):
 
     Args:
         rate: probability of a typo per character.
-        alphabet: characters that replace others.
+        alphabet: characters that are drawn to replace others.
     """
 
     def __init__(self, rate: float = 0.05, alphabet: str = "abcdefghijklmnopqrstuvwxyz") -> None:

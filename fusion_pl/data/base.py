@@ -1,4 +1,4 @@
-"""Base of all data modules: classes, and loaders whose workers load, process and pad."""
+"""Base class of all data modules; the workers of its loaders open files, run processors and pad batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fusion_pl.data.collate import Collate
-from fusion_pl.data.order import EpochBatches, EpochLoader, EpochSampler, global_seed, identity
+from fusion_pl.data.order import EpochBatches, EpochLoader, EpochSampler, global_seed, identity_collate
 from fusion_pl.data.rows import OnBadFile
 from fusion_pl.data.splits import Split
 from fusion_pl.messages import join_lines, printable
@@ -30,22 +30,22 @@ _log = logging.getLogger(__name__)
 
 
 class FusionData(LightningDataModule, ABC):
-    """Base of data modules with several inputs; subclasses define ``classes``, ``class_counts`` and ``samples``.
+    """Base class of data modules with several inputs; subclasses define ``classes``, ``class_counts`` and ``samples``.
 
     Args:
-        batch_size: samples per batch and process.
-        num_workers: processes that load files; 0 loads in the main process, None depends on the number of cores.
-        seed: of drawn splits only. The order of the training samples, augmentation and input dropout depend on
-            ``seed_everything`` and on the epoch.
-        augment: name of the input -> transform of its value in training: of a PIL image (such as those of
+        batch_size: number of samples per batch and process.
+        num_workers: number of processes that load files; 0 = the main process, None = chosen from the number of cores.
+        seed: random seed of drawn splits only. The order of the training samples, augmentation and input dropout depend
+            on ``seed_everything`` and on the epoch.
+        augment: dictionary from input name to the transform of its value in training: a PIL image (for example with
             torchvision.transforms.v2), a ``Waveform`` or a ``str``.
-        on_bad_file: for files that cannot be decoded: ``raise``, or treat the input as ``missing`` and list the file
-            at the end.
-        allow_outside: whether files outside the root may be read.
-        drop_empty: whether samples without any of the model's inputs are left out instead of refused, for training on
-            some of the inputs; it does not change drawn splits.
-        input_dropout: name of the input -> probability, in [0, 1), of dropping it from a training sample (modality
-            dropout); at least one input of each sample remains.
+        on_bad_file: handling of a file that cannot be decoded: ``raise`` an error, or treat the input as ``missing``
+            and list the file at the end.
+        allow_outside: whether files outside the root folder may be read.
+        drop_empty: whether samples that have none of the model's inputs are left out instead of refused, for training
+            on a subset of the inputs; drawn splits stay the same.
+        input_dropout: dictionary from input name to the probability, in [0, 1), of dropping it from a training sample
+            (modality dropout); at least one input of each sample remains.
 
     Raises:
         UserError: if a number is out of range.
@@ -99,10 +99,10 @@ class FusionData(LightningDataModule, ABC):
 
     @property
     def processors(self) -> Mapping[str, Processor]:
-        """Name of the input -> its processor; assign those of the model.
+        """Dictionary from input name to its processor; assign ``model.processors`` before use.
 
         Raises:
-            UserError: if they are not assigned.
+            UserError: if the processors are not assigned.
         """
         if self._processors is None:
             raise UserError(
@@ -123,7 +123,7 @@ class FusionData(LightningDataModule, ABC):
 
     @property
     def columns(self) -> dict[str, str]:
-        """Name of the input -> its column; the same name, unless the data set maps it."""
+        """Dictionary from input name to its column; the same name, unless the data set maps it."""
         return {name: name for name in self.processors}
 
     @property
@@ -134,29 +134,29 @@ class FusionData(LightningDataModule, ABC):
         return min(MAX_WORKERS, suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return a loader of the training samples, with order, augmentation and random crops that change per epoch.
+        """Return a loader of the training samples; order, augmentation and random crops change with each epoch.
 
         Lightning sets the epoch; a training loop without Lightning calls ``loader.sampler.set_epoch(epoch)``.
         """
         samples, seed = self.samples("train"), global_seed()
         collate = Collate(self.processors, training=True, dropout=self.input_dropout)
-        sampler = EpochSampler(samples, seed, *_world())
-        return self._loader(EpochBatches(samples, collate, seed), sampler, identity, EpochLoader)
+        sampler = EpochSampler(samples, seed, *_world_size_and_rank())
+        return self._build_loader(EpochBatches(samples, collate, seed), sampler, identity_collate, EpochLoader)
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return a loader of every validation sample once, in order, on any number of processes."""
-        return self._ordered_loader("val")
+        return self._sequential_loader("val")
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Return a loader of every test sample once, in order, on any number of processes."""
-        return self._ordered_loader("test")
+        return self._sequential_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """Return a loader of every sample once, in order, without targets."""
-        return self._ordered_loader("predict")
+        return self._sequential_loader("predict")
 
-    def _ordered_loader(self, split: Literal["val", "test", "predict"]) -> DataLoader[Sample]:
-        samples, (world_size, _) = self.samples(split), _world()
+    def _sequential_loader(self, split: Literal["val", "test", "predict"]) -> DataLoader[Sample]:
+        samples, (world_size, _) = self.samples(split), _world_size_and_rank()
         sampler = None
         if world_size > 1:  # Lightning's default sampler would repeat samples, which distorts the metrics
             size = len(cast(Sized, samples))
@@ -164,9 +164,9 @@ class FusionData(LightningDataModule, ABC):
                 fix = f"use trainer.devices={max(size, 1)} or fewer"
                 raise UserError(f"{split} has {size} samples for {world_size} processes: {fix}")
             sampler = UnrepeatedDistributedSampler(samples, shuffle=False)
-        return self._loader(samples, sampler, Collate(self.processors))
+        return self._build_loader(samples, sampler, Collate(self.processors))
 
-    def _loader(
+    def _build_loader(
         self,
         dataset: Dataset[Any],
         sampler: Sampler[Any] | None,
@@ -182,18 +182,18 @@ class FusionData(LightningDataModule, ABC):
             worker_init_fn=init_worker,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
-            generator=torch.Generator().manual_seed(global_seed()),  # not the global one, which the model uses
+            generator=torch.Generator().manual_seed(global_seed()),  # not the global generator, which the model uses
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Collect the messages about unreadable files of a batch."""
+        """Collect the messages about unreadable files in a batch."""
         del dataloader_idx
         if isinstance(batch, Batch):
             self._bad_files.update(dict.fromkeys(chain.from_iterable(batch.bad_files)))
         return batch
 
     def teardown(self, stage: str) -> None:
-        """Log which files could not be read."""
+        """Log the files that could not be read."""
         del stage
         bad = list(self._bad_files)
         self._bad_files.clear()
@@ -203,7 +203,7 @@ class FusionData(LightningDataModule, ABC):
             _log.warning("%s could not be read and counted as missing:\n  %s", files, names)
 
 
-def _world() -> tuple[int, int]:
+def _world_size_and_rank() -> tuple[int, int]:
     """Return world size and rank."""
     is_distributed = distributed.is_available() and distributed.is_initialized()
     return (distributed.get_world_size(), distributed.get_rank()) if is_distributed else (1, 0)

@@ -11,7 +11,7 @@ from fusion_pl.messages import did_you_mean, join_names
 
 
 def check_column(table: Table, column: str, purpose: str, fix: str = "") -> Iterator[Problem]:
-    """Check that a column exists; ``purpose`` and ``fix`` (besides renaming a column) are for the message."""
+    """Check that a column exists; ``purpose`` and ``fix``, a hint, are parts of the message."""
     if column not in table.columns:
         known = join_names(map(repr, table.columns)) + did_you_mean(column, table.columns)
         yield Problem(f"there is no column {column!r} for {purpose}; it has {known}" + (f": {fix}" if fix else ""))
@@ -45,8 +45,8 @@ def check_ids(table: Table) -> Iterator[Problem]:
             yield Problem(f"the id {name!r} was already used in row {first[name]}", number, "id")
 
 
-def check_inputs(table: Table, columns: Sequence[str], rows: Iterable[int]) -> Iterator[Problem]:
-    """Return the problem of each row that has no input."""
+def check_empty_rows(table: Table, columns: Sequence[str], rows: Iterable[int]) -> Iterator[Problem]:
+    """Report each of the rows, which have no input, as a problem."""
     fix = "fill one in, remove the row, or set data.drop_empty: true"
     for row in rows:
         text = f"all inputs of the sample {table.ids[row]!r} are empty ({join_names(columns)}): {fix}"
@@ -59,7 +59,7 @@ def resolve_paths(cells: Sequence[str | None], root: str) -> list[str | None]:
     return [None if cell is None else os.path.normpath(os.path.join(folder, cell)) for cell in cells]
 
 
-def find_outside(paths: Sequence[str | None], root: str) -> dict[int, str]:
+def find_outside_paths(paths: Sequence[str | None], root: str) -> dict[int, str]:
     """Return row -> message for the paths, from ``resolve_paths``, that lie outside ``root``."""
     folder = os.path.abspath(root)
     prefix = os.path.join(folder, "")
@@ -71,7 +71,7 @@ def find_outside(paths: Sequence[str | None], root: str) -> dict[int, str]:
 
 
 def check_files(table: Table, column: str, paths: Sequence[str | None], rows: Iterable[int]) -> Iterator[Problem]:
-    """Find files of some rows that do not exist; ``paths`` are the resolved cells of the column."""
+    """Find files that do not exist in the given rows; ``paths`` are the resolved cells of the column."""
     for row in rows:
         path, cell = paths[row], table.columns[column][row] or ""
         if path is None or os.path.isfile(path):

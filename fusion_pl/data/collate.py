@@ -14,12 +14,12 @@ from fusion_pl.types import Batch, Processor, Sample, UserError, hash_ids
 
 
 class Collate:
-    """Collate samples; missing inputs are not processed.
+    """Collate samples into a padded batch; missing inputs are not processed.
 
     Args:
-        processors: name of the input -> its processor.
+        processors: dictionary from input name to its processor.
         training: whether the processors crop at random.
-        dropout: name of the input -> probability of dropping it from a sample.
+        dropout: dictionary from input name to the probability of dropping it from a sample.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Collate:
         self.dropout = dict(dropout or {})
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Collate B samples; any input may be missing, and all of them in samples without a target.
+        """Collate B samples; any input may be missing; samples without a target may lack all inputs.
 
         Raises:
             LoadError: if a processor refuses a value, or a sample with a target has no input.
@@ -45,7 +45,7 @@ class Collate:
         samples = [self._drop_inputs(sample) for sample in samples] if self.dropout else samples
         targets = [sample.target for sample in samples if sample.target is not None]
         return Batch(
-            inputs={name: self._process(name, samples) for name in self.processors},
+            inputs={name: self._process_input(name, samples) for name in self.processors},
             present={name: torch.tensor([name in sample.inputs for sample in samples]) for name in self.processors},
             target=torch.tensor(targets) if len(targets) == len(samples) else None,
             ids=[sample.id for sample in samples],
@@ -62,7 +62,7 @@ class Collate:
             remaining = [names[int(torch.randint(len(names), ()))]]
         return replace(sample, inputs={name: sample.inputs[name] for name in remaining})
 
-    def _process(self, name: str, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    def _process_input(self, name: str, samples: Sequence[Sample]) -> dict[str, Tensor]:
         processor = self.processors[name]
         values = [sample.inputs[name] for sample in samples if name in sample.inputs]
         try:

@@ -13,7 +13,7 @@ from fusion_pl.data.synthetic import MANIFEST, SyntheticDataset
 
 
 class _DemoData(ManifestData):
-    """Write a generated data set in ``prepare_data``; options that its files determine are not offered."""
+    """Generate a data set in ``prepare_data``; options that depend on its files have fixed values."""
 
     dataset: ClassVar[SyntheticDataset]
 
@@ -31,10 +31,10 @@ class _DemoData(ManifestData):
         )
 
     def prepare_data(self) -> None:
-        """Write the data set, unless the folder holds it already; one process per machine does so.
+        """Write the data set, unless the folder already contains it; called in one process per machine.
 
         Raises:
-            UserError: if the folder holds other files or cannot be written.
+            UserError: if the folder contains other files or cannot be written.
         """
         self.dataset.write(self.root)
 
@@ -42,13 +42,13 @@ class _DemoData(ManifestData):
 class Keypad(_DemoData):
     """Keys of a telephone as ``text`` (number words with typos), ``image`` (digits) and ``audio`` (tone pairs).
 
-    3,000 samples with a fixed split, generated in some seconds before the first use. Each input alone classifies about
-    four keys in five; all inputs together classify nearly all.
+    3,000 samples with a fixed split, generated before the first use. One input alone allows an accuracy of
+    about 80 %, all three inputs nearly 100 %.
 
     Args:
         folder: folder of the data set.
-        inputs: name of the input -> ``text``, ``image`` or ``audio``, if the model uses other names.
-        kwargs: see ``FusionData``.
+        inputs: dictionary from input name to ``text``, ``image`` or ``audio``, if the model uses other names.
+        kwargs: arguments of ``FusionData``.
     """
 
     dataset = keypad.KEYPAD
@@ -60,13 +60,13 @@ class Keypad(_DemoData):
 class Ask(_DemoData):
     """A question (``text``) about an image of two objects (``image``), and a tone (``audio``) that selects one of them.
 
-    10,000 samples with a fixed split, generated in some seconds before the first use. One or two inputs cannot exceed
+    10,000 samples with a fixed split, generated before the first use. One or two inputs cannot exceed
     the accuracies that are printed at the start; all three inputs determine the answer.
 
     Args:
         folder: folder of the data set.
-        inputs: name of the input -> ``text``, ``image`` or ``audio``, if the model uses other names.
-        kwargs: see ``FusionData``.
+        inputs: dictionary from input name to ``text``, ``image`` or ``audio``, if the model uses other names.
+        kwargs: arguments of ``FusionData``.
     """
 
     dataset = ask.ASK
@@ -75,7 +75,7 @@ class Ask(_DemoData):
         super().__init__(folder=folder, inputs=inputs, **kwargs)
 
     def setup(self, stage: str) -> None:
-        """Check the manifest, and print the best accuracy that the model's inputs allow."""
+        """Check the manifest, and print the highest accuracy that the model's inputs allow."""
         super().setup(stage)
         one = max(ask.best_accuracy({name}) for name in ask.INPUTS)
         two = max(ask.best_accuracy(set(ask.INPUTS) - {name}) for name in ask.INPUTS)

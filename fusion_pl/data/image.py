@@ -1,4 +1,4 @@
-"""Read images: upright (EXIF), as 8-bit grey or RGB, with transparent pixels on white."""
+"""Read images as 8-bit grey or RGB, with the EXIF orientation applied and on a white background."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fusion_pl.files import check_regular
 from fusion_pl.types import UserError
 
-# Other formats of Pillow may start programs (EPS: Ghostscript).
+# Supported formats. Other formats of Pillow may start programs, such as Ghostscript for EPS.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
 # Errors of Pillow's decoders on damaged files.
 DECODE_ERRORS: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError)
 DECODE_ERRORS += (struct.error, Image.DecompressionBombError, Image.DecompressionBombWarning)
 WHITE = (255, 255, 255, 255)
-MAX_DECODED = 2**30  # pixels times scans of a progressive JPEG, which has about ten scans; takes some seconds
-STRIP_HEIGHT = 256  # rows that are converted at a time
+MAX_DECODED_PIXELS = 2**30  # pixels times scans of a progressive JPEG, usually ten scans; takes seconds
+STRIP_HEIGHT = 256  # pixel rows that are converted at a time
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an image as 8-bit grey or RGB with its EXIF orientation applied; the first frame of an animation.
+    """Read an image file as 8-bit grey or RGB with its EXIF orientation applied; only the first frame of an animation.
 
     Raises:
         UserError: if the file is missing, not an image, truncated or too large.
@@ -33,34 +33,34 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     check_regular(path)
     try:
         with Image.open(path, formats=FORMATS) as image:
-            # Up to twice its limit Pillow only warns, and warnings of workers are not shown.
+            # Pillow only warns up to twice its limit, and warnings in workers are not shown.
             pixels = image.width * image.height
             if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
                 size = f"{image.width} × {image.height} pixels"
                 raise ValueError(f"{size} exceed Pillow's limit of {Image.MAX_IMAGE_PIXELS}")
             if image.info.get("progressive"):  # with many scans, a file of 400 kB can take 15 seconds
                 scans = Path(path).read_bytes().count(b"\xff\xda")  # marker of a scan; cannot occur within its data
-                if scans * pixels > MAX_DECODED:
+                if scans * pixels > MAX_DECODED_PIXELS:
                     raise ValueError(f"{pixels} pixels in {scans} scans would take too long to decode")
             image.load()
             # Without metadata there is no orientation, and exif_transpose takes 10 % of the time of a small image.
             if image.info:
                 ImageOps.exif_transpose(image, in_place=True)
-            return eight_bit(image)
+            return to_eight_bit(image)
     except DECODE_ERRORS as error:
         is_unknown = isinstance(error, UnidentifiedImageError)
         reason = f"expected one of {', '.join(FORMATS)}" if is_unknown else error
         raise UserError(f"{path} cannot be read as an image ({reason}): replace it or empty its cell") from error
 
 
-def eight_bit(image: Image.Image) -> Image.Image:
-    """Return an image as L or RGB; the same object if it already is."""
+def to_eight_bit(image: Image.Image) -> Image.Image:
+    """Convert an image to mode L or RGB; return the same object if it already has this mode."""
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
-        return _scale(np.asarray(image), 65535)  # 16-bit grey is I;16 or I, depending on the format
+        return _scale_to_eight_bit(np.asarray(image), 65535)  # 16-bit grey is I;16 or I, depending on the format
     if image.mode == "F":
-        return _scale(np.asarray(image), 1)
+        return _scale_to_eight_bit(np.asarray(image), 1)
     if image.has_transparency_data:
         return _composite_on_white(image)
     return image.convert("L" if image.mode == "1" else "RGB")
@@ -68,18 +68,18 @@ def eight_bit(image: Image.Image) -> Image.Image:
 
 def _composite_on_white(image: Image.Image) -> Image.Image:
     result = Image.new("RGB", image.size)
-    for top in range(0, image.height, STRIP_HEIGHT):  # in strips: the whole image would take five copies
+    for top in range(0, image.height, STRIP_HEIGHT):  # in strips, because the whole image would need five copies
         strip = image.crop((0, top, image.width, min(top + STRIP_HEIGHT, image.height))).convert("RGBA")
         result.paste(Image.alpha_composite(Image.new("RGBA", strip.size, WHITE), strip).convert("RGB"), (0, top))
     return result
 
 
-def _scale(values: NDArray[Any], top: int) -> Image.Image:
-    """Scale [0, top] to [0, 255]; values outside of it are refused, because their range is unknown."""
+def _scale_to_eight_bit(values: NDArray[Any], max_value: int) -> Image.Image:
+    """Scale [0, max_value] to [0, 255]; other values are refused, because their range is unknown."""
     low, high = values.min(), values.max()
-    if not (low >= 0 and high <= top):  # also refuses NaN
-        raise ValueError(f"its values are in {low} to {high}, expected 0 to {top}")
+    if not (low >= 0 and high <= max_value):  # also refuses NaN
+        raise ValueError(f"its values are in {low} to {high}, expected 0 to {max_value}")
     scaled = np.empty(values.shape, dtype=np.uint8)
     for row in range(0, len(values), STRIP_HEIGHT):  # in strips: intermediate values take eight bytes per pixel
-        scaled[row : row + STRIP_HEIGHT] = np.rint(values[row : row + STRIP_HEIGHT] * (255 / top))
+        scaled[row : row + STRIP_HEIGHT] = np.rint(values[row : row + STRIP_HEIGHT] * (255 / max_value))
     return Image.fromarray(scaled)

@@ -1,4 +1,4 @@
-"""Demo data: keys of a telephone as text, image and sound, each missing or unreadable at random."""
+"""Demo data: telephone keys as text, image and audio; each input is missing or unreadable at random."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from PIL import Image, ImageDraw, ImageFont
 from fusion_pl.data.synthetic import SyntheticDataset, SyntheticSample
 
 CLASSES = tuple("0123456789")
-
-MISSING, UNREADABLE = 0.125, 0.1  # probabilities per input, independent of the other inputs
+MISSING_PROBABILITY, UNREADABLE_PROBABILITY = 0.125, 0.1  # probabilities per input, independent of the other inputs
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
-FILLERS = [*LETTERS, *"-.*_~" * 4]
+FILLER_CHARACTERS = [*LETTERS, *"-.*_~" * 4]
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Italic")
 SIDE = 32  # pixels
 RATE = 8000  # Hz
-# Rows and columns of the keypad in Hz. Source: ITU-T Recommendation Q.23.
-LOW = (697.0, 770.0, 852.0, 941.0)
-HIGH = (1209.0, 1336.0, 1477.0)
+# Tone of each row and column of the keypad, in Hz. Source: ITU-T Recommendation Q.23.
+ROW_FREQUENCIES = (697.0, 770.0, 852.0, 941.0)
+COLUMN_FREQUENCIES = (1209.0, 1336.0, 1477.0)
 
 
 def generate(index: int, rng: Generator) -> SyntheticSample:
     """Generate one sample of the digit ``index % 10``, so that every split has every class.
 
     Each input is missing with probability 0.125 and unreadable with probability 0.1, independent of the others.
-    Samples without any readable input are drawn again. The text is the number word inside other characters, the image
-    has 32 × 32 grey pixels, and the sound takes 0.25 to 0.5 s at 8 kHz.
+    Samples without any readable input are drawn again. The text is the number word between random characters, the image
+    has 32 × 32 grey pixels, and the audio takes 0.25 to 0.5 s at 8 kHz.
     """
     digit = index % len(CLASSES)
     while True:
-        present = rng.random(3) >= MISSING
-        readable = rng.random(3) >= UNREADABLE
+        present = rng.random(3) >= MISSING_PROBABILITY
+        readable = rng.random(3) >= UNREADABLE_PROBABILITY
         if (present & readable).any():
             break
-    values: list[Any] = [draw(digit, clear, rng) for draw, clear in zip((_text, _image, _audio), readable, strict=True)]
+    generators = (_generate_text, _draw_image, _synthesise_audio)
+    values: list[Any] = [draw(digit, clear, rng) for draw, clear in zip(generators, readable, strict=True)]
     return SyntheticSample(CLASSES[digit], *(values[i] if present[i] else None for i in range(3)))
 
 
-def _text(digit: int, readable: np.bool, rng: Generator) -> str:
-    """Put the number word, with up to two typos, among random characters; an unreadable word is random itself."""
-    word = list(WORDS[digit]) if readable else list(rng.choice(FILLERS, len(WORDS[digit])))
+def _generate_text(digit: int, readable: np.bool, rng: Generator) -> str:
+    """Write the number word with up to two typos between random characters; an unreadable word is random."""
+    word = list(WORDS[digit]) if readable else list(rng.choice(FILLER_CHARACTERS, len(WORDS[digit])))
     for _ in range(rng.choice(3, p=(0.65, 0.3, 0.05)) if len(word) > 3 else int(rng.random() < 0.2)):
         position = rng.integers(len(word))
         word[position] = "" if rng.random() < 0.4 else rng.choice(LETTERS)
-    before, after = (rng.choice(FILLERS, rng.integers(2, 8)) for _ in range(2))
+    before, after = (rng.choice(FILLER_CHARACTERS, rng.integers(2, 8)) for _ in range(2))
     return "".join([*before, *word, *after])
 
 
@@ -62,7 +62,7 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf", size)
 
 
-def _image(digit: int, readable: np.bool, rng: Generator) -> Image.Image:
+def _draw_image(digit: int, readable: np.bool, rng: Generator) -> Image.Image:
     """Render the digit in a random font, position and angle behind a bar and noise; unreadable: almost no contrast."""
     ink = Image.new("L", (SIDE, SIDE))
     center = SIDE / 2 + rng.uniform(-3, 3, 2)
@@ -78,8 +78,8 @@ def _image(digit: int, readable: np.bool, rng: Generator) -> Image.Image:
     return Image.fromarray((light.clip(0, 1) * 255).astype(np.uint8))
 
 
-def _audio(digit: int, readable: np.bool, rng: Generator) -> Int16[np.ndarray, " N"]:
-    """Synthesise the key's two tones at a random time in noise; an unreadable sound lacks one or both of them.
+def _synthesise_audio(digit: int, readable: np.bool, rng: Generator) -> Int16[np.ndarray, " N"]:
+    """Synthesise the key's two tones at a random time, with noise; an unreadable audio lacks one or both tones.
 
     Formula: x(t) = a (g₁ sin(2π f₁ t + φ₁) + g₂ sin(2π f₂ t + φ₂)) + n(t), with f₁ by row and f₂ by column.
     """
@@ -89,7 +89,7 @@ def _audio(digit: int, readable: np.bool, rng: Generator) -> Int16[np.ndarray, "
     if not readable:
         gains *= [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0)][rng.choice(3, p=(0.8, 0.1, 0.1))]
     phases = rng.uniform(0, 2 * np.pi, (2, 1))
-    tones = np.sin(2 * np.pi * np.outer((LOW[row], HIGH[column]), time) + phases)
+    tones = np.sin(2 * np.pi * np.outer((ROW_FREQUENCIES[row], COLUMN_FREQUENCIES[column]), time) + phases)
     seconds = rng.uniform(0.1, 0.2)
     start = rng.uniform(0, time[-1] - seconds)
     audible = (time >= start) & (time < start + seconds)

@@ -1,4 +1,4 @@
-"""Data sets of the user: a table with one row per sample and one column per input."""
+"""Data module for a table with one row per sample and one column per input (the manifest)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from lightning.pytorch.utilities import rank_zero_info
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.checks import (
     check_column,
+    check_empty_rows,
     check_files,
     check_ids,
-    check_inputs,
     check_labels,
     check_splits,
-    find_outside,
+    find_outside_paths,
     resolve_paths,
 )
 from fusion_pl.data.media import crop_function
-from fusion_pl.data.rows import InputColumn, Rows
+from fusion_pl.data.rows import InputColumn, ManifestRows
 from fusion_pl.data.split_record import SplitRecord
-from fusion_pl.data.splits import SPLITS, Split, undefined_splits
+from fusion_pl.data.splits import SPLITS, Split, splits_to_draw
 from fusion_pl.data.table import Problem, Table, infer_classes, raise_problems, read_table
 from fusion_pl.data.table_splits import TableSplits
 from fusion_pl.messages import join_names
@@ -36,22 +36,22 @@ DEFAULT_SPLIT = "split"
 
 
 class ManifestData(FusionData):
-    """Load text, images and sound listed in a CSV, TSV or JSON Lines file, and check all of it before training.
+    """Load text, images and audio listed in a CSV, TSV or JSON Lines file, and check the table before training.
 
-    An empty cell is a missing input. Without a split column a hash of each row's ``id``, or of its content, assigns it
-    to train, val or test, so that it keeps its split when the table changes. Without val rows some train rows become
-    val. Samples are named by the column ``id``, else by their row number. Checkpoints store the splits.
+    An empty cell is a missing input. If there is no split column, a hash of each row's ``id`` or content assigns it to
+    train, val or test, so that it keeps its split when the table changes. If there are no val rows, some train rows
+    become val rows. Samples without an ``id`` are identified by row number. Checkpoints record the splits.
 
     Args:
-        manifest: path of the file.
-        inputs: name of the input -> column of the manifest; an input that is not listed has a column of its own name.
-        label: column of the class.
-        split: column of train, val or test; if the default column does not exist, splits are drawn.
+        manifest: path of the manifest.
+        inputs: dictionary from input name to column of the manifest; by default the column has the name of the input.
+        label: column with the class names.
+        split: column with train, val or test; if the default column does not exist, splits are drawn.
         classes: names of the classes; by default all labels, in numeric order if all are integers, else sorted.
-        root: folder of relative paths; by default that of the manifest.
-        val_fraction: expected fraction of val rows if the manifest has none, in (0, 1).
+        root: folder of relative paths; by default the folder of the manifest.
+        val_fraction: expected fraction of val rows if the manifest has no val rows, in (0, 1).
         test_fraction: expected fraction of test rows if there is no split column, in [0, 1).
-        kwargs: see ``FusionData``.
+        kwargs: arguments of ``FusionData``.
 
     Raises:
         UserError: if an argument is out of range.
@@ -85,7 +85,7 @@ class ManifestData(FusionData):
         self.root = root or os.path.dirname(self.manifest) or os.curdir
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self._stage: str | None = None
-        self._recorded: SplitRecord | None = None
+        self._checkpoint_record: SplitRecord | None = None
 
     @cached_property
     def table(self) -> Table:
@@ -97,7 +97,7 @@ class ManifestData(FusionData):
         """Names of the classes, in the order of the targets.
 
         Raises:
-            UserError: if they are not configured and the manifest has no labels.
+            UserError: if no classes are configured and the manifest has no labels.
         """
         if self.configured_classes is None:
             raise_problems(self.manifest, check_column(self.table, self.label, "the label"))
@@ -108,23 +108,23 @@ class ManifestData(FusionData):
     @cached_property
     def class_counts(self) -> list[int]:
         """Number of training samples per class, in the order of ``classes``."""
-        counts = Counter(self._targets[row] for row in self._splits.used["train"])
+        counts = Counter(self._targets[row] for row in self._splits.used_rows["train"])
         return [counts[target] for target in range(len(self._classes))]
 
     @property
     def columns(self) -> dict[str, str]:
-        """Name of the input -> its column, in the order of the model's inputs."""
+        """Dictionary from input name to its column, in the order of the model's inputs."""
         return {name: self.inputs.get(name, name) for name in self.processors}
 
     def setup(self, stage: str) -> None:
         """Check the manifest and its files.
 
         Args:
-            stage: ``fit`` checks the files of all splits, ``validate`` and ``test`` those of their own. ``predict``
-                checks the columns only: unusable rows have an error in place of a prediction.
+            stage: ``fit`` checks the files of all splits, ``validate`` and ``test`` the files of one split. ``predict``
+                checks only the columns: an unusable row gets an error instead of a prediction.
 
         Raises:
-            UserError: with the first ten problems by row and column.
+            UserError: lists the first ten problems with row and column.
         """
         model_inputs = join_names(self.processors)
         problems = self.table.problems + [
@@ -132,20 +132,20 @@ class ManifestData(FusionData):
             for name in sorted(self.inputs.keys() - self.processors.keys())
         ]
         if stage == "predict":
-            self._check_predict(problems)
+            self._check_prediction_columns(problems)
             return
         problems += self._check_rows()
         if self.label in self.table.columns:
             required = REQUIRED_SPLITS[stage]
             problems += self._check_classes(required)
-            problems += self._splits.check(SPLITS[1:] if stage == "fit" else required)
+            problems += self._splits.check_leakage(SPLITS[1:] if stage == "fit" else required)
             problems += self._check_paths(SPLITS if stage == "fit" else required)
         raise_problems(self.manifest, problems)
-        for note in self._splits.notes():
-            rank_zero_info(note)
+        for message in self._splits.messages():
+            rank_zero_info(message)
         self._stage = stage
 
-    def _check_predict(self, problems: list[Problem]) -> None:
+    def _check_prediction_columns(self, problems: list[Problem]) -> None:
         missing = [column for column in self.columns.values() if column not in self.table.columns]
         if len(missing) == len(self.columns):
             problems += [problem for column in missing for problem in check_column(self.table, column, "an input")]
@@ -154,34 +154,34 @@ class ManifestData(FusionData):
             rank_zero_info(f"{self.manifest} has no column {join_names(map(repr, missing))}: predicting without")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the record of the splits for a checkpoint."""
+        """Return the split record, which Lightning saves in the checkpoint."""
         return self._splits.record.state_dict() if self._stage else {}
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Use the splits of a checkpoint; the state is empty if the checkpoint has no record.
+        """Restore the splits from a checkpoint; ``state_dict`` is empty if the checkpoint has no split record.
 
         Raises:
-            UserError: if the record is damaged, or if rows of the training are to be evaluated.
+            UserError: if the record is damaged, or if the rows to evaluate include training rows.
         """
         if not state_dict:
-            if drawn := undefined_splits(self.table.columns.get(self.split)):
+            if drawn := splits_to_draw(self.table.columns.get(self.split)):
                 rank_zero_info(
                     f"{self.manifest}: the checkpoint does not record which rows it was trained on, so the rows drawn "
                     f"for {' and '.join(drawn)} may include them: train again with this table"
                 )
             return
         record = SplitRecord.from_state(state_dict)
-        if self._stage and record in (self._recorded, self._splits.record):
+        if self._stage and record in (self._checkpoint_record, self._splits.record):
             return
-        self._recorded = record
+        self._checkpoint_record = record
         for name in ("_splits", "class_counts"):
             self.__dict__.pop(name, None)
-        if self._stage:  # the Trainer restores after setup
+        if self._stage:  # the Trainer restores the checkpoint after setup
             self.setup(self._stage)
 
     def write_splits(self, path: str | Path) -> None:
-        """Write row number, id and split of every row that is used, in the order of the table."""
-        self._splits.write(path)
+        """Write a CSV file with the row number, id and split of each used row, in the order of the table."""
+        self._splits.write_csv(path)
 
     def _check_rows(self) -> Iterator[Problem]:
         yield from check_column(self.table, self.label, "the label")
@@ -196,13 +196,13 @@ class ManifestData(FusionData):
             yield from check_column(self.table, self.split, "the split")
         yield from check_ids(self.table)
         if not self.drop_empty and all(column in self.table.columns for column in self.columns.values()):
-            yield from check_inputs(self.table, list(self.columns.values()), self._empty_rows)
+            yield from check_empty_rows(self.table, list(self.columns.values()), self._empty_rows)
 
     def _check_classes(self, required: Sequence[Split]) -> list[Problem]:
         problems = [
             Problem(f"no row is left for {split}: the splits have {self._splits.sizes}")
             for split in required
-            if not self._splits.used[split]
+            if not self._splits.used_rows[split]
         ]
         if "train" in required:
             problems += [
@@ -220,21 +220,21 @@ class ManifestData(FusionData):
         return problems
 
     def _check_paths(self, splits: Sequence[Split]) -> Iterator[Problem]:
-        rows = [row for split in splits for row in self._splits.used[split]]
+        rows = [row for split in splits for row in self._splits.used_rows[split]]
         for name, paths in self._paths.items():
             column = self.columns[name]
-            outside = {} if self.allow_outside else find_outside(paths, self.root)
+            outside = {} if self.allow_outside else find_outside_paths(paths, self.root)
             yield from (Problem(text, self.table.row_numbers[row], column) for row, text in outside.items())
             yield from check_files(self.table, column, paths, (row for row in rows if row not in outside))
 
-    def samples(self, split: Split | Literal["predict"]) -> Rows:
-        """Return the rows of a split; for ``predict`` all rows, without targets."""
+    def samples(self, split: Split | Literal["predict"]) -> ManifestRows:
+        """Return the data set of a split; ``predict`` returns all rows, without targets."""
         predicting, training = split == "predict", split == "train"
-        rows: Sequence[int] = range(len(self.table)) if split == "predict" else self._splits.used[split]
+        rows: Sequence[int] = range(len(self.table)) if split == "predict" else self._splits.used_rows[split]
         errors: dict[int, str] = {}
         if predicting and not self.allow_outside:
             for paths in self._paths.values():
-                errors |= find_outside(paths, self.root)
+                errors |= find_outside_paths(paths, self.root)
         columns = []
         for name, column in self.columns.items():
             if column in self.table.columns:
@@ -243,7 +243,7 @@ class ManifestData(FusionData):
                 augment = self.augment.get(name) if training else None
                 crop = crop_function(processor, training)
                 columns.append(InputColumn(name, column, processor.kind, [cells[row] for row in rows], augment, crop))
-        return Rows(
+        return ManifestRows(
             manifest=self.manifest,
             columns=columns,
             ids=[self.table.ids[row] for row in rows],
@@ -269,18 +269,18 @@ class ManifestData(FusionData):
     def _splits(self) -> TableSplits:
         targets = {row: target for row, target in enumerate(self._targets) if target is not None}
         fractions: dict[Split, float] = {"val": self.val_fraction, "test": self.test_fraction}
-        dropped = self._empty_rows if self.drop_empty else ()
-        return TableSplits(self.table, targets, self.label, self.split, fractions, self.seed, dropped, self._recorded)
+        dropped, record = self._empty_rows if self.drop_empty else (), self._checkpoint_record
+        return TableSplits(self.table, targets, self.label, self.split, fractions, self.seed, dropped, record)
 
     @cached_property
     def _empty_rows(self) -> set[int]:
-        """Rows that have none of the inputs."""
+        """Indices of the rows in which all inputs are missing."""
         columns = [self.table.columns[column] for column in self.columns.values() if column in self.table.columns]
         return {row for row in range(len(self.table)) if all(cells[row] is None for cells in columns)}
 
     @cached_property
     def _paths(self) -> dict[str, list[str | None]]:
-        """Name of the input -> its resolved paths, for inputs that are files."""
+        """Dictionary from input name to resolved paths, for inputs that are files."""
         files = {name: column for name, column in self.columns.items() if self.processors[name].kind != "text"}
         cells = {name: self.table.columns[column] for name, column in files.items() if column in self.table.columns}
         return {name: resolve_paths(column, self.root) for name, column in cells.items()}

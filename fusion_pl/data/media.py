@@ -1,4 +1,4 @@
-"""Load cells of a manifest and values in memory as text, images and waveforms."""
+"""Load text, images and waveforms from cells of a manifest or from values in memory."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fusion_pl.data.audio import Crop, check_rate, read_audio, waveform
-from fusion_pl.data.image import DECODE_ERRORS, eight_bit, read_image
+from fusion_pl.data.audio import Crop, check_sample_rate, read_audio, to_waveform
+from fusion_pl.data.image import DECODE_ERRORS, read_image, to_eight_bit
 from fusion_pl.types import Kind, Processor, UserError, Waveform
 
 INT_BITS = {"int16": 16, "int32": 32}
 
 
 def crop_function(processor: Processor, training: bool = False) -> Crop | None:
-    """Return the function that selects the part of a sound that a processor uses; None if it uses all of it."""
+    """Return the function that selects the part of an audio file that a processor uses; None = the complete file."""
     crop = getattr(processor, "crop", None)
     return None if crop is None else partial(crop, training=training)
 
 
 def placeholder(kind: Kind) -> Any:
-    """Return a value for a batch in which no sample has the input; its encoding is never used."""
+    """Return a placeholder value for a batch in which no sample has the input; its encoding is never used."""
     if kind == "text":
         return ""
     if kind == "image":
@@ -34,14 +34,14 @@ def placeholder(kind: Kind) -> Any:
 
 
 def load_input(kind: Kind, value: Any, crop: Crop | None = None) -> Any:
-    """Convert a cell of a manifest or a value in memory to what processors take.
+    """Convert a cell of a manifest or a value in memory to the input type of processors.
 
     Args:
-        kind: of the input.
-        value: text: ``str``. image: a path, a PIL image, an array (H, W) or (H, W, 1|3|4), a tensor (H, W) or
-            (1|3|4, H, W), each uint8 or float in [0, 1]. audio: a path, a ``Waveform``, or (array or tensor (N,) or
-            (channels, N), rate in Hz) with floats, int16 or int32.
-        crop: selects the part of a sound file to read; None = all of it.
+        kind: kind of the input.
+        value: value to load. text: ``str``. image: a path, a PIL image, an array (H, W) or (H, W, 1|3|4), a tensor
+            (H, W) or (1|3|4, H, W), each uint8 or float in [0, 1]. audio: a path, a ``Waveform``, or (array or tensor
+            (N,) or (channels, N), rate in Hz) with floats, int16 or int32.
+        crop: function that selects the part of an audio file to read; None = the complete file.
 
     Returns:
         ``str``, ``PIL.Image.Image`` or ``Waveform``.
@@ -61,9 +61,9 @@ def load_input(kind: Kind, value: Any, crop: Crop | None = None) -> Any:
 
 
 def _check_text(value: Any) -> str:
-    r"""Refuse half of a surrogate pair (``\ud800``): JSON can hold it, UTF-8 cannot."""
+    r"""Check that a value is a ``str`` without half surrogate pairs (``\ud800``), which UTF-8 cannot encode."""
     if not isinstance(value, str):
-        raise UserError(f"a text input takes a str, got {_describe(value)}")
+        raise UserError(f"a text input takes a str, got {_describe_type(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -71,30 +71,30 @@ def _check_text(value: Any) -> str:
     return value
 
 
-def _describe(value: Any) -> str:
+def _describe_type(value: Any) -> str:
     shape = getattr(value, "shape", None)
     return type(value).__name__ + ("" if shape is None else f" of shape {tuple(shape)} and type {value.dtype}")
 
 
 def _convert_image(value: Any) -> Image.Image:
-    wrong = UserError(
+    type_error = UserError(
         "an image input takes a path, a PIL image, an array (H, W) or (H, W, 1|3|4), or a tensor (H, W) or "
-        f"(1|3|4, H, W), each uint8 or float in [0, 1], got {_describe(value)}"
+        f"(1|3|4, H, W), each uint8 or float in [0, 1], got {_describe_type(value)}"
     )
     if isinstance(value, Image.Image):
         try:
-            return eight_bit(ImageOps.exif_transpose(value))
+            return to_eight_bit(ImageOps.exif_transpose(value))
         except DECODE_ERRORS as error:
             raise UserError(f"the PIL image cannot be used: {error}") from error
     if isinstance(value, Tensor):
         tensor = (value.movedim(0, -1) if value.dim() == 3 else value).detach().cpu()
         value = (tensor.float() if tensor.is_floating_point() else tensor).numpy()  # NumPy has no bfloat16
     if not isinstance(value, np.ndarray) or not value.size:
-        raise wrong
+        raise type_error
     has_image_shape = value.ndim == 2 or (value.ndim == 3 and value.shape[-1] in (1, 3, 4))
     is_float = np.issubdtype(value.dtype, np.floating)
     if not has_image_shape or not (is_float or value.dtype == np.uint8):
-        raise wrong
+        raise type_error
     pixels = value[..., 0] if value.shape[2:] == (1,) else value
     if is_float:
         if not (pixels.min() >= 0 and pixels.max() <= 1):  # also refuses NaN
@@ -103,28 +103,28 @@ def _convert_image(value: Any) -> Image.Image:
                 f"an image of floats must lie in [0, 1], got {values}: divide by 255, or undo the normalisation"
             )
         pixels = np.rint(pixels * 255).astype(np.uint8)
-    return eight_bit(Image.fromarray(np.ascontiguousarray(pixels)))
+    return to_eight_bit(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
 def _convert_audio(value: Any) -> Waveform:
-    wrong = UserError(
+    type_error = UserError(
         "an audio input takes a path, a Waveform, or a pair (array or tensor (N,) or (channels, N), rate in Hz) with "
-        f"samples as floats, int16 or int32, got {_describe(value)}"
+        f"samples as floats, int16 or int32, got {_describe_type(value)}"
     )
     if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], (Tensor, np.ndarray))):
-        raise wrong
+        raise type_error
     raw, rate = value
     if not (isinstance(rate, (int, float, np.integer)) and rate > 0 and int(rate) == rate):
         raise UserError(f"the rate of an audio input must be a positive whole number of Hz, got {rate!r}")
     samples = np.atleast_2d(raw.detach().cpu().float().numpy() if isinstance(raw, Tensor) else raw)
     name = str(raw.dtype).removeprefix("torch.")
     if samples.ndim != 2 or not (name in INT_BITS or "float" in name):
-        raise UserError(f"{wrong}; its first part is {_describe(raw)}")
+        raise UserError(f"{type_error}; its first part is {_describe_type(raw)}")
     if samples.shape[0] > samples.shape[1] > 0:
-        got = f"{_describe(raw)}, more channels than samples"
+        got = f"{_describe_type(raw)}, more channels than samples"
         raise UserError(f"an audio input takes (channels, N), got {got}: transpose it")
     if name in INT_BITS:
         samples = samples / float(2 ** (INT_BITS[name] - 1))
-    check_rate(int(rate), "the audio input")
+    check_sample_rate(int(rate), "the audio input")
     mixed = samples[0] if len(samples) == 1 else samples.mean(axis=0)
-    return waveform(mixed, int(rate), "the audio input")
+    return to_waveform(mixed, int(rate), "the audio input")

@@ -1,4 +1,4 @@
-"""Random order and random augmentation of the training samples, as functions of seed, epoch and sample."""
+"""Reproducible order and augmentation of the training samples: they depend only on seed, epoch and sample."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
-from fusion_pl.data.keys import stable_hash
+from fusion_pl.data.hashes import stable_hash
 from fusion_pl.types import Batch, Sample
 
 
 def global_seed() -> int:
-    """Return the last seed of ``seed_everything``; 0 if it was not called."""
+    """Return the seed of the last call of ``seed_everything``; 0 if it was not called."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def temporary_seed(seed: int) -> Iterator[None]:
     """Seed torch, numpy and random, and restore their states afterwards.
 
-    In a worker of a loader, which uses no other random numbers, the states are not restored: that would be slow.
+    Loader workers skip the restore, which would be slow: they use no other random numbers.
 
     Example:
-        >>> with seeded(1):
+        >>> with temporary_seed(1):
         ...     first = torch.rand(1)
-        >>> with seeded(1):
+        >>> with temporary_seed(1):
         ...     first == torch.rand(1)
         tensor([True])
     """
@@ -44,10 +44,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class EpochSampler(DistributedSampler[Sample]):
-    """Distribute the samples to the processes in an order that depends on the seed and the epoch, which Lightning sets.
+    """Distribute the samples to the processes in an order given by the seed and the epoch.
 
-    An index contains the epoch, as ``epoch * len(samples) + row``: persistent workers do not learn the epoch otherwise.
-    No two seeds share the order of any epoch.
+    An index contains the epoch, as ``epoch * len(samples) + row``: persistent workers cannot read the epoch otherwise.
+    Different seeds have a different order in every epoch.
     """
 
     def __init__(self, samples: Dataset[Sample], seed: int, num_processes: int = 1, rank: int = 0) -> None:
@@ -59,9 +59,9 @@ class EpochSampler(DistributedSampler[Sample]):
 
 
 class EpochBatches(Dataset[Batch]):
-    """Batches whose augmentation, crops and input dropout do not depend on the number of workers or on a resume.
+    """Batches whose augmentation, crops and input dropout do not depend on the number of workers or on resuming.
 
-    Their random numbers are seeded by the seed of the run, the epoch and the first row of the batch.
+    The random generators are seeded with the seed of the run, the epoch and the first row of the batch.
     """
 
     def __init__(self, samples: Dataset[Sample], collate: Callable[[list[Sample]], Batch], seed: int) -> None:
@@ -75,17 +75,17 @@ class EpochBatches(Dataset[Batch]):
         epoch, first = divmod(indices[0], len(self))
         rows = [index % len(self) for index in indices]
         getitems: Any = getattr(self.samples, "__getitems__", None)
-        with seeded(stable_hash(f"batch {self.seed} {epoch} {first}")):
+        with temporary_seed(stable_hash(f"batch {self.seed} {epoch} {first}")):
             return self.collate(getitems(rows) if getitems else [self.samples[row] for row in rows])
 
 
-def identity(batch: Any) -> Any:
-    """Return a batch of ``EpochBatches`` unchanged: it needs no collate function."""
+def identity_collate(batch: Any) -> Any:
+    """Return a batch unchanged, because ``EpochBatches`` collates its samples itself."""
     return batch
 
 
 class EpochLoader(DataLoader[Batch]):
-    """Load ``EpochBatches``, and sample the first indices only when the first batch is requested.
+    """Data loader for ``EpochBatches`` that samples indices only when the first batch is requested.
 
     When Lightning resumes a run, it creates the iterator before it restores the epoch. The workers would then receive
     the first indices of epoch 0.

@@ -1,4 +1,4 @@
-"""The samples of one split; files are opened by the loader's workers."""
+"""Map-style data set of the samples of one split; the loader's workers open the files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ OnBadFile = Literal["raise", "missing"]
 
 
 class LoadError(UserError):
-    """A user's mistake that is found in a worker of the loader.
+    """User error that is raised in a loader worker.
 
-    The loader raises it again in the main process with the worker's traceback as its text; the constructor extracts the
-    message.
+    The loader raises the error again in the main process, with the worker's traceback as its text; the constructor
+    extracts the message.
     """
 
     def __init__(self, message: str) -> None:
@@ -29,7 +29,7 @@ class LoadError(UserError):
 
 @dataclass(frozen=True)
 class InputColumn:
-    """One input of all rows: text or resolved path per cell, None if the input is missing."""
+    """Cells of one input, one per row: a text or a resolved path; None if the input is missing."""
 
     input: str
     column: str
@@ -40,18 +40,18 @@ class InputColumn:
 
 
 @dataclass(frozen=True)
-class Rows(Dataset[Sample]):
-    """Rows of a manifest as samples. Unreadable rows and files are never replaced by others."""
+class ManifestRows(Dataset[Sample]):
+    """Data set of the rows of a manifest. Unreadable rows and files are never replaced by others."""
 
-    manifest: str  # its path, for messages
+    manifest: str  # path of the manifest, for messages
     columns: Sequence[InputColumn]
     ids: Sequence[str]
     targets: Sequence[int | None]  # class indices
     row_numbers: Sequence[int]  # for messages
     on_bad_file: OnBadFile = "raise"
-    # For prediction: a row without a usable input is a sample without inputs that has the message in ``bad_files``.
+    # For prediction: a row without usable inputs gives a sample without inputs, with the message in ``bad_files``.
     return_errors: bool = False
-    errors: Mapping[int, str] = field(default_factory=dict)  # row -> why it cannot be used, if known in advance
+    errors: Mapping[int, str] = field(default_factory=dict)  # index -> message, for rows already known to be unusable
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -60,17 +60,17 @@ class Rows(Dataset[Sample]):
         """Load one row.
 
         Raises:
-            LoadError: if a file cannot be read or no input is left, unless ``on_bad_file`` or ``return_errors`` allow
-                it.
+            LoadError: if a file cannot be read (unless ``on_bad_file`` is ``missing``) or no input is left (unless
+                ``return_errors`` is set).
         """
         try:
-            return self._load(index)
+            return self._load_sample(index)
         except LoadError as error:
             if not self.return_errors:
                 raise
             return Sample(self.ids[index], {}, self.targets[index], (str(error),))
 
-    def _load(self, index: int) -> Sample:
+    def _load_sample(self, index: int) -> Sample:
         row = f"{self.manifest}, row {self.row_numbers[index]}"
         if index in self.errors:
             raise LoadError(f"{row}: {self.errors[index]}")
@@ -100,7 +100,7 @@ class Rows(Dataset[Sample]):
             return value
         try:
             return column.augment(value)
-        except (ValueError, TypeError, RuntimeError) as error:  # a transform of another library, with wrong arguments
+        except (ValueError, TypeError, RuntimeError) as error:  # from transforms of other libraries
             name = type(column.augment).__name__
             text = f"{name} failed on input {column.input!r} of {row} ({error}): check its arguments"
             raise LoadError(f"data.augment: {text}") from error

@@ -1,4 +1,4 @@
-"""Assignment of rows to train, val and test: by the manifest, or by a hash of each row."""
+"""Assign rows to train, val and test, by the split column of the manifest or by a hash of each row."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
-from fusion_pl.data.keys import stable_hash
+from fusion_pl.data.hashes import stable_hash
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -15,7 +15,7 @@ ALIASES |= {split: split for split in SPLITS}
 
 
 def parse_split(cell: str | None) -> Split | None:
-    """Return the split that a cell names, or None.
+    """Return the split that a cell of the manifest names, or None.
 
     Example:
         >>> parse_split(" Validation ")
@@ -24,7 +24,7 @@ def parse_split(cell: str | None) -> Split | None:
     return ALIASES.get((cell or "").strip().lower())
 
 
-def undefined_splits(cells: Sequence[str | None] | None) -> tuple[Split, ...]:
+def splits_to_draw(cells: Sequence[str | None] | None) -> tuple[Split, ...]:
     """Return the splits that must be drawn: val and test without a split column, val if the column has no val row."""
     if cells is None:
         return ("val", "test")
@@ -33,86 +33,86 @@ def undefined_splits(cells: Sequence[str | None] | None) -> tuple[Split, ...]:
 
 def assign_splits(
     targets: Mapping[int, int],
-    keys: Sequence[int],
+    row_hashes: Sequence[int],
     cells: Sequence[str | None] | None,
     fractions: Mapping[Split, float],
     seed: int,
     known: Mapping[int, Split] | None = None,
 ) -> dict[Split, list[int]]:
-    """Assign every row to a split. Rows that the manifest assigns to test stay there, and no others join them.
+    """Assign every row to a split. If the manifest has a test split, it stays the same.
 
     Args:
-        targets: row -> class index.
-        keys: one per row, see ``row_keys``.
-        cells: split column of the manifest, or None if it has none.
-        fractions: of val and test, if they are drawn: of all rows, or of the training rows if ``cells`` are given.
-        seed: of the draw.
-        known: row -> its split in an earlier run; the manifest has precedence.
+        targets: dictionary from row to class index.
+        row_hashes: one hash per row, from ``fusion_pl.data.hashes.row_hashes``.
+        cells: split column of the manifest; None if there is no such column.
+        fractions: fractions of val and test rows if they are drawn: of all rows, or of train rows if there are cells.
+        seed: random seed of the draw.
+        known: dictionary from row to its split in an earlier run; the manifest has precedence.
 
     Returns:
-        Split -> its rows, in the order of ``targets``; rows whose cell names no split are in none.
+        Dictionary from split to its rows, in the order of ``targets``; a row whose cell names no split is in none.
     """
     splits = {row: "train" if cells is None else parse_split(cells[row]) for row in targets}
-    drawn = {split: fractions[split] for split in undefined_splits(cells)}
+    drawn = {split: fractions[split] for split in splits_to_draw(cells)}
     if drawn:
         candidates = {row: target for row, target in targets.items() if splits[row] == "train"}
         fixed = {row: split for row, split in (known or {}).items() if row in candidates and split in {"train", *drawn}}
-        splits |= draw_splits(candidates, keys, drawn, seed, fixed)
+        splits |= draw_splits(candidates, row_hashes, drawn, seed, fixed)
     return {split: [row for row in splits if splits[row] == split] for split in SPLITS}
 
 
 def draw_splits(
     targets: Mapping[int, int],
-    keys: Sequence[int],
+    row_hashes: Sequence[int],
     fractions: Mapping[Split, float],
     seed: int,
     fixed: Mapping[int, Split] | None = None,
 ) -> dict[int, Split]:
-    """Draw the split of each row by a hash of its key, independent of the other rows.
+    """Draw the split of each row by a hash of its row hash, independent of the other rows.
 
-    The hash of seed and key, scaled to ``u`` in [0, 1), decides: test if ``u < test``, val if ``u >= 1 - val``, else
-    train. So a split has ``n p`` of ``n`` rows in expectation, with a standard deviation of ``sqrt(n p (1 - p))``, and
-    the same holds per class. Three rules are exact, as far as there are enough rows: rows with the same key share a
-    split, every class has a training row, and no requested split is empty. To satisfy them, the rows whose ``u`` is
-    nearest to the threshold change their split.
+    Seed and row hash are hashed to ``u`` in [0, 1): the split is test if ``u < test``, val if ``u >= 1 - val``, else
+    train. A split with fraction ``p`` has ``n p`` of ``n`` rows in expectation, with a standard deviation of
+    ``sqrt(n p (1 - p))``, also within each class. Three rules are exact if there are enough rows: rows with the same
+    hash share a split, every class has a training row, and no requested split is empty. To satisfy them, the rows whose
+    ``u`` is nearest to the threshold change their split.
 
-    The fractions of val and test are in [0, 1), with a sum below 1. ``fixed`` has the rows whose split is not drawn.
-    The other arguments are those of ``assign_splits``.
+    ``fractions`` has the fractions of val and test, each in [0, 1) with a sum below 1. ``fixed`` maps rows to splits
+    that are not drawn. For the other arguments see ``assign_splits``.
 
     Returns:
-        Row -> its split, in the order of ``targets``.
+        Dictionary from row to its split, in the order of ``targets``.
 
     Example:
         >>> draw_splits({0: 0, 1: 0, 2: 1}, [11, 12, 13], {"val": 0.5}, seed=0)
         {0: 'train', 1: 'val', 2: 'train'}
     """
     splits = dict(fixed or {})
-    groups: dict[int, list[int]] = {}  # key -> rows
+    groups: dict[int, list[int]] = {}  # row hash -> rows
     for row in targets:
         if row not in splits:
-            groups.setdefault(keys[row], []).append(row)
-    uniform = {key: stable_hash(f"split {seed} {key}") / 2**63 for key in groups}
+            groups.setdefault(row_hashes[row], []).append(row)
+    uniform = {row_hash: stable_hash(f"split {seed} {row_hash}") / 2**63 for row_hash in groups}
     low, high = fractions.get("test", 0.0), 1 - fractions.get("val", 0.0)
-    for key, u in uniform.items():
-        splits |= dict.fromkeys(groups[key], "test" if u < low else "val" if u >= high else "train")
+    for row_hash, u in uniform.items():
+        splits |= dict.fromkeys(groups[row_hash], "test" if u < low else "val" if u >= high else "train")
     train_classes = {targets[row] for row, split in splits.items() if split == "train"}
-    for key in sorted(groups, key=lambda key: max(low - uniform[key], uniform[key] - high)):
-        classes = {targets[row] for row in groups[key]}
+    for row_hash in sorted(groups, key=lambda row_hash: max(low - uniform[row_hash], uniform[row_hash] - high)):
+        classes = {targets[row] for row in groups[row_hash]}
         if not classes <= train_classes:
-            splits |= dict.fromkeys(groups[key], "train")
+            splits |= dict.fromkeys(groups[row_hash], "train")
             train_classes |= classes
     ascending = sorted(groups, key=uniform.__getitem__)
-    nearest_keys: dict[Split, list[int]] = {"test": ascending, "val": ascending[::-1]}
-    for split, nearest in nearest_keys.items():
+    nearest_hashes: dict[Split, list[int]] = {"test": ascending, "val": ascending[::-1]}
+    for split, nearest in nearest_hashes.items():
         if fractions.get(split) and split not in splits.values():
-            total = _count(splits, splits, targets)
-            for key in nearest:
-                if all(total[part] > count for part, count in _count(groups[key], splits, targets).items()):
-                    splits |= dict.fromkeys(groups[key], split)
+            total = _count_rows(splits, splits, targets)
+            for row_hash in nearest:
+                if all(total[part] > count for part, count in _count_rows(groups[row_hash], splits, targets).items()):
+                    splits |= dict.fromkeys(groups[row_hash], split)
                     break
     return {row: splits[row] for row in targets}
 
 
-def _count(rows: Iterable[int], splits: Mapping[int, Split], targets: Mapping[int, int]) -> Counter[object]:
-    """Count the rows of each class in train, and of each other split."""
+def _count_rows(rows: Iterable[int], splits: Mapping[int, Split], targets: Mapping[int, int]) -> Counter[object]:
+    """Count the rows of each training class and of each other split."""
     return Counter((split, targets[row]) if (split := splits[row]) == "train" else split for row in rows)

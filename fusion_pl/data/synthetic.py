@@ -1,4 +1,4 @@
-"""Generated demo data sets on disk: written once, reproducible byte for byte."""
+"""Write generated demo data sets to disk, with the same bytes on every machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SEED = 0
 
 
 class SyntheticSample(NamedTuple):
-    """One sample; a missing input is None, and audio has the rate of the data set."""
+    """One generated sample; a missing input is None, and audio has the sample rate of the data set."""
 
     label: str
     text: str | None
@@ -38,21 +38,21 @@ class SyntheticSample(NamedTuple):
 
 @dataclass(frozen=True)
 class SyntheticDataset:
-    """A generated data set."""
+    """Definition of a generated data set."""
 
-    name: str  # part of the names of the hidden files in its folder
-    version: int  # increase it with every change that alters a byte, so that older folders are updated
+    name: str  # used in the names of the hidden files in the data folder
+    version: int  # increase it with every change of the files, so that existing folders are updated
     classes: tuple[str, ...]
     sizes: Mapping[str, int]  # samples per split
-    rate: int  # of the sound, in Hz
+    rate: int  # sample rate of the audio, in Hz
     generate: Callable[[int, Generator], SyntheticSample]  # sample index, random generator -> sample
 
     @property
-    def _marker(self) -> str:
+    def _marker_name(self) -> str:
         return f".{self.name}.json"
 
     @property
-    def _lock(self) -> str:
+    def _lock_name(self) -> str:
         return f".{self.name}.lock"
 
     @property
@@ -60,20 +60,20 @@ class SyntheticDataset:
         return {"version": self.version, "seed": SEED, "sizes": dict(self.sizes)}
 
     def write(self, folder: str | Path) -> Path:
-        """Write the data set, unless the folder holds it already, and return the path of its manifest.
+        """Write the data set, unless the folder already contains it, and return the path of its manifest.
 
-        A missing folder is created, an incomplete data set is completed. Several processes may call this at once: the
-        first one writes.
+        A missing folder is created, and an incomplete data set is written again. Several processes may call this at the
+        same time; one of them writes.
 
         Raises:
-            UserError: if the folder holds other files or cannot be written.
+            UserError: if the folder contains other files or cannot be written.
         """
         folder = Path(folder)
         try:
             if not self._is_complete(folder):  # checked before anything is written: a copy may be read-only
                 folder.mkdir(parents=True, exist_ok=True)
                 self._check_folder(folder)
-                with FileLock(folder / self._lock):
+                with FileLock(folder / self._lock_name):
                     if not self._is_complete(folder):
                         self._write_files(folder)
         except OSError as error:
@@ -84,9 +84,9 @@ class SyntheticDataset:
         return folder / MANIFEST
 
     def _read_marker(self, folder: Path) -> Any:
-        """Return how the folder was generated; None if the marker is missing or damaged."""
+        """Return the content of the marker file, which describes the data; None if it is missing or damaged."""
         try:
-            return json.loads((folder / self._marker).read_text())
+            return json.loads((folder / self._marker_name).read_text())
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
 
@@ -99,9 +99,9 @@ class SyntheticDataset:
         return cells <= {f"{kind}/{name}" for kind in ("images", "audio") for name in _file_names(folder / kind)}
 
     def _check_folder(self, folder: Path) -> None:
-        """Refuse a folder with files of the user, or with the same data set in other sizes."""
-        others = sorted(set(_file_names(folder)) - {self._lock})
-        if others and not (folder / self._marker).exists():
+        """Refuse a folder that contains files of the user or the same data set with other sizes."""
+        others = sorted(set(_file_names(folder)) - {self._lock_name})
+        if others and not (folder / self._marker_name).exists():
             raise UserError(
                 f"{folder} holds files that are not the demo data, such as {others[0]}: name another folder for "
                 "it, or move them"
@@ -117,7 +117,7 @@ class SyntheticDataset:
     def _write_files(self, folder: Path) -> None:
         """Write marker, media and manifest, in this order: the manifest exists only when the data set is complete."""
         (folder / MANIFEST).unlink(missing_ok=True)
-        (folder / self._marker).write_text(json.dumps(self._marker_content))
+        (folder / self._marker_name).write_text(json.dumps(self._marker_content))
         for kind, suffix in (("images", ".png"), ("audio", ".wav")):
             (folder / kind).mkdir(exist_ok=True)
             for path in list((folder / kind).glob("[0-9]" * 5 + suffix)):
@@ -125,9 +125,9 @@ class SyntheticDataset:
         with atomic_write(folder / MANIFEST) as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(COLUMNS)
-            table.writerows(self._rows(folder))
+            table.writerows(self._write_samples(folder))
 
-    def _rows(self, folder: Path) -> Iterator[tuple[str, ...]]:
+    def _write_samples(self, folder: Path) -> Iterator[tuple[str, ...]]:
         """Write each sample's files and yield its row."""
         console = Console(stderr=True)
         splits = [split for split, size in self.sizes.items() for _ in range(size)]

@@ -20,10 +20,10 @@ JSON_LINES = (".jsonl", ".ndjson")
 
 
 class Problem(NamedTuple):
-    """A mistake in a manifest."""
+    """Problem in a manifest, such as a missing column or an invalid cell."""
 
     text: str  # what is wrong, and what is expected
-    row: int = 0  # number in a spreadsheet (the header is row 1), or line of a JSON Lines file; 0 for all rows
+    row: int = 0  # row number in a spreadsheet (header = 1) or line of a JSON Lines file; 0 = all rows
     column: str | None = None
 
     def __str__(self) -> str:
@@ -35,7 +35,7 @@ def raise_problems(path: str, problems: Iterable[Problem]) -> None:
     """Raise one error with the first ten problems, if there are any.
 
     Raises:
-        UserError: starts with the path and the number of problems.
+        UserError: if there are problems; the message starts with the path and their number.
     """
     if ordered := sorted(problems, key=lambda problem: problem.row):
         count = "1 problem" if len(ordered) == 1 else f"{len(ordered)} problems"
@@ -44,10 +44,10 @@ def raise_problems(path: str, problems: Iterable[Problem]) -> None:
 
 @dataclass(frozen=True)
 class Table:
-    """The content of a manifest."""
+    """Content of a manifest, as columns of text."""
 
     path: str
-    columns: dict[str, list[str | None]]  # name -> one cell per row; None if the cell is empty
+    columns: dict[str, list[str | None]]  # column name -> one cell per row; None if the cell is empty
     row_numbers: list[int]  # one per row, see ``Problem.row``
     problems: list[Problem] = field(default_factory=list)  # rows that cannot be read and are left out
 
@@ -56,7 +56,7 @@ class Table:
 
     @cached_property
     def ids(self) -> list[str]:
-        """One per row: the cell of the column ``id``, or the row number if it is empty."""
+        """Id of each row: its cell in the column ``id``, or its row number if the cell is empty."""
         cells = self.columns.get("id", [None] * len(self))
         return [cell or str(number) for cell, number in zip(cells, self.row_numbers, strict=True)]
 
@@ -93,13 +93,13 @@ def _read_delimited(path: str, text: str, delimiter: str) -> Table:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     problems: list[Problem] = []
     records: list[tuple[int, list[str]]] = []
-    limit = csv.field_size_limit(len(text) + 1)  # for long texts; the limit is global
+    limit = csv.field_size_limit(len(text) + 1)  # global limit of the csv module, raised for long texts
     try:
         header = [name.strip() for name in next(reader, [])]
         for number, cells in enumerate(reader, start=2):
             if cells and len(cells) != len(header):
                 problems.append(Problem(f"it has {len(cells)} cells, the header has {len(header)}", number))
-            elif cells:  # blank lines have a row number, too
+            elif cells:  # blank lines count as rows
                 records.append((number, cells))
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}: check the quotation marks") from error
@@ -134,7 +134,7 @@ def _read_json_lines(path: str, text: str) -> Table:
             continue
         try:
             record = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also deep nesting, and numbers of 5,000 digits
+        except (ValueError, RecursionError) as error:  # also raised for deep nesting and for numbers of 5,000 digits
             problems.append(Problem(f"it is not valid JSON: {error}", number))
             continue
         if not isinstance(record, dict):
@@ -143,12 +143,12 @@ def _read_json_lines(path: str, text: str) -> Table:
         for name in record:
             columns.setdefault(name, [None] * len(row_numbers))
         for name, cells in columns.items():
-            cells.append(_cell(record.get(name), name, number, problems))
+            cells.append(_parse_cell(record.get(name), name, number, problems))
         row_numbers.append(number)
     return Table(path, columns, row_numbers, problems)
 
 
-def _cell(value: Any, name: str, number: int, problems: list[Problem]) -> str | None:
+def _parse_cell(value: Any, name: str, number: int, problems: list[Problem]) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, (list, dict)):

@@ -1,4 +1,4 @@
-"""The splits of one table, and how they compare with those of a checkpoint."""
+"""Splits of a table, and their comparison with the splits that a checkpoint records."""
 
 from __future__ import annotations
 
@@ -8,63 +8,63 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from fusion_pl.data.keys import row_keys, table_hash
+from fusion_pl.data.hashes import row_hashes, table_hash
 from fusion_pl.data.split_record import SplitRecord
-from fusion_pl.data.splits import Split, assign_splits, undefined_splits
+from fusion_pl.data.splits import Split, assign_splits, splits_to_draw
 from fusion_pl.data.table import Problem, Table
 from fusion_pl.files import atomic_write
 
 
 @dataclass(frozen=True)
 class TableSplits:
-    """The split of each row of a table."""
+    """Assignment of the rows of a table to splits."""
 
     table: Table
     targets: Mapping[int, int]  # row -> class index, for the rows that have a class
     label: str  # column of the class
-    column: str  # column of the split; without it all splits are drawn
-    fractions: Mapping[Split, float]  # of val and test, if they are drawn
+    column: str  # split column; if it does not exist, all splits are drawn
+    fractions: Mapping[Split, float]  # fractions of val and test rows, if they are drawn
     seed: int
-    dropped: Collection[int] = ()  # rows without an input, which have a split but are not used
-    recorded: SplitRecord | None = None  # the splits of a checkpoint; drawn rows keep them
+    dropped_rows: Collection[int] = ()  # rows without any input: they have a split but are not used
+    checkpoint_record: SplitRecord | None = None  # splits in the checkpoint; drawn rows keep them
 
     @cached_property
-    def keys(self) -> list[int]:
-        """Key of each row; label and split do not count, so that a row with a corrected label keeps its split."""
-        return row_keys(self.table, ignored=(self.label, self.column))
+    def row_hashes(self) -> list[int]:
+        """Hash of each row without label and split, so that a row with a corrected label keeps its split."""
+        return row_hashes(self.table, ignored=(self.label, self.column))
 
     @cached_property
     def rows(self) -> dict[Split, list[int]]:
-        """Split -> its rows; rows without a class or a split are in none."""
-        known = self.recorded.known_splits(self.keys) if self.recorded else None
-        return assign_splits(self.targets, self.keys, self._cells, self.fractions, self.seed, known)
+        """Dictionary from split to its rows; rows without a class or a split are in none."""
+        known = self.checkpoint_record.recorded_splits(self.row_hashes) if self.checkpoint_record else None
+        return assign_splits(self.targets, self.row_hashes, self._split_cells, self.fractions, self.seed, known)
 
     @cached_property
-    def used(self) -> dict[Split, list[int]]:
-        """Split -> its rows without those that are dropped."""
-        return {split: [row for row in rows if row not in self.dropped] for split, rows in self.rows.items()}
+    def used_rows(self) -> dict[Split, list[int]]:
+        """Dictionary from split to its rows, without dropped rows."""
+        return {split: [row for row in rows if row not in self.dropped_rows] for split, rows in self.rows.items()}
 
     @property
     def sizes(self) -> str:
         """Number of used rows per split, for messages."""
-        return ", ".join(f"{len(rows)} {split}" for split, rows in self.used.items())
+        return ", ".join(f"{len(rows)} {split}" for split, rows in self.used_rows.items())
 
     @cached_property
     def record(self) -> SplitRecord:
-        """The splits for a checkpoint."""
-        keys = {split: frozenset(self.keys[row] for row in rows) for split, rows in self.rows.items()}
-        return SplitRecord(table_hash(self.table), keys).with_removed_rows(self.recorded)
+        """Split record to save in a checkpoint."""
+        hashes = {split: frozenset(self.row_hashes[row] for row in rows) for split, rows in self.rows.items()}
+        return SplitRecord(table_hash(self.table), hashes).with_removed_rows(self.checkpoint_record)
 
     @property
-    def _cells(self) -> Sequence[str | None] | None:
+    def _split_cells(self) -> Sequence[str | None] | None:
         return self.table.columns.get(self.column)
 
-    def check(self, splits: Sequence[Split]) -> Iterator[Problem]:
-        """Find splits to evaluate with rows that the checkpoint was trained on."""
-        if self.recorded is None:
+    def check_leakage(self, splits: Sequence[Split]) -> Iterator[Problem]:
+        """Find evaluation splits that contain rows on which the checkpoint was trained (data leakage)."""
+        if self.checkpoint_record is None:
             return
         for split in splits:
-            if trained := self.recorded.trained_rows(self.keys, self.rows[split], split):
+            if trained := self.checkpoint_record.trained_rows(self.row_hashes, self.rows[split], split):
                 first = f"first row {self.table.row_numbers[trained[0]]}, {self.table.ids[trained[0]]!r}"
                 yield Problem(
                     f"the checkpoint was trained on {len(trained)} of the {len(self.rows[split])} {split} rows "
@@ -73,17 +73,17 @@ class TableSplits:
                     column=self.column,
                 )
 
-    def notes(self) -> Iterator[str]:
-        """Describe what the table itself does not show."""
-        path, drawn = self.table.path, undefined_splits(self._cells)
-        if self.dropped:
-            yield f"{path}: left out {len(self.dropped)} of {len(self.table)} rows without any input"
-        if self.recorded and (difference := self.recorded.table_difference(self.record.table_hash, self.keys)):
-            yield f"{path} {difference}" + ("; the others keep their split" if drawn else "")
+    def messages(self) -> Iterator[str]:
+        """Yield messages about dropped rows, changes of the table and drawn splits."""
+        path, drawn, previous = self.table.path, splits_to_draw(self._split_cells), self.checkpoint_record
+        if self.dropped_rows:
+            yield f"{path}: left out {len(self.dropped_rows)} of {len(self.table)} rows without any input"
+        if previous and (change := previous.describe_table_change(self.record.table_hash, self.row_hashes)):
+            yield f"{path} {change}" + ("; the others keep their split" if drawn else "")
         method = f"by {'id' if 'id' in self.table.columns else 'content'} and seed {self.seed}"
-        if self.recorded:
+        if previous:
             method = f"as in the training; new rows {method}"
-        if self._cells is None:
+        if self._split_cells is None:
             yield f"{path} has no column {self.column!r}: drew {self.sizes} ({method})"
         elif drawn:
             yield (
@@ -91,9 +91,9 @@ class TableSplits:
                 f"({method}; now {self.sizes})"
             )
 
-    def write(self, path: str | Path) -> None:
-        """Write a CSV file with row number, id and split of each used row, in the order of the table."""
-        splits = sorted((row, split) for split, rows in self.used.items() for row in rows)
+    def write_csv(self, path: str | Path) -> None:
+        """Write a CSV file with the row number, id and split of each used row, in the order of the table."""
+        splits = sorted((row, split) for split, rows in self.used_rows.items() for row in rows)
         with atomic_write(path) as file:
             writer = csv.writer(file)
             writer.writerow(["row", "id", "split"])

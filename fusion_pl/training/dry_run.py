@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.manifest import REQUIRED_SPLITS
-from fusion_pl.data.rows import Rows
+from fusion_pl.data.rows import ManifestRows
 from fusion_pl.data.splits import SPLITS, Split
 from fusion_pl.messages import join_lines
 from fusion_pl.processes import init_worker
@@ -72,7 +72,7 @@ class FileCheck(Dataset[list[str]]):
         paths: set[tuple[str, str]] = set()
         for split in splits:
             samples: Any = data.samples(split)
-            if not isinstance(samples, Rows):
+            if not isinstance(samples, ManifestRows):
                 self.items += [(samples, index) for index in range(len(samples))]
                 continue
             for column in samples.columns:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fusion_pl.data import Ask
-from fusion_pl.data.ask import ASK, CLASSES, SCENES, WEIGHTS, best_accuracy, generate
+from fusion_pl.data.ask import ASK, CLASSES, SCENE_WEIGHTS, SCENES, best_accuracy, generate
 from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
 
 SMALL = replace(ASK, sizes={"train": 60, "val": 20, "test": 20})
@@ -64,9 +64,9 @@ def test_the_label_follows_from_the_inputs(samples):
 
 def test_classes_are_balanced(samples):
     expected = Counter()
-    for scene, weight in zip(SCENES, WEIGHTS, strict=True):
+    for scene, weight in zip(SCENES, SCENE_WEIGHTS, strict=True):
         expected[scene.answer] += weight
-    assert set(expected.values()) == {sum(WEIGHTS) // 8}
+    assert set(expected.values()) == {sum(SCENE_WEIGHTS) // 8}
     drawn = Counter(sample.label for sample in samples)
     assert all(drawn[name] == pytest.approx(300 / 8, abs=18) for name in CLASSES)  # three standard deviations
 

@@ -167,7 +167,7 @@ def test_an_interrupted_run_leaves_no_manifest_and_the_next_one_completes(tmp_pa
 
 def test_an_older_version_is_rewritten_without_touching_files_of_the_user(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(keypad, "MISSING", 0.0)
+        patch.setattr(keypad, "MISSING_PROBABILITY", 0.0)
         folder = replace(SMALL, version=0).write(tmp_path / "keypad").parent
     (folder / "images/mine.png").write_bytes(b"mine")
     SMALL.write(folder)

@@ -1,4 +1,4 @@
-"""Hashes that identify rows and tables: equal in every process, on every machine and in every version."""
+"""Hashes of rows and tables that are the same in every process, on every machine and in every version."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fusion_pl.data.table import Table
 
 
 def stable_hash(text: str) -> int:
-    """Return a 63-bit hash of a text.
+    """Return a 63-bit hash of a string.
 
     Example:
         >>> stable_hash("s1") == stable_hash("s1") != stable_hash("s2")
@@ -20,27 +20,27 @@ def stable_hash(text: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def row_keys(table: Table, ignored: Collection[str]) -> list[int]:
+def row_hashes(table: Table, ignored: Collection[str]) -> list[int]:
     """Return a hash of each row's ``id``, or of its other cells if it has no id.
 
-    Empty cells, the order of the columns and the columns ``ignored`` do not matter. Rows with the same content have the
-    same key.
+    The hash does not depend on empty cells, the order of the columns, or the columns ``ignored``. Rows with the same
+    content have the same hash.
     """
     names = sorted(table.columns.keys() - {"id", *ignored})
     ids = table.columns.get("id") or [None] * len(table)
     return [
-        stable_hash(json.dumps(["id", ids[row]]) if ids[row] else _content(table, row, names))
+        stable_hash(json.dumps(["id", ids[row]]) if ids[row] else _row_content(table, row, names))
         for row in range(len(table))
     ]
 
 
 def table_hash(table: Table) -> str:
-    """Return a hash of all cells, as 32 hexadecimal digits; the order of rows and columns does not matter."""
+    """Return a hash of all cells, as 32 hexadecimal digits; it does not depend on the order of rows and columns."""
     names = sorted(table.columns)
-    rows = sorted(stable_hash(_content(table, row, names)) for row in range(len(table)))
+    rows = sorted(stable_hash(_row_content(table, row, names)) for row in range(len(table)))
     return hashlib.blake2b(repr(rows).encode(), digest_size=16).hexdigest()
 
 
-def _content(table: Table, row: int, names: Sequence[str]) -> str:
+def _row_content(table: Table, row: int, names: Sequence[str]) -> str:
     cells = ((name, table.columns[name][row]) for name in names)
     return json.dumps([(name, cell) for name, cell in cells if cell is not None])
