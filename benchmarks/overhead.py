@@ -83,10 +83,10 @@ def plain(case: str) -> dict[str, float]:
     from fusion_pl import encoders
     from fusion_pl.fusion import Concat
     from fusion_pl.module import FusionClassifier
-    from fusion_pl.training.hardware import keep_memory
+    from fusion_pl.training.hardware import reuse_freed_memory
     from fusion_pl.training.optimisation import WarmupCosine, parameter_groups
 
-    keep_memory()
+    reuse_freed_memory()
     options, size, steps, _ = CASES[case]
     torch.manual_seed(0)
     modules = {name: getattr(encoders, f"Tiny{name.title()}")(**init) for name, init in options.items()}

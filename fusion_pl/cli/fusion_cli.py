@@ -28,7 +28,7 @@ from fusion_pl.training.best import BestCheckpoint
 from fusion_pl.training.checkpoints import add_checkpoint_io
 from fusion_pl.training.console import console_callbacks
 from fusion_pl.training.dry_run import DryRun
-from fusion_pl.training.hardware import choose_num_threads, choose_precision, keep_memory
+from fusion_pl.training.hardware import choose_num_threads, choose_precision, reuse_freed_memory
 from fusion_pl.training.interrupt import SaveWhenStopped, StoppedBySignal
 from fusion_pl.training.loggers import LogInterval
 from fusion_pl.training.results import WriteResults
@@ -192,7 +192,7 @@ class FusionCLI(LightningCLI):
             if config.threads is not None or (trainer.num_devices == 1 and "OMP_NUM_THREADS" not in os.environ):
                 torch.set_num_threads(config.threads or choose_num_threads(self.model, self.datamodule.workers))
             if self.config.subcommand == "fit" and config.keep_memory:
-                keep_memory()
+                reuse_freed_memory()
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: ``best.ckpt`` and ``last.ckpt``."""
+"""Save the checkpoints of a run: ``best.ckpt`` and ``last.ckpt``."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class BestCheckpoint(ModelCheckpoint):
             self.save_weights_only = weights_only
 
 
-def find_best_checkpoint(trainer: Trainer) -> BestCheckpoint | None:
+def find_checkpoint_callback(trainer: Trainer) -> BestCheckpoint | None:
     """Return the first ``BestCheckpoint`` callback of a Trainer, or None."""
     return next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint)), None)
 

@@ -24,7 +24,7 @@ from fusion_pl.types import Encoded
 CachedRow = dict[str, Tensor]
 TOKEN_FIELDS = ("tokens", "mask")  # fields of ``Encoded`` with one row per token
 CHECKSUM_BYTES = 4  # length of the checksum at the end of a row's file
-MAX_RECOUNTS = 16  # how often the folder size is computed until the limit is reached; there may be 100,000 files
+MAX_RECOUNTS = 16  # computations of the folder size until the limit is reached; each may read 100,000 files
 RESERVED_BYTES = 2**30  # disk space that the cache leaves free for checkpoints
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from fusion_pl.processes import init_worker
 from fusion_pl.types import Batch, UserError
 
 MAX_LISTED = 10  # damaged files in the message
-MIN_FILES_FOR_BAR = 1000  # fewer files are checked without a progress bar
+BAR_MIN_FILES = 1000  # fewer files are checked without a progress bar
 BATCH_SIZE = 16  # files per message from a worker
 
 
@@ -62,7 +62,7 @@ class DryRun(Callback):
 
 
 class FileCheck(Dataset[list[str]]):
-    """Data set of the distinct files of some splits; an item is the list of error messages of a file.
+    """Data set of all distinct files of the given splits; an item is the list of error messages of a file.
 
     Long recordings are read completely, not cropped as in training. Nothing is augmented.
     """
@@ -98,6 +98,5 @@ class FileCheck(Dataset[list[str]]):
     def run(self, num_workers: int) -> list[str]:
         """Return the error messages of all files in table order; show a progress bar if there are many files."""
         loader = DataLoader(self, BATCH_SIZE, num_workers=num_workers, collate_fn=list, worker_init_fn=init_worker)
-        hidden = len(self) < MIN_FILES_FOR_BAR
-        bar = track(loader, "Checking files", console=get_console(), transient=True, disable=hidden)
+        bar = track(loader, "Checking files", console=get_console(), transient=True, disable=len(self) < BAR_MIN_FILES)
         return [problem for batch in bar for problems in batch for problem in problems]

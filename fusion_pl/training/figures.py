@@ -1,4 +1,4 @@
-"""Figures for TensorBoard and for the report of compare."""
+"""Figures for TensorBoard and for the report of ``fusion-pl compare``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_PLOTTED_CLASSES = 60  # a larger confusion matrix is not legible
 MAX_LABELLED_CLASSES = 20  # a larger confusion matrix has no counts in its cells
 
 
-def plot_confusion(confusion: Int[Tensor, "C C"], classes: list[str], title: str) -> Figure:
+def plot_confusion_matrix(confusion: Int[Tensor, "C C"], classes: list[str], title: str) -> Figure:
     """Plot a confusion matrix; the colour of a cell is its share of the row.
 
     Args:

@@ -55,7 +55,7 @@ def _is_small_model(model: nn.Module) -> bool:
     return sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL_PARAMETERS
 
 
-def keep_memory() -> bool:
+def reuse_freed_memory() -> bool:
     """Let glibc reuse freed memory in the next step, and return whether it does.
 
     Each step on a CPU allocates the same large tensors. By default, glibc returns their memory to the operating system,

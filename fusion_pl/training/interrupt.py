@@ -75,7 +75,7 @@ class StopSignals:
             os._exit(exit_code(signum))
         if self.is_deferred and self.received_signum is None:
             self.received_signum = signum
-            if is_rank_zero():  # in a thread, because this one may hold the lock of the progress bar
+            if is_rank_zero():  # in a new thread: this thread may hold the lock of the progress bar
                 threading.Thread(target=get_console().print, args=[STOPPING_MESSAGE]).start()
             return
         self._raised = True

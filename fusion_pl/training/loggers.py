@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-LOG_INTERVAL = 50  # steps; Lightning's default
+LOG_INTERVAL = 50  # in steps; Lightning's default
 
 
 class TensorBoard(TensorBoardLogger):
@@ -22,11 +22,11 @@ class TensorBoard(TensorBoardLogger):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.writes_scalars = True
+        self.logs_metrics = True
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log the metrics of a step, except the epoch."""
-        if self.writes_scalars:
+        if self.logs_metrics:
             super().log_metrics({chart_name(name): value for name, value in metrics.items() if name != "epoch"}, step)
 
 

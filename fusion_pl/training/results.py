@@ -14,10 +14,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fusion_pl.files import atomic_write
 from fusion_pl.metrics import per_class_metrics
-from fusion_pl.training.best import BestCheckpoint, find_best_checkpoint
+from fusion_pl.training.best import BestCheckpoint, find_checkpoint_callback
 from fusion_pl.training.console import print_results
 from fusion_pl.training.run_files import run_folder
-from fusion_pl.training.stage_metrics import evaluation_stage, stage_confusion
+from fusion_pl.training.stage_metrics import evaluation_stage, stage_confusion_matrix
 from fusion_pl.training.states import InvalidStateError, check_number
 
 PACKAGES = ("fusion-pl", "lightning", "torch", "torchmetrics", "torchvision", "torchaudio", "transformers")
@@ -50,13 +50,13 @@ class WriteResults(Callback):
         """Start the timer."""
         self.start_time = time.monotonic()
 
-    def _reset_confusion(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        stage_confusion(trainer, pl_module).reset()
+    def _reset_confusion_matrix(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        stage_confusion_matrix(trainer, pl_module).reset()
 
-    on_validation_start = on_test_start = _reset_confusion
+    on_validation_start = on_test_start = _reset_confusion_matrix
 
     def _compute_per_class(self, trainer: Trainer, pl_module: Any) -> None:
-        matrix = stage_confusion(trainer, pl_module).compute().cpu()  # on every process, because it synchronizes
+        matrix = stage_confusion_matrix(trainer, pl_module).compute().cpu()  # on every process, because it synchronizes
         self.per_class = per_class_metrics(matrix, pl_module.classes)
         self.samples = {evaluation_stage(trainer): int(matrix.sum())}
 
@@ -80,26 +80,26 @@ class WriteResults(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Update the callback's state in the checkpoint, so that the best checkpoint has its own result."""
-        self._update_best(trainer)
+        self._update_best_result(trainer)
         checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the validation result of the best checkpoint."""
-        checkpoint = self._update_best(trainer)
+        callback = self._update_best_result(trainer)
         if not self.best:
             return
         counts = getattr(trainer.datamodule, "class_counts", None)  # type: ignore[attr-defined]
         train = {"train": sum(counts)} if counts else {}
         result = self.best | {"samples": train | self.best["samples"], "epochs": trainer.current_epoch}
-        self._write(trainer, result, checkpoint.best_model_path if checkpoint else None)
+        self._write(trainer, result, callback.best_model_path if callback else None)
 
-    def _update_best(self, trainer: Trainer) -> BestCheckpoint | None:
+    def _update_best_result(self, trainer: Trainer) -> BestCheckpoint | None:
         """Set the best result to the latest one if a new best checkpoint was written, and return the callback."""
-        checkpoint = find_best_checkpoint(trainer)
-        step = self.latest_step if checkpoint is None else checkpoint.best_step
+        callback = find_checkpoint_callback(trainer)
+        step = self.latest_step if callback is None else callback.best_step
         if self.latest and (not self.best or step != self.best_step):
             self.best, self.best_step = self.latest, step
-        return checkpoint
+        return callback
 
     def _write(self, trainer: Trainer, result: dict[str, Any], checkpoint: str | None = None) -> None:
         folder = run_folder(trainer)

@@ -25,7 +25,7 @@ def run_folder(trainer: Trainer) -> Path | None:
     return Path(trainer.strategy.broadcast(str(folder)))
 
 
-class _RunFile(Callback):
+class _RunFileCallback(Callback):
     """Base class: write a file to the folder of a run; in ``fit`` only after all checks of the run have passed."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -47,7 +47,7 @@ class _RunFile(Callback):
         raise NotImplementedError
 
 
-class WriteConfig(_RunFile, SaveConfigCallback):
+class WriteConfig(_RunFileCallback, SaveConfigCallback):
     """Write ``config.yaml``. If a resumed run changes it, keep the old file as ``config-<n>.yaml``."""
 
     def _write(self, trainer: Trainer, folder: Path) -> None:
@@ -60,7 +60,7 @@ class WriteConfig(_RunFile, SaveConfigCallback):
             backup.unlink()
 
 
-class WriteSplits(_RunFile):
+class WriteSplits(_RunFileCallback):
     """Write the row number, sample id and split of each row of a data table to ``splits.csv``."""
 
     def _write(self, trainer: Trainer, folder: Path) -> None:

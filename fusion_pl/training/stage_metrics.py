@@ -133,7 +133,7 @@ def evaluation_stage(trainer: Trainer) -> str:
     return "test" if trainer.testing else "val"
 
 
-def stage_confusion(trainer: Trainer, module: Any) -> Metric:
+def stage_confusion_matrix(trainer: Trainer, module: Any) -> Metric:
     """Return the confusion matrix of the stage that a Trainer evaluates."""
     metric: Metric = module.stage_metrics[evaluation_stage(trainer)].confusion
     return metric

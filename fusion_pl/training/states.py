@@ -153,13 +153,13 @@ def check_optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
     and its fused kernels read beyond a tensor that is too small. Hardware options are taken from this run.
     """
     groups: Any = saved.get("param_groups") if isinstance(saved, dict) else None
-    if not _is_list(groups, dict) or not isinstance(saved.get("state"), dict):
+    if not _is_list_of(groups, dict) or not isinstance(saved.get("state"), dict):
         raise InvalidStateError(INVALID_OPTIMIZER_STATE)
     checked: dict[str, Any] = {"state": {}, "param_groups": []}
     first = 0
     for group, old in zip(optimizer.param_groups, check_length(groups, optimizer.param_groups, "groups"), strict=True):
         names = old.get("params")
-        if not _is_list(names, int):
+        if not _is_list_of(names, int):
             raise InvalidStateError(INVALID_OPTIMIZER_STATE)
         check_length(names, group["params"], "parameters in a group")
         restored = {key: value for key, value in group.items() if key not in CURRENT_OPTIONS}
@@ -191,7 +191,7 @@ def check_optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
     return checked
 
 
-def _is_list(value: Any, item_type: type) -> bool:
+def _is_list_of(value: Any, item_type: type) -> bool:
     return isinstance(value, list) and all(isinstance(item, item_type) for item in value)
 
 

@@ -8,10 +8,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 
-from fusion_pl.training.best import find_best_checkpoint
-from fusion_pl.training.figures import MAX_PLOTTED_CLASSES, plot_confusion, plot_missing_inputs
+from fusion_pl.training.best import find_checkpoint_callback
+from fusion_pl.training.figures import MAX_PLOTTED_CLASSES, plot_confusion_matrix, plot_missing_inputs
 from fusion_pl.training.loggers import TensorBoard, chart_name
-from fusion_pl.training.stage_metrics import accuracy_by_inputs, evaluation_stage, stage_confusion
+from fusion_pl.training.stage_metrics import accuracy_by_inputs, evaluation_stage, stage_confusion_matrix
 
 
 class TensorBoardFigures(Callback):
@@ -27,16 +27,17 @@ class TensorBoardFigures(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Disable metric charts in ``validate`` and ``test``."""
         if isinstance(trainer.logger, TensorBoard):
-            trainer.logger.writes_scalars = stage == "fit"
+            trainer.logger.logs_metrics = stage == "fit"
 
-    def _plot_confusion(self, trainer: Trainer, pl_module: Any) -> None:
+    def _plot_confusion_matrix(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking:
             return
-        matrix = stage_confusion(trainer, pl_module).compute().cpu()  # on every process, because it synchronizes
+        matrix = stage_confusion_matrix(trainer, pl_module).compute().cpu()  # on every process, because it synchronizes
         if _should_log(trainer) and len(matrix) <= MAX_PLOTTED_CLASSES:
-            _add_figure(trainer, "confusion", plot_confusion(matrix, pl_module.classes, evaluation_stage(trainer)))
+            figure = plot_confusion_matrix(matrix, pl_module.classes, evaluation_stage(trainer))
+            _add_figure(trainer, "confusion", figure)
 
-    on_validation_epoch_end = on_test_epoch_end = _plot_confusion
+    on_validation_epoch_end = on_test_epoch_end = _plot_confusion_matrix
 
     def _plot_missing_inputs(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking or not _should_log(trainer):
@@ -50,11 +51,11 @@ class TensorBoardFigures(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the hyperparameters and the best value of the monitored metric."""
-        checkpoint = find_best_checkpoint(trainer)
-        if not isinstance(trainer.logger, TensorBoard) or checkpoint is None or checkpoint.best_model_score is None:
+        callback = find_checkpoint_callback(trainer)
+        if not isinstance(trainer.logger, TensorBoard) or callback is None or callback.best_model_score is None:
             return
-        trainer.logger.writes_scalars = False  # the metric has a curve already
-        best, metric = float(checkpoint.best_model_score), str(checkpoint.monitor)
+        trainer.logger.logs_metrics = False  # the metric has a curve already
+        best, metric = float(callback.best_model_score), str(callback.monitor)
         trainer.logger.log_hyperparams(self.hyperparameters | {f"best {metric}": best}, {chart_name(metric): best})
         trainer.logger.save()
 

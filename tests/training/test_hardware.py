@@ -47,23 +47,23 @@ def test_an_optimizer_without_a_fused_step_is_unchanged():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc can keep freed memory")
-def test_freed_memory_is_kept():
+def test_freed_memory_is_reused():
     """In a separate process: the heap of other tests changes where the next block is allocated."""
     script = """
 import resource, torch
-from fusion_pl.training.hardware import keep_memory
+from fusion_pl.training.hardware import reuse_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(16 * 2**20).sum()  # 64 MiB, more than glibc keeps by default
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 faults()
 returned = faults()
-able = keep_memory()
+is_supported = reuse_freed_memory()
 faults()
-print(able, returned, faults())
+print(is_supported, returned, faults())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    able, returned, kept = done.stdout.split()
-    if able == "False":
+    is_supported, returned, reused = done.stdout.split()
+    if is_supported == "False":
         pytest.skip("this C library cannot keep freed memory")
-    assert int(kept) < 0.1 * max(int(returned), 1000)
+    assert int(reused) < 0.1 * max(int(returned), 1000)
