@@ -9,7 +9,7 @@ __all__ = ["FusionClassifier", "Predictor", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the heavy parts when they are first asked for, so that ``fusion-pl --help`` answers at once."""
+    """Import the main classes on first access, so that ``fusion-pl --help`` does not import torch."""
     if name == "Predictor":
         from fusion_pl.predict import Predictor
 

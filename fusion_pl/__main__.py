@@ -1,4 +1,4 @@
-"""The command ``fusion-pl``; help, version and an unknown command are answered before the libraries are imported."""
+"""Entry point of ``fusion-pl``; prints help, version and unknown-command errors without importing the libraries."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ COMMANDS = ("fit", "validate", "test", "predict", "compare")
 
 
 def main() -> int:
-    """Run the command and return its exit code: 0, or 2 for what the user can fix."""
+    """Run the command and return its exit code, see ``run_reporting_errors``; 2 for an unknown command."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
-        return _print(HELP)
+        return _print_text(HELP)
     subcommand = arguments[0]
     if subcommand in {"-V", "--version"}:
-        return _print(f"fusion-pl {__version__}\n")
+        return _print_text(f"fusion-pl {__version__}\n")
     if subcommand not in (*COMMANDS, "--completion"):
         hint = did_you_mean(subcommand, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
         print(f"fusion-pl: error: there is no command {subcommand!r}{hint} (fusion-pl --help)", file=sys.stderr)
@@ -63,10 +63,10 @@ def main() -> int:
         shell = " ".join(arguments[1:])
         print(f"fusion-pl: error: --completion {shell}: give bash, whose script zsh reads as well", file=sys.stderr)
         return 2
-    return _run(subcommand, arguments[1:])
+    return _run_subcommand(subcommand, arguments[1:])
 
 
-def _run(subcommand: str, arguments: list[str]) -> int:
+def _run_subcommand(subcommand: str, arguments: list[str]) -> int:
     """Import the libraries and run a command."""
     try:
         sys.meta_path.append(CurrentFolder(os.getcwd()))
@@ -82,23 +82,22 @@ def _run(subcommand: str, arguments: list[str]) -> int:
         if subcommand == "--completion":
             from fusion_pl.cli.completion import completion_script
 
-            return _print(f"{completion_script()}\n")
+            return _print_text(f"{completion_script()}\n")
         if {"-h", "--help", "--help-all"} & set(arguments):
             from fusion_pl.cli.help import help_text
 
-            return _print(help_text(subcommand, arguments, everything="--help-all" in arguments) + "\n")
+            return _print_text(help_text(subcommand, arguments, everything="--help-all" in arguments) + "\n")
     if subcommand == "compare":
         return run_reporting_errors(lambda: compare_command(arguments))
     return run(subcommand, arguments)
 
 
 class CurrentFolder(MetaPathFinder):
-    """Import the classes that a class path names from the current folder, which is not on the path of a script.
+    """Import classes given by class path from the current folder, which a console script does not have on ``sys.path``.
 
-    Libraries try to import optional packages (``dill``, ``pynvml``, ``tabulate``), so a file of such a name in the
-    current folder must not be imported in their place. Therefore only imports by ``IMPORTERS`` look into the folder.
-    Once a class is found there, the folder is appended to ``sys.path``: the class's module and other processes import
-    modules beside it.
+    Libraries try to import optional packages (``dill``, ``pynvml``, ``tabulate``), so a file of the same name in
+    the current folder must not be imported instead: the folder is searched only for imports by ``IMPORTERS``. After the
+    first match it is appended to ``sys.path``, for other processes and for imports by the module of the class.
     """
 
     def __init__(self, folder: str) -> None:
@@ -107,7 +106,7 @@ class CurrentFolder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the spec of a module in the folder; None where it has none, or where other code imports it."""
+        """Return the spec of a module in the folder; None if there is no such module, or if other code imports it."""
         frame = sys._getframe(1)
         while frame.f_back and frame.f_globals.get("__name__", "").startswith("importlib"):
             frame = frame.f_back
@@ -119,8 +118,8 @@ class CurrentFolder(MetaPathFinder):
         return spec
 
 
-def _print(text: str) -> int:
-    """Print a text and return the exit code; a reader that closes the pipe early (``| head``) is no error."""
+def _print_text(text: str) -> int:
+    """Print a text and return the exit code; ignore a pipe that is closed early (``| head``)."""
     try:
         print(text, end="", flush=True)
     except BrokenPipeError:
@@ -129,14 +128,14 @@ def _print(text: str) -> int:
 
 
 def _exit_fast() -> None:
-    """Skip the garbage collection at exit: it takes a second, in which Ctrl-C would print a traceback."""
+    """Skip the garbage collection at exit: it takes a second, during which Ctrl-C prints a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.freeze()
 
 
 @contextmanager
 def _exit_on_interrupt() -> Iterator[None]:
-    """Exit without a traceback at Ctrl-C, before there is anything to save."""
+    """Exit without a traceback on Ctrl-C while the libraries are imported."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         del frame

@@ -1,4 +1,4 @@
-"""Masked attention for heads over tokens. In every mask True = may be attended to."""
+"""Masked attention for fusion heads that read tokens. In every attention mask, True = attend."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B S F"], context: Float[Tensor, "B R F"], attention_mask: Bool[Tensor, "B #S R"]
     ) -> Float[Tensor, "B S F"]:
-        """Attend; each row of ``attention_mask`` needs a True, because a softmax over no entries is NaN."""
+        """Compute attention; each row of ``attention_mask`` needs at least one True, or the softmax is NaN."""
         query = self.query(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         key, value = self.key_value(context).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         heads = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask.unsqueeze(1))
@@ -42,14 +42,14 @@ class Attention(nn.Module):
 class TransformerLayer(nn.Module):
     """Pre-norm transformer layer: self-attention or cross-attention, followed by an MLP.
 
-    Dropout is applied to the two residual branches only: on attention weights and hidden channels it would dominate the
-    cost of random numbers and prevent fused attention kernels.
+    Dropout is applied to the two residual branches only. Dropout on attention weights and hidden channels would need
+    many more random numbers and prevent fused attention kernels.
 
     Args:
         dim: channels F.
         num_heads: attention heads H, a divisor of ``dim``.
         dropout: probability that a channel of a residual branch is dropped, in training.
-        cross: whether this is cross-attention to a context, which has a norm of its own.
+        cross: whether this is cross-attention to a context, which has its own LayerNorm.
     """
 
     def __init__(self, dim: int, num_heads: int, dropout: float, cross: bool = False) -> None:
@@ -73,7 +73,7 @@ class TransformerLayer(nn.Module):
         Args:
             x: S tokens per sample.
             attention_mask: which of the R tokens of the context each token may attend to.
-            context: tokens to attend to; None = x.
+            context: tokens to attend to; None for self-attention.
             num_queries: number of leading tokens to compute; the others serve as context only. None = all.
         """
         query = self.norm_query(x)
@@ -121,6 +121,6 @@ class TokenProjection(nn.Module):
 def to_attention_mask(mask: Bool[Tensor, "B R"]) -> Bool[Tensor, "B 1 R"]:
     """Return the attention mask of queries that attend to all real tokens.
 
-    In a row without any real token all are True, because a softmax over no entries is NaN; the caller masks the result.
+    A row without real tokens becomes all True, because a softmax over no entries is NaN; the caller masks its result.
     """
     return (mask | ~mask.any(-1, keepdim=True)).unsqueeze(1)

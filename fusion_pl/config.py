@@ -13,13 +13,13 @@ from fusion_pl.messages import short
 from fusion_pl.types import UserError
 
 PLAIN_TYPES = (str, int, float, bool, type(None))
-# Old -> new name of arguments of encoders and heads; old checkpoints are converted, old YAML gets a message.
+# Old -> new argument names of encoders and heads; old checkpoints are converted, old YAML gets an error message.
 RENAMED_ARGUMENTS = {"levels": "hidden_layers", "doubt": "kl_weight", "top": "top_k"}
 PartT = TypeVar("PartT", bound="Configurable")
 
 
 class PartConfig(TypedDict):
-    """A class and the arguments of its constructor, as in the YAML."""
+    """Class path and constructor arguments, as in YAML."""
 
     class_path: str
     init_args: dict[str, Any]
@@ -46,7 +46,7 @@ class Configurable:
 def _record_arguments(init: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(init)
     def wrapper(self: Configurable, *args: Any, **kwargs: Any) -> None:
-        if "init_args" not in self.__dict__:  # only those of the outermost constructor, which runs first
+        if "init_args" not in self.__dict__:  # record only the outermost constructor, which runs first
             bound = inspect.signature(init).bind(self, *args, **kwargs)
             _, *rest = bound.arguments.items()
             extra = bound.arguments.get("kwargs", {})
@@ -61,23 +61,23 @@ def config_of(part: Configurable, without: Collection[str] = ()) -> PartConfig:
 
     Args:
         part: an encoder or a head.
-        without: names of arguments to omit, such as dimensions that follow from other parts.
+        without: names of arguments to omit, such as dimensions that are computed from the encoders.
 
     Raises:
         UserError: if an argument is not plain data, so that a checkpoint cannot store it.
     """
     path = f"{type(part).__module__}.{type(part).__qualname__}"
-    args = {key: _plain(value, f"{path}({key}=…)") for key, value in part.init_args.items() if key not in without}
+    args = {key: _to_plain(value, f"{path}({key}=…)") for key, value in part.init_args.items() if key not in without}
     return PartConfig(class_path=path, init_args=args)
 
 
-def _plain(value: Any, where: str) -> Any:
+def _to_plain(value: Any, where: str) -> Any:
     if isinstance(value, PLAIN_TYPES):
         return value
     if isinstance(value, (list, tuple)):
-        return [_plain(item, where) for item in value]
+        return [_to_plain(item, where) for item in value]
     if isinstance(value, dict):
-        return {str(key): _plain(item, where) for key, item in value.items()}
+        return {str(key): _to_plain(item, where) for key, item in value.items()}
     raise UserError(
         f"{where} is a {type(value).__name__}: a checkpoint stores only text, numbers, lists and dictionaries; pass "
         "plain arguments and build other objects in the constructor"
@@ -88,7 +88,7 @@ def import_class(path: str, base: type[PartT], trust: Collection[str] = ()) -> t
     """Import the class of an encoder or head, from fusion_pl and trusted packages only.
 
     Args:
-        path: a ``class_path``.
+        path: class path, such as ``fusion_pl.fusion.Concat``.
         base: required base class.
         trust: top-level packages that the user trusts besides fusion_pl.
 
@@ -120,7 +120,7 @@ def import_class(path: str, base: type[PartT], trust: Collection[str] = ()) -> t
 
 
 def missing_module_message(error: ModuleNotFoundError, path: str) -> str:
-    """Return the message for a module of the class ``path`` that cannot be imported."""
+    """Return the message for a module that cannot be imported when the class ``path`` is loaded."""
     if error.name and not f"{path}.".startswith(f"{error.name}."):
         return f"{path} cannot be imported, because its module needs {error.name!r}, which is not installed"
     variable = os.environ.get("PYTHONPATH")

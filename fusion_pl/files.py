@@ -1,4 +1,4 @@
-"""Atomic writes, and a check for regular files."""
+"""Atomic file writes, and a check for regular files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def atomic_path(path: str | Path, concurrent: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``, and rename it to ``path`` if the block succeeds.
 
     Args:
-        path: destination.
+        path: destination file.
         concurrent: whether several processes may write the same file at once.
     """
     partial = Path(f"{path}.{os.getpid()}{PARTIAL}" if concurrent else f"{path}{PARTIAL}")
@@ -42,7 +42,7 @@ def atomic_write(path: str | Path) -> Iterator[TextIO]:
         >>> path.read_text()
         'a,b'
     """
-    # UTF-8 cannot encode half of a surrogate pair, which a name may hold: it is written as \\ud800.
+    # UTF-8 cannot encode a lone surrogate, which a file name may contain; it is written as \\ud800.
     with (
         atomic_path(path) as partial,
         partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
@@ -59,7 +59,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
     """
     try:
         mode = os.stat(path).st_mode
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise MissingFileError(f"{path} does not exist") from error
     if not stat.S_ISREG(mode):
         raise UserError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'not a file'}: give the path of a file")

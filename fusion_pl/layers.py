@@ -1,4 +1,4 @@
-"""Masked layers and functions that encoders and heads share."""
+"""Masked layers and functions shared by encoders and fusion heads."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.nn.functional import softplus
 from fusion_pl.types import Encoded, UserError
 
 MIN_SOFTPLUS = -30.0  # below it softplus(x) equals exp(x) up to a relative error of 1e-13
-LOG_ZERO = -1e4  # log of a weight of 0: its exponential is exactly 0, but a softmax over such entries is finite
+LOG_ZERO = -1e4  # log of an input weight of 0: exp is exactly 0, but a softmax over such entries is finite
 
 
 def masked_mean(values: Float[Tensor, "*B T D"], mask: Bool[Tensor, "*B T"]) -> Float[Tensor, "*B D"]:
-    """Average over the real entries of the second-to-last axis; zeros if there is none.
+    """Average over the real entries of the second-to-last axis; zeros if no entry is real.
 
     Example:
         >>> masked_mean(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]]))
@@ -28,14 +28,14 @@ def masked_mean(values: Float[Tensor, "*B T D"], mask: Bool[Tensor, "*B T"]) -> 
 
 
 def masked_max(values: Float[Tensor, "*B T D"], mask: Bool[Tensor, "*B T"]) -> Float[Tensor, "*B D"]:
-    """Take the maximum over the real entries of the second-to-last axis; zeros if there is none."""
+    """Take the maximum over the real entries of the second-to-last axis; zeros if no entry is real."""
     lowest = torch.finfo(values.dtype).min
     maximum = values.masked_fill(~mask.unsqueeze(-1), lowest).amax(-2)
     return maximum.masked_fill(~mask.any(-1, keepdim=True), 0.0)
 
 
 def masked_softmax(scores: Float[Tensor, "*B M"], mask: Bool[Tensor, "*B M"]) -> Float[Tensor, "*B M"]:
-    """Compute the softmax over the real entries of the last axis; zeros if there is none.
+    """Compute the softmax over the real entries of the last axis; zeros if no entry is real.
 
     Example:
         >>> masked_softmax(torch.zeros(1, 3), torch.tensor([[True, False, True]]))
@@ -46,13 +46,13 @@ def masked_softmax(scores: Float[Tensor, "*B M"], mask: Bool[Tensor, "*B M"]) ->
 
 
 def scatter_rows(encoded: Encoded, present: Bool[Tensor, " B"]) -> Encoded:
-    """Scatter the P rows that an encoder computed to the B samples of the batch; the other samples become zeros.
+    """Scatter the P rows of an encoder's output to the B samples of the batch; samples without the input become zeros.
 
     Implemented as a gather of B rows, which needs no synchronisation with the GPU.
 
     Args:
         encoded: P rows, in the order of the samples that have the input.
-        present: which of the B samples have it.
+        present: which of the B samples have the input.
     """
     index = (present.cumsum(0) - 1).clamp(min=0)
 
@@ -63,7 +63,7 @@ def scatter_rows(encoded: Encoded, present: Bool[Tensor, " B"]) -> Encoded:
 
 
 def drop_input(encoded: Encoded) -> Encoded:
-    """Return the encoder output of an input that is missing in every sample."""
+    """Zero an encoder's output, as if the input were missing in every sample."""
     return _map_tensors(encoded, torch.zeros_like)
 
 
@@ -74,7 +74,7 @@ def _map_tensors(encoded: Encoded, function: Callable[[Tensor], Tensor]) -> Enco
 
 
 def fill_missing(encoded: Encoded, missing_embedding: Float[Tensor, " D"]) -> Encoded:
-    """Replace missing inputs by a learned embedding, which becomes their only token and their pooled embedding."""
+    """Replace missing inputs by a learned embedding, used as their only token and their pooled embedding."""
     missing = ~encoded.mask.any(-1, keepdim=True)
     first = torch.arange(encoded.mask.shape[1], device=missing.device) == 0
     missing_embedding = missing_embedding.to(encoded.embedding.dtype)
@@ -92,7 +92,7 @@ def sum_pairwise_products(values: Float[Tensor, "B M *K"]) -> Float[Tensor, "B *
         >>> sum_pairwise_products(torch.tensor([[[2.0], [3.0], [5.0]]]))  # 6 + 10 + 15
         tensor([[31.]])
     """
-    upcasted = upcast(values)  # the difference of squares cancels digits, of which half precision has too few
+    upcasted = upcast(values)  # the difference of squares loses too many digits in half precision
     return ((upcasted.sum(1).square() - upcasted.square().sum(1)) / 2).to(values.dtype)
 
 
@@ -107,7 +107,7 @@ def signed_sqrt(values: Float[Tensor, "*B"], smooth: float = 1e-4) -> Float[Tens
 
 
 def log_softplus(values: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """Compute ``log(softplus(x))``; where softplus underflows, it is x itself."""
+    """Compute ``log(softplus(x))``; x itself for small x, for which softplus underflows."""
     small = values < MIN_SOFTPLUS
     return torch.where(small, values, softplus(values.masked_fill(small, MIN_SOFTPLUS)).log())
 
@@ -125,9 +125,9 @@ def mlp(dim: int, hidden: int, out: int, dropout: float) -> nn.Sequential:
 def init_variance_preserving(module: nn.Module) -> None:
     """Initialise every matrix of a module from N(0, 1 / columns), so that outputs have the variance of the inputs.
 
-    The default initialisation of torch reduces the variance to a third at every linear layer. After the projection, the
-    value and output projections of attention and the two layers of an MLP, the inputs hardly affect each other and
-    attention is nearly uniform, so that training must increase the weights first.
+    The default initialisation of torch reduces the variance to a third at every linear layer. After five of them (the
+    input projection, the value and output projections of attention, and an MLP), attention is nearly uniform and the
+    inputs hardly affect each other, so that training must increase the parameters first.
 
     Source: "Efficient BackProp", LeCun et al. 1998, section 4.6.
     """
@@ -139,7 +139,7 @@ def init_variance_preserving(module: nn.Module) -> None:
 
 
 class Projection(nn.Module):
-    """Normalise and project vectors; where the mask is False the result is zeros, whatever the values are.
+    """Normalise and project vectors; zeros where the mask is False, independent of the values there.
 
     ``y = W · LayerNorm(x) + b``
 
@@ -155,15 +155,15 @@ class Projection(nn.Module):
         self.linear = nn.Linear(dim, out, bias=bias)
 
     def forward(self, values: Float[Tensor, "*B D"], mask: Bool[Tensor, "*B"]) -> Float[Tensor, "*B F"]:
-        """Project; ``mask`` is True for real vectors."""
+        """Project the vectors; ``mask`` is True for real vectors."""
         padding = ~mask.unsqueeze(-1)
-        # Masked before, so that a NaN affects neither result nor gradient, and after, because of the bias.
+        # Mask the values, so that a NaN affects neither result nor gradient, and mask the result because of the bias.
         projected: Tensor = self.linear(self.norm(values.masked_fill(padding, 0.0)))
         return projected.masked_fill(padding, 0.0)
 
 
 class EmbeddingProjection(nn.ModuleDict):
-    """Project every input's embedding to a common dimension; zeros where the input is missing.
+    """Project every input's embedding to a common dimension; zeros if the input is missing.
 
     Args:
         dims: name of the input -> channels D of its embedding.
@@ -197,7 +197,7 @@ class UnimodalClassifiers(nn.Module):
         self.classifier = nn.ModuleDict({name: nn.Linear(dim, num_classes) for name in dims})
 
     def forward(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M C"]:
-        """Return the logits of each input; zeros where an input is missing."""
+        """Return the logits of each input; zeros if the input is missing."""
         return self.logits_from_hidden(self.hidden(inputs), inputs)
 
     def hidden(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M F"]:
@@ -206,30 +206,30 @@ class UnimodalClassifiers(nn.Module):
         return activations
 
     def logits_from_hidden(self, hidden: Float[Tensor, "B M F"], inputs: dict[str, Encoded]) -> Float[Tensor, "B M C"]:
-        """Return the logits of each input from its hidden channels; zeros where an input is missing."""
+        """Return the logits of each input from its hidden channels; zeros if the input is missing."""
         logits = [linear(channels) for linear, channels in zip(self.classifier.values(), hidden.unbind(1), strict=True)]
         present = torch.stack([inputs[name].mask.any(-1) for name in self.classifier], dim=1)
         return torch.stack(logits, dim=1).masked_fill(~present.unsqueeze(-1), 0.0)
 
 
 class InputWeights(nn.Module):
-    """Compute the weights of a sample's inputs: the softmax of scores over the inputs that are present.
+    """Compute the input weights of each sample: the softmax of scores over the inputs that are present.
 
     The score of input m with the embedding ``u_m`` depends on ``weights``:
 
-    - a number per input: ``log w_m``, so that the fixed weights are normalised over the present inputs. If all of them
-      have weight 0, they count equally.
+    - one number per input: ``log w_m``, so that the fixed weights are normalised over the present inputs (equal
+      if all of them are 0).
     - ``"equal"``: 0.
     - ``"global"``: ``o_m``, one learned number per input.
     - ``"sample"``: ``o_m + v · tanh(V u_m)``, learned, computed from the embeddings of each sample.
 
     Source: "Attention-based Deep Multiple Instance Learning", arXiv:1802.04712, equation 8, for ``"sample"``.
-    Deviation: the offset ``o_m``, because inputs, unlike the instances of a bag, differ in kind.
+    Deviation: the offset ``o_m``, because inputs, unlike the instances of a bag, are of different modalities.
 
     Args:
-        names: names of the inputs, in the order of M.
+        names: names of the M inputs, in order.
         dim: channels F of ``u_m``.
-        weights: as above.
+        weights: ``"equal"``, ``"global"``, ``"sample"``, or one number per input.
 
     Raises:
         UserError: if fixed weights are not one number >= 0 per input, or are all 0.
@@ -247,16 +247,16 @@ class InputWeights(nn.Module):
         learned = weights in ("global", "sample")
         fixed = weights if isinstance(weights, dict) else dict.fromkeys(names, 1.0)
         scores = None if learned else _log_weights(names, fixed)
-        self.register_buffer("fixed", scores, persistent=False)  # part of the configuration
+        self.register_buffer("fixed", scores, persistent=False)  # not saved: the configuration contains it
         self.offset = nn.Parameter(torch.zeros(len(names))) if learned else None
         self.gate = None
         if weights == "sample":
             self.gate = nn.Sequential(nn.Linear(dim, dim), nn.Tanh(), nn.Linear(dim, 1, bias=False))
 
     def forward(self, embeddings: Float[Tensor, "B M F"], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B M"]:
-        """Return the logarithms of the weights; the weight of a missing input is 0 up to rounding.
+        """Return the log input weights; the weight of a missing input is 0 up to rounding.
 
-        A sample without any input gets equal weights, which the caller has to mask: the logarithm of 0 has no gradient.
+        A sample without any input gets equal weights, which the caller must mask, because log 0 has no gradient.
         """
         scores = self.fixed if self.offset is None else self.offset
         assert scores is not None

@@ -1,4 +1,4 @@
-"""Format text from files and from other libraries for one-sentence messages."""
+"""Format names and errors for one-sentence messages."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def join_lines(lines: Sequence[str], max_lines: int) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return a question about a similar known name, to append to a message; empty if there is none.
+    """Return a suggestion of a similar known name, to append to a message; empty if no name is similar.
 
     Example:
         >>> did_you_mean("batchsize", ["batch_size", "seed"], prefix="--")
@@ -88,5 +88,5 @@ def printable(text: str) -> str:
 
 
 def is_failure(error: BaseException) -> bool:
-    """Return whether an error is a failure and not an interruption; panics of Rust libraries are no ``Exception``."""
+    """Return whether an error is a failure and not an interruption; Rust panics are not an ``Exception``."""
     return isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"

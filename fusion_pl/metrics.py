@@ -63,7 +63,7 @@ def per_class_metrics(confusion: Int[Tensor, "C C"], classes: list[str]) -> dict
 
 
 def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return all non-empty subsets of the names, by size.
+    """Return all non-empty subsets of the names, sorted by size.
 
     Example:
         >>> subsets(["text", "image"])

@@ -33,12 +33,12 @@ class FusionClassifier(LightningModule):
     """Classify samples of text, images and audio: one encoder per input and a fusion head.
 
     Args:
-        encoders: name of the input -> its encoder. Names are columns of the table, unless ``data.inputs`` maps them.
-        fusion: builds the head from the encoders' dimensions and the number of classes.
+        encoders: name of the input -> encoder. Names are columns of the table, unless ``data.inputs`` maps them.
+        fusion: factory of the fusion head, from the encoders' dimensions and the number of classes.
         classes: names of the classes, in the order of the targets. On the command line they come from the data.
-        optimizer: built from parameter groups; norms and biases have no weight decay.
+        optimizer: factory of the optimizer, from parameter groups; norms and biases have no weight decay.
         lr_scheduler: linear warm-up and cosine decay per step; any other scheduler is stepped once per epoch.
-        pretrained_lr_factor: learning rate of pretrained encoders relative to the optimizer's.
+        pretrained_lr_factor: learning rate of pretrained encoders, as a factor of the optimizer's learning rate.
         loss: label smoothing, class weights and the weight of auxiliary (unimodal) classifiers.
         missing: how missing inputs are handled: ``mask``: the head masks them; ``token``: a learned embedding replaces
             them, which needs missing inputs in training (empty cells, or ``data.input_dropout``).
@@ -68,7 +68,7 @@ class FusionClassifier(LightningModule):
         super().__init__()
         self.loss = loss or Loss()
         self.loss.check_class_weights(classes)
-        _check(list(encoders), classes)
+        _check_names(list(encoders), classes)
         self.classes = list(classes)
         self.encoders = nn.ModuleDict(encoders)
         dims = {name: encoder.dim for name, encoder in encoders.items()}
@@ -90,29 +90,29 @@ class FusionClassifier(LightningModule):
         self.train_loss, self.train_accuracy = Mean(), Mean()
         self.parameter_ndims: dict[str, int] = {}
         self.cache: EncoderCaches | None = None
-        self.config()  # fails now, not after an hour of training, if a checkpoint cannot store an argument
+        self.config()  # fails before training if a checkpoint cannot store an argument
 
     def enable_cache(self, folder: Path, augmented: Collection[str], limit: int | None = None) -> None:
-        """Cache the outputs of frozen encoders on disk, and crop their long clips in training as in validation.
+        """Cache the outputs of frozen encoders on disk, and crop their audio clips in training as in validation.
 
         Args:
-            folder: folder of all caches.
+            folder: folder of the caches of all encoders.
             augmented: inputs that are augmented in training, which are cached in validation and test only.
-            limit: maximum size of the folder in bytes; None: as much as the disk has room for.
+            limit: maximum size of the folder in bytes; None: limited by the free disk space.
         """
         self.cache = EncoderCaches(folder, augmented, limit)
         self.cache.use_fixed_crops(self._encoders())
 
     @property
     def processors(self) -> dict[str, Processor]:
-        """Processors of the encoders: name of the input -> processor."""
+        """Name of the input -> processor of its encoder."""
         return {name: encoder.processor for name, encoder in self._encoders()}
 
     def _encoders(self) -> list[tuple[str, Encoder]]:
         return [(name, encoder) for name, encoder in self.encoders.items() if isinstance(encoder, Encoder)]
 
     def setup(self, stage: str) -> None:
-        """Load pretrained weights that are not loaded yet, and compute class weights, when training starts."""
+        """Before training, load pretrained weights that are not loaded yet, and compute class weights."""
         if self.cache is not None:
             self.cache.start(self._encoders(), training=stage == "fit")
         if stage != "fit":
@@ -154,11 +154,11 @@ class FusionClassifier(LightningModule):
         return fused
 
     def forward(self, batch: Batch) -> Fused:
-        """Encode and fuse a batch."""
+        """Encode the inputs of a batch and apply the fusion head."""
         return self.fuse(self.encode(batch))
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, Fused]:
-        """Return the training loss of a batch with targets, and the head's output."""
+        """Return the training loss of a batch with targets, and the output of the fusion head."""
         encoded = self.encode(batch)
         fused = self.fuse(encoded)
         assert batch.target is not None
@@ -171,13 +171,13 @@ class FusionClassifier(LightningModule):
         return loss, fused
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
+        """Return the training loss of a batch, and log loss and accuracy."""
         loss, fused = self.compute_loss(batch)
         assert batch.target is not None
         size, correct = len(batch.ids), fused.logits.argmax(-1).eq(batch.target)
         self.train_loss.update(loss.detach() * size, size)
         self.train_accuracy.update(correct.sum(), size)
-        self.log("train/loss_step", loss, prog_bar=True, batch_size=size)  # of this process only: no synchronisation
+        self.log("train/loss_step", loss, prog_bar=True, batch_size=size)  # not synchronised over processes
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
         return loss
@@ -187,7 +187,7 @@ class FusionClassifier(LightningModule):
         self._evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Update the test metrics, and return the logits for callbacks that record each sample."""
+        """Update the test metrics, and return the logits for callbacks that write one row per sample."""
         return self._evaluate(batch, "test")
 
     def _evaluate(self, batch: Batch, stage: Literal["val", "test"]) -> Tensor:
@@ -197,7 +197,7 @@ class FusionClassifier(LightningModule):
         assert isinstance(stage_metrics, StageMetrics)
         for name, metric in stage_metrics.update(fused, encoded, batch).items():
             self.log(name, metric, prog_bar=name == f"{stage}/loss")
-        if self.trainer.state.fn != "fit":  # not after every epoch of training, which would be slow
+        if self.trainer.state.fn != "fit":  # too slow after every training epoch
             for subset in stage_metrics.subsets:
                 self.log_dict(stage_metrics.update_subset(subset, self.fuse(encoded, only=subset), batch))
         return fused.logits.float()
@@ -228,7 +228,7 @@ class FusionClassifier(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add all that inference needs to the checkpoint: configuration, encoders' files, columns of the manifest."""
+        """Add the configuration, the encoders' files and the manifest columns to the checkpoint, for inference."""
         data = getattr(self._trainer, "datamodule", None)
         checkpoint["fusion_pl"] = self.config() | {
             "files": {name: encoder.files() for name, encoder in self._encoders()},
@@ -237,13 +237,13 @@ class FusionClassifier(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the splits saved by a data class of another name; Lightning restores those of the same class only."""
+        """Restore splits that were saved under another data class name; Lightning restores the same name only."""
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, ManifestData) and type(data).__qualname__ not in checkpoint:
             data.load_state_dict(find_split_record(checkpoint, type(data)) or {})
 
 
-def _check(names: list[str], classes: list[str]) -> None:
+def _check_names(names: list[str], classes: list[str]) -> None:
     if not names:
         raise UserError("model.encoders is empty: name at least one input and its encoder")
     for name in names:

@@ -1,4 +1,4 @@
-"""Bounded traversal of nested plain data from files that anybody may have written."""
+"""Bounded traversal of nested plain data from untrusted files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def walk(value: Any, max_depth: int, max_values: int) -> Iterator[tuple[Any, Any
 
     Args:
         value: the outermost value, whose key is ``""``.
-        max_depth: of nested containers.
-        max_values: of all values, containers included.
+        max_depth: maximum depth of nested containers.
+        max_values: maximum number of values, including containers.
 
     Raises:
-        NestingError: beyond one of the limits, which also ends the traversal of a list that contains itself.
+        NestingError: if a limit is exceeded, as for a list that contains itself.
 
     Example:
         >>> list(walk({"a": [1, 2]}, max_depth=2, max_values=10))
@@ -41,4 +41,4 @@ def walk(value: Any, max_depth: int, max_values: int) -> Iterator[tuple[Any, Any
         if isinstance(content, dict):
             stack.append(iter(content.items()))
         elif isinstance(content, (list, tuple)):
-            stack.append(zip(repeat(key), content))  # repeat is endless
+            stack.append(zip(repeat(key), content))  # no strict: repeat is infinite

@@ -1,4 +1,4 @@
-"""Predict with nothing but a checkpoint."""
+"""Predict classes with a checkpoint, without configuration, hub or training data."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Prediction:
     """The class that the model predicts for one sample.
 
     Attributes:
-        id: the sample's.
-        label: name of the most probable class; None where there is an ``error``.
-        probability: of that class.
+        id: id of the sample.
+        label: name of the most probable class; None if there is an ``error``.
+        probability: probability of the most probable class.
         probabilities: class name -> probability.
-        weights: input name -> its share in the decision, where the fusion head has weights. A missing input has 0,
-            unless the model was trained with ``missing: token``: its learned embedding has a weight of its own.
-        error: why there is no prediction.
+        weights: input name -> input weight; None if the fusion head returns none. A missing input has weight 0, unless
+            the model was trained with ``missing: token``, which gives its learned embedding a weight.
+        error: message that says why there is no prediction; None if there is one.
     """
 
     id: str
@@ -40,13 +40,13 @@ class Prediction:
 
 
 class Predictor:
-    """Classify samples in batches with a trained model; one that cannot be used gets an error and affects no other.
+    """Classify samples in batches with a trained model; an invalid sample gets an error and affects no other sample.
 
     Args:
         model: a trained classifier.
-        device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        columns: name of the input -> column of a manifest.
-        label: column of the class in the manifest of the training, where it is known.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        columns: name of the input -> column of the manifest.
+        label: label column of the training manifest, if known.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Predictor:
         columns: dict[str, str] | None = None,
         label: str | None = None,
     ) -> None:
-        self.device = _device(device)
+        self.device = _parse_device(device)
         self.model = model.to(self.device).eval()
         self.processors = model.processors
         self.classes = model.classes
@@ -65,16 +65,16 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, device: str = "auto", trust: Collection[str] = ()) -> Predictor:
-        """Build the model that a checkpoint carries; needs no hub, no configuration and no other file.
+        """Build the model from a checkpoint; needs no hub, no configuration and no other file.
 
         Args:
-            path: the file that ``fusion-pl fit`` wrote.
-            device: see the class.
+            path: checkpoint that ``fusion-pl fit`` wrote.
+            device: as in the constructor.
             trust: packages besides fusion_pl whose encoders and heads may run.
 
         Raises:
-            MissingFileError: where there is no such file.
-            UserError: for a file that is damaged, of another program, or that names code which is not trusted.
+            MissingFileError: if the file does not exist.
+            UserError: if the file is damaged, was written by another program, or needs code that is not trusted.
         """
         checkpoint = read_checkpoint(path)
         config = checkpoint["fusion_pl"]
@@ -94,7 +94,7 @@ class Predictor:
         Args:
             samples: name of the input -> text; path, PIL image, array or tensor of an image; path, (array, rate) or
                 ``Waveform`` of a sound. An input that is left out or None is missing.
-            batch_size: how many are computed at once.
+            batch_size: number of samples per batch.
 
         Example:
             >>> from fusion_pl.encoders import TinyText
@@ -107,13 +107,13 @@ class Predictor:
         """
         if isinstance(samples, Mapping):
             return self.predict([samples], batch_size)[0]
-        opened = [self._open(str(row), sample) for row, sample in enumerate(samples)]
+        opened = [self._open_sample(str(row), sample) for row, sample in enumerate(samples)]
         collate = Collate(self.processors)
         batches = (collate(opened[i : i + batch_size]) for i in range(0, len(opened), batch_size))
         return list(self.predict_batches(batches))
 
     def predict_batches(self, batches: Iterable[Batch]) -> Iterator[Prediction]:
-        """Classify the batches of a loader, in its order."""
+        """Classify batches and yield one prediction per sample, in the order of the loader."""
         for batch in batches:
             with torch.inference_mode():
                 fused = self.model(self.model.transfer_batch_to_device(batch, self.device, 0))
@@ -134,7 +134,7 @@ class Predictor:
                     inputs = None if weights is None else dict(zip(self.processors, weights[row].tolist(), strict=True))
                     yield Prediction(sample_id, label, probability, classes, inputs)
 
-    def _open(self, sample_id: str, values: Mapping[str, Any]) -> Sample:
+    def _open_sample(self, sample_id: str, values: Mapping[str, Any]) -> Sample:
         try:
             for name in values:
                 if name not in self.processors:
@@ -147,7 +147,7 @@ class Predictor:
         return Sample(sample_id, opened)
 
 
-def _device(name: str) -> torch.device:
+def _parse_device(name: str) -> torch.device:
     if name == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:

@@ -1,4 +1,4 @@
-"""Signals and lifetime of child processes, such as workers of a loader."""
+"""Signal handling and lifetime of child processes, such as data loader workers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import threading
 def init_worker(worker_id: int = 0) -> None:
     """Ignore Ctrl-C, which the parent process handles, and exit when the parent process ends.
 
-    A terminal sends Ctrl-C to every process of the command, but the parent needs its workers for an orderly end. A
-    worker whose parent was killed would wait forever on a full pipe: the workers themselves keep its reading end open.
-    ``worker_id``, which torch passes to a ``worker_init_fn``, is not used.
+    A terminal sends Ctrl-C to every process, but the parent needs its workers to finish the step. If the parent is
+    killed, a worker would block forever on a full pipe, because the other workers keep its read end open.
     """
     del worker_id
     signal.signal(signal.SIGINT, signal.SIG_IGN)

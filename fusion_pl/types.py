@@ -33,8 +33,8 @@ class Waveform(NamedTuple):
     """A mono audio clip.
 
     Attributes:
-        samples: in [-1, 1].
-        rate: sampling rate, in Hz.
+        samples: N audio samples in [-1, 1].
+        rate: sampling rate in Hz.
     """
 
     samples: Float[Tensor, " N"]
@@ -46,7 +46,7 @@ class Sample:
     """One multimodal sample.
 
     Attributes:
-        id: id in the table, or row number.
+        id: value of the table's id column, or the row number.
         inputs: name of the input -> ``str``, ``PIL.Image.Image`` or ``Waveform``; missing inputs have no key.
         target: index of the class, or None if unknown.
         bad_files: one message per file that could not be read.
@@ -64,11 +64,11 @@ class Batch(NamedTuple):
     Attributes:
         inputs: name of the input -> keyword arguments of its encoder. Their P rows are the samples that have the input,
             in the order of the batch (one placeholder row if none has it), so nothing is computed for missing inputs.
-        present: name of the input -> which of the B samples have it.
+        present: name of the input -> presence mask, True for samples that have the input.
         target: class indices, or None in prediction.
         ids: ids of the B samples.
-        bad_files: messages about unreadable files, per sample.
-        id_hashes: ``hash_ids`` of the ids, computed by the loader; None in a batch that was not made by a loader.
+        bad_files: one tuple of messages about unreadable files per sample.
+        id_hashes: ``hash_ids`` of the ids, computed by the loader; None in batches from other sources.
     """
 
     inputs: dict[str, dict[str, Tensor]]
@@ -116,7 +116,7 @@ class Encoded(NamedTuple):
         tokens: sequence of tokens; zeros where ``mask`` is False.
         mask: True = real token; all False if the sample does not have the input.
         embedding: pooled embedding; zeros if the input is missing.
-        layer_weights: weights of the hidden layers, zeros if the input is missing; None if the encoder has none.
+        layer_weights: layer mixing weights, zeros if the input is missing; None if the encoder mixes no layers.
     """
 
     tokens: Float[Tensor, "B T D"]
@@ -131,9 +131,9 @@ class Fused(NamedTuple):
     Attributes:
         logits: class logits.
         embedding: fused embedding (None for decision-level heads).
-        weights: weights of the inputs, which sum to 1 over the present ones (None if the head has none).
-        input_logits: logits of unimodal classifiers, by name of the input, if the head has them.
-        extra: tensors for the loss of the head.
+        weights: input weights, which sum to 1 over the present inputs (None if the head returns none).
+        input_logits: name of the input -> logits of its unimodal classifier; empty if the head has none.
+        extra: other tensors that the loss of the head needs, by name.
     """
 
     logits: Float[Tensor, "B C"]
@@ -147,8 +147,8 @@ class Fused(NamedTuple):
 class Processor(Protocol):
     """Convert opened values of one input to keyword arguments of its encoder; runs in the loader's workers.
 
-    An audio processor may have ``crop(samples, rate, training) -> (start, end)``, which returns the part of a clip that
-    is used, so that no more of a file is read.
+    An audio processor may have ``crop(samples, rate, training) -> (start, end)``, which returns the range of audio
+    samples to read from a file.
     """
 
     kind: Kind
@@ -157,7 +157,7 @@ class Processor(Protocol):
         """Process and pad P values.
 
         Args:
-            values: P times ``str``, ``PIL.Image.Image`` or ``Waveform``, by ``kind``.
+            values: P values of type ``str``, ``PIL.Image.Image`` or ``Waveform``, depending on ``kind``.
             training: whether to apply random crops.
         """
         ...

@@ -84,7 +84,7 @@ def test_scatter_rows_ignores_the_blank_row_of_an_input_without_samples():
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 3), (2, 2, 3), (2, 4, 3, 5)])
-def test_pair_products_sum_over_all_pairs(shape):
+def test_sum_pairwise_products_sums_over_all_pairs(shape):
     values = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = torch.zeros_like(values[:, 0])
     for m in range(shape[1]):
@@ -94,13 +94,13 @@ def test_pair_products_sum_over_all_pairs(shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_pair_products_of_a_single_vector_are_zero(dtype):
+def test_sum_pairwise_products_of_a_single_vector_is_zero(dtype):
     alone = torch.zeros(5, 3, 100, dtype=dtype)
     alone[:, 1] = torch.randn(5, 100, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert torch.equal(sum_pairwise_products(alone), torch.zeros(5, 100, dtype=dtype))
 
 
-def test_pair_products_in_half_precision_keep_small_products():
+def test_sum_pairwise_products_in_half_precision_keeps_small_products():
     values = torch.tensor([[[12.0], [0.01]]], dtype=torch.bfloat16)
     product = values[:, 0] * values[:, 1]
     torch.testing.assert_close(sum_pairwise_products(values), product, rtol=0.01, atol=0)

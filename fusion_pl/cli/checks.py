@@ -1,4 +1,4 @@
-"""Check a configuration before anything slow is done: each error is one sentence that names the option."""
+"""Checks of a configuration before training; each error is one sentence that names the option."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from fusion_pl.module import FusionClassifier
 from fusion_pl.training.stage_metrics import StageMetrics
 from fusion_pl.types import UserError
 
-# Smallest values of options that Lightning does not check.
-MINIMUM = {
+# Smallest allowed values of options that Lightning does not check.
+MIN_VALUES = {
     "trainer.check_val_every_n_epoch": 1,
     "trainer.accumulate_grad_batches": 1,
     "trainer.min_epochs": 0,
@@ -36,19 +36,19 @@ MINIMUM = {
 
 
 @contextmanager
-def constructor_errors(name: str, arguments: Mapping[str, Any], *more: type[Exception]) -> Iterator[None]:
+def constructor_errors(name: str, arguments: Mapping[str, Any], *error_types: type[Exception]) -> Iterator[None]:
     """Turn an error of a constructor about its arguments into a ``UserError``.
 
     Args:
-        name: what is constructed, for the message.
-        arguments: of the constructor.
-        more: exceptions that it raises for wrong arguments, besides ``ValueError``.
+        name: name of the class or option, for the message.
+        arguments: keyword arguments of the constructor.
+        error_types: exceptions that the constructor raises for wrong arguments, besides ``ValueError``.
     """
     try:
         yield
     except UserError:
         raise
-    except (ValueError, MisconfigurationException, *more) as error:  # type: ignore[misc]
+    except (ValueError, MisconfigurationException, *error_types) as error:  # type: ignore[misc]
         message = " ".join(str(error).split())
         is_named = any(re.search(rf"\b{argument}\b", message) for argument in arguments)
         suspects = [f"({key}={value!r})" for key, value in arguments.items() if not is_named and repr(value) in message]
@@ -56,13 +56,13 @@ def constructor_errors(name: str, arguments: Mapping[str, Any], *more: type[Exce
 
 
 def build(cls: type, *args: Any, **kwargs: Any) -> Any:
-    """Construct a class that a configuration names, as an instantiator of jsonargparse."""
+    """Construct a class that a configuration names; registered with jsonargparse as its instantiator."""
     with constructor_errors(cls.__name__, kwargs):
         return cls(*args, **kwargs)
 
 
 def check_optimizer(model: FusionClassifier) -> None:
-    """Construct the optimizer and its schedule for dummy parameters, to refuse wrong arguments before training."""
+    """Refuse wrong arguments of the optimizer and the scheduler, by constructing both for dummy parameters."""
     groups = [{"params": [nn.Parameter(torch.zeros(1, 1))]}, {"params": [nn.Parameter(torch.zeros(1))]}]
     with constructor_errors("model.optimizer", {}, TypeError):
         optimizer = model.optimizer(groups)
@@ -71,7 +71,7 @@ def check_optimizer(model: FusionClassifier) -> None:
 
 
 def check_monitor(option: str, metric: str | None, model: FusionClassifier) -> None:
-    """Refuse a metric that no run logs; Lightning would do so after the first epoch."""
+    """Refuse a monitored metric that no run logs; Lightning would refuse it only after the first epoch."""
     stage_metrics = model.stage_metrics["val"]
     assert isinstance(stage_metrics, StageMetrics)
     logged = map(str, stage_metrics.classification.keys(keep_base=False))
@@ -84,7 +84,7 @@ def check_monitor(option: str, metric: str | None, model: FusionClassifier) -> N
 
 def check_options(config: Namespace) -> None:
     """Refuse numbers below their smallest value, and output folders that are a URL or have a file in their path."""
-    for option, minimum in MINIMUM.items():
+    for option, minimum in MIN_VALUES.items():
         value = config[option]
         if isinstance(value, (int, float)) and value < minimum:
             raise UserError(f"{option} is {value}, expected at least {minimum}")
@@ -106,12 +106,12 @@ def check_options(config: Namespace) -> None:
 
 
 def check_model(model: FusionClassifier, path: str, data: FusionData) -> dict[str, Any]:
-    """Return a checkpoint; refuse one of another model in one sentence, instead of a list of tensors.
+    """Read a checkpoint, and refuse it if its classes, encoders or fusion head differ from those of ``model``.
 
-    Encoders whose weights are all in the checkpoint do not load their pretrained weights first.
+    Encoders whose model weights are all in the checkpoint skip loading their pretrained weights.
     """
     checkpoint = read_checkpoint(path)
-    saved, current = (_structure(config) for config in (checkpoint["fusion_pl"], model.config()))
+    saved, current = (_architecture(config) for config in (checkpoint["fusion_pl"], model.config()))
     for key, value in current.items():
         if saved[key] != value:
             if key == "classes":
@@ -148,7 +148,7 @@ def _class_differences(saved: list[str], current: list[str], data: FusionData) -
     return f"{', '.join(parts)}; {fix}"
 
 
-def _structure(config: dict[str, Any]) -> dict[str, Any]:
+def _architecture(config: dict[str, Any]) -> dict[str, Any]:
     return {
         "classes": config["classes"],
         "encoders": {name: part["class_path"] for name, part in config["encoders"].items()},

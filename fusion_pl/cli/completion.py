@@ -1,4 +1,4 @@
-"""``fusion-pl --completion bash``: a script that completes commands, options and values."""
+"""``fusion-pl --completion bash``: a shell script that completes commands, options and values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fusion_pl.cli.help import DESCRIPTIONS, project_classes, sections
 
 
 def completion_script() -> str:
-    """Return a script for bash that completes commands, options, and values where they are known."""
+    """Return a bash script that completes commands, options, and the values of options with known choices."""
     cases: list[str] = []
     values: dict[str, str] = {}
     for subcommand in DESCRIPTIONS:

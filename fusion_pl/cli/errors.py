@@ -1,4 +1,4 @@
-"""One sentence for each error that a user can fix."""
+"""One-sentence messages for errors that the user can fix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from fusion_pl.messages import one_line
 from fusion_pl.types import UserError
 
-# Error number of a file that cannot be written -> what to do.
+# Error number of a failed write -> advice for the user.
 WRITE_ERRORS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there, or choose another folder"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a folder that you may write to"),
@@ -22,7 +22,7 @@ WRITE_ERRORS = {
 
 
 def user_message(error: BaseException) -> str | None:
-    """Return one sentence about an error that the user can fix; None for others, whose traceback is shown."""
+    """Return a one-sentence message for an error that the user can fix; None for an error that needs a traceback."""
     cause: BaseException | None = error
     while cause is not None:  # jsonargparse wraps the errors of the classes that it builds
         if isinstance(cause, (UserError, MisconfigurationException)):
@@ -38,6 +38,6 @@ def user_message(error: BaseException) -> str | None:
         metrics = match[2].replace("`", "")
         return f"--early_stopping.monitor: this run does not measure {match[1]!r} in validation; there are {metrics}"
     if isinstance(error, OSError) and error.errno in WRITE_ERRORS:
-        name = str(error.filename or "a file of the run").removesuffix(".partial")  # of an atomic write
+        name = str(error.filename or "a file of the run").removesuffix(".partial")  # suffix of an atomic write
         return f"cannot write {name}: {error.strerror}: {WRITE_ERRORS[error.errno]}"
     return None

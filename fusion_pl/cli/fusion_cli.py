@@ -41,18 +41,18 @@ from fusion_pl.types import UserError
 class FusionCLI(LightningCLI):
     """LightningCLI with this project's defaults, callbacks, checks and run folders.
 
-    It connects data and model: classes and the augmented inputs go to the model, processors to the data.
+    The model gets the classes and the names of augmented inputs; the data gets the processors of the encoders.
     """
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the commands, and the arguments of the Trainer's methods that are no options."""
+        """Return the commands, with the arguments of the Trainer's methods that are not command-line options."""
         hidden = {"model", "datamodule", "weights_only"}
         evaluation = hidden | {"dataloaders", "verbose"}
         return {"fit": hidden | {"train_dataloaders", "val_dataloaders"}, "validate": evaluation, "test": evaluation}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the seed, as Lightning does, limited to the range of numpy."""
+        """Add ``--seed_everything`` as Lightning does, but limited to the seeds that numpy accepts."""
         seed = restricted_number_type("Seed", int, [(">=", 0), ("<", 2**32)])
         parser.add_argument(
             "--seed_everything",
@@ -101,7 +101,7 @@ class FusionCLI(LightningCLI):
                 "early_stopping.monitor": "val/loss",
                 "early_stopping.mode": "min",
                 "early_stopping.patience": 10,
-                # after a validation: a resumed run may end an epoch without one
+                # check after validation: a resumed run may end an epoch without validating
                 "early_stopping.check_on_train_epoch_end": False,
                 "checkpoint.monitor": "val/accuracy",
                 "checkpoint.mode": "max",
@@ -114,7 +114,7 @@ class FusionCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the command line; raise a ``UserError`` where it is wrong."""
+        """Parse the command line; raise a ``UserError`` if it is invalid."""
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
@@ -126,19 +126,19 @@ class FusionCLI(LightningCLI):
         self.parser.add_instantiator(build, object)
 
     def _parse_ckpt_path(self) -> None:
-        """Take no options from a checkpoint; ``check_model`` compares its config with this one."""
+        """Do not override options by those in the checkpoint; ``check_model`` compares the two configurations."""
 
     def before_instantiate_classes(self) -> None:
-        """Check the options, and find the checkpoint that ``best`` or ``last`` names."""
+        """Check the options, and resolve ``--ckpt_path best`` or ``last`` to a file."""
         config = self.config[self.config.subcommand]
         check_options(config)
         logger = config.trainer.logger
         if name := config.ckpt_path or (None if self.config.subcommand == "fit" else "best"):
             config.ckpt_path = runs.find_checkpoint(name, runs.runs_folder(logger), runs.checkpoints_folder(config))
-        run = runs.run_name(config.ckpt_path, logger)
-        if self.config.subcommand == "fit" and isinstance(logger, Namespace) and run is not None:
-            logger.init_args["version"] = run  # resume in the same folder, with the same curves
-        self._dump_config()  # not while the model is built: jsonargparse would report an error as a wrong value
+        version = runs.run_version(config.ckpt_path, logger)
+        if self.config.subcommand == "fit" and isinstance(logger, Namespace) and version is not None:
+            logger.init_args["version"] = version  # resume in the same folder and append to its TensorBoard curves
+        self._dump_config()  # before the model is built: jsonargparse would report an error as a wrong value
 
     def _dump_config(self) -> None:
         try:
@@ -153,7 +153,7 @@ class FusionCLI(LightningCLI):
             ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Give the processors to the data, add callbacks, and choose precision and threads that are not set."""
+        """Pass the processors to the data, add callbacks, and choose precision and CPU threads if they are not set."""
         self.datamodule.processors = self.model.processors
         config = self.config[self.config.subcommand]
         check_optimizer(self.model)
@@ -163,11 +163,11 @@ class FusionCLI(LightningCLI):
         if config.cache and not config.dry_run:
             limit = int(config.cache_limit * 2**30) if config.cache_limit is not None else None
             self.model.enable_cache(Path(config.cache), self.datamodule.augment, limit)
-        loaded = {}
+        checkpoints = {}  # path -> checkpoint that is already in memory
         if config.ckpt_path:
-            checkpoint = loaded[config.ckpt_path] = check_model(self.model, config.ckpt_path, self.datamodule)
+            checkpoint = checkpoints[config.ckpt_path] = check_model(self.model, config.ckpt_path, self.datamodule)
             record = find_split_record(checkpoint, type(self.datamodule))
-            if record and isinstance(self.datamodule, ManifestData):  # before setup; the Trainer restores after it
+            if record and isinstance(self.datamodule, ManifestData):  # the Trainer would restore it only after setup
                 self.datamodule.load_state_dict(record)
         self.stopper = SaveWhenStopped()
         options = self._get(self.config_init, "trainer")
@@ -182,9 +182,10 @@ class FusionCLI(LightningCLI):
             callbacks.append(LogInterval())
         if options.precision is None:
             kwargs["precision"] = config.trainer.precision = choose_precision(self.model, options.accelerator)
-        kwargs["plugins"] = add_checkpoint_io(options.plugins, loaded)
-        own = options.callbacks or []
-        kwargs["callbacks"] = [*(own if isinstance(own, list) else [own]), *console_callbacks(options), *callbacks]
+        kwargs["plugins"] = add_checkpoint_io(options.plugins, checkpoints)
+        user_callbacks = options.callbacks or []
+        user_callbacks = user_callbacks if isinstance(user_callbacks, list) else [user_callbacks]
+        kwargs["callbacks"] = [*user_callbacks, *console_callbacks(options), *callbacks]
         kwargs["enable_model_summary"] = False  # console_callbacks has a shorter one
         with constructor_errors("trainer", options.as_dict(), TypeError):
             trainer = super().instantiate_trainer(**kwargs)
@@ -214,11 +215,11 @@ class FusionCLI(LightningCLI):
             is_connection = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
             if signals.received_signum is None or not is_connection:
                 raise
-            raise StoppedBySignal(signals.received_signum, "Stopped at once, without saving.") from None  # others did
+            raise StoppedBySignal(signals.received_signum, "Stopped at once, without saving.") from None  # others saved
         if signals.received_signum is not None:
             raise StoppedBySignal(signals.received_signum, "Stopped after the last step.")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        # Without weights_only a checkpoint could run code while it is loaded.
+        # Without weights_only, loading a checkpoint could execute code.
         kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
         return kwargs if subcommand == "fit" else kwargs | {"verbose": False}  # WriteResults prints the table

@@ -1,4 +1,4 @@
-"""``fusion-pl COMMAND --help``: the main options, with the defaults of the parser; ``--help-all`` has all of them."""
+"""Text of ``fusion-pl COMMAND --help``, which shows the main options, and of ``--help-all``, which shows all."""
 
 from __future__ import annotations
 
@@ -35,30 +35,32 @@ EXAMPLES = {
     "predict": "--ckpt_path best.ckpt --data.manifest new.csv --output predictions.csv",
     "compare": "--config configs/keypad.yaml --fusions Concat,LowRank --output reports/keypad",
 }
-RUN = ("ckpt_path", "seed_everything", "trainer.logger.name", "trainer.logger.save_dir", "cache", "threads", "dry_run")
-HARDWARE = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.precision")
-MODEL = (
+RUN_OPTIONS = (
+    *("ckpt_path", "seed_everything", "trainer.logger.name", "trainer.logger.save_dir", "cache", "threads", "dry_run"),
+)
+HARDWARE_OPTIONS = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.precision")
+MODEL_OPTIONS = (
     *("model.encoders", "model.fusion", "model.missing", "model.pretrained_lr_factor"),
     *("model.loss.label_smoothing", "model.loss.class_weights", "model.loss.auxiliary_weight"),
 )
-TRAINING = (
+TRAINING_OPTIONS = (
     *("trainer.max_epochs", "model.optimizer", "model.optimizer.lr", "model.optimizer.weight_decay"),
     *("model.lr_scheduler", "model.lr_scheduler.warmup", "trainer.accumulate_grad_batches"),
     *("trainer.gradient_clip_val", "early_stopping.monitor", "early_stopping.patience", "checkpoint.monitor"),
 )
-CONFIG = Option("config", str, None, "YAML file of options, which override those given before it", False)
-MAX_WIDTH, KEY_WIDTH = 120, 46  # characters
+CONFIG_OPTION = Option("config", str, None, "YAML file of options, which override those given before it", False)
+MAX_WIDTH, KEY_WIDTH = 120, 46  # of the text and of its first column, in characters
 
 
 def help_text(subcommand: str, arguments: Sequence[str], everything: bool = False) -> str:
-    """Return the help of a command: its main options, or all of them, with their full help, if ``everything``.
+    """Return the help text of a command: its main options, or all options with full descriptions if ``everything``.
 
-    ``arguments`` are what follows the command; ``--data`` and ``--config`` select the data set whose options are shown.
+    ``--data`` and ``--config`` in ``arguments``, the words after the command, select the data set to describe.
     """
     lines = [
         f"usage: fusion-pl {subcommand} {EXAMPLES[subcommand].partition(' ')[0]} … [--OPTION VALUE …]",
         "",
-        *textwrap.wrap(DESCRIPTIONS[subcommand], _width()),
+        *textwrap.wrap(DESCRIPTIONS[subcommand], _terminal_width()),
         "",
         "example:",
         f"  fusion-pl {subcommand} {EXAMPLES[subcommand]}",
@@ -70,11 +72,11 @@ def help_text(subcommand: str, arguments: Sequence[str], everything: bool = Fals
         return "\n".join(lines)
     note = "In YAML, --a.b 1 is written a: {b: 1}, and the options of a class are under init_args."
     note = note if everything else f"--help-all shows all options, and those of every class. {note}"
-    return "\n".join([*lines, *textwrap.wrap(note, _width())])
+    return "\n".join([*lines, *textwrap.wrap(note, _terminal_width())])
 
 
 def sections(subcommand: str, arguments: Sequence[str], everything: bool = False) -> Iterator[tuple[str, list[Option]]]:
-    """Yield the titles and options of the sections in the help of a command."""
+    """Yield the title and the options of each section of a command's help."""
     if subcommand in {"predict", "compare"}:
         parser = predict_parser() if subcommand == "predict" else compare_parser()
         yield "options", list(options_of(parser).values())
@@ -85,15 +87,15 @@ def sections(subcommand: str, arguments: Sequence[str], everything: bool = False
     options: dict[str, Option] = {}
     for option, _ in all_options(command_parser(subcommand)):
         options.setdefault(option.key, option)
-    data = data_class(options["data"], arguments)
+    data = selected_data_class(options["data"], arguments)
     data_options = [options["data"], *options_of_class(data, options["data"]).values()]
     title = f"data ({data.__name__}: {_first_sentence(data.__doc__ or '')})"
     yield textwrap.shorten(title, MAX_WIDTH, placeholder=" …"), data_options
-    yield "model", [options[key] for key in MODEL]
+    yield "model", [options[key] for key in MODEL_OPTIONS]
     if subcommand == "fit":
-        yield "training", [options[key] for key in TRAINING]
-    yield "hardware", [options[key] for key in HARDWARE]
-    yield "run", [CONFIG, *(options[key] for key in RUN)]
+        yield "training", [options[key] for key in TRAINING_OPTIONS]
+    yield "hardware", [options[key] for key in HARDWARE_OPTIONS]
+    yield "run", [CONFIG_OPTION, *(options[key] for key in RUN_OPTIONS)]
 
 
 def _all_sections(parser: ArgumentParser) -> Iterator[tuple[str, list[Option]]]:
@@ -106,8 +108,8 @@ def _all_sections(parser: ArgumentParser) -> Iterator[tuple[str, list[Option]]]:
     yield from sections.items()
 
 
-def data_class(option: Option, arguments: Sequence[str]) -> type:
-    """Return the data set that a command line names, in ``--data`` or in its last ``--config`` that has one."""
+def selected_data_class(option: Option, arguments: Sequence[str]) -> type:
+    """Return the data class that ``--data``, or the last ``--config`` with a data section, selects."""
     name = None
     for key, value in cli_options(arguments):
         if key in {"config", "c"} and Path(value).is_file():
@@ -125,39 +127,39 @@ def data_class(option: Option, arguments: Sequence[str]) -> type:
 
 
 def _option_lines(option: Option, everything: bool) -> list[str]:
-    """Return the lines of one option: key and value, then its help and default, in one line unless ``everything``."""
+    """Format an option: key, value, description and default; one line unless ``everything``."""
     is_flag = option.type is None and option.default is False
-    key = f"  --{option.key}" if is_flag else f"  --{option.key} {_value(option)}"
-    default = "" if is_flag or option.default in (None, "", []) else f"default: {_default(option.default)}"
+    key = f"  --{option.key}" if is_flag else f"  --{option.key} {_value_placeholder(option)}"
+    default = "" if is_flag or option.default in (None, "", []) else f"default: {_format_default(option.default)}"
     default = "required" if option.required else default
-    description = _plain(option.help).removesuffix(f" ({option.default})")
+    description = _strip_markup(option.help).removesuffix(f" ({option.default})")
     if names := project_classes(option):
         first = "data set" if description.startswith("One or more arguments") else _first_sentence(description)
         description = f"{first}, such as {', '.join(names)}"
     if not everything:
-        room = _width() - KEY_WIDTH - len(default) - 3 * bool(default)
+        room = _terminal_width() - KEY_WIDTH - len(default) - 3 * bool(default)
         description = textwrap.shorten(_first_sentence(description), max(room, 20), placeholder=" …")
     body = f"{description} ({default})" if default and description else description or f"({default})" * bool(default)
     if len(key) >= KEY_WIDTH and not everything:
-        return [f"{key}  {textwrap.shorten(body, max(_width() - len(key) - 2, 20), placeholder=' …')}"]
-    wrapped = [" " * KEY_WIDTH + line for line in textwrap.wrap(body, _width() - KEY_WIDTH) or [""]]
+        return [f"{key}  {textwrap.shorten(body, max(_terminal_width() - len(key) - 2, 20), placeholder=' …')}"]
+    wrapped = [" " * KEY_WIDTH + line for line in textwrap.wrap(body, _terminal_width() - KEY_WIDTH) or [""]]
     if len(key) >= KEY_WIDTH:
         return [key, *wrapped]
     return [(key + wrapped[0][len(key) :]).rstrip(), *wrapped[1:]]
 
 
-def _width() -> int:
+def _terminal_width() -> int:
     return min(MAX_WIDTH, shutil.get_terminal_size((MAX_WIDTH, 50)).columns)
 
 
-def _plain(text: str) -> str:
+def _strip_markup(text: str) -> str:
     """Remove reStructuredText markup, and the default, which is shown separately."""
     text = re.sub(r":\w+:`~?([^`]+)`", r"\1", text).replace("``", "").replace("`", "")
     return re.sub(r"\s*Default: .*$|\s*\(default: [^)]*\)", "", " ".join(text.split()))
 
 
 def project_classes(option: Option) -> list[str]:
-    """Return the names of this project's classes that an option takes."""
+    """Return the names of the fusion_pl classes that an option accepts."""
     bases = [base for base in option.bases if base.__module__.startswith("fusion_pl.")]
     return [cls.__name__ for cls in option.classes if issubclass(cls, tuple(bases)) and bases != [cls]]
 
@@ -166,14 +168,14 @@ def _first_sentence(text: str) -> str:
     return re.split(r"(?<=[a-z\d)\]])[.;](?: |$)", " ".join(text.split()), maxsplit=1)[0]
 
 
-def _default(default: Any) -> str:
+def _format_default(default: Any) -> str:
     if isinstance(default, dict) and "class_path" in default:
         return str(default["class_path"]).rpartition(".")[2]
     return str(default).lower() if isinstance(default, bool) else str(default)
 
 
-def _value(option: Option) -> str:
-    """Return the placeholder for a value: its choices where they are few, and the types that it may have."""
+def _value_placeholder(option: Option) -> str:
+    """Return the placeholder of an option's value: its choices if they are few, and its types."""
     words = [str(choice) for choice in option.choices] if len(option.choices) < 4 else []
     union = get_origin(option.type) in (Union, UnionType)
     hints = [get_origin(hint) or hint for hint in (get_args(option.type) if union else [option.type])]

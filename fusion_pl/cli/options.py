@@ -1,4 +1,4 @@
-"""The options of a parser, and of the classes that its options name, with type, default and help."""
+"""Read the options of a parser and of the classes that its options accept: type, default and help."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
-PLAIN_TYPES = (str, int, float, bool, type(None), Path, timedelta, dict, list, tuple, Tensor)  # not given by class path
+PLAIN_TYPES = (str, int, float, bool, type(None), Path, timedelta, dict, list, tuple, Tensor)  # without a class path
 
 
 class Option(NamedTuple):
     """An option of a command.
 
     Attributes:
-        key: as in ``--key``; ``NAME`` in it is the name of an input.
-        type: its annotation.
-        default: None where there is none.
-        help: from the docstring, in one line.
-        required: whether a command without it is refused.
+        key: name without dashes, such as ``model.encoders.NAME``, where ``NAME`` is the name of an input.
+        type: type annotation.
+        default: default value; None if there is none.
+        help: description from the docstring, as one line.
+        required: whether the command is refused without this option.
     """
 
     key: str
@@ -37,22 +37,22 @@ class Option(NamedTuple):
 
     @property
     def choices(self) -> list[Any]:
-        """The allowed values, where the type lists them."""
+        """Allowed values, if the type is a ``Literal`` or ``bool``."""
         return list(_choices(self.type))
 
     @property
     def bases(self) -> list[type]:
-        """The base classes of the classes that may be given."""
-        return list(dict.fromkeys(_bases(self.type)))
+        """Base classes of the accepted classes."""
+        return list(dict.fromkeys(_base_classes(self.type)))
 
     @property
     def classes(self) -> list[type]:
-        """The imported concrete classes that may be given."""
+        """Accepted concrete classes that are imported."""
         return list(dict.fromkeys(cls for base in self.bases for cls in _concrete_subclasses(base)))
 
 
 def options_of(parser: argparse.ArgumentParser) -> dict[str, Option]:
-    """Return the options of a parser by key, without ``--help`` and those that read a configuration file."""
+    """Return the options of a parser by key, without ``--help`` and ``--config``."""
     options = {}
     for action in parser._actions:
         is_file = type(action).__name__ == "ActionConfigFile"
@@ -65,12 +65,12 @@ def options_of(parser: argparse.ArgumentParser) -> dict[str, Option]:
 
 
 def options_of_class(cls: type, option: Option) -> dict[str, Option]:
-    """Return the options of a class that an option names: ``data.batch_size`` of ``data``.
+    """Return the constructor options of a class that an option accepts, such as ``data.batch_size`` for ``data``.
 
-    Arguments of the option's callable type (``dims`` of a head) are no options.
+    Positional arguments of a factory (such as ``dims`` of a fusion head) are not options.
     """
     hints = (option.type, *get_args(option.type))
-    positional: Any = next((get_args(hint)[0] for hint in hints if _is_callable(hint)), [])
+    positional: Any = next((get_args(hint)[0] for hint in hints if _is_callable_type(hint)), [])
     key = f"{option.key}.NAME" if get_origin(option.type) is dict else option.key
     options = dict(_constructor_options(cls, key, len(positional)))
     default = option.default if isinstance(option.default, dict) else {}
@@ -89,30 +89,30 @@ def _constructor_options(cls: type, key: str, positional: int) -> dict[str, Opti
 
 
 def all_options(parser: argparse.ArgumentParser) -> Iterator[tuple[Option, type | None]]:
-    """Yield every option of a parser with None, and every option of the classes that it names with its class.
+    """Yield every option of a parser with None, and every constructor option of the accepted classes with its class.
 
-    Of these classes, only this project's and the default are listed.
+    Only classes of fusion_pl and the default class are included.
     """
     for option in options_of(parser).values():
         yield option, None
         default = option.default.get("class_path") if isinstance(option.default, dict) else None
-        if option.key != "trainer.callbacks":  # the command adds this project's callbacks by itself
+        if option.key != "trainer.callbacks":  # the command adds the callbacks of fusion_pl itself
             for cls in option.classes:
                 if cls.__module__.startswith("fusion_pl.") or (default or "").rpartition(".")[2] == cls.__name__:
                     yield from ((inner, cls) for inner in options_of_class(cls, option).values())
 
 
 def cli_options(arguments: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield every option of a command line, without its dashes and ``init_args``, with the word that follows it."""
+    """Yield the key of every option of a command line, without dashes and ``init_args``, and the word after it."""
     words = list(arguments)
-    for at, word in enumerate(words):
+    for index, word in enumerate(words):
         if word.startswith("-") and not re.match(r"-(\d|\.\d|$)", word):
             option, equals, value = word.partition("=")
             key = option.lstrip("-").replace(".init_args.", ".")
-            yield key, value if equals else " ".join(words[at + 1 : at + 2])
+            yield key, value if equals else " ".join(words[index + 1 : index + 2])
 
 
-def _is_callable(hint: Any) -> bool:
+def _is_callable_type(hint: Any) -> bool:
     return get_origin(hint) is collections.abc.Callable
 
 
@@ -121,18 +121,18 @@ def _choices(hint: Any) -> Iterator[Any]:
         yield from get_args(hint)
     elif hint is bool:
         yield from ("true", "false")
-    elif not _is_callable(hint) and get_origin(hint) not in (dict, list):
+    elif not _is_callable_type(hint) and get_origin(hint) not in (dict, list):
         for inner in get_args(hint):
             yield from _choices(inner)
 
 
-def _bases(hint: Any) -> Iterator[type]:
+def _base_classes(hint: Any) -> Iterator[type]:
     if isinstance(hint, type) and not get_args(hint):
         if not issubclass(hint, PLAIN_TYPES):
             yield hint
     elif get_origin(hint) is not Literal:
-        for inner in get_args(hint)[-1:] if _is_callable(hint) else get_args(hint):
-            yield from _bases(inner)
+        for inner in get_args(hint)[-1:] if _is_callable_type(hint) else get_args(hint):
+            yield from _base_classes(inner)
 
 
 def _concrete_subclasses(base: type) -> Iterator[type]:

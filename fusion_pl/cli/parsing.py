@@ -1,4 +1,4 @@
-"""Parse a command line; an error is one sentence with the option, its value, and what was expected."""
+"""Parse a command line; an error message names the option, its value and the expected value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fusion_pl.config import RENAMED_ARGUMENTS, missing_module_message
 from fusion_pl.messages import did_you_mean, one_line
 from fusion_pl.types import UserError
 
-TYPES = {
+TYPE_DESCRIPTIONS = {
     "int": "a whole number",
     "PositiveInt": "a whole number of at least 1",
     "Seed": "a whole number from 0 to 4294967295",
@@ -32,21 +32,21 @@ TYPES = {
     "timedelta": "a time such as 0:30:00",
     "Iterable": "a list of them",
 }
-PREFIXES = re.compile(r"^(?:fit|validate|test)\.")  # of keys, which jsonargparse names with the subcommand
-CONFIG = ("config", "c")  # may be repeated: later files override earlier ones
+SUBCOMMAND_PREFIX = re.compile(r"^(?:fit|validate|test)\.")  # jsonargparse puts it before option keys
+REPEATABLE_OPTIONS = ("config", "c")  # later files override earlier ones
 RENAMED = {"model.loss.inputs": "auxiliary_weight"} | RENAMED_ARGUMENTS
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    """Parse a command line; a ``UserError`` names the option that is wrong."""
+    """Parse a command line; raise a ``UserError`` that names the wrong option."""
     try:
         return parser.parse_args(list(arguments))
     except ArgumentError as error:
         raise UserError(explain_parse_error(error, parser, arguments)) from error
 
 
-def refuse_repeated(arguments: Iterable[str], repeatable: Iterable[str] = CONFIG) -> None:
-    """Refuse an option that is given twice and is not ``repeatable``: only the last would have an effect."""
+def refuse_repeated(arguments: Iterable[str], repeatable: Iterable[str] = REPEATABLE_OPTIONS) -> None:
+    """Refuse repeated options that are not ``repeatable``, because only the last one would have an effect."""
     lists: tuple[str, ...] = ()  # --trainer.callbacks+ A --trainer.callbacks.x 1 --trainer.callbacks+ B …
     seen: dict[str, str] = {}
     for key, value in cli_options(arguments):
@@ -59,11 +59,11 @@ def refuse_repeated(arguments: Iterable[str], repeatable: Iterable[str] = CONFIG
 
 
 def explain_parse_error(error: ArgumentError, parser: ArgumentParser, arguments: Sequence[str]) -> str:
-    """Return one sentence about an error of a parser, from its chain of causes: one per level of a nested value."""
+    """Return a one-sentence message for a parser error; its chain of causes has one error per level of nesting."""
     chain: list[BaseException] = [error]
-    while (link := chain[-1].__cause__) is not None:
-        chain.append(link)
-    cause, messages, options = chain[-1], [str(link) for link in chain], options_of(parser)
+    while (parent := chain[-1].__cause__) is not None:
+        chain.append(parent)
+    cause, messages, options = chain[-1], [str(item) for item in chain], options_of(parser)
     if isinstance(cause, UserError):
         return str(cause)
     return (
@@ -75,16 +75,16 @@ def explain_parse_error(error: ArgumentError, parser: ArgumentParser, arguments:
 
 
 def _command_line_error(message: str, options: Iterable[str], arguments: Sequence[str]) -> str | None:
-    """Explain an option that does not exist, or has no value."""
-    otherwise = "; --help-all shows all options"
+    """Return the message for an option that does not exist or has no value."""
+    fallback_hint = "; --help-all shows all options"
     if match := re.search(r"unrecognized arguments: (\S+)", message):
         word = match[1]
         if not word.startswith("-"):
             return f"{word!r} is not the value of an option: put quotation marks around a value with spaces"
         key = word.lstrip("-").partition("=")[0]
-        return f"there is no option --{key}{did_you_mean(key, options, '--') or otherwise}"
-    if match := re.search(r"does not accept option '(.+?)'", message):  # in a file
-        return f"there is no option {match[1]}{did_you_mean(match[1], options) or otherwise}"
+        return f"there is no option --{key}{did_you_mean(key, options, '--') or fallback_hint}"
+    if match := re.search(r"does not accept option '(.+?)'", message):  # in a configuration file
+        return f"there is no option {match[1]}{did_you_mean(match[1], options) or fallback_hint}"
     if re.search(r"expected (one|at least one) argument", message):
         empty = next((key for key, value in cli_options(arguments) if not value or value.startswith("--")), "an option")
         return f"--{empty} has no value: write one after it"
@@ -94,8 +94,8 @@ def _command_line_error(message: str, options: Iterable[str], arguments: Sequenc
 def _file_error(
     cause: BaseException, messages: Sequence[str], options: Iterable[str], arguments: Sequence[str]
 ) -> str | None:
-    """Explain what is wrong with a configuration file."""
-    key = next(iter(_keys(messages)), "config")
+    """Return the message for a configuration file that is missing or invalid."""
+    key = next(iter(_keys_in_messages(messages)), "config")
     if isinstance(cause, yaml.MarkedYAMLError):
         return _yaml_error(cause, arguments)
     if messages[0].startswith("Unexpected config"):
@@ -113,8 +113,8 @@ def _file_error(
 def _value_error(
     cause: BaseException, messages: Sequence[str], options: dict[str, Option], arguments: Sequence[str]
 ) -> str | None:
-    """Explain what is wrong with the value of an option."""
-    keys = _keys(messages)
+    """Return the message for an invalid value of an option."""
+    keys = _keys_in_messages(messages)
     if match := re.search(r"arguments? (?:is|are) required: (.+)", str(cause)):
         return _required_error(match[1], keys)
     option = options.get(keys[0]) if keys else None
@@ -124,7 +124,7 @@ def _value_error(
     last = unknown[1].rpartition(".")[2] if unknown else keys[-1]
     paths = [path for message in messages for path in re.findall(r"class_path[ =]'([\w.]+)'", message)[-1:]]
     cls = None
-    with contextlib.suppress(pydoc.ErrorDuringImport):  # explained below
+    with contextlib.suppress(pydoc.ErrorDuringImport):  # reported below by _class_error
         cls = pydoc.locate(paths[0]) if paths else None
     class_options: dict[str, Option] = {}
     if isinstance(cls, type) and (len(keys) > 1 or unknown):
@@ -150,15 +150,15 @@ def _value_error(
     )
 
 
-def _keys(messages: Iterable[str]) -> list[str]:
-    """Return the keys that lead to the wrong value, the outermost first."""
+def _keys_in_messages(messages: Iterable[str]) -> list[str]:
+    """Return the keys on the path to the wrong value, outermost first."""
     matches = (re.match(r'Parser key "([^"]+)"', message) for message in messages)
-    return list(dict.fromkeys(PREFIXES.sub("", match[1]) for match in matches if match))
+    return list(dict.fromkeys(SUBCOMMAND_PREFIX.sub("", match[1]) for match in matches if match))
 
 
-def _detail(messages: Sequence[str]) -> str:
-    """Return the message about the wrong value itself: the first one below the innermost key."""
-    last = max((at for at, message in enumerate(messages) if message.startswith("Parser key")), default=-1)
+def _innermost_message(messages: Sequence[str]) -> str:
+    """Return the message about the wrong value itself, which follows the message with the innermost key."""
+    last = max((index for index, message in enumerate(messages) if message.startswith("Parser key")), default=-1)
     return next(iter(messages[last + 1 :]), messages[-1])
 
 
@@ -168,8 +168,8 @@ def _ambiguous_class_error(messages: Sequence[str], key: str) -> str | None:
 
 
 def _class_error(cause: BaseException, messages: Sequence[str], key: str, option: Option) -> str | None:
-    """Explain a class that cannot be imported, or that has another base."""
-    detail = _detail(messages)
+    """Return the message for a class that cannot be imported or is not a subclass of the expected base."""
+    detail = _innermost_message(messages)
     bases = " or ".join(f"{'an' if base.__name__[0] in 'AEIO' else 'a'} {base.__name__}" for base in option.bases)
     if match := re.match(r"Expected '([\w.]+)' to be a subclass of|Import path ([\w.]+) does not ", str(cause)):
         return f"{key}: {match[1] or match[2]} is not {bases}; name one {_class_example(option, key)}"
@@ -189,14 +189,14 @@ def _class_error(cause: BaseException, messages: Sequence[str], key: str, option
 
 
 def _class_example(option: Option, key: str) -> str:
-    """Return how to give a class, with one of this project where there is one."""
+    """Return an example of a class as the value of an option, from fusion_pl if possible."""
     ours = [cls.__name__ for base in option.bases if base.__module__.startswith("fusion_pl.") for cls in option.classes]
     return f"such as --{key} {ours[0]}" if ours else "by its class path"
 
 
 def _type_error(messages: Sequence[str], key: str, option: Option) -> str | None:
-    """Return the wrong value and the types that were expected."""
-    detail = _detail(messages)
+    """Return the message for a value of a wrong type, with the expected types."""
+    detail = _innermost_message(messages)
     values = re.findall(r"(?:Given value|Got value): (.+?)$", detail, re.MULTILINE)
     types = re.findall(r"(?:Expected an? |Not of type )(.+?)(?:\. Got value.*|: .*)?$", detail, re.MULTILINE)
     types = [name for name in types if name != "Path" and "path but" not in name]  # jsonargparse lists str as well
@@ -212,24 +212,24 @@ def _type_error(messages: Sequence[str], key: str, option: Option) -> str | None
 
 
 def _type_name(name: str) -> str:
-    """Return a type such as ``<class 'int'>`` or ``typing.Literal['a', 'b']`` in words."""
+    """Describe a type such as ``<class 'int'>`` or ``typing.Literal['a', 'b']`` in words."""
     if match := re.match(r"<class '(?:\w+\.)*(\w+)'>", name):
-        return TYPES.get(match[1], match[1])
+        return TYPE_DESCRIPTIONS.get(match[1], match[1])
     if match := re.match(r"typing\.Literal\[(.+)\]", name):
         return f"one of {match[1]}" if ", " in match[1] else match[1]
-    return "a class path" if name.startswith("dot import path") else TYPES.get(name, name)
+    return "a class path" if name.startswith("dot import path") else TYPE_DESCRIPTIONS.get(name, name)
 
 
 def _required_error(names: str, keys: Sequence[str]) -> str:
-    """Return which options are missing, and how to give them."""
+    """Return the message for missing required options, with a usage hint."""
     owner = [key for key in keys if key != "config"][:1]
-    options = [PREFIXES.sub("", ".".join([*owner, name])) for name in names.split(", ")]
+    options = [SUBCOMMAND_PREFIX.sub("", ".".join([*owner, name])) for name in names.split(", ")]
     hint = "" if owner or "data" not in options else ", or --config with a file such as configs/keypad.yaml"
     return f"required: {', '.join(options)}; give {' '.join(f'--{name} …' for name in options)}{hint}"
 
 
 def _yaml_error(error: yaml.MarkedYAMLError, arguments: Sequence[str]) -> str:
-    """Return which file or option is not YAML, and where."""
+    """Return the message for a file or value that is not valid YAML, with its position."""
     source = "the value of an option"
     for _, value in cli_options(arguments):
         if os.path.isfile(value):

@@ -24,13 +24,13 @@ from fusion_pl.files import atomic_write
 from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.types import UserError
 
-# Options of the data that only matter for training, or where labels are needed.
-TRAINING_ONLY = {
+# Data options that prediction does not use, because they concern training or labels.
+TRAINING_OPTIONS = {
     *("label", "split", "classes", "val_fraction", "test_fraction", "seed", "augment", "on_bad_file"),
     *("drop_empty", "input_dropout"),
 }
 
-Columns = dict[str, list[str | None]]  # name -> one cell per row
+Columns = dict[str, list[str | None]]  # column name -> one cell per row
 
 
 def predict_parser() -> ArgumentParser:
@@ -59,12 +59,12 @@ def predict_parser() -> ArgumentParser:
             default=LOGGER["init_args"][name],
             help="where fit keeps its runs, for --ckpt_path best or last",
         )
-    parser.add_class_arguments(ManifestData, "data", skip=TRAINING_ONLY)
+    parser.add_class_arguments(ManifestData, "data", skip=TRAINING_OPTIONS)
     return parser
 
 
 def predict_command(arguments: list[str]) -> None:
-    """Run ``fusion-pl predict``; a row that cannot be used has an error in the output."""
+    """Run ``fusion-pl predict``; a row that cannot be predicted gets an error message in the output file."""
     refuse_repeated(arguments, repeatable=())
     config = parse(predict_parser(), arguments)
     _check_output(Path(config.output), config.overwrite, config.data.manifest)
@@ -74,13 +74,13 @@ def predict_command(arguments: list[str]) -> None:
     data = ManifestData(**config.data.as_dict() | {"inputs": predictor.columns | (config.data.inputs or {})})
     data.processors = predictor.processors
     data.setup("predict")
-    columns = _columns(data.table, config.columns)
+    columns = _select_columns(data.table, config.columns)
     loader: Any = data.predict_dataloader()
     console = Console(stderr=True)
     batches = track(loader, description="Predicting", total=len(loader), console=console, transient=True)
     labels = data.table.columns.get(predictor.label or "", [None] * len(loader.dataset))
     counts: Counter[str] = Counter()
-    predictions = _count(predictor.predict_batches(batches), labels, set(predictor.classes), counts)
+    predictions = _count_outcomes(predictor.predict_batches(batches), labels, set(predictor.classes), counts)
     write = _write_csv if Path(config.output).suffix.lower() == ".csv" else _write_json_lines
     with atomic_write(config.output) as file:
         write(file, predictions, predictor.classes, columns)
@@ -95,7 +95,7 @@ def predict_command(arguments: list[str]) -> None:
 
 
 def _check_output(output: Path, overwrite: bool, manifest: str) -> None:
-    """Refuse an output file that cannot or must not be written, before anything is loaded."""
+    """Refuse an output file that cannot or must not be written, before the model is loaded."""
     if output.suffix.lower() not in {".csv", ".jsonl"}:
         raise UserError(f"--output {output} ends in {output.suffix!r}: predictions are written as .csv or .jsonl")
     if not output.absolute().parent.is_dir():
@@ -107,17 +107,17 @@ def _check_output(output: Path, overwrite: bool, manifest: str) -> None:
             raise UserError(f"--output {output} exists: give --overwrite to replace it, or another --output")
 
 
-def _columns(table: Table, names: list[str] | str) -> Columns:
-    """Return the columns of the table to copy, by name."""
+def _select_columns(table: Table, names: list[str] | str) -> Columns:
+    """Return the columns of the table that ``names`` selects for the output file."""
     names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
     raise_problems(table.path, [problem for name in names for problem in check_column(table, name, "--columns")])
     return {name: table.columns[name] for name in names}
 
 
-def _count(
+def _count_outcomes(
     predictions: Iterable[Prediction], labels: Sequence[str | None], classes: set[str], counts: Counter[str]
 ) -> Iterator[Prediction]:
-    """Pass the predictions on; count those with an error, with a label that the model knows, and the correct ones."""
+    """Yield the predictions unchanged; count failed rows, rows with a known label, and correct predictions."""
     for prediction, cell in zip(predictions, labels, strict=True):
         label = (cell or "").strip()
         labelled = prediction.error is None and label in classes
@@ -128,9 +128,9 @@ def _count(
 
 
 def _write_csv(file: TextIO, predictions: Iterable[Prediction], classes: list[str], columns: Columns) -> None:
-    """Write one row per sample, with columns for weights where the fusion head has them."""
+    """Write one row per sample, with one column per input weight if the fusion head returns input weights."""
     predictions, first = iter(predictions), list[Prediction]()
-    for prediction in predictions:  # up to the first that shows whether the head has weights
+    for prediction in predictions:  # up to the first that shows whether the fusion head returns input weights
         first.append(prediction)
         if prediction.error is None:
             break
@@ -149,7 +149,7 @@ def _write_csv(file: TextIO, predictions: Iterable[Prediction], classes: list[st
 
 
 def _write_json_lines(file: TextIO, predictions: Iterable[Prediction], _: list[str], columns: Columns) -> None:
-    """Write one object per sample, with the copied columns under ``columns``."""
+    """Write one JSON object per sample; the copied columns are under ``columns``."""
     for row, prediction in enumerate(predictions):
         copied = {"columns": {name: cells[row] for name, cells in columns.items()}} if columns else {}
         file.write(json.dumps(asdict(prediction) | copied, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""Run a command and report errors: exit code 0, 2 after a user's mistake, 130 or 143 when it is stopped."""
+"""Run a command and report errors; exit code 0, 2 after a user error, 130 or 143 if stopped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fusion_pl.training.run_files import WriteConfig
 
 
 def run(subcommand: str, arguments: list[str]) -> int:
-    """Run fit, validate, test or predict, and return the exit code, see ``run_reporting_errors``."""
+    """Run fit, validate, test or predict, and return the exit code of ``run_reporting_errors``."""
 
     @StopSignals().handle_signals()
     def command() -> None:
@@ -40,10 +40,10 @@ def run(subcommand: str, arguments: list[str]) -> int:
 
 
 def run_reporting_errors(command: Callable[[], object]) -> int:
-    """Run a command, print a user's mistake in one sentence, and return the exit code.
+    """Run a command, print a user error as one sentence, and return the exit code.
 
     Returns:
-        0, 2 after a mistake that the user can fix, 130 or 143 when stopped by Ctrl-C or SIGTERM.
+        0; 2 after an error that the user can fix; 130 or 143 if stopped by Ctrl-C or SIGTERM.
     """
     try:
         command()
@@ -62,17 +62,17 @@ def run_reporting_errors(command: Callable[[], object]) -> int:
 
 
 def run_trainer(subcommand: str, arguments: list[str], callbacks: Sequence[Callback] = ()) -> FusionCLI:
-    """Run fit, validate or test, and return the command line with its trainer, model and data.
+    """Run fit, validate or test, and return the ``FusionCLI`` with its trainer, model and data.
 
-    ``callbacks`` are added to those of the configuration, but are not part of it.
+    ``callbacks`` are added to the configured callbacks, but not to the saved configuration.
     """
     configure_logging()
-    sys.argv[1:] = [subcommand, *arguments]  # with which Lightning starts further processes
+    sys.argv[1:] = [subcommand, *arguments]  # Lightning starts other processes with these arguments
     return build_cli(FusionCLI, callbacks)
 
 
 def build_cli(cls: type[FusionCLI], callbacks: Sequence[Callback] = ()) -> FusionCLI:
-    """Construct Lightning's command line for this project's model and data; the constructor runs the command."""
+    """Construct a ``FusionCLI``, whose constructor runs the command."""
     return cls(
         FusionClassifier,
         FusionData,
@@ -87,7 +87,7 @@ def build_cli(cls: type[FusionCLI], callbacks: Sequence[Callback] = ()) -> Fusio
 
 
 class _ParserReadyError(Exception):
-    """Stops the command line once the parsers are complete; Lightning's constructor would go on to training."""
+    """Raised when the parsers are complete, to leave Lightning's constructor before it runs the command."""
 
 
 class _ParserOnly(FusionCLI):
@@ -98,7 +98,7 @@ class _ParserOnly(FusionCLI):
 
 @functools.cache
 def command_parser(subcommand: str) -> LightningArgumentParser:
-    """Return the parser of fit, validate or test."""
+    """Return the argument parser of fit, validate or test."""
     try:
         build_cli(_ParserOnly)
     except _ParserReadyError as ready:

@@ -1,4 +1,4 @@
-"""The folders of runs, and the checkpoints in them."""
+"""Run folders and the checkpoints in them."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ LOGGER: dict[str, Any] = {
     "class_path": "fusion_pl.training.TensorBoard",
     "init_args": {"save_dir": "lightning_logs", "name": "", "default_hp_metric": False},
 }
-EVENTS = "events.out.tfevents.*"  # TensorBoard's files
+EVENT_FILES = "events.out.tfevents.*"  # written by TensorBoard
 
 
 def find_checkpoint(name: str, runs: Path, folder: str | None = None) -> str:
-    """Return the path of a checkpoint that the user names.
+    """Return the path of the checkpoint that ``--ckpt_path`` selects.
 
     Args:
-        name: a path; or ``best`` or ``last`` for that file of the newest run.
-        runs: the folder of the runs, see ``runs_folder``.
-        folder: the folder of all checkpoints, where the runs have no folders of their own.
+        name: path of a checkpoint; or ``best`` or ``last`` for ``best.ckpt`` or ``last.ckpt`` of the newest run.
+        runs: folder of the runs, see ``runs_folder``.
+        folder: common checkpoint folder of all runs; None if each run has its own.
 
     Raises:
-        MissingFileError: where there is no such file. Where the newest run has none yet, no older one is taken.
-        UserError: for a checkpoint that is a folder.
+        MissingFileError: if the file does not exist; an older run never replaces a newest run without checkpoint.
+        UserError: if the checkpoint is a folder.
     """
     if name not in {"best", "last"}:
         refuse_shards(name)
@@ -47,8 +47,8 @@ def find_checkpoint(name: str, runs: Path, folder: str | None = None) -> str:
                 "best or last for that of the newest run"
             )
         return name
-    # By number: times change when files are copied, and clocks go back.
-    runs_by_number = sorted(runs.glob("version_*/checkpoints"), key=lambda path: _number(path.parent))
+    # Sorted by version number, because copying files changes their modification times.
+    runs_by_number = sorted(runs.glob("version_*/checkpoints"), key=lambda path: _run_number(path.parent))
     folders = runs_by_number if folder is None else [Path(folder)]
     files = [path / f"{name}.ckpt" for path in folders]
     if files and files[-1].exists():
@@ -72,48 +72,48 @@ def find_checkpoint(name: str, runs: Path, folder: str | None = None) -> str:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Return the checkpoints of a folder, by name."""
+    """Return the checkpoint files of a folder, sorted by name."""
     return sorted(path for path in folder.glob("*.ckpt") if path.is_file())
 
 
-def _number(run: Path) -> int:
+def _run_number(run: Path) -> int:
     number = run.name.removeprefix("version_")
     return int(number) if number.isdecimal() else -1
 
 
 def runs_folder(logger: Namespace | bool | None) -> Path:
-    """Return the folder in which every run creates its ``version_<n>``."""
+    """Return the folder that contains the ``version_<n>`` folder of every run."""
     args = logger.init_args if isinstance(logger, Namespace) else LOGGER["init_args"]
     return Path(args["save_dir"]) / (args.get("name") or "")
 
 
 def checkpoints_folder(config: Namespace) -> str | None:
-    """Return the folder of all checkpoints of a configuration, or None where every run has its own."""
+    """Return the common checkpoint folder of all runs of a configuration, or None if each run has its own."""
     folder: str | None = config.checkpoint.dirpath
     if folder is None and config.trainer.logger is False:
         folder = str(Path(config.trainer.default_root_dir or "", "checkpoints"))
     return folder
 
 
-def run_name(checkpoint: str | None, logger: Namespace | bool | None) -> str | None:
-    """Return the ``version_<n>`` of a checkpoint, where it is in the folder of a configuration's runs."""
+def run_version(checkpoint: str | None, logger: Namespace | bool | None) -> str | None:
+    """Return the ``version_<n>`` folder name of a checkpoint's run; None if it is outside the runs folder."""
     run = Path(checkpoint).resolve().parent.parent if checkpoint else Path()
     return run.name if checkpoint and run.parent == runs_folder(logger).resolve() else None
 
 
 @contextmanager
 def training_folder(trainer: Trainer, resumes: bool) -> Iterator[None]:
-    """Lock the folders of a run for this process; a run without a first step leaves no files.
+    """Lock the folders of a run for this process, and remove new files if the run fails before its first step.
 
     Raises:
-        UserError: if another process trains in the folder, or a run that does not resume would replace checkpoints.
+        UserError: if another process trains in the folder, or a new run would replace existing checkpoints.
     """
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         yield
         return
-    new = _new_folder(trainer.logger)
+    new = _create_run_folder(trainer.logger)
     run = Path(trainer.log_dir or trainer.default_root_dir)
-    events = set(run.glob(EVENTS))
+    events = set(run.glob(EVENT_FILES))
     chosen = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint)]
     folder = Path(next(iter(chosen), None) or run / "checkpoints")
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,15 +133,15 @@ def training_folder(trainer: Trainer, resumes: bool) -> Iterator[None]:
                 f"{folder} holds checkpoints of another run ({join_names(names)}), which a new one "
                 "would replace: choose another folder with --checkpoint.dirpath, or give --ckpt_path last to resume it"
             )
-        for partial in folder.glob(f"*{PARTIAL}"):  # of a process that was killed during a write
+        for partial in folder.glob(f"*{PARTIAL}"):  # left by a process that was killed during a write
             partial.unlink()
-        with _disk_errors(folder):
+        with _report_full_disk(folder):
             yield
     except BaseException:
-        if trainer.global_step == 0:  # also after a checkpoint that was refused
+        if trainer.global_step == 0:  # such as after a checkpoint that was refused
             if new is not None and not any(new.rglob("*.ckpt")):
-                _remove(new)
-            for empty in set(run.glob(EVENTS)) - events:  # Lightning opens it before it reads the checkpoint
+                _remove_run(new)
+            for empty in set(run.glob(EVENT_FILES)) - events:  # Lightning creates it before it reads the checkpoint
                 empty.unlink(missing_ok=True)
         raise
     finally:
@@ -150,26 +150,26 @@ def training_folder(trainer: Trainer, resumes: bool) -> Iterator[None]:
 
 @contextmanager
 def evaluation_folder(trainer: Trainer) -> Iterator[None]:
-    """Create the folder of a run of ``validate`` or ``test``; one that fails or is stopped leaves none."""
+    """Create the run folder of ``validate`` or ``test``, and remove it if the run fails or is stopped."""
     writes = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
-    new = _new_folder(trainer.logger) if writes else None
+    new = _create_run_folder(trainer.logger) if writes else None
     try:
         yield
     except BaseException:
         if new is not None:
-            _remove(new)
+            _remove_run(new)
         raise
 
 
-def _remove(run: Path) -> None:
+def _remove_run(run: Path) -> None:
     shutil.rmtree(run, ignore_errors=True)
-    with suppress(OSError):  # other runs are in it
+    with suppress(OSError):  # the parent contains other runs
         run.parent.rmdir()
 
 
 @contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Report a full disk in one sentence, also where a thread of TensorBoard meets it."""
+def _report_full_disk(folder: Path) -> Iterator[None]:
+    """Report a full disk in one sentence, and silence the same error in TensorBoard's writer thread."""
     before = threading.excepthook
 
     def hook(arguments: Any) -> None:
@@ -187,9 +187,9 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         threading.excepthook = before
 
 
-def _new_folder(logger: Any) -> Path | None:
-    """Create the folder of a new run, with the next number where another process has just created it."""
-    if getattr(logger, "_version", "") is not None:  # the user's choice, or a run that is resumed
+def _create_run_folder(logger: Any) -> Path | None:
+    """Create the folder of a new run; use the next number if another process has just created it."""
+    if getattr(logger, "_version", "") is not None:  # the user chose a version, or the run is resumed
         return None
     while True:
         folder = Path(logger.log_dir)
