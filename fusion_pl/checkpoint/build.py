@@ -45,13 +45,13 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
             )
         model.load_state_dict(weights)
     except BaseException as error:  # constructors may raise anything on wrong arguments
-        if not is_failure(error) or (not isinstance(error, UserError) and _is_from_trusted(error, trust)):
+        if not is_failure(error) or (not isinstance(error, UserError) and _is_raised_by_trusted(error, trust)):
             raise
         raise UserError(_error_message(error, path)) from error
     return model
 
 
-def _is_from_trusted(error: BaseException, trust: Collection[str]) -> bool:
+def _is_raised_by_trusted(error: BaseException, trust: Collection[str]) -> bool:
     """Return whether a trusted package raised an error; such errors keep their traceback."""
     names = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
     return any(name.partition(".")[0] in set(trust) - {"fusion_pl"} for name in names)

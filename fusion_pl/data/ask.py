@@ -82,7 +82,7 @@ def best_accuracy(inputs: Collection[str]) -> float:
     return sum(max(count.values()) for count in answers.values()) / sum(SCENE_WEIGHTS)
 
 
-def generate(index: int, rng: Generator) -> SyntheticSample:
+def generate_sample(index: int, rng: Generator) -> SyntheticSample:
     """Generate a sample: one of five phrasings, 40 × 40 RGB pixels, and 0.2 s of audio at 8 kHz."""
     del index
     scene = SCENES[rng.choice(len(SCENES), p=np.divide(SCENE_WEIGHTS, sum(SCENE_WEIGHTS)))]
@@ -126,5 +126,5 @@ ASK = SyntheticDataset(
     classes=CLASSES,
     sizes={"train": 8000, "val": 1000, "test": 1000},
     rate=RATE,
-    generate=generate,
+    generate=generate_sample,
 )

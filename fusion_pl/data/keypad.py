@@ -27,7 +27,7 @@ ROW_FREQUENCIES = (697.0, 770.0, 852.0, 941.0)
 COLUMN_FREQUENCIES = (1209.0, 1336.0, 1477.0)
 
 
-def generate(index: int, rng: Generator) -> SyntheticSample:
+def generate_sample(index: int, rng: Generator) -> SyntheticSample:
     """Generate one sample of the digit ``index % 10``, so that every split has every class.
 
     Each input is missing with probability 0.125 and unreadable with probability 0.1, independent of the others.
@@ -106,5 +106,5 @@ KEYPAD = SyntheticDataset(
     classes=CLASSES,
     sizes={"train": 2000, "val": 500, "test": 500},
     rate=RATE,
-    generate=generate,
+    generate=generate_sample,
 )

@@ -96,11 +96,11 @@ class SyntheticDataset:
             return False
         with (folder / MANIFEST).open(newline="") as file:
             cells = {row[key] for row in csv.DictReader(file) for key in ("image", "audio") if row[key]}
-        return cells <= {f"{kind}/{name}" for kind in ("images", "audio") for name in _file_names(folder / kind)}
+        return cells <= {f"{kind}/{name}" for kind in ("images", "audio") for name in _list_folder(folder / kind)}
 
     def _check_folder(self, folder: Path) -> None:
         """Refuse a folder that contains files of the user or the same data set with other sizes."""
-        others = sorted(set(_file_names(folder)) - {self._lock_name})
+        others = sorted(set(_list_folder(folder)) - {self._lock_name})
         if others and not (folder / self._marker_name).exists():
             raise UserError(
                 f"{folder} holds files that are not the demo data, such as {others[0]}: name another folder for "
@@ -146,5 +146,5 @@ class SyntheticDataset:
             yield (name, text or "", image_cell, audio_cell, label, split)
 
 
-def _file_names(folder: Path) -> list[str]:
+def _list_folder(folder: Path) -> list[str]:
     return os.listdir(folder) if folder.is_dir() else []

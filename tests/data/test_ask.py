@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fusion_pl.data import Ask
-from fusion_pl.data.ask import ASK, CLASSES, SCENE_WEIGHTS, SCENES, best_accuracy, generate
+from fusion_pl.data.ask import ASK, CLASSES, SCENE_WEIGHTS, SCENES, best_accuracy, generate_sample
 from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
 
 SMALL = replace(ASK, sizes={"train": 60, "val": 20, "test": 20})
@@ -20,7 +20,7 @@ INK = {"red": (220, 50, 40), "green": (40, 170, 70), "blue": (50, 90, 220), "yel
 
 @pytest.fixture(scope="module")
 def samples():
-    return [generate(index, np.random.default_rng([5, index])) for index in range(300)]
+    return [generate_sample(index, np.random.default_rng([5, index])) for index in range(300)]
 
 
 def question_of(text):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fusion_pl.cli.run import run
 from fusion_pl.data import Keypad, keypad
-from fusion_pl.data.keypad import KEYPAD, generate
+from fusion_pl.data.keypad import KEYPAD, generate_sample
 from fusion_pl.types import UserError
 
 SMALL = replace(KEYPAD, sizes={"train": 20, "val": 10, "test": 10})
@@ -36,7 +36,7 @@ def rows_of(manifest: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def samples():
-    return [(index % 10, generate(index % 10, np.random.default_rng([7, index]))) for index in range(1000)]
+    return [(index % 10, generate_sample(index % 10, np.random.default_rng([7, index]))) for index in range(1000)]
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_an_interrupted_run_leaves_no_manifest_and_the_next_one_completes(tmp_pa
     def killed(digit, rng):
         if next(generated, None) is None:
             raise KeyboardInterrupt
-        return generate(digit, rng)
+        return generate_sample(digit, rng)
 
     with pytest.raises(KeyboardInterrupt):
         replace(SMALL, generate=killed).write(tmp_path / "keypad")
@@ -181,7 +181,7 @@ def test_one_of_several_processes_writes(tmp_path):
 
     def counting(digit, rng):
         generated.append(digit)
-        return generate(digit, rng)
+        return generate_sample(digit, rng)
 
     dataset = replace(SMALL, generate=counting)
     with ThreadPoolExecutor(3) as pool:
