@@ -75,7 +75,7 @@ class FusionCLI(LightningCLI):
         parser.add_argument(
             "--threads",
             type=PositiveInt | None,
-            help="Threads of computation on a CPU; null: all cores, or fewer where a small model's loader needs them.",
+            help="Number of CPU threads; null: all cores, or fewer if the data loader of a small model needs them.",
         )
         parser.add_argument(
             "--keep_memory",
@@ -86,13 +86,13 @@ class FusionCLI(LightningCLI):
         parser.add_argument(
             "--cache",
             type=str | None,
-            help="Folder for the outputs of frozen encoders (freeze: all), computed once for all epochs and runs. For "
-            "inputs that training augments, only those of validation and test; of long clips, the middle.",
+            help="Folder for the outputs of frozen encoders (freeze: all), computed once for all epochs and runs. "
+            "Inputs that are augmented in training are cached for validation and test only; long clips are cropped.",
         )
         parser.add_argument(
             "--cache_limit",
             type=PositiveFloat | None,
-            help="Largest size of the --cache folder in GiB; null: as much as leaves 1 GiB of the disk free.",
+            help="Largest size of the --cache folder in GiB; null: keep 1 GiB of the disk free.",
         )
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")

@@ -57,7 +57,7 @@ def predict_parser() -> ArgumentParser:
             f"--trainer.logger.{name}",
             type=str,
             default=LOGGER["init_args"][name],
-            help="where fit keeps its runs, for --ckpt_path best or last",
+            help="folder or name of the runs of fit, for --ckpt_path best or last",
         )
     parser.add_class_arguments(ManifestData, "data", skip=TRAINING_OPTIONS)
     return parser
