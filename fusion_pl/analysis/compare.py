@@ -81,9 +81,8 @@ def _check_fit_arguments(config: str, extra: list[str]) -> None:
     Raises:
         UserError: If an argument is invalid, or a run would use more than one device.
     """
-    devices = parse(
-        command_parser("fit"), ["--model.fusion", BASELINE_HEAD, "--config", config, *extra]
-    ).trainer.devices
+    arguments = ["--model.fusion", BASELINE_HEAD, "--config", config, *extra]
+    devices = parse(command_parser("fit"), arguments).trainer.devices
     if isinstance(devices, str):  # "2", "0,3" or "auto"
         devices = int(devices) if devices.isdigit() else [part for part in devices.split(",") if part]
     count = devices if isinstance(devices, int) else len(devices)

@@ -44,10 +44,10 @@ def run_key(config: Mapping[str, Any], extra: Sequence[str], table_hash: str) ->
     return "-".join(_hash(json.dumps(part, sort_keys=True, default=str).encode()) for part in parts)
 
 
-def describe_key_difference(key: str, other: str) -> str | None:
+def describe_key_difference(key: str, other_key: str) -> str | None:
     """Return how two run keys differ; None if their formats differ."""
     try:
-        parts = zip(DIFFERENCE_TEXTS, key.split("-"), other.split("-"), strict=True)
+        parts = zip(DIFFERENCE_TEXTS, key.split("-"), other_key.split("-"), strict=True)
         return " and ".join(text for text, part, other_part in parts if part != other_part)
     except ValueError:
         return None
@@ -98,15 +98,15 @@ def _referenced_classes(config: Mapping[str, Any], extra: Sequence[str]) -> Iter
                 yield cls
 
 
-def _class_names(key: str, value: Any) -> Iterator[str]:
+def _class_names(option: str, value: Any) -> Iterator[str]:
     """Yield the class names in a configuration value, at any depth."""
     if isinstance(value, Mapping):
         for name, item in value.items():
-            yield from _class_names(f"{key}.{name}".removeprefix("."), item)
+            yield from _class_names(f"{option}.{name}".removeprefix("."), item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _class_names(f"{key}.", item)
-    elif isinstance(value, str) and CLASS_OPTION.fullmatch(key):
+            yield from _class_names(f"{option}.", item)
+    elif isinstance(value, str) and CLASS_OPTION.fullmatch(option):
         yield value
 
 

@@ -38,11 +38,11 @@ def train_and_test(arguments: list[str]) -> dict[str, Any]:
         "validation_accuracy": report["metrics"]["val/accuracy"],
         "validation_samples": len(recorder.validation.ids),
         "validation_hash": recorder.validation.hash,
-        "test": {key: value for key, value in metrics.items() if not key.startswith("test/accuracy/")},
+        "test": {name: value for name, value in metrics.items() if not name.startswith("test/accuracy/")},
         "correct": "".join(recorder.correct),
         "ids": tuple(recorder.test.ids),
         "test_hash": recorder.test.hash,
-        "subsets": {key: value for key, value in subsets.items() if not math.isnan(value)},
+        "subsets": {subset: value for subset, value in subsets.items() if not math.isnan(value)},
         "subset_samples": {
             "+".join(subset): recorder.test.count_with_any_input(subset) for subset in [*proper_subsets(names), names]
         },

@@ -42,7 +42,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Folder name: built-in heads by class name, others by class path, which may share a class name."""
+        """Folder name: class name of a built-in head, class path of any other head; then inputs and seed."""
         return f"{self.class_path.removeprefix(HEAD_PACKAGE)}-{'+'.join(self.inputs)}-{self.seed}"
 
 
@@ -60,7 +60,7 @@ def read_base_config(path: str) -> dict[str, Any]:
         base: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    model, data = (base.get(key) if isinstance(base, dict) else None for key in ("model", "data"))
+    model, data = (base.get(name) if isinstance(base, dict) else None for name in ("model", "data"))
     encoders = model.get("encoders") if isinstance(model, dict) else None
     if not isinstance(encoders, dict) or not encoders or not data:
         raise UserError(f"{path} has no model.encoders or no data: give the configuration of a fusion-pl fit")

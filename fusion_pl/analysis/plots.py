@@ -65,11 +65,11 @@ def accuracy_by_subset(rows: Sequence[Row], all_inputs: Sequence[str]) -> Figure
     subsets = measured_subsets(rows, all_inputs)
     if not subsets:
         return None
-    values = np.array([[100 * row.subsets.get(key, np.nan) for key in subsets] for row in rows])
+    values = np.array([[100 * row.subsets.get(subset, np.nan) for subset in subsets] for row in rows])
     figure = Figure(figsize=(3 + 0.9 * len(subsets), 1.6 + 0.26 * len(rows)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(values, cmap="Blues", aspect="auto", vmin=min(50.0, float(np.nanmin(values))), vmax=100)
-    names = [key.replace("+", " + ") for key in subsets]
+    names = [subset.replace("+", " + ") for subset in subsets]
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right", parse_math=False)
     axes.set_yticks(range(len(rows)), [row.label for row in rows], parse_math=False)
     low, high = image.get_clim()

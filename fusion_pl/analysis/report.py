@@ -162,17 +162,17 @@ def _svg_pictures(*figures: tuple[str, str, Figure | None]) -> list[Picture]:
 def _csv_text(results: Sequence[RunResult], summary: Summary, all_inputs: Sequence[str]) -> str:
     ranked = {row.label for row in summary.ranked}
     metrics = sorted({name for result in results for name in result.test})
-    subsets = sorted({key for result in results for key in result.subsets})
+    subsets = sorted({subset for result in results for subset in result.subsets})
     lines: list[dict[str, Any]] = [
         {
             "label": label, "fusion": result.head, "class_path": result.class_path, "inputs": "+".join(result.inputs),
             "seed": result.seed, "status": result.status, "reason": result.reason, "version": result.version,
             "config": result.key, "validation": result.validation_accuracy,
             **{metric: result.test.get(metric) for metric in metrics},
-            **{f"test/accuracy({key})": result.subsets.get(key) for key in subsets},
+            **{f"test/accuracy({subset})": result.subsets.get(subset) for subset in subsets},
             "test_samples": len(result.correct) or None, "validation_samples": result.validation_samples,
             "ranked": result.status == "done" and label in ranked, **_wilson_columns(result),
-            **{key: getattr(result, key) for key in COSTS},
+            **{cost: getattr(result, cost) for cost in COSTS},
             "batch_size": result.batch_size, "command": result.command,
         }
         for label, group in group_by_label(results, all_inputs).items()

@@ -77,9 +77,8 @@ class Row:
     def subsets(self) -> dict[str, float]:
         """Mean test accuracy per subset of inputs, whose names are joined by ``+``."""
         runs = self.runs.values()
-        return {
-            key: fmean(run.subsets[key] for run in runs if key in run.subsets) for one in runs for key in one.subsets
-        }
+        names = dict.fromkeys(name for run in runs for name in run.subsets)
+        return {name: fmean(run.subsets[name] for run in runs if name in run.subsets) for name in names}
 
     @property
     def costs(self) -> dict[str, float]:
@@ -190,8 +189,8 @@ def group_by_label(results: Sequence[RunResult], all_inputs: Sequence[str]) -> d
 
 def measured_subsets(rows: Iterable[Row], all_inputs: Sequence[str]) -> list[str]:
     """Return the subsets of inputs that at least one row was tested with, sorted by size."""
-    tested = {key for row in rows for key in row.subsets}
-    return [key for key in map("+".join, subsets(all_inputs)) if key in tested]
+    tested = {name for row in rows for name in row.subsets}
+    return [name for name in map("+".join, subsets(all_inputs)) if name in tested]
 
 
 def paired_p_values(rows: Sequence[Row]) -> dict[str, float]:

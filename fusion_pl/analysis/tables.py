@@ -58,9 +58,9 @@ def subset_table(rows: Sequence[Row], all_inputs: Sequence[str]) -> Table | None
         if row.subsets
     ]
     runs = [run for row in rows for run in row.runs.values()]
-    counts = [sorted({run.subset_samples[key] for run in runs if key in run.subset_samples}) for key in subsets]
+    counts = [sorted({run.subset_samples[name] for run in runs if name in run.subset_samples}) for name in subsets]
     lines = [("test samples", *map(_format_counts, counts)), *accuracies]
-    return Table(("test accuracy in %", *(key.replace("+", " + ") for key in subsets)), lines)
+    return Table(("test accuracy in %", *(name.replace("+", " + ") for name in subsets)), lines)
 
 
 def _accuracy_cells(row: Row) -> tuple[str, ...]:
