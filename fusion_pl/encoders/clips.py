@@ -21,8 +21,7 @@ class ClipProcessor:
 
     Args:
         rate: sampling rate of the result, in Hz.
-        max_samples: maximum number of audio samples in the result; longer clips are cropped, at random in training and
-            to the centre otherwise.
+        max_samples: maximum length in audio samples; longer clips are cropped, at random in training, else centrally.
 
     Attributes:
         fixed: whether clips are also cropped to the centre in training, so that the crop is the same in every epoch.
@@ -55,7 +54,7 @@ class ClipProcessor:
 
 
 def _approximate_ratio(rate: int, target: int) -> tuple[int, int]:
-    """Return two small integers whose ratio is that of the rates, or close to it.
+    """Return two small integers whose ratio equals, or approximates, the ratio of the rates.
 
     The filter has as many entries as their product: for 44,101 to 16,000 Hz, which have no common divisor, it would
     take gigabytes. Common pairs of rates are exact; others are accurate to 0.05 %, a hundredth of a semitone.

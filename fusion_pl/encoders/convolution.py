@@ -71,8 +71,7 @@ class SmallEncoder(Encoder):
         dim: number of channels D, a multiple of 8.
         num_layers: number of convolutional layers, 0 or more.
         dropout: probability that a pooled channel is dropped, in training.
-        combine: how hidden layers are combined (see ``fusion_pl.encoders.layer_mixing.LayerMixing``); None = only
-            the last one is used.
+        combine: how hidden layers are combined; see ``fusion_pl.encoders.layer_mixing.LayerMixing``. None = last.
 
     Raises:
         UserError: if an argument is out of range.

@@ -1,4 +1,4 @@
-"""One head per file: from encoded inputs to a decision."""
+"""Fusion heads, one per file: each computes logits from the encoded inputs."""
 
 from fusion_pl.fusion.average import Average
 from fusion_pl.fusion.base import Fusion

@@ -20,15 +20,15 @@ class Average(LateFusion):
 
     Cost: ``M D F + M F C`` multiply-adds per sample, and ``M F²`` more for ``weights: sample``.
 
-    Source: "On Combining Classifiers", Kittler et al. 1998 (IEEE TPAMI 20), the sum rule. Deviation: the weights.
+    Source: "On Combining Classifiers", Kittler et al. 1998 (IEEE TPAMI 20), the sum rule. Deviation: the input weights.
 
     Args:
         weights: ``equal``; ``{text: 2.0, image: 1.0}``: fixed, one number >= 0 per input, normalised over the present
-            ones; ``global``: learned, one number per input; ``sample``: learned, computed from each sample's hidden
+            inputs; ``global``: learned, one number per input; ``sample``: learned, computed from each sample's hidden
             channels (see ``fusion_pl.layers.InputWeights``).
 
     Raises:
-        UserError: if fixed weights do not match the inputs.
+        UserError: if fixed input weights do not match the inputs.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Average(LateFusion):
         self.weighting = InputWeights(self.names, dim, weights)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``input_logits`` are zeros where an input is missing."""
+        """Fuse B samples; ``input_logits`` are zeros if an input is missing."""
         hidden, present = self.unimodal.hidden(inputs), self.present(inputs)
         input_logits = self.unimodal.logits_from_hidden(hidden, inputs)
         log_weights = self.weighting(hidden, present)

@@ -14,14 +14,14 @@ from fusion_pl.config import Configurable
 from fusion_pl.layers import EmbeddingProjection, UnimodalClassifiers
 from fusion_pl.types import Batch, Encoded, Fused, UserError
 
-Embeddings = Float[Tensor, "B M F"]  # projected embeddings u; zeros where the input is missing
-PresenceMask = Bool[Tensor, "B M"]  # which sample has which input
+Embeddings = Float[Tensor, "B M F"]  # projected embeddings u; zeros if the input is missing
+PresenceMask = Bool[Tensor, "B M"]  # True = the sample has the input
 Tokens = Float[Tensor, "B _ F"]  # projected tokens x of one input
 TokenMask = Bool[Tensor, "B _"]  # True = real token
 
 
 class FusedEmbedding(NamedTuple):
-    """Output of ``EmbeddingFusion.fuse``; the attributes are those of ``Fused``."""
+    """Output of ``EmbeddingFusion.fuse``; its attributes are described in ``Fused``."""
 
     embedding: Float[Tensor, "B _"]
     weights: Float[Tensor, "B M"] | None = None
@@ -33,15 +33,15 @@ class CrossEntropy(Protocol):
     """The cross-entropy of a batch, with the label smoothing and class weights of the configuration."""
 
     def __call__(self, logits: Float[Tensor, "B C"], mask: Bool[Tensor, " B"] | None = None) -> Float[Tensor, ""]:
-        """Return the mean over the batch; samples where ``mask`` is False count as 0."""
+        """Return the mean over the batch; samples with ``mask`` False count as 0."""
         ...
 
 
 class Fusion(Configurable, nn.Module, ABC):
-    """Classify samples from any number of encoded inputs. A head is one file: a constructor and ``forward``.
+    """Classify samples from any number of encoded inputs. A subclass defines a constructor and ``forward``.
 
-    A missing input must not change the result: its mask is False and its tensors are zeros. Every parameter must take
-    part in every forward pass, whichever inputs a batch holds, so that several processes stay in step.
+    A missing input must not change the result: its mask is False and its tensors are zeros. Every forward pass must use
+    every parameter, whichever inputs a batch contains, because distributed training needs all gradients.
 
     Args:
         dims: name of the input -> channels D of its embedding and tokens, in the order of ``Fused.weights``.
@@ -63,27 +63,27 @@ class Fusion(Configurable, nn.Module, ABC):
         """Fuse B samples.
 
         Args:
-            inputs: name of the input -> its encoder's output, for exactly the names of ``dims``.
+            inputs: name of the input -> output of its encoder, with the same names as ``dims``.
         """
 
     def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Float[Tensor, ""]:
-        """Return the training loss: the cross-entropy of the logits, unless the method of a head adds terms.
+        """Return the training loss: the cross-entropy of the logits, unless a head adds terms.
 
         Args:
             fused: output of ``forward`` for the batch.
-            batch: with its targets.
-            cross_entropy: the cross-entropy to use.
+            batch: the batch, including its targets.
+            cross_entropy: computes the cross-entropy of logits and the targets of the batch.
         """
         del batch
         return cross_entropy(fused.logits)
 
     def held_out_mask(self, batch: Batch) -> Bool[Tensor, " B"] | None:
-        """Return which samples the encoders must not be trained on; None if the head holds out no samples."""
+        """Return the mask of samples that must not train the encoders; None if the head holds out no samples."""
         del batch
         return None
 
     def present(self, inputs: dict[str, Encoded]) -> PresenceMask:
-        """Return which sample has which input, in the order of ``dims``."""
+        """Return the presence mask of all inputs, in the order of ``dims``."""
         return torch.stack([inputs[name].mask.any(-1) for name in self.names], dim=-1)
 
 
@@ -95,9 +95,9 @@ class EmbeddingFusion(Fusion):
     Args:
         dims: name of the input -> channels D of its embedding.
         num_classes: number of classes C.
-        dim: channels F of the projected embeddings u, and of the classifier's hidden layer.
+        dim: number of channels F of the projected embeddings u and of the classifier's hidden layer.
         dropout: probability that a hidden channel of the classifier is dropped, in training.
-        **sizes: name of an argument of the subclass -> its value, a whole number of at least 1.
+        **sizes: name of an argument of the subclass -> its value, an integer of at least 1.
 
     Raises:
         UserError: if a size or the dropout is out of range.
@@ -114,11 +114,11 @@ class EmbeddingFusion(Fusion):
 
     @abstractmethod
     def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
-        """Return the fused embedding z, and the weights of the inputs if the head computes them.
+        """Return the fused embedding z, and the input weights if the head computes them.
 
         Args:
-            embeddings: projected embeddings u; zeros where the input is missing.
-            present: which sample has which input.
+            embeddings: projected embeddings u; zeros if the input is missing.
+            present: presence mask; True = the sample has the input.
         """
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
@@ -128,7 +128,7 @@ class EmbeddingFusion(Fusion):
 
 
 class TokenFusion(Fusion):
-    """Base of transformers over the tokens of all inputs: a subclass sets ``classifier`` and implements ``fuse``.
+    """Base of heads that fuse the tokens of all inputs: a subclass sets ``classifier`` and implements ``fuse``.
 
     ``x_{m,t} = W_m · LayerNorm(token_t of m) + e_m + p_t``, ``z = fuse(x_1 … x_M)``, ``logits = classifier(z)``
 
@@ -138,12 +138,12 @@ class TokenFusion(Fusion):
     Args:
         dims: name of the input -> channels D of its tokens.
         num_classes: number of classes C.
-        dim: channels F of the transformer and of z; the MLPs have four times as many.
-        num_heads: attention heads H, a divisor of ``dim``.
-        num_layers: transformer layers L.
+        dim: number of channels F of the transformer and of z; its MLPs have 4 F hidden channels.
+        num_heads: number of attention heads H, a divisor of ``dim``.
+        num_layers: number of transformer layers L.
         dropout: probability of dropout in residual branches and before the classifier, in training.
         positions: length of the position embedding; all later tokens share the last entry. 0 = none.
-        **sizes: name of an argument of the subclass -> its value, a whole number of at least 1.
+        **sizes: name of an argument of the subclass -> its value, an integer of at least 1.
 
     Raises:
         UserError: if ``num_heads`` does not divide ``dim``, or a size or the dropout is out of range.
@@ -172,7 +172,7 @@ class TokenFusion(Fusion):
 
         Args:
             tokens: projected tokens x of each input.
-            masks: True = real token, for each input.
+            masks: mask of each input; True = real token.
         """
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
@@ -189,7 +189,7 @@ class LateFusion(Fusion):
     Args:
         dims: name of the input -> channels D of its embedding.
         num_classes: number of classes C.
-        dim: hidden channels F of each classifier.
+        dim: number of hidden channels F of each classifier.
         dropout: probability that a hidden channel is dropped, in training.
 
     Raises:
@@ -202,20 +202,20 @@ class LateFusion(Fusion):
         self.unimodal = UnimodalClassifiers(dims, num_classes, dim, dropout)
 
     def logits_by_input(self, logits: Float[Tensor, "B M C"]) -> dict[str, Float[Tensor, "B C"]]:
-        """Return the logits of each input by its name, as in ``Fused.input_logits``."""
+        """Split the logits by input: name of the input -> logits, as in ``Fused.input_logits``."""
         return dict(zip(self.names, logits.unbind(1), strict=True))
 
 
 def check_sizes(head: str, dropout: float, **sizes: int) -> None:
-    """Check arguments of a constructor.
+    """Check the sizes and the dropout of a constructor.
 
     Args:
-        head: name of the class, for the message.
-        dropout: a probability.
-        **sizes: name of an argument -> its value, a whole number of at least 1; ``dim`` is a multiple of ``num_heads``.
+        head: class name of the head, for the message.
+        dropout: dropout probability.
+        **sizes: name of an argument -> its value, at least 1; ``dim`` must be a multiple of ``num_heads``.
 
     Raises:
-        UserError: for the first one that is out of range.
+        UserError: if an argument is out of range; the message names the first one.
     """
     for name, size in sizes.items():
         if size < 1:

@@ -29,10 +29,10 @@ class BiLSTM(Fusion):
     Source: "Framewise phoneme classification with bidirectional LSTM", Graves and Schmidhuber 2005.
 
     Args:
-        dims: name of the input -> channels D.
+        dims: name of the input -> channels D of its embedding and tokens.
         num_classes: number of classes C.
-        over: what the sequence consists of.
-        dim: channels F of each direction; z has twice as many.
+        over: elements of the sequence: one embedding per input, or all tokens.
+        dim: number of channels F per direction; z has 2 F channels.
         dropout: probability that a hidden channel of the classifier is dropped, in training.
 
     Raises:
@@ -53,7 +53,7 @@ class BiLSTM(Fusion):
             raise UserError(f"BiLSTM was given over={over!r}, expected inputs or tokens")
         self.over = over
         self.projection = EmbeddingProjection(dims, dim) if over == "inputs" else TokenProjection(dims, dim)
-        # Two unidirectional LSTMs: each gets its own order of the sequence, with the padding at the end.
+        # Two unidirectional LSTMs, so that the padding is at the end of the sequence in both directions.
         self.forwards = nn.LSTM(dim, dim, batch_first=True)
         self.backwards = nn.LSTM(dim, dim, batch_first=True)
         self.classifier = mlp(2 * dim, dim, num_classes, dropout)
@@ -76,7 +76,7 @@ class BiLSTM(Fusion):
 
 
 def real_first_orders(mask: Bool[Tensor, "B S"]) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
-    """Return the indices of the real entries in their order, and in reverse order; padding comes last in both."""
+    """Return the indices that sort real entries in forward and in reverse order; padding comes last in both."""
     position = torch.arange(mask.shape[1], device=mask.device)
     padding = mask.shape[1] * (~mask).long()
     return (position + padding).argsort(dim=-1), (position.flip(0) + padding).argsort(dim=-1)

@@ -16,19 +16,19 @@ class Bilinear(EmbeddingFusion):
     ``p = Σ a_m ∘ a_n over the present pairs m < n``, summed over each group of ``factor`` channels
     ``z = LayerNorm(signed√(p)) + Σ u_m over present inputs m``, ``logits = MLP(z)``
 
-    The cost of the pairs is linear in M: ``Σ_{m<n} a_m ∘ a_n = ((Σ a_m)² - Σ a_m²) / 2``. For the root see
+    The cost of the pairs is linear in M: ``Σ_{m<n} a_m ∘ a_n = ((Σ a_m)² - Σ a_m²) / 2``. For signed√ see
     ``fusion_pl.layers.signed_sqrt``.
 
     Cost: ``M D F + M factor F² + F²`` multiply-adds per sample.
 
     Source: "Hadamard Product for Low-rank Bilinear Pooling", arXiv:1610.04325 (``factor`` = 1), and "Multi-modal
     Factorized Bilinear Pooling", arXiv:1708.01471, both for two inputs. Deviations: M inputs, whose pairs are added,
-    with the same U of an input in all of its pairs; no activation on ``a_m`` (tanh in the first paper); no dropout on
-    the products (the second has it); no bias in U, which follows ``b_m``; layer norm instead of the l2 norm; the
+    with the same matrix U_m in all pairs of input m; no activation on ``a_m`` (tanh in the first paper); no dropout on
+    the products (the second has it); no bias in U, because ``b_m`` precedes it; layer norm instead of the l2 norm; the
     inputs are added to z, because a sample with a single input has no pairs.
 
     Args:
-        factor: products that are summed per channel.
+        factor: number of products that are summed per channel of the result.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Bilinear(EmbeddingFusion):
 
     def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
         """Return the fused embedding z."""
-        wide = [linear(embedding) for linear, embedding in zip(self.expansion, embeddings.unbind(1), strict=True)]
-        products = sum_pairwise_products(torch.stack(wide, dim=1))
+        expanded = [linear(embedding) for linear, embedding in zip(self.expansion, embeddings.unbind(1), strict=True)]
+        products = sum_pairwise_products(torch.stack(expanded, dim=1))
         products = products.view(products.shape[0], -1, self.factor).sum(-1)
         return FusedEmbedding(self.norm(signed_sqrt(products)) + embeddings.sum(1))

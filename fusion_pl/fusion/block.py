@@ -18,13 +18,13 @@ class Block(EmbeddingFusion):
     ``p_r = Σ_k Σ (A_{m,r,k} u_{m,r}) ∘ (A_{n,r,k} u_{n,r}) over the present pairs m < n``
     ``z = O · [signed√(p_r) / ‖signed√(p_r)‖ of each r] + o + Σ u_m over present inputs m``, ``logits = MLP(z)``
 
-    Norms are clamped to at least 0.01. For the root see ``fusion_pl.layers.signed_sqrt``.
+    Norms are clamped to at least 0.01. For signed√ see ``fusion_pl.layers.signed_sqrt``.
 
     Cost: ``M D F + M rank F² / R + 2 F²`` multiply-adds per sample.
 
     Source: "BLOCK: Bilinear Superdiagonal Fusion for Visual Question Answering and Visual Relationship Detection",
-    arXiv:1902.00038, for two inputs. Deviations: M inputs, whose pairs are added, with the same A of an input in all
-    of its pairs; no biases in A, unlike in the authors' code, because they would add terms for missing inputs; the
+    arXiv:1902.00038, for two inputs. Deviations: M inputs, whose pairs are added, with the same matrices A_m in all
+    pairs of input m; no biases in A, unlike in the authors' code, because they would add terms for missing inputs; the
     inputs are added to z, because a sample with a single input has no pairs; an MLP classifier after O.
 
     Args:
@@ -61,6 +61,6 @@ class Block(EmbeddingFusion):
         chunks = embeddings.view(*embeddings.shape[:2], self.num_chunks, -1)
         factors = torch.einsum("bmci,mcrio->bmcro", chunks, self.factors)
         products = sum_pairwise_products(factors).sum(2)  # B R F/R
-        # Without a pair the norm is 0: with a smaller eps the gradient overflows in half precision.
+        # A sample with one input has norm 0: with a smaller eps its gradient overflows in half precision.
         normalised = F.normalize(signed_sqrt(products), dim=-1, eps=0.01)
         return FusedEmbedding(self.joint_layer(normalised.flatten(1)) + embeddings.sum(1))

@@ -1,4 +1,4 @@
-"""Multimodal Bottleneck Transformer (MBT): fusion through a few shared tokens."""
+"""Multimodal Bottleneck Transformer (MBT): fusion by a few shared tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Bottleneck(TokenFusion):
     ``[x_m, b_m] = transformer layer of m over [x_m, b]`` for every input m, ``b = mean of b_m over present inputs m``
     ``z = mean over present inputs m of the mean of LayerNorm(x_m) over its tokens``, ``logits = V · z + c``
 
-    The first layer exchanges nothing, so L is at least 2.
+    The first layer exchanges no information, so L is at least 2.
 
     Cost: ``S D F + L (12 (S + M N) F² + 2 Σ (T_m + N)² F)`` multiply-adds per sample, linear in M.
 
@@ -27,7 +27,7 @@ class Bottleneck(TokenFusion):
     upper layers. Deviation: means of tokens instead of class tokens.
 
     Args:
-        num_layers: transformer layers L, at least 2.
+        num_layers: number of transformer layers L, at least 2.
         num_bottlenecks: number of bottleneck tokens N.
 
     Raises:
@@ -69,8 +69,8 @@ class Bottleneck(TokenFusion):
             bottlenecks = []
             for m, layer in enumerate(layers):
                 x = layer(torch.cat([shared, tokens[m]], dim=1), attention_masks[m])
-                own, tokens[m] = x.tensor_split([count], dim=1)
-                bottlenecks.append(own)
+                updated, tokens[m] = x.tensor_split([count], dim=1)
+                bottlenecks.append(updated)
             shared = masked_mean(torch.stack(bottlenecks, dim=-2), present.unsqueeze(1).expand(-1, count, -1))
-        means = [masked_mean(self.norm(one), mask) for one, mask in zip(tokens, masks, strict=True)]
+        means = [masked_mean(self.norm(x), mask) for x, mask in zip(tokens, masks, strict=True)]
         return masked_mean(torch.stack(means, dim=1), present)

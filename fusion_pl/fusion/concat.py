@@ -11,19 +11,18 @@ from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, P
 class Concat(EmbeddingFusion):
     """Concatenate the inputs' embeddings and classify them by an MLP: the baseline for all other heads.
 
-    ``u_m = W_m · LayerNorm(x_m) + b_m`` (zeros where input m is missing), ``p_m = 1`` where it is present, else 0
+    ``u_m = W_m · LayerNorm(x_m) + b_m`` (zeros if input m is missing), ``p_m = 1`` if it is present, else 0
     ``z = GELU(W · [u_1 … u_M, p_1 … p_M] + b)``, ``logits = V · z + c``
 
-    With the flags ``p`` a missing input differs from one whose embedding is zero.
+    The flags ``p`` distinguish a missing input from an input whose embedding is zero.
 
     Cost: ``M D F + M F h`` multiply-adds per sample, h = ``hidden``.
 
-    Source: early fusion in "Multimodal Machine Learning: A Survey and Taxonomy", arXiv:1705.09406. Deviation: the
-    flags.
+    Source: early fusion in "Multimodal Machine Learning: A Survey and Taxonomy", arXiv:1705.09406. Deviation: flags.
 
     Args:
-        dim: channels F of the projected embeddings u.
-        hidden: channels of the fused embedding z.
+        dim: number of channels F of the projected embeddings u.
+        hidden: number of channels of the fused embedding z.
         dropout: probability that a channel of z is dropped, in training.
 
     Example:

@@ -14,10 +14,10 @@ from fusion_pl.layers import init_variance_preserving, masked_mean
 class CrossAttention(TokenFusion):
     """Apply a transformer in which the tokens of each input attend to the tokens of all other inputs.
 
-    With three inputs, what each token (row) may attend to::
+    Example with three inputs: the tokens (columns) to which the tokens of an input (row) may attend::
 
                  text  image audio
-        text      ·     ×     ×       × = its real tokens
+        text      ·     ×     ×       × = real tokens of the input
         image     ×     ·     ×
         audio     ×     ×     ·       · = only if the sample has no other input
 
@@ -63,20 +63,20 @@ class CrossAttention(TokenFusion):
 
 
 def cross_attention_mask(mask: Bool[Tensor, "B S"], present: PresenceMask, lengths: list[int]) -> Bool[Tensor, "B S S"]:
-    """Return which token may attend to which: True = may.
+    """Return the attention mask: True = the first token may attend to the second.
 
-    Every row has at least one True, because a softmax over no entries is NaN: a sample without any input attends to all
+    Every row has at least one True, because a softmax without entries is NaN: a sample without any input attends to all
     of its padding tokens, and the result is masked.
 
     Args:
         mask: True = real token, for the S tokens of all inputs.
         present: which sample has which input.
-        lengths: number of the S tokens that each input has, padding included.
+        lengths: number of tokens of each input, including padding; they sum to S.
     """
     inputs = torch.arange(len(lengths), device=mask.device)
     token_input = torch.cat([mask.new_full((length,), i, dtype=torch.long) for i, length in enumerate(lengths)])
-    num_others = present.sum(-1, keepdim=True) - present.long()
+    other_count = present.sum(-1, keepdim=True) - present.long()
     is_other = token_input != inputs.unsqueeze(-1)
-    allowed = mask.unsqueeze(1) & (is_other | (num_others == 0).unsqueeze(-1))  # B M S, per input
+    allowed = mask.unsqueeze(1) & (is_other | (other_count == 0).unsqueeze(-1))  # B M S, per input
     allowed = allowed | ~present.any(-1).view(-1, 1, 1)
     return allowed[:, token_input]

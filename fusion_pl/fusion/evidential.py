@@ -1,4 +1,4 @@
-"""Trusted Multi-View Classification (TMC): fusion of evidence."""
+"""Trusted Multi-View Classification (TMC): fusion by evidence."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from fusion_pl.types import Batch, Encoded, Fused, UserError
 class Evidential(LateFusion):
     """Predict evidence and uncertainty per input, and combine them by Dempster's rule: TMC.
 
-    ``e_m = softplus(f_m)``, zeros where input m is missing; ``α_m = e_m + 1``, ``S_m = Σ_c α_mc``
+    ``e_m = softplus(f_m)``, zeros if input m is missing; ``α_m = e_m + 1``, ``S_m = Σ_c α_mc``
     belief ``b_m = e_m / S_m``, uncertainty ``u_m = C / S_m``; combined one after the other, with conflict
     ``k = Σ_{i≠j} b_i b'_j``: ``b ⊕ b' = (b ∘ b' + b u' + b' u) / (1 - k)``, ``u ⊕ u' = u u' / (1 - k)``
     ``α = C b / u + 1``, ``P = α / Σ α``, ``logits = log α``
 
-    The conflict cancels in ``b / u``, for which the rule reads ``1 + b / u = Π (1 + b_m / u_m)``. As
+    The conflict cancels in ``b / u``, which gives ``1 + b / u = Π (1 + b_m / u_m)``. As
     ``b_m / u_m = e_m / C`` that is ``α = C (exp g - 1) + 1`` with ``g = Σ log(1 + e_m / C)``, in any order.
 
-    A missing input has b = 0 and u = 1, which changes nothing. ``weights`` are ``1 - u_m``, normalised over the inputs.
+    A missing input has b = 0 and u = 1, which changes nothing. Input weights are ``1 - u_m``, normalised over inputs.
     Training minimises the cross-entropy of P and of every present input's ``α_m / S_m``, plus ``kl_weight`` times the
     KL divergence of each input's Dirichlet distribution over the wrong classes from the uniform one.
 
     Cost: ``M D F + M F C`` multiply-adds per sample.
 
-    Source: "Trusted Multi-View Classification", arXiv:2102.02051. Softplus is what the authors' code has where the
+    Source: "Trusted Multi-View Classification", arXiv:2102.02051. Softplus as in the authors' code; the
     paper has ReLU. Deviations: the cross-entropy of the expected probabilities (type II likelihood of arXiv:1806.01768)
-    instead of the expected cross-entropy; the divergence of the inputs' distributions only, where theirs includes the
-    fused one; a constant weight of the divergence, where theirs rises from 0 to 1 over the first epochs.
+    instead of the expected cross-entropy; the KL divergence of the inputs' distributions only, not of the fused
+    one; a constant weight of the KL divergence, not one that rises from 0 to 1 over the first epochs.
 
     Args:
         kl_weight: weight of the KL divergence, 0 or more.
@@ -52,14 +52,14 @@ class Evidential(LateFusion):
         self.kl_weight = kl_weight
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``input_logits`` are ``log α_m``, zeros where an input is missing."""
+        """Fuse B samples; ``input_logits`` are ``log α_m``, zeros if an input is missing."""
         present, classes = self.present(inputs), self.num_classes
         outputs = upcast(self.unimodal(inputs))
         evidence = softplus(outputs).masked_fill(~present.unsqueeze(-1), 0.0)
         gain = (evidence / classes).log1p().sum(1)
         logits = gain + (classes - (classes - 1) * (-gain).exp()).log()  # log α; exp(gain) itself may overflow
         log_total = log_softplus(outputs).logsumexp(-1)
-        log_certainty = log_total - (log_total.exp() + classes).log()  # log (1 - u), which does not underflow
+        log_certainty = log_total - (log_total.exp() + classes).log()  # log (1 - u), computed without underflow
         weights = masked_softmax(log_certainty, present)
         return Fused(logits, None, weights, self.logits_by_input((evidence + 1).log()))
 
@@ -76,7 +76,7 @@ class Evidential(LateFusion):
 
 
 def kl_from_uniform(alpha: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:
-    """Return the divergence KL(Dir(α) ‖ Dir(1)) of each row; ``torch.distributions`` cannot be compiled."""
+    """Return the KL divergence KL(Dir(α) ‖ Dir(1)) per row; ``torch.distributions`` cannot be compiled."""
     total = alpha.sum(-1)
     log_volumes = total.lgamma() - math.lgamma(alpha.shape[-1]) - alpha.lgamma().sum(-1)
     return log_volumes + ((alpha - 1) * (alpha.digamma() - total.digamma().unsqueeze(-1))).sum(-1)

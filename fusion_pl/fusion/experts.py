@@ -15,7 +15,7 @@ from fusion_pl.types import Batch, Fused, UserError
 class Experts(EmbeddingFusion):
     """Route each sample to the top-k of K expert networks: a sparse mixture of experts with a load-balancing loss.
 
-    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``c = [u_1 … u_M, p_1 … p_M]`` (``p_m = 1`` where input m is present, else 0)
+    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``c = [u_1 … u_M, p_1 … p_M]`` (``p_m = 1`` if input m is present, else 0)
     ``q = softmax(G · c + d)``; ``g``: the ``top_k`` largest of q, normalised to sum to 1, and 0 for the others
     ``z = Σ_k g_k E_k(c)``, where each expert ``E_k`` is an MLP with one hidden layer; ``logits = V · GELU(z) + b``
 
@@ -29,7 +29,7 @@ class Experts(EmbeddingFusion):
 
     Args:
         num_experts: number of experts K.
-        top_k: experts per sample, from 2 to K.
+        top_k: number of experts per sample, from 2 to K.
         balance: weight of the load-balancing loss, 0 or more.
 
     Raises:

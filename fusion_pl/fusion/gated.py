@@ -1,4 +1,4 @@
-"""Fusion by gates per channel."""
+"""Fusion by one gate per channel."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Gated(EmbeddingFusion):
 
     Cost: ``M D F + M² F² + F²`` multiply-adds per sample.
 
-    Source: "Gated Multimodal Units for Information Fusion", arXiv:1702.01992, in its form for more than two inputs
-    (one gate per input, instead of one gate and its complement). Deviation: the gates are computed from the projected
-    inputs, in which a missing one is zeros, not from the raw ones.
+    Source: "Gated Multimodal Units for Information Fusion", arXiv:1702.01992, in its variant for more than two
+    inputs (one gate per input, instead of one gate and its complement). Deviation: the gates are computed from the
+    projected embeddings, which are zeros for a missing input, not from the encoders' embeddings.
     """
 
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:
@@ -28,7 +28,7 @@ class Gated(EmbeddingFusion):
         self.classifier = mlp(dim, dim, num_classes, dropout)
 
     def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
-        """Return the fused embedding z; the weights are the mean gates, normalised over the inputs."""
+        """Return the fused embedding z; the input weights are the mean gates, normalised over the inputs."""
         gates = torch.sigmoid(self.gate(embeddings.flatten(1))).view_as(embeddings)
         gates = gates.masked_fill(~present.unsqueeze(-1), 0.0)
         mean = gates.mean(-1)

@@ -22,7 +22,7 @@ class Graph(EmbeddingFusion):
     arXiv:1511.05493.
 
     Args:
-        num_rounds: rounds L of message passing, which share their weights.
+        num_rounds: number of rounds L of message passing, which share their parameters.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Fusion by layers whose weights are computed from the other inputs."""
+"""Fusion by linear layers whose parameters are computed from the other inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fusion_pl.layers import masked_mean, mlp
 
 
 class HyperNetwork(EmbeddingFusion):
-    """Transform each input by a linear layer whose weights are computed per sample from the other inputs.
+    """Transform each input by a linear layer whose matrix is computed per sample from the other inputs.
 
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``c_m = mean of the present u_k with k other than m, + e_m`` (``e_m`` learned)
     ``A_m = reshape(H · GELU(G · c_m + g) + d)``, an F × F matrix, ``h_m = LayerNorm(u_m + A_m u_m / √F)``
@@ -18,11 +18,11 @@ class HyperNetwork(EmbeddingFusion):
 
     Cost: ``M D F + 2 M F² + M F³`` multiply-adds per sample: use a small ``dim``.
 
-    Source: "HyperNetworks", arXiv:1609.09106, in which a small network computes the weights of a large one. Deviation:
-    the weights for each of M inputs are computed from all others.
+    Source: "HyperNetworks", arXiv:1609.09106, in which a small network computes the parameters of a large one.
+    Deviation: the matrix of each of M inputs is computed from all other inputs.
 
     Args:
-        hidden: channels of the classifier's hidden layer.
+        hidden: number of channels of the classifier's hidden layer.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class HyperNetwork(EmbeddingFusion):
     def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
         """Return the fused embedding z."""
         dim = embeddings.shape[-1]
-        num_others = present.sum(1, keepdim=True) - present.long()
-        others = (embeddings.sum(1, keepdim=True) - embeddings) / num_others.clamp(min=1).unsqueeze(-1)
+        other_count = present.sum(1, keepdim=True) - present.long()
+        others = (embeddings.sum(1, keepdim=True) - embeddings) / other_count.clamp(min=1).unsqueeze(-1)
         weights = self.generator(others + self.embedding).unflatten(-1, (dim, dim))
         update = torch.einsum("bmoi,bmi->bmo", weights, embeddings) * dim**-0.5
         return FusedEmbedding(masked_mean(self.norm(embeddings + update), present))

@@ -11,21 +11,20 @@ from fusion_pl.layers import masked_mean, mlp
 
 
 class InputAttention(EmbeddingFusion):
-    """Weigh the inputs by multi-head attention over their embeddings, with one query per sample.
+    """Average the inputs' embeddings with weights from multi-head attention, with one query per sample.
 
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``q = Q · [mean of the present u_m] + r``, ``k_m = K u_m``, ``v_m = V u_m``
-    For each of H heads, with its F/H channels, ``w_m = softmax over present inputs m of (q · k_m / √(F/H))``
-    ``z = O · [Σ w_m v_m of each head] + o + mean of the present u_m``, ``logits = MLP(z)``
+    For each of H attention heads with F/H channels, ``w_m = softmax over present inputs m of (q · k_m / √(F/H))``
+    ``z = O · [Σ w_m v_m of each attention head] + o + mean of the present u_m``, ``logits = MLP(z)``
 
     In ``Weighted`` the score of an input depends on that input alone; here it also depends on the other inputs.
 
     Cost: ``M D F + 2 M F² + 3 F²`` multiply-adds per sample.
 
-    Source: "Attention Is All You Need", arXiv:1706.03762, section 3.2, with one query per sample and the inputs as the
-    sequence.
+    Source: "Attention Is All You Need", arXiv:1706.03762, section 3.2, with one query per sample.
 
     Args:
-        num_heads: attention heads H, a divisor of ``dim``.
+        num_heads: number of attention heads H, a divisor of ``dim``.
     """
 
     def __init__(
@@ -39,13 +38,13 @@ class InputAttention(EmbeddingFusion):
         self.classifier = mlp(dim, dim, num_classes, dropout)
 
     def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
-        """Return the fused embedding z, and the weights w averaged over the heads."""
+        """Return the fused embedding z, and the input weights w, averaged over the attention heads."""
         mean = masked_mean(embeddings, present)
         query = self.query(mean).unflatten(-1, (self.num_heads, 1, -1))  # B H 1 F/H
         key, value = self.key_value(embeddings).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # B H M _
         # Attention to one-hot values returns the attention weights.
         one_hot = torch.eye(len(self.names), dtype=value.dtype, device=value.device).expand(*value.shape[:2], -1, -1)
-        # A softmax over no entries is NaN; the weights of a sample without inputs are masked below.
+        # A softmax without entries is NaN; the input weights of a sample without inputs are masked below.
         attention_mask = (present | ~present.any(-1, keepdim=True))[:, None, None]
         heads = F.scaled_dot_product_attention(query, key, torch.cat([value, one_hot], -1), attn_mask=attention_mask)
         attended, weights = heads.squeeze(2).tensor_split([value.shape[-1]], dim=-1)

@@ -16,17 +16,17 @@ class LowRank(EmbeddingFusion):
     ``z = LayerNorm(y)``, ``logits = MLP(z)``
 
     Each channel of y is the inner product of ``[u_1; 1] ⊗ … ⊗ [u_M; 1]`` and a tensor of rank R, the sum of
-    ``A_{1,r} ⊗ … ⊗ A_{M,r}`` of that channel's rows. A missing input is ``[0; 1]``, so that all products with its
+    ``A_{1,r} ⊗ … ⊗ A_{M,r}`` for that channel's rows of A. A missing input is ``[0; 1]``, so that all products with its
     channels vanish and the others remain.
 
     Cost: ``M D F + M rank F² + F²`` multiply-adds per sample.
 
     Source: "Efficient Low-rank Multimodal Fusion with Modality-Specific Factors", arXiv:1806.00064.
-    Deviations: the weights of the R terms are part of the factors, and the result is normalised. The constant factors
-    are initialised near 1, where a product of many factors still has a gradient.
+    Deviations: the coefficients of the R terms are part of the factors, and the result is normalised. The constant
+    factors are initialised near 1, so that a product of many factors has a gradient.
 
     Args:
-        rank: rank R of the weight tensors.
+        rank: rank R of each channel's tensor.
     """
 
     def __init__(

@@ -21,6 +21,6 @@ class Mean(EmbeddingFusion):
         self.classifier = mlp(dim, dim, num_classes, dropout)
 
     def fuse(self, embeddings: Embeddings, present: PresenceMask) -> FusedEmbedding:
-        """Return the fused embedding z, and equal weights of the present inputs."""
+        """Return the fused embedding z, and equal input weights."""
         weights = present / present.sum(-1, keepdim=True).clamp(min=1)
         return FusedEmbedding(masked_mean(embeddings, present), weights.to(embeddings.dtype))

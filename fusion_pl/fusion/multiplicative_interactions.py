@@ -1,4 +1,4 @@
-"""Fusion by a full bilinear form."""
+"""Fusion by a bilinear layer without factorisation."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class MultiplicativeInteractions(EmbeddingFusion):
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``z_1 = u_1``
     ``z_m = LayerNorm(z_{m-1}ᵀ T_m u_m + U_m · z_{m-1} + V_m · u_m + c_m)``, ``logits = MLP(z_M)``
 
-    A missing input leaves z unchanged; z is initialised with the first present one.
+    A missing input leaves z unchanged; z is initialised with the first present input.
 
     Cost: ``M D F + (M - 1) F³ + F h`` multiply-adds per sample, h = ``hidden``, and about as many parameters: use a
     small ``dim``.
 
     Source: "Multiplicative Interactions and Where to Find Them", Jayakumar et al., ICLR 2020, equation 1, for two
-    inputs. Deviations: M inputs are combined from the left, in the order of ``model.encoders``; the norms.
+    inputs. Deviations: M inputs, combined in the order of ``model.encoders``; layer norms.
 
     Args:
-        hidden: channels of the classifier's hidden layer.
+        hidden: number of channels of the classifier's hidden layer.
     """
 
     def __init__(

@@ -12,23 +12,23 @@ from fusion_pl.layers import init_variance_preserving, masked_mean
 
 
 class Pairwise(TokenFusion):
-    """Apply cross-attention layers of their own to every ordered pair of inputs: MulT.
+    """Apply separate cross-attention layers to every ordered pair of inputs: MulT.
 
     ``x_m = W_m · LayerNorm(tokens of m) + e_m + p_t``; for every target m and source k other than m:
     ``y_{k→m} = L cross-attention layers, queries x_m, context x_k``
-    ``y_m = one self-attention layer over the mean of y_{k→m} over present inputs k`` (over ``x_m`` if there is none)
-    ``v_m = mean of LayerNorm(y_m) over its tokens``, zeros where m is missing
+    ``y_m = one self-attention layer over the mean of y_{k→m} over present inputs k`` (over ``x_m`` without any)
+    ``v_m = mean of LayerNorm(y_m) over its tokens``, zeros if m is missing
     ``z = GELU(A · [v_1 … v_M] + a)``, ``logits = V · z + c``
 
     Cost: ``M T D F + M ((M - 1) L + 1) (12 T F² + 2 T² F)`` multiply-adds per sample, quadratic in M.
 
     Source: "Multimodal Transformer for Unaligned Multimodal Language Sequences", arXiv:1906.00295. Deviations: the
     results for a target are averaged over its sources instead of concatenated, so that a missing source is left out
-    exactly; the mean of the sequence instead of its last token; learned positions. And from the authors' code: one
+    exactly; the mean of the sequence instead of its last token; learned positions. Unlike the authors' code: one
     self-attention layer instead of at least three; GELU instead of ReLU; tokens are not multiplied by √F before
     positions are added; no norm after the last cross-attention layer; separate norms for query and context; a hidden
-    layer A instead of a residual block before the classifier. As in the paper, the context of all layers is the
-    source's input to the first.
+    layer A instead of a residual block before the classifier. As in the paper, the context of all layers is
+    the source ``x_k``, as it enters the first layer.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ def _cross_attend(
 
 
 def _mean_of_present(attended: list[Tokens], present: Bool[Tensor, "B K"], target: Tokens) -> Tokens:
-    """Average the results over the present sources; return the target where there is none."""
+    """Average the results over the present sources; return the target if no source is present."""
     if not attended:
         return target
     pairs = zip(attended, present.unbind(1), strict=True)

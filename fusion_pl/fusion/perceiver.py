@@ -20,8 +20,8 @@ class Perceiver(TokenFusion):
 
     Cost: ``S D F + L (2 S F² + 2 N S F + 22 N F² + 2 N² F)`` multiply-adds per sample, S = all tokens.
 
-    Source: "Perceiver: General Perception with Iterative Attention", arXiv:2103.03206, in its variant with a learned
-    position embedding instead of Fourier features and without weight sharing between the L repetitions.
+    Source: "Perceiver: General Perception with Iterative Attention", arXiv:2103.03206, with a learned position
+    embedding instead of Fourier features and without parameter sharing between the L repetitions.
 
     Args:
         num_latents: number of latents N.

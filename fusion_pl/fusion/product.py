@@ -13,13 +13,13 @@ class Product(EmbeddingFusion):
 
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``z = LayerNorm(Π (1 + u_m) over present inputs m)``, ``logits = MLP(z)``
 
-    With the 1 a missing input is neutral, and the product contains each input alone and every combination of inputs.
-    The norm bounds the scale, which otherwise changes exponentially with the number of inputs.
+    With the summand 1, a missing input is neutral, and the product contains every single input and every combination.
+    The layer norm bounds the scale, which otherwise changes exponentially with the number of inputs.
 
     Cost: ``M D F + F²`` multiply-adds per sample.
 
     Source: "VQA: Visual Question Answering", arXiv:1505.00468, which multiplies the embeddings of a question and an
-    image. Deviations: any number of inputs, the 1 and the norm.
+    image. Deviations: any number of inputs, the summand 1, and the layer norm.
     """
 
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:

@@ -10,9 +10,9 @@ from fusion_pl.types import Encoded, Fused
 
 
 class ProductOfExperts(LateFusion):
-    """Multiply the inputs' predicted probabilities, as Bayes' rule does for inputs independent given the class.
+    """Multiply the inputs' predicted probabilities, as Bayes' rule does if inputs are independent given the class.
 
-    ``P_m = softmax(V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m)``, ``q = softmax(a)`` with a learned
+    ``P_m = softmax(V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m)``, ``q = softmax(a)`` with learned a
     ``logits = log q + Σ (log P_m - log q) over present inputs m``
 
     q is the class prior, which every P_m contains and the product must contain once. A sample without any input gets q.
@@ -28,7 +28,7 @@ class ProductOfExperts(LateFusion):
         self.prior = nn.Parameter(torch.zeros(num_classes))
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``input_logits`` are zeros where an input is missing."""
+        """Fuse B samples; ``input_logits`` are zeros if an input is missing."""
         input_logits, present = self.unimodal(inputs), self.present(inputs).unsqueeze(-1)
         prior = self.prior.log_softmax(-1)
         ratios = (input_logits.log_softmax(-1) - prior).masked_fill(~present, 0.0)

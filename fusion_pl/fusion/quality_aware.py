@@ -12,11 +12,11 @@ from fusion_pl.fusion.base import CrossEntropy, LateFusion
 from fusion_pl.layers import log_softplus, masked_softmax, upcast
 from fusion_pl.types import Batch, Encoded, Fused, UserError
 
-ENERGY_SCALE = 10  # brings energies to the range of differences of probabilities, as in the authors' code
+ENERGY_SCALE = 10  # divisor of the confidence in the ranking loss, as in the authors' code
 
 
 class QualityAware(LateFusion):
-    """Weigh the inputs' logits per sample by an energy-based confidence, so that a blurred image counts less: QMF.
+    """Average the inputs' logits with weights from an energy-based confidence, so that blurred images count less: QMF.
 
     ``f_m = V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m``, confidence ``s_m = softplus(log Σ_c exp f_mc)``
     ``w_m = s_m / Σ s over the present inputs``, ``logits = Σ w_m f_m over present inputs m``; w has no gradient
@@ -28,13 +28,13 @@ class QualityAware(LateFusion):
 
     Cost: ``M D F + M F C`` multiply-adds per sample.
 
-    Source: "Provable Dynamic Fusion for Low-Quality Multimodal Data", arXiv:2306.02050. Deviations: weights are
+    Source: "Provable Dynamic Fusion for Low-Quality Multimodal Data", arXiv:2306.02050. Deviations: input weights are
     positive and sum to 1, so that a missing input does not scale the logits down (the authors' weights are
-    ``0.1 · log Σ_c exp f_mc``); the difficulty of a sample is read off its current probability instead of its
-    accumulated loss over the epochs. The ranking loss is that of "Confidence-Aware Learning for Deep Neural Networks",
+    ``0.1 · log Σ_c exp f_mc``); the difficulty of a sample follows from its current probability instead of its
+    accumulated loss over the epochs. The ranking loss is from "Confidence-Aware Learning for Deep Neural Networks",
     arXiv:2007.01458, in which the difference is a margin; in the authors' code,
     ``max(0, g (s_i - s_j) / 10 - |κ_i - κ_j|)`` with the difficulties κ and the sign g of ``κ_i - κ_j``, it is a
-    tolerance, and the weight of the loss is 1 where ``rank`` is 0.1.
+    tolerance, and the weight of the loss is 1 instead of 0.1.
 
     Args:
         rank: weight of the ranking loss, 0 or more.
@@ -52,7 +52,7 @@ class QualityAware(LateFusion):
         self.rank = rank
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``input_logits`` are f, zeros where an input is missing."""
+        """Fuse B samples; ``input_logits`` are f, zeros if an input is missing."""
         input_logits, present = upcast(self.unimodal(inputs)), self.present(inputs)
         log_confidence = log_softplus(input_logits.logsumexp(-1))
         weights = masked_softmax(log_confidence, present).detach()  # s / Σ s, which does not underflow

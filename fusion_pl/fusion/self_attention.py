@@ -21,7 +21,7 @@ class SelfAttention(TokenFusion):
     computes the class token only.
 
     Source: "ViLT: Vision-and-Language Transformer Without Convolution or Region Supervision", arXiv:2102.03334.
-    Deviation: tokens come from encoders, of any inputs.
+    Deviation: tokens come from encoders, for any inputs.
 
     Args:
         positions: length of the position embedding; all later tokens share the last entry.

@@ -14,8 +14,8 @@ from fusion_pl.types import Batch, Encoded, Fused, UserError, hash_ids
 class Stacking(LateFusion):
     """Train a meta-classifier on the inputs' predicted probabilities, on samples held out from their classifiers.
 
-    ``P_m = softmax(V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m)``, log P_m := 0 where input m is missing
-    ``logits = B · GELU(A · [log P_1 … log P_M, p_1 … p_M])``, ``p_m = 1`` where input m is present, else 0
+    ``P_m = softmax(V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m)``, log P_m := 0 if input m is missing
+    ``logits = B · GELU(A · [log P_1 … log P_M, p_1 … p_M])``, ``p_m = 1`` if input m is present, else 0
 
     A fraction ``held_out`` of the training samples, selected by their ids, trains only the meta-classifier; the other
     samples train only the inputs' classifiers and the encoders. On the classifiers' own training samples the
@@ -23,7 +23,7 @@ class Stacking(LateFusion):
 
     Cost: ``M D F + M F C + M C F`` multiply-adds per sample.
 
-    Source: "Stacked Generalization", Wolpert 1992 (Neural Networks 5). Deviation: one held-out part instead of
+    Source: "Stacked Generalization", Wolpert 1992 (Neural Networks 5). Deviation: one held-out subset instead of
     cross-validation, which would need one set of encoders per fold.
 
     Args:
@@ -44,7 +44,7 @@ class Stacking(LateFusion):
         self.meta_classifier = mlp(len(dims) * (num_classes + 1), dim, num_classes, dropout)
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``input_logits`` are zeros where an input is missing."""
+        """Fuse B samples; ``input_logits`` are zeros if an input is missing."""
         input_logits, present = self.unimodal(inputs), self.present(inputs)
         extra = {"detached_logits": self._stack(input_logits.detach(), present)} if self.training else {}
         return Fused(self._stack(input_logits, present), input_logits=self.logits_by_input(input_logits), extra=extra)
@@ -57,14 +57,14 @@ class Stacking(LateFusion):
         return logits
 
     def held_out_mask(self, batch: Batch) -> Bool[Tensor, " B"]:
-        """Select samples by id, so that a sample is held out in every epoch, process and run, or in none."""
+        """Select held-out samples by id, so that the selection is the same in every epoch, process and run."""
         hashes = batch.id_hashes  # computed by the loader: a compiled training step cannot read text
         if hashes is None:
             hashes = hash_ids(batch.ids).to(next(iter(batch.present.values())).device)
         return hashes % 1000 < 1000 * self.held_out
 
     def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Tensor:
-        """Return the sum of the classifiers' losses and of the meta-classifier's loss, each on its samples."""
+        """Return the sum of the classifiers' losses and of the meta-classifier's loss, each on its own subset."""
         held_out = self.held_out_mask(batch)
         losses = [cross_entropy(fused.input_logits[name], batch.present[name] & ~held_out) for name in self.names]
         return torch.stack([*losses, cross_entropy(fused.extra["detached_logits"], held_out)]).sum()

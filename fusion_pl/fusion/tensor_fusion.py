@@ -10,7 +10,7 @@ from torch import nn
 from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 from fusion_pl.types import UserError
 
-MAX_PRODUCTS = 100_000  # entries of the outer product; times ``hidden`` = parameters of the layer after it
+MAX_PRODUCTS = 100_000  # maximum number of entries in the outer product
 
 
 class TensorFusion(EmbeddingFusion):
@@ -19,17 +19,16 @@ class TensorFusion(EmbeddingFusion):
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``t = [u_1; 1] ⊗ … ⊗ [u_M; 1]``, ``z = GELU(A · LayerNorm(t) + b)``,
     ``logits = V · z + c``
 
-    With the ones, t contains each input, each pair, and so on. A missing input is ``[0; 1]``: all products with it
-    vanish and the others remain.
+    Thus t contains each input, each pair, and so on. A missing input is ``[0; 1]``: its products vanish.
 
-    Cost: ``M D F + (F + 1)^M h`` multiply-adds per sample, exponential in M; that of ``LowRank`` is linear.
+    Cost: ``M D F + (F + 1)^M h`` multiply-adds per sample, exponential in M; ``LowRank`` is linear.
 
-    Source: "Tensor Fusion Network for Multimodal Sentiment Analysis", arXiv:1707.07250, its tensor fusion layer.
+    Source: "Tensor Fusion Network for Multimodal Sentiment Analysis", arXiv:1707.07250, the tensor fusion layer.
     Deviations: inputs are projected linearly, and t is normalised.
 
     Args:
-        dim: channels F of the projected embeddings u.
-        hidden: channels of the fused embedding z.
+        dim: number of channels F of the projected embeddings u.
+        hidden: number of channels of the fused embedding z.
         dropout: probability that a channel of z is dropped, in training.
 
     Raises:

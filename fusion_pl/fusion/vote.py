@@ -9,7 +9,7 @@ from fusion_pl.fusion.base import CrossEntropy, LateFusion
 from fusion_pl.layers import masked_mean, upcast
 from fusion_pl.types import Batch, Encoded, Fused
 
-TIE_BREAK = 0.01  # weight of the mean probability: it decides ties, and never a majority
+TIE_BREAK = 0.01  # weight of the mean probability: it breaks ties but cannot change a majority
 
 
 class Vote(LateFusion):
@@ -18,7 +18,7 @@ class Vote(LateFusion):
     ``P_m = softmax(V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m)``, ``v_m`` = 1 at the largest P_m, else 0
     ``P = (mean of v_m + 0.01 · mean of P_m, over present inputs m) / 1.01``, ``logits = log P``
 
-    Ties are decided by the larger mean probability. A sample without any input gets equal probabilities. A vote has no
+    Ties are broken by the larger mean probability. A sample without any input gets equal probabilities. A vote has no
     gradient, so each classifier has its own loss: ``loss = Σ cross-entropy of P_m over present inputs m``.
 
     Cost: ``M D F + M F C`` multiply-adds per sample.
@@ -27,8 +27,8 @@ class Vote(LateFusion):
     """
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
-        """Fuse B samples; ``input_logits`` are zeros where an input is missing."""
-        input_logits, present = upcast(self.unimodal(inputs)), self.present(inputs)  # ties need the precision
+        """Fuse B samples; ``input_logits`` are zeros if an input is missing."""
+        input_logits, present = upcast(self.unimodal(inputs)), self.present(inputs)  # half precision causes ties
         votes = nn.functional.one_hot(input_logits.argmax(-1), self.num_classes).to(input_logits.dtype)
         scores = masked_mean(votes, present) + TIE_BREAK * masked_mean(input_logits.softmax(-1), present)
         # The probability of a class without votes may underflow; its logit must be finite.
