@@ -119,7 +119,7 @@ class FusionClassifier(LightningModule):
             return
         for _, encoder in self._encoders():
             if self.training:
-                encoder.follow_requires_grad()  # a callback or the user may have frozen modules
+                encoder.sync_frozen_modes()  # a callback or the user may have frozen modules
             if not encoder.has_weights:
                 encoder.load_pretrained()
                 encoder.has_weights = True
@@ -140,7 +140,7 @@ class FusionClassifier(LightningModule):
         for name, encoder in self._encoders():
             inputs = batch.inputs[name]
             if self.training:
-                encoder.follow_requires_grad()
+                encoder.sync_frozen_modes()
             rows = self.cache.encode(name, encoder, inputs, self.training) if self.cache else encoder(**inputs)
             encoded[name] = scatter_rows(rows, batch.present[name])
         return encoded

@@ -126,7 +126,7 @@ class FusionCLI(LightningCLI):
         self.parser.add_instantiator(build, object)
 
     def _parse_ckpt_path(self) -> None:
-        """Do not override options by those in the checkpoint; ``check_model`` compares the two configurations."""
+        """Ignore the options stored in the checkpoint; ``check_model`` compares the two configurations."""
 
     def before_instantiate_classes(self) -> None:
         """Check the options, and resolve ``--ckpt_path best`` or ``last`` to a file."""

@@ -65,7 +65,7 @@ def options_of(parser: argparse.ArgumentParser) -> dict[str, Option]:
 
 
 def options_of_class(cls: type, option: Option) -> dict[str, Option]:
-    """Return the constructor options of a class that an option accepts, such as ``data.batch_size`` for ``data``.
+    """Return the constructor arguments of a class as nested options, such as ``data.batch_size`` for ``data``.
 
     Positional arguments of a factory (such as ``dims`` of a fusion head) are not options.
     """

@@ -15,7 +15,7 @@ ALIASES |= {split: split for split in SPLITS}
 
 
 def parse_split(cell: str | None) -> Split | None:
-    """Return the split that a cell of the manifest names, or None.
+    """Parse a cell of the split column; None if it is no split.
 
     Example:
         >>> parse_split(" Validation ")

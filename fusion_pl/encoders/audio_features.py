@@ -123,7 +123,7 @@ class ClapFeatures(FeatureExtraction):
 class MaskedFeatureEncoder(nn.Module):
     """The convolutional feature encoder of Wav2Vec2, HuBERT and WavLM, normalised over real frames only.
 
-    The first convolution of the base models normalises each channel over time. In transformers its mean and variance
+    The first layer of wav2vec2-base and HuBERT-base is a group norm over time per channel. In transformers its mean and variance
     depend on the padding, even with an attention mask; here they are computed without the padding.
 
     Args:

@@ -64,18 +64,18 @@ class Encoder(Configurable, nn.Module, ABC):
         super().train(mode)
         if mode:
             self._frozen_modules = frozenset()
-            self._update_modes()
+            self._set_frozen_to_eval()
         return self
 
-    def follow_requires_grad(self) -> None:
+    def sync_frozen_modes(self) -> None:
         """Update the modes of modules frozen or unfrozen since the last call; called in every training step."""
         if self._last_requires_grad != self._requires_grad():
-            self._update_modes()
+            self._set_frozen_to_eval()
 
     def _requires_grad(self) -> tuple[bool, ...]:
         return tuple(parameter.requires_grad for parameter in self.parameters())
 
-    def _update_modes(self) -> None:
+    def _set_frozen_to_eval(self) -> None:
         """Set the modes of modules that were frozen or unfrozen; all others keep the mode set by the user."""
         self._last_requires_grad = self._requires_grad()
         previous = self._frozen_modules

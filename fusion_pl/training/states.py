@@ -38,7 +38,7 @@ class MismatchError(InvalidStateError):
 def match_template(value: Any, template: Any, name: str) -> Any:
     """Return a value from a checkpoint with the keys, lengths, types and shapes of a template from this run.
 
-    Strings and other objects are taken from the template.
+    Strings and other objects are copied from the template, not from the checkpoint.
 
     Raises:
         InvalidStateError: if a type, shape or length differs, or a number is not finite; it may be infinite if the
