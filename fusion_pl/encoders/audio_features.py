@@ -123,8 +123,8 @@ class ClapFeatures(FeatureExtraction):
 class MaskedFeatureEncoder(nn.Module):
     """The convolutional feature encoder of Wav2Vec2, HuBERT and WavLM, normalised over real frames only.
 
-    The first layer of wav2vec2-base and HuBERT-base is a group norm over time per channel. In transformers its mean and variance
-    depend on the padding, even with an attention mask; here they are computed without the padding.
+    The first layer of wav2vec2-base and HuBERT-base is a group norm over time per channel. In transformers its mean and
+    variance depend on the padding, even with an attention mask; here they are computed without the padding.
 
     Args:
         layers: layers of the model's feature encoder, which keep their names in the state dict.
