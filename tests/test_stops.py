@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 import yaml
 
 from fusion_pl.cli.run import run
+from fusion_pl.training.interrupt import StoppedBySignal, StopSignals
 from tests.terminal import CTRL_C, FUSION_PL, Terminal
 
 LAST = Path("lightning_logs/version_0/checkpoints/last.ckpt")
@@ -108,6 +110,21 @@ def test_ctrl_c_before_training(fit):
     assert "Traceback" not in terminal.text
     assert "Stopped; nothing was saved." in terminal.text
     assert not list(Path().glob("lightning_logs/*"))
+
+
+def test_errors_of_half_constructed_objects_are_silent_after_a_stop(monkeypatch, capfd):
+    """The iterator of a loader fails in ``__del__`` if Ctrl-C arrives during its construction."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # instead of pytest's
+
+    class HalfConstructed:
+        def __del__(self):
+            raise AttributeError("_shutdown")
+
+    signals = StopSignals()
+    with pytest.raises(StoppedBySignal), signals.handle_signals():
+        signals.receive(signal.SIGINT)
+    HalfConstructed()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_failed_test_leaves_no_folder(fit, manifest, capsys):

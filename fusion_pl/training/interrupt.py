@@ -62,7 +62,9 @@ class StopSignals:
         finally:
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
-            self.pid, sys.unraisablehook = None, hook
+            self.pid = None
+            if not self._raised:  # after a stop, objects whose construction was interrupted still fail in ``__del__``
+                sys.unraisablehook = hook
 
     def receive(self, signum: int, frame: FrameType | None = None) -> None:
         """Raise ``StoppedBySignal``, or store a deferred signal; exit at once if it was raised before."""
@@ -82,11 +84,14 @@ class StopSignals:
         raise StoppedBySignal(signum, *(["Stopped at once, without saving."] if self.received_signum else []))
 
     def _raise_later(self, unraisable: sys.UnraisableHookArgs) -> None:
-        """Send the signal again after 0.1 s if Python ignored the exception: in a fork or in ``__del__``."""
+        """Send the signal again after 0.1 s if Python ignored the exception: in a fork or in ``__del__``.
+
+        After a stop, other errors in ``__del__`` are not shown: the loader's iterator may be half constructed.
+        """
         if isinstance(unraisable.exc_value, StoppedBySignal):
             self._raised = False
             threading.Timer(0.1, signal.raise_signal, [unraisable.exc_value.signum]).start()
-        else:
+        elif not self._raised:
             sys.__unraisablehook__(unraisable)
 
 
