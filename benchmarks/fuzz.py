@@ -35,7 +35,7 @@ from fusion_pl.data import ManifestData
 from fusion_pl.data.media import load_input
 from fusion_pl.encoders import TextEncoder, TinyText
 from fusion_pl.fusion import Mean
-from fusion_pl.messages import printable
+from fusion_pl.messages import escape_unprintable
 from fusion_pl.module import FusionClassifier
 from fusion_pl.predict import Predictor
 from fusion_pl.types import UserError
@@ -256,7 +256,10 @@ def fuzz(cases: range, seed: int, keep: Path | None = None) -> Counter[tuple[str
             kind = list(KINDS)[number % len(KINDS)]
             counts[kind, result] += 1
             if result in FAULTS:
-                print(printable(f"case {number}, {kind}: {result}: {message[:300]}").replace("\n", " "), flush=True)
+                print(
+                    escape_unprintable(f"case {number}, {kind}: {result}: {message[:300]}").replace("\n", " "),
+                    flush=True,
+                )
                 if keep is not None:
                     keep.mkdir(parents=True, exist_ok=True)
                     (keep / f"{number}").write_bytes(make_case(folder, seed, number)[2])

@@ -69,11 +69,11 @@ def main() -> int:
 def _run_subcommand(subcommand: str, arguments: list[str]) -> int:
     """Import the libraries and run a command."""
     try:
-        sys.meta_path.append(CurrentFolder(os.getcwd()))
+        sys.meta_path.append(CurrentFolderFinder(os.getcwd()))
     except FileNotFoundError:
         print("fusion-pl: error: the current folder has been removed: change to another one", file=sys.stderr)
         return 2
-    atexit.register(_exit_fast)
+    atexit.register(_skip_garbage_collection)
     with _exit_on_interrupt():  # libraries that are interrupted during their import print their own tracebacks
         from fusion_pl.cli.run import run, run_reporting_errors
 
@@ -92,7 +92,7 @@ def _run_subcommand(subcommand: str, arguments: list[str]) -> int:
     return run(subcommand, arguments)
 
 
-class CurrentFolder(MetaPathFinder):
+class CurrentFolderFinder(MetaPathFinder):
     """Import classes given by class path from the current folder, which a console script does not have on ``sys.path``.
 
     Libraries try to import optional packages (``dill``, ``pynvml``, ``tabulate``), so a file of the same name in
@@ -127,7 +127,7 @@ def _print_text(text: str) -> int:
     return 0
 
 
-def _exit_fast() -> None:
+def _skip_garbage_collection() -> None:
     """Skip the garbage collection at exit: it takes a second, during which Ctrl-C prints a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.freeze()

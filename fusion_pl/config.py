@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection
 from typing import Any, TypedDict, TypeVar
 
-from fusion_pl.messages import short
+from fusion_pl.messages import truncate
 from fusion_pl.types import UserError
 
 PLAIN_TYPES = (str, int, float, bool, type(None))
@@ -56,30 +56,30 @@ def _record_arguments(init: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def config_of(part: Configurable, without: Collection[str] = ()) -> PartConfig:
+def config_of(part: Configurable, omit: Collection[str] = ()) -> PartConfig:
     """Return the configuration that rebuilds ``part``.
 
     Args:
         part: an encoder or a head.
-        without: names of arguments to omit, such as dimensions that are computed from the encoders.
+        omit: names of arguments to omit, such as dimensions that are computed from the encoders.
 
     Raises:
         UserError: if an argument is not plain data, so that a checkpoint cannot store it.
     """
     path = f"{type(part).__module__}.{type(part).__qualname__}"
-    args = {key: _to_plain(value, f"{path}({key}=…)") for key, value in part.init_args.items() if key not in without}
+    args = {key: _to_plain_data(value, f"{path}({key}=…)") for key, value in part.init_args.items() if key not in omit}
     return PartConfig(class_path=path, init_args=args)
 
 
-def _to_plain(value: Any, where: str) -> Any:
+def _to_plain_data(value: Any, location: str) -> Any:
     if isinstance(value, PLAIN_TYPES):
         return value
     if isinstance(value, (list, tuple)):
-        return [_to_plain(item, where) for item in value]
+        return [_to_plain_data(item, location) for item in value]
     if isinstance(value, dict):
-        return {str(key): _to_plain(item, where) for key, item in value.items()}
+        return {str(key): _to_plain_data(item, location) for key, item in value.items()}
     raise UserError(
-        f"{where} is a {type(value).__name__}: a checkpoint stores only text, numbers, lists and dictionaries; pass "
+        f"{location} is a {type(value).__name__}: a checkpoint stores only text, numbers, lists and dictionaries; pass "
         "plain arguments and build other objects in the constructor"
     )
 
@@ -96,7 +96,7 @@ def import_class(path: str, base: type[PartT], trust: Collection[str] = ()) -> t
         UserError: if the package is not trusted or not installed, or the class is not a subclass of ``base``.
     """
     if not all(name.isidentifier() for name in path.split(".")):
-        raise UserError(f"the checkpoint asks for {short(path)!r}, which is not the name of a class: it is damaged")
+        raise UserError(f"the checkpoint asks for {truncate(path)!r}, which is not the name of a class: it is damaged")
     module, _, name = path.rpartition(".")
     package = module.partition(".")[0]
     if package not in {"fusion_pl", *trust}:

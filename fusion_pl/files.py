@@ -50,7 +50,7 @@ def atomic_write(path: str | Path) -> Iterator[TextIO]:
         yield file
 
 
-def check_regular(path: str | os.PathLike[str]) -> None:
+def check_regular_file(path: str | os.PathLike[str]) -> None:
     """Refuse a path that is not a regular file; reading a pipe would block.
 
     Raises:

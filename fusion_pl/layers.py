@@ -96,14 +96,14 @@ def sum_pairwise_products(values: Float[Tensor, "B M *K"]) -> Float[Tensor, "B *
     return ((upcasted.sum(1).square() - upcasted.square().sum(1)) / 2).to(values.dtype)
 
 
-def signed_sqrt(values: Float[Tensor, "*B"], smooth: float = 1e-4) -> Float[Tensor, "*B"]:
+def signed_sqrt(values: Float[Tensor, "*B"], epsilon: float = 1e-4) -> Float[Tensor, "*B"]:
     """Compute ``sign(x) · √|x|``, which reduces the range of products.
 
     Args:
         values: x, of any shape.
-        smooth: magnitude below which the function is linear, because the gradient of the root at 0 is infinite.
+        epsilon: magnitude below which the function is linear, because the gradient of the root at 0 is infinite.
     """
-    return values / (values.abs() + smooth).sqrt()
+    return values / (values.abs() + epsilon).sqrt()
 
 
 def log_softplus(values: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
@@ -198,9 +198,9 @@ class UnimodalClassifiers(nn.Module):
 
     def forward(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M C"]:
         """Return the logits of each input; zeros if the input is missing."""
-        return self.logits_from_hidden(self.hidden(inputs), inputs)
+        return self.logits_from_hidden(self.compute_hidden(inputs), inputs)
 
-    def hidden(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M F"]:
+    def compute_hidden(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M F"]:
         """Return the hidden channels of each classifier."""
         activations: Tensor = self.activate(self.projection(inputs))
         return activations

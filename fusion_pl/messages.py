@@ -9,24 +9,24 @@ MAX_LENGTH = 200
 MAX_NAMES = 10
 
 
-def reason(error: BaseException) -> str:
+def error_reason(error: BaseException) -> str:
     r"""Return the first line of an error's message, or the name of its class if it has none.
 
     Example:
-        >>> reason(ValueError("too short\nmore details"))
+        >>> error_reason(ValueError("too short\nmore details"))
         'too short'
-        >>> reason(IndexError())
+        >>> error_reason(IndexError())
         'IndexError'
     """
     lines = str(error).strip().splitlines()
-    return short(lines[0]) if lines else type(error).__name__
+    return truncate(lines[0]) if lines else type(error).__name__
 
 
-def short(text: str, max_length: int = MAX_LENGTH) -> str:
+def truncate(text: str, max_length: int = MAX_LENGTH) -> str:
     """Truncate a text.
 
     Example:
-        >>> len(short("x" * 10_000))
+        >>> len(truncate("x" * 10_000))
         202
     """
     return text if len(text) <= max_length else text[:max_length] + " …"
@@ -39,7 +39,7 @@ def one_line(text: str) -> str:
         >>> one_line("a\n   b")
         'a b'
     """
-    return short(" ".join(text.split()), max_length=2 * MAX_LENGTH)
+    return truncate(" ".join(text.split()), max_length=2 * MAX_LENGTH)
 
 
 def join_names(names: Iterable[str]) -> str:
@@ -75,11 +75,11 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     return f"; did you mean {prefix}{matches[0]}?" if matches else ""
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     r"""Escape control and bidirectional characters, which a terminal would interpret; line breaks stay.
 
     Example:
-        >>> printable("a\x1b[2Jb")
+        >>> escape_unprintable("a\x1b[2Jb")
         'a\\x1b[2Jb'
     """
     return "".join(

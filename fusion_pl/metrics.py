@@ -72,14 +72,14 @@ def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
     return [subset for size in range(1, len(names) + 1) for subset in combinations(names, size)]
 
 
-def balanced_weights(counts: list[int]) -> Float[Tensor, " C"]:
+def balanced_class_weights(counts: list[int]) -> Float[Tensor, " C"]:
     r"""Compute class weights inversely proportional to class frequency: :math:`w_c = n / (C\, n_c)`.
 
     Args:
         counts: training samples per class, all positive.
 
     Example:
-        >>> balanced_weights([1, 3])
+        >>> balanced_class_weights([1, 3])
         tensor([2.0000, 0.6667])
     """
     frequency = torch.tensor(counts, dtype=torch.float)

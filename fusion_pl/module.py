@@ -18,7 +18,7 @@ from fusion_pl.data.split_record import find_split_record
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
 from fusion_pl.layers import drop_input, fill_missing, scatter_rows
-from fusion_pl.metrics import balanced_weights
+from fusion_pl.metrics import balanced_class_weights
 from fusion_pl.training.cache import EncoderCaches
 from fusion_pl.training.loss import Loss
 from fusion_pl.training.optimisation import WarmupCosine, enable_fused_optimizer, parameter_groups, parameter_ndims
@@ -68,7 +68,7 @@ class FusionClassifier(LightningModule):
         super().__init__()
         self.loss = loss or Loss()
         self.loss.check_class_weights(classes)
-        _check_names(list(encoders), classes)
+        _check_input_names_and_classes(list(encoders), classes)
         self.classes = list(classes)
         self.encoders = nn.ModuleDict(encoders)
         dims = {name: encoder.dim for name, encoder in encoders.items()}
@@ -92,15 +92,15 @@ class FusionClassifier(LightningModule):
         self.cache: EncoderCaches | None = None
         self.config()  # fails before training if a checkpoint cannot store an argument
 
-    def enable_cache(self, folder: Path, augmented: Collection[str], limit: int | None = None) -> None:
+    def enable_cache(self, folder: Path, augmented_inputs: Collection[str], max_bytes: int | None = None) -> None:
         """Cache the outputs of frozen encoders on disk, and crop their audio clips in training as in validation.
 
         Args:
             folder: folder of the caches of all encoders.
-            augmented: inputs that are augmented in training, which are cached in validation and test only.
-            limit: maximum size of the folder in bytes; None: limited by the free disk space.
+            augmented_inputs: inputs that are augmented in training, which are cached in validation and test only.
+            max_bytes: maximum size of the folder in bytes; None: limited by the free disk space.
         """
-        self.cache = EncoderCaches(folder, augmented, limit)
+        self.cache = EncoderCaches(folder, augmented_inputs, max_bytes)
         self.cache.use_fixed_crops(self._encoders())
 
     @property
@@ -119,7 +119,7 @@ class FusionClassifier(LightningModule):
             return
         for _, encoder in self._encoders():
             if self.training:
-                encoder.sync_frozen_modes()  # a callback or the user may have frozen modules
+                encoder.update_frozen_modes()  # a callback or the user may have frozen modules
             if not encoder.has_weights:
                 encoder.load_pretrained()
                 encoder.has_weights = True
@@ -130,7 +130,7 @@ class FusionClassifier(LightningModule):
                 raise UserError(
                     "class_weights: balanced counts the training samples of a FusionData; give one number per class"
                 )
-            self.loss_weights = balanced_weights(counts).to(self.device)
+            self.loss_weights = balanced_class_weights(counts).to(self.device)
         elif self.loss.class_weights is not None:
             self.loss_weights = torch.tensor(self.loss.class_weights, dtype=torch.float, device=self.device)
 
@@ -140,15 +140,15 @@ class FusionClassifier(LightningModule):
         for name, encoder in self._encoders():
             inputs = batch.inputs[name]
             if self.training:
-                encoder.sync_frozen_modes()
+                encoder.update_frozen_modes()
             rows = self.cache.encode(name, encoder, inputs, self.training) if self.cache else encoder(**inputs)
             encoded[name] = scatter_rows(rows, batch.present[name])
         return encoded
 
-    def fuse(self, encoded: dict[str, Encoded], only: Collection[str] | None = None) -> Fused:
-        """Apply the fusion head to the output of ``encode``; inputs that are not in ``only`` are treated as missing."""
-        if only is not None:
-            encoded = {name: value if name in only else drop_input(value) for name, value in encoded.items()}
+    def fuse(self, encoded: dict[str, Encoded], subset: Collection[str] | None = None) -> Fused:
+        """Apply the fusion head to the output of ``encode``; inputs outside ``subset`` are treated as missing."""
+        if subset is not None:
+            encoded = {name: value if name in subset else drop_input(value) for name, value in encoded.items()}
         filled = {name: fill_missing(encoded[name], vector) for name, vector in self.missing_embeddings.items()}
         fused: Fused = self.fusion(encoded | filled)
         return fused
@@ -199,7 +199,7 @@ class FusionClassifier(LightningModule):
             self.log(name, metric, prog_bar=name == f"{stage}/loss")
         if self.trainer.state.fn != "fit":  # too slow after every training epoch
             for subset in stage_metrics.subsets:
-                self.log_dict(stage_metrics.update_subset(subset, self.fuse(encoded, only=subset), batch))
+                self.log_dict(stage_metrics.update_subset(subset, self.fuse(encoded, subset=subset), batch))
         return fused.logits.float()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -223,7 +223,7 @@ class FusionClassifier(LightningModule):
             "format": CHECKPOINT_FORMAT,
             "classes": self.classes,
             "encoders": {name: config_of(encoder) for name, encoder in self._encoders()},
-            "fusion": config_of(self.fusion, without=("dims", "num_classes")),
+            "fusion": config_of(self.fusion, omit=("dims", "num_classes")),
             "missing": self.missing,
         }
 
@@ -243,7 +243,7 @@ class FusionClassifier(LightningModule):
             data.load_state_dict(find_split_record(checkpoint, type(data)) or {})
 
 
-def _check_names(names: list[str], classes: list[str]) -> None:
+def _check_input_names_and_classes(names: list[str], classes: list[str]) -> None:
     if not names:
         raise UserError("model.encoders is empty: name at least one input and its encoder")
     for name in names:

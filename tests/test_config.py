@@ -30,7 +30,7 @@ def test_only_the_arguments_of_the_user_are_recorded():
 
 def test_a_config_builds_an_equal_part():
     head = Concat({"text": 4}, 3, hidden=5)
-    config = config_of(head, without=("dims", "num_classes"))
+    config = config_of(head, omit=("dims", "num_classes"))
     assert config == {"class_path": "fusion_pl.fusion.concat.Concat", "init_args": {"hidden": 5}}
     again = import_class(config["class_path"], Fusion)({"text": 4}, 3, **config["init_args"])
     again.load_state_dict(head.state_dict())

@@ -114,7 +114,7 @@ def test_signed_sqrt_keeps_the_sign():
 
 def test_signed_sqrt_is_linear_at_zero():
     values = torch.tensor([-1e-9, 0.0, 1e-9], dtype=torch.float64, requires_grad=True)
-    signed_sqrt(values, smooth=0.01).sum().backward()
+    signed_sqrt(values, epsilon=0.01).sum().backward()
     torch.testing.assert_close(values.grad, torch.full((3,), 10.0, dtype=torch.float64), rtol=1e-5, atol=0)
 
 

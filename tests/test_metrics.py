@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fusion_pl.metrics import balanced_weights, classification_metrics, confusion_matrix, per_class_metrics
+from fusion_pl.metrics import balanced_class_weights, classification_metrics, confusion_matrix, per_class_metrics
 
 
 def test_a_perfect_predictor_has_perfect_scores():
@@ -53,6 +53,6 @@ def test_confusion_rows_are_true_classes():
 
 def test_balanced_weights_give_every_class_the_same_total_weight():
     counts = torch.tensor([10.0, 30.0, 60.0])
-    shares = balanced_weights([10, 30, 60]) * counts
+    shares = balanced_class_weights([10, 30, 60]) * counts
     assert torch.allclose(shares, shares.mean().expand(3))
     assert shares.sum().item() == pytest.approx(100.0)

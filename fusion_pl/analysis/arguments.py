@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import NoReturn
 
-from fusion_pl.cli.parsing import refuse_repeated
+from fusion_pl.cli.parsing import refuse_repeated_options
 from fusion_pl.messages import did_you_mean
 from fusion_pl.types import UserError
 
@@ -39,7 +39,7 @@ def read_arguments(arguments: list[str]) -> tuple[Namespace, list[str]]:
     Raises:
         UserError: If an option is unknown or a value is out of range.
     """
-    refuse_repeated(arguments, repeatable=())
+    refuse_repeated_options(arguments, repeatable=())
     parser = compare_parser()
     options, extra = parser.parse_known_args(arguments)
     known = [option.removeprefix("--") for option in parser._option_string_actions]

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fusion_pl.analysis.arguments import read_arguments
-from fusion_pl.analysis.folder import stored_results
+from fusion_pl.analysis.folder import read_comparable_results
 from fusion_pl.analysis.keys import table_hash
 from fusion_pl.analysis.plan import BASELINE_HEAD, Run, make_run, plan_runs, read_base_config
 from fusion_pl.analysis.report import write_report
@@ -17,7 +17,7 @@ from fusion_pl.analysis.scheduler import Scheduler
 from fusion_pl.analysis.summary import Summary
 from fusion_pl.cli.parsing import parse
 from fusion_pl.cli.run import command_parser
-from fusion_pl.messages import printable
+from fusion_pl.messages import escape_unprintable
 from fusion_pl.training.cache import folder_bytes
 from fusion_pl.types import UserError
 
@@ -45,7 +45,7 @@ def compare_command(arguments: list[str]) -> None:
             return None
         return make_run(base, result.class_path, result.inputs, result.seed, extra, table)
 
-    comparable, excluded = stored_results(output, matching_run)
+    comparable, excluded = read_comparable_results(output, matching_run)
     summary = write_report(comparable, all_inputs, output, options.config, excluded)
     if all(result.status == "failed" for result in results.values()):
         reason = next(iter(results.values())).reason
@@ -60,17 +60,17 @@ def compare_command(arguments: list[str]) -> None:
     lines.append(f"Report: {output}/report.html, {output}/report.md, {output}/results.csv")
     for line in lines:
         # Soft-wrapped, so that commands and paths can be copied. Names may contain brackets, which are not markup.
-        Console().print(printable(line), highlight=False, markup=False, soft_wrap=True)
+        Console().print(escape_unprintable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def best_head_lines(summary: Summary) -> list[str]:
     """Return the best head with its test accuracy, and the command that trains it."""
     if (best := summary.best) is None:
         return [summary.headline()]
-    seeds = f"mean ± sd over {best.test.count} seeds" if best.test.count > 1 else "1 seed"
+    seeds = f"mean ± sd over {best.test_accuracy.count} seeds" if best.test_accuracy.count > 1 else "1 seed"
     samples = f"n = {best.test_samples[0]:,} test samples"
     return [
-        f"Best on validation: {best.label}, test accuracy {best.test.percent()} % ({seeds}, {samples})",
+        f"Best on validation: {best.label}, test accuracy {best.test_accuracy.format_percent()} % ({seeds}, {samples})",
         f"Train it: {best.runs[min(best.runs)].command}",
     ]
 

@@ -25,13 +25,15 @@ def run_path(output: Path, run: Run) -> Path:
     return path.with_name(f"{run.name}-{hashlib.sha256(run.key.encode()).hexdigest()[:8]}")
 
 
-def finished_result(output: Path, run: Run) -> RunResult | None:
+def load_finished_result(output: Path, run: Run) -> RunResult | None:
     """Return the stored result of a run; None if no result exists or the run failed."""
     result = _read_result(run_path(output, run) / RESULT_FILE)
     return result if result and result.status == "done" and result.key == run.key else None
 
 
-def stored_results(output: Path, matching_run: Callable[[RunResult], Run | None]) -> tuple[list[RunResult], str]:
+def read_comparable_results(
+    output: Path, matching_run: Callable[[RunResult], Run | None]
+) -> tuple[list[RunResult], str]:
     """Read all results in the folder of a comparison.
 
     Args:

@@ -37,14 +37,14 @@ def train_and_test(arguments: list[str]) -> dict[str, Any]:
     return {
         "validation_accuracy": report["metrics"]["val/accuracy"],
         "validation_samples": len(recorder.validation.ids),
-        "validation_hash": recorder.validation.hash,
+        "validation_hash": recorder.validation.samples_hash,
         "test": {name: value for name, value in metrics.items() if not name.startswith("test/accuracy/")},
         "correct": "".join(recorder.correct),
         "ids": tuple(recorder.test.ids),
-        "test_hash": recorder.test.hash,
+        "test_hash": recorder.test.samples_hash,
         "subsets": {subset: value for subset, value in subsets.items() if not math.isnan(value)},
         "subset_samples": {
-            "+".join(subset): recorder.test.count_with_any_input(subset) for subset in [*proper_subsets(names), names]
+            "+".join(subset): recorder.test.count_samples_with_any(subset) for subset in [*proper_subsets(names), names]
         },
         "seconds": report["seconds"],
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),

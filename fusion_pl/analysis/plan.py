@@ -67,7 +67,7 @@ def read_base_config(path: str) -> dict[str, Any]:
     return {**base, "data": {"class_path": data} if isinstance(data, str) else data}
 
 
-def head_class_paths(fusions: str) -> list[str]:
+def parse_heads(fusions: str) -> list[str]:
     """Parse ``--fusions`` into class paths: ``all``, or names and class paths of heads separated by commas."""
     known = [name for name in fusion_pl.fusion.__all__ if name != "Fusion"]
     names = known if fusions == "all" else [name.strip() for name in fusions.split(",") if name.strip()]
@@ -82,7 +82,7 @@ def head_class_paths(fusions: str) -> list[str]:
     return list(dict.fromkeys(name if "." in name else HEAD_PACKAGE + name for name in names))
 
 
-def input_sets(value: str, names: Sequence[str]) -> list[tuple[str, ...]]:
+def parse_input_sets(value: str, names: Sequence[str]) -> list[tuple[str, ...]]:
     """Parse ``--inputs`` into sets of input names, the full set first.
 
     Args:
@@ -106,19 +106,19 @@ def plan_runs(
 
     Args:
         base: Configuration that all runs share.
-        fusions: Value of ``--fusions``, see ``head_class_paths``.
-        inputs: Value of ``--inputs``, see ``input_sets``.
+        fusions: Value of ``--fusions``, see ``parse_heads``.
+        inputs: Value of ``--inputs``, see ``parse_input_sets``.
         seeds: Number of seeds, at least 1.
         extra: Further arguments of every ``fusion-pl fit``.
         table_hash: Hash of the data table, see ``fusion_pl.analysis.keys.table_hash``.
     """
     names = tuple(base["model"]["encoders"])
-    heads = head_class_paths(fusions)
+    heads = parse_heads(fusions)
     baseline = BASELINE_HEAD if BASELINE_HEAD in heads or len(heads) > 1 else heads[0]
     return [
         make_run(base, head, input_set, seed, extra, table_hash)
         for seed in range(seeds)
-        for input_set in input_sets(inputs, names)
+        for input_set in parse_input_sets(inputs, names)
         for head in (heads if len(input_set) == len(names) else [baseline])
     ]
 

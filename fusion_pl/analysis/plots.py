@@ -17,12 +17,12 @@ from fusion_pl.analysis.summary import Row, measured_subsets
 COST_LABELS = {"parameters": "trainable parameters", "latency_ms": "ms per batch"}
 
 
-def accuracy_against_cost(rows: Sequence[Row], cost: Literal["parameters", "latency_ms"]) -> Figure | None:
+def plot_accuracy_against_cost(rows: Sequence[Row], cost: Literal["parameters", "latency_ms"]) -> Figure | None:
     """Plot validation accuracy against a cost, with the Pareto front; None if no cost was measured.
 
     The plot shows validation accuracy rather than test accuracy, because readers select a head with it.
     """
-    points = {row.label: (100 * row.validation.mean, row.costs[cost]) for row in rows if cost in row.costs}
+    points = {row.label: (100 * row.validation_accuracy.mean, row.costs[cost]) for row in rows if cost in row.costs}
     if not points:
         return None
     front = sorted(pareto_front(points), key=lambda name: points[name][1])
@@ -59,7 +59,7 @@ def _annotate_points(axes: Axes, points: dict[str, tuple[float, float]], front: 
         )
 
 
-def accuracy_by_subset(rows: Sequence[Row], all_inputs: Sequence[str]) -> Figure | None:
+def plot_accuracy_by_subset(rows: Sequence[Row], all_inputs: Sequence[str]) -> Figure | None:
     """Plot a heatmap of test accuracy per row and subset of inputs; None if no subset was tested."""
     rows = [row for row in rows if row.subsets]
     subsets = measured_subsets(rows, all_inputs)

@@ -31,11 +31,11 @@ class SampleLog:
             self.present[name] += mask.tolist()
 
     @property
-    def hash(self) -> str:
+    def samples_hash(self) -> str:
         """Hash of ids and class indices; it changes if a label is corrected."""
         return hashlib.sha256(json.dumps([self.ids, self.targets]).encode()).hexdigest()[:16]
 
-    def count_with_any_input(self, inputs: Sequence[str]) -> int:
+    def count_samples_with_any(self, inputs: Sequence[str]) -> int:
         """Count the samples that have at least one of the inputs."""
         return sum(map(any, zip(*(self.present[name] for name in inputs), strict=True)))
 

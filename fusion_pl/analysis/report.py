@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fusion_pl.analysis.page import PICTURES, Picture, Section, Table, render
-from fusion_pl.analysis.plots import accuracy_against_cost, accuracy_by_subset, to_svg
+from fusion_pl.analysis.plots import plot_accuracy_against_cost, plot_accuracy_by_subset, to_svg
 from fusion_pl.analysis.result import ACCURACY, RunResult
 from fusion_pl.analysis.statistics import wilson_interval
 from fusion_pl.analysis.summary import COSTS, Row, Summary, group_by_label, summarise
@@ -119,7 +119,7 @@ def _sections(results: Sequence[RunResult], summary: Summary, all_inputs: Sequen
             "Accuracy per set of inputs",
             SUBSETS_TEXT,
             subset_table(finished, all_inputs),
-            _svg_pictures(("inputs", SUBSETS_CAPTION, accuracy_by_subset(finished, all_inputs))),
+            _svg_pictures(("inputs", SUBSETS_CAPTION, plot_accuracy_by_subset(finished, all_inputs))),
         ),
         Section("Accuracy against cost", pictures=_cost_pictures(summary.ranked)),
         Section("Missing inputs", pictures=_missing_pictures(summary.ranked, all_inputs)),
@@ -142,8 +142,8 @@ def _overview_text(results: Sequence[RunResult], summary: Summary) -> str:
 def _cost_pictures(rows: Sequence[Row]) -> list[Picture]:
     latency = COST_CAPTION.format("milliseconds per forward pass of one batch")
     return _svg_pictures(
-        ("parameters", COST_CAPTION.format("trainable parameters"), accuracy_against_cost(rows, "parameters")),
-        ("latency", latency, accuracy_against_cost(rows, "latency_ms")),
+        ("parameters", COST_CAPTION.format("trainable parameters"), plot_accuracy_against_cost(rows, "parameters")),
+        ("latency", latency, plot_accuracy_against_cost(rows, "latency_ms")),
     )
 
 

@@ -13,12 +13,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fusion_pl.analysis.folder import RESULT_FILE, finished_result, run_path
+from fusion_pl.analysis.folder import RESULT_FILE, load_finished_result, run_path
 from fusion_pl.analysis.plan import Run
 from fusion_pl.analysis.result import RunResult
 from fusion_pl.analysis.run import execute_run, identity_fields
 from fusion_pl.analysis.workers import ProcessDeath, WorkerPool
-from fusion_pl.messages import printable
+from fusion_pl.messages import escape_unprintable
 
 
 class Scheduler:
@@ -29,7 +29,7 @@ class Scheduler:
 
     def __init__(self, runs: Sequence[Run], output: Path, extra: Sequence[str], jobs: int) -> None:
         self.runs, self.output, self.extra, self.jobs = runs, output, list(extra), jobs
-        self.results = {run: result for run in runs if (result := finished_result(output, run)) is not None}
+        self.results = {run: result for run in runs if (result := load_finished_result(output, run)) is not None}
         self.num_resumed = len(self.results)
         self.start_time = time.monotonic()
 
@@ -58,13 +58,15 @@ class Scheduler:
         retries: list[Run] = []
         exclusive: Run | None = None
         while queue or retries or pool.busy:
-            while queue and pool.num_free:
+            while queue and pool.num_free_processes:
                 pool.start(queue.pop(0))
             if retries and not pool.busy:
                 exclusive = retries.pop(0)
                 pool.start(exclusive)
             for run, outcome in pool.wait(seconds=1):
-                result = finished_result(self.output, run) or outcome  # a process may die after it stored its result
+                result = (
+                    load_finished_result(self.output, run) or outcome
+                )  # a process may die after it stored its result
                 if isinstance(result, ProcessDeath):
                     if run != exclusive:
                         retries.append(run)
@@ -78,7 +80,7 @@ class Scheduler:
                 self.results[run] = result
                 if not console.is_terminal:
                     line = f"{run.name}: {_outcome_text(result)} ({len(self.results)} of {len(self.runs)})"
-                    console.print(printable(line), markup=False)
+                    console.print(escape_unprintable(line), markup=False)
             live.update(self.progress_table())
 
     def progress_table(self) -> Table:
@@ -99,7 +101,7 @@ class Scheduler:
             error = next((result.reason for result in results if result.status == "failed"), "")
             state = error or ("done" if len(results) == len(runs) else "")
             cells = (class_path.rpartition(".")[2], " + ".join(inputs), f"{len(results)} of {len(runs)}", mean, state)
-            table.add_row(*(Text(printable(cell)) for cell in cells))  # Text: names and reasons are not markup
+            table.add_row(*(Text(escape_unprintable(cell)) for cell in cells))  # Text: names and reasons are not markup
         return table
 
 

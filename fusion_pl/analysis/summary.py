@@ -28,7 +28,7 @@ class MeanStd:
     std: float
     count: int
 
-    def percent(self) -> str:
+    def format_percent(self) -> str:
         """Return ``mean ± std`` in percent; one seed has no standard deviation."""
         return f"{100 * self.mean:.2f}" + (f" ± {100 * self.std:.2f}" if self.count > 1 else "")
 
@@ -59,19 +59,21 @@ class Row:
         return sorted({run.validation_samples or 0 for run in self.runs.values()})
 
     @property
-    def validation(self) -> MeanStd:
+    def validation_accuracy(self) -> MeanStd:
         """Validation accuracy, 0 to 1; requires a finished run."""
         return _mean_std([run.validation_accuracy for run in self.runs.values() if run.validation_accuracy is not None])
 
     @property
-    def test(self) -> MeanStd:
+    def test_accuracy(self) -> MeanStd:
         """Test accuracy, 0 to 1; requires a finished run."""
         return _mean_std([run.test[ACCURACY] for run in self.runs.values()])
 
     @cached_property
-    def interval(self) -> tuple[float, float] | None:
+    def test_accuracy_interval(self) -> tuple[float, float] | None:
         """95 % confidence interval of the test accuracy; None if the runs differ in samples."""
-        return accuracy_interval(np.stack([*map(correct_array, self.runs.values())])) if self.split_hashes else None
+        return (
+            accuracy_interval(np.stack([*map(correct_predictions, self.runs.values())])) if self.split_hashes else None
+        )
 
     @property
     def subsets(self) -> dict[str, float]:
@@ -96,7 +98,7 @@ def _mean_std(values: list[float]) -> MeanStd:
     return MeanStd(fmean(values), stdev(values) if len(values) > 1 else 0.0, len(values))
 
 
-def correct_array(result: RunResult) -> Shaped[NDArray[np.int64], " N"]:
+def correct_predictions(result: RunResult) -> Shaped[NDArray[np.int64], " N"]:
     """Return an array with 1 for each correctly classified test sample, else 0."""
     return np.frombuffer(result.correct.encode(), dtype=np.uint8).astype(np.int64) - ord("0")
 
@@ -152,7 +154,7 @@ def summarise(results: Sequence[RunResult], all_inputs: Sequence[str]) -> Summar
         rows.append(Row(label, group[0].inputs, runs, failed))
     done = sorted(
         (row for row in rows if row.runs),
-        key=lambda row: (-row.validation.mean, row.costs.get("parameters", float("inf")), row.label),
+        key=lambda row: (-row.validation_accuracy.mean, row.costs.get("parameters", float("inf")), row.label),
     )
     counts = Counter(row.split_hashes for row in done if row.split_hashes and set(row.inputs) == set(all_inputs))
     common = done[0].split_hashes if len({row.split_hashes for row in done}) == 1 else None
@@ -205,7 +207,9 @@ def paired_p_values(rows: Sequence[Row]) -> dict[str, float]:
         assert row.split_hashes == rows[0].split_hashes
         if seeds := sorted(rows[0].runs.keys() & row.runs.keys()):
             # Sums instead of means: the ranks are equal, and ties are exact.
-            differences = [correct_array(rows[0].runs[seed]) - correct_array(row.runs[seed]) for seed in seeds]
+            differences = [
+                correct_predictions(rows[0].runs[seed]) - correct_predictions(row.runs[seed]) for seed in seeds
+            ]
             p_values[row.label] = signed_rank_p_value(np.sum(differences, axis=0))
     return holm_correction(p_values)
 
@@ -217,7 +221,7 @@ def accuracy_on_same_samples(best: Row, other: Row) -> float | None:
     """
     ids, *others = {run.ids for run in other.runs.values()}
     unique = all(len(set(run.ids)) == len(run.ids) for run in [*best.runs.values(), *other.runs.values()])
-    correct = [dict(zip(run.ids, correct_array(run).tolist(), strict=True)) for run in best.runs.values()]
+    correct = [dict(zip(run.ids, correct_predictions(run).tolist(), strict=True)) for run in best.runs.values()]
     if others or not unique or not all(by_id.keys() >= set(ids) for by_id in correct):
         return None
     return fmean(by_id[sample_id] for by_id in correct for sample_id in ids)

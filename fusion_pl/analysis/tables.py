@@ -68,9 +68,11 @@ def _accuracy_cells(row: Row) -> tuple[str, ...]:
         row.label,
         f"{len(row.runs)} of {len(row.runs) + len(row.failed)}" if row.failed else str(len(row.runs)),
         _format_counts(row.test_samples),
-        row.test.percent(),
-        EMPTY_CELL if row.interval is None else " to ".join(f"{100 * end:.1f}" for end in row.interval),
-        row.validation.percent(),
+        row.test_accuracy.format_percent(),
+        EMPTY_CELL
+        if row.test_accuracy_interval is None
+        else " to ".join(f"{100 * end:.1f}" for end in row.test_accuracy_interval),
+        row.validation_accuracy.format_percent(),
     )
 
 

@@ -57,12 +57,12 @@ class WorkerPool:
             process.join()
 
     @property
-    def num_free(self) -> int:
+    def num_free_processes(self) -> int:
         """Number of runs that can be started now."""
         return self.size - len(self.busy)
 
     def start(self, run: Run) -> None:
-        """Start a run; requires ``num_free > 0``."""
+        """Start a run; requires ``num_free_processes > 0``."""
         used = {worker.number for worker in [*self.idle, *(worker for worker, _ in self.busy.values())]}
         number = min(set(range(self.size)) - used, default=0)
         worker = self.idle.pop() if self.idle else _Worker(self.job, number, self.size)
@@ -103,7 +103,7 @@ class _Worker:
         self.connection, child_connection = context.Pipe()
         arguments = (child_connection, job, number, pool_size)
         self.process = context.Process(target=_run_jobs, args=arguments, name=PROCESS_NAME)
-        with _sigint_blocked():
+        with _block_sigint():
             self.process.start()
         child_connection.close()  # so that the connection closes when the process ends
 
@@ -121,7 +121,7 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _sigint_blocked() -> Iterator[None]:
+def _block_sigint() -> Iterator[None]:
     """Block SIGINT while a process starts: it inherits the block, so that Ctrl-C cannot interrupt its imports.
 
     The parent process receives the signal when the context ends.

@@ -15,7 +15,7 @@ import torch
 
 from fusion_pl.checkpoint.contents import check_contents
 from fusion_pl.checkpoint.convert import convert_checkpoint
-from fusion_pl.messages import reason, short
+from fusion_pl.messages import error_reason, truncate
 from fusion_pl.types import MissingFileError, UserError
 
 MAX_PICKLE_SIZE = 2**28  # bytes of the pickle, which contains everything except tensors, such as tokenizers
@@ -63,7 +63,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except zipfile.BadZipFile as error:
         raise UserError(
             f"{path} is not a checkpoint: it is another kind of file, or it was truncated or damaged while it was "
-            f"written or copied ({reason(error)}); copy it again, or use another checkpoint of the run"
+            f"written or copied ({error_reason(error)}); copy it again, or use another checkpoint of the run"
         ) from error
     except MemoryError as error:
         raise UserError(
@@ -101,7 +101,7 @@ def _describe_error(error: Exception) -> str:
     if isinstance(error, _RefusedError):
         return str(error)
     if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return f"it asks to run {short(match[1])}, and a checkpoint contains plain data only"
+        return f"it asks to run {truncate(match[1])}, and a checkpoint contains plain data only"
     return DAMAGED_MESSAGE
 
 
@@ -118,7 +118,7 @@ def _check_archive(path: str | Path) -> bytes:
             raise _RefusedError("two of its members have the same name")
         damaged = archive.testzip()
         if damaged is not None:
-            raise zipfile.BadZipFile(f"the checksum of {short(damaged)} is wrong")
+            raise zipfile.BadZipFile(f"the checksum of {truncate(damaged)} is wrong")
         pickles = [member for member in members if member.filename.endswith("/data.pkl")]
         if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_SIZE:
             raise _RefusedError("it does not contain one data.pkl of a plausible size")
@@ -141,7 +141,9 @@ def _check_pickle(data: bytes) -> None:
         pushed = memo.get(argument) if opcode.name in {"BINGET", "LONG_BINGET"} else argument
         if opcode.name == "GLOBAL":
             if not (pushed in ALLOWED_GLOBALS | safe | {BYTES_GLOBAL} or ALLOWED_TYPES.fullmatch(pushed)):
-                raise _RefusedError(f"it asks to run {short(pushed.replace(' ', '.'))}; it may contain plain data only")
+                raise _RefusedError(
+                    f"it asks to run {truncate(pushed.replace(' ', '.'))}; it may contain plain data only"
+                )
             pushed = (pushed,)  # a tuple, to distinguish a global from a string
         if expected:
             required = expected.pop(0)

@@ -12,7 +12,7 @@ from fusion_pl.checkpoint.budget import MemoryBudget
 from fusion_pl.config import import_class
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
-from fusion_pl.messages import is_failure, reason
+from fusion_pl.messages import error_reason, is_failure
 from fusion_pl.module import FusionClassifier
 from fusion_pl.types import UserError
 
@@ -45,13 +45,13 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
             )
         model.load_state_dict(weights)
     except BaseException as error:  # constructors may raise anything on wrong arguments
-        if not is_failure(error) or (not isinstance(error, UserError) and _is_raised_by_trusted(error, trust)):
+        if not is_failure(error) or (not isinstance(error, UserError) and _is_raised_by_trusted_package(error, trust)):
             raise
         raise UserError(_error_message(error, path)) from error
     return model
 
 
-def _is_raised_by_trusted(error: BaseException, trust: Collection[str]) -> bool:
+def _is_raised_by_trusted_package(error: BaseException, trust: Collection[str]) -> bool:
     """Return whether a trusted package raised an error; such errors keep their traceback."""
     names = (frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__))
     return any(name.partition(".")[0] in set(trust) - {"fusion_pl"} for name in names)
@@ -61,13 +61,13 @@ def _error_message(error: BaseException, path: str | Path) -> str:
     if isinstance(error, UserError):
         return f"{path} is inconsistent: {error}"
     if isinstance(error, ImportError):
-        return f"{path} cannot be used here: {reason(error)}: install the missing package, and try again"
+        return f"{path} cannot be used here: {error_reason(error)}: install the missing package, and try again"
     if isinstance(error, MemoryError):
         return f"there is not enough memory to build the model of {path}: end other programs"
     if isinstance(error, OSError) and error.errno is not None:
         name = f" ({error.filename})" if error.filename else ""
         return f"{path} cannot be unpacked: {error.strerror}{name}: check the folder for temporary files and its disk"
-    return f"{path} is inconsistent ({reason(error)}): it is damaged, or from another version"
+    return f"{path} is inconsistent ({error_reason(error)}): it is damaged, or from another version"
 
 
 def _build_encoder(cls: type[Encoder], name: str, config: dict[str, Any]) -> Encoder:

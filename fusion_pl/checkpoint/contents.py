@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusion_pl.messages import short
+from fusion_pl.messages import truncate
 from fusion_pl.module import CHECKPOINT_FORMAT
 from fusion_pl.plain_data import NestingError, walk
 from fusion_pl.types import UserError
@@ -32,22 +32,22 @@ def check_contents(checkpoint: Any, path: str | Path) -> None:
         raise UserError(f"{path} is a checkpoint, but not from fusion-pl: it does not describe its model")
     if config.get("format") != CHECKPOINT_FORMAT:
         raise UserError(
-            f"{path} has format {short(repr(config.get('format')))}, this fusion-pl reads {CHECKPOINT_FORMAT}: install "
-            "another version"
+            f"{path} has format {truncate(repr(config.get('format')))}, this fusion-pl reads {CHECKPOINT_FORMAT}: "
+            "install another version"
         )
     try:
         _check_config(config)
         weights = _check_weights(checkpoint.get("state_dict"), Path(path).stat().st_size)
     except (_UnexpectedError, NestingError) as error:
         raise UserError(f"{path} is inconsistent ({error}): it is damaged, or from another version") from error
-    if name := find_non_finite(weights):
+    if name := find_non_finite_tensor(weights):
         raise UserError(
-            f"{path} has weights that are infinite or NaN ({short(name)}): training diverged, or the file is damaged; "
-            "use another checkpoint, or train again with a lower learning rate"
+            f"{path} has weights that are infinite or NaN ({truncate(name)}): training diverged, or the file is "
+            "damaged; use another checkpoint, or train again with a lower learning rate"
         )
 
 
-def find_non_finite(weights: Mapping[str, Any]) -> str | None:
+def find_non_finite_tensor(weights: Mapping[str, Any]) -> str | None:
     """Return the name of the first tensor with a value that is infinite or NaN, or None."""
     for name, tensor in weights.items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
@@ -76,7 +76,10 @@ def _check_config(config: dict[str, Any]) -> None:
     _expect(config["missing"] in ("mask", "token"), "missing is neither mask nor token")
     _expect(_is_mapping(columns) and all(map(_is_text, columns.values())), "columns does not name columns")
     _expect(config.get("label") is None or _is_text(config["label"]), "label does not name a column")
-    for key, spec in (("fusion", config["fusion"]), *((f"encoders.{short(name)}", p) for name, p in encoders.items())):
+    for key, spec in (
+        ("fusion", config["fusion"]),
+        *((f"encoders.{truncate(name)}", p) for name, p in encoders.items()),
+    ):
         _expect(isinstance(spec, dict) and set(spec) == {"class_path", "init_args"}, f"{key} is not a config")
         _expect(_is_text(spec["class_path"]), f"{key}.class_path is not a name")
         _expect(_is_mapping(spec["init_args"]), f"{key}.init_args is not a dictionary")
@@ -84,7 +87,7 @@ def _check_config(config: dict[str, Any]) -> None:
     _expect(_is_mapping(files) and set(files) <= set(encoders), "files belong to no encoder")
     _expect(all(map(_is_mapping, files.values())), "the files of an encoder are not a dictionary")
     for name, content in (item for embedded in files.values() for item in embedded.items()):
-        message = f"it contains a file named {short(name)!r}, which is not a plain file name: it was tampered with"
+        message = f"it contains a file named {truncate(name)!r}, which is not a plain file name: it was tampered with"
         _expect(FILE_NAME.fullmatch(name) is not None, message)
         _expect(isinstance(content, bytes), f"its file {name} is not bytes")
 
@@ -113,8 +116,10 @@ def _check_weights(weights: Any, file_size: int) -> dict[str, Tensor]:
     _expect(isinstance(weights, Mapping) and all(_is_text(key) for key in weights), "it lacks the model's state_dict")
     total = 0
     for name, tensor in weights.items():
-        _expect(type(tensor) is Tensor and tensor.layout == torch.strided, f"{short(name)} is not a tensor")
-        _expect(not tensor.is_meta and tensor.nbytes <= tensor.untyped_storage().nbytes(), f"{short(name)} has no data")
+        _expect(type(tensor) is Tensor and tensor.layout == torch.strided, f"{truncate(name)} is not a tensor")
+        _expect(
+            not tensor.is_meta and tensor.nbytes <= tensor.untyped_storage().nbytes(), f"{truncate(name)} has no data"
+        )
         total += tensor.nbytes
     _expect(total <= 2 * file_size, "its tensors are larger than the file")  # tied weights have two names
     return dict(weights)

@@ -17,7 +17,7 @@ from fusion_pl.checkpoint import read_checkpoint
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.encoders.base import Encoder
-from fusion_pl.messages import did_you_mean, join_names, short
+from fusion_pl.messages import did_you_mean, join_names, truncate
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training.stage_metrics import StageMetrics
 from fusion_pl.types import UserError
@@ -36,7 +36,9 @@ MIN_VALUES = {
 
 
 @contextmanager
-def constructor_errors(name: str, arguments: Mapping[str, Any], *error_types: type[Exception]) -> Iterator[None]:
+def convert_constructor_errors(
+    name: str, arguments: Mapping[str, Any], *error_types: type[Exception]
+) -> Iterator[None]:
     """Turn an error of a constructor about its arguments into a ``UserError``.
 
     Args:
@@ -57,16 +59,16 @@ def constructor_errors(name: str, arguments: Mapping[str, Any], *error_types: ty
 
 def build(cls: type, *args: Any, **kwargs: Any) -> Any:
     """Construct a class that a configuration names; registered with jsonargparse as its instantiator."""
-    with constructor_errors(cls.__name__, kwargs):
+    with convert_constructor_errors(cls.__name__, kwargs):
         return cls(*args, **kwargs)
 
 
 def check_optimizer(model: FusionClassifier) -> None:
     """Refuse wrong arguments of the optimizer and the scheduler, by constructing both for dummy parameters."""
     groups = [{"params": [nn.Parameter(torch.zeros(1, 1))]}, {"params": [nn.Parameter(torch.zeros(1))]}]
-    with constructor_errors("model.optimizer", {}, TypeError):
+    with convert_constructor_errors("model.optimizer", {}, TypeError):
         optimizer = model.optimizer(groups)
-    with constructor_errors("model.lr_scheduler", {}, TypeError):
+    with convert_constructor_errors("model.lr_scheduler", {}, TypeError):
         model.lr_scheduler(optimizer)
 
 
@@ -105,7 +107,7 @@ def check_options(config: Namespace) -> None:
                 raise UserError(f"{option}: {path} is a file, expected a folder")
 
 
-def check_model(model: FusionClassifier, path: str, data: FusionData) -> dict[str, Any]:
+def read_matching_checkpoint(model: FusionClassifier, path: str, data: FusionData) -> dict[str, Any]:
     """Read a checkpoint, and refuse it if its classes, encoders or fusion head differ from those of ``model``.
 
     Encoders whose model weights are all in the checkpoint skip loading their pretrained weights.
@@ -115,7 +117,9 @@ def check_model(model: FusionClassifier, path: str, data: FusionData) -> dict[st
     for key, value in current.items():
         if saved[key] != value:
             if key == "classes":
-                raise UserError(f"{path} was trained with other classes: {_class_differences(saved[key], value, data)}")
+                raise UserError(
+                    f"{path} was trained with other classes: {_describe_class_differences(saved[key], value, data)}"
+                )
             raise UserError(
                 f"{path} was trained with other {key} ({saved[key]}) than this configuration asks for ({value}): "
                 "give the config.yaml that lies beside its run's logs"
@@ -127,12 +131,12 @@ def check_model(model: FusionClassifier, path: str, data: FusionData) -> dict[st
     return checkpoint
 
 
-def _class_differences(saved: list[str], current: list[str], data: FusionData) -> str:
+def _describe_class_differences(saved: list[str], current: list[str], data: FusionData) -> str:
     """Return which classes are new, missing or reordered, the row of the first new one, and what to do."""
     before, now = set(saved), set(current)
     new, missing = [name for name in current if name not in before], [name for name in saved if name not in now]
     parts = [
-        f"{join_names(repr(short(name)) for name in names)} {'is' if len(names) == 1 else 'are'} {word}"
+        f"{join_names(repr(truncate(name)) for name in names)} {'is' if len(names) == 1 else 'are'} {word}"
         for names, word in ((new, "new"), (missing, "missing"))
         if names
     ] or ["they are in another order"]
@@ -144,7 +148,7 @@ def _class_differences(saved: list[str], current: list[str], data: FusionData) -
             parts[0] += f" ({data.manifest}, row {row}, column {data.label!r})"
             fix = f"correct the label or remove the row, or {fix}"
         if missing or not new or data.configured_classes is not None:
-            fix = f"set data.classes to [{join_names(repr(short(name)) for name in saved)}], or {fix}"
+            fix = f"set data.classes to [{join_names(repr(truncate(name)) for name in saved)}], or {fix}"
     return f"{', '.join(parts)}; {fix}"
 
 

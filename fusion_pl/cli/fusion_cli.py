@@ -20,7 +20,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from yaml import YAMLError
 
 from fusion_pl.cli import runs
-from fusion_pl.cli.checks import build, check_model, check_monitor, check_optimizer, check_options, constructor_errors
+from fusion_pl.cli.checks import (
+    build,
+    check_monitor,
+    check_optimizer,
+    check_options,
+    convert_constructor_errors,
+    read_matching_checkpoint,
+)
 from fusion_pl.cli.parsing import explain_parse_error
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.split_record import find_split_record
@@ -126,7 +133,7 @@ class FusionCLI(LightningCLI):
         self.parser.add_instantiator(build, object)
 
     def _parse_ckpt_path(self) -> None:
-        """Ignore the options stored in the checkpoint; ``check_model`` compares the two configurations."""
+        """Ignore the options stored in the checkpoint; ``read_matching_checkpoint`` compares the two configurations."""
 
     def before_instantiate_classes(self) -> None:
         """Check the options, and resolve ``--ckpt_path best`` or ``last`` to a file."""
@@ -161,11 +168,13 @@ class FusionCLI(LightningCLI):
             for name in ("early_stopping", "checkpoint"):
                 check_monitor(f"--{name}.monitor", config[name].monitor, self.model)
         if config.cache and not config.dry_run:
-            limit = int(config.cache_limit * 2**30) if config.cache_limit is not None else None
-            self.model.enable_cache(Path(config.cache), self.datamodule.augment, limit)
+            max_bytes = int(config.cache_limit * 2**30) if config.cache_limit is not None else None
+            self.model.enable_cache(Path(config.cache), self.datamodule.augment, max_bytes)
         checkpoints = {}  # path -> checkpoint that is already in memory
         if config.ckpt_path:
-            checkpoint = checkpoints[config.ckpt_path] = check_model(self.model, config.ckpt_path, self.datamodule)
+            checkpoint = checkpoints[config.ckpt_path] = read_matching_checkpoint(
+                self.model, config.ckpt_path, self.datamodule
+            )
             record = find_split_record(checkpoint, type(self.datamodule))
             if record and isinstance(self.datamodule, ManifestData):  # the Trainer would restore it only after setup
                 self.datamodule.load_state_dict(record)
@@ -187,11 +196,13 @@ class FusionCLI(LightningCLI):
         user_callbacks = user_callbacks if isinstance(user_callbacks, list) else [user_callbacks]
         kwargs["callbacks"] = [*user_callbacks, *console_callbacks(options), *callbacks]
         kwargs["enable_model_summary"] = False  # console_callbacks has a shorter one
-        with constructor_errors("trainer", options.as_dict(), TypeError):
+        with convert_constructor_errors("trainer", options.as_dict(), TypeError):
             trainer = super().instantiate_trainer(**kwargs)
         if trainer.strategy.root_device.type == "cpu":
             if config.threads is not None or (trainer.num_devices == 1 and "OMP_NUM_THREADS" not in os.environ):
-                torch.set_num_threads(config.threads or choose_num_threads(self.model, self.datamodule.workers))
+                torch.set_num_threads(
+                    config.threads or choose_num_threads(self.model, self.datamodule.num_loader_workers)
+                )
             if self.config.subcommand == "fit" and config.keep_memory:
                 reuse_freed_memory()
         return trainer

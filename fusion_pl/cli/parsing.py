@@ -45,7 +45,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         raise UserError(explain_parse_error(error, parser, arguments)) from error
 
 
-def refuse_repeated(arguments: Iterable[str], repeatable: Iterable[str] = REPEATABLE_OPTIONS) -> None:
+def refuse_repeated_options(arguments: Iterable[str], repeatable: Iterable[str] = REPEATABLE_OPTIONS) -> None:
     """Refuse repeated options that are not ``repeatable``, because only the last one would have an effect."""
     lists: tuple[str, ...] = ()  # --trainer.callbacks+ A --trainer.callbacks.x 1 --trainer.callbacks+ B …
     seen: dict[str, str] = {}

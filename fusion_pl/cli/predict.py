@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import track
 
-from fusion_pl.cli.parsing import parse, refuse_repeated
+from fusion_pl.cli.parsing import parse, refuse_repeated_options
 from fusion_pl.cli.runs import LOGGER, find_checkpoint
 from fusion_pl.data.checks import check_column
 from fusion_pl.data.manifest import ManifestData
@@ -65,7 +65,7 @@ def predict_parser() -> ArgumentParser:
 
 def predict_command(arguments: list[str]) -> None:
     """Run ``fusion-pl predict``; a row that cannot be predicted gets an error message in the output file."""
-    refuse_repeated(arguments, repeatable=())
+    refuse_repeated_options(arguments, repeatable=())
     config = parse(predict_parser(), arguments)
     _check_output(Path(config.output), config.overwrite, config.data.manifest)
     logger = config.trainer.logger

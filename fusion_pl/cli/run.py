@@ -13,10 +13,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from fusion_pl.cli.errors import user_message
 from fusion_pl.cli.fusion_cli import FusionCLI
-from fusion_pl.cli.parsing import refuse_repeated
+from fusion_pl.cli.parsing import refuse_repeated_options
 from fusion_pl.cli.runs import LOGGER
 from fusion_pl.data.base import FusionData
-from fusion_pl.messages import printable
+from fusion_pl.messages import escape_unprintable
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training.console import configure_logging
 from fusion_pl.training.interrupt import StoppedBySignal, StopSignals, exit_code, is_rank_zero
@@ -33,7 +33,7 @@ def run(subcommand: str, arguments: list[str]) -> int:
 
             predict_command(arguments)
         else:
-            refuse_repeated(arguments)
+            refuse_repeated_options(arguments)
             run_trainer(subcommand, arguments)
 
     return run_reporting_errors(command)
@@ -56,7 +56,7 @@ def run_reporting_errors(command: Callable[[], object]) -> int:
     except Exception as error:
         if (message := user_message(error)) is None:
             raise
-        print(f"fusion-pl: error: {printable(message)}", file=sys.stderr)
+        print(f"fusion-pl: error: {escape_unprintable(message)}", file=sys.stderr)
         return 2
     return 0
 

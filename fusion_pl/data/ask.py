@@ -65,13 +65,13 @@ SCENE_WEIGHTS: list[int] = [
 ]
 
 
-def best_accuracy(inputs: Collection[str]) -> float:
+def bayes_accuracy(inputs: Collection[str]) -> float:
     """Return the accuracy of the Bayes classifier on some of the inputs, computed over all scenes.
 
     The text gives the question, the image both objects, the audio the position.
 
     Example:
-        >>> best_accuracy({"text"}), best_accuracy({"text", "image"}), best_accuracy(INPUTS)
+        >>> bayes_accuracy({"text"}), bayes_accuracy({"text", "image"}), bayes_accuracy(INPUTS)
         (0.25, 0.5, 1.0)
     """
     answers: dict[tuple[object, ...], Counter[str]] = {}

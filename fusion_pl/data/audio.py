@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float32
 from numpy.typing import NDArray
 
-from fusion_pl.files import check_regular
+from fusion_pl.files import check_regular_file
 from fusion_pl.types import UserError, Waveform
 
 Crop = Callable[[int, int], tuple[int, int]]  # (number of audio samples, rate in Hz) -> (first, end)
@@ -44,12 +44,12 @@ def read_audio(path: str | os.PathLike[str], crop: Crop | None = None) -> Wavefo
     Raises:
         UserError: if the file is missing, empty, truncated or not audio, or contains NaN or infinity.
     """
-    check_regular(path)
+    check_regular_file(path)
     try:
         with _UnseekableFile(path) as file:
             rate, is_float = file.samplerate, file.subtype in ("FLOAT", "DOUBLE")
             check_sample_rate(rate, str(path))
-            length = _audio_length(file, path)
+            length = _count_audio_samples(file, path)
             first, end = (0, length) if crop is None else crop(length, rate)
             samples = _read_mono(file, first, end)
             has_end = end == length or file.format == "MP3"  # the size of an MP3 file is already checked
@@ -68,7 +68,7 @@ def check_sample_rate(rate: int, name: str) -> None:
         raise UserError(f"{name} has a rate of {rate} Hz, expected {low} to {high}: convert it, or {HINT}")
 
 
-def _audio_length(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> int:
+def _count_audio_samples(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> int:
     """Return the number of audio samples, counted if the header has no length; refuse a truncated file."""
     log = file.extra_info
     for promised, size in TRUNCATION_NOTE.findall(log) if "(should be" in log else ():
@@ -77,7 +77,7 @@ def _audio_length(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> in
     if any(note in log for note in OGG_TRUNCATION_NOTES):
         raise UserError(f"{path} is truncated: its last page is missing: {HINT}")
     length = int(file.frames)
-    if length < UNKNOWN_LENGTH and (file.format != "MP3" or _has_mp3_length(path)):
+    if length < UNKNOWN_LENGTH and (file.format != "MP3" or _mp3_header_has_length(path)):
         return length
     length = 0
     while (block := _read_block(file, BLOCK_SIZE)) is not None:
@@ -86,7 +86,7 @@ def _audio_length(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> in
     return length
 
 
-def _has_mp3_length(path: str | os.PathLike[str]) -> bool:
+def _mp3_header_has_length(path: str | os.PathLike[str]) -> bool:
     """Return whether the header of an MP3 file contains its length; libsndfile only estimates it otherwise."""
     with open(path, "rb") as file:
         tag = file.read(10)

@@ -19,7 +19,7 @@ from fusion_pl.data.collate import Collate
 from fusion_pl.data.order import EpochBatches, EpochLoader, EpochSampler, global_seed, identity_collate
 from fusion_pl.data.rows import OnBadFile
 from fusion_pl.data.splits import Split
-from fusion_pl.messages import join_lines, printable
+from fusion_pl.messages import escape_unprintable, join_lines
 from fusion_pl.processes import init_worker
 from fusion_pl.types import Batch, Processor, Sample, UserError
 
@@ -127,7 +127,7 @@ class FusionData(LightningDataModule, ABC):
         return {name: name for name in self.processors}
 
     @property
-    def workers(self) -> int:
+    def num_loader_workers(self) -> int:
         """Number of worker processes; depends on the number of cores if ``num_workers`` is None."""
         if self.num_workers is not None:
             return self.num_workers
@@ -145,17 +145,17 @@ class FusionData(LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return a loader of every validation sample once, in order, on any number of processes."""
-        return self._sequential_loader("val")
+        return self._build_sequential_loader("val")
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Return a loader of every test sample once, in order, on any number of processes."""
-        return self._sequential_loader("test")
+        return self._build_sequential_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """Return a loader of every sample once, in order, without targets."""
-        return self._sequential_loader("predict")
+        return self._build_sequential_loader("predict")
 
-    def _sequential_loader(self, split: Literal["val", "test", "predict"]) -> DataLoader[Sample]:
+    def _build_sequential_loader(self, split: Literal["val", "test", "predict"]) -> DataLoader[Sample]:
         samples, (world_size, _) = self.samples(split), _world_size_and_rank()
         sampler = None
         if world_size > 1:  # Lightning's default sampler would repeat samples, which distorts the metrics
@@ -178,10 +178,10 @@ class FusionData(LightningDataModule, ABC):
             sampler=sampler,
             collate_fn=collate,
             batch_size=self.batch_size,
-            num_workers=self.workers,
+            num_workers=self.num_loader_workers,
             worker_init_fn=init_worker,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.workers > 0,
+            persistent_workers=self.num_loader_workers > 0,
             generator=torch.Generator().manual_seed(global_seed()),  # not the global generator, which the model uses
         )
 
@@ -199,7 +199,7 @@ class FusionData(LightningDataModule, ABC):
         self._bad_files.clear()
         if bad:
             files = "1 file" if len(bad) == 1 else f"{len(bad)} files"
-            names = printable(join_lines(bad, MAX_SHOWN))
+            names = escape_unprintable(join_lines(bad, MAX_SHOWN))
             _log.warning("%s could not be read and counted as missing:\n  %s", files, names)
 
 

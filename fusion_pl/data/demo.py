@@ -77,9 +77,9 @@ class Ask(_DemoData):
     def setup(self, stage: str) -> None:
         """Check the manifest, and print the highest accuracy that the model's inputs allow."""
         super().setup(stage)
-        best_one = max(ask.best_accuracy({name}) for name in ask.INPUTS)
-        best_two = max(ask.best_accuracy(set(ask.INPUTS) - {name}) for name in ask.INPUTS)
-        max_accuracy = ask.best_accuracy(set(self.columns.values()))
+        best_one = max(ask.bayes_accuracy({name}) for name in ask.INPUTS)
+        best_two = max(ask.bayes_accuracy(set(ask.INPUTS) - {name}) for name in ask.INPUTS)
+        max_accuracy = ask.bayes_accuracy(set(self.columns.values()))
         rank_zero_info(
             f"Ask: the model's inputs allow an accuracy of at most {max_accuracy:.1%} (one input {best_one:.1%}, "
             f"two {best_two:.1%}, all three 100%)"

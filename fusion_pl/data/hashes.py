@@ -20,13 +20,13 @@ def stable_hash(text: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def row_hashes(table: Table, ignored: Collection[str]) -> list[int]:
+def row_hashes(table: Table, ignored_columns: Collection[str]) -> list[int]:
     """Return a hash of each row's ``id``, or of its other cells if it has no id.
 
-    The hash does not depend on empty cells, the order of the columns, or the columns ``ignored``. Rows with the same
+    The hash does not depend on empty cells, the order of the columns, or on ``ignored_columns``. Rows with the same
     content have the same hash.
     """
-    names = sorted(table.columns.keys() - {"id", *ignored})
+    names = sorted(table.columns.keys() - {"id", *ignored_columns})
     ids = table.columns.get("id") or [None] * len(table)
     return [
         stable_hash(json.dumps(["id", ids[row]]) if ids[row] else _row_content(table, row, names))

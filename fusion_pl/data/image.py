@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fusion_pl.files import check_regular
+from fusion_pl.files import check_regular_file
 from fusion_pl.types import UserError
 
 # Supported formats. Other formats of Pillow may start programs, such as Ghostscript for EPS.
@@ -30,7 +30,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     Raises:
         UserError: if the file is missing, not an image, truncated or too large.
     """
-    check_regular(path)
+    check_regular_file(path)
     try:
         with Image.open(path, formats=FORMATS) as image:
             # Pillow only warns up to twice its limit, and warnings in workers are not shown.

@@ -56,7 +56,7 @@ def _generate_text(digit: int, readable: np.bool, rng: Generator) -> str:
 
 
 @functools.lru_cache
-def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+def _load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
     import matplotlib as mpl
 
     return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf", size)
@@ -66,7 +66,7 @@ def _draw_image(digit: int, readable: np.bool, rng: Generator) -> Image.Image:
     """Render the digit in a random font, position and angle behind a bar and noise; unreadable: almost no contrast."""
     ink = Image.new("L", (SIDE, SIDE))
     center = SIDE / 2 + rng.uniform(-3, 3, 2)
-    font = _font(FONTS[rng.integers(len(FONTS))], int(rng.integers(19, 27)))
+    font = _load_font(FONTS[rng.integers(len(FONTS))], int(rng.integers(19, 27)))
     ImageDraw.Draw(ink).text((center[0], center[1]), str(digit), fill=255, font=font, anchor="mm")
     ink = ink.rotate(rng.uniform(-12, 12), Image.Resampling.BICUBIC)
     contrast = rng.uniform(0.55, 0.8) if readable else rng.uniform(0.0, 0.04)

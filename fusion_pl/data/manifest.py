@@ -200,7 +200,7 @@ class ManifestData(FusionData):
 
     def _check_classes(self, required: Sequence[Split]) -> list[Problem]:
         problems = [
-            Problem(f"no row is left for {split}: the splits have {self._splits.sizes}")
+            Problem(f"no row is left for {split}: the splits have {self._splits.sizes_text}")
             for split in required
             if not self._splits.used_rows[split]
         ]

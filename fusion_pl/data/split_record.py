@@ -45,7 +45,7 @@ class SplitRecord:
         """Return the hashes of all rows."""
         return frozenset[int]().union(*self.hashes.values())
 
-    def with_removed_rows(self, earlier: SplitRecord | None) -> SplitRecord:
+    def merge_removed_rows(self, earlier: SplitRecord | None) -> SplitRecord:
         """Return the record with the rows of an earlier record that are no longer in the table."""
         if earlier is None:
             return self

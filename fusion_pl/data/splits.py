@@ -37,7 +37,7 @@ def assign_splits(
     cells: Sequence[str | None] | None,
     fractions: Mapping[Split, float],
     seed: int,
-    known: Mapping[int, Split] | None = None,
+    known_splits: Mapping[int, Split] | None = None,
 ) -> dict[Split, list[int]]:
     """Assign every row to a split. If the manifest has a test split, it stays the same.
 
@@ -47,7 +47,7 @@ def assign_splits(
         cells: split column of the manifest; None if there is no such column.
         fractions: fractions of val and test rows if they are drawn: of all rows, or of train rows if there are cells.
         seed: random seed of the draw.
-        known: dictionary from row to its split in an earlier run; the manifest has precedence.
+        known_splits: dictionary from row to its split in an earlier run; the manifest has precedence.
 
     Returns:
         Dictionary from split to its rows, in the order of ``targets``; a row whose cell names no split is in none.
@@ -56,8 +56,12 @@ def assign_splits(
     drawn = {split: fractions[split] for split in splits_to_draw(cells)}
     if drawn:
         candidates = {row: target for row, target in targets.items() if splits[row] == "train"}
-        fixed = {row: split for row, split in (known or {}).items() if row in candidates and split in {"train", *drawn}}
-        splits |= draw_splits(candidates, row_hashes, drawn, seed, fixed)
+        fixed_splits = {
+            row: split
+            for row, split in (known_splits or {}).items()
+            if row in candidates and split in {"train", *drawn}
+        }
+        splits |= draw_splits(candidates, row_hashes, drawn, seed, fixed_splits)
     return {split: [row for row in splits if splits[row] == split] for split in SPLITS}
 
 
@@ -66,7 +70,7 @@ def draw_splits(
     row_hashes: Sequence[int],
     fractions: Mapping[Split, float],
     seed: int,
-    fixed: Mapping[int, Split] | None = None,
+    fixed_splits: Mapping[int, Split] | None = None,
 ) -> dict[int, Split]:
     """Draw the split of each row by a hash of its row hash, independent of the other rows.
 
@@ -76,8 +80,8 @@ def draw_splits(
     hash share a split, every class has a training row, and no requested split is empty. To satisfy them, the rows whose
     ``u`` is nearest to the threshold change their split.
 
-    ``fractions`` has the fractions of val and test, each in [0, 1) with a sum below 1. ``fixed`` maps rows to splits
-    that are not drawn. For the other arguments see ``assign_splits``.
+    ``fractions`` has the fractions of val and test, each in [0, 1) with a sum below 1. ``fixed_splits`` has the rows
+    whose split is not drawn. For the other arguments see ``assign_splits``.
 
     Returns:
         Dictionary from row to its split, in the order of ``targets``.
@@ -86,7 +90,7 @@ def draw_splits(
         >>> draw_splits({0: 0, 1: 0, 2: 1}, [11, 12, 13], {"val": 0.5}, seed=0)
         {0: 'train', 1: 'val', 2: 'train'}
     """
-    splits = dict(fixed or {})
+    splits = dict(fixed_splits or {})
     groups: dict[int, list[int]] = {}  # row hash -> rows
     for row in targets:
         if row not in splits:

@@ -31,7 +31,7 @@ class TableSplits:
     @cached_property
     def row_hashes(self) -> list[int]:
         """Hash of each row without label and split, so that a row with a corrected label keeps its split."""
-        return row_hashes(self.table, ignored=(self.label, self.column))
+        return row_hashes(self.table, ignored_columns=(self.label, self.column))
 
     @cached_property
     def rows(self) -> dict[Split, list[int]]:
@@ -45,7 +45,7 @@ class TableSplits:
         return {split: [row for row in rows if row not in self.dropped_rows] for split, rows in self.rows.items()}
 
     @property
-    def sizes(self) -> str:
+    def sizes_text(self) -> str:
         """Number of used rows per split, for messages."""
         return ", ".join(f"{len(rows)} {split}" for split, rows in self.used_rows.items())
 
@@ -53,7 +53,7 @@ class TableSplits:
     def record(self) -> SplitRecord:
         """Split record to save in a checkpoint."""
         hashes = {split: frozenset(self.row_hashes[row] for row in rows) for split, rows in self.rows.items()}
-        return SplitRecord(table_hash(self.table), hashes).with_removed_rows(self.checkpoint_record)
+        return SplitRecord(table_hash(self.table), hashes).merge_removed_rows(self.checkpoint_record)
 
     @property
     def _split_cells(self) -> Sequence[str | None] | None:
@@ -84,11 +84,11 @@ class TableSplits:
         if previous:
             method = f"as in the training; new rows {method}"
         if self._split_cells is None:
-            yield f"{path} has no column {self.column!r}: drew {self.sizes} ({method})"
+            yield f"{path} has no column {self.column!r}: drew {self.sizes_text} ({method})"
         elif drawn:
             yield (
                 f"{path} has no validation rows: {len(self.rows['val'])} were taken from train, none from test "
-                f"({method}; now {self.sizes})"
+                f"({method}; now {self.sizes_text})"
             )
 
     def write_csv(self, path: str | Path) -> None:

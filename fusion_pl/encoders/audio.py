@@ -107,7 +107,7 @@ class AudioEncoder(PretrainedEncoder):
     def _prepare_model(self, model: Any) -> nn.Module:
         if self.config.model_type in WAVEFORM_MODELS:
             layers, group_norm = model.feature_extractor.conv_layers, self.config.feat_extract_norm == "group"
-            model.feature_extractor = audio_features.MaskedFeatureEncoder(layers, group_norm)
+            model.feature_extractor = audio_features.MaskedWav2Vec2FeatureEncoder(layers, group_norm)
         return super()._prepare_model(model)
 
     def _load_feature_extraction(self) -> FeatureExtraction:

@@ -109,18 +109,18 @@ class ClapFeatures(FeatureExtraction):
 
     def __call__(self, clips: Clips) -> dict[str, Tensor]:
         """Fill the window with repetitions; tokens of all repetitions are real."""
-        counts = [math.ceil(self._filled_samples(len(clip)) * self.time_tokens / self.window) for clip in clips]
+        counts = [math.ceil(self._filled_length(len(clip)) * self.time_tokens / self.window) for clip in clips]
         # Crops fit into the window, so the other three spectrograms of CLAP's "fusion" models are copies.
         values = self._extract(clips)["input_features"][:, :1].float()
         return {"values": values, "mask": _length_mask(counts, self.time_tokens).repeat(1, self.frequency_tokens)}
 
-    def _filled_samples(self, samples: int) -> int:
+    def _filled_length(self, samples: int) -> int:
         if self.extractor.padding == "repeat":
             return self.window
         return samples * (self.window // samples) if self.extractor.padding == "repeatpad" else samples
 
 
-class MaskedFeatureEncoder(nn.Module):
+class MaskedWav2Vec2FeatureEncoder(nn.Module):
     """The convolutional feature encoder of Wav2Vec2, HuBERT and WavLM, normalised over real frames only.
 
     The first layer of wav2vec2-base and HuBERT-base is a group norm over time per channel. In transformers its mean and
@@ -128,13 +128,13 @@ class MaskedFeatureEncoder(nn.Module):
 
     Args:
         layers: layers of the model's feature encoder, which keep their names in the state dict.
-        normalises_over_time: whether the first layer normalises over time.
+        has_group_norm: whether the first layer normalises over time.
     """
 
-    def __init__(self, layers: nn.ModuleList, normalises_over_time: bool) -> None:
+    def __init__(self, layers: nn.ModuleList, has_group_norm: bool) -> None:
         super().__init__()
         self.conv_layers = layers
-        self.normalises_over_time = normalises_over_time
+        self.has_group_norm = has_group_norm
 
     def forward(self, packed: Float[Tensor, "2 B N"]) -> Float[Tensor, "B D T"]:
         """Encode P waveforms.
@@ -144,7 +144,7 @@ class MaskedFeatureEncoder(nn.Module):
         """
         hidden, real = packed[0].unsqueeze(1), packed[1]
         layers: list[Any] = list(self.conv_layers)
-        if self.normalises_over_time:
+        if self.has_group_norm:
             first, *layers = layers
             hidden = first.conv(hidden)
             frames = (real.sum(-1).long() - first.conv.kernel_size[0]) // first.conv.stride[0] + 1

@@ -64,18 +64,18 @@ class Encoder(Configurable, nn.Module, ABC):
         super().train(mode)
         if mode:
             self._frozen_modules = frozenset()
-            self._set_frozen_to_eval()
+            self._apply_frozen_modes()
         return self
 
-    def sync_frozen_modes(self) -> None:
+    def update_frozen_modes(self) -> None:
         """Update the modes of modules frozen or unfrozen since the last call; called in every training step."""
         if self._last_requires_grad != self._requires_grad():
-            self._set_frozen_to_eval()
+            self._apply_frozen_modes()
 
     def _requires_grad(self) -> tuple[bool, ...]:
         return tuple(parameter.requires_grad for parameter in self.parameters())
 
-    def _set_frozen_to_eval(self) -> None:
+    def _apply_frozen_modes(self) -> None:
         """Set the modes of modules that were frozen or unfrozen; all others keep the mode set by the user."""
         self._last_requires_grad = self._requires_grad()
         previous = self._frozen_modules

@@ -24,11 +24,11 @@ class ClipProcessor:
         max_samples: maximum length in audio samples; longer clips are cropped, at random in training, else centrally.
 
     Attributes:
-        fixed: whether clips are also cropped to the centre in training, so that the crop is the same in every epoch.
+        fixed_crop: whether clips are cropped to their centre in training too, so that every epoch has the same crops.
     """
 
     kind: Kind = "audio"
-    fixed = False
+    fixed_crop = False
 
     def __init__(self, rate: int, max_samples: int) -> None:
         self.rate = rate
@@ -40,7 +40,7 @@ class ClipProcessor:
         excess = samples - num_samples
         if excess <= 0:
             return 0, samples
-        start = int(torch.randint(excess + 1, ())) if training and not self.fixed else excess // 2
+        start = int(torch.randint(excess + 1, ())) if training and not self.fixed_crop else excess // 2
         return start, start + num_samples
 
     def crop_and_resample(self, clip: Waveform, training: bool) -> Float[Tensor, " n"]:
@@ -49,7 +49,7 @@ class ClipProcessor:
         start, end = self.crop(samples.numel(), clip.rate, training)
         samples = samples[start:end]  # crop before resampling, which is slow
         if clip.rate != self.rate and samples.numel():
-            samples = _resampler(*_approximate_ratio(clip.rate, self.rate))(samples)[: self.max_samples]
+            samples = _build_resampler(*_approximate_ratio(clip.rate, self.rate))(samples)[: self.max_samples]
         return samples
 
 
@@ -65,6 +65,6 @@ def _approximate_ratio(rate: int, target: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=32)  # the filter depends on the two rates only
-def _resampler(rate: int, target: int) -> nn.Module:
+def _build_resampler(rate: int, target: int) -> nn.Module:
     resampler: nn.Module = Resample(rate, target)
     return resampler

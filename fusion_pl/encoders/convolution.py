@@ -89,10 +89,12 @@ class SmallEncoder(Encoder):
             raise UserError(f"{type(self).__name__}(dim={dim}): expected a positive multiple of 8")
         self.dim = dim
 
-    def _add_pooling(self, dims: Sequence[int], combine: Combine | None, dropout: float, maps: bool = False) -> None:
+    def _add_pooling(
+        self, dims: Sequence[int], combine: Combine | None, dropout: float, has_feature_maps: bool = False
+    ) -> None:
         """Build the layer mixing, for hidden layers with ``dims`` channels, and the pooling."""
         self.hidden_layers = range(len(dims)) if combine else ()
-        self.layer_mixing = build_layer_mixing(type(self).__name__, self.hidden_layers, combine, dims, maps)
+        self.layer_mixing = build_layer_mixing(type(self).__name__, self.hidden_layers, combine, dims, has_feature_maps)
         if self.layer_mixing is not None:
             self.dim = self.layer_mixing.dim
         self.pool = MeanMaxPooling(self.dim, dropout)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fusion_pl.encoders.saved_files import IGNORED_FILES, is_allowed, remove_code_references
-from fusion_pl.messages import is_failure, reason
+from fusion_pl.encoders.saved_files import IGNORED_FILES, is_allowed_file, remove_code_references
+from fusion_pl.messages import error_reason, is_failure
 from fusion_pl.types import MissingFileError, UserError
 
 ReadT = TypeVar("ReadT")
@@ -40,33 +40,35 @@ def resolve_source(pretrained: str) -> str:
     return pretrained
 
 
-def read_pretrained(reader: Callable[..., ReadT], source: str, what: str, **options: Any) -> ReadT:
+def read_pretrained(reader: Callable[..., ReadT], source: str, part_name: str, **options: Any) -> ReadT:
     """Call ``from_pretrained`` without logging and without remote code; any failure becomes a ``UserError``.
 
     Args:
         reader: ``from_pretrained`` method of a transformers class.
         source: result of ``resolve_source``.
-        what: what is read, for the message, such as "tokenizer".
+        part_name: what is read, for the message, such as "tokenizer".
         **options: keyword arguments of ``reader``.
 
     Raises:
         UserError: if the files do not exist, or this version of transformers does not support them.
     """
     try:
-        with quiet_transformers(bars=not Path(source).is_dir()):  # a progress bar for downloads only
+        with quiet_transformers(show_progress_bars=not Path(source).is_dir()):  # a progress bar for downloads only
             return reader(source, trust_remote_code=False, **options)
     except UserError:
         raise
     except BaseException as error:  # tokenizers raises bare Exceptions and panics
         if not is_failure(error):
             raise
-        cause = "it needs code of its own, which is never run" if "custom code" in str(error) else reason(error)
+        cause = "it needs code of its own, which is never run" if "custom code" in str(error) else error_reason(error)
         if Path(source).is_dir():
-            raise MissingFileError(f"pretrained: no {what} could be read from the folder {source}: {cause}") from error
+            raise MissingFileError(
+                f"pretrained: no {part_name} could be read from the folder {source}: {cause}"
+            ) from error
         raise UserError(
-            f"pretrained: the {what} of {source} is neither in a folder of that name nor in Hugging Face's cache, and "
-            f"could not be downloaded: where there is a connection, run `hf download {source} --local-dir FOLDER`, "
-            f"then set pretrained: FOLDER ({cause})"
+            f"pretrained: the {part_name} of {source} is neither in a folder of that name nor in Hugging Face's cache, "
+            f"and could not be downloaded: on a machine with a connection, run `hf download {source} --local-dir "
+            f"FOLDER`, then set pretrained: FOLDER ({cause})"
         ) from error
 
 
@@ -84,7 +86,7 @@ def hub_offline() -> Iterator[None]:
 
 
 @contextmanager
-def quiet_transformers(bars: bool = False) -> Iterator[None]:
+def quiet_transformers(show_progress_bars: bool = False) -> Iterator[None]:
     """Suppress the loading report of transformers, which lists model weights that an encoder does not use."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
@@ -93,7 +95,7 @@ def quiet_transformers(bars: bool = False) -> Iterator[None]:
     bars_enabled = logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     hub_logging.set_verbosity(logging.ERROR)
-    if not bars:
+    if not show_progress_bars:
         logging.disable_progress_bar()
     try:
         yield
@@ -115,7 +117,7 @@ def serialize_files(part: Any) -> dict[str, bytes]:
             part.save_pretrained(folder)
         paths = [path for path in sorted(Path(folder).iterdir()) if path.is_file() and path.name not in IGNORED_FILES]
         for path in paths:
-            if not is_allowed(path.name):
+            if not is_allowed_file(path.name):
                 raise UserError(
                     f"pretrained: {type(part).__name__} needs the file {path.name}, which a checkpoint cannot store: "
                     "choose a model with a tokenizer.json, so that the trained model can be loaded"

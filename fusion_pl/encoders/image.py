@@ -66,7 +66,7 @@ def _centre_crop(pixels: UInt8[Tensor, "3 H W"], height: int, width: int) -> UIn
     return pixels[:, top : top + height, left : left + width]
 
 
-def _fold_padding(model: nn.Module) -> None:
+def _fold_padding_into_convolutions(model: nn.Module) -> None:
     """Move the symmetric padding of MobileNet into its convolutions of stride 1, which avoids a copy of each map."""
     for layer in model.modules():
         config, convolution = getattr(layer, "config", None), getattr(layer, "convolution", None)
@@ -125,7 +125,7 @@ class ImageEncoder(PretrainedEncoder):
         self.dim = as_tokens(output.last_hidden_state).shape[-1]
         states = _hidden_states(output)
         widths = [as_tokens(state).shape[-1] for state in states]
-        self._finish_setup(class_token, widths, maps=bool(states) and states[0].dim() == 4)
+        self._finish_setup(class_token, widths, has_feature_maps=bool(states) and states[0].dim() == 4)
 
     def load_pretrained(self) -> None:
         """Load the weights, and log the memory format if it was chosen automatically."""
@@ -137,7 +137,7 @@ class ImageEncoder(PretrainedEncoder):
         model = super()._prepare_model(model)
         if hasattr(model, "use_head"):  # SigLIP's attention pooling
             setattr(model, "use_head", False)  # noqa: B010 - a type checker accepts Modules only
-        _fold_padding(model)
+        _fold_padding_into_convolutions(model)
         return model
 
     def _load_processor_settings(self) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def as_tokens(state: Tensor) -> Float[Tensor, "P T D"]:
 
 
 def build_layer_mixing(
-    encoder: str, hidden_layers: Sequence[int], combine: Combine | None, widths: Sequence[int], maps: bool
+    encoder: str, hidden_layers: Sequence[int], combine: Combine | None, widths: Sequence[int], has_feature_maps: bool
 ) -> LayerMixing | None:
     """Build the layer mixing of an encoder; None if only its last layer is used.
 
@@ -109,7 +109,7 @@ def build_layer_mixing(
         hidden_layers: indices of the layers to combine.
         combine: see ``LayerMixing``.
         widths: number of channels of each hidden layer.
-        maps: whether hidden layers are feature maps.
+        has_feature_maps: whether hidden layers are feature maps.
 
     Raises:
         UserError: if a layer does not exist, ``combine`` does not match, or only one of the two arguments is set.
@@ -131,7 +131,7 @@ def build_layer_mixing(
         raise UserError(
             f"hidden_layers: {list(hidden_layers)} of {encoder} must go from the input to the output, each layer once"
         )
-    if combine == "pyramid" and not maps:
+    if combine == "pyramid" and not has_feature_maps:
         raise UserError(
             f"combine: {encoder} has sequences, and a pyramid needs feature maps: choose concat, sum or attention"
         )

@@ -14,7 +14,7 @@ from fusion_pl.encoders.hub import hub_offline, read_pretrained, resolve_source,
 from fusion_pl.encoders.layer_mixing import Combine, LayerMixing, build_layer_mixing
 from fusion_pl.encoders.saved_files import check_saved_files
 from fusion_pl.layers import masked_max, masked_mean
-from fusion_pl.messages import short
+from fusion_pl.messages import truncate
 from fusion_pl.types import Encoded, UserError
 
 Freeze = Literal["all", "none"] | int
@@ -153,7 +153,7 @@ class PretrainedEncoder(Encoder):
             UserError: if a file is missing, unknown, or describes a model beyond the limits.
         """
         check_saved_files(folder)
-        source = short(str(init_args["pretrained"]))
+        source = truncate(str(init_args["pretrained"]))
         if init_args.get("weights", True) and not all((Path(folder) / name).is_file() for name in cls.required_files):
             raise UserError(f"the checkpoint lacks {' or '.join(cls.required_files)} of {source}")
         with hub_offline():
@@ -211,11 +211,11 @@ class PretrainedEncoder(Encoder):
         embedding = tokens[:, 0] if self.pooling == "cls" else POOLINGS[self.pooling](tokens, mask)
         return Encoded(tokens, mask, embedding, weights)
 
-    def _finish_setup(self, has_class_token: bool, widths: list[int], maps: bool = False) -> None:
+    def _finish_setup(self, has_class_token: bool, widths: list[int], has_feature_maps: bool = False) -> None:
         """Check the pooling, build the layer mixing for hidden layers with ``widths`` channels, and set the modes."""
         if self.pooling == "cls" and not has_class_token:
             raise UserError(f"pooling: {self.source} has no class token: choose mean or max")
-        self.layer_mixing = build_layer_mixing(self.source, self.hidden_layers, self.combine, widths, maps)
+        self.layer_mixing = build_layer_mixing(self.source, self.hidden_layers, self.combine, widths, has_feature_maps)
         if self.layer_mixing is not None:
             self.dim = self.layer_mixing.dim
             self._freeze_unused_parameters()

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fusion_pl.messages import reason, short
+from fusion_pl.messages import error_reason, truncate
 from fusion_pl.plain_data import walk
 from fusion_pl.types import UserError
 
@@ -43,7 +43,7 @@ MAX_SPECTROGRAM_SIZE = 2**24  # entries; spectrograms of Whisper and CLAP have a
 _walk = partial(walk, max_depth=100, max_values=500_000)
 
 
-def is_allowed(name: str) -> bool:
+def is_allowed_file(name: str) -> bool:
     """Return whether a checkpoint may contain a file of this name."""
     return name in SETTINGS_FILES | VOCABULARY_FILES | {"tokenizer.json"} or SENTENCEPIECE.fullmatch(name) is not None
 
@@ -70,7 +70,7 @@ def check_saved_files(folder: str) -> None:
             raise UserError(
                 f"the checkpoint holds a file {path.name}, which fusion-pl does not write: it was tampered with"
             )
-        if not is_allowed(path.name):
+        if not is_allowed_file(path.name):
             path.unlink()
             continue
         if path.stat().st_size > MAX_FILE_SIZE:
@@ -81,7 +81,7 @@ def check_saved_files(folder: str) -> None:
                 _check_content(path.name, json.loads(content))
                 path.write_bytes(remove_code_references(path.name, content))
             except (ValueError, RecursionError, TypeError, KeyError, AttributeError) as error:
-                raise UserError(f"the checkpoint's {path.name} cannot be used: {reason(error)}") from error
+                raise UserError(f"the checkpoint's {path.name} cannot be used: {error_reason(error)}") from error
 
 
 def _remove_references(value: Any) -> Any:
@@ -104,9 +104,9 @@ def _check_content(name: str, content: Any) -> None:
         return
     for key, value in _walk(content):
         if isinstance(value, int) and abs(value) > MAX_SETTING and key not in UNBOUNDED_SETTINGS:
-            raise UserError(f"{short(key)} is {short(str(value))}, beyond what any model has")
+            raise UserError(f"{truncate(key)} is {truncate(str(value))}, beyond what any model has")
         if (key == "backbone" and isinstance(value, str)) or (key == "model_type" and str(value).startswith("timm")):
-            raise UserError(f"{key} {short(str(value))!r} names a model of another repository, which is not read")
+            raise UserError(f"{key} {truncate(str(value))!r} names a model of another repository, which is not read")
     if name in PROCESSOR_FILES:
         _check_processor(content)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fusion_pl.encoders.hub import read_pretrained, serialize_files
 from fusion_pl.encoders.layer_mixing import Combine
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
-from fusion_pl.messages import is_failure, reason
+from fusion_pl.messages import error_reason, is_failure
 from fusion_pl.types import Encoded, Kind, UserError
 
 
@@ -53,7 +53,7 @@ class TextProcessor:
         except BaseException as error:  # tokenizers raises bare Exceptions and panics
             if not is_failure(error):
                 raise
-            raise UserError(f"the tokenizer cannot process a text: {reason(error)}") from error
+            raise UserError(f"the tokenizer cannot process a text: {error_reason(error)}") from error
         ids, mask = encoding["input_ids"].long(), encoding["attention_mask"].bool()
         if ids.shape[1] == 0:  # all texts are empty and the tokenizer adds no special tokens
             ids = ids.new_full((len(values), 1), self.tokenizer.pad_token_id)

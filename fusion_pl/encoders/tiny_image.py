@@ -71,7 +71,7 @@ class TinyImage(SmallEncoder):
         extra = 2 * coordinates  # number of coordinate channels
         first = _conv(channels + extra, dim // 2, width=5, stride=2)
         self.layers = nn.ModuleList([first, _conv(dim // 2 + extra, dim, stride=2), _conv(dim + extra, dim)])
-        self._add_pooling([dim // 2, dim, dim], combine, dropout, maps=True)
+        self._add_pooling([dim // 2, dim, dim], combine, dropout, has_feature_maps=True)
 
     def forward(self, pixels: UInt8[Tensor, "P K S S"]) -> Encoded:  # type: ignore[override]
         """Encode P images as one token per patch, row by row."""

@@ -44,7 +44,7 @@ class Average(LateFusion):
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``input_logits`` are zeros if an input is missing."""
-        hidden, present = self.unimodal.hidden(inputs), self.present(inputs)
+        hidden, present = self.unimodal.compute_hidden(inputs), self.presence_mask(inputs)
         input_logits = self.unimodal.logits_from_hidden(hidden, inputs)
         log_weights = self.weighting(hidden, present)
         logits = (log_weights.unsqueeze(-1) + input_logits.log_softmax(-1)).logsumexp(1)

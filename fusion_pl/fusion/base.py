@@ -82,7 +82,7 @@ class Fusion(Configurable, nn.Module, ABC):
         del batch
         return None
 
-    def present(self, inputs: dict[str, Encoded]) -> PresenceMask:
+    def presence_mask(self, inputs: dict[str, Encoded]) -> PresenceMask:
         """Return the presence mask of all inputs, in the order of ``dims``."""
         return torch.stack([inputs[name].mask.any(-1) for name in self.names], dim=-1)
 
@@ -123,7 +123,7 @@ class EmbeddingFusion(Fusion):
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``embedding`` is z."""
-        embedding, weights, extra = self.fuse(self.projection(inputs), self.present(inputs))
+        embedding, weights, extra = self.fuse(self.projection(inputs), self.presence_mask(inputs))
         return Fused(self.classifier(embedding), embedding, weights, extra=extra)
 
 

@@ -62,20 +62,20 @@ class BiLSTM(Fusion):
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``embedding`` is z."""
         if self.over == "inputs":
-            sequence, mask = self.projection(inputs), self.present(inputs)
+            sequence, mask = self.projection(inputs), self.presence_mask(inputs)
         else:
             sequence = torch.cat(self.projection(inputs), dim=1)
             mask = torch.cat([inputs[name].mask for name in self.names], dim=1)
         sorted_mask = mask.sort(dim=-1, descending=True, stable=True).values
         means = []
-        for lstm, order in zip((self.forwards, self.backwards), real_first_orders(mask), strict=True):
+        for lstm, order in zip((self.forwards, self.backwards), real_first_indices(mask), strict=True):
             ordered = sequence.gather(1, order.unsqueeze(-1).expand(-1, -1, sequence.shape[-1]))
             means.append(masked_mean(lstm(ordered)[0], sorted_mask))
         embedding: Float[Tensor, "B F2"] = torch.cat(means, dim=-1)
         return Fused(self.classifier(embedding), embedding)
 
 
-def real_first_orders(mask: Bool[Tensor, "B S"]) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
+def real_first_indices(mask: Bool[Tensor, "B S"]) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
     """Return the indices that sort real entries in forward and in reverse order; padding comes last in both."""
     position = torch.arange(mask.shape[1], device=mask.device)
     padding = mask.shape[1] * (~mask).long()

@@ -53,7 +53,7 @@ class Evidential(LateFusion):
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``input_logits`` are ``log α_m``, zeros if an input is missing."""
-        present, classes = self.present(inputs), self.num_classes
+        present, classes = self.presence_mask(inputs), self.num_classes
         outputs = upcast(self.unimodal(inputs))
         evidence = softplus(outputs).masked_fill(~present.unsqueeze(-1), 0.0)
         gain = (evidence / classes).log1p().sum(1)

@@ -58,7 +58,7 @@ class Pairwise(TokenFusion):
         for m, (target, layer) in enumerate(zip(tokens, self.layers, strict=True)):
             sources = [k for k in range(len(masks)) if k != m]
             attended = [_cross_attend(next(stacks), target, tokens[k], masks[k]) for k in sources]
-            x = _mean_of_present(attended, present[:, sources], target)
+            x = _mean_over_present(attended, present[:, sources], target)
             means.append(masked_mean(self.norm(layer(x, to_attention_mask(masks[m]))), masks[m]))
         embedding: Tensor = self.joint_layer(torch.cat(means, dim=-1))
         return embedding
@@ -73,7 +73,7 @@ def _cross_attend(
     return target
 
 
-def _mean_of_present(attended: list[Tokens], present: Bool[Tensor, "B K"], target: Tokens) -> Tokens:
+def _mean_over_present(attended: list[Tokens], present: Bool[Tensor, "B K"], target: Tokens) -> Tokens:
     """Average the results over the present sources; return the target if no source is present."""
     if not attended:
         return target

@@ -29,7 +29,7 @@ class ProductOfExperts(LateFusion):
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``input_logits`` are zeros if an input is missing."""
-        input_logits, present = self.unimodal(inputs), self.present(inputs).unsqueeze(-1)
+        input_logits, present = self.unimodal(inputs), self.presence_mask(inputs).unsqueeze(-1)
         prior = self.prior.log_softmax(-1)
         ratios = (input_logits.log_softmax(-1) - prior).masked_fill(~present, 0.0)
         return Fused(prior + ratios.sum(1), input_logits=self.logits_by_input(input_logits))

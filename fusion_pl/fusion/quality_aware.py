@@ -53,7 +53,7 @@ class QualityAware(LateFusion):
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``input_logits`` are f, zeros if an input is missing."""
-        input_logits, present = upcast(self.unimodal(inputs)), self.present(inputs)
+        input_logits, present = upcast(self.unimodal(inputs)), self.presence_mask(inputs)
         log_confidence = log_softplus(input_logits.logsumexp(-1))
         weights = masked_softmax(log_confidence, present).detach()  # s / Σ s, which does not underflow
         logits = (weights.unsqueeze(-1) * input_logits).sum(1)

@@ -45,7 +45,7 @@ class Stacking(LateFusion):
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``input_logits`` are zeros if an input is missing."""
-        input_logits, present = self.unimodal(inputs), self.present(inputs)
+        input_logits, present = self.unimodal(inputs), self.presence_mask(inputs)
         extra = {"detached_logits": self._stack(input_logits.detach(), present)} if self.training else {}
         return Fused(self._stack(input_logits, present), input_logits=self.logits_by_input(input_logits), extra=extra)
 

@@ -28,7 +28,7 @@ class Vote(LateFusion):
 
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``input_logits`` are zeros if an input is missing."""
-        input_logits, present = upcast(self.unimodal(inputs)), self.present(inputs)  # half precision causes ties
+        input_logits, present = upcast(self.unimodal(inputs)), self.presence_mask(inputs)  # half precision causes ties
         votes = nn.functional.one_hot(input_logits.argmax(-1), self.num_classes).to(input_logits.dtype)
         scores = masked_mean(votes, present) + TIE_BREAK * masked_mean(input_logits.softmax(-1), present)
         # The probability of a class without votes may underflow; its logit must be finite.

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fusion_pl.training.checkpoints import DiskFullError, mount_point
+from fusion_pl.training.checkpoints import DiskFullError, find_mount_point
 from fusion_pl.training.states import rank_checkpoints, state_after_step
 from fusion_pl.types import UserError
 
@@ -144,7 +144,7 @@ def _disk_space_message(callback: BestCheckpoint, trainer: Trainer) -> str | Non
         return None
     files = ", ".join(f"{name}.ckpt {size / 1e6:.1f} MB" for name, size in sizes.items())
     return (
-        f"the disk {mount_point(existing)}, where {folder} is, has {free / 1e6:.0f} MB free, and this run's "
+        f"the disk {find_mount_point(existing)}, where {folder} is, has {free / 1e6:.0f} MB free, and this run's "
         f"checkpoints need about {needed / 1e6:.1f} MB ({files}, and {replacement / 1e6:.1f} MB while one replaces "
         "another): free some space, or choose a folder on another disk with --checkpoint.dirpath"
     )

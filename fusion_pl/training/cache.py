@@ -35,16 +35,16 @@ class EncoderCaches:
     The arguments are the same as for ``FusionClassifier.enable_cache``.
     """
 
-    def __init__(self, folder: Path, augmented: Collection[str], limit: int | None = None) -> None:
-        self.folder, self.augmented = folder, set(augmented)
-        self.budget = DiskBudget(folder, limit)
+    def __init__(self, folder: Path, augmented_inputs: Collection[str], max_bytes: int | None = None) -> None:
+        self.folder, self.augmented_inputs = folder, set(augmented_inputs)
+        self.budget = DiskBudget(folder, max_bytes)
         self.caches: dict[str, EncodedCache] = {}
 
     def use_fixed_crops(self, encoders: Sequence[tuple[str, Encoder]]) -> None:
         """Use the validation crop of long clips for frozen encoders: each random crop would need its own row."""
         for _, encoder in encoders:
-            if is_frozen(encoder) and hasattr(encoder.processor, "fixed"):
-                encoder.processor.fixed = True
+            if is_frozen(encoder) and hasattr(encoder.processor, "fixed_crop"):
+                encoder.processor.fixed_crop = True
 
     def start(self, encoders: Sequence[tuple[str, Encoder]], training: bool) -> None:
         """Discard the caches of the previous stage, and log if no input, or only validation, can be cached."""
@@ -53,7 +53,7 @@ class EncoderCaches:
         frozen = {name for name, encoder in encoders if is_frozen(encoder)}
         if not frozen:
             rank_zero_info("Cache: nothing is cached, because no encoder is frozen (freeze: all).")
-        elif training and frozen <= self.augmented:
+        elif training and frozen <= self.augmented_inputs:
             names = ", ".join(sorted(frozen))
             rank_zero_info(f"Cache: only validation is cached, because training augments all frozen inputs ({names}).")
 
@@ -62,7 +62,7 @@ class EncoderCaches:
         frozen = is_frozen(encoder)
         if not frozen:
             self.caches.pop(name, None)  # its weights change, which invalidates the cache
-        if not frozen or (training and name in self.augmented):
+        if not frozen or (training and name in self.augmented_inputs):
             encoded: Encoded = encoder(**inputs)
             return encoded
         if name not in self.caches:
@@ -77,24 +77,24 @@ class DiskBudget:
 
     Args:
         folder: folder of all caches.
-        limit: maximum size in bytes; other processes may exceed it between two size checks. None: no limit.
+        max_bytes: maximum size in bytes; other processes may exceed it between two size checks. None: no limit.
     """
 
-    def __init__(self, folder: str | Path, limit: int | None = None) -> None:
-        self.folder, self.limit = Path(folder), limit
+    def __init__(self, folder: str | Path, max_bytes: int | None = None) -> None:
+        self.folder, self.max_bytes = Path(folder), max_bytes
         self.remaining = 0  # bytes to write until the folder size is computed again
 
     def reserve(self, size: int) -> None:
         """Reserve ``size`` bytes, or raise an ``OSError`` if the limit is reached or the disk is nearly full."""
         if shutil.disk_usage(self.folder).free < RESERVED_BYTES:
             raise OSError(errno.ENOSPC, "less than 1 GiB is left on the disk")
-        if self.limit is None:
+        if self.max_bytes is None:
             return
         if size > self.remaining:
-            free = self.limit - folder_bytes(self.folder)
+            free = self.max_bytes - folder_bytes(self.folder)
             if size > free:
-                raise OSError(errno.ENOSPC, f"it may hold {self.limit / 2**30:g} GiB, see --cache_limit")
-            self.remaining = max(size, min(free, self.limit // MAX_RECOUNTS))
+                raise OSError(errno.ENOSPC, f"it may hold {self.max_bytes / 2**30:g} GiB, see --cache_limit")
+            self.remaining = max(size, min(free, self.max_bytes // MAX_RECOUNTS))
         self.remaining -= size
 
 

@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO, TorchCheckpointIO
 
 from fusion_pl.checkpoint import read_checkpoint
-from fusion_pl.checkpoint.contents import find_non_finite
+from fusion_pl.checkpoint.contents import find_non_finite_tensor
 from fusion_pl.files import atomic_path
 from fusion_pl.training.states import describe
 from fusion_pl.types import UserError
@@ -38,12 +38,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning handles URLs such as ``s3://``.
 
     Args:
-        loaded: path -> checkpoint that has been read and checked already, so that it is not read again.
+        loaded_checkpoints: path -> checkpoint that has been read and checked already, so that it is not read again.
     """
 
-    def __init__(self, loaded: Mapping[str, dict[str, Any]] | None = None) -> None:
+    def __init__(self, loaded_checkpoints: Mapping[str, dict[str, Any]] | None = None) -> None:
         super().__init__()
-        self.loaded = dict(loaded or {})
+        self.loaded_checkpoints = dict(loaded_checkpoints or {})
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint.
@@ -52,7 +52,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             DiskFullError: if the disk is full.
             DivergedError: if model weights are not finite; the previous checkpoint is kept.
         """
-        if name := find_non_finite(checkpoint.get("state_dict") or {}):
+        if name := find_non_finite_tensor(checkpoint.get("state_dict") or {}):
             raise DivergedError(_diverged_message(name, checkpoint, Path(path).parent))
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -74,7 +74,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read a checkpoint as plain data. ``CheckTrainingState`` checks its training state later."""
-        checkpoint = self.loaded.pop(str(path), None) or read_checkpoint(path)
+        checkpoint = self.loaded_checkpoints.pop(str(path), None) or read_checkpoint(path)
         version = checkpoint.get("pytorch-lightning_version")
         match = re.match(r"(\d{1,4})\.(\d{1,4})\.", version) if isinstance(version, str) else None
         if match is None or (int(match[1]), int(match[2])) < MIN_LIGHTNING_VERSION:
@@ -94,11 +94,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             Path(path).unlink()
 
 
-def add_checkpoint_io(plugins: Any, loaded: Mapping[str, dict[str, Any]] | None = None) -> list[Any]:
+def add_checkpoint_io(plugins: Any, loaded_checkpoints: Mapping[str, dict[str, Any]] | None = None) -> list[Any]:
     """Add an ``AtomicCheckpointIO`` to the Trainer's ``plugins``, unless they have a ``CheckpointIO``."""
     plugins = plugins if isinstance(plugins, list) else [plugins] * (plugins is not None)
     has_io = any(isinstance(plugin, CheckpointIO) for plugin in plugins)
-    return plugins if has_io else [*plugins, AtomicCheckpointIO(loaded)]
+    return plugins if has_io else [*plugins, AtomicCheckpointIO(loaded_checkpoints)]
 
 
 class _DeferredErrorStream:
@@ -137,7 +137,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def mount_point(path: Path) -> Path:
+def find_mount_point(path: Path) -> Path:
     """Return the mount point of the file system that contains a path."""
     return next(folder for folder in (path.resolve(), *path.resolve().parents) if os.path.ismount(folder))
 
@@ -156,7 +156,7 @@ def disk_full_message(path: Path, checkpoints: Path) -> str:
     """Return a message for a file that could not be written: the disk, its free space, and how to continue."""
     free = shutil.disk_usage(path.parent).free
     last = checkpoints / "last.ckpt"
-    message = f"the disk {mount_point(path)} is full ({free / 1e6:.0f} MB free), so {path} could not be written"
+    message = f"the disk {find_mount_point(path)} is full ({free / 1e6:.0f} MB free), so {path} could not be written"
     if not last.is_file():
         return f"{message}: free some space, or choose a folder on another disk with --checkpoint.dirpath"
     return (

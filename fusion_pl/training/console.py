@@ -20,7 +20,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from torch import nn
 
-from fusion_pl.messages import printable
+from fusion_pl.messages import escape_unprintable
 
 # Regular expressions of warnings that a user cannot act on.
 IGNORED_WARNINGS = (
@@ -115,7 +115,7 @@ class ModelTable(Callback):
         others = [(name, part) for name, part in pl_module.named_children() if name != "encoders"]
         for name, part in [*pl_module.encoders.named_children(), *others]:  # type: ignore[union-attr]
             if any(True for _ in part.parameters()):
-                table.add_row(Text(printable(name)), type(part).__name__, *_parameter_counts(part))
+                table.add_row(Text(escape_unprintable(name)), type(part).__name__, *_parameter_counts(part))
         table.add_row("all", "", *_parameter_counts(pl_module), style="bold")
         get_console().print(table)
 
@@ -148,15 +148,15 @@ def print_results(result: dict[str, Any], path: Path | None) -> None:
     console.print(f"{result['command']}: {samples} samples, {result['seconds']:.0f} s", highlight=False)
     table = Table("metric", Column("value", justify="right"))
     for name, value in result["metrics"].items():
-        table.add_row(Text(printable(name)), f"{value:.4f}")
+        table.add_row(Text(escape_unprintable(name)), f"{value:.4f}")
     if len(result["per_class"]) <= MAX_PRINTED_CLASSES:
         table.add_section()
         for name, row in result["per_class"].items():
-            table.add_row(Text(printable(f"F1 of {name} (n = {row['samples']})")), f"{row['f1']:.4f}")
+            table.add_row(Text(escape_unprintable(f"F1 of {name} (n = {row['samples']})")), f"{row['f1']:.4f}")
     console.print(table)
     for name, file in (("results", path), ("checkpoint", result["checkpoint"])):
         if file:  # in one line, so that it can be copied
-            console.print(Text(f"{name}: {printable(str(file))}"), soft_wrap=True)
+            console.print(Text(f"{name}: {escape_unprintable(str(file))}"), soft_wrap=True)
 
 
 class _StderrHandler(logging.Handler):

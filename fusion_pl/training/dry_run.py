@@ -41,7 +41,7 @@ class DryRun(Callback):
             data: FusionData = trainer.datamodule  # type: ignore[attr-defined]
             files = FileCheck(data, SPLITS if stage == "fit" else REQUIRED_SPLITS[stage])
             self.num_files = len(files)
-            problems = files.run(data.workers)
+            problems = files.run(data.num_loader_workers)
             if problems:
                 verb = "is" if len(problems) == 1 else "are"
                 damaged = join_lines(problems, MAX_LISTED)

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fusion_pl.messages import printable
+from fusion_pl.messages import escape_unprintable
 from fusion_pl.metrics import subsets
 
 MAX_PLOTTED_CLASSES = 60  # a larger confusion matrix is not legible
@@ -30,7 +30,7 @@ def plot_confusion_matrix(confusion: Int[Tensor, "C C"], classes: list[str], tit
     axes = figure.subplots()
     axes.imshow(counts / counts.sum(axis=1, keepdims=True).clip(min=1), cmap="Blues", vmin=0, vmax=1)
     axes.set(title=title, xlabel="predicted", ylabel="true")
-    names = [printable(name) for name in classes]
+    names = [escape_unprintable(name) for name in classes]
     axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)  # a class name may contain $
     axes.set_yticks(range(len(names)), names, parse_math=False)
     if len(classes) <= MAX_LABELLED_CLASSES:

@@ -37,7 +37,7 @@ def choose_precision(model: nn.Module, accelerator: str = "auto") -> str:
     return precision
 
 
-def choose_num_threads(model: nn.Module, workers: int) -> int:
+def choose_num_threads(model: nn.Module, num_workers: int) -> int:
     """Choose the number of threads on a CPU, and log the choice.
 
     A second thread does not speed up the short steps of a small model, and threads that share cores with data loader
@@ -46,7 +46,7 @@ def choose_num_threads(model: nn.Module, workers: int) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not _is_small_model(model):
         return cores
-    threads = max(1, cores - workers)
+    threads = max(1, cores - num_workers)
     rank_zero_info(f"Threads: {threads} of {cores} cores, the others for the data loader (--threads {cores} for all).")
     return threads
 

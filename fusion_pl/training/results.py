@@ -130,7 +130,8 @@ def _validate_result(result: Any) -> dict[str, Any]:
     try:
         return {
             "metrics": {
-                str(name): float(check_number(value, name, infinite=True)) for name, value in result["metrics"].items()
+                str(name): float(check_number(value, name, allow_infinite=True))
+                for name, value in result["metrics"].items()
             },
             "per_class": {
                 str(name): {str(key): check_number(value, key) for key, value in row.items()}

@@ -184,7 +184,7 @@ def _check_model_checkpoint(callback: ModelCheckpoint, state: dict[str, Any]) ->
         if not isinstance(state.setdefault(part, {}), dict):
             raise InvalidStateError(f"{part} of {key} is {describe(state[part])}, expected a table")
     scores = {
-        local_path(path): torch.tensor(float(check_number(score, f"score of {key}", infinite=True)))
+        local_path(path): torch.tensor(float(check_number(score, f"score of {key}", allow_infinite=True)))
         for path, score in state["best_k_models"].items()
         if local_path(path)
     }

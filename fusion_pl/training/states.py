@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fusion_pl.messages import short
+from fusion_pl.messages import truncate
 from fusion_pl.plain_data import NestingError, walk
 
 MAX_COUNT = 2**53  # largest number of steps, batches or epochs
@@ -59,7 +59,7 @@ def match_template(value: Any, template: Any, name: str) -> Any:
         return value
     if value is None or not isinstance(template, (int, float, NoneType)):
         return template
-    return check_number(value, name, infinite=template is not None and math.isinf(template))
+    return check_number(value, name, allow_infinite=template is not None and math.isinf(template))
 
 
 def _match_values(value: Any, template: dict[Any, Any], name: str, match: Callable[..., Any]) -> dict[Any, Any]:
@@ -72,15 +72,15 @@ def _match_values(value: Any, template: dict[Any, Any], name: str, match: Callab
     }
 
 
-def check_number(value: Any, name: str, infinite: bool = False) -> int | float:
-    """Return a finite number, or also an infinite one if ``infinite``; a one-element tensor is converted."""
+def check_number(value: Any, name: str, allow_infinite: bool = False) -> int | float:
+    """Return a finite number, or also an infinite one if ``allow_infinite``; a one-element tensor is converted."""
     if isinstance(value, Tensor) and value.numel() == 1 and value.layout == torch.strided and not value.is_meta:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         expected = "a number"
     elif isinstance(value, int) and abs(value) > MAX_COUNT:
         expected = "a smaller number"
-    elif math.isnan(value) or (math.isinf(value) and not infinite):
+    elif math.isnan(value) or (math.isinf(value) and not allow_infinite):
         expected = "a finite number"
     else:
         return value
@@ -90,7 +90,7 @@ def check_number(value: Any, name: str, infinite: bool = False) -> int | float:
 def _match_tensor(value: Any, template: Tensor, name: str) -> Tensor:
     """Return a copy of a tensor with the memory layout of the template."""
     if not isinstance(value, Tensor):
-        value = torch.tensor(check_number(value, name, infinite=True))
+        value = torch.tensor(check_number(value, name, allow_infinite=True))
     expected = (template.shape, template.layout, template.is_complex())
     if (value.shape, value.layout, value.is_complex()) != expected or value.is_meta:
         raise InvalidStateError(f"{name} has shape {tuple(value.shape)}, expected {tuple(template.shape)}")
@@ -109,7 +109,7 @@ def describe(value: Any) -> str:
     if value is None or isinstance(value, (bool, int, float)):
         return repr(value)
     if isinstance(value, str):
-        return repr(short(value, max_length=40))
+        return repr(truncate(value, max_length=40))
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, Sized) else "")
 
 
@@ -127,7 +127,7 @@ def check_callback_state(value: Any, name: str) -> None:
     try:
         for _, item in walk(value, MAX_DEPTH, MAX_VALUES):
             if isinstance(item, (int, float)) and not isinstance(item, bool):
-                check_number(item, name, infinite=True)
+                check_number(item, name, allow_infinite=True)
     except NestingError as error:
         raise InvalidStateError(f"{name} cannot be used: {error}") from error
 

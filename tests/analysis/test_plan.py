@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import fusion_pl.fusion
-from fusion_pl.analysis.plan import head_class_paths, input_sets, plan_runs, read_base_config
+from fusion_pl.analysis.plan import parse_heads, parse_input_sets, plan_runs, read_base_config
 from fusion_pl.types import MissingFileError, UserError
 
 BASE = {
@@ -57,18 +57,18 @@ def test_the_key_depends_on_configuration_and_arguments():
 
 
 def test_input_sets():
-    assert input_sets("each,all", "ab") == [("a", "b"), ("a",), ("b",)]
-    assert input_sets("subsets", "abc")[0] == ("a", "b", "c")
-    assert len(input_sets("subsets", "abc")) == 7
-    assert input_sets("each,all", "a") == [("a",)]
+    assert parse_input_sets("each,all", "ab") == [("a", "b"), ("a",), ("b",)]
+    assert parse_input_sets("subsets", "abc")[0] == ("a", "b", "c")
+    assert len(parse_input_sets("subsets", "abc")) == 7
+    assert parse_input_sets("each,all", "a") == [("a",)]
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: head_class_paths("Concat,Maen"), "--fusions: there is no head 'Maen'; did you mean Mean?"),
-        (lambda: head_class_paths(","), "--fusions names no head"),
-        (lambda: input_sets("some", "ab"), "--inputs: 'some' is none of each, all, subsets"),
+        (lambda: parse_heads("Concat,Maen"), "--fusions: there is no head 'Maen'; did you mean Mean?"),
+        (lambda: parse_heads(","), "--fusions names no head"),
+        (lambda: parse_input_sets("some", "ab"), "--inputs: 'some' is none of each, all, subsets"),
     ],
 )
 def test_invalid_values_of_options_are_refused(call, message):

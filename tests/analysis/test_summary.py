@@ -45,10 +45,11 @@ def test_mean_and_standard_deviation() -> None:
     (row,) = summarise([*runs, failed("Mean", 2, "broke")], INPUTS).rows
     assert (list(row.runs), row.failed, row.batch_size) == ([0, 1], {2: "broke"}, 8)
     assert (row.test_samples, row.validation_samples) == ([4], [50])
-    assert row.validation is not None
-    assert row.test is not None
-    assert (row.validation.mean, row.validation.std) == pytest.approx((0.7, statistics.stdev([0.5, 0.9])))
-    assert (row.test.mean, row.test.std, row.test.count) == pytest.approx((0.5, np.std([0.75, 0.25], ddof=1), 2))
+    assert row.validation_accuracy is not None
+    assert row.test_accuracy is not None
+    validation, test = row.validation_accuracy, row.test_accuracy
+    assert (validation.mean, validation.std) == pytest.approx((0.7, statistics.stdev([0.5, 0.9])))
+    assert (test.mean, test.std, test.count) == pytest.approx((0.5, np.std([0.75, 0.25], ddof=1), 2))
     assert row.costs["seconds"] == pytest.approx(10.5)
     assert row.subsets == pytest.approx({"text": 0.4, "image": 0.4, "text+image": 0.5})
     assert measured_subsets([row], INPUTS) == ["text", "image", "text+image"]
@@ -56,8 +57,8 @@ def test_mean_and_standard_deviation() -> None:
 
 def test_one_seed_has_no_standard_deviation() -> None:
     (row,) = summarise([done("Mean", 0, 0.5, "0111")], INPUTS).rows
-    assert row.test is not None
-    assert (row.test.std, row.test.count) == (0, 1)
+    assert row.test_accuracy is not None
+    assert (row.test_accuracy.std, row.test_accuracy.count) == (0, 1)
 
 
 def test_rows_are_ranked_by_validation_not_by_test() -> None:
@@ -117,7 +118,7 @@ def test_rows_whose_seeds_have_different_samples_are_not_ranked() -> None:
     summary = summarise([*runs, done("Sum", 0, 0.8, "0111", test_hash="split 0")], INPUTS)
     assert [row.label for row in summary.ranked] == ["Sum"]
     (row,) = summary.unranked
-    assert (row.split_hashes, row.interval) == (None, None)
+    assert (row.split_hashes, row.test_accuracy_interval) == (None, None)
 
 
 def signed_rank(differences: list[int]) -> float:

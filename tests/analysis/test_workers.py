@@ -59,7 +59,7 @@ def test_each_process_has_its_own_gpu(monkeypatch):
     runs = [make_run("report", seed) for seed in range(3)]
     with WorkerPool(job, size=3) as pool:
         first = [state(outcome) for outcome in outcomes(pool, runs).values()]
-        assert pool.num_free == 3
+        assert pool.num_free_processes == 3
         (again,) = outcomes(pool, runs[:1]).values()
     assert sorted(one["gpu"] for one in first) == ["3", "3", "5"]  # three processes on two GPUs
     assert len({one["process"] for one in first}) == 3

@@ -15,7 +15,7 @@ import torch
 from fusion_pl.checkpoint import read_checkpoint
 from fusion_pl.cli.run import run
 from fusion_pl.encoders import TinyText
-from fusion_pl.messages import printable
+from fusion_pl.messages import escape_unprintable
 from fusion_pl.predict import Predictor
 from fusion_pl.types import UserError
 
@@ -189,7 +189,7 @@ def test_escape_sequences_do_not_reach_the_terminal(tmp_path, capsys, small):
     assert run("predict", ["--ckpt_path", "\x1b[2Jx\u202e", "--data.manifest", "m.csv", "--output", "o.csv"]) == 2
     message = capsys.readouterr().err
     assert "\\x1b[2Jx\\u202e" in message
-    assert printable(message) == message
+    assert escape_unprintable(message) == message
 
 
 def test_pipes_folders_and_devices_are_refused(tmp_path):

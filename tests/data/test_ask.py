@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from fusion_pl.data import Ask
-from fusion_pl.data.ask import ASK, CLASSES, SCENE_WEIGHTS, SCENES, best_accuracy, generate_sample
+from fusion_pl.data.ask import ASK, CLASSES, SCENE_WEIGHTS, SCENES, bayes_accuracy, generate_sample
 from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
 
 SMALL = replace(ASK, sizes={"train": 60, "val": 20, "test": 20})
@@ -86,7 +86,7 @@ def test_classes_are_balanced(samples):
     ],
 )
 def test_best_accuracy_agrees_with_counting_by_hand(inputs, best):
-    assert best_accuracy(inputs) == pytest.approx(best)
+    assert bayes_accuracy(inputs) == pytest.approx(best)
 
 
 def test_files_and_rows(tmp_path):

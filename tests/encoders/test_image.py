@@ -9,7 +9,7 @@ import transformers as hf
 from PIL import Image
 
 from fusion_pl.encoders import ImageEncoder
-from fusion_pl.encoders.image import _fold_padding
+from fusion_pl.encoders.image import _fold_padding_into_convolutions
 from fusion_pl.types import MissingFileError, UserError
 from tests.encoders import contract
 from tests.encoders.models import IMAGES, save_image
@@ -201,7 +201,7 @@ def test_padding_in_the_convolutions_gives_the_same_result(size):
     torch.manual_seed(0)
     plain = hf.MobileNetV2Model(config).double().eval()
     folded = copy.deepcopy(plain)
-    _fold_padding(folded)
+    _fold_padding_into_convolutions(folded)
     pixels = torch.randn(2, 3, size, size, dtype=torch.float64)
     padded = [layer for layer in folded.modules() if isinstance(layer, torch.nn.Conv2d) and any(layer.padding)]
     assert len(padded) > 10

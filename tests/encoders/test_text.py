@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 
 from fusion_pl.encoders import TextEncoder
-from fusion_pl.encoders.saved_files import is_allowed, remove_code_references
+from fusion_pl.encoders.saved_files import is_allowed_file, remove_code_references
 from fusion_pl.types import MissingFileError, UserError
 from tests.encoders import contract
 from tests.encoders.models import TEXTS, WORDS, save_text
@@ -239,7 +239,7 @@ def test_every_file_of_every_tokenizer_of_transformers_has_a_known_name():
         for table in re.findall(r"(?:VOCAB_FILES_NAMES|vocab_files_names)\b[^=]*= *\{(.*?)\}", text, re.DOTALL):
             names |= set(re.findall(r""": *["']([^"'/]+\.[^"'/]+)["']""", table))
     assert {"vocab.txt", "bpe.codes", "source.spm"} < names
-    assert {name for name in names if not is_allowed(name)} == set()
+    assert {name for name in names if not is_allowed_file(name)} == set()
 
 
 def test_vocabularies_are_stored_unchanged():

@@ -309,7 +309,7 @@ def test_can_be_copied_and_pickled(head, args, again, build, make):
 @every_count
 def test_its_config_builds_it_again(head, args, count, build, make):
     fusion, inputs = build(head, args, count), make(subsets(count))
-    config = json.loads(json.dumps(config_of(fusion, without={"dims", "num_classes"})))
+    config = json.loads(json.dumps(config_of(fusion, omit={"dims", "num_classes"})))
     dims = {name: one.embedding.shape[-1] for name, one in inputs.items()}
     again = import_class(config["class_path"], Fusion)(dims, CLASSES, **config["init_args"]).double().eval()
     again.load_state_dict(fusion.state_dict())

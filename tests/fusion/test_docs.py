@@ -57,7 +57,7 @@ def test_the_example_head_works_from_another_package(tmp_path, monkeypatch, dims
     assert torch.equal(logits, head(inputs).logits)
     logits.sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
-    config = config_of(head, without={"dims", "num_classes"})
+    config = config_of(head, omit={"dims", "num_classes"})
     assert config == {"class_path": "heads_of_a_user.Largest", "init_args": {"dim": 16}}
     assert import_class(config["class_path"], Fusion, trust=["heads_of_a_user"]) is type(head)
     with pytest.raises(UserError, match="--trust heads_of_a_user"):

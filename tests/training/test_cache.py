@@ -213,7 +213,7 @@ def test_a_long_clip_has_a_fixed_crop_when_it_is_cached(tmp_path, kind):
     model = FusionClassifier({"audio": encoder}, Concat, CLASSES)
     clip, key = [tone(3.0)], "values" if pretrained else "samples"
     assert len({encoder.processor(clip, training=True)[key].sum().item() for _ in range(4)}) > 1
-    model.enable_cache(tmp_path / "cache", augmented=())
+    model.enable_cache(tmp_path / "cache", augmented_inputs=())
     found = {encoder.processor(clip, training=training)[key].sum().item() for training in (True, True, False)}
     assert len(found) == 1
 
@@ -281,13 +281,13 @@ def test_only_frozen_encoders_are_cached(tmp_path, manifest):
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
     plain = model.eval()(batch).logits
-    model.enable_cache(tmp_path / "cache", augmented=())
+    model.enable_cache(tmp_path / "cache", augmented_inputs=())
     for _ in range(2):
         torch.testing.assert_close(model(batch).logits, plain, rtol=1e-4, atol=2e-5)
     assert len(list((tmp_path / "cache").iterdir())) == 1
     kept = len(list((tmp_path / "cache").rglob("*.row")))
     assert kept == int(batch.present["image"].sum())
-    model.train().enable_cache(tmp_path / "cache", augmented={"image"})
+    model.train().enable_cache(tmp_path / "cache", augmented_inputs={"image"})
     batch.inputs["image"]["pixel_values"] //= 2
     model(batch)
     assert len(list((tmp_path / "cache").rglob("*.row"))) == kept

@@ -122,7 +122,7 @@ class Watch(Callback):
 def test_a_users_frozen_encoder_is_in_evaluation_mode_and_cached(manifest, tmp_path, cached):
     model, watch = FusionClassifier({"text": Own().requires_grad_(False)}, Mean, CLASSES), Watch()
     if cached:
-        model.enable_cache(tmp_path / "cache", augmented=())
+        model.enable_cache(tmp_path / "cache", augmented_inputs=())
     before = weights(model.encoders["text"])
     fit(model, manifest, [watch], max_epochs=3)
     assert same(weights(model.encoders["text"]), before)  # the running statistics, too
@@ -149,7 +149,7 @@ class Unfreeze(BaseFinetuning):
 def test_an_unfrozen_encoder_is_trained_and_not_cached(manifest, tmp_path, cached):
     model, watch, unfreeze = FusionClassifier({"text": Own()}, Mean, CLASSES), Watch(), Unfreeze()
     if cached:
-        model.enable_cache(tmp_path / "cache", augmented=())
+        model.enable_cache(tmp_path / "cache", augmented_inputs=())
     before = weights(model.encoders["text"])
     trainer = fit(model, manifest, [watch, unfreeze], max_epochs=3)
     frozen, learning = (True, False, False, False), (False, True, True, True)
@@ -201,12 +201,12 @@ def test_requires_grad_overrides_freeze(manifest, tmp_path):
 
 def test_an_unused_cache_is_logged(manifest, tmp_path, caplog):
     model = FusionClassifier({"text": Own()}, Mean, CLASSES)
-    model.enable_cache(tmp_path / "cache", augmented=())
+    model.enable_cache(tmp_path / "cache", augmented_inputs=())
     with caplog.at_level("INFO"):
         fit(model, manifest)
         assert "Cache: nothing is cached, because no encoder is frozen (freeze: all)." in caplog.text
         caplog.clear()
         model.encoders["text"].requires_grad_(False)
-        model.enable_cache(tmp_path / "cache", augmented={"text"})
+        model.enable_cache(tmp_path / "cache", augmented_inputs={"text"})
         fit(model, manifest)
     assert "Cache: only validation is cached, because training augments all frozen inputs (text)." in caplog.text
