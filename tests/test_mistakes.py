@@ -239,6 +239,7 @@ def test_every_number_out_of_its_range_is_refused(config, without_training, caps
         ("--config broken.yaml", "broken.yaml, line 2, column 1 is not YAML"),
         ("--config epoch.yaml", "there is no option trainer.max_epoch; did you mean trainer.max_epochs?"),
         ("--config folder", "--config folder is a folder, expected a YAML file"),
+        ("--config nowhere.yaml", "data: there is no module 'nowhere' for nowhere.Data"),
         ("--config wide.yaml", "dim of fusion_pl.encoders.TinyText in model.encoders is wide, expected a whole number"),
     ],
 )
@@ -248,6 +249,7 @@ def test_the_message_names_the_error(config, without_training, arguments, match,
     (tmp_path / "broken.yaml").write_text("model:\n\t- x\n")
     (tmp_path / "epoch.yaml").write_text("trainer: {max_epoch: 3}\n")
     (tmp_path / "levels.yaml").write_text("model: {fusion: {class_path: Evidential, init_args: {doubt: 0.2}}}\n")
+    (tmp_path / "nowhere.yaml").write_text("data: {class_path: nowhere.Data}\n")
     (tmp_path / "wide.yaml").write_text(
         "model: {encoders: {text: {class_path: fusion_pl.encoders.TinyText, init_args: {dim: wide}}}}\n"
     )

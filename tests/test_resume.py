@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -133,14 +134,39 @@ def test_a_killed_run_leaves_the_last_epoch(fresh):
     assert not list(RUN.glob("checkpoints/*.partial"))
 
 
-def test_two_processes_never_train_in_one_folder(again, capsys):
-    from filelock import FileLock
+@pytest.fixture
+def lock_elsewhere():
+    """Return a function that locks a checkpoint folder in another process until the end of the test."""
+    code = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]): print(flush=True); sys.stdin.read()"
+    with ExitStack() as stack:
 
-    with FileLock(RUN / "checkpoints/.lock"):
-        config = (RUN / "config.yaml").read_text()
-        assert fit("--ckpt_path", "last", "--trainer.max_epochs", "3") == 2
-        assert "another process is training in lightning_logs/version_0" in capsys.readouterr().err
-        assert (RUN / "config.yaml").read_text() == config
+        def _lock_elsewhere(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-c", code, str(folder / ".lock")]
+            process = stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+            stack.callback(process.stdin.close)
+            assert process.stdout.readline() == b"\n"
+
+        yield _lock_elsewhere
+
+
+def test_two_processes_never_train_in_one_folder(again, capsys, lock_elsewhere):
+    lock_elsewhere(RUN / "checkpoints")
+    config = (RUN / "config.yaml").read_text()
+    assert fit("--ckpt_path", "last", "--trainer.max_epochs", "3") == 2
+    assert "another process is training in lightning_logs/version_0" in capsys.readouterr().err
+    assert (RUN / "config.yaml").read_text() == config
+
+
+def test_a_locked_common_checkpoint_folder_leaves_no_new_run(again, capsys, lock_elsewhere):
+    lock_elsewhere(again / "common/checkpoints")
+    assert fit("--checkpoint.dirpath", "common/checkpoints") == 2
+    message = capsys.readouterr().err
+    assert (
+        f"another process is training in {again / 'common'}: wait until it has finished, or choose another --checkpoint"
+        in message
+    )
+    assert os.listdir("lightning_logs") == ["version_0"]
 
 
 def test_the_newest_run_has_the_highest_number_and_needs_a_checkpoint(again, capsys):

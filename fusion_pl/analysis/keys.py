@@ -18,8 +18,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fusion_pl.cli.errors import user_message
+from fusion_pl.cli.checks import build
 from fusion_pl.cli.options import cli_options
+from fusion_pl.cli.parsing import parse
 from fusion_pl.data.base import FusionData
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training.cache_keys import code_versions
@@ -59,18 +60,15 @@ def table_hash(data: Mapping[str, Any], extra: Sequence[str]) -> str:
     The data module is built from the configuration and the extra arguments of ``fusion-pl fit``, and prepared.
 
     Raises:
-        UserError: If the data module cannot be built.
+        UserError: If the class or an argument of the data module is wrong. Other errors of the class are not caught,
+            so that the table is never left out of the key.
     """
     parser = ArgumentParser(exit_on_error=False, prog="fusion-pl")
     parser.add_subclass_arguments(FusionData, "data", required=True)
-    try:
-        parser.set_defaults({"data": dict(data)})
-        data_module: Any = parser.instantiate(parser.parse_args(list(_data_arguments(extra)))).data
-        data_module.prepare_data()
-    except Exception as error:
-        if user_message(error):
-            raise
-        return ""  # the run reports the error
+    parser.add_instantiator(build, FusionData)
+    arguments = ["--data", json.dumps(data, default=str), *_data_arguments(extra)]
+    data_module: Any = parser.instantiate(parse(parser, arguments)).data
+    data_module.prepare_data()
     path = Path(getattr(data_module, "manifest", ""))
     return _hash(path.read_bytes()) if path.is_file() else ""
 

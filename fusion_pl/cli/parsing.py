@@ -173,7 +173,7 @@ def _class_error(cause: BaseException, messages: Sequence[str], key: str, option
     bases = " or ".join(f"{'an' if base.__name__[0] in 'AEIO' else 'a'} {base.__name__}" for base in option.bases)
     if match := re.match(r"Expected '([\w.]+)' to be a subclass of|Import path ([\w.]+) does not ", str(cause)):
         return f"{key}: {match[1] or match[2]} is not {bases}; name one {_class_example(option, key)}"
-    prefix = r"(?:Expected a dot import path string: |Got value: |Given value: )(?:Namespace\(class_path=')?"
+    prefix = r"(?:Expected a dot import path string: |Got value: |Given value: )(?:(?:Namespace\(|\{.)class_path\W+)?"
     value = re.search(prefix + r"([\w.]+(?=')|\S+)", detail)
     if not option.bases or not value:
         return None

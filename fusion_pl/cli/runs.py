@@ -116,18 +116,10 @@ def training_folder(trainer: Trainer, resumes: bool) -> Iterator[None]:
     events = set(run.glob(EVENT_FILES))
     chosen = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint)]
     folder = Path(next(iter(chosen), None) or run / "checkpoints")
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"another process is training in {folder.parent}: wait until it has finished, or leave out --ckpt_path to "
-            "start a new run"
-        ) from None
-    except NotImplementedError:  # a file system without locks
-        pass
-    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _acquire(lock, folder.parent, resumes)
         if not resumes and (names := [path.name for path in checkpoints_in(folder)]):
             raise UserError(
                 f"{folder} holds checkpoints of another run ({join_names(names)}), which a new one "
@@ -146,6 +138,17 @@ def training_folder(trainer: Trainer, resumes: bool) -> Iterator[None]:
         raise
     finally:
         lock.release()
+
+
+def _acquire(lock: FileLock, run: Path, resumes: bool) -> None:
+    """Acquire the lock of a run, or raise a ``UserError`` if another process holds it."""
+    try:
+        lock.acquire()
+    except Timeout:
+        advice = "leave out --ckpt_path to start a new run" if resumes else "choose another --checkpoint.dirpath"
+        raise UserError(f"another process is training in {run}: wait until it has finished, or {advice}") from None
+    except NotImplementedError:  # a file system without locks
+        pass
 
 
 @contextmanager

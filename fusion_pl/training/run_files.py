@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from abc import ABC, abstractmethod
 from itertools import count
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def run_folder(trainer: Trainer) -> Path | None:
     return Path(trainer.strategy.broadcast(str(folder)))
 
 
-class _RunFileCallback(Callback):
+class _RunFileCallback(Callback, ABC):
     """Base class: write a file to the folder of a run; in ``fit`` only after all checks of the run have passed."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -43,8 +44,8 @@ class _RunFileCallback(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             self._write(trainer, folder)
 
-    def _write(self, trainer: Trainer, folder: Path) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _write(self, trainer: Trainer, folder: Path) -> None: ...
 
 
 class WriteConfig(_RunFileCallback, SaveConfigCallback):

@@ -10,7 +10,9 @@ import pytest
 
 from fusion_pl.analysis.keys import describe_key_difference, run_key, table_hash
 from fusion_pl.analysis.plan import make_run, plan_runs
+from fusion_pl.cli.errors import user_message
 from fusion_pl.training import cache_keys
+from fusion_pl.types import UserError
 
 HEAD = "from fusion_pl.fusion import Mean\n\nclass Mine(Mean):\n    scale = {}\n"
 
@@ -136,7 +138,23 @@ def test_classes_without_python_source_are_accepted(config):
 def test_classes_that_cannot_be_imported_are_left_to_the_run(config):
     config["model"]["encoders"]["image"] = {"class_path": "nowhere.Encoder"}
     assert key(config)
-    assert table_hash({"class_path": "nowhere.Data"}, ()) == ""
+
+
+def test_a_table_that_cannot_be_read_is_an_error_instead_of_an_empty_hash(config, write_modules):
+    with pytest.raises(UserError, match=r"data: there is no module 'nowhere' for nowhere\.Data"):
+        table_hash({"class_path": "nowhere.Data"}, ())
+    with pytest.raises(UserError, match=r"data\.batch_size is two, expected a whole number"):
+        table_hash(config["data"], ["--data.batch_size", "two"])
+    source = (
+        "from fusion_pl.data import ManifestData\nclass Rows(ManifestData):\n    def {}(self): raise {}('no answer')"
+    )
+    write_modules(own_data=source.format("__init__", "ValueError"))
+    with pytest.raises(ValueError, match="no answer") as caught:
+        table_hash({"class_path": "own_data.Rows"}, ())
+    assert user_message(caught.value) == "Rows: no answer"
+    write_modules(own_data=source.format("prepare_data", "KeyError"))
+    with pytest.raises(KeyError, match="no answer"):
+        table_hash({"class_path": "own_data.Rows"}, ["--data.manifest", "a.csv"])
 
 
 def test_keys_of_another_format_have_no_difference():
