@@ -1,4 +1,4 @@
-"""Classify things that come as text, images and sound together."""
+"""Classify samples that combine text, images and audio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entry point of ``fusion-pl``; prints help, version and unknown-command errors without importing the libraries."""
+"""Entry point of ``fusion-pl``; prints help, version and the error for an unknown command without importing torch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from fusion_pl.messages import did_you_mean
 HELP = """\
 usage: fusion-pl COMMAND [options]
 
-Classify things that come as text, images and sound together.
+Classify samples that combine text, images and audio.
 
 commands:
   fit       train:      fusion-pl fit --config configs/keypad.yaml
   validate  evaluate on the validation split:
                         fusion-pl validate --config configs/keypad.yaml
-  test      evaluate on the test split, with the best checkpoint of the newest run unless --ckpt_path names one:
+  test      evaluate on the test split, with the best checkpoint of the newest run unless --ckpt_path is given:
                         fusion-pl test --config configs/keypad.yaml
   predict   classify the rows of a manifest with a checkpoint alone:
                         fusion-pl predict --ckpt_path best.ckpt --data.manifest new.csv --output predictions.csv
@@ -61,7 +61,7 @@ def main() -> int:
         return 2
     if subcommand == "--completion" and arguments[1:] not in ([], ["bash"]):
         shell = " ".join(arguments[1:])
-        print(f"fusion-pl: error: --completion {shell}: give bash, whose script zsh reads as well", file=sys.stderr)
+        print(f"fusion-pl: error: --completion {shell}: expected bash; zsh reads the bash script too", file=sys.stderr)
         return 2
     return _run_subcommand(subcommand, arguments[1:])
 
@@ -93,11 +93,12 @@ def _run_subcommand(subcommand: str, arguments: list[str]) -> int:
 
 
 class CurrentFolderFinder(MetaPathFinder):
-    """Import classes given by class path from the current folder, which a console script does not have on ``sys.path``.
+    """Find the modules of class paths in the current folder, which a console script does not have on ``sys.path``.
 
-    Libraries try to import optional packages (``dill``, ``pynvml``, ``tabulate``), so a file of the same name in
-    the current folder must not be imported instead: the folder is searched only for imports by ``IMPORTERS``. After the
-    first match it is appended to ``sys.path``, for other processes and for imports by the module of the class.
+    Libraries try to import optional packages (``dill``, ``pynvml``, ``tabulate``). A file of the same name in the
+    current folder must not be imported in their place, so only imports by the modules in ``IMPORTERS`` search the
+    folder. After the first match, the folder is appended to ``sys.path``, for other processes and for the imports of
+    the module that was found.
     """
 
     def __init__(self, folder: str) -> None:
@@ -106,7 +107,7 @@ class CurrentFolderFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the spec of a module in the folder; None if there is no such module, or if other code imports it."""
+        """Return the spec of a module in the folder that ``IMPORTERS`` import; None for any other import."""
         frame = sys._getframe(1)
         while frame.f_back and frame.f_globals.get("__name__", "").startswith("importlib"):
             frame = frame.f_back
@@ -142,15 +143,15 @@ def _exit_on_interrupt() -> Iterator[None]:
         os.write(2, b"\nStopped; nothing was saved.\n")
         os._exit(128 + signum)
 
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # a command in the background, or a caller with its own handler
+    previous_handler = signal.getsignal(signal.SIGINT)
+    if previous_handler is not signal.default_int_handler:  # a background command, or a caller that handles SIGINT
         yield
         return
     signal.signal(signal.SIGINT, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous_handler)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class TransformerLayer(nn.Module):
         dim: channels F.
         num_heads: attention heads H, a divisor of ``dim``.
         dropout: probability that a channel of a residual branch is dropped, in training.
-        cross: whether this is cross-attention to a context, which has its own LayerNorm.
+        cross: whether the layer attends to a context, normalised by a separate LayerNorm, instead of to its own tokens.
     """
 
     def __init__(self, dim: int, num_heads: int, dropout: float, cross: bool = False) -> None:
@@ -89,8 +89,8 @@ class TransformerLayer(nn.Module):
 class TokenProjection(nn.Module):
     """Project every input's tokens to a common dimension, and add an input embedding and a position embedding.
 
-    ``x_{m,t} = W_m · LayerNorm(token) + e_m + p_{min(t, positions - 1)}``, where t counts the real tokens, so that the
-    result does not depend on the side that an encoder pads. Tokens that are not real become ``e_m + p`` alone.
+    ``x_{m,t} = W_m · LayerNorm(token) + e_m + p_{min(t, positions - 1)}``; t counts only real tokens, so that the
+    result does not depend on the side on which an encoder pads. A padding token becomes ``e_m + p``.
 
     Args:
         dims: name of the input -> channels D of its tokens.
@@ -121,6 +121,7 @@ class TokenProjection(nn.Module):
 def to_attention_mask(mask: Bool[Tensor, "B R"]) -> Bool[Tensor, "B 1 R"]:
     """Return the attention mask of queries that attend to all real tokens.
 
-    A row without real tokens becomes all True, because a softmax over no entries is NaN; the caller masks its result.
+    A row without real tokens becomes all True, because a softmax over no entries is NaN; the caller must mask the
+    output of such a row.
     """
     return (mask | ~mask.any(-1, keepdim=True)).unsqueeze(1)

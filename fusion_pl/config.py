@@ -1,4 +1,4 @@
-"""Constructor configurations of encoders and heads, which a checkpoint stores as plain data instead of pickled code."""
+"""Class paths and constructor arguments of encoders and heads, which a checkpoint stores instead of pickled objects."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fusion_pl.messages import truncate
 from fusion_pl.types import UserError
 
 PLAIN_TYPES = (str, int, float, bool, type(None))
-# Old -> new argument names of encoders and heads; old checkpoints are converted, old YAML gets an error message.
+# Old -> new argument names of encoders and heads, to convert old checkpoints and to explain errors in old YAML files.
 RENAMED_ARGUMENTS = {"levels": "hidden_layers", "doubt": "kl_weight", "top": "top_k"}
 PartT = TypeVar("PartT", bound="Configurable")
 
 
 class PartConfig(TypedDict):
-    """Class path and constructor arguments, as in YAML."""
+    """Class path and constructor arguments of an encoder or head, as in a YAML configuration."""
 
     class_path: str
     init_args: dict[str, Any]
@@ -102,7 +102,7 @@ def import_class(path: str, base: type[PartT], trust: Collection[str] = ()) -> t
     if package not in {"fusion_pl", *trust}:
         raise UserError(
             f"the checkpoint asks for {path}, which is not part of fusion-pl: loading it runs that package's code; if "
-            f"you trust it, say so with --trust {package} (in Python: trust=[{package!r}])"
+            f"you trust the package, give --trust {package} (in Python: trust=[{package!r}])"
         )
     try:
         cls = getattr(importlib.import_module(module), name)
@@ -125,6 +125,6 @@ def missing_module_message(error: ModuleNotFoundError, path: str) -> str:
         return f"{path} cannot be imported, because its module needs {error.name!r}, which is not installed"
     variable = os.environ.get("PYTHONPATH")
     return (
-        f"there is no module {error.name!r} for {path}: it is looked for among the installed packages, in the current "
-        f"folder ({os.getcwd()}) and in PYTHONPATH ({variable or 'not set'})"
+        f"there is no module {error.name!r} for {path} in the installed packages, the current folder ({os.getcwd()}) "
+        f"or PYTHONPATH ({variable or 'not set'})"
     )

@@ -16,7 +16,7 @@ PARTIAL = ".partial"
 
 @contextmanager
 def atomic_path(path: str | Path, concurrent: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, and rename it to ``path`` if the block succeeds.
+    """Yield the path of a temporary file in the folder of ``path``; rename the file to ``path`` if the block succeeds.
 
     Args:
         path: destination file.
@@ -51,11 +51,11 @@ def atomic_write(path: str | Path) -> Iterator[TextIO]:
 
 
 def check_regular_file(path: str | os.PathLike[str]) -> None:
-    """Refuse a path that is not a regular file; reading a pipe would block.
+    """Raise an error if a path is not a regular file; reading a pipe would block.
 
     Raises:
         MissingFileError: if the path does not exist.
-        UserError: if it is a folder, a pipe or a device.
+        UserError: if the path is a folder, a pipe or a device.
     """
     try:
         mode = os.stat(path).st_mode

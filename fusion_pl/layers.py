@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 from fusion_pl.types import Encoded, UserError
 
-MIN_SOFTPLUS = -30.0  # below it softplus(x) equals exp(x) up to a relative error of 1e-13
+MIN_SOFTPLUS = -30.0  # for x below this number, softplus(x) equals exp(x) up to a relative error of 1e-13
 LOG_ZERO = -1e4  # log of an input weight of 0: exp is exactly 0, but a softmax over such entries is finite
 
 
@@ -46,9 +46,9 @@ def masked_softmax(scores: Float[Tensor, "*B M"], mask: Bool[Tensor, "*B M"]) ->
 
 
 def scatter_rows(encoded: Encoded, present: Bool[Tensor, " B"]) -> Encoded:
-    """Scatter the P rows of an encoder's output to the B samples of the batch; samples without the input become zeros.
+    """Scatter the P rows of an encoder's output to the B samples of the batch; samples without the input get zeros.
 
-    Implemented as a gather of B rows, which needs no synchronisation with the GPU.
+    The implementation gathers B rows, because a scatter would have to wait for the GPU.
 
     Args:
         encoded: P rows, in the order of the samples that have the input.
@@ -74,7 +74,7 @@ def _map_tensors(encoded: Encoded, function: Callable[[Tensor], Tensor]) -> Enco
 
 
 def fill_missing(encoded: Encoded, missing_embedding: Float[Tensor, " D"]) -> Encoded:
-    """Replace missing inputs by a learned embedding, used as their only token and their pooled embedding."""
+    """Replace a missing input by a learned embedding, which becomes its only token and its pooled embedding."""
     missing = ~encoded.mask.any(-1, keepdim=True)
     first = torch.arange(encoded.mask.shape[1], device=missing.device) == 0
     missing_embedding = missing_embedding.to(encoded.embedding.dtype)
@@ -92,8 +92,8 @@ def sum_pairwise_products(values: Float[Tensor, "B M *K"]) -> Float[Tensor, "B *
         >>> sum_pairwise_products(torch.tensor([[[2.0], [3.0], [5.0]]]))  # 6 + 10 + 15
         tensor([[31.]])
     """
-    upcasted = upcast(values)  # the difference of squares loses too many digits in half precision
-    return ((upcasted.sum(1).square() - upcasted.square().sum(1)) / 2).to(values.dtype)
+    upcast_values = upcast(values)  # the difference of squares loses too many digits in half precision
+    return ((upcast_values.sum(1).square() - upcast_values.square().sum(1)) / 2).to(values.dtype)
 
 
 def signed_sqrt(values: Float[Tensor, "*B"], epsilon: float = 1e-4) -> Float[Tensor, "*B"]:
@@ -107,13 +107,13 @@ def signed_sqrt(values: Float[Tensor, "*B"], epsilon: float = 1e-4) -> Float[Ten
 
 
 def log_softplus(values: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """Compute ``log(softplus(x))``; x itself for small x, for which softplus underflows."""
+    """Compute ``log(softplus(x))``; if softplus(x) would underflow, return x, which is equal up to rounding."""
     small = values < MIN_SOFTPLUS
     return torch.where(small, values, softplus(values.masked_fill(small, MIN_SOFTPLUS)).log())
 
 
 def upcast(values: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """Convert half precision to single precision; other types stay unchanged."""
+    """Convert half precision to single precision; leave other types unchanged."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -125,9 +125,9 @@ def mlp(dim: int, hidden: int, out: int, dropout: float) -> nn.Sequential:
 def init_variance_preserving(module: nn.Module) -> None:
     """Initialise every matrix of a module from N(0, 1 / columns), so that outputs have the variance of the inputs.
 
-    The default initialisation of torch reduces the variance to a third at every linear layer. After five of them (the
-    input projection, the value and output projections of attention, and an MLP), attention is nearly uniform and the
-    inputs hardly affect each other, so that training must increase the parameters first.
+    The default initialisation of torch reduces the variance to a third at every linear layer. After five linear layers
+    (the input projection, the value and output projections of attention, and an MLP), attention is nearly uniform and
+    the inputs hardly affect each other, until training has increased the parameters.
 
     Source: "Efficient BackProp", LeCun et al. 1998, section 4.6.
     """
@@ -157,7 +157,7 @@ class Projection(nn.Module):
     def forward(self, values: Float[Tensor, "*B D"], mask: Bool[Tensor, "*B"]) -> Float[Tensor, "*B F"]:
         """Project the vectors; ``mask`` is True for real vectors."""
         padding = ~mask.unsqueeze(-1)
-        # Mask the values, so that a NaN affects neither result nor gradient, and mask the result because of the bias.
+        # A NaN in the padding must affect neither result nor gradient; the result is masked because of the bias.
         projected: Tensor = self.linear(self.norm(values.masked_fill(padding, 0.0)))
         return projected.masked_fill(padding, 0.0)
 
@@ -181,7 +181,7 @@ class EmbeddingProjection(nn.ModuleDict):
 
 
 class UnimodalClassifiers(nn.Module):
-    """One classifier per input: ``V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m``.
+    """Classify each input on its own: ``V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m``.
 
     Args:
         dims: name of the input -> channels D of its embedding.
@@ -201,12 +201,12 @@ class UnimodalClassifiers(nn.Module):
         return self.logits_from_hidden(self.compute_hidden(inputs), inputs)
 
     def compute_hidden(self, inputs: dict[str, Encoded]) -> Float[Tensor, "B M F"]:
-        """Return the hidden channels of each classifier."""
+        """Return the hidden activations of each input's classifier."""
         activations: Tensor = self.activate(self.projection(inputs))
         return activations
 
     def logits_from_hidden(self, hidden: Float[Tensor, "B M F"], inputs: dict[str, Encoded]) -> Float[Tensor, "B M C"]:
-        """Return the logits of each input from its hidden channels; zeros if the input is missing."""
+        """Return the logits of each input from its hidden activations; zeros if the input is missing."""
         logits = [linear(channels) for linear, channels in zip(self.classifier.values(), hidden.unbind(1), strict=True)]
         present = torch.stack([inputs[name].mask.any(-1) for name in self.classifier], dim=1)
         return torch.stack(logits, dim=1).masked_fill(~present.unsqueeze(-1), 0.0)
@@ -215,10 +215,10 @@ class UnimodalClassifiers(nn.Module):
 class InputWeights(nn.Module):
     """Compute the input weights of each sample: the softmax of scores over the inputs that are present.
 
-    The score of input m with the embedding ``u_m`` depends on ``weights``:
+    The score of input m with the embedding ``u_m`` depends on the argument ``weights``:
 
-    - one number per input: ``log w_m``, so that the fixed weights are normalised over the present inputs (equal
-      if all of them are 0).
+    - one number ``w_m`` per input: ``log w_m``, so that the fixed weights are normalised over the present inputs (equal
+      weights if the weights of all present inputs are 0).
     - ``"equal"``: 0.
     - ``"global"``: ``o_m``, one learned number per input.
     - ``"sample"``: ``o_m + v · tanh(V u_m)``, learned, computed from the embeddings of each sample.
@@ -235,7 +235,7 @@ class InputWeights(nn.Module):
         UserError: if fixed weights are not one number >= 0 per input, or are all 0.
     """
 
-    fixed: Tensor | None
+    fixed_scores: Tensor | None
 
     def __init__(self, names: list[str], dim: int, weights: dict[str, float] | str) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ class InputWeights(nn.Module):
         learned = weights in ("global", "sample")
         fixed = weights if isinstance(weights, dict) else dict.fromkeys(names, 1.0)
         scores = None if learned else _log_weights(names, fixed)
-        self.register_buffer("fixed", scores, persistent=False)  # not saved: the configuration contains it
+        self.register_buffer("fixed_scores", scores, persistent=False)  # not saved: the configuration has the weights
         self.offset = nn.Parameter(torch.zeros(len(names))) if learned else None
         self.gate = None
         if weights == "sample":
@@ -256,9 +256,9 @@ class InputWeights(nn.Module):
     def forward(self, embeddings: Float[Tensor, "B M F"], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B M"]:
         """Return the log input weights; the weight of a missing input is 0 up to rounding.
 
-        A sample without any input gets equal weights, which the caller must mask, because log 0 has no gradient.
+        A sample without any input gets equal weights, which the caller must mask; log 0 would have no gradient.
         """
-        scores = self.fixed if self.offset is None else self.offset
+        scores = self.fixed_scores if self.offset is None else self.offset
         assert scores is not None
         if self.gate is not None:
             scores = scores + self.gate(embeddings).squeeze(-1)
@@ -269,7 +269,7 @@ class InputWeights(nn.Module):
 def _log_weights(names: list[str], weights: dict[str, float]) -> Float[Tensor, " M"]:
     if set(weights) != set(names):
         raise UserError(
-            f"the fusion head's weights name {', '.join(weights) or 'nothing'}, but the model's inputs are "
+            f"the fusion head has weights for {', '.join(weights) or 'no input'}, but the model's inputs are "
             f"{', '.join(names)}: give one number per input"
         )
     for name, weight in weights.items():

@@ -23,7 +23,7 @@ def error_reason(error: BaseException) -> str:
 
 
 def truncate(text: str, max_length: int = MAX_LENGTH) -> str:
-    """Truncate a text.
+    """Truncate a text to ``max_length`` characters, and mark it with `` …``.
 
     Example:
         >>> len(truncate("x" * 10_000))
@@ -33,7 +33,7 @@ def truncate(text: str, max_length: int = MAX_LENGTH) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""Join lines and truncate the result.
+    r"""Join the lines of a text to one line, and truncate it.
 
     Example:
         >>> one_line("a\n   b")
@@ -43,7 +43,7 @@ def one_line(text: str) -> str:
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Join the first ten names.
+    """Join names by commas; of more than ten names, show the first ten and their number.
 
     Example:
         >>> join_names(["a", "b"])
@@ -54,7 +54,7 @@ def join_names(names: Iterable[str]) -> str:
 
 
 def join_lines(lines: Sequence[str], max_lines: int) -> str:
-    r"""Join the first lines, indented.
+    r"""Join the first ``max_lines`` lines, indented, and add the number of lines that are left out.
 
     Example:
         >>> join_lines(["a", "b", "c"], max_lines=1)
@@ -65,7 +65,7 @@ def join_lines(lines: Sequence[str], max_lines: int) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return a suggestion of a similar known name, to append to a message; empty if no name is similar.
+    """Return the question ``; did you mean …?`` with the most similar known name; empty if no name is similar.
 
     Example:
         >>> did_you_mean("batchsize", ["batch_size", "seed"], prefix="--")
@@ -88,5 +88,8 @@ def escape_unprintable(text: str) -> str:
 
 
 def is_failure(error: BaseException) -> bool:
-    """Return whether an error is a failure and not an interruption; Rust panics are not an ``Exception``."""
+    """Return whether an exception is an error, not an interruption such as Ctrl-C.
+
+    A panic in a Rust library is an error, although its class is not derived from ``Exception``.
+    """
     return isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"

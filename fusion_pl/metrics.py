@@ -21,7 +21,8 @@ from torchmetrics.classification import (
 def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:
     """Return accuracy (micro average), macro-F1, one-vs-rest macro AUROC and expected calibration error (15 bins).
 
-    The metrics are exact for several processes and uneven batches, because counts and scores are gathered.
+    The metrics are exact for several processes and batches of different sizes, because they gather counts and scores
+    instead of averaging results.
 
     Args:
         num_classes: number of classes C.
@@ -63,7 +64,7 @@ def per_class_metrics(confusion: Int[Tensor, "C C"], classes: list[str]) -> dict
 
 
 def subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return all non-empty subsets of the names, sorted by size.
+    """Return all non-empty subsets of names, sorted by size.
 
     Example:
         >>> subsets(["text", "image"])

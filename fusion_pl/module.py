@@ -1,4 +1,4 @@
-"""The Lightning module: encode each input, fuse, classify."""
+"""The Lightning module, which encodes each input, fuses the results and classifies each sample."""
 
 from __future__ import annotations
 
@@ -36,12 +36,13 @@ class FusionClassifier(LightningModule):
         encoders: name of the input -> encoder. Names are columns of the table, unless ``data.inputs`` maps them.
         fusion: factory of the fusion head, from the encoders' dimensions and the number of classes.
         classes: names of the classes, in the order of the targets. On the command line they come from the data.
-        optimizer: factory of the optimizer, from parameter groups; norms and biases have no weight decay.
-        lr_scheduler: linear warm-up and cosine decay per step; any other scheduler is stepped once per epoch.
+        optimizer: function that builds the optimizer from parameter groups; norms and biases have no weight decay.
+        lr_scheduler: function that builds the learning rate scheduler from the optimizer. ``WarmupCosine`` is stepped
+            after every training step, any other scheduler once per epoch.
         pretrained_lr_factor: learning rate of pretrained encoders, as a factor of the optimizer's learning rate.
         loss: label smoothing, class weights and the weight of auxiliary (unimodal) classifiers.
-        missing: how missing inputs are handled: ``mask``: the head masks them; ``token``: a learned embedding replaces
-            them, which needs missing inputs in training (empty cells, or ``data.input_dropout``).
+        missing: how missing inputs are handled. ``mask``: the head masks them. ``token``: a learned embedding replaces
+            them; learning it needs missing inputs in training (empty cells, or ``data.input_dropout``).
 
     Raises:
         UserError: for an invalid name of an input, fewer than two classes, or options that do not match the classes.
@@ -96,7 +97,7 @@ class FusionClassifier(LightningModule):
         """Cache the outputs of frozen encoders on disk, and crop their audio clips in training as in validation.
 
         Args:
-            folder: folder of the caches of all encoders.
+            folder: folder that contains the caches of all encoders.
             augmented_inputs: inputs that are augmented in training, which are cached in validation and test only.
             max_bytes: maximum size of the folder in bytes; None: limited by the free disk space.
         """
@@ -237,7 +238,7 @@ class FusionClassifier(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore splits that were saved under another data class name; Lightning restores the same name only."""
+        """Restore the splits of a data class with another name; Lightning restores those of the same name."""
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, ManifestData) and type(data).__qualname__ not in checkpoint:
             data.load_state_dict(find_split_record(checkpoint, type(data)) or {})
@@ -245,11 +246,11 @@ class FusionClassifier(LightningModule):
 
 def _check_input_names_and_classes(names: list[str], classes: list[str]) -> None:
     if not names:
-        raise UserError("model.encoders is empty: name at least one input and its encoder")
+        raise UserError("model.encoders is empty: give at least one input name with its encoder")
     for name in names:
         if not name or "." in name or hasattr(nn.ModuleDict(), name):
             raise UserError(
-                f"an input cannot be named {name!r}: choose a name without a dot that torch does not use itself"
+                f"an input cannot be named {name!r}: choose a name without a dot that is no attribute of nn.ModuleDict"
             )
     if len(classes) < 2:
         raise UserError(f"a classifier needs at least two classes, and the data has {len(classes)}: {classes}")

@@ -1,4 +1,4 @@
-"""Bounded traversal of nested plain data from untrusted files."""
+"""Traversal of nested plain data from untrusted files, with limits on depth and size."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def walk(value: Any, max_depth: int, max_values: int) -> Iterator[tuple[Any, Any
             continue
         count += 1
         if count > max_values or len(stack) > max_depth + 1:
-            raise NestingError("it is nested too deeply, or has too many values")
+            raise NestingError("the data is nested too deeply, or has too many values")
         yield item
         key, content = item
         if isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""Predict classes with a checkpoint, without configuration, hub or training data."""
+"""Predict classes with a checkpoint file alone: without a configuration, the hub or training data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Prediction:
         probabilities: class name -> probability.
         weights: input name -> input weight; None if the fusion head returns none. A missing input has weight 0, unless
             the model was trained with ``missing: token``, which gives its learned embedding a weight.
-        error: message that says why there is no prediction; None if there is one.
+        error: message that says why there is no prediction; None if there is a prediction.
     """
 
     id: str
@@ -65,7 +65,7 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, device: str = "auto", trust: Collection[str] = ()) -> Predictor:
-        """Build the model from a checkpoint; needs no hub, no configuration and no other file.
+        """Build the model from a checkpoint alone, without the hub, a configuration or another file.
 
         Args:
             path: checkpoint that ``fusion-pl fit`` wrote.
@@ -125,9 +125,9 @@ class Predictor:
                     yield Prediction(sample_id, error="; ".join(errors))
                 elif not present[row]:
                     names = ", ".join(self.processors)
-                    yield Prediction(sample_id, error=f"the sample has none of the model's inputs; it takes: {names}")
+                    yield Prediction(sample_id, error=f"the sample has none of the model's inputs: {names}")
                 elif not probabilities[row].isfinite().all():
-                    yield Prediction(sample_id, error="the model's output for this sample is not a number")
+                    yield Prediction(sample_id, error="the model's output for this sample is NaN or infinite")
                 else:
                     classes = dict(zip(self.classes, probabilities[row].tolist(), strict=True))
                     label, probability = max(classes.items(), key=itemgetter(1))

@@ -1,4 +1,4 @@
-"""Signal handling and lifetime of child processes, such as data loader workers."""
+"""How child processes, such as data loader workers, handle signals and the end of their parent process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import threading
 
 
 def init_worker(worker_id: int = 0) -> None:
-    """Ignore Ctrl-C, which the parent process handles, and exit when the parent process ends.
+    """Let this process ignore Ctrl-C, which its parent process handles, and exit when the parent process ends.
 
-    A terminal sends Ctrl-C to every process, but the parent needs its workers to finish the step. If the parent is
-    killed, a worker would block forever on a full pipe, because the other workers keep its read end open.
+    A terminal sends Ctrl-C to every process, but the parent process needs its workers to finish the step. If the parent
+    process were killed, a worker would block forever on a full pipe, because the other workers keep the pipe open.
     """
     del worker_id
     signal.signal(signal.SIGINT, signal.SIG_IGN)

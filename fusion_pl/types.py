@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-MAX_PIPED_BYTES = 2**20  # size of a tensor up to which copying through a pipe is faster than shared memory
+MAX_PIPED_BYTES = 2**20  # up to this size, copying a tensor through a pipe is faster than shared memory
 Kind = Literal["text", "image", "audio"]
 
 
@@ -26,7 +26,7 @@ class UserError(ValueError):
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder that the user named and that does not exist."""
+    """A file or folder that the user gave does not exist."""
 
 
 class Waveform(NamedTuple):
@@ -63,7 +63,7 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs: name of the input -> keyword arguments of its encoder. Their P rows are the samples that have the input,
-            in the order of the batch (one placeholder row if none has it), so nothing is computed for missing inputs.
+            in the order of the batch (one placeholder row if no sample has it), so that encoders skip missing inputs.
         present: name of the input -> presence mask, True for samples that have the input.
         target: class indices, or None in prediction.
         ids: ids of the B samples.
@@ -79,7 +79,7 @@ class Batch(NamedTuple):
     id_hashes: Int[Tensor, " B"] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle small tensors as bytes, which is much faster than shared memory for each of them."""
+        """Pickle small tensors as bytes, which is much faster than a shared memory block per tensor."""
         return _from_numpy, tuple(_map_tensors(self, _to_numpy))
 
 
@@ -116,7 +116,7 @@ class Encoded(NamedTuple):
         tokens: sequence of tokens; zeros where ``mask`` is False.
         mask: True = real token; all False if the sample does not have the input.
         embedding: pooled embedding; zeros if the input is missing.
-        layer_weights: layer mixing weights, zeros if the input is missing; None if the encoder mixes no layers.
+        layer_weights: weight of each mixed hidden layer, zeros if the input is missing; None without such weights.
     """
 
     tokens: Float[Tensor, "B T D"]
@@ -133,7 +133,7 @@ class Fused(NamedTuple):
         embedding: fused embedding (None for decision-level heads).
         weights: input weights, which sum to 1 over the present inputs (None if the head returns none).
         input_logits: name of the input -> logits of its unimodal classifier; empty if the head has none.
-        extra: other tensors that the loss of the head needs, by name.
+        extra: name -> further tensor that the loss of the head needs.
     """
 
     logits: Float[Tensor, "B C"]

@@ -154,7 +154,7 @@ def test_a_resumed_run_keeps_its_folder(config):
         (["--model.fusion.dim", "0"], "Weighted was given dim=0"),
         (["--data.batch_sizes", "3"], "no option 'batch_sizes'"),
         (["--data.manifest", "none.csv"], "the manifest none.csv does not exist"),
-        (["--data.inputs", "{photo: image}"], "data.inputs names 'photo'"),
+        (["--data.inputs", "{photo: image}"], "data.inputs has the input 'photo'"),
         (["--trainer.precision", "17"], "trainer.precision is 17, expected one of"),
         (["--trainer.max_epochs", "-1"], "give trainer.max_steps, or model.lr_scheduler.init_args.total_steps"),
         (["--ckpt_path", "none.ckpt"], "there is no checkpoint none.ckpt"),

@@ -124,9 +124,9 @@ def test_a_hostile_row_gets_its_own_error_and_spoils_no_other(folder, tmp_path):
 @pytest.mark.parametrize(
     ("line", "match"),
     [
-        ("[" * 100_000, "row 2: it is not valid JSON"),
-        ('{"text": ' + "9" * 5000 + "}", "row 2: it is not valid JSON"),
-        ('{"text": {"a": 1}}', "row 2, column 'text': it holds a dict"),
+        ("[" * 100_000, "row 2: the line is not valid JSON"),
+        ('{"text": ' + "9" * 5000 + "}", "row 2: the line is not valid JSON"),
+        ('{"text": {"a": 1}}', "row 2, column 'text': the cell is a dict"),
     ],
 )
 def test_json_that_is_too_deep_or_too_long_is_a_problem_of_its_row(folder, tmp_path, line, match, capsys):
@@ -141,10 +141,12 @@ def test_a_table_without_one_of_the_inputs_says_how_to_do_without(folder, tmp_pa
     table.write_text("\n".join(map(json.dumps, rows)))
     given = ["--config", str(folder / "config.yaml"), "--data.manifest", str(table)]
     assert run("fit", given) == 2
-    assert "name another with --data.inputs.image, or leave image out of model.encoders" in capsys.readouterr().err
+    assert (
+        "give another column with --data.inputs.image, or leave image out of model.encoders" in capsys.readouterr().err
+    )
     text = ["--model.encoders", "{text: {class_path: fusion_pl.encoders.TinyText}}"]
     assert run("fit", [*given, *text, "--data.input_dropout", "{text: 0.1, image: 0.1}"]) == 2
-    assert "leave 'image' out there (--data.input_dropout null for none)" in capsys.readouterr().err
+    assert "remove 'image' from data.input_dropout, or give --data.input_dropout null" in capsys.readouterr().err
 
 
 def test_a_folder_that_may_not_be_written_is_named_without_what_is_written_beside(folder, tmp_path, capsys):

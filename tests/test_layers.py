@@ -192,7 +192,7 @@ def test_input_weights_without_any_input_have_a_finite_gradient():
     ("weights", "message"),
     [
         ("sampled", "weights: 'sampled', expected global, sample, or a number per input: {a: 1.0, b: 1.0}"),
-        ({"a": 1.0}, "weights name a, but the model's inputs are a, b"),
+        ({"a": 1.0}, "weights for a, but the model's inputs are a, b"),
         ({"a": 1.0, "b": math.nan}, "weight of b is nan, expected a number that is 0 or more"),
     ],
 )

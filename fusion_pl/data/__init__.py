@@ -1,4 +1,4 @@
-"""Data modules: load a table of files as padded batches."""
+"""Data modules, which load the rows of a table, and the files in them, as padded batches."""
 
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.demo import Ask, Keypad

@@ -30,10 +30,13 @@ PITCHES = {"upper": (900.0, 1400.0), "lower": (250.0, 400.0)}  # Hz
 
 
 class Scene(NamedTuple):
-    """What determines a sample's label; everything else is random.
+    """Properties of a sample that determine its label; its other properties are random.
 
-    Colours and shapes list the upper object first; the two objects differ in both. ``position`` is the position of the
-    object that the question is about.
+    Attributes:
+        colours: colours of the upper and of the lower object, which differ.
+        shapes: shapes of the upper and of the lower object, which differ.
+        question: ``colour`` or ``shape``, the property that the question asks for.
+        position: ``upper`` or ``lower``, the object that the question asks about.
     """
 
     colours: tuple[str, str]
@@ -55,9 +58,9 @@ SCENES = [
     for question in QUESTIONS
     for position in PITCHES
 ]
-# Upper objects are more often red or green, a disc or a ring. Without this correlation the tone alone carries no
-# gradient signal, and the training loss stays on a plateau for many steps.
-ODDS = 3
+# Upper objects are more often red or green, and more often a disc or a ring. Without this correlation, the tone alone
+# carries no information on the label, and the training loss stays on a plateau for many steps.
+ODDS = 3  # of a value in UPPER_VALUES for an upper object, and of any other value for a lower object
 UPPER_VALUES = {*list(COLOURS)[:2], *SHAPES[:2]}
 SCENE_WEIGHTS: list[int] = [
     ODDS ** sum((upper in UPPER_VALUES) + (lower not in UPPER_VALUES) for upper, lower in (scene.colours, scene.shapes))
@@ -68,7 +71,7 @@ SCENE_WEIGHTS: list[int] = [
 def bayes_accuracy(inputs: Collection[str]) -> float:
     """Return the accuracy of the Bayes classifier on some of the inputs, computed over all scenes.
 
-    The text gives the question, the image both objects, the audio the position.
+    The text contains the question, the image both objects, and the audio the position.
 
     Example:
         >>> bayes_accuracy({"text"}), bayes_accuracy({"text", "image"}), bayes_accuracy(INPUTS)
@@ -112,7 +115,7 @@ def _draw_image(scene: Scene, rng: Generator) -> Image.Image:
 
 
 def _synthesise_audio(scene: Scene, rng: Generator) -> Int16[np.ndarray, " N"]:
-    """Synthesise one tone in the position's range, with noise: x(t) = sin(2π f t + φ) + n(t)."""
+    """Synthesise a tone with noise, x(t) = sin(2π f t + φ) + n(t); the position determines the range of f."""
     time = np.arange(int(SECONDS * RATE)) / RATE
     tone = np.sin(2 * np.pi * rng.uniform(*PITCHES[scene.position]) * time + rng.uniform(0, 2 * np.pi))
     signal = tone + rng.normal(0, rng.uniform(0.1, 0.6), len(time))

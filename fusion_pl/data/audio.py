@@ -1,4 +1,4 @@
-"""Read audio files as mono float32 at their own sample rate; a processor may select a part, and resamples it."""
+"""Read audio files, or the parts that a processor selects, as mono float32 at the sample rate of the file."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from fusion_pl.files import check_regular_file
 from fusion_pl.types import UserError, Waveform
 
-Crop = Callable[[int, int], tuple[int, int]]  # (number of audio samples, rate in Hz) -> (first, end)
+# (number of audio samples, rate in Hz) -> index of the first audio sample to read, and index after the last one
+Crop = Callable[[int, int], tuple[int, int]]
 
-RATE_RANGE = (1_000, 384_000)  # Hz; other rates are header errors, and resampling them could need much memory
-BLOCK_SIZE = 2**20  # values read at a time, because a header may contain any length
-UNKNOWN_LENGTH = 2**62  # libsndfile returns at least this number of audio samples if the header has no length
-UNKNOWN_SIZE = 0x7FFFF000  # programs that write to a pipe put at least this size into the header
+RATE_RANGE = (1_000, 384_000)  # Hz; other rates are header errors, and resampling could need much memory
+BLOCK_SIZE = 2**20  # number of values read at once; reading the length in the header at once could exhaust the memory
+UNKNOWN_LENGTH = 2**62  # libsndfile returns at least this number of audio samples if the header contains no length
+UNKNOWN_SIZE = 0x7FFFF000  # programs that write audio to a pipe put at least this number of bytes into the header
 # Log lines of libsndfile for a file that is shorter than its header says, or whose last pages are missing.
 TRUNCATION_NOTE = re.compile(r"^ *(?:data|Data Size|SSND|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 OGG_TRUNCATION_NOTES = ("Junk after the last page", "lacks an end-of-stream bit")
@@ -52,8 +53,8 @@ def read_audio(path: str | os.PathLike[str], crop: Crop | None = None) -> Wavefo
             length = _count_audio_samples(file, path)
             first, end = (0, length) if crop is None else crop(length, rate)
             samples = _read_mono(file, first, end)
-            has_end = end == length or file.format == "MP3"  # the size of an MP3 file is already checked
-            if len(samples) < end - first or not (has_end or len(_read_mono(file, length - 1, length))):
+            end_exists = end == length or file.format == "MP3"  # the size of an MP3 file is already checked
+            if len(samples) < end - first or not (end_exists or len(_read_mono(file, length - 1, length))):
                 raise UserError(f"{path} is truncated: its header promises {length} samples, fewer exist: {HINT}")
     except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: raw audio without a header
         reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
@@ -87,10 +88,10 @@ def _count_audio_samples(file: soundfile.SoundFile, path: str | os.PathLike[str]
 
 
 def _mp3_header_has_length(path: str | os.PathLike[str]) -> bool:
-    """Return whether the header of an MP3 file contains its length; libsndfile only estimates it otherwise."""
+    """Return whether the header of an MP3 file contains its length; if not, libsndfile only estimates the length."""
     with open(path, "rb") as file:
         tag = file.read(10)
-        # An ID3 tag may come first; its size is four times 7 bits.
+        # The file may start with an ID3 tag, whose size is stored as 7 bits in each of four bytes.
         start = 10 + sum(byte << 7 * index for index, byte in enumerate(tag[:5:-1])) if tag[:3] == b"ID3" else 0
         file.seek(start)
         header = MP3_HEADER.search(file.read(512))
@@ -104,7 +105,7 @@ def _mp3_header_has_length(path: str | os.PathLike[str]) -> bool:
 
 
 def _read_mono(file: soundfile.SoundFile, first: int, end: int) -> Float32[NDArray[Any], " N"]:
-    """Read the audio samples from ``first`` to ``end`` as one channel; fewer if the file ends earlier."""
+    """Read the audio samples from ``first`` to ``end`` as one channel; return fewer if the file ends before ``end``."""
     if first and file.format == "MP3":  # the MP3 decoder prints warnings after seeking
         while file.tell() < first and _read_block(file, first - file.tell()) is not None:
             pass
@@ -119,7 +120,7 @@ def _read_mono(file: soundfile.SoundFile, first: int, end: int) -> Float32[NDArr
 
 
 def _read_block(file: soundfile.SoundFile, max_samples: int) -> Float32[NDArray[Any], " N"] | None:
-    """Read the next audio samples as one channel; return None at the end of the file."""
+    """Read at most ``max_samples`` audio samples as one channel; return None at the end of the file."""
     block = file.read(min(max_samples, max(1, BLOCK_SIZE // file.channels)), dtype="float32", always_2d=True)
     if not len(block):
         return None
@@ -127,10 +128,20 @@ def _read_block(file: soundfile.SoundFile, max_samples: int) -> Float32[NDArray[
     return mixed
 
 
-def to_waveform(mixed: NDArray[Any], rate: int, name: str, is_float: bool = True) -> Waveform:
-    """Return one channel as a ``Waveform``; refuse empty audio and values that are not finite."""
-    if not mixed.size:
+def to_waveform(samples: NDArray[Any], rate: int, name: str, is_float: bool = True) -> Waveform:
+    """Return one channel of audio samples as a ``Waveform``.
+
+    Args:
+        samples: N audio samples.
+        rate: sampling rate, in Hz.
+        name: name of the file or input, for messages.
+        is_float: whether the audio samples may be NaN or infinite, as in files of floating-point samples.
+
+    Raises:
+        UserError: if there are no audio samples, or one of them is NaN or infinite.
+    """
+    if not samples.size:
         raise UserError(f"{name} has no samples: replace it or leave this input out")
-    if is_float and not np.isfinite(mixed).all():
+    if is_float and not np.isfinite(samples).all():
         raise UserError(f"{name} contains NaN or infinite samples: replace it or leave this input out")
-    return Waveform(torch.from_numpy(np.ascontiguousarray(mixed, dtype=np.float32)), rate)
+    return Waveform(torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)), rate)

@@ -79,7 +79,7 @@ class Gain(nn.Module):
 
 
 class Noise(nn.Module):
-    """Add coloured noise, whose power is proportional to 1 / frequency ** color.
+    """Add coloured noise, whose power spectrum is proportional to 1 / frequency ** color.
 
     Args:
         snr_low: lower bound of the signal-to-noise ratio, which is uniform, in dB.
@@ -94,7 +94,7 @@ class Noise(nn.Module):
         super().__init__()
         if snr_low > snr_high:
             raise UserError(
-                f"Noise(snr_low={snr_low}, snr_high={snr_high}): the lower end is above the upper end; swap them"
+                f"Noise(snr_low={snr_low}, snr_high={snr_high}): snr_low is above snr_high: swap the two numbers"
             )
         self.snr_low, self.snr_high, self.color = snr_low, snr_high, color
         self.probability = _check_range(self, "probability", probability, 1.0)
@@ -103,23 +103,23 @@ class Noise(nn.Module):
         """Return the waveform with noise scaled to its power; silence stays silent."""
         if torch.rand(()) >= self.probability or waveform.samples.numel() < 2:
             return waveform
-        noise = self._noise(waveform.samples.numel())
+        noise = self._generate_noise(waveform.samples.numel())
         ratio = 10 ** (_random_uniform(self.snr_low, self.snr_high) / 10)
         scale = waveform.samples.square().mean().div(ratio * noise.square().mean()).sqrt()
         return Waveform(waveform.samples + scale * noise, waveform.rate)
 
-    def _noise(self, length: int) -> Float[Tensor, " N"]:
+    def _generate_noise(self, length: int) -> Float[Tensor, " N"]:
         if not self.color:
             return torch.randn(length)
         fft_length = _fft_length(length)
         spectrum = torch.randn(fft_length // 2 + 1, dtype=torch.complex64)
-        frequency = torch.arange(spectrum.numel()).clamp(min=1)  # frequency 0 would have infinite power
+        frequency = torch.arange(spectrum.numel()).clamp(min=1)  # with frequency 0, the power would be infinite
         noise: Tensor = torch.fft.irfft(spectrum * frequency ** (-self.color / 2), n=fft_length)
         return noise[:length]
 
 
 class Shift(nn.Module):
-    """Shift a waveform in time, padded with silence to the same length.
+    """Shift a waveform in time by a random offset, and pad it with silence to the same length.
 
     Args:
         seconds: largest shift in either direction, in seconds.
@@ -189,7 +189,7 @@ class Typos(nn.Module):
 
     Args:
         rate: probability of a typo per character.
-        alphabet: characters that are drawn to replace others.
+        alphabet: characters that may replace another character.
     """
 
     def __init__(self, rate: float = 0.05, alphabet: str = "abcdefghijklmnopqrstuvwxyz") -> None:

@@ -1,4 +1,4 @@
-"""Base class of all data modules; the workers of its loaders open files, run processors and pad batches."""
+"""Base class of all data modules. The workers of the data loaders open files, run processors and pad batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fusion_pl.messages import escape_unprintable, join_lines
 from fusion_pl.processes import init_worker
 from fusion_pl.types import Batch, Processor, Sample, UserError
 
-MAX_WORKERS = 16  # beyond it the main process, which receives the batches, is the bottleneck
+MAX_WORKERS = 16  # with more workers, the main process, which receives the batches, is the bottleneck
 MAX_SHOWN = 3
 
 _log = logging.getLogger(__name__)
@@ -34,16 +34,17 @@ class FusionData(LightningDataModule, ABC):
 
     Args:
         batch_size: number of samples per batch and process.
-        num_workers: number of processes that load files; 0 = the main process, None = chosen from the number of cores.
+        num_workers: number of processes that load files; 0 = files are loaded in the main process, None = a number
+            that depends on the number of cores.
         seed: random seed of drawn splits only. The order of the training samples, augmentation and input dropout depend
             on ``seed_everything`` and on the epoch.
-        augment: dictionary from input name to the transform of its value in training: a PIL image (for example with
-            torchvision.transforms.v2), a ``Waveform`` or a ``str``.
+        augment: dictionary from input name to a transform that is applied to the input's value in training: to a PIL
+            image (such as a transform of torchvision.transforms.v2), a ``Waveform`` or a ``str``.
         on_bad_file: handling of a file that cannot be decoded: ``raise`` an error, or treat the input as ``missing``
             and list the file at the end.
         allow_outside: whether files outside the root folder may be read.
-        drop_empty: whether samples that have none of the model's inputs are left out instead of refused, for training
-            on a subset of the inputs; drawn splits stay the same.
+        drop_empty: whether samples without any of the model's inputs are left out, for training on a subset of the
+            inputs; if not, they are refused. The splits of the other samples stay the same.
         input_dropout: dictionary from input name to the probability, in [0, 1), of dropping it from a training sample
             (modality dropout); at least one input of each sample remains.
 
@@ -116,27 +117,27 @@ class FusionData(LightningDataModule, ABC):
         for option, names in (("augment", self.augment.keys()), ("input_dropout", self.input_dropout.keys())):
             for name in sorted(names - processors.keys()):
                 raise UserError(
-                    f"data.{option} names {name!r}, but the model's inputs are {', '.join(processors)}: leave {name!r} "
-                    f"out there (--data.{option} null for none)"
+                    f"data.{option} has the input {name!r}, but the model's inputs are {', '.join(processors)}: remove "
+                    f"{name!r} from data.{option}, or give --data.{option} null"
                 )
         self._processors = dict(processors)
 
     @property
     def columns(self) -> dict[str, str]:
-        """Dictionary from input name to its column; the same name, unless the data set maps it."""
+        """Dictionary from input name to column name; by default both names are equal."""
         return {name: name for name in self.processors}
 
     @property
     def num_loader_workers(self) -> int:
-        """Number of worker processes; depends on the number of cores if ``num_workers`` is None."""
+        """Number of worker processes per loader: ``num_workers``, or a number that depends on the number of cores."""
         if self.num_workers is not None:
             return self.num_workers
         return min(MAX_WORKERS, suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Return a loader of the training samples; order, augmentation and random crops change with each epoch.
+        """Return a loader of the training samples; order, augmentation and random crops differ in each epoch.
 
-        Lightning sets the epoch; a training loop without Lightning calls ``loader.sampler.set_epoch(epoch)``.
+        Lightning sets the epoch. A training loop without Lightning must call ``loader.sampler.set_epoch(epoch)``.
         """
         samples, seed = self.samples("train"), global_seed()
         collate = Collate(self.processors, training=True, dropout=self.input_dropout)
@@ -182,7 +183,8 @@ class FusionData(LightningDataModule, ABC):
             worker_init_fn=init_worker,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_loader_workers > 0,
-            generator=torch.Generator().manual_seed(global_seed()),  # not the global generator, which the model uses
+            # A separate generator, so that the loader does not change the random numbers of the model.
+            generator=torch.Generator().manual_seed(global_seed()),
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -193,7 +195,7 @@ class FusionData(LightningDataModule, ABC):
         return batch
 
     def teardown(self, stage: str) -> None:
-        """Log the files that could not be read."""
+        """Log the messages about files that could not be read."""
         del stage
         bad = list(self._bad_files)
         self._bad_files.clear()

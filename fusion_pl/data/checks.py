@@ -1,4 +1,4 @@
-"""Checks of a manifest; each yields all problems that it finds."""
+"""Checks of a manifest. Each check yields all problems that it finds."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from fusion_pl.messages import did_you_mean, join_names
 
 
 def check_column(table: Table, column: str, purpose: str, fix: str = "") -> Iterator[Problem]:
-    """Check that a column exists; ``purpose`` and ``fix``, a hint, are parts of the message."""
+    """Check that a column exists; the message contains the purpose of the column and a hint on how to fix the table."""
     if column not in table.columns:
         known = join_names(map(repr, table.columns)) + did_you_mean(column, table.columns)
-        yield Problem(f"there is no column {column!r} for {purpose}; it has {known}" + (f": {fix}" if fix else ""))
+        hint = f": {fix}" if fix else ""
+        yield Problem(f"there is no column {column!r} for {purpose}; the columns are {known}{hint}")
 
 
 def check_labels(table: Table, column: str, classes: Sequence[str]) -> Iterator[Problem]:
@@ -30,7 +31,7 @@ def check_labels(table: Table, column: str, classes: Sequence[str]) -> Iterator[
 
 
 def check_splits(table: Table, column: str) -> Iterator[Problem]:
-    """Find cells of the split column that do not name a split."""
+    """Find cells of the split column that are not the name of a split."""
     for number, cell in zip(table.row_numbers, table.columns[column], strict=True):
         if parse_split(cell) is None:
             problem = f"{cell!r} is not a split" if cell else "the split is empty"
@@ -46,7 +47,7 @@ def check_ids(table: Table) -> Iterator[Problem]:
 
 
 def check_empty_rows(table: Table, columns: Sequence[str], rows: Iterable[int]) -> Iterator[Problem]:
-    """Report each of the rows, which have no input, as a problem."""
+    """Yield a problem for each of the given rows, in which all inputs are empty."""
     fix = "fill one in, remove the row, or set data.drop_empty: true"
     for row in rows:
         text = f"all inputs of the sample {table.ids[row]!r} are empty ({join_names(columns)}): {fix}"
@@ -60,7 +61,7 @@ def resolve_paths(cells: Sequence[str | None], root: str) -> list[str | None]:
 
 
 def find_outside_paths(paths: Sequence[str | None], root: str) -> dict[int, str]:
-    """Return row -> message for the paths, from ``resolve_paths``, that lie outside ``root``."""
+    """Return a dictionary from row to message for the resolved paths that lie outside ``root``."""
     folder = os.path.abspath(root)
     prefix = os.path.join(folder, "")
     return {
@@ -79,6 +80,6 @@ def check_files(table: Table, column: str, paths: Sequence[str | None], rows: It
         if os.path.isdir(path):
             text = f"{cell!r} is a folder, expected a file ({path})"
         else:
-            hint = "; write / between folders" if "\\" in cell else ""
+            hint = "; separate folders by /" if "\\" in cell else ""
             text = f"the file {cell!r} does not exist (looked for {path}){hint}"
         yield Problem(text, table.row_numbers[row], column)

@@ -1,4 +1,4 @@
-"""Collate samples into a batch; each input's processor runs here, in the workers of the loader."""
+"""Collate samples into a batch, with the processor of each input, in the workers of the data loader."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Collate:
         self.dropout = dict(dropout or {})
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Collate B samples; any input may be missing; samples without a target may lack all inputs.
+        """Collate B samples. Any input may be missing; a sample with a target has at least one input.
 
         Raises:
             LoadError: if a processor refuses a value, or a sample with a target has no input.
@@ -56,8 +56,8 @@ class Collate:
     def _drop_inputs(self, sample: Sample) -> Sample:
         """Drop inputs at random; if that would drop all of them, keep a random one."""
         names = list(sample.inputs)
-        uniform = torch.rand(len(names)).tolist()
-        remaining = [name for name, u in zip(names, uniform, strict=True) if u >= self.dropout.get(name, 0.0)]
+        draws = torch.rand(len(names)).tolist()
+        remaining = [name for name, draw in zip(names, draws, strict=True) if draw >= self.dropout.get(name, 0.0)]
         if names and not remaining:
             remaining = [names[int(torch.randint(len(names), ()))]]
         return replace(sample, inputs={name: sample.inputs[name] for name in remaining})

@@ -1,4 +1,4 @@
-"""The demo data sets as data modules."""
+"""Data modules of the generated demo data sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fusion_pl.data.synthetic import MANIFEST, SyntheticDataset
 
 
 class _DemoData(ManifestData):
-    """Generate a data set in ``prepare_data``; options that depend on its files have fixed values."""
+    """Base of the demo data modules, which generate their data set in ``prepare_data``."""
 
     dataset: ClassVar[SyntheticDataset]
 
@@ -42,7 +42,7 @@ class _DemoData(ManifestData):
 class Keypad(_DemoData):
     """Keys of a telephone as ``text`` (number words with typos), ``image`` (digits) and ``audio`` (tone pairs).
 
-    3,000 samples with a fixed split, generated before the first use. One input alone allows an accuracy of
+    The 3,000 samples have fixed splits and are generated before the first use. One input alone allows an accuracy of
     about 80 %, all three inputs nearly 100 %.
 
     Args:
@@ -60,8 +60,8 @@ class Keypad(_DemoData):
 class Ask(_DemoData):
     """A question (``text``) about an image of two objects (``image``), and a tone (``audio``) that selects one of them.
 
-    10,000 samples with a fixed split, generated before the first use. One or two inputs cannot exceed
-    the accuracies that are printed at the start; all three inputs determine the answer.
+    The 10,000 samples have fixed splits and are generated before the first use. All three inputs together determine the
+    answer. ``setup`` prints the highest accuracy that one or two inputs allow.
 
     Args:
         folder: folder of the data set.
@@ -81,6 +81,6 @@ class Ask(_DemoData):
         best_two = max(ask.bayes_accuracy(set(ask.INPUTS) - {name}) for name in ask.INPUTS)
         max_accuracy = ask.bayes_accuracy(set(self.columns.values()))
         rank_zero_info(
-            f"Ask: the model's inputs allow an accuracy of at most {max_accuracy:.1%} (one input {best_one:.1%}, "
-            f"two {best_two:.1%}, all three 100%)"
+            f"The inputs of this model allow an accuracy of at most {max_accuracy:.1%} on the Ask data (one input at "
+            f"most {best_one:.1%}, two at most {best_two:.1%}, all three 100%)"
         )

@@ -1,4 +1,4 @@
-"""Read images as 8-bit grey or RGB, with the EXIF orientation applied and on a white background."""
+"""Read images as 8-bit grey or RGB, rotated as the EXIF orientation says, with transparent pixels on white."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fusion_pl.files import check_regular_file
 from fusion_pl.types import UserError
 
-# Supported formats. Other formats of Pillow may start programs, such as Ghostscript for EPS.
+# Supported formats. To read other formats, Pillow may start programs, such as Ghostscript for EPS.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000")
 # Errors of Pillow's decoders on damaged files.
 DECODE_ERRORS: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError)
 DECODE_ERRORS += (struct.error, Image.DecompressionBombError, Image.DecompressionBombWarning)
 WHITE = (255, 255, 255, 255)
-MAX_DECODED_PIXELS = 2**30  # pixels times scans of a progressive JPEG, usually ten scans; takes seconds
-STRIP_HEIGHT = 256  # pixel rows that are converted at a time
+# Limit on the pixels of a progressive JPEG times its number of scans, usually ten; decoding takes seconds at the limit.
+MAX_DECODED_PIXELS = 2**30
+STRIP_HEIGHT = 256  # number of pixel rows that are converted at once
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Read an image file as 8-bit grey or RGB with its EXIF orientation applied; only the first frame of an animation.
+    """Read an image file as 8-bit grey or RGB, rotated by its EXIF orientation; of an animation, the first frame.
 
     Raises:
         UserError: if the file is missing, not an image, truncated or too large.
@@ -33,7 +34,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     check_regular_file(path)
     try:
         with Image.open(path, formats=FORMATS) as image:
-            # Pillow only warns up to twice its limit, and warnings in workers are not shown.
+            # Pillow raises an error only above twice its limit; below, it warns, but warnings in workers are not shown.
             pixels = image.width * image.height
             if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
                 size = f"{image.width} × {image.height} pixels"
@@ -75,7 +76,7 @@ def _composite_on_white(image: Image.Image) -> Image.Image:
 
 
 def _scale_to_eight_bit(values: NDArray[Any], max_value: int) -> Image.Image:
-    """Scale [0, max_value] to [0, 255]; other values are refused, because their range is unknown."""
+    """Scale [0, max_value] to [0, 255]; refuse values outside [0, max_value], because their range is unknown."""
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= max_value):  # also refuses NaN
         raise ValueError(f"its values are in {low} to {high}, expected 0 to {max_value}")

@@ -1,4 +1,4 @@
-"""Demo data: telephone keys as text, image and audio; each input is missing or unreadable at random."""
+"""Demo data: keys of a telephone as text, image and audio. Random inputs are missing or unreadable."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ COLUMN_FREQUENCIES = (1209.0, 1336.0, 1477.0)
 
 
 def generate_sample(index: int, rng: Generator) -> SyntheticSample:
-    """Generate one sample of the digit ``index % 10``, so that every split has every class.
+    """Generate a sample of the class ``index % 10``, so that every split has every class.
 
-    Each input is missing with probability 0.125 and unreadable with probability 0.1, independent of the others.
-    Samples without any readable input are drawn again. The text is the number word between random characters, the image
-    has 32 × 32 grey pixels, and the audio takes 0.25 to 0.5 s at 8 kHz.
+    Each input is missing with probability 0.125 and unreadable with probability 0.1, independent of the other inputs;
+    at least one input is present and readable. The text is the number word between random characters, the image has
+    32 × 32 grey pixels, and the audio has 0.25 to 0.5 s at 8 kHz.
     """
     digit = index % len(CLASSES)
     while True:
@@ -41,13 +41,13 @@ def generate_sample(index: int, rng: Generator) -> SyntheticSample:
         if (present & readable).any():
             break
     generators = (_generate_text, _draw_image, _synthesise_audio)
-    values: list[Any] = [draw(digit, clear, rng) for draw, clear in zip(generators, readable, strict=True)]
+    values: list[Any] = [generate(digit, flag, rng) for generate, flag in zip(generators, readable, strict=True)]
     return SyntheticSample(CLASSES[digit], *(values[i] if present[i] else None for i in range(3)))
 
 
-def _generate_text(digit: int, readable: np.bool, rng: Generator) -> str:
-    """Write the number word with up to two typos between random characters; an unreadable word is random."""
-    word = list(WORDS[digit]) if readable else list(rng.choice(FILLER_CHARACTERS, len(WORDS[digit])))
+def _generate_text(digit: int, is_readable: np.bool, rng: Generator) -> str:
+    """Write the number word with up to two typos between random characters; an unreadable word has random letters."""
+    word = list(WORDS[digit]) if is_readable else list(rng.choice(FILLER_CHARACTERS, len(WORDS[digit])))
     for _ in range(rng.choice(3, p=(0.65, 0.3, 0.05)) if len(word) > 3 else int(rng.random() < 0.2)):
         position = rng.integers(len(word))
         word[position] = "" if rng.random() < 0.4 else rng.choice(LETTERS)
@@ -62,14 +62,14 @@ def _load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf", size)
 
 
-def _draw_image(digit: int, readable: np.bool, rng: Generator) -> Image.Image:
-    """Render the digit in a random font, position and angle behind a bar and noise; unreadable: almost no contrast."""
+def _draw_image(digit: int, is_readable: np.bool, rng: Generator) -> Image.Image:
+    """Draw the digit in a random font, position and angle behind a bar and noise; if unreadable, almost invisible."""
     ink = Image.new("L", (SIDE, SIDE))
     center = SIDE / 2 + rng.uniform(-3, 3, 2)
     font = _load_font(FONTS[rng.integers(len(FONTS))], int(rng.integers(19, 27)))
     ImageDraw.Draw(ink).text((center[0], center[1]), str(digit), fill=255, font=font, anchor="mm")
     ink = ink.rotate(rng.uniform(-12, 12), Image.Resampling.BICUBIC)
-    contrast = rng.uniform(0.55, 0.8) if readable else rng.uniform(0.0, 0.04)
+    contrast = rng.uniform(0.55, 0.8) if is_readable else rng.uniform(0.0, 0.04)
     light = np.asarray(ink) / 255 * contrast + rng.uniform(0.1, 0.25)
     top, left = rng.integers(0, SIDE - 8, 2)
     height, width = rng.permutation([rng.integers(2, 5), rng.integers(6, 16)])
@@ -78,15 +78,16 @@ def _draw_image(digit: int, readable: np.bool, rng: Generator) -> Image.Image:
     return Image.fromarray((light.clip(0, 1) * 255).astype(np.uint8))
 
 
-def _synthesise_audio(digit: int, readable: np.bool, rng: Generator) -> Int16[np.ndarray, " N"]:
-    """Synthesise the key's two tones at a random time, with noise; an unreadable audio lacks one or both tones.
+def _synthesise_audio(digit: int, is_readable: np.bool, rng: Generator) -> Int16[np.ndarray, " N"]:
+    """Synthesise the two tones of a key at a random time, with noise; if unreadable, one or both tones are absent.
 
-    Formula: x(t) = a (g₁ sin(2π f₁ t + φ₁) + g₂ sin(2π f₂ t + φ₂)) + n(t), with f₁ by row and f₂ by column.
+    ``x(t) = a(t) (g₁ sin(2π f₁ t + φ₁) + g₂ sin(2π f₂ t + φ₂)) + n(t)``, where ``f₁`` is the tone of the key's row and
+    ``f₂`` that of its column, ``a(t)`` is 1 while the key is pressed, else 0, and ``n(t)`` is white noise.
     """
     row, column = (3, 1) if digit == 0 else divmod(digit - 1, 3)
     time = np.arange(rng.integers(int(0.25 * RATE), int(0.5 * RATE) + 1)) / RATE
     gains = rng.uniform(0.8, 1.2, 2)
-    if not readable:
+    if not is_readable:
         gains *= [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0)][rng.choice(3, p=(0.8, 0.1, 0.1))]
     phases = rng.uniform(0, 2 * np.pi, (2, 1))
     tones = np.sin(2 * np.pi * np.outer((ROW_FREQUENCIES[row], COLUMN_FREQUENCIES[column]), time) + phases)

@@ -38,16 +38,18 @@ DEFAULT_SPLIT = "split"
 class ManifestData(FusionData):
     """Load text, images and audio listed in a CSV, TSV or JSON Lines file, and check the table before training.
 
-    An empty cell is a missing input. If there is no split column, a hash of each row's ``id`` or content assigns it to
-    train, val or test, so that it keeps its split when the table changes. If there are no val rows, some train rows
-    become val rows. Samples without an ``id`` are identified by row number. Checkpoints record the splits.
+    An empty cell is a missing input. If there is no split column, a hash of each row's ``id`` or content assigns the
+    row to train, val or test, so that the row keeps its split when the table changes. If the split column has no val
+    rows, some train rows become val rows. Samples without an ``id`` are identified by row number. Checkpoints record
+    the splits.
 
     Args:
         manifest: path of the manifest.
         inputs: dictionary from input name to column of the manifest; by default the column has the name of the input.
         label: column with the class names.
-        split: column with train, val or test; if the default column does not exist, splits are drawn.
-        classes: names of the classes; by default all labels, in numeric order if all are integers, else sorted.
+        split: column with train, val or test; if the default column does not exist, a hash assigns rows to splits.
+        classes: names of the classes; by default all labels, in numeric order if all are integers, else in
+            alphabetical order.
         root: folder of relative paths; by default the folder of the manifest.
         val_fraction: expected fraction of val rows if the manifest has no val rows, in (0, 1).
         test_fraction: expected fraction of test rows if there is no split column, in [0, 1).
@@ -76,7 +78,7 @@ class ManifestData(FusionData):
                 f"{val_fraction} and {test_fraction}"
             )
         if classes is not None and len(set(classes)) != len(classes):
-            raise UserError(f"classes names {Counter(classes).most_common(1)[0][0]!r} more than once")
+            raise UserError(f"classes contains {Counter(classes).most_common(1)[0][0]!r} more than once")
         self.manifest = os.fspath(manifest)
         self.inputs = inputs or {}
         self.label = label
@@ -128,7 +130,7 @@ class ManifestData(FusionData):
         """
         model_inputs = join_names(self.processors)
         problems = self.table.problems + [
-            Problem(f"data.inputs names {name!r}, but the model's inputs are {model_inputs}")
+            Problem(f"data.inputs has the input {name!r}, but the model's inputs are {model_inputs}")
             for name in sorted(self.inputs.keys() - self.processors.keys())
         ]
         if stage == "predict":
@@ -151,7 +153,8 @@ class ManifestData(FusionData):
             problems += [problem for column in missing for problem in check_column(self.table, column, "an input")]
         raise_problems(self.manifest, problems)
         if missing:
-            rank_zero_info(f"{self.manifest} has no column {join_names(map(repr, missing))}: predicting without")
+            names = join_names(map(repr, missing))
+            rank_zero_info(f"{self.manifest} has no column {names}: predicting without this input")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the split record, which Lightning saves in the checkpoint."""
@@ -167,7 +170,7 @@ class ManifestData(FusionData):
             if drawn := splits_to_draw(self.table.columns.get(self.split)):
                 rank_zero_info(
                     f"{self.manifest}: the checkpoint does not record which rows it was trained on, so the rows drawn "
-                    f"for {' and '.join(drawn)} may include them: train again with this table"
+                    f"for {' and '.join(drawn)} may include training rows: train again with this table"
                 )
             return
         record = SplitRecord.from_state(state_dict)
@@ -186,7 +189,7 @@ class ManifestData(FusionData):
     def _check_rows(self) -> Iterator[Problem]:
         yield from check_column(self.table, self.label, "the label")
         for name, column in self.columns.items():
-            fix = f"name another with --data.inputs.{name}, or leave {name} out of model.encoders"
+            fix = f"give another column with --data.inputs.{name}, or leave {name} out of model.encoders"
             yield from check_column(self.table, column, f"the input {name!r}", fix)
         if self.label in self.table.columns:
             yield from check_labels(self.table, self.label, self._classes)
@@ -198,13 +201,13 @@ class ManifestData(FusionData):
         if not self.drop_empty and all(column in self.table.columns for column in self.columns.values()):
             yield from check_empty_rows(self.table, list(self.columns.values()), self._empty_rows)
 
-    def _check_classes(self, required: Sequence[Split]) -> list[Problem]:
+    def _check_classes(self, required_splits: Sequence[Split]) -> list[Problem]:
         problems = [
-            Problem(f"no row is left for {split}: the splits have {self._splits.sizes_text}")
-            for split in required
+            Problem(f"there is no {split} row: the splits have {self._splits.sizes_text} rows")
+            for split in required_splits
             if not self._splits.used_rows[split]
         ]
-        if "train" in required:
+        if "train" in required_splits:
             problems += [
                 Problem(f"the class {name!r} has no training sample", column=self.label)
                 for name, count in zip(self._classes, self.class_counts, strict=True)
@@ -214,7 +217,7 @@ class ManifestData(FusionData):
             others = join_names(repr(name) for name in self.table.columns if name != self.label)
             text = (
                 f"the label column {self.label!r} has {len(self._classes)} different values in {len(self.table)} rows, "
-                f"as an id or a number has: name a column of classes with data.label (there are {others})"
+                f"like ids or numbers: give a column of classes with data.label (the other columns are {others})"
             )
             return [Problem(text)]
         return problems

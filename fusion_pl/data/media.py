@@ -19,13 +19,13 @@ INT_BITS = {"int16": 16, "int32": 32}
 
 
 def crop_function(processor: Processor, training: bool = False) -> Crop | None:
-    """Return the function that selects the part of an audio file that a processor uses; None = the complete file."""
+    """Return the processor's function that selects the part of an audio file to read; None = the complete file."""
     crop = getattr(processor, "crop", None)
     return None if crop is None else partial(crop, training=training)
 
 
 def placeholder(kind: Kind) -> Any:
-    """Return a placeholder value for a batch in which no sample has the input; its encoding is never used."""
+    """Return a value to encode if no sample of a batch has the input; the encoder's output for it is not used."""
     if kind == "text":
         return ""
     if kind == "image":
@@ -67,7 +67,7 @@ def _check_text(value: Any) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"the text holds {value[error.start]!a}, which is not a character: remove it") from error
+        raise UserError(f"the text contains {value[error.start]!a}, which is not a character: remove it") from error
     return value
 
 
@@ -119,10 +119,10 @@ def _convert_audio(value: Any) -> Waveform:
     samples = np.atleast_2d(raw.detach().cpu().float().numpy() if isinstance(raw, Tensor) else raw)
     name = str(raw.dtype).removeprefix("torch.")
     if samples.ndim != 2 or not (name in INT_BITS or "float" in name):
-        raise UserError(f"{type_error}; its first part is {_describe_type(raw)}")
+        raise UserError(f"{type_error}; the first value of the pair is {_describe_type(raw)}")
     if samples.shape[0] > samples.shape[1] > 0:
-        got = f"{_describe_type(raw)}, more channels than samples"
-        raise UserError(f"an audio input takes (channels, N), got {got}: transpose it")
+        got = f"{_describe_type(raw)}, which has more channels than samples"
+        raise UserError(f"an audio input takes (channels, N), got {got}: transpose the array")
     if name in INT_BITS:
         samples = samples / float(2 ** (INT_BITS[name] - 1))
     check_sample_rate(int(rate), "the audio input")

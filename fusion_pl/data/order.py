@@ -1,4 +1,4 @@
-"""Reproducible order and augmentation of the training samples: they depend only on seed, epoch and sample."""
+"""Reproducible order and augmentation of the training samples, which depend only on seed, epoch and sample."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def global_seed() -> int:
 def temporary_seed(seed: int) -> Iterator[None]:
     """Seed torch, numpy and random, and restore their states afterwards.
 
-    Loader workers skip the restore, which would be slow: they use no other random numbers.
+    In loader workers, which use no other random numbers, the states are not restored, because that would be slow.
 
     Example:
         >>> with temporary_seed(1):
@@ -46,8 +46,8 @@ def temporary_seed(seed: int) -> Iterator[None]:
 class EpochSampler(DistributedSampler[Sample]):
     """Distribute the samples to the processes in an order given by the seed and the epoch.
 
-    An index contains the epoch, as ``epoch * len(samples) + row``: persistent workers cannot read the epoch otherwise.
-    Different seeds have a different order in every epoch.
+    The indices are ``epoch * len(samples) + row``, because persistent workers get the epoch in no other way. Two seeds
+    have different orders in every epoch.
     """
 
     def __init__(self, samples: Dataset[Sample], seed: int, num_processes: int = 1, rank: int = 0) -> None:
@@ -59,9 +59,10 @@ class EpochSampler(DistributedSampler[Sample]):
 
 
 class EpochBatches(Dataset[Batch]):
-    """Batches whose augmentation, crops and input dropout do not depend on the number of workers or on resuming.
+    """Data set of training batches that are the same for any number of workers, and after a run is resumed.
 
-    The random generators are seeded with the seed of the run, the epoch and the first row of the batch.
+    The random generators for augmentation, crops and input dropout are seeded with the seed of the run, the epoch and
+    the first row of the batch.
     """
 
     def __init__(self, samples: Dataset[Sample], collate: Callable[[list[Sample]], Batch], seed: int) -> None:
@@ -80,15 +81,15 @@ class EpochBatches(Dataset[Batch]):
 
 
 def identity_collate(batch: Any) -> Any:
-    """Return a batch unchanged, because ``EpochBatches`` collates its samples itself."""
+    """Return a batch unchanged; ``EpochBatches`` has already collated its samples."""
     return batch
 
 
 class EpochLoader(DataLoader[Batch]):
-    """Data loader for ``EpochBatches`` that samples indices only when the first batch is requested.
+    """Data loader for ``EpochBatches`` that draws the indices of an epoch only when the first batch is requested.
 
-    When Lightning resumes a run, it creates the iterator before it restores the epoch. The workers would then receive
-    the first indices of epoch 0.
+    When Lightning resumes a run, it creates the iterator before it restores the epoch, and ``DataLoader`` would send
+    the first indices of epoch 0 to the workers.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

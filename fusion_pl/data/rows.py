@@ -1,4 +1,4 @@
-"""Map-style data set of the samples of one split; the loader's workers open the files."""
+"""Map-style data set of the samples of one split, which opens files in the workers of the data loader."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ OnBadFile = Literal["raise", "missing"]
 class LoadError(UserError):
     """User error that is raised in a loader worker.
 
-    The loader raises the error again in the main process, with the worker's traceback as its text; the constructor
-    extracts the message.
+    In the main process, the data loader raises the error again, with the traceback of the worker as its text. The
+    constructor therefore extracts the message from a traceback.
     """
 
     def __init__(self, message: str) -> None:
@@ -29,7 +29,7 @@ class LoadError(UserError):
 
 @dataclass(frozen=True)
 class InputColumn:
-    """Cells of one input, one per row: a text or a resolved path; None if the input is missing."""
+    """Column of the manifest that one input is read from; a cell is a text or a resolved path, None if it is empty."""
 
     input: str
     column: str
@@ -41,7 +41,7 @@ class InputColumn:
 
 @dataclass(frozen=True)
 class ManifestRows(Dataset[Sample]):
-    """Data set of the rows of a manifest. Unreadable rows and files are never replaced by others."""
+    """Data set of rows of a manifest. Another row never replaces a row that cannot be read."""
 
     manifest: str  # path of the manifest, for messages
     columns: Sequence[InputColumn]
@@ -49,9 +49,9 @@ class ManifestRows(Dataset[Sample]):
     targets: Sequence[int | None]  # class indices
     row_numbers: Sequence[int]  # for messages
     on_bad_file: OnBadFile = "raise"
-    # For prediction: a row without usable inputs gives a sample without inputs, with the message in ``bad_files``.
+    # For prediction: a row without readable inputs becomes a sample without inputs, with the message in ``bad_files``.
     return_errors: bool = False
-    errors: Mapping[int, str] = field(default_factory=dict)  # index -> message, for rows already known to be unusable
+    errors: Mapping[int, str] = field(default_factory=dict)  # index -> message for rows that must not be read
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -90,8 +90,8 @@ class ManifestRows(Dataset[Sample]):
             else:
                 inputs[column.input] = self._augment(column, value, row)
         if not inputs:
-            reason = "; ".join(messages) or f"{row}: all its inputs are empty"
-            raise LoadError(f"{reason}: no input of the sample {self.ids[index]!r} is left, so remove the row")
+            reason = "; ".join(messages) or f"{row}: all inputs are empty"
+            raise LoadError(f"{reason}: the sample {self.ids[index]!r} has no other input, so remove the row")
         return Sample(self.ids[index], inputs, self.targets[index], tuple(messages))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Record, in a checkpoint, of the rows that the model was trained, validated and tested on."""
+"""Record of the training, validation and test rows of a run, which is stored in its checkpoints."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fusion_pl.types import UserError
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """Splits of a run, stored as row hashes.
+    """Training, validation and test rows of a run, stored as row hashes.
 
-    Rows with the same content, which have the same hash, may be in several splits.
+    A hash may be in several splits, because rows with the same content have the same hash.
     """
 
     table_hash: str
@@ -24,7 +24,7 @@ class SplitRecord:
 
     @classmethod
     def from_state(cls, state: Any) -> SplitRecord:
-        """Create the record from a state in a checkpoint, which is untrusted.
+        """Create the record from the state in a checkpoint, which may be damaged or malicious.
 
         Raises:
             UserError: if the state is damaged.
@@ -36,43 +36,44 @@ class SplitRecord:
         return cls(str(state.get("table")), {split: frozenset(state[split].tolist()) for split in SPLITS})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the record as plain data and tensors."""
+        """Return the record as text and tensors."""
         return {"table": self.table_hash} | {
             split: torch.tensor(sorted(hashes), dtype=torch.int64) for split, hashes in self.hashes.items()
         }
 
     def all_row_hashes(self) -> frozenset[int]:
-        """Return the hashes of all rows."""
+        """Return the hashes of the rows of all splits."""
         return frozenset[int]().union(*self.hashes.values())
 
-    def merge_removed_rows(self, earlier: SplitRecord | None) -> SplitRecord:
-        """Return the record with the rows of an earlier record that are no longer in the table."""
-        if earlier is None:
+    def merge_removed_rows(self, previous: SplitRecord | None) -> SplitRecord:
+        """Return this record, extended by the rows of a previous record that the table no longer contains."""
+        if previous is None:
             return self
         current = self.all_row_hashes()
-        hashes = {split: hashes | (earlier.hashes[split] - current) for split, hashes in self.hashes.items()}
+        hashes = {split: hashes | (previous.hashes[split] - current) for split, hashes in self.hashes.items()}
         return SplitRecord(self.table_hash, hashes)
 
-    def recorded_splits(self, hashes: Sequence[int]) -> dict[int, Split]:
+    def recorded_splits(self, row_hashes: Sequence[int]) -> dict[int, Split]:
         """Return a dictionary from row to split for the recorded rows; train if a row is in several splits."""
-        return {row: split for split in reversed(SPLITS) for row, h in enumerate(hashes) if h in self.hashes[split]}
+        hashes = list(enumerate(row_hashes))
+        return {row: split for split in reversed(SPLITS) for row, value in hashes if value in self.hashes[split]}
 
-    def trained_rows(self, hashes: Sequence[int], rows: Sequence[int], split: Split) -> list[int]:
-        """Return the rows of a split that the checkpoint was trained on, except those also recorded in that split."""
+    def trained_rows(self, row_hashes: Sequence[int], rows: Sequence[int], split: Split) -> list[int]:
+        """Return those of the rows of ``split`` that are recorded as training rows and not also in ``split``."""
         trained = self.hashes["train"] - self.hashes[split]
-        return [row for row in rows if hashes[row] in trained]
+        return [row for row in rows if row_hashes[row] in trained]
 
-    def describe_table_change(self, table_hash: str, hashes: Sequence[int]) -> str | None:
-        """Describe how a table, with one hash per row, differs from the recorded one; None if they are equal."""
+    def describe_table_change(self, table_hash: str, row_hashes: Sequence[int]) -> str | None:
+        """Describe how a table differs from the table of the training; None if both are equal."""
         if table_hash == self.table_hash:
             return None
         recorded = self.all_row_hashes()
-        new, removed = sum(value not in recorded for value in hashes), len(recorded.difference(hashes))
-        if new == len(hashes):
-            return f"is not the table of the training: none of its {new} rows was in it"
+        new, removed = sum(value not in recorded for value in row_hashes), len(recorded.difference(row_hashes))
+        if new == len(row_hashes):
+            return f"is not the table of the training, which had none of these {new} rows"
         if not new and not removed:
             return "has changed since the training: the same rows with other cells"
-        added = f"{new} of its {len(hashes)} rows {'is' if new == 1 else 'are'} new"
+        added = f"{new} of its {len(row_hashes)} rows {'is' if new == 1 else 'are'} new"
         gone = f"{removed} {'row is' if removed == 1 else 'rows are'} gone"
         return "has changed since the training: " + " and ".join([added] * (new > 0) + [gone] * (removed > 0))
 
@@ -86,8 +87,8 @@ def _is_hash_tensor(value: Any) -> bool:
 def find_split_record(checkpoint: Mapping[str, Any], data_class: type) -> Any:
     """Return the state of the split record in a checkpoint; None if the checkpoint has no split record.
 
-    Lightning saves the state of a data module under the name of its class. If there is no state of ``data_class``, the
-    state of another class is returned.
+    Lightning saves the state of a data module under the name of its class. If the checkpoint has no state of
+    ``data_class``, return the state of another data module.
     """
     required = {"table", *SPLITS}
     states = (state for state in checkpoint.values() if isinstance(state, Mapping) and required <= state.keys())

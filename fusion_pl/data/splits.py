@@ -15,7 +15,7 @@ ALIASES |= {split: split for split in SPLITS}
 
 
 def parse_split(cell: str | None) -> Split | None:
-    """Parse a cell of the split column; None if it is no split.
+    """Return the split that a cell of the split column selects; None if the cell is not the name of a split.
 
     Example:
         >>> parse_split(" Validation ")
@@ -25,7 +25,10 @@ def parse_split(cell: str | None) -> Split | None:
 
 
 def splits_to_draw(cells: Sequence[str | None] | None) -> tuple[Split, ...]:
-    """Return the splits that must be drawn: val and test without a split column, val if the column has no val row."""
+    """Return the splits to draw at random.
+
+    Without a split column (``cells`` is None), they are val and test; if the split column has no val row, val.
+    """
     if cells is None:
         return ("val", "test")
     return () if "val" in map(parse_split, cells) else ("val",)
@@ -39,18 +42,18 @@ def assign_splits(
     seed: int,
     known_splits: Mapping[int, Split] | None = None,
 ) -> dict[Split, list[int]]:
-    """Assign every row to a split. If the manifest has a test split, it stays the same.
+    """Assign every row to a split: to that of its cell in the split column, if there is one, or to a drawn split.
 
     Args:
         targets: dictionary from row to class index.
         row_hashes: one hash per row, from ``fusion_pl.data.hashes.row_hashes``.
         cells: split column of the manifest; None if there is no such column.
-        fractions: fractions of val and test rows if they are drawn: of all rows, or of train rows if there are cells.
+        fractions: expected fractions of the drawn splits val and test: of all rows, or of the train rows of ``cells``.
         seed: random seed of the draw.
-        known_splits: dictionary from row to its split in an earlier run; the manifest has precedence.
+        known_splits: dictionary from row to its split in an earlier run; the split column has precedence.
 
     Returns:
-        Dictionary from split to its rows, in the order of ``targets``; a row whose cell names no split is in none.
+        Dictionary from split to its rows, in the order of ``targets``; no split contains rows with an invalid cell.
     """
     splits = {row: "train" if cells is None else parse_split(cells[row]) for row in targets}
     drawn = {split: fractions[split] for split in splits_to_draw(cells)}
@@ -72,13 +75,13 @@ def draw_splits(
     seed: int,
     fixed_splits: Mapping[int, Split] | None = None,
 ) -> dict[int, Split]:
-    """Draw the split of each row by a hash of its row hash, independent of the other rows.
+    """Draw the split of each row by a pseudorandom number ``u`` that depends only on the seed and the row hash.
 
-    Seed and row hash are hashed to ``u`` in [0, 1): the split is test if ``u < test``, val if ``u >= 1 - val``, else
-    train. A split with fraction ``p`` has ``n p`` of ``n`` rows in expectation, with a standard deviation of
-    ``sqrt(n p (1 - p))``, also within each class. Three rules are exact if there are enough rows: rows with the same
-    hash share a split, every class has a training row, and no requested split is empty. To satisfy them, the rows whose
-    ``u`` is nearest to the threshold change their split.
+    ``u`` is in [0, 1): the split is test if ``u < test``, val if ``u >= 1 - val``, else train, where ``test`` and
+    ``val`` are the fractions. Of ``n`` rows, a split with fraction ``p`` has ``n p`` in expectation, with a standard
+    deviation of ``sqrt(n p (1 - p))``, also within each class. If there are enough rows, rows with the same hash share
+    a split, every class has a training row, and no split with a positive fraction is empty; to achieve this, the rows
+    whose ``u`` is nearest to a threshold change their split.
 
     ``fractions`` has the fractions of val and test, each in [0, 1) with a sum below 1. ``fixed_splits`` has the rows
     whose split is not drawn. For the other arguments see ``assign_splits``.
@@ -95,7 +98,7 @@ def draw_splits(
     for row in targets:
         if row not in splits:
             groups.setdefault(row_hashes[row], []).append(row)
-    uniform = {row_hash: stable_hash(f"split {seed} {row_hash}") / 2**63 for row_hash in groups}
+    uniform = {row_hash: stable_hash(f"split {seed} {row_hash}") / 2**63 for row_hash in groups}  # u of each row hash
     low, high = fractions.get("test", 0.0), 1 - fractions.get("val", 0.0)
     for row_hash, u in uniform.items():
         splits |= dict.fromkeys(groups[row_hash], "test" if u < low else "val" if u >= high else "train")

@@ -41,7 +41,7 @@ class SyntheticDataset:
     """Definition of a generated data set."""
 
     name: str  # used in the names of the hidden files in the data folder
-    version: int  # increase it with every change of the files, so that existing folders are updated
+    version: int  # version of the files: if it increases, existing folders are written again
     classes: tuple[str, ...]
     sizes: Mapping[str, int]  # samples per split
     rate: int  # sample rate of the audio, in Hz
@@ -79,7 +79,7 @@ class SyntheticDataset:
         except OSError as error:
             raise UserError(
                 f"the demo data cannot be written to {folder} ({error.strerror or error}): make room for about 100 MB "
-                "there, or name another folder"
+                "there, or give another folder"
             ) from error
         return folder / MANIFEST
 
@@ -91,7 +91,7 @@ class SyntheticDataset:
             return None
 
     def _is_complete(self, folder: Path) -> bool:
-        """Return whether the manifest and all files that it names exist."""
+        """Return whether the manifest and all files in its cells exist."""
         if self._read_marker(folder) != self._marker_content or not (folder / MANIFEST).exists():
             return False
         with (folder / MANIFEST).open(newline="") as file:
@@ -103,15 +103,15 @@ class SyntheticDataset:
         others = sorted(set(_list_folder(folder)) - {self._lock_name})
         if others and not (folder / self._marker_name).exists():
             raise UserError(
-                f"{folder} holds files that are not the demo data, such as {others[0]}: name another folder for "
-                "it, or move them"
+                f"{folder} contains files that are not the demo data, such as {others[0]}: give another folder for the "
+                "demo data, or move these files"
             )
         expected = dict(self.sizes)
         sizes = (self._read_marker(folder) or self._marker_content).get("sizes")
         if sizes != expected and (folder / MANIFEST).exists():
             raise UserError(
-                f"{folder} holds the demo data with sizes {sizes}, expected {expected}: name another folder, or delete "
-                "this one"
+                f"{folder} contains the demo data with sizes {sizes}, expected {expected}: give another folder, or "
+                "delete this one"
             )
 
     def _write_files(self, folder: Path) -> None:

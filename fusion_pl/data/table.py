@@ -1,4 +1,4 @@
-"""Read a manifest (CSV, TSV or JSON Lines) as columns of text, with the row numbers of a spreadsheet."""
+"""Read a manifest (CSV, TSV or JSON Lines) as columns of text, with row numbers as a spreadsheet shows them."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Problem(NamedTuple):
 
 
 def raise_problems(path: str, problems: Iterable[Problem]) -> None:
-    """Raise one error with the first ten problems, if there are any.
+    """Raise one error that lists the first ten problems; do nothing if there are no problems.
 
     Raises:
-        UserError: if there are problems; the message starts with the path and their number.
+        UserError: if there are problems; the message starts with the path and the number of problems.
     """
     if ordered := sorted(problems, key=lambda problem: problem.row):
         count = "1 problem" if len(ordered) == 1 else f"{len(ordered)} problems"
@@ -98,8 +98,8 @@ def _read_delimited(path: str, text: str, delimiter: str) -> Table:
         header = [name.strip() for name in next(reader, [])]
         for number, cells in enumerate(reader, start=2):
             if cells and len(cells) != len(header):
-                problems.append(Problem(f"it has {len(cells)} cells, the header has {len(header)}", number))
-            elif cells:  # blank lines count as rows
+                problems.append(Problem(f"the row has {len(cells)} cells, the header has {len(header)}", number))
+            elif cells:  # a blank line is no record, but has a row number
                 records.append((number, cells))
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}: check the quotation marks") from error
@@ -113,15 +113,15 @@ def _read_delimited(path: str, text: str, delimiter: str) -> Table:
 
 def _check_header(path: str, header: list[str], delimiter: str) -> None:
     if not any(header):
-        raise UserError(f"{path} has no header: its first row must name the columns")
+        raise UserError(f"{path} has no header: its first row must contain the names of the columns")
     duplicates = sorted({name for name in header if name and header.count(name) > 1})
     if duplicates:
         raise UserError(f"{path}, row 1: the column {duplicates[0]!r} appears more than once: rename one of them")
-    delimiter_used = next((mark for mark in ",;\t" if mark != delimiter and mark in header[0]), None)
-    if len(header) == 1 and delimiter_used:
+    other_delimiter = next((mark for mark in ",;\t" if mark != delimiter and mark in header[0]), None)
+    if len(header) == 1 and other_delimiter:
         raise UserError(
-            f"{path}, row 1: the columns are separated by {delimiter_used!r}, expected {delimiter!r}: save it again, "
-            "or rename it"
+            f"{path}, row 1: the columns are separated by {other_delimiter!r}, expected {delimiter!r}: save the table "
+            "with this separator, or rename the file"
         )
 
 
@@ -135,10 +135,11 @@ def _read_json_lines(path: str, text: str) -> Table:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:  # also raised for deep nesting and for numbers of 5,000 digits
-            problems.append(Problem(f"it is not valid JSON: {error}", number))
+            problems.append(Problem(f"the line is not valid JSON: {error}", number))
             continue
         if not isinstance(record, dict):
-            problems.append(Problem(f"it is a JSON {type(record).__name__}, expected an object such as {{…}}", number))
+            kind = type(record).__name__
+            problems.append(Problem(f"the line is a JSON {kind}, expected an object such as {{…}}", number))
             continue
         for name in record:
             columns.setdefault(name, [None] * len(row_numbers))
@@ -152,7 +153,7 @@ def _parse_cell(value: Any, name: str, number: int, problems: list[Problem]) -> 
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, (list, dict)):
-        problems.append(Problem(f"it holds a {type(value).__name__}, expected text or a number", number, name))
+        problems.append(Problem(f"the cell is a {type(value).__name__}, expected text or a number", number, name))
         return None
     return json.dumps(value)  # numbers and booleans
 

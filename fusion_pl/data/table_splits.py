@@ -1,4 +1,4 @@
-"""Splits of a table, and their comparison with the splits that a checkpoint records."""
+"""The splits of a table, and how they differ from the splits that a checkpoint records."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class TableSplits:
     column: str  # split column; if it does not exist, all splits are drawn
     fractions: Mapping[Split, float]  # fractions of val and test rows, if they are drawn
     seed: int
-    dropped_rows: Collection[int] = ()  # rows without any input: they have a split but are not used
-    checkpoint_record: SplitRecord | None = None  # splits in the checkpoint; drawn rows keep them
+    dropped_rows: Collection[int] = ()  # rows without any input, which have a split but are not used
+    checkpoint_record: SplitRecord | None = None  # splits in the checkpoint, which drawn splits must keep
 
     @cached_property
     def row_hashes(self) -> list[int]:
@@ -35,7 +35,7 @@ class TableSplits:
 
     @cached_property
     def rows(self) -> dict[Split, list[int]]:
-        """Dictionary from split to its rows; rows without a class or a split are in none."""
+        """Dictionary from split to its rows, without rows that have no class or an invalid split."""
         known = self.checkpoint_record.recorded_splits(self.row_hashes) if self.checkpoint_record else None
         return assign_splits(self.targets, self.row_hashes, self._split_cells, self.fractions, self.seed, known)
 
@@ -68,8 +68,8 @@ class TableSplits:
                 first = f"first row {self.table.row_numbers[trained[0]]}, {self.table.ids[trained[0]]!r}"
                 yield Problem(
                     f"the checkpoint was trained on {len(trained)} of the {len(self.rows[split])} {split} rows "
-                    f"({first}), so their score would be meaningless: give them the split they had, or use fusion-pl "
-                    "predict for them",
+                    f"({first}), so metrics of these rows would be meaningless: make them train rows again, or use "
+                    "fusion-pl predict for them",
                     column=self.column,
                 )
 
@@ -77,18 +77,18 @@ class TableSplits:
         """Yield messages about dropped rows, changes of the table and drawn splits."""
         path, drawn, previous = self.table.path, splits_to_draw(self._split_cells), self.checkpoint_record
         if self.dropped_rows:
-            yield f"{path}: left out {len(self.dropped_rows)} of {len(self.table)} rows without any input"
+            yield f"{path}: left out {len(self.dropped_rows)} of {len(self.table)} rows, which have no input"
         if previous and (change := previous.describe_table_change(self.record.table_hash, self.row_hashes)):
-            yield f"{path} {change}" + ("; the others keep their split" if drawn else "")
+            yield f"{path} {change}" + ("; the other rows keep their split" if drawn else "")
         method = f"by {'id' if 'id' in self.table.columns else 'content'} and seed {self.seed}"
         if previous:
             method = f"as in the training; new rows {method}"
         if self._split_cells is None:
-            yield f"{path} has no column {self.column!r}: drew {self.sizes_text} ({method})"
+            yield f"{path} has no column {self.column!r}: drew {self.sizes_text} rows ({method})"
         elif drawn:
             yield (
-                f"{path} has no validation rows: {len(self.rows['val'])} were taken from train, none from test "
-                f"({method}; now {self.sizes_text})"
+                f"{path} has no validation rows: drew {len(self.rows['val'])} of the train rows ({method}; now "
+                f"{self.sizes_text} rows)"
             )
 
     def write_csv(self, path: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""Fusion heads, one per file: each computes logits from the encoded inputs."""
+"""Fusion heads, one per file. A fusion head computes class logits from the outputs of the encoders."""
 
 from fusion_pl.fusion.average import Average
 from fusion_pl.fusion.base import Fusion

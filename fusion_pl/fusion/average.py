@@ -1,4 +1,4 @@
-"""Fusion by the mean of the inputs' predictions."""
+"""Fusion by the mean of the class probabilities that the inputs' classifiers predict."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ TokenMask = Bool[Tensor, "B _"]  # True = real token
 
 
 class FusedEmbedding(NamedTuple):
-    """Output of ``EmbeddingFusion.fuse``; its attributes are described in ``Fused``."""
+    """Output of ``EmbeddingFusion.fuse``; the attributes have the same meaning as in ``Fused``."""
 
     embedding: Float[Tensor, "B _"]
     weights: Float[Tensor, "B M"] | None = None
@@ -33,15 +33,16 @@ class CrossEntropy(Protocol):
     """The cross-entropy of a batch, with the label smoothing and class weights of the configuration."""
 
     def __call__(self, logits: Float[Tensor, "B C"], mask: Bool[Tensor, " B"] | None = None) -> Float[Tensor, ""]:
-        """Return the mean over the batch; samples with ``mask`` False count as 0."""
+        """Return the mean loss over the batch; a sample with ``mask`` False has loss 0."""
         ...
 
 
 class Fusion(Configurable, nn.Module, ABC):
-    """Classify samples from any number of encoded inputs. A subclass defines a constructor and ``forward``.
+    """Base of the fusion heads, which classify samples from any number of encoded inputs.
 
-    A missing input must not change the result: its mask is False and its tensors are zeros. Every forward pass must use
-    every parameter, whichever inputs a batch contains, because distributed training needs all gradients.
+    A subclass defines a constructor and ``forward``. A missing input, whose mask is False and whose tensors are zeros,
+    must not change the result. Every forward pass must use every parameter, even if a batch lacks an input, because
+    distributed training needs all gradients.
 
     Args:
         dims: name of the input -> channels D of its embedding and tokens, in the order of ``Fused.weights``.
@@ -54,7 +55,7 @@ class Fusion(Configurable, nn.Module, ABC):
     def __init__(self, dims: dict[str, int], num_classes: int) -> None:
         super().__init__()
         if not dims:
-            raise UserError("a fusion head needs at least one input: name one under model.encoders")
+            raise UserError("a fusion head needs at least one input: add one to model.encoders")
         self.names = list(dims)
         self.num_classes = num_classes
 
@@ -72,13 +73,13 @@ class Fusion(Configurable, nn.Module, ABC):
         Args:
             fused: output of ``forward`` for the batch.
             batch: the batch, including its targets.
-            cross_entropy: computes the cross-entropy of logits and the targets of the batch.
+            cross_entropy: function that computes the cross-entropy of logits with the targets of the batch.
         """
         del batch
         return cross_entropy(fused.logits)
 
     def held_out_mask(self, batch: Batch) -> Bool[Tensor, " B"] | None:
-        """Return the mask of samples that must not train the encoders; None if the head holds out no samples."""
+        """Return a mask that is True for samples that must not train the encoders; None if all samples train them."""
         del batch
         return None
 

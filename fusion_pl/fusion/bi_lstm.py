@@ -76,7 +76,7 @@ class BiLSTM(Fusion):
 
 
 def real_first_indices(mask: Bool[Tensor, "B S"]) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
-    """Return the indices that sort real entries in forward and in reverse order; padding comes last in both."""
+    """Return the indices that sort a sequence in forward and in reverse order, both with the padding at the end."""
     position = torch.arange(mask.shape[1], device=mask.device)
     padding = mask.shape[1] * (~mask).long()
     return (position + padding).argsort(dim=-1), (position.flip(0) + padding).argsort(dim=-1)

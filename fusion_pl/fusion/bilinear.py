@@ -1,4 +1,4 @@
-"""Fusion by factorised bilinear pooling."""
+"""Fusion by factorised bilinear pooling: sums of products of embeddings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fusion_pl.layers import mlp, signed_sqrt, sum_pairwise_products
 
 
 class Bilinear(EmbeddingFusion):
-    """Multiply every pair of inputs per channel, and sum the products over groups of channels.
+    """Multiply the expanded embeddings of every pair of inputs per channel, and sum the products over channel groups.
 
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``a_m = U_m · u_m`` with ``factor · F`` channels
     ``p = Σ a_m ∘ a_n over the present pairs m < n``, summed over each group of ``factor`` channels
@@ -24,11 +24,11 @@ class Bilinear(EmbeddingFusion):
     Source: "Hadamard Product for Low-rank Bilinear Pooling", arXiv:1610.04325 (``factor`` = 1), and "Multi-modal
     Factorized Bilinear Pooling", arXiv:1708.01471, both for two inputs. Deviations: M inputs, whose pairs are added,
     with the same matrix U_m in all pairs of input m; no activation on ``a_m`` (tanh in the first paper); no dropout on
-    the products (the second has it); no bias in U, because ``b_m`` precedes it; layer norm instead of the l2 norm; the
-    inputs are added to z, because a sample with a single input has no pairs.
+    the products (unlike the second paper); no bias in U, because ``u_m`` already has the bias ``b_m``; layer norm
+    instead of the l2 norm; the embeddings are added to z, because a sample with a single input has no pairs.
 
     Args:
-        factor: number of products that are summed per channel of the result.
+        factor: number of products that are summed to one channel of p.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Fusion by a block-term decomposition of the bilinear form."""
+"""BLOCK: fusion by a bilinear form whose tensor is a block-term decomposition."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from fusion_pl.types import UserError
 
 
 class Block(EmbeddingFusion):
-    """Split the embeddings into chunks and multiply chunks of the same index by low-rank bilinear forms.
+    """Split embeddings into chunks, and multiply the r-th chunks of every pair of inputs by a low-rank bilinear form.
 
-    ``u_m = W_m · LayerNorm(x_m) + b_m`` in R chunks ``u_{m,r}``; each becomes ``rank`` vectors ``A_{m,r,k} · u_{m,r}``
-    ``p_r = Σ_k Σ (A_{m,r,k} u_{m,r}) ∘ (A_{n,r,k} u_{n,r}) over the present pairs m < n``
-    ``z = O · [signed√(p_r) / ‖signed√(p_r)‖ of each r] + o + Σ u_m over present inputs m``, ``logits = MLP(z)``
+    ``u_m = W_m · LayerNorm(x_m) + b_m``, split into R chunks ``u_{m,1} … u_{m,R}`` of equal size
+    ``p_r = Σ_k Σ (A_{m,r,k} · u_{m,r}) ∘ (A_{n,r,k} · u_{n,r}) over k = 1 … rank and the present pairs m < n``
+    ``q_r = signed√(p_r) / ‖signed√(p_r)‖``, where the norm is clamped to at least 0.01
+    ``z = O · [q_1 … q_R] + o + Σ u_m over present inputs m``, ``logits = MLP(z)``
 
-    Norms are clamped to at least 0.01. For signed√ see ``fusion_pl.layers.signed_sqrt``.
+    For signed√ see ``fusion_pl.layers.signed_sqrt``.
 
     Cost: ``M D F + M rank F² / R + 2 F²`` multiply-adds per sample.
 
     Source: "BLOCK: Bilinear Superdiagonal Fusion for Visual Question Answering and Visual Relationship Detection",
     arXiv:1902.00038, for two inputs. Deviations: M inputs, whose pairs are added, with the same matrices A_m in all
     pairs of input m; no biases in A, unlike in the authors' code, because they would add terms for missing inputs; the
-    inputs are added to z, because a sample with a single input has no pairs; an MLP classifier after O.
+    embeddings are added to z, because a sample with a single input has no pairs; an MLP classifies z.
 
     Args:
         num_chunks: number of chunks R, a divisor of ``dim``.

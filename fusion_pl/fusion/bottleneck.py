@@ -19,7 +19,7 @@ class Bottleneck(TokenFusion):
     ``[x_m, b_m] = transformer layer of m over [x_m, b]`` for every input m, ``b = mean of b_m over present inputs m``
     ``z = mean over present inputs m of the mean of LayerNorm(x_m) over its tokens``, ``logits = V · z + c``
 
-    The first layer exchanges no information, so L is at least 2.
+    After the first layer, no input has received information from another input, so L must be at least 2.
 
     Cost: ``S D F + L (12 (S + M N) F² + 2 Σ (T_m + N)² F)`` multiply-adds per sample, linear in M.
 
@@ -45,7 +45,9 @@ class Bottleneck(TokenFusion):
         dropout: float = 0.1,
     ) -> None:
         if num_layers < 2:
-            raise UserError(f"Bottleneck was given num_layers={num_layers}: the inputs first meet in the second layer")
+            raise UserError(
+                f"Bottleneck was given num_layers={num_layers}, expected at least 2: one layer combines no inputs"
+            )
         super().__init__(
             dims, num_classes, dim, num_heads, num_layers, dropout, POSITIONS, num_bottlenecks=num_bottlenecks
         )
@@ -62,7 +64,7 @@ class Bottleneck(TokenFusion):
         present = torch.stack([mask.any(-1) for mask in masks], dim=1)
         shared = self.bottlenecks.expand(present.shape[0], -1, -1).to(tokens[0].dtype)
         count = shared.shape[1]
-        # The bottlenecks are always attended to, so no softmax is empty.
+        # Tokens always attend to the bottlenecks, so no softmax is over zero entries.
         attention_masks = [nn.functional.pad(mask, (count, 0), value=True).unsqueeze(1) for mask in masks]
         for layers in self.layers:
             assert isinstance(layers, nn.ModuleList)

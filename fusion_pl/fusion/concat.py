@@ -18,7 +18,8 @@ class Concat(EmbeddingFusion):
 
     Cost: ``M D F + M F h`` multiply-adds per sample, h = ``hidden``.
 
-    Source: early fusion in "Multimodal Machine Learning: A Survey and Taxonomy", arXiv:1705.09406. Deviation: flags.
+    Source: early fusion in "Multimodal Machine Learning: A Survey and Taxonomy", arXiv:1705.09406. Deviation: the
+    presence flags p.
 
     Args:
         dim: number of channels F of the projected embeddings u.

@@ -1,4 +1,4 @@
-"""Fusion by attention between inputs."""
+"""Fusion by a transformer in which each input attends to the other inputs."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ class CrossAttention(TokenFusion):
 
 
 def cross_attention_mask(mask: Bool[Tensor, "B S"], present: PresenceMask, lengths: list[int]) -> Bool[Tensor, "B S S"]:
-    """Return the attention mask: True = the first token may attend to the second.
+    """Return the attention mask: entry (b, s, t) is True if token s of sample b may attend to token t.
 
-    Every row has at least one True, because a softmax without entries is NaN: a sample without any input attends to all
-    of its padding tokens, and the result is masked.
+    Every token may attend to at least one token, because a softmax over zero entries is NaN. In a sample without any
+    input, every token attends to all padding tokens, and the caller masks the result.
 
     Args:
         mask: True = real token, for the S tokens of all inputs.

@@ -1,4 +1,4 @@
-"""Fusion by a Deep Sets network."""
+"""Fusion by a Deep Sets network, which sums transformed embeddings."""
 
 from __future__ import annotations
 

@@ -18,23 +18,24 @@ class Evidential(LateFusion):
     """Predict evidence and uncertainty per input, and combine them by Dempster's rule: TMC.
 
     ``e_m = softplus(f_m)``, zeros if input m is missing; ``α_m = e_m + 1``, ``S_m = Σ_c α_mc``
-    belief ``b_m = e_m / S_m``, uncertainty ``u_m = C / S_m``; combined one after the other, with conflict
-    ``k = Σ_{i≠j} b_i b'_j``: ``b ⊕ b' = (b ∘ b' + b u' + b' u) / (1 - k)``, ``u ⊕ u' = u u' / (1 - k)``
+    belief ``b_m = e_m / S_m``, uncertainty ``u_m = C / S_m``; the inputs are combined one after the other, with the
+    conflict ``k = Σ_{i≠j} b_i b'_j``: ``b ⊕ b' = (b ∘ b' + b u' + b' u) / (1 - k)``, ``u ⊕ u' = u u' / (1 - k)``
     ``α = C b / u + 1``, ``P = α / Σ α``, ``logits = log α``
 
-    The conflict cancels in ``b / u``, which gives ``1 + b / u = Π (1 + b_m / u_m)``. As
-    ``b_m / u_m = e_m / C`` that is ``α = C (exp g - 1) + 1`` with ``g = Σ log(1 + e_m / C)``, in any order.
+    The factor ``1 - k`` cancels in ``b / u``, so that ``1 + b / u = Π (1 + b_m / u_m)`` in any order of the inputs.
+    With ``b_m / u_m = e_m / C``, this is computed as ``α = C (exp g - 1) + 1``, ``g = Σ log(1 + e_m / C)``.
 
     A missing input has b = 0 and u = 1, which changes nothing. Input weights are ``1 - u_m``, normalised over inputs.
-    Training minimises the cross-entropy of P and of every present input's ``α_m / S_m``, plus ``kl_weight`` times the
-    KL divergence of each input's Dirichlet distribution over the wrong classes from the uniform one.
+    Training minimises the cross-entropy of P and of the prediction ``α_m / S_m`` of every present input m, plus
+    ``kl_weight`` times the KL divergence between the input's Dirichlet distribution over the wrong classes and the
+    uniform Dirichlet distribution.
 
     Cost: ``M D F + M F C`` multiply-adds per sample.
 
-    Source: "Trusted Multi-View Classification", arXiv:2102.02051. Softplus as in the authors' code; the
-    paper has ReLU. Deviations: the cross-entropy of the expected probabilities (type II likelihood of arXiv:1806.01768)
-    instead of the expected cross-entropy; the KL divergence of the inputs' distributions only, not of the fused
-    one; a constant weight of the KL divergence, not one that rises from 0 to 1 over the first epochs.
+    Source: "Trusted Multi-View Classification", arXiv:2102.02051; softplus as in the authors' code (ReLU in the paper).
+    Deviations: the cross-entropy of the expected probabilities (type II likelihood of arXiv:1806.01768) instead of the
+    expected cross-entropy; the KL divergence of the inputs' distributions only, not of the fused distribution; a
+    constant weight of the KL divergence instead of a weight that rises from 0 to 1 over the first epochs.
 
     Args:
         kl_weight: weight of the KL divergence, 0 or more.
@@ -56,10 +57,10 @@ class Evidential(LateFusion):
         present, classes = self.presence_mask(inputs), self.num_classes
         outputs = upcast(self.unimodal(inputs))
         evidence = softplus(outputs).masked_fill(~present.unsqueeze(-1), 0.0)
-        gain = (evidence / classes).log1p().sum(1)
-        logits = gain + (classes - (classes - 1) * (-gain).exp()).log()  # log α; exp(gain) itself may overflow
+        g = (evidence / classes).log1p().sum(1)
+        logits = g + (classes - (classes - 1) * (-g).exp()).log()  # log α without exp(g), which may overflow
         log_total = log_softplus(outputs).logsumexp(-1)
-        log_certainty = log_total - (log_total.exp() + classes).log()  # log (1 - u), computed without underflow
+        log_certainty = log_total - (log_total.exp() + classes).log()  # log (1 - u) without underflow
         weights = masked_softmax(log_certainty, present)
         return Fused(logits, None, weights, self.logits_by_input((evidence + 1).log()))
 
@@ -76,7 +77,10 @@ class Evidential(LateFusion):
 
 
 def kl_from_uniform(alpha: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:
-    """Return the KL divergence KL(Dir(α) ‖ Dir(1)) per row; ``torch.distributions`` cannot be compiled."""
+    """Return the KL divergence KL(Dir(α) ‖ Dir(1)) of each row α.
+
+    ``torch.distributions`` is not used, because ``torch.compile`` does not support it.
+    """
     total = alpha.sum(-1)
     log_volumes = total.lgamma() - math.lgamma(alpha.shape[-1]) - alpha.lgamma().sum(-1)
     return log_volumes + ((alpha - 1) * (alpha.digamma() - total.digamma().unsqueeze(-1))).sum(-1)

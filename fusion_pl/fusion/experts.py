@@ -19,8 +19,9 @@ class Experts(EmbeddingFusion):
     ``q = softmax(G · c + d)``; ``g``: the ``top_k`` largest of q, normalised to sum to 1, and 0 for the others
     ``z = Σ_k g_k E_k(c)``, where each expert ``E_k`` is an MLP with one hidden layer; ``logits = V · GELU(z) + b``
 
-    Training adds ``balance · K Σ_k f_k P_k``: f_k is the fraction of the batch whose top-1 expert is k, P_k the mean of
-    q_k. The sum times K is 1 for a uniform load, and K if all samples are routed to one expert.
+    Training adds the load-balancing loss ``balance · K Σ_k f_k P_k``, where ``f_k`` is the fraction of the samples of a
+    batch whose top-1 expert is k, and ``P_k`` is the mean of ``q_k`` over the batch. ``K Σ_k f_k P_k`` is 1 if the
+    experts are used equally, and K if all samples are routed to one expert.
 
     Cost: ``M D F + K (M F² + F²)`` multiply-adds per sample: all experts are computed for all samples.
 

@@ -18,8 +18,8 @@ class FiLM(EmbeddingFusion):
     Cost: ``M D F + 2 M F² + F²`` multiply-adds per sample.
 
     Source: "FiLM: Visual Reasoning with a General Conditioning Layer", arXiv:1709.07871, in which a question modulates
-    the feature maps of a convolutional network. Deviation: each of M embeddings is modulated by all others; their
-    linear maps are added, so that a missing input modulates nothing.
+    the feature maps of a convolutional network. Deviation: each of M embeddings is modulated by all other embeddings,
+    whose linear maps ``A_k · u_k`` are added, so that a missing input modulates nothing.
     """
 
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:

@@ -1,4 +1,4 @@
-"""Fusion by one gate per channel."""
+"""Fusion by a sum of embeddings with one gate per channel."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from fusion_pl.layers import masked_mean, mlp
 
 
 class Graph(EmbeddingFusion):
-    """Pass messages on the complete graph of a sample's inputs, and average the nodes.
+    """Pass messages on a complete graph, whose nodes are the inputs of a sample, and average the nodes.
 
     ``h_m = W_m · LayerNorm(x_m) + b_m + e_m``, where ``e_m`` is a learned embedding of input m; L times:
     ``t_m = mean of GELU(A · h_m + a + B · h_k) over present inputs k other than m``, ``h_m = GRU(t_m, h_m)``

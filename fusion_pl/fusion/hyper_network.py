@@ -12,8 +12,9 @@ from fusion_pl.layers import masked_mean, mlp
 class HyperNetwork(EmbeddingFusion):
     """Transform each input by a linear layer whose matrix is computed per sample from the other inputs.
 
-    ``u_m = W_m · LayerNorm(x_m) + b_m``, ``c_m = mean of the present u_k with k other than m, + e_m`` (``e_m`` learned)
-    ``A_m = reshape(H · GELU(G · c_m + g) + d)``, an F × F matrix, ``h_m = LayerNorm(u_m + A_m u_m / √F)``
+    ``u_m = W_m · LayerNorm(x_m) + b_m``
+    ``c_m = e_m + mean of u_k over present inputs k other than m``, where ``e_m`` is a learned embedding of input m
+    ``A_m = H · GELU(G · c_m + g) + d``, reshaped to an F × F matrix, ``h_m = LayerNorm(u_m + A_m · u_m / √F)``
     ``z = mean of h_m over present inputs m``, ``logits = MLP(z)``
 
     Cost: ``M D F + 2 M F² + M F³`` multiply-adds per sample: use a small ``dim``.

@@ -17,7 +17,7 @@ class InputAttention(EmbeddingFusion):
     For each of H attention heads with F/H channels, ``w_m = softmax over present inputs m of (q · k_m / √(F/H))``
     ``z = O · [Σ w_m v_m of each attention head] + o + mean of the present u_m``, ``logits = MLP(z)``
 
-    In ``Weighted`` the score of an input depends on that input alone; here it also depends on the other inputs.
+    Unlike in ``Weighted``, the score of an input depends on the embeddings of all inputs.
 
     Cost: ``M D F + 2 M F² + 3 F²`` multiply-adds per sample.
 
@@ -44,7 +44,7 @@ class InputAttention(EmbeddingFusion):
         key, value = self.key_value(embeddings).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # B H M _
         # Attention to one-hot values returns the attention weights.
         one_hot = torch.eye(len(self.names), dtype=value.dtype, device=value.device).expand(*value.shape[:2], -1, -1)
-        # A softmax without entries is NaN; the input weights of a sample without inputs are masked below.
+        # A softmax over zero entries is NaN: a sample without inputs attends to all, and its weights are masked below.
         attention_mask = (present | ~present.any(-1, keepdim=True))[:, None, None]
         heads = F.scaled_dot_product_attention(query, key, torch.cat([value, one_hot], -1), attn_mask=attention_mask)
         attended, weights = heads.squeeze(2).tensor_split([value.shape[-1]], dim=-1)

@@ -15,9 +15,9 @@ class LowRank(EmbeddingFusion):
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``y = Σ_r Π_m (A_{m,r} · [u_m; 1])``
     ``z = LayerNorm(y)``, ``logits = MLP(z)``
 
-    Each channel of y is the inner product of ``[u_1; 1] ⊗ … ⊗ [u_M; 1]`` and a tensor of rank R, the sum of
-    ``A_{1,r} ⊗ … ⊗ A_{M,r}`` for that channel's rows of A. A missing input is ``[0; 1]``, so that all products with its
-    channels vanish and the others remain.
+    Each channel of y is the inner product of ``[u_1; 1] ⊗ … ⊗ [u_M; 1]`` with a tensor of rank R: the sum over r of the
+    outer products of the rows of ``A_{1,r} … A_{M,r}`` for this channel. A missing input is ``[0; 1]``, so that
+    products with its channels are 0 and all other products remain.
 
     Cost: ``M D F + M rank F² + F²`` multiply-adds per sample.
 

@@ -1,4 +1,4 @@
-"""Fusion by the maximum of embeddings."""
+"""Fusion by the maximum of embeddings per channel."""
 
 from __future__ import annotations
 

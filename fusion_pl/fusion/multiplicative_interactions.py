@@ -15,7 +15,7 @@ class MultiplicativeInteractions(EmbeddingFusion):
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``z_1 = u_1``
     ``z_m = LayerNorm(z_{m-1}ᵀ T_m u_m + U_m · z_{m-1} + V_m · u_m + c_m)``, ``logits = MLP(z_M)``
 
-    A missing input leaves z unchanged; z is initialised with the first present input.
+    A missing input leaves z unchanged; z starts as the embedding of the first present input.
 
     Cost: ``M D F + (M - 1) F³ + F h`` multiply-adds per sample, h = ``hidden``, and about as many parameters: use a
     small ``dim``.
@@ -43,7 +43,7 @@ class MultiplicativeInteractions(EmbeddingFusion):
         z_present, *others_present = present.unsqueeze(-1).unbind(1)
         layers = zip(self.bilinear, self.linear, self.norm, strict=True)
         for u, u_present, (bilinear, linear, norm) in zip(others, others_present, layers, strict=True):
-            # One einsum of three operands would be ordered by their sizes, the batch size included, by opt_einsum.
+            # Two einsums, because the order of products in an einsum of three operands depends on the batch size.
             product = torch.einsum("bjo,bj->bo", torch.einsum("bi,ijo->bjo", z, bilinear), u)
             combined = norm(product + linear(torch.cat([z, u], dim=-1)))
             z = torch.where(z_present & u_present, combined, torch.where(u_present, u, z).to(combined.dtype))

@@ -16,7 +16,7 @@ class Pairwise(TokenFusion):
 
     ``x_m = W_m · LayerNorm(tokens of m) + e_m + p_t``; for every target m and source k other than m:
     ``y_{k→m} = L cross-attention layers, queries x_m, context x_k``
-    ``y_m = one self-attention layer over the mean of y_{k→m} over present inputs k`` (over ``x_m`` without any)
+    ``y_m = self-attention layer over the mean of y_{k→m} over present inputs k``, or over ``x_m`` if no k is present
     ``v_m = mean of LayerNorm(y_m) over its tokens``, zeros if m is missing
     ``z = GELU(A · [v_1 … v_M] + a)``, ``logits = V · z + c``
 
@@ -27,8 +27,8 @@ class Pairwise(TokenFusion):
     exactly; the mean of the sequence instead of its last token; learned positions. Unlike the authors' code: one
     self-attention layer instead of at least three; GELU instead of ReLU; tokens are not multiplied by √F before
     positions are added; no norm after the last cross-attention layer; separate norms for query and context; a hidden
-    layer A instead of a residual block before the classifier. As in the paper, the context of all layers is
-    the source ``x_k``, as it enters the first layer.
+    layer A instead of a residual block before the classifier. As in the paper, every layer has the same context: the
+    projected source tokens ``x_k``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Fusion by latents that attend to all tokens."""
+"""Perceiver: fusion by learned latents that attend to the tokens of all inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fusion_pl.layers import init_variance_preserving
 
 
 class Perceiver(TokenFusion):
-    """Let N learned latents attend to the tokens of all inputs and to each other: linear in the number of tokens.
+    """Let N learned latents attend to the tokens of all inputs and to each other, at a cost linear in the tokens.
 
     ``x_{m,t} = W_m · LayerNorm(token_t of m) + e_m + p_t``, ``l`` = N learned latents; L times:
     ``l = cross-attention layer, queries l, context [x_1, …, x_M]``, ``l = self-attention layer over l``

@@ -13,8 +13,8 @@ class Product(EmbeddingFusion):
 
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``z = LayerNorm(Π (1 + u_m) over present inputs m)``, ``logits = MLP(z)``
 
-    With the summand 1, a missing input is neutral, and the product contains every single input and every combination.
-    The layer norm bounds the scale, which otherwise changes exponentially with the number of inputs.
+    With the summand 1, a missing input does not change the product, and the expanded product contains a term for every
+    subset of the inputs. The layer norm bounds the scale, which would change exponentially with the number of inputs.
 
     Cost: ``M D F + F²`` multiply-adds per sample.
 

@@ -1,4 +1,4 @@
-"""Fusion by the product of the inputs' predictions."""
+"""Fusion by the product of the class probabilities that the inputs' classifiers predict."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from fusion_pl.types import Encoded, Fused
 
 
 class ProductOfExperts(LateFusion):
-    """Multiply the inputs' predicted probabilities, as Bayes' rule does if inputs are independent given the class.
+    """Multiply the inputs' predicted probabilities, as Bayes' rule does if the inputs are independent given the class.
 
     ``P_m = softmax(V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m)``, ``q = softmax(a)`` with learned a
     ``logits = log q + Σ (log P_m - log q) over present inputs m``
 
-    q is the class prior, which every P_m contains and the product must contain once. A sample without any input gets q.
+    q is the class prior, which is a factor of every ``P_m`` and must be a factor of the product only once. A sample
+    without any input gets the probabilities q.
 
     Cost: ``M D F + M F C`` multiply-adds per sample.
 
-    Source: "Training Products of Experts by Minimizing Contrastive Divergence", Hinton 2002, with classifiers as
-    experts and trained by cross-entropy; the division by q as for the posteriors of arXiv:1802.05335.
+    Source: "Training Products of Experts by Minimizing Contrastive Divergence", Hinton 2002. Deviations: the experts
+    are classifiers, trained by cross-entropy; the product is divided by the prior q, as in arXiv:1802.05335.
     """
 
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:

@@ -21,20 +21,20 @@ class QualityAware(LateFusion):
     ``f_m = V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m``, confidence ``s_m = softplus(log Σ_c exp f_mc)``
     ``w_m = s_m / Σ s over the present inputs``, ``logits = Σ w_m f_m over present inputs m``; w has no gradient
 
-    Training minimises the cross-entropy of the fused and of every present input's prediction, plus ``rank`` times a
-    ranking loss: of two samples, the one with the higher probability of the true class must have the higher confidence;
-    a tenth of the confidence must be higher by at least the difference of the probabilities. Each sample of a batch is
-    ranked against the previous one.
+    Training minimises the cross-entropy of the fused prediction and of every present input's prediction, plus ``rank``
+    times a ranking loss. The ranking loss compares each sample of the batch with the sample before it (the first with
+    the last): with ``c`` = softmax probability of the true class for input m, it is
+    ``max(0, |c_i - c_{i-1}| - sign(c_i - c_{i-1}) · (s_i - s_{i-1}) / 10)``, averaged over the batch. It is 0 if the
+    sample with the higher c has the higher confidence s, by at least ten times the difference of c.
 
     Cost: ``M D F + M F C`` multiply-adds per sample.
 
     Source: "Provable Dynamic Fusion for Low-Quality Multimodal Data", arXiv:2306.02050. Deviations: input weights are
     positive and sum to 1, so that a missing input does not scale the logits down (the authors' weights are
-    ``0.1 · log Σ_c exp f_mc``); the difficulty of a sample follows from its current probability instead of its
-    accumulated loss over the epochs. The ranking loss is from "Confidence-Aware Learning for Deep Neural Networks",
-    arXiv:2007.01458, in which the difference is a margin; in the authors' code,
-    ``max(0, g (s_i - s_j) / 10 - |κ_i - κ_j|)`` with the difficulties κ and the sign g of ``κ_i - κ_j``, it is a
-    tolerance, and the weight of the loss is 1 instead of 0.1.
+    ``0.1 · log Σ_c exp f_mc``); the difficulty of a sample is given by its current probability c instead of its loss
+    accumulated over the epochs. The ranking loss is that of "Confidence-Aware Learning for Deep Neural Networks",
+    arXiv:2007.01458. The authors' code has ``max(0, g (s_i - s_j) / 10 - |κ_i - κ_j|)`` instead, where κ is the
+    difficulty and g the sign of ``κ_i - κ_j``, with weight 1 instead of 0.1.
 
     Args:
         rank: weight of the ranking loss, 0 or more.
@@ -67,7 +67,7 @@ class QualityAware(LateFusion):
             logits, present = fused.input_logits[name], batch.present[name]
             probability = logits.detach().softmax(-1).gather(-1, batch.target.unsqueeze(-1)).squeeze(-1)
             confidence = softplus(logits.logsumexp(-1)) / ENERGY_SCALE
-            # Differences from the previous sample of the batch.
+            # Differences between each sample and the sample before it.
             margin, difference = probability - probability.roll(1), confidence - confidence.roll(1)
             ranking = (margin.abs() - margin.sign() * difference).relu().masked_fill(~(present & present.roll(1)), 0.0)
             losses.append(cross_entropy(logits, present) + self.rank * ranking.mean())

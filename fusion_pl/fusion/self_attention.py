@@ -21,7 +21,7 @@ class SelfAttention(TokenFusion):
     computes the class token only.
 
     Source: "ViLT: Vision-and-Language Transformer Without Convolution or Region Supervision", arXiv:2102.03334.
-    Deviation: tokens come from encoders, for any inputs.
+    Deviation: the tokens are the outputs of encoders, and the inputs may have any modality.
 
     Args:
         positions: length of the position embedding; all later tokens share the last entry.
@@ -49,7 +49,7 @@ class SelfAttention(TokenFusion):
         """Return the normalised fused embedding z."""
         class_token = self.class_token.expand(tokens[0].shape[0], 1, -1).to(tokens[0].dtype)
         x = torch.cat([class_token, *tokens], dim=1)
-        # The class token is always attended to, so no softmax is empty.
+        # Tokens always attend to the class token, so no softmax is over zero entries.
         attention_mask = nn.functional.pad(torch.cat(masks, dim=1), (1, 0), value=True).unsqueeze(1)
         *layers, last = self.layers
         for layer in layers:

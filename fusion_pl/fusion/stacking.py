@@ -1,4 +1,4 @@
-"""Fusion by a classifier of the inputs' predictions."""
+"""Fusion by a meta-classifier, whose input is the predictions of one classifier per input."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fusion_pl.types import Batch, Encoded, Fused, UserError, hash_ids
 
 
 class Stacking(LateFusion):
-    """Train a meta-classifier on the inputs' predicted probabilities, on samples held out from their classifiers.
+    """Train a meta-classifier on the inputs' predicted probabilities for samples that do not train their classifiers.
 
     ``P_m = softmax(V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m)``, log P_m := 0 if input m is missing
     ``logits = B · GELU(A · [log P_1 … log P_M, p_1 … p_M])``, ``p_m = 1`` if input m is present, else 0
 
     A fraction ``held_out`` of the training samples, selected by their ids, trains only the meta-classifier; the other
-    samples train only the inputs' classifiers and the encoders. On the classifiers' own training samples the
-    meta-classifier would favour the input that overfits most.
+    samples train only the inputs' classifiers and the encoders. If all trained on the same samples, the meta-classifier
+    would prefer the input that overfits most.
 
     Cost: ``M D F + M F C + M C F`` multiply-adds per sample.
 
@@ -46,10 +46,12 @@ class Stacking(LateFusion):
     def forward(self, inputs: dict[str, Encoded]) -> Fused:
         """Fuse B samples; ``input_logits`` are zeros if an input is missing."""
         input_logits, present = self.unimodal(inputs), self.presence_mask(inputs)
-        extra = {"detached_logits": self._stack(input_logits.detach(), present)} if self.training else {}
-        return Fused(self._stack(input_logits, present), input_logits=self.logits_by_input(input_logits), extra=extra)
+        extra = {"detached_logits": self._meta_logits(input_logits.detach(), present)} if self.training else {}
+        return Fused(
+            self._meta_logits(input_logits, present), input_logits=self.logits_by_input(input_logits), extra=extra
+        )
 
-    def _stack(self, input_logits: Float[Tensor, "B M C"], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B C"]:
+    def _meta_logits(self, input_logits: Float[Tensor, "B M C"], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B C"]:
         log_probabilities = input_logits.log_softmax(-1).masked_fill(~present.unsqueeze(-1), 0.0)
         logits: Tensor = self.meta_classifier(
             torch.cat([log_probabilities.flatten(1), present.to(input_logits.dtype)], dim=-1)
@@ -57,14 +59,14 @@ class Stacking(LateFusion):
         return logits
 
     def held_out_mask(self, batch: Batch) -> Bool[Tensor, " B"]:
-        """Select held-out samples by id, so that the selection is the same in every epoch, process and run."""
+        """Return a mask of the held-out samples; they are selected by id, which is the same in every epoch and run."""
         hashes = batch.id_hashes  # computed by the loader: a compiled training step cannot read text
         if hashes is None:
             hashes = hash_ids(batch.ids).to(next(iter(batch.present.values())).device)
         return hashes % 1000 < 1000 * self.held_out
 
     def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Tensor:
-        """Return the sum of the classifiers' losses and of the meta-classifier's loss, each on its own subset."""
+        """Return the classifiers' losses on the other samples plus the meta-classifier's loss on held-out samples."""
         held_out = self.held_out_mask(batch)
         losses = [cross_entropy(fused.input_logits[name], batch.present[name] & ~held_out) for name in self.names]
         return torch.stack([*losses, cross_entropy(fused.extra["detached_logits"], held_out)]).sum()

@@ -19,12 +19,13 @@ class TensorFusion(EmbeddingFusion):
     ``u_m = W_m · LayerNorm(x_m) + b_m``, ``t = [u_1; 1] ⊗ … ⊗ [u_M; 1]``, ``z = GELU(A · LayerNorm(t) + b)``,
     ``logits = V · z + c``
 
-    Thus t contains each input, each pair, and so on. A missing input is ``[0; 1]``: its products vanish.
+    Because of the appended 1, t contains the products of the channels of every subset of the inputs. A missing input is
+    ``[0; 1]``, so that products with its channels are 0.
 
     Cost: ``M D F + (F + 1)^M h`` multiply-adds per sample, exponential in M; ``LowRank`` is linear.
 
     Source: "Tensor Fusion Network for Multimodal Sentiment Analysis", arXiv:1707.07250, the tensor fusion layer.
-    Deviations: inputs are projected linearly, and t is normalised.
+    Deviations: the projections of the inputs are linear, and t is normalised.
 
     Args:
         dim: number of channels F of the projected embeddings u.

@@ -19,7 +19,7 @@ class Vote(LateFusion):
     ``P = (mean of v_m + 0.01 · mean of P_m, over present inputs m) / 1.01``, ``logits = log P``
 
     Ties are broken by the larger mean probability. A sample without any input gets equal probabilities. A vote has no
-    gradient, so each classifier has its own loss: ``loss = Σ cross-entropy of P_m over present inputs m``.
+    gradient, so the loss is that of the classifiers: ``loss = Σ cross-entropy of P_m over present inputs m``.
 
     Cost: ``M D F + M F C`` multiply-adds per sample.
 

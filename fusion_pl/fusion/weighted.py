@@ -22,7 +22,7 @@ class Weighted(EmbeddingFusion):
     Args:
         weights: ``{text: 2.0, image: 1.0}``: fixed, one number >= 0 per input, normalised over present inputs.
             ``global``: learned, one number per input. ``sample``: learned, computed from each sample's embeddings, so
-            that a noisy recording can count less (see ``fusion_pl.layers.InputWeights``).
+            that a noisy recording can have a smaller weight (see ``fusion_pl.layers.InputWeights``).
 
     Raises:
         UserError: if fixed input weights do not match the inputs.

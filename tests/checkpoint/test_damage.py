@@ -182,7 +182,7 @@ def test_weights_that_overflow_give_an_error(small, tmp_path):
     torch.save(changed(small, change), tmp_path / "x")
     prediction = Predictor.from_checkpoint(tmp_path / "x", device="cpu").predict({"text": "a"})
     assert prediction.label is None
-    assert "not a number" in prediction.error
+    assert "NaN or infinite" in prediction.error
 
 
 def test_escape_sequences_do_not_reach_the_terminal(tmp_path, capsys, small):

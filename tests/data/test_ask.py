@@ -110,5 +110,5 @@ def test_setup_prints_the_best_accuracy_of_the_models_inputs(tmp_path, caplog):
         with caplog.at_level(logging.INFO):
             caplog.clear()
             data.setup("fit")
-        assert f"the model's inputs allow an accuracy of at most {best}" in caplog.text
+        assert f"The inputs of this model allow an accuracy of at most {best}" in caplog.text
         assert "one input 25.0%, two 50.0%" in caplog.text

@@ -173,7 +173,9 @@ def test_missing_processors_are_refused(toy):
 
 @pytest.mark.parametrize("option", ["augment", "input_dropout"])
 def test_an_unknown_input_is_refused(build, option):
-    with pytest.raises(UserError, match=rf"data\.{option} names 'txt', but the model's inputs are text, image, audio"):
+    with pytest.raises(
+        UserError, match=rf"data\.{option} has the input 'txt', but the model's inputs are text, image, audio"
+    ):
         build(**{option: {"txt": Shout() if option == "augment" else 0.1}})
 
 

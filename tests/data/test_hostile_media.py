@@ -217,5 +217,5 @@ def test_reading_a_pipe_does_not_block(tmp_path):
 
 
 def test_half_a_surrogate_pair_is_refused():
-    with pytest.raises(UserError, match=r"the text holds '\\ud800', which is not a character"):
+    with pytest.raises(UserError, match=r"the text contains '\\ud800', which is not a character"):
         load_input("text", "a\ud800b")

@@ -139,7 +139,7 @@ def test_deleted_files_are_written_again_or_refused(tmp_path, lost):
     for path in sorted((folder / lost).rglob("*")) or [folder / lost]:
         path.unlink()
     if lost == ".keypad.json":
-        with pytest.raises(UserError, match="holds files that are not the demo data"):
+        with pytest.raises(UserError, match="contains files that are not the demo data"):
             SMALL.write(folder)
         assert complete.keys() - hashes(folder).keys() == {lost}
     else:
@@ -192,14 +192,16 @@ def test_one_of_several_processes_writes(tmp_path):
 
 def test_a_folder_with_other_files_is_refused_and_untouched(tmp_path):
     (tmp_path / "manifest.csv").write_text("mine")
-    with pytest.raises(UserError, match=r"holds files that are not the demo data, such as manifest\.csv: name another"):
+    with pytest.raises(
+        UserError, match=r"contains files that are not the demo data, such as manifest\.csv: give another"
+    ):
         SMALL.write(tmp_path)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("manifest.csv", "mine")]
 
 
 def test_another_size_is_refused_in_the_same_folder(tmp_path):
     before = hashes(SMALL.write(tmp_path / "keypad").parent)
-    with pytest.raises(UserError, match=r"with sizes .*20.*, expected .*2000.*: name another folder, or"):
+    with pytest.raises(UserError, match=r"with sizes .*20.*, expected .*2000.*: give another folder, or"):
         KEYPAD.write(tmp_path / "keypad")
     assert hashes(tmp_path / "keypad") == before
 

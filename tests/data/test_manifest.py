@@ -144,7 +144,7 @@ def test_rows_without_the_models_inputs_can_be_left_out(toy, processors, caplog)
         splits[drop] = {
             split: {data.samples(split)[at].id for at in range(len(data.samples(split)))} for split in SPLITS
         }
-    assert "left out 2 of 12 rows without any input" in caplog.text
+    assert "left out 2 of 12 rows, which have no input" in caplog.text
     assert splits[True] == {split: ids - {"s2", "s7"} for split, ids in splits[False].items()}
 
 
@@ -155,7 +155,7 @@ def test_without_a_split_column_splits_are_drawn_with_a_message(build, toy, capl
     with caplog.at_level(logging.INFO):
         data.setup("fit")
     sizes = ", ".join(f"{len(data.samples(split))} {split}" for split in ("train", "val", "test"))
-    assert f"has no column 'split': drew {sizes} (by id and seed 1)" in caplog.text
+    assert f"has no column 'split': drew {sizes} rows (by id and seed 1)" in caplog.text
     ids = [sample.id for split in ("train", "val", "test") for sample in _all(data.samples(split))]
     assert len(set(ids)) == len(ids) == 12
 
@@ -166,7 +166,7 @@ def test_without_validation_rows_some_are_taken_from_train_with_a_message(build,
     with caplog.at_level(logging.INFO):
         data.setup("fit")
     taken = len(data.samples("val"))
-    assert f"no validation rows: {taken} were taken from train, none from test" in caplog.text
+    assert f"no validation rows: drew {taken} of the train rows (" in caplog.text
     assert [sample.id for sample in _all(data.samples("test"))] == ["s10", "s11"]
     taken = {sample.id for sample in _all(data.samples("val"))}
     assert taken.isdisjoint({sample.id for sample in _all(data.samples("train"))})
@@ -205,7 +205,7 @@ def test_all_problems_are_in_one_error(build, toy):
         "data.drop_empty: true",
         "row 9, column 'split': the split is empty: expected train, val (or valid, validation, dev) or test",
         "row 10, column 'image': the file 'images\\\\8.png' does not exist (looked for "
-        f"{toy.folder}/images\\8.png); write / between folders",
+        f"{toy.folder}/images\\8.png); separate folders by /",
     ]
 
 
@@ -217,7 +217,7 @@ def test_problems_of_reading_are_in_the_same_error(build, toy):
     message = refused(data)
     assert "has 2 problems" in message
     assert "row 3, column 'id'" in message
-    assert "row 14: it has 2 cells, the header has 6" in message
+    assert "row 14: the row has 2 cells, the header has 6" in message
 
 
 def test_missing_columns_are_named_with_a_suggestion(toy, processors):
@@ -226,8 +226,8 @@ def test_missing_columns_are_named_with_a_suggestion(toy, processors):
     data = ManifestData(toy.write(), inputs={"voice": "audio"}, split="fold", num_workers=0)
     data.processors = processors
     message = refused(data)
-    assert "data.inputs names 'voice', but the model's inputs are text, image, audio" in message
-    assert "there is no column 'text' for the input 'text'; it has 'id', 'image', " in message
+    assert "data.inputs has the input 'voice', but the model's inputs are text, image, audio" in message
+    assert "there is no column 'text' for the input 'text'; the columns are 'id', 'image', " in message
     assert "did you mean txt?" in message
     assert "there is no column 'fold' for the split" in message
 
@@ -260,7 +260,7 @@ def test_an_empty_split_is_refused_in_the_stage_that_needs_it(build, toy):
     toy.records = [record for record in toy.records if record["split"] != "test"]
     data = build()
     data.setup("fit")
-    assert "no row is left for test: the splits have 8 train, 2 val, 0 test" in refused(data, "test")
+    assert "there is no test row: the splits have 8 train, 2 val, 0 test rows" in refused(data, "test")
 
 
 def test_a_class_without_training_rows_is_refused(build, toy):
@@ -291,7 +291,7 @@ def test_files_outside_the_root_may_be_allowed(build, toy, tmp_path):
         ({"val_fraction": 0.0}, r"val_fraction must lie in \(0, 1\).* got 0\.0 and 0\.15"),
         ({"val_fraction": 0.6, "test_fraction": 0.5}, "their sum below 1"),
         ({"test_fraction": -0.1}, r"test_fraction in \[0, 1\)"),
-        ({"classes": ["a", "b", "b"]}, "classes names 'b' more than once"),
+        ({"classes": ["a", "b", "b"]}, "classes contains 'b' more than once"),
     ],
 )
 def test_arguments_out_of_range_are_refused(kwargs, message):
@@ -327,7 +327,7 @@ def test_a_row_whose_inputs_all_fail_raises(build, toy):
     data = build(on_bad_file="missing")
     data.setup("fit")
     with pytest.raises(
-        LoadError, match=r"row 4, column 'image'.*no input of the sample '.*' is left, so remove the row"
+        LoadError, match=r"row 4, column 'image'.*the sample '.*' has no other input, so remove the row"
     ):
         data.samples("train")[2]
 

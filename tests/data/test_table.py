@@ -57,7 +57,7 @@ def test_a_line_separator_inside_json_text_does_not_end_a_row(tmp_path):
         ("m.csv", "a;b\n1;2\n", "separated by ';', expected ','"),
         ("m.tsv", "a,b\n1,2\n", r"separated by ',', expected '\\t'"),
         ("m.csv", 'a,b\n1,"2\n3,4\n', "line 3: unexpected end of data: check the quotation marks"),
-        ("m.csv", "a,b\n1\n", "row 2: it has 1 cells, the header has 2"),
+        ("m.csv", "a,b\n1\n", "row 2: the row has 1 cells, the header has 2"),
     ],
 )
 def test_an_unreadable_manifest_is_refused(tmp_path, name, content, message):
@@ -76,11 +76,11 @@ def test_unreadable_rows_are_problems(tmp_path):
     assert [(problem.row, problem.column) for problem in table.problems] == [(2, None), (3, None), (4, "a")]
     assert "not valid JSON: Expecting value: line 1 column 7" in str(table.problems[0])
     assert "a JSON list, expected an object" in str(table.problems[1])
-    assert str(table.problems[2]) == "row 4, column 'a': it holds a list, expected text or a number"
+    assert str(table.problems[2]) == "row 4, column 'a': the cell is a list, expected text or a number"
 
     ragged = read_table(write(tmp_path, "a,b\n1,2\n1,2,3\n5,6\n"))
     assert ragged.columns == {"a": ["1", "5"], "b": ["2", "6"]}
-    assert str(ragged.problems[0]) == "row 3: it has 3 cells, the header has 2"
+    assert str(ragged.problems[0]) == "row 3: the row has 3 cells, the header has 2"
 
 
 def test_the_first_ten_problems_are_in_the_order_of_the_file():

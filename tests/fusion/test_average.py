@@ -64,5 +64,5 @@ def test_a_confident_wrong_prediction_has_a_gradient(dims, make):
 
 
 def test_refuses_weights_that_do_not_match_the_inputs(dims):
-    with pytest.raises(UserError, match="weights name text, but the model's inputs are título, my photo, voice-2"):
+    with pytest.raises(UserError, match="weights for text, but the model's inputs are título, my photo, voice-2"):
         Average(dims, num_classes=4, weights={"text": 1.0})

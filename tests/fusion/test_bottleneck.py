@@ -80,7 +80,7 @@ def test_inputs_meet_in_the_second_layer_and_only_through_the_shared_tokens(dims
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"num_layers": 1}, "Bottleneck was given num_layers=1: the inputs first meet in the second layer"),
+        ({"num_layers": 1}, "Bottleneck was given num_layers=1, expected at least 2"),
         ({"num_bottlenecks": 0}, "Bottleneck was given num_bottlenecks=0, expected a whole number of at least 1"),
         ({"dim": 10, "num_heads": 4}, "Bottleneck was given dim=10 and num_heads=4: .* must be a multiple"),
     ],

@@ -130,7 +130,7 @@ def test_needs_nothing_but_dims_and_num_classes(head):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_refuses_to_fuse_nothing(head):
-    with pytest.raises(UserError, match=r"at least one input: name one under model\.encoders"):
+    with pytest.raises(UserError, match=r"at least one input: add one to model\.encoders"):
         head({}, CLASSES)
 
 

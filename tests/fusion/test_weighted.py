@@ -85,9 +85,9 @@ def test_sample_weights_equal_their_formula(dims, make):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"título": 1.0}, "weights name título, but the model's inputs are título, my photo, voice-2"),
-        ({"título": 1.0, "my photo": 1.0, "voice": 1.0}, "weights name título, my photo, voice, but"),
-        ({}, "weights name nothing, but"),
+        ({"título": 1.0}, "weights for título, but the model's inputs are título, my photo, voice-2"),
+        ({"título": 1.0, "my photo": 1.0, "voice": 1.0}, "weights for título, my photo, voice, but"),
+        ({}, "weights for no input, but"),
         (
             {"título": 1.0, "my photo": -1.0, "voice-2": 1.0},
             r"weight of my photo is -1\.0, expected a number that is 0",

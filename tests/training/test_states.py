@@ -129,7 +129,7 @@ def test_messages_are_short_for_any_value():
     loop.append(loop)
     for value in ("x" * 10**6, 10**6000, loop, {"a": loop}, torch.zeros(10**6), object()):
         assert len(describe(value)) < 80
-    with pytest.raises(InvalidStateError, match="state cannot be used: it is nested too deeply"):
+    with pytest.raises(InvalidStateError, match="state cannot be used: the data is nested too deeply"):
         check_callback_state(loop, "state")
     with pytest.raises(InvalidStateError, match="expected a smaller number"):
         check_number(10**6000, "score")
