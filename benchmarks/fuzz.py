@@ -32,12 +32,13 @@ import torch
 from PIL import Image
 
 from fusion_pl.data import ManifestData
-from fusion_pl.data.media import load_input
 from fusion_pl.encoders import TextEncoder, TinyText
 from fusion_pl.fusion import Mean
 from fusion_pl.messages import escape_unprintable
 from fusion_pl.module import FusionClassifier
 from fusion_pl.predict import Predictor
+from fusion_pl.processors.audio import read_audio
+from fusion_pl.processors.image import read_image
 from fusion_pl.types import UserError
 from tests.encoders.models import save_text
 
@@ -147,7 +148,7 @@ def load_file(path: Path, kind: str) -> Any:
     if kind == "table":
         data = ManifestData(str(path), inputs={"text": "text"}, num_workers=0, val_fraction=0.2, test_fraction=0.2)
         return tuple(data.classes)
-    value = load_input("image" if kind == "picture" else "audio", path)
+    value = read_image(path) if kind == "picture" else read_audio(path)
     return value.tobytes() if kind == "picture" else value.samples.numpy().tobytes()
 
 

@@ -19,11 +19,12 @@ from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
 from fusion_pl.layers import drop_input, fill_missing, scatter_rows
 from fusion_pl.metrics import balanced_class_weights
+from fusion_pl.processors import Processor
 from fusion_pl.training.cache import EncoderCaches
 from fusion_pl.training.loss import Loss
 from fusion_pl.training.optimisation import WarmupCosine, enable_fused_optimizer, parameter_groups, parameter_ndims
 from fusion_pl.training.stage_metrics import Mean, StageMetrics
-from fusion_pl.types import Batch, Encoded, Fused, Processor, UserError
+from fusion_pl.types import Batch, Encoded, Fused, UserError
 
 FusionFactory = Callable[[dict[str, int], int], Fusion]
 CHECKPOINT_FORMAT = 2
@@ -70,6 +71,7 @@ class FusionClassifier(LightningModule):
         self.loss = loss or Loss()
         self.loss.check_class_weights(classes)
         _check_input_names_and_classes(list(encoders), classes)
+        _check_processors(encoders)
         self.classes = list(classes)
         self.encoders = nn.ModuleDict(encoders)
         dims = {name: encoder.dim for name, encoder in encoders.items()}
@@ -242,6 +244,15 @@ class FusionClassifier(LightningModule):
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, ManifestData) and type(data).__qualname__ not in checkpoint:
             data.load_state_dict(find_split_record(checkpoint, type(data)) or {})
+
+
+def _check_processors(encoders: dict[str, Encoder]) -> None:
+    for name, encoder in encoders.items():
+        if not isinstance(encoder.processor, Processor):
+            raise UserError(
+                f"the processor of {name!r}, {type(encoder.processor).__name__}, cannot open its input: derive the "
+                "class from TextProcessor, ImageProcessor, AudioProcessor or Processor of fusion_pl.processors"
+            )
 
 
 def _check_input_names_and_classes(names: list[str], classes: list[str]) -> None:

@@ -12,8 +12,8 @@ import torch
 
 from fusion_pl.checkpoint import build_model, read_checkpoint
 from fusion_pl.data.collate import Collate
-from fusion_pl.data.media import crop_function, load_input
 from fusion_pl.module import FusionClassifier
+from fusion_pl.processors.base import OPEN_ERRORS, refuse_path
 from fusion_pl.types import Batch, Sample, UserError
 
 
@@ -81,20 +81,27 @@ class Predictor:
         return cls(build_model(checkpoint, path, trust), device, config["columns"], config.get("label"))
 
     @overload
-    def predict(self, samples: Mapping[str, Any], batch_size: int = 32) -> Prediction: ...
+    def predict(self, samples: Mapping[str, Any], batch_size: int = 32, open_paths: bool = True) -> Prediction: ...
 
     @overload
-    def predict(self, samples: Sequence[Mapping[str, Any]], batch_size: int = 32) -> list[Prediction]: ...
+    def predict(
+        self, samples: Sequence[Mapping[str, Any]], batch_size: int = 32, open_paths: bool = True
+    ) -> list[Prediction]: ...
 
     def predict(
-        self, samples: Mapping[str, Any] | Sequence[Mapping[str, Any]], batch_size: int = 32
+        self,
+        samples: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        batch_size: int = 32,
+        open_paths: bool = True,
     ) -> Prediction | list[Prediction]:
         """Classify one sample or many.
 
         Args:
-            samples: name of the input -> text; path, PIL image, array or tensor of an image; path, (array, rate) or
-                ``Waveform`` of a sound. An input that is left out or None is missing.
+            samples: name of the input -> text; path, bytes, PIL image, array or tensor of an image; path, bytes,
+                (array, rate) or ``Waveform`` of a sound. An input that is left out or None is missing.
             batch_size: number of samples per batch.
+            open_paths: whether a ``str`` may be the path of a file. False for samples from untrusted sources, which
+                could name any file of this machine otherwise.
 
         Example:
             >>> from fusion_pl.encoders import TinyText
@@ -106,8 +113,8 @@ class Predictor:
             "this model has no input 'photo'; it takes: title"
         """
         if isinstance(samples, Mapping):
-            return self.predict([samples], batch_size)[0]
-        opened = [self._open_sample(str(row), sample) for row, sample in enumerate(samples)]
+            return self.predict([samples], batch_size, open_paths)[0]
+        opened = [self._open_sample(str(row), sample, open_paths) for row, sample in enumerate(samples)]
         collate = Collate(self.processors)
         batches = (collate(opened[i : i + batch_size]) for i in range(0, len(opened), batch_size))
         return list(self.predict_batches(batches))
@@ -134,15 +141,17 @@ class Predictor:
                     inputs = None if weights is None else dict(zip(self.processors, weights[row].tolist(), strict=True))
                     yield Prediction(sample_id, label, probability, classes, inputs)
 
-    def _open_sample(self, sample_id: str, values: Mapping[str, Any]) -> Sample:
+    def _open_sample(self, sample_id: str, values: Mapping[str, Any], open_paths: bool) -> Sample:
         try:
             for name in values:
                 if name not in self.processors:
                     raise UserError(f"this model has no input {name!r}; it takes: {', '.join(self.processors)}")
             present = {name: value for name, value in values.items() if value is not None}
-            parts = {name: self.processors[name] for name in present}
-            opened = {name: load_input(part.kind, present[name], crop_function(part)) for name, part in parts.items()}
-        except UserError as error:
+            if not open_paths:
+                for name, value in present.items():
+                    refuse_path(name, self.processors[name], value)
+            opened = {name: self.processors[name].open(value) for name, value in present.items()}
+        except OPEN_ERRORS as error:
             return Sample(sample_id, {}, bad_files=(str(error),))
         return Sample(sample_id, opened)
 

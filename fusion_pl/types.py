@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 MAX_PIPED_BYTES = 2**20  # up to this size, copying a tensor through a pipe is faster than shared memory
-Kind = Literal["text", "image", "audio"]
 
 
 class UserError(ValueError):
@@ -47,7 +46,8 @@ class Sample:
 
     Attributes:
         id: value of the table's id column, or the row number.
-        inputs: name of the input -> ``str``, ``PIL.Image.Image`` or ``Waveform``; missing inputs have no key.
+        inputs: name of the input -> value opened by its processor, such as a ``str``, ``PIL.Image.Image`` or
+            ``Waveform``; missing inputs have no key.
         target: index of the class, or None if unknown.
         bad_files: one message per file that could not be read.
     """
@@ -141,23 +141,3 @@ class Fused(NamedTuple):
     weights: Float[Tensor, "B M"] | None = None
     input_logits: dict[str, Float[Tensor, "B C"]] = {}  # noqa: RUF012 - a NamedTuple default, never mutated
     extra: dict[str, Tensor] = {}  # noqa: RUF012
-
-
-@runtime_checkable
-class Processor(Protocol):
-    """Convert opened values of one input to keyword arguments of its encoder; runs in the loader's workers.
-
-    An audio processor may have ``crop(samples, rate, training) -> (start, end)``, which returns the range of audio
-    samples to read from a file.
-    """
-
-    kind: Kind
-
-    def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
-        """Process and pad P values.
-
-        Args:
-            values: P values of type ``str``, ``PIL.Image.Image`` or ``Waveform``, depending on ``kind``.
-            training: whether to apply random crops.
-        """
-        ...

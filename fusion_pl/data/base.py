@@ -21,7 +21,8 @@ from fusion_pl.data.rows import OnBadFile
 from fusion_pl.data.splits import Split
 from fusion_pl.messages import escape_unprintable, join_lines
 from fusion_pl.processes import init_worker
-from fusion_pl.types import Batch, Processor, Sample, UserError
+from fusion_pl.processors import Processor
+from fusion_pl.types import Batch, Sample, UserError
 
 MAX_WORKERS = 16  # with more workers, the main process, which receives the batches, is the bottleneck
 MAX_SHOWN = 3
@@ -107,7 +108,7 @@ class FusionData(LightningDataModule, ABC):
         """
         if self._processors is None:
             raise UserError(
-                "the data has no processors yet, so the kinds of its inputs are unknown: assign data.processors = "
+                "the data has no processors yet, so its inputs cannot be opened: assign data.processors = "
                 "model.processors first (the fusion-pl command does so)"
             )
         return self._processors

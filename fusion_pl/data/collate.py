@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fusion_pl.data.media import placeholder
 from fusion_pl.data.rows import LoadError
-from fusion_pl.types import Batch, Processor, Sample, UserError, hash_ids
+from fusion_pl.processors import Processor
+from fusion_pl.types import Batch, Sample, UserError, hash_ids
 
 
 class Collate:
@@ -66,7 +66,7 @@ class Collate:
         processor = self.processors[name]
         values = [sample.inputs[name] for sample in samples if name in sample.inputs]
         try:
-            return processor(values or [placeholder(processor.kind)], training=self.training)
+            return processor(values or [processor.placeholder()], training=self.training)
         except UserError as error:
             ids = ", ".join(sample.id for sample in samples if name in sample.inputs)
             raise LoadError(f"input {name!r} of the samples {ids}: {error}") from error

@@ -22,7 +22,6 @@ from fusion_pl.data.checks import (
     find_outside_paths,
     resolve_paths,
 )
-from fusion_pl.data.media import crop_function
 from fusion_pl.data.rows import InputColumn, ManifestRows
 from fusion_pl.data.split_record import SplitRecord
 from fusion_pl.data.splits import SPLITS, Split, splits_to_draw
@@ -244,8 +243,7 @@ class ManifestData(FusionData):
                 cells = self._paths.get(name, self.table.columns[column])
                 processor = self.processors[name]
                 augment = self.augment.get(name) if training else None
-                crop = crop_function(processor, training)
-                columns.append(InputColumn(name, column, processor.kind, [cells[row] for row in rows], augment, crop))
+                columns.append(InputColumn(name, column, processor, [cells[row] for row in rows], training, augment))
         return ManifestRows(
             manifest=self.manifest,
             columns=columns,
@@ -284,6 +282,6 @@ class ManifestData(FusionData):
     @cached_property
     def _paths(self) -> dict[str, list[str | None]]:
         """Dictionary from input name to resolved paths, for inputs that are files."""
-        files = {name: column for name, column in self.columns.items() if self.processors[name].kind != "text"}
+        files = {name: column for name, column in self.columns.items() if self.processors[name].reads_files}
         cells = {name: self.table.columns[column] for name, column in files.items() if column in self.table.columns}
         return {name: resolve_paths(column, self.root) for name, column in cells.items()}

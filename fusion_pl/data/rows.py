@@ -9,9 +9,8 @@ from typing import Any, Literal
 from torch import nn
 from torch.utils.data import Dataset
 
-from fusion_pl.data.audio import Crop
-from fusion_pl.data.media import load_input
-from fusion_pl.types import Kind, Sample, UserError
+from fusion_pl.processors.base import OPEN_ERRORS, Processor
+from fusion_pl.types import Sample, UserError
 
 OnBadFile = Literal["raise", "missing"]
 
@@ -29,14 +28,20 @@ class LoadError(UserError):
 
 @dataclass(frozen=True)
 class InputColumn:
-    """Column of the manifest that one input is read from; a cell is a text or a resolved path, None if it is empty."""
+    """Cells of one input, one per row, with absolute paths if its processor reads files; None = missing input."""
 
     input: str
     column: str
-    kind: Kind
+    processor: Processor
     cells: Sequence[str | None]
+    training: bool = False
     augment: nn.Module | None = None
-    crop: Crop | None = None
+    whole: bool = False  # whether to open complete files, to check them
+
+    def open(self, index: int) -> Any:
+        """Open the cell of a row."""
+        cell = self.cells[index]
+        return self.processor.open_whole(cell) if self.whole else self.processor.open(cell, self.training)
 
 
 @dataclass(frozen=True)
@@ -77,12 +82,11 @@ class ManifestRows(Dataset[Sample]):
         inputs: dict[str, Any] = {}
         messages: list[str] = []
         for column in self.columns:
-            cell = column.cells[index]
-            if cell is None:
+            if column.cells[index] is None:
                 continue
             try:
-                value = load_input(column.kind, cell, column.crop)
-            except UserError as error:
+                value = column.open(index)
+            except OPEN_ERRORS as error:
                 message = f"{row}, column {column.column!r}: {error}"
                 if self.on_bad_file == "raise":
                     raise LoadError(message) from error

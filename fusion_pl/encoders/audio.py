@@ -25,7 +25,7 @@ EXTRACTOR_LABEL = "feature extractor (preprocessor_config.json)"
 SUPPORTED = (*WAVEFORM_MODELS, "whisper", "audio-spectrogram-transformer", "clap")
 
 
-class AudioProcessor(ClipProcessor):
+class FeatureExtractor(ClipProcessor):
     """Crop, resample and pad clips, and compute the input of the model.
 
     Args:
@@ -75,7 +75,7 @@ class AudioEncoder(PretrainedEncoder):
         super().__init__(pretrained, weights, freeze, pooling, hidden_layers, combine)
         if max_seconds <= 0:
             raise UserError(f"max_seconds: {max_seconds} is not a length in seconds: give more than 0, such as 10")
-        self.processor = AudioProcessor(self._load_feature_extraction(), max_seconds)
+        self.processor = FeatureExtractor(self._load_feature_extraction(), max_seconds)
         if self.config.model_type == "clap":
             audio = self.config.audio_config
             self.dim = audio.patch_embeds_hidden_size * 2 ** (len(audio.depths) - 1)

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from fusion_pl.config import Configurable
-from fusion_pl.types import Encoded, Processor
+from fusion_pl.processors import Processor
+from fusion_pl.types import Encoded
 
 
 def is_frozen(module: nn.Module) -> bool:
@@ -34,7 +35,7 @@ class Encoder(Configurable, nn.Module, ABC):
 
     Attributes:
         dim: number of channels D of the tokens and of the embedding.
-        processor: converts opened values to arguments of ``forward``; its ``kind`` selects how files are opened.
+        processor: opens the values of the input and converts them to arguments of ``forward``.
         pretrained_weights: whether ``load_pretrained`` loads model weights; if so, the learning rate is lower.
         hidden_layers: indices of the hidden layers that are combined; empty if only the last one is used.
         has_weights: whether model weights were loaded from the hub or from a checkpoint.

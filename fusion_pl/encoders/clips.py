@@ -11,12 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchaudio.transforms import Resample
 
-from fusion_pl.types import Kind, Waveform
+from fusion_pl.processors import AudioProcessor
+from fusion_pl.types import Waveform
 
 MAX_FILTER_SIZE = 1_000_000  # number of entries in the resampling filter
 
 
-class ClipProcessor:
+class ClipProcessor(AudioProcessor):
     """Base of the audio processors: crop and resample clips.
 
     Args:
@@ -27,7 +28,6 @@ class ClipProcessor:
         fixed_crop: whether clips are cropped to their centre in training too, so that every epoch has the same crops.
     """
 
-    kind: Kind = "audio"
     fixed_crop = False
 
     def __init__(self, rate: int, max_samples: int) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from fusion_pl.encoders.hub import read_pretrained, serialize_files
 from fusion_pl.encoders.layer_mixing import Combine, as_tokens
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
-from fusion_pl.types import Encoded, Kind, MissingFileError, UserError
+from fusion_pl.processors import ImageProcessor
+from fusion_pl.types import Encoded, MissingFileError, UserError
 
 PROCESSOR_LABEL = "image processor (preprocessor_config.json)"
 MAX_ASPECT_RATIO = 4  # longer images are cropped before their shorter edge is resized
@@ -25,7 +26,7 @@ FINAL_NORMS = {"clip_vision_model": "post_layernorm", "convnext": "layernorm", "
 
 
 @dataclass
-class ImageProcessor:
+class ResizeAndCrop(ImageProcessor):
     """Resize and crop images as transformers does, and return uint8 tensors; the model normalises them.
 
     Equal to the result of transformers' processors with ``do_rescale=False, do_normalize=False``, in half the time:
@@ -40,7 +41,6 @@ class ImageProcessor:
     size: int
     edge: int | None
     resample: int
-    kind: Kind = "image"
 
     def __call__(self, values: Sequence[Image.Image], training: bool = False) -> dict[str, Tensor]:
         """Process P images of any mode and size."""
@@ -195,7 +195,7 @@ def _hidden_states(output: Any) -> list[Tensor]:
     return list(getattr(output, "reshaped_hidden_states", None) or output.hidden_states or ())
 
 
-def _build_processor(settings: dict[str, Any], image_size: int | None) -> ImageProcessor:
+def _build_processor(settings: dict[str, Any], image_size: int | None) -> ResizeAndCrop:
     """Build the processor from the settings of a transformers processor."""
     size = dict(settings.get("size") or {"height": 224})
     short = size.get("shortest_edge")
@@ -211,4 +211,4 @@ def _build_processor(settings: dict[str, Any], image_size: int | None) -> ImageP
     if image_size is not None:
         edge, target = (None if edge is None else max(image_size, round(edge * image_size / target))), image_size
     resample = settings.get("resample")
-    return ImageProcessor(target, edge, Image.Resampling.BILINEAR if resample is None else int(resample))
+    return ResizeAndCrop(target, edge, Image.Resampling.BILINEAR if resample is None else int(resample))

@@ -15,11 +15,12 @@ from fusion_pl.encoders.hub import read_pretrained, serialize_files
 from fusion_pl.encoders.layer_mixing import Combine
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
 from fusion_pl.messages import error_reason, is_failure
-from fusion_pl.types import Encoded, Kind, UserError
+from fusion_pl.processors import TextProcessor
+from fusion_pl.types import Encoded, UserError
 
 
 @dataclass
-class TextProcessor:
+class SubwordTokenizer(TextProcessor):
     """Tokenize texts and pad them to the longest text of the batch.
 
     Attributes:
@@ -31,7 +32,6 @@ class TextProcessor:
     tokenizer: Any
     max_tokens: int
     vocab_size: int
-    kind: Kind = "text"
 
     def __call__(self, values: Sequence[str], training: bool = False) -> dict[str, Tensor]:
         """Tokenize P strings; an empty string has at least one token.
@@ -95,7 +95,7 @@ class TextEncoder(PretrainedEncoder):
             raise UserError(f"max_tokens: {max_tokens} is not a number of tokens: give at least 1, such as 128")
         model: Any = self.model
         vocab_size = int(model.get_input_embeddings().num_embeddings)
-        self.processor = TextProcessor(tokenizer, min(max_tokens, self._max_positions() or max_tokens), vocab_size)
+        self.processor = SubwordTokenizer(tokenizer, min(max_tokens, self._max_positions() or max_tokens), vocab_size)
         self._finish_setup(tokenizer.cls_token is not None, [self.dim] * (len(self._find_blocks()[1]) + 1))
 
     def _select_auto_class(self, config: Any) -> Any:

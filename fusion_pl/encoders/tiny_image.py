@@ -12,18 +12,17 @@ from torch import Tensor, nn
 
 from fusion_pl.encoders.convolution import SmallEncoder
 from fusion_pl.encoders.layer_mixing import Combine, as_tokens
-from fusion_pl.types import Encoded, Kind, UserError
+from fusion_pl.processors import ImageProcessor
+from fusion_pl.types import Encoded, UserError
 
 
-class PixelProcessor:
+class PixelProcessor(ImageProcessor):
     """Resize images and return uint8 tensors, a quarter of the size of floats; the model converts them.
 
     Args:
         image_size: height and width, in pixels; the aspect ratio changes.
         channels: 1 (grey) or 3 (RGB).
     """
-
-    kind: Kind = "image"
 
     def __init__(self, image_size: int, channels: int) -> None:
         if channels not in {1, 3}:

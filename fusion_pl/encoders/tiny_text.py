@@ -11,19 +11,18 @@ from torch import Tensor, nn
 
 from fusion_pl.encoders.convolution import MaskedConv, SmallEncoder
 from fusion_pl.encoders.layer_mixing import Combine
-from fusion_pl.types import Encoded, Kind, UserError
+from fusion_pl.processors import TextProcessor
+from fusion_pl.types import Encoded, UserError
 
 BEGIN_TOKEN = 256  # id of the begin token; with it, an empty text has one token
 
 
-class ByteTokenizer:
+class ByteTokenizer(TextProcessor):
     """Tokenize texts into UTF-8 bytes, which needs no vocabulary.
 
     Args:
         max_tokens: maximum length of a sequence, the begin token included; longer texts are truncated.
     """
-
-    kind: Kind = "text"
 
     def __init__(self, max_tokens: int) -> None:
         if max_tokens < 1:

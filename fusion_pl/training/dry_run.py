@@ -76,12 +76,13 @@ class FileCheck(Dataset[list[str]]):
                 self.items += [(samples, index) for index in range(len(samples))]
                 continue
             for column in samples.columns:
-                if column.kind == "text":
+                if not column.processor.reads_files:
                     continue
-                rows = replace(samples, columns=[replace(column, augment=None, crop=None)], on_bad_file="raise")
+                complete = replace(column, augment=None, whole=True)
+                rows = replace(samples, columns=[complete], on_bad_file="raise")
                 for index, path in enumerate(column.cells):
-                    if path is not None and (column.kind, path) not in paths:
-                        paths.add((column.kind, path))
+                    if path is not None and (column.input, path) not in paths:
+                        paths.add((column.input, path))
                         self.items.append((rows, index))
 
     def __len__(self) -> int:

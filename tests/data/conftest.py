@@ -9,31 +9,27 @@ import soundfile
 import torch
 from PIL import Image
 
+from fusion_pl.processors import AudioProcessor, ImageProcessor, TextProcessor
+
 RATE = 8000
 
 
-class Length:
+class Length(TextProcessor):
     """Text -> its length and its first letter."""
-
-    kind = "text"
 
     def __call__(self, values, training=False):
         return {"length": torch.tensor([len(value) for value in values])}
 
 
-class Grey:
+class Grey(ImageProcessor):
     """Image -> its mean grey value."""
-
-    kind = "image"
 
     def __call__(self, values, training=False):
         return {"grey": torch.tensor([np.asarray(value.convert("L")).mean() for value in values])}
 
 
-class Level:
+class Level(AudioProcessor):
     """Sound -> its mean and the training flag."""
-
-    kind = "audio"
 
     def __call__(self, values, training=False):
         return {

@@ -9,6 +9,7 @@ from PIL import Image
 from fusion_pl.data.collate import Collate
 from fusion_pl.data.rows import LoadError
 from fusion_pl.types import Sample, UserError, Waveform
+from tests.data.conftest import Length
 
 
 def sound(level):
@@ -59,9 +60,7 @@ def test_collate_works_in_a_worker(processors):
 
 
 def test_errors_of_a_processor_name_input_and_samples():
-    class Picky:
-        kind = "text"
-
+    class Picky(Length):
         def __call__(self, values, training=False):
             raise UserError("too long")
 

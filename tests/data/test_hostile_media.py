@@ -14,12 +14,13 @@ import soundfile
 import torch
 from PIL import Image
 
-from fusion_pl.data.audio import read_audio
-from fusion_pl.data.image import read_image
-from fusion_pl.data.media import crop_function, load_input
 from fusion_pl.encoders import TinyAudio
-from fusion_pl.encoders.clips import ClipProcessor
+from fusion_pl.processors.audio import read_audio
+from fusion_pl.processors.image import read_image
 from fusion_pl.types import UserError
+from tests.data.conftest import Grey, Length, Level
+
+PROCESSORS = {"text": Length(), "image": Grey(), "audio": Level()}
 
 RATE = 8000
 KINDS = {
@@ -60,11 +61,11 @@ def test_only_the_part_that_is_used_is_read(sounds, suffix):
     path = sounds / f"a.{suffix}"
     processor = TinyAudio(rate=3000, max_seconds=1.1).processor
     whole = read_audio(path)
-    middle = read_audio(path, crop_function(processor))
+    middle = processor.open(path)
     assert len(middle.samples) < len(whole.samples) / 4
     assert torch.allclose(processor([middle])["samples"], processor([whole])["samples"], atol=1e-6)
     torch.manual_seed(3)
-    drawn = read_audio(path, crop_function(processor, training=True))
+    drawn = processor.open(path, training=True)
     torch.manual_seed(3)
     assert torch.allclose(processor([drawn], True)["samples"], processor([whole], True)["samples"], atol=1e-6)
 
@@ -115,14 +116,15 @@ def test_a_rate_out_of_range_is_refused(tmp_path, rate):
     with pytest.raises(UserError, match=rf"a\.wav has a rate of {rate} Hz, expected 1000 to 384000"):
         read_audio(tmp_path / "a.wav")
     with pytest.raises(UserError, match=rf"a rate of {rate} Hz, expected 1000 to 384000"):
-        load_input("audio", (np.zeros(9), rate))
+        PROCESSORS["audio"].open((np.zeros(9), rate))
 
 
 @pytest.mark.parametrize("rate", [44_100, 44_101, 47_999, 8_001, 96_000, 383_999])
 def test_a_tone_keeps_its_pitch_at_any_rate(rate):
     """Resampled to 16 kHz, also from rates without a simple ratio; 440 Hz has 880 zero crossings per second."""
     tone = torch.sin(2 * torch.pi * 440 * torch.arange(2 * rate) / rate)
-    found = ClipProcessor(16_000, 32_000).crop_and_resample(load_input("audio", (tone, rate)), training=False)
+    wave = PROCESSORS["audio"].open((tone, rate))
+    found = TinyAudio(rate=16_000, max_seconds=2.0).processor.crop_and_resample(wave, training=False)
     assert abs(len(found) - 32_000) <= 16
     second = found[8_000:24_000]
     assert abs(int((second[1:] * second[:-1] < 0).sum()) - 880) <= 1
@@ -138,9 +140,8 @@ def test_small_files_take_little_memory_and_time(tmp_path):
     repeated_scans(tmp_path / "scans.jpg")
     script = f"""
         import resource
-        from fusion_pl.data.audio import read_audio
-        from fusion_pl.data.image import read_image
-        from fusion_pl.data.media import crop_function
+        from fusion_pl.processors.audio import read_audio
+        from fusion_pl.processors.image import read_image
         from fusion_pl.encoders import TinyAudio
         from fusion_pl.types import UserError
 
@@ -149,7 +150,7 @@ def test_small_files_take_little_memory_and_time(tmp_path):
         resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
         processor = TinyAudio(rate=16_000, max_seconds=10).processor
         for name in ("long.wav", "odd.wav"):
-            sound = read_audio(f"{tmp_path}/{{name}}", crop_function(processor, True))
+            sound = processor.open(f"{tmp_path}/{{name}}", training=True)
             print(processor([sound], True)["samples"].shape[1])
         print(read_image("{tmp_path}/deep.png").size)
         try:
@@ -213,9 +214,9 @@ def test_reading_a_pipe_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     for kind in ("image", "audio"):
         with pytest.raises(UserError, match=r"a\.png is not a file"):
-            load_input(kind, tmp_path / "a.png")
+            PROCESSORS[kind].open(tmp_path / "a.png")
 
 
 def test_half_a_surrogate_pair_is_refused():
     with pytest.raises(UserError, match=r"the text contains '\\ud800', which is not a character"):
-        load_input("text", "a\ud800b")
+        PROCESSORS["text"].open("a\ud800b")

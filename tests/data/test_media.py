@@ -9,10 +9,12 @@ import soundfile
 import torch
 from PIL import Image
 
-from fusion_pl.data.audio import read_audio
-from fusion_pl.data.image import read_image
-from fusion_pl.data.media import load_input, placeholder
+from fusion_pl.processors.audio import read_audio
+from fusion_pl.processors.image import read_image
 from fusion_pl.types import MissingFileError, UserError, Waveform
+from tests.data.conftest import Grey, Length, Level
+
+PROCESSORS = {"text": Length(), "image": Grey(), "audio": Level()}
 
 
 def pixel(image, at=(0, 0)):
@@ -61,7 +63,7 @@ def test_every_mode_becomes_eight_bit(tmp_path, mode, colour, name, expected):
 
 
 def test_an_image_in_memory_with_a_mode_that_files_do_not_have():
-    image = load_input("image", Image.new("YCbCr", (5, 3), (76, 85, 255)))
+    image = PROCESSORS["image"].open(Image.new("YCbCr", (5, 3), (76, 85, 255)))
     assert (image.mode, pixel(image)) == ("RGB", (254, 0, 0))
 
 
@@ -105,7 +107,7 @@ def test_exif_orientation_is_applied(tmp_path):
     upright = read_image(saved(tmp_path, image, exif=exif))
     assert upright.size == (2, 4)
     assert [pixel(upright, (0, 0)), pixel(upright, (0, 3))] == [(255, 0, 0), (0, 0, 255)]
-    assert load_input("image", Image.open(tmp_path / "a picture ü.png")).size == (2, 4)
+    assert PROCESSORS["image"].open(Image.open(tmp_path / "a picture ü.png")).size == (2, 4)
 
 
 def test_an_animation_gives_its_first_frame_and_closes_its_file(tmp_path):
@@ -198,9 +200,9 @@ def test_unusable_sound_is_refused_by_name(tmp_path):
 # ------------------------------------------------------------------------------------------------------ cells, values
 @pytest.mark.parametrize("kind", ["text", "image", "audio"])
 def test_a_placeholder_is_a_value_of_its_kind(kind):
-    value = placeholder(kind)
-    assert load_input(kind, value) is value or kind != "text"
-    assert type(load_input(kind, value)) is type(value)
+    value = PROCESSORS[kind].placeholder()
+    assert PROCESSORS[kind].open(value) is value or kind != "text"
+    assert type(PROCESSORS[kind].open(value)) is type(value)
 
 
 ROW = np.array([[0, 51, 255]], dtype=np.uint8)  # H = 1, W = 3
@@ -226,7 +228,7 @@ COLOUR = np.stack([ROW, ROW // 2, ROW // 3], axis=-1)
     ],
 )
 def test_images_in_memory(value, mode, last):
-    image = load_input("image", value)
+    image = PROCESSORS["image"].open(value)
     assert image.mode == mode
     assert image.size == (3, 1)
     assert pixel(image, (2, 0)) == last
@@ -235,7 +237,7 @@ def test_images_in_memory(value, mode, last):
 def test_the_callers_image_is_not_changed():
     image = Image.new("RGB", (4, 2))
     image.getexif()[0x0112] = 6
-    assert load_input("image", image).size == (2, 4)
+    assert PROCESSORS["image"].open(image).size == (2, 4)
     assert image.size == (4, 2)
 
 
@@ -257,7 +259,7 @@ LEFT = np.array([0.5, -0.5, 0.25, 0.0], dtype=np.float32)
     ],
 )
 def test_sound_in_memory(samples, mono):
-    wave = load_input("audio", (samples, 8000))
+    wave = PROCESSORS["audio"].open((samples, 8000))
     assert isinstance(wave, Waveform)
     assert wave.rate == 8000
     assert wave.samples.dtype == torch.float32
@@ -266,10 +268,10 @@ def test_sound_in_memory(samples, mono):
 
 def test_paths_in_memory(tmp_path):
     path = saved(tmp_path, Image.new("L", (3, 2), 9))
-    assert pixel(load_input("image", path)) == pixel(load_input("image", str(path))) == (9, 9, 9)
+    assert pixel(PROCESSORS["image"].open(path)) == pixel(PROCESSORS["image"].open(str(path))) == (9, 9, 9)
     soundfile.write(tmp_path / "a.wav", tone(8000), 8000)
-    assert load_input("audio", tmp_path / "a.wav").rate == 8000
-    assert load_input("text", "a.png") == "a.png"
+    assert PROCESSORS["audio"].open(tmp_path / "a.wav").rate == 8000
+    assert PROCESSORS["text"].open("a.png") == "a.png"
 
 
 @pytest.mark.parametrize(
@@ -277,14 +279,14 @@ def test_paths_in_memory(tmp_path):
     [
         ("text", 3, "a text input takes a str, got int"),
         ("text", None, "got NoneType"),
-        ("image", 3, "an image input takes a path, a PIL image, .*got int"),
+        ("image", 3, "an image input takes a path, bytes, a PIL image, .*got int"),
         ("image", np.zeros((3, 8, 8), dtype=np.uint8), r"got ndarray of shape \(3, 8, 8\) and type uint8"),
         ("image", torch.zeros(8, 8, 3), r"got Tensor of shape \(8, 8, 3\) and type torch.float32"),
         ("image", np.zeros((0, 8)), "an image input takes"),
         ("image", np.zeros((8, 8), dtype=np.int64), "type int64"),
         ("image", torch.full((3, 8, 8), 255.0), r"floats must lie in \[0, 1\], got 255 to 255: divide by 255"),
         ("image", np.full((8, 8), np.nan), r"floats must lie in \[0, 1\], got nan"),
-        ("audio", LEFT, r"an audio input takes a path, a Waveform, or a pair .* got ndarray of shape \(4,\)"),
+        ("audio", LEFT, r"an audio input takes a path, bytes, a Waveform, or a pair .* got ndarray of shape \(4,\)"),
         ("audio", (LEFT, 8000, 1), "got tuple"),
         ("audio", ([0.5], 8000), "got tuple"),
         ("audio", (LEFT, 0), "the rate of an audio input must be a positive whole number of Hz, got 0"),
@@ -298,4 +300,31 @@ def test_paths_in_memory(tmp_path):
 )
 def test_other_values_are_refused(kind, value, message):
     with pytest.raises(UserError, match=message):
-        load_input(kind, value)
+        PROCESSORS[kind].open(value)
+
+
+# ------------------------------------------------------------------------------------------- bytes, files, other values
+def test_bytes_and_open_files_are_opened_like_paths(tmp_path):
+    Image.new("RGB", (3, 2), (9, 8, 7)).save(tmp_path / "a.png")
+    tone = np.sin(np.arange(4000) / 5).astype(np.float32)
+    for name in ("a.wav", "a.flac", "a.mp3"):
+        soundfile.write(tmp_path / name, tone, 8000)
+    for name in ("a.png", "a.wav", "a.flac", "a.mp3"):
+        path = tmp_path / name
+        processor = PROCESSORS["image" if name == "a.png" else "audio"]
+        with path.open("rb") as file:
+            by_path, by_bytes, by_file = map(processor.open, (path, path.read_bytes(), file))
+        if name == "a.png":
+            assert by_path == by_bytes == by_file
+        else:
+            assert torch.equal(by_path.samples, by_bytes.samples)
+            assert torch.equal(by_path.samples, by_file.samples)
+
+
+def test_damaged_bytes_are_refused(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(4000), 8000)
+    cut = (tmp_path / "a.wav").read_bytes()[:4000]
+    with pytest.raises(UserError, match="the sound of 4000 bytes is truncated"):
+        PROCESSORS["audio"].open(cut)
+    with pytest.raises(UserError, match="the image of 4000 bytes cannot be read as an image"):
+        PROCESSORS["image"].open(cut)

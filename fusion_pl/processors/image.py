@@ -1,17 +1,18 @@
-"""Read images as 8-bit grey or RGB, rotated as the EXIF orientation says, with transparent pixels on white."""
+"""Open images as 8-bit grey or RGB, rotated as the EXIF orientation says, with transparent pixels on white."""
 
 from __future__ import annotations
 
-import os
+import io
 import struct
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from fusion_pl.files import check_regular_file
+from fusion_pl.processors.base import Processor, Source, as_source, describe_type, name_of, read_bytes
 from fusion_pl.types import UserError
 
 # Supported formats. To read other formats, Pillow may start programs, such as Ghostscript for EPS.
@@ -25,22 +26,48 @@ MAX_DECODED_PIXELS = 2**30
 STRIP_HEIGHT = 256  # number of pixel rows that are converted at once
 
 
-def read_image(path: str | os.PathLike[str]) -> Image.Image:
+class ImageProcessor(Processor):
+    """Base class of the processors of images, whose opened values are ``PIL.Image.Image`` of mode L or RGB."""
+
+    reads_files = True
+
+    def open(self, value: Any, training: bool = False) -> Image.Image:
+        """Open an image.
+
+        Args:
+            value: path, bytes or open binary file of an image file; a PIL image; an array (H, W) or (H, W, 1|3|4) or a
+                tensor (H, W) or (1|3|4, H, W), each uint8 or float in [0, 1].
+            training: unused.
+
+        Raises:
+            UserError: if the image cannot be decoded, or the value has another type.
+        """
+        del training
+        source = None if isinstance(value, Image.Image) else as_source(value)
+        return _convert_image(value) if source is None else read_image(source)
+
+    def placeholder(self) -> Image.Image:
+        """Return a black image."""
+        return Image.new("RGB", (32, 32))
+
+
+def read_image(source: Source) -> Image.Image:
     """Read an image file as 8-bit grey or RGB, rotated by its EXIF orientation; of an animation, the first frame.
 
     Raises:
         UserError: if the file is missing, not an image, truncated or too large.
     """
-    check_regular_file(path)
+    if not isinstance(source, bytes):
+        check_regular_file(source)
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             # Pillow raises an error only above twice its limit; below, it warns, but warnings in workers are not shown.
             pixels = image.width * image.height
             if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
                 size = f"{image.width} × {image.height} pixels"
                 raise ValueError(f"{size} exceed Pillow's limit of {Image.MAX_IMAGE_PIXELS}")
             if image.info.get("progressive"):  # with many scans, a file of 400 kB can take 15 seconds
-                scans = Path(path).read_bytes().count(b"\xff\xda")  # marker of a scan; cannot occur within its data
+                scans = read_bytes(source).count(b"\xff\xda")  # marker of a scan; cannot occur within its data
                 if scans * pixels > MAX_DECODED_PIXELS:
                     raise ValueError(f"{pixels} pixels in {scans} scans would take too long to decode")
             image.load()
@@ -51,7 +78,38 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
     except DECODE_ERRORS as error:
         is_unknown = isinstance(error, UnidentifiedImageError)
         reason = f"expected one of {', '.join(FORMATS)}" if is_unknown else error
-        raise UserError(f"{path} cannot be read as an image ({reason}): replace it or empty its cell") from error
+        name = name_of(source, "image")
+        raise UserError(f"{name} cannot be read as an image ({reason}): replace it or empty its cell") from error
+
+
+def _convert_image(value: Any) -> Image.Image:
+    type_error = UserError(
+        "an image input takes a path, bytes, a PIL image, an array (H, W) or (H, W, 1|3|4), or a tensor (H, W) or "
+        f"(1|3|4, H, W), each uint8 or float in [0, 1], got {describe_type(value)}"
+    )
+    if isinstance(value, Image.Image):
+        try:
+            return to_eight_bit(ImageOps.exif_transpose(value))
+        except DECODE_ERRORS as error:
+            raise UserError(f"the PIL image cannot be used: {error}") from error
+    if isinstance(value, Tensor):
+        tensor = (value.movedim(0, -1) if value.dim() == 3 else value).detach().cpu()
+        value = (tensor.float() if tensor.is_floating_point() else tensor).numpy()  # NumPy has no bfloat16
+    if not isinstance(value, np.ndarray) or not value.size:
+        raise type_error
+    has_image_shape = value.ndim == 2 or (value.ndim == 3 and value.shape[-1] in (1, 3, 4))
+    is_float = np.issubdtype(value.dtype, np.floating)
+    if not has_image_shape or not (is_float or value.dtype == np.uint8):
+        raise type_error
+    pixels = value[..., 0] if value.shape[2:] == (1,) else value
+    if is_float:
+        if not (pixels.min() >= 0 and pixels.max() <= 1):  # also refuses NaN
+            values = f"{pixels.min():.4g} to {pixels.max():.4g}"
+            raise UserError(
+                f"an image of floats must lie in [0, 1], got {values}: divide by 255, or undo the normalisation"
+            )
+        pixels = np.rint(pixels * 255).astype(np.uint8)
+    return to_eight_bit(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
 def to_eight_bit(image: Image.Image) -> Image.Image:

@@ -1,11 +1,12 @@
-"""Read audio files, or the parts that a processor selects, as mono float32 at the sample rate of the file."""
+"""Open audio, or the parts that a processor selects, as mono float32 at the sample rate of the file."""
 
 from __future__ import annotations
 
-import os
+import io
 import re
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ import soundfile
 import torch
 from jaxtyping import Float32
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fusion_pl.files import check_regular_file
+from fusion_pl.processors.base import Processor, Source, as_source, describe_type, name_of
 from fusion_pl.types import UserError, Waveform
 
 # (number of audio samples, rate in Hz) -> index of the first audio sample to read, and index after the last one
@@ -30,6 +33,42 @@ OGG_TRUNCATION_NOTES = ("Junk after the last page", "lacks an end-of-stream bit"
 # Xing header in the first frame of an MP3 file: flags, number of frames, number of bytes.
 MP3_HEADER = re.compile(rb"(?:Xing|Info)(.{12})", re.DOTALL)
 HINT = "replace it or empty its cell"
+INT_BITS = {"int16": 16, "int32": 32}
+
+
+class AudioProcessor(Processor):
+    """Base class of the processors of audio, whose opened values are ``Waveform``."""
+
+    reads_files = True
+
+    def open(self, value: Any, training: bool = False) -> Waveform:
+        """Open audio as one channel.
+
+        Args:
+            value: path, bytes or open binary file of an audio file, of which only the part that ``crop`` selects
+                is read; a ``Waveform``; or (array or tensor (N,) or (channels, N), rate in Hz) with floats, int16 or
+                int32.
+            training: whether ``crop`` may select a random part.
+
+        Raises:
+            UserError: if the audio cannot be decoded, or the value has another type.
+        """
+        source = as_source(value)
+        return _convert_audio(value) if source is None else read_audio(source, partial(self.crop, training=training))
+
+    def open_whole(self, value: Any) -> Waveform:
+        """Open audio without cropping it."""
+        source = as_source(value)
+        return _convert_audio(value) if source is None else read_audio(source)
+
+    def crop(self, samples: int, rate: int, training: bool) -> tuple[int, int]:
+        """Return the start and end of the part of a file to read, in audio samples at ``rate``; here all of it."""
+        del rate, training
+        return 0, samples
+
+    def placeholder(self) -> Waveform:
+        """Return one second of silence, which is longer than the first window of any encoder."""
+        return Waveform(torch.zeros(16_000), 16_000)
 
 
 class _UnseekableFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no annotations
@@ -39,18 +78,20 @@ class _UnseekableFile(soundfile.SoundFile):  # type: ignore[misc]  # soundfile h
         return False
 
 
-def read_audio(path: str | os.PathLike[str], crop: Crop | None = None) -> Waveform:
+def read_audio(source: Source, crop: Crop | None = None) -> Waveform:
     """Read the part of a wav, flac, ogg or mp3 file that ``crop`` selects, as mono at the sample rate of the file.
 
     Raises:
         UserError: if the file is missing, empty, truncated or not audio, or contains NaN or infinity.
     """
-    check_regular_file(path)
+    path = name_of(source, "sound")
+    if not isinstance(source, bytes):
+        check_regular_file(source)
     try:
-        with _UnseekableFile(path) as file:
+        with _UnseekableFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             rate, is_float = file.samplerate, file.subtype in ("FLOAT", "DOUBLE")
-            check_sample_rate(rate, str(path))
-            length = _count_audio_samples(file, path)
+            check_sample_rate(rate, path)
+            length = _count_audio_samples(file, source, path)
             first, end = (0, length) if crop is None else crop(length, rate)
             samples = _read_mono(file, first, end)
             end_exists = end == length or file.format == "MP3"  # the size of an MP3 file is already checked
@@ -59,7 +100,31 @@ def read_audio(path: str | os.PathLike[str], crop: Crop | None = None) -> Wavefo
     except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: raw audio without a header
         reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
         raise UserError(f"{path} cannot be read as sound ({reason}): expected wav, flac, ogg or mp3; {HINT}") from error
-    return to_waveform(samples, rate, str(path), is_float)
+    return to_waveform(samples, rate, path, is_float)
+
+
+def _convert_audio(value: Any) -> Waveform:
+    type_error = UserError(
+        "an audio input takes a path, bytes, a Waveform, or a pair (array or tensor (N,) or (channels, N), rate in Hz) "
+        f"with samples as floats, int16 or int32, got {describe_type(value)}"
+    )
+    if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], (Tensor, np.ndarray))):
+        raise type_error
+    raw, rate = value
+    if not (isinstance(rate, (int, float, np.integer)) and rate > 0 and int(rate) == rate):
+        raise UserError(f"the rate of an audio input must be a positive whole number of Hz, got {rate!r}")
+    samples = np.atleast_2d(raw.detach().cpu().float().numpy() if isinstance(raw, Tensor) else raw)
+    name = str(raw.dtype).removeprefix("torch.")
+    if samples.ndim != 2 or not (name in INT_BITS or "float" in name):
+        raise UserError(f"{type_error}; the first value of the pair is {describe_type(raw)}")
+    if samples.shape[0] > samples.shape[1] > 0:
+        got = f"{describe_type(raw)}, which has more channels than samples"
+        raise UserError(f"an audio input takes (channels, N), got {got}: transpose the array")
+    if name in INT_BITS:
+        samples = samples / float(2 ** (INT_BITS[name] - 1))
+    check_sample_rate(int(rate), "the audio input")
+    mixed = samples[0] if len(samples) == 1 else samples.mean(axis=0)
+    return to_waveform(mixed, int(rate), "the audio input")
 
 
 def check_sample_rate(rate: int, name: str) -> None:
@@ -69,7 +134,7 @@ def check_sample_rate(rate: int, name: str) -> None:
         raise UserError(f"{name} has a rate of {rate} Hz, expected {low} to {high}: convert it, or {HINT}")
 
 
-def _count_audio_samples(file: soundfile.SoundFile, path: str | os.PathLike[str]) -> int:
+def _count_audio_samples(file: soundfile.SoundFile, source: Source, path: str) -> int:
     """Return the number of audio samples, counted if the header has no length; refuse a truncated file."""
     log = file.extra_info
     for promised, size in TRUNCATION_NOTE.findall(log) if "(should be" in log else ():
@@ -78,7 +143,7 @@ def _count_audio_samples(file: soundfile.SoundFile, path: str | os.PathLike[str]
     if any(note in log for note in OGG_TRUNCATION_NOTES):
         raise UserError(f"{path} is truncated: its last page is missing: {HINT}")
     length = int(file.frames)
-    if length < UNKNOWN_LENGTH and (file.format != "MP3" or _mp3_header_has_length(path)):
+    if length < UNKNOWN_LENGTH and (file.format != "MP3" or _mp3_header_has_length(source, path)):
         return length
     length = 0
     while (block := _read_block(file, BLOCK_SIZE)) is not None:
@@ -87,15 +152,15 @@ def _count_audio_samples(file: soundfile.SoundFile, path: str | os.PathLike[str]
     return length
 
 
-def _mp3_header_has_length(path: str | os.PathLike[str]) -> bool:
+def _mp3_header_has_length(source: Source, path: str) -> bool:
     """Return whether the header of an MP3 file contains its length; if not, libsndfile only estimates the length."""
-    with open(path, "rb") as file:
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         tag = file.read(10)
         # The file may start with an ID3 tag, whose size is stored as 7 bits in each of four bytes.
         start = 10 + sum(byte << 7 * index for index, byte in enumerate(tag[:5:-1])) if tag[:3] == b"ID3" else 0
         file.seek(start)
         header = MP3_HEADER.search(file.read(512))
-        size = os.fstat(file.fileno()).st_size - start
+        size = file.seek(0, io.SEEK_END) - start
     if header is None:
         return False
     flags, _, promised = struct.unpack(">3I", header[1])

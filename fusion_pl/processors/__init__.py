@@ -1,0 +1,8 @@
+"""Processors: open the values of one input, and convert them to tensors for its encoder."""
+
+from fusion_pl.processors.audio import AudioProcessor
+from fusion_pl.processors.base import Processor
+from fusion_pl.processors.image import ImageProcessor
+from fusion_pl.processors.text import TextProcessor
+
+__all__ = ["AudioProcessor", "ImageProcessor", "Processor", "TextProcessor"]

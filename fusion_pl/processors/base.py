@@ -1,0 +1,114 @@
+"""Base class of the processors, which run in the loader's workers."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from fusion_pl.types import UserError
+
+Source = str | os.PathLike[str] | bytes  # path or content of a file
+OPEN_ERRORS = (ValueError, OSError, EOFError)  # errors of Processor.open for a value that cannot be opened
+
+
+class Processor(ABC):
+    """Open the values of one input, and convert them to keyword arguments of its encoder.
+
+    A subclass may open anything. The package has processors of texts, images and audio; to open other files:
+
+    Example:
+        >>> import numpy, torch
+        >>> class ArrayFile(Processor):
+        ...     reads_files = True
+        ...
+        ...     def open(self, value, training=False):
+        ...         return numpy.load(value)
+        ...
+        ...     def placeholder(self):
+        ...         return numpy.zeros(3, "float32")
+        ...
+        ...     def __call__(self, values, training=False):
+        ...         return {"vectors": torch.from_numpy(numpy.stack(values))}
+        >>> ArrayFile()([ArrayFile().placeholder()])
+        {'vectors': tensor([[0., 0., 0.]])}
+
+    Attributes:
+        reads_files: whether a ``str`` is the path of a file. The data module resolves the path, and checks that the
+            file exists and lies inside the root folder.
+    """
+
+    reads_files: ClassVar[bool] = False
+
+    @abstractmethod
+    def open(self, value: Any, training: bool = False) -> Any:
+        """Open a cell of a table or a value in memory.
+
+        Args:
+            value: cell of the input's column, with an absolute path if the processor reads files; or any other value
+                that the processor accepts, such as an array.
+            training: whether the value is opened for training, where a part of it may be selected at random.
+
+        Returns:
+            An opened value, which ``__call__`` processes.
+
+        Raises:
+            UserError: if the value cannot be opened. A ``ValueError``, ``OSError`` or ``EOFError``, for example of
+                ``numpy.load``, has the same effect.
+        """
+
+    def open_whole(self, value: Any) -> Any:
+        """Open a value without selecting a part of it, to check the complete file."""
+        return self.open(value)
+
+    @abstractmethod
+    def placeholder(self) -> Any:
+        """Return an opened value for a batch in which no sample has the input; its encoding is never used."""
+
+    @abstractmethod
+    def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
+        """Process and pad P opened values.
+
+        Args:
+            values: P results of ``open``.
+            training: whether to apply random crops.
+        """
+
+
+def as_source(value: Any) -> Source | None:
+    """Return the path or the bytes of a file, or the content of an open binary file; None for another value."""
+    if isinstance(value, (str, os.PathLike, bytes)):
+        return value
+    content = value.read() if hasattr(value, "read") else None
+    return content if isinstance(content, bytes) else None
+
+
+def name_of(source: Source, kind: str) -> str:
+    """Return the path of a file, or a description of its content, for messages."""
+    return f"the {kind} of {len(source)} bytes" if isinstance(source, bytes) else os.fspath(source)
+
+
+def read_bytes(source: Source) -> bytes:
+    """Return the content of a file."""
+    return source if isinstance(source, bytes) else Path(source).read_bytes()
+
+
+def describe_type(value: Any) -> str:
+    """Return the type of a value, with shape and element type for arrays, for messages."""
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ + ("" if shape is None else f" of shape {tuple(shape)} and type {value.dtype}")
+
+
+def refuse_path(name: str, processor: Processor, value: Any) -> None:
+    """Refuse a value that contains the path of a file.
+
+    Raises:
+        UserError: if the processor reads files, and the value or one of its parts is a path.
+    """
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    if processor.reads_files and any(isinstance(part, (str, os.PathLike)) for part in parts):
+        raise UserError(f"the input {name!r} may not be a path here: pass the content of the file as bytes")

@@ -1,0 +1,27 @@
+"""Base class of the processors of texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fusion_pl.processors.base import Processor, describe_type
+from fusion_pl.types import UserError
+
+
+class TextProcessor(Processor):
+    """Base class of the processors of texts, whose opened values are ``str``."""
+
+    def open(self, value: Any, training: bool = False) -> str:
+        r"""Check that a value is a ``str`` without half surrogate pairs (``\ud800``), which UTF-8 cannot encode."""
+        del training
+        if not isinstance(value, str):
+            raise UserError(f"a text input takes a str, got {describe_type(value)}")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the text contains {value[error.start]!a}, which is not a character: remove it") from error
+        return value
+
+    def placeholder(self) -> str:
+        """Return an empty text."""
+        return ""
