@@ -298,7 +298,7 @@ def test_options_that_may_be_repeated(config, without_training):
         ("predict", "--ckpt_path a --ckpt_path b", "--ckpt_path is given twice (a and b)"),
         ("predict", "--ckpt_pat a --data.manifest m.csv --output p.csv", "did you mean --ckpt_path?"),
         ("predict", "--ckpt_path a --data.manifest m.csv --output p.csv --data.batch_size x", "data.batch_size is x"),
-        ("--completion", "fish", "--completion fish: give bash"),
+        ("--completion", "fish", "--completion fish: expected bash"),
         ("compare", "--config c --config d --output o", "--config is given twice (c and d)"),
         ("compare", "--config config.yaml --output o --fusion Concat", "no option --fusion; did you mean --fusions?"),
         ("compare", "--config config.yaml --output o --seeds x", "--seeds"),

@@ -152,7 +152,7 @@ def test_sharded_norms_have_no_weight_decay(sharded):
     assert not [name for name in found["new"] if found["dimensions"][name] <= 1]
     assert not [name for name in found["new_no_decay"] if found["dimensions"][name] > 1]
     assert len(found["new"] + found["new_no_decay"]) == found["parameters"]
-    assert found["joined"].startswith("the strategy joins parameters that decay with ones that do not")
+    assert found["joined"].startswith("the strategy joins parameters with and without weight decay")
 
 
 def test_a_sharded_checkpoint_names_the_command_to_consolidate_it(sharded, manifest, monkeypatch, capsys):

@@ -11,7 +11,7 @@ import pytest
 from fusion_pl.cli.run import run
 from tests.texts import BEST, LAST, RUN, fit, results
 
-FINISHED = "nothing is left to train: {} has reached trainer.max_epochs (2); give --trainer.max_epochs a larger number"
+FINISHED = "nothing is left to train: {} has reached trainer.max_epochs (2); pass a larger --trainer.max_epochs"
 
 
 def files():

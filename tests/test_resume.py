@@ -101,7 +101,7 @@ def test_the_best_checkpoint_has_the_weights_alone(fresh, capsys):
     assert BEST.stat().st_size < 0.6 * LAST.stat().st_size
     assert fit("--ckpt_path", "best", "--trainer.max_epochs", "3") == 2
     message = capsys.readouterr().err
-    assert f"fit cannot resume from {BEST}: it has the weights alone" in message
+    assert f"fit cannot resume from {BEST}: it contains only the model weights" in message
     assert "--ckpt_path last" in message
     assert run("validate", ["--config", "config.yaml"]) == 0  # with best
 
@@ -233,9 +233,9 @@ def test_a_diverged_run_keeps_the_last_finite_checkpoint(epoch, fresh, capsys):
     assert f"in epoch {epoch}" in message
     assert LAST.exists() == BEST.exists() == (epoch == 1)
     if epoch == 0:
-        assert "there is no earlier one" in message
+        assert "there is no earlier checkpoint" in message
         return
-    assert f"the last finite one is {LAST}" in " ".join(message.split())
+    assert f"the last checkpoint with finite weights is {LAST}" in " ".join(message.split())
     assert load(LAST)["epoch"] == load(BEST)["epoch"] == 0
     checkpoint = load(LAST)
     next(iter(checkpoint["state_dict"].values())).view(-1)[0] = float("inf")

@@ -1,4 +1,4 @@
-"""Encoders: from a processor's tensors to tokens, a mask and a pooled embedding."""
+"""Encoders, which convert the tensors of a processor to tokens, a mask and a pooled embedding."""
 
 from fusion_pl.encoders.audio import AudioEncoder
 from fusion_pl.encoders.base import Encoder

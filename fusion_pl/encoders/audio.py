@@ -54,7 +54,7 @@ class AudioEncoder(PretrainedEncoder):
 
     Args:
         pooling: how tokens are pooled: mean, max, or cls (the class token, AST only).
-        max_seconds: maximum length of a clip; models with a fixed window limit it further.
+        max_seconds: maximum length of a clip; a model with a window of fixed length uses at most that length.
     """
 
     tower_path = ("audio_model", "audio_encoder")
@@ -74,14 +74,15 @@ class AudioEncoder(PretrainedEncoder):
     ) -> None:
         super().__init__(pretrained, weights, freeze, pooling, hidden_layers, combine)
         if max_seconds <= 0:
-            raise UserError(f"max_seconds: {max_seconds} is not a length in seconds: give more than 0, such as 10")
+            raise UserError(f"max_seconds is {max_seconds}, expected a number of seconds above 0, such as 10")
         self.processor = FeatureExtractor(self._load_feature_extraction(), max_seconds)
         if self.config.model_type == "clap":
             audio = self.config.audio_config
             self.dim = audio.patch_embeds_hidden_size * 2 ** (len(audio.depths) - 1)
             if hidden_layers:
                 raise UserError(
-                    "hidden_layers: CLAP folds time into its maps, so it has no sequences to combine: leave it out"
+                    "hidden_layers: the feature maps of CLAP have no time axis, so they cannot be combined: remove "
+                    "hidden_layers"
                 )
         has_class_token = self.config.model_type == "audio-spectrogram-transformer"
         self._finish_setup(has_class_token, [self.dim] * (len(self._find_blocks()[1]) + 1))
@@ -91,9 +92,9 @@ class AudioEncoder(PretrainedEncoder):
         if config.model_type not in SUPPORTED:
             raise UserError(
                 f"pretrained: {self.source} is a {config.model_type!r} model; AudioEncoder supports "
-                f"{', '.join(SUPPORTED)}: choose one of those"
+                f"{', '.join(SUPPORTED)}: choose a model of one of these types"
             )
-        # These options would leave parameters without a gradient, in some or in all steps.
+        # With these options, some parameters would have no gradient in some or all steps.
         if config.model_type in WAVEFORM_MODELS:
             config.apply_spec_augment = False
             config.layerdrop = 0.0
@@ -101,7 +102,7 @@ class AudioEncoder(PretrainedEncoder):
         elif config.model_type == "whisper":
             config.encoder_layerdrop = 0.0
         elif config.model_type == "clap":
-            config.audio_config.enable_fusion = False  # one crop per clip, not several
+            config.audio_config.enable_fusion = False  # CLAP's "fusion" combines several crops of a clip
         return super()._build_model()
 
     def _prepare_model(self, model: Any) -> nn.Module:
@@ -148,7 +149,7 @@ class AudioEncoder(PretrainedEncoder):
         name = "input_values" if model_type == "audio-spectrogram-transformer" else "input_features"
         inputs: dict[str, Any] = {name: values}
         out = self._run_model(**inputs)
-        width = mask.shape[1]  # Whisper has 1500 tokens; those after the longest clip of the batch are dropped
+        width = mask.shape[1]  # of Whisper's 1500 tokens, drop those after the longest clip of the batch
         tokens = as_tokens(out.last_hidden_state)[:, :width]
         return self._to_encoded(tokens, mask, [state[:, :width] for state in out.hidden_states or ()])
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 Clips = Sequence[np.ndarray]
@@ -20,7 +20,7 @@ class FeatureExtraction(ABC):
 
     Args:
         extractor: a feature extractor from transformers.
-        min_samples: audio samples that one token needs; shorter clips are padded with silence.
+        min_samples: number of audio samples that one token needs; shorter clips are padded with silence.
         max_samples: maximum number of audio samples; None = no limit.
 
     Attributes:
@@ -50,7 +50,7 @@ class WaveformFeatures(FeatureExtraction):
 
     def __call__(self, clips: Clips) -> dict[str, Tensor]:
         """Normalise each clip, then pad the batch."""
-        # Some models have no mask by default; the normalisation would then include the padding.
+        # Without return_attention_mask, some extractors return no mask and include the padding in the normalisation.
         features = self._extract(clips, padding=True, return_attention_mask=True)
         return {"values": features["input_values"].float(), "mask": features["attention_mask"].bool()}
 
@@ -108,27 +108,28 @@ class ClapFeatures(FeatureExtraction):
         self.frequency_tokens = frequency_tokens
 
     def __call__(self, clips: Clips) -> dict[str, Tensor]:
-        """Fill the window with repetitions; tokens of all repetitions are real."""
+        """Fill the window with repetitions of each clip; the tokens of all repetitions are real."""
         counts = [math.ceil(self._filled_length(len(clip)) * self.time_tokens / self.window) for clip in clips]
-        # Crops fit into the window, so the other three spectrograms of CLAP's "fusion" models are copies.
+        # Clips fit into the window, so the four spectrograms for CLAP's "fusion" models are equal, and one is enough.
         values = self._extract(clips)["input_features"][:, :1].float()
         return {"values": values, "mask": _length_mask(counts, self.time_tokens).repeat(1, self.frequency_tokens)}
 
-    def _filled_length(self, samples: int) -> int:
+    def _filled_length(self, num_samples: int) -> int:
+        """Return the number of audio samples of a clip and its repetitions."""
         if self.extractor.padding == "repeat":
             return self.window
-        return samples * (self.window // samples) if self.extractor.padding == "repeatpad" else samples
+        return num_samples * (self.window // num_samples) if self.extractor.padding == "repeatpad" else num_samples
 
 
 class MaskedWav2Vec2FeatureEncoder(nn.Module):
-    """The convolutional feature encoder of Wav2Vec2, HuBERT and WavLM, normalised over real frames only.
+    """Feature encoder of Wav2Vec2, HuBERT and WavLM, whose group norm ignores the padding.
 
-    The first layer of wav2vec2-base and HuBERT-base is a group norm over time per channel. In transformers its mean and
-    variance depend on the padding, even with an attention mask; here they are computed without the padding.
+    The first layer of wav2vec2-base and HuBERT-base has a group norm that normalises each channel over time. In
+    transformers, the padding changes its mean and variance, even with an attention mask.
 
     Args:
-        layers: layers of the model's feature encoder, which keep their names in the state dict.
-        has_group_norm: whether the first layer normalises over time.
+        layers: convolutional layers of the model's feature encoder.
+        has_group_norm: whether the first layer has a group norm.
     """
 
     def __init__(self, layers: nn.ModuleList, has_group_norm: bool) -> None:
@@ -136,33 +137,35 @@ class MaskedWav2Vec2FeatureEncoder(nn.Module):
         self.conv_layers = layers
         self.has_group_norm = has_group_norm
 
-    def forward(self, packed: Float[Tensor, "2 B N"]) -> Float[Tensor, "B D T"]:
+    def forward(self, waveforms_and_mask: Float[Tensor, "2 B N"]) -> Float[Tensor, "B D T"]:
         """Encode P waveforms.
 
         Args:
-            packed: audio samples, and their mask (1 = real, 0 = padding), in one tensor because the model takes one.
+            waveforms_and_mask: audio samples, and a mask with 1 for real samples and 0 for padding; in one tensor,
+                because the model passes one tensor to its feature encoder.
         """
-        hidden, real = packed[0].unsqueeze(1), packed[1]
+        hidden, real = waveforms_and_mask[0].unsqueeze(1), waveforms_and_mask[1]
         layers: list[Any] = list(self.conv_layers)
         if self.has_group_norm:
             first, *layers = layers
             hidden = first.conv(hidden)
-            frames = (real.sum(-1).long() - first.conv.kernel_size[0]) // first.conv.stride[0] + 1
-            hidden = first.activation(_normalise(hidden, frames, first.layer_norm))
+            num_frames = (real.sum(-1).long() - first.conv.kernel_size[0]) // first.conv.stride[0] + 1
+            hidden = first.activation(_normalise_over_time(hidden, num_frames, first.layer_norm))
         for layer in layers:
             hidden = layer(hidden)
         return hidden
 
 
-def _normalise(hidden: Float[Tensor, "B D T"], frames: Tensor, norm: nn.GroupNorm) -> Float[Tensor, "B D T"]:
-    """Normalise each channel over the first ``frames`` positions of time.
+def _normalise_over_time(
+    hidden: Float[Tensor, "B D T"], num_frames: Int[Tensor, " B"], norm: nn.GroupNorm
+) -> Float[Tensor, "B D T"]:
+    """Normalise each channel over the first ``num_frames`` frames of a sample, which are its real frames.
 
-    y = (x - μ) / sqrt(σ² + ε) · weight + bias, as in Wav2Vec2 for a clip without padding.
-    Source: arXiv:2006.11477.
+    ``y = (x - μ) / sqrt(σ² + ε) · weight + bias``, as Wav2Vec2 (arXiv:2006.11477) does for a clip without padding.
     """
     values = hidden.float()
-    real = (torch.arange(hidden.shape[-1], device=hidden.device) < frames[:, None]).unsqueeze(1)
-    count = frames.clamp(min=1)[:, None, None]
+    real = (torch.arange(hidden.shape[-1], device=hidden.device) < num_frames[:, None]).unsqueeze(1)
+    count = num_frames.clamp(min=1)[:, None, None]
     centred = values - (values * real).sum(-1, keepdim=True) / count
     variance = (centred * real).square().sum(-1, keepdim=True) / count
     scale = (variance + norm.eps).rsqrt() * norm.weight[:, None]

@@ -31,7 +31,7 @@ class Encoder(Configurable, nn.Module, ABC):
     The constructor takes plain data only (text, numbers, lists, dictionaries), because the checkpoint stores it.
 
     Frozen modules stay in evaluation mode during training, so that their running statistics do not change and their
-    dropout is off. This follows ``requires_grad``, which may change during training.
+    dropout is off. A module is frozen if no parameter has ``requires_grad``, which may change during training.
 
     Attributes:
         dim: number of channels D of the tokens and of the embedding.
@@ -46,8 +46,8 @@ class Encoder(Configurable, nn.Module, ABC):
     pretrained_weights: bool = False
     hidden_layers: Sequence[int] = ()
     has_weights: bool = False
-    _last_requires_grad: tuple[bool, ...] | None = None  # requires_grad of each parameter when the modes were last set
-    _frozen_modules: frozenset[nn.Module] = frozenset()  # modules that were frozen then, and their submodules
+    _last_requires_grad: tuple[bool, ...] | None = None  # requires_grad of each parameter at the last update of modes
+    _frozen_modules: frozenset[nn.Module] = frozenset()  # modules frozen at the last update, and their submodules
 
     @abstractmethod
     def forward(self, **inputs: Tensor) -> Encoded:
@@ -61,7 +61,7 @@ class Encoder(Configurable, nn.Module, ABC):
         """Load pretrained weights; called once before training, and never for a model from a checkpoint."""
 
     def train(self, mode: bool = True) -> Encoder:
-        """Set the mode, but keep frozen modules in evaluation mode."""
+        """Set training or evaluation mode, but keep frozen modules in evaluation mode."""
         super().train(mode)
         if mode:
             self._frozen_modules = frozenset()
@@ -69,16 +69,16 @@ class Encoder(Configurable, nn.Module, ABC):
         return self
 
     def update_frozen_modes(self) -> None:
-        """Update the modes of modules frozen or unfrozen since the last call; called in every training step."""
-        if self._last_requires_grad != self._requires_grad():
+        """Set the modes of modules that were frozen or unfrozen since the last call; called in every training step."""
+        if self._last_requires_grad != self._requires_grad_flags():
             self._apply_frozen_modes()
 
-    def _requires_grad(self) -> tuple[bool, ...]:
+    def _requires_grad_flags(self) -> tuple[bool, ...]:
         return tuple(parameter.requires_grad for parameter in self.parameters())
 
     def _apply_frozen_modes(self) -> None:
-        """Set the modes of modules that were frozen or unfrozen; all others keep the mode set by the user."""
-        self._last_requires_grad = self._requires_grad()
+        """Set newly frozen modules to evaluation mode and newly unfrozen modules to training mode; change no others."""
+        self._last_requires_grad = self._requires_grad_flags()
         previous = self._frozen_modules
         self._frozen_modules = frozenset(child for m in self.modules() if is_frozen(m) for child in m.modules())
         for module in previous ^ self._frozen_modules:
@@ -91,7 +91,7 @@ class Encoder(Configurable, nn.Module, ABC):
             self.has_weights = True
 
     def files(self) -> dict[str, bytes]:
-        """Return additional files for the checkpoint: file name -> content."""
+        """Return the files that the checkpoint must contain to build this encoder: file name -> content."""
         return {}
 
     @classmethod

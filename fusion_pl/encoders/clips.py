@@ -1,4 +1,4 @@
-"""Crop and resample clips."""
+"""Crop and resample audio clips."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ MAX_FILTER_SIZE = 1_000_000  # number of entries in the resampling filter
 
 
 class ClipProcessor(AudioProcessor):
-    """Base of the audio processors: crop and resample clips.
+    """Base of the audio processors, which crop and resample audio clips.
 
     Args:
         rate: sampling rate of the result, in Hz.
-        max_samples: maximum length in audio samples; longer clips are cropped, at random in training, else centrally.
+        max_samples: maximum number of audio samples; longer clips are cropped at a random position in training, and to
+            their centre otherwise.
 
     Attributes:
         fixed_crop: whether clips are cropped to their centre in training too, so that every epoch has the same crops.
@@ -54,17 +55,18 @@ class ClipProcessor(AudioProcessor):
 
 
 def _approximate_ratio(rate: int, target: int) -> tuple[int, int]:
-    """Return two small integers whose ratio equals, or approximates, the ratio of the rates.
+    """Return two small integers whose ratio equals, or approximates, the ratio of two sampling rates.
 
-    The filter has as many entries as their product: for 44,101 to 16,000 Hz, which have no common divisor, it would
-    take gigabytes. Common pairs of rates are exact; others are accurate to 0.05 %, a hundredth of a semitone.
+    The number of entries of the resampling filter is the product of both integers. For 44,101 and 16,000 Hz, which have
+    no common divisor, an exact ratio would need gigabytes. The ratio of common rates is exact; other ratios are
+    accurate to 0.05 %, a hundredth of a semitone.
     """
     exact = Fraction(rate, target)
     near = exact.limit_denominator(max(1, math.isqrt(MAX_FILTER_SIZE * target // rate)))
     return near.numerator, near.denominator
 
 
-@lru_cache(maxsize=32)  # the filter depends on the two rates only
+@lru_cache(maxsize=32)  # computing the filter is slow, and it depends only on the two rates
 def _build_resampler(rate: int, target: int) -> nn.Module:
     resampler: nn.Module = Resample(rate, target)
     return resampler

@@ -17,14 +17,14 @@ from fusion_pl.types import Encoded, UserError
 class MaskedConv(nn.Module):
     """One-dimensional convolution with layer norm, ReLU and, if the shapes allow it, a residual connection.
 
-    Padding must be zero in the input and is zero in the output, so that the result does not depend on the amount of
-    padding. For the same reason the layer norm is over the channels of each position.
+    Padding must be zero in the input and is zero in the output, and the layer norm is over the channels of each
+    position, so that the result does not depend on the amount of padding.
 
     Args:
         channels_in: number of input channels D.
         channels_out: number of output channels E.
         width: kernel size, odd.
-        stride: 2 halves the length.
+        stride: stride of the convolution; 2 halves the length of the sequence.
     """
 
     def __init__(self, channels_in: int, channels_out: int, width: int = 5, stride: int = 1) -> None:
@@ -71,7 +71,8 @@ class SmallEncoder(Encoder):
         dim: number of channels D, a multiple of 8.
         num_layers: number of convolutional layers, 0 or more.
         dropout: probability that a pooled channel is dropped, in training.
-        combine: how hidden layers are combined; see ``fusion_pl.encoders.layer_mixing.LayerMixing``. None = last.
+        combine: how hidden layers are combined, see ``fusion_pl.encoders.layer_mixing.LayerMixing``; None = only the
+            last layer is used.
 
     Raises:
         UserError: if an argument is out of range.

@@ -16,10 +16,10 @@ ReadT = TypeVar("ReadT")
 
 
 def resolve_source(pretrained: str) -> str:
-    """Resolve a folder or a name on the hub.
+    """Check a folder, or the name of a model on the hub.
 
     Returns:
-        The path of the folder, or the name unchanged.
+        The path of the folder with ``~`` expanded, or the name of the model unchanged.
 
     Raises:
         MissingFileError: if the folder does not exist, or has no ``config.json``.
@@ -28,25 +28,25 @@ def resolve_source(pretrained: str) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise MissingFileError(
-                f"pretrained: the folder {pretrained} holds no config.json: point at what save_pretrained "
-                f"wrote, or fetch a model with `hf download NAME --local-dir {pretrained}`"
+                f"pretrained: the folder {pretrained} contains no config.json: give a folder that save_pretrained "
+                f"wrote, or download a model with `hf download NAME --local-dir {pretrained}`"
             )
         return str(path)
     if path.is_absolute() or pretrained.startswith((".", "~")) or len(path.parts) != len(pretrained.split("/")) <= 2:
         raise MissingFileError(
-            f"pretrained: there is no folder {pretrained}: check the path, or fetch a model into it with "
+            f"pretrained: there is no folder {pretrained}: check the path, or download a model to this folder with "
             f"`hf download NAME --local-dir {pretrained}`"
         )
     return pretrained
 
 
 def read_pretrained(reader: Callable[..., ReadT], source: str, part_name: str, **options: Any) -> ReadT:
-    """Call ``from_pretrained`` without logging and without remote code; any failure becomes a ``UserError``.
+    """Call ``from_pretrained`` without logging and without remote code, and convert any error to a ``UserError``.
 
     Args:
         reader: ``from_pretrained`` method of a transformers class.
         source: result of ``resolve_source``.
-        part_name: what is read, for the message, such as "tokenizer".
+        part_name: name of the part that is read, such as "tokenizer", for messages.
         **options: keyword arguments of ``reader``.
 
     Raises:
@@ -60,7 +60,11 @@ def read_pretrained(reader: Callable[..., ReadT], source: str, part_name: str, *
     except BaseException as error:  # tokenizers raises bare Exceptions and panics
         if not is_failure(error):
             raise
-        cause = "it needs code of its own, which is never run" if "custom code" in str(error) else error_reason(error)
+        cause = (
+            "it needs custom code from its repository, which is never run"
+            if "custom code" in str(error)
+            else error_reason(error)
+        )
         if Path(source).is_dir():
             raise MissingFileError(
                 f"pretrained: no {part_name} could be read from the folder {source}: {cause}"
@@ -87,7 +91,7 @@ def hub_offline() -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers(show_progress_bars: bool = False) -> Iterator[None]:
-    """Suppress the loading report of transformers, which lists model weights that an encoder does not use."""
+    """Suppress the log messages of transformers, such as the list of model weights that an encoder does not use."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 

@@ -20,7 +20,7 @@ from fusion_pl.processors import ImageProcessor
 from fusion_pl.types import Encoded, MissingFileError, UserError
 
 PROCESSOR_LABEL = "image processor (preprocessor_config.json)"
-MAX_ASPECT_RATIO = 4  # longer images are cropped before their shorter edge is resized
+MAX_ASPECT_RATIO = 4  # images with a larger ratio of their edges are cropped before they are resized
 # Models that apply their final norm to the pooled embedding only: model type -> attribute of the norm.
 FINAL_NORMS = {"clip_vision_model": "post_layernorm", "convnext": "layernorm", "convnextv2": "layernorm"}
 
@@ -29,12 +29,12 @@ FINAL_NORMS = {"clip_vision_model": "post_layernorm", "convnext": "layernorm", "
 class ResizeAndCrop(ImageProcessor):
     """Resize and crop images as transformers does, and return uint8 tensors; the model normalises them.
 
-    Equal to the result of transformers' processors with ``do_rescale=False, do_normalize=False``, in half the time:
-    65 ms instead of 120 ms for 64 images of 500 x 375 pixels (ViT, one thread of a CPU, transformers 5.23).
+    The result equals that of transformers' processors with ``do_rescale=False, do_normalize=False``, but takes half the
+    time: 65 ms instead of 120 ms for 64 images of 500 x 375 pixels (ViT, one thread of a CPU, transformers 5.23).
 
     Attributes:
         size: height and width of the result, in pixels.
-        edge: length of the shorter edge before the centre crop; None = resize without cropping.
+        edge: length of the shorter edge before the centre crop, in pixels; None = resize without cropping.
         resample: interpolation, one of ``PIL.Image.Resampling``.
     """
 
@@ -67,7 +67,7 @@ def _centre_crop(pixels: UInt8[Tensor, "3 H W"], height: int, width: int) -> UIn
 
 
 def _fold_padding_into_convolutions(model: nn.Module) -> None:
-    """Move the symmetric padding of MobileNet into its convolutions of stride 1, which avoids a copy of each map."""
+    """Let MobileNet's convolutions of stride 1 pad their input, which avoids a padded copy of each feature map."""
     for layer in model.modules():
         config, convolution = getattr(layer, "config", None), getattr(layer, "convolution", None)
         if getattr(config, "tf_padding", False) and isinstance(convolution, nn.Conv2d) and convolution.stride == (1, 1):
@@ -83,7 +83,8 @@ class ImageEncoder(PretrainedEncoder):
 
     Args:
         image_size: height and width in pixels; None = the size of the pretrained model.
-        channels_last: memory format; None = channels last for convolutional networks, about twice as fast on a CPU.
+        channels_last: whether tensors have the memory format channels last; None = true for convolutional networks,
+            which are then about twice as fast on a CPU.
     """
 
     tower_path = ("vision_model",)
@@ -106,7 +107,7 @@ class ImageEncoder(PretrainedEncoder):
     ) -> None:
         super().__init__(pretrained, weights, freeze, pooling, hidden_layers, combine)
         if image_size is not None and image_size < 1:
-            raise UserError(f"image_size: {image_size} is not a number of pixels: give at least 1, such as 224")
+            raise UserError(f"image_size is {image_size}, expected a number of pixels of at least 1, such as 224")
         names = [name.lower() for name, _ in self.model.named_modules()]
         self.is_convolutional = not any("attention" in name or "attn" in name for name in names)
         self.auto_layout = channels_last is None and self.is_convolutional
@@ -117,7 +118,7 @@ class ImageEncoder(PretrainedEncoder):
         self._set_position_interpolation(processor.size)
         self._set_normalisation(settings)
         class_token = any(name.endswith(("cls_token", "class_embedding")) for name, _ in self.model.named_parameters())
-        # Model configurations name the dimensions differently, so they are read from the output for a blank image.
+        # Configurations have different names for the dimensions, so they are read from the output for a blank image.
         size = 64 if self.is_convolutional else processor.size
         self.model.eval()
         with torch.no_grad():
@@ -131,12 +132,12 @@ class ImageEncoder(PretrainedEncoder):
         """Load the weights, and log the memory format if it was chosen automatically."""
         super().load_pretrained()
         if self.auto_layout:
-            rank_zero_info(f"Layout: channels last, faster for {self.source} (channels_last: false to switch it off).")
+            rank_zero_info(f"Memory format: channels last, faster for {self.source} (channels_last: false to disable).")
 
     def _prepare_model(self, model: nn.Module) -> nn.Module:
         model = super()._prepare_model(model)
-        if hasattr(model, "use_head"):  # SigLIP's attention pooling
-            setattr(model, "use_head", False)  # noqa: B010 - a type checker accepts Modules only
+        if hasattr(model, "use_head"):  # SigLIP's attention pooling, whose result is not used
+            setattr(model, "use_head", False)  # noqa: B010 - for mypy, attributes of a Module are Modules
         _fold_padding_into_convolutions(model)
         return model
 
@@ -153,7 +154,7 @@ class ImageEncoder(PretrainedEncoder):
         return dict(processor.to_dict())
 
     def _set_position_interpolation(self, size: int) -> None:
-        """Interpolate the position embedding if a transformer was trained with another image size."""
+        """Enable interpolation of the position embedding if a transformer was trained with another image size."""
         trained = getattr(self.config, "image_size", size)
         trained = trained if isinstance(trained, int) else trained[0]
         self.interpolate_positions = not self.is_convolutional and size != trained
@@ -162,7 +163,7 @@ class ImageEncoder(PretrainedEncoder):
             raise UserError(f"image_size: {size} is smaller than one patch ({patch} pixels) of {self.source}")
 
     def _set_normalisation(self, settings: dict[str, Any]) -> None:
-        """Store (pixel · factor - mean) / std as pixel · scale + shift."""
+        """Store ``scale`` and ``shift`` such that (pixel · factor - mean) / std = pixel · scale + shift."""
         no_norm = settings.get("do_normalize", True) is False
         mean = torch.tensor([0.0] * 3 if no_norm else settings.get("image_mean") or [0.485, 0.456, 0.406])
         std = torch.tensor([1.0] * 3 if no_norm else settings.get("image_std") or [0.229, 0.224, 0.225])

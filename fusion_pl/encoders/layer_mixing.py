@@ -1,4 +1,4 @@
-"""Combination of several hidden layers of an encoder."""
+"""Combine several hidden layers of an encoder."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class LayerMixing(nn.Module):
     - ``pyramid``, for feature maps: torchvision's feature pyramid network, whose maps are average-pooled to the
       smallest size, then averaged over layers, so that the number of tokens does not grow.
 
-    Otherwise, feature maps are average-pooled to the size of the last one.
+    Except for ``pyramid``, feature maps are average-pooled to the size of the last feature map.
 
-    Source: concat and sum of normalised layers as in "BERT", arXiv:1810.04805, table 7; learned weights per layer as in
-    "Deep contextualized word representations", arXiv:1802.05365, but per sample; "Feature Pyramid Networks for Object
-    Detection", arXiv:1612.03144, with layers combined as in "Panoptic Feature Pyramid Networks", arXiv:1901.02446, but
-    at the lowest instead of the highest resolution.
+    Source: ``concat`` and ``sum``: "BERT", arXiv:1810.04805, table 7, here with layer norms. ``attention``: "Deep
+    contextualized word representations", arXiv:1802.05365, here with weights per sample. ``pyramid``: "Feature Pyramid
+    Networks for Object Detection", arXiv:1612.03144, combined as in "Panoptic Feature Pyramid Networks",
+    arXiv:1901.02446, but at the lowest instead of the highest resolution.
 
     Args:
         widths: number of channels of each of the L layers.
@@ -69,7 +69,7 @@ class LayerMixing(nn.Module):
             mask: True = real position; None = all are real. Used for sequences only.
 
         Returns:
-            The sequence of tokens, row by row for feature maps, and the weight of each layer (``attention`` only).
+            The sequence of tokens (of feature maps, row by row), and the weight of each layer; None without weights.
         """
         if self.pyramid is not None:
             maps = self.pyramid({str(layer): state for layer, state in enumerate(states)}).values()
@@ -100,39 +100,46 @@ def as_tokens(state: Tensor) -> Float[Tensor, "P T D"]:
 
 
 def build_layer_mixing(
-    encoder: str, hidden_layers: Sequence[int], combine: Combine | None, widths: Sequence[int], has_feature_maps: bool
+    encoder_name: str,
+    hidden_layers: Sequence[int],
+    combine: Combine | None,
+    widths: Sequence[int],
+    has_feature_maps: bool,
 ) -> LayerMixing | None:
     """Build the layer mixing of an encoder; None if only its last layer is used.
 
     Args:
-        encoder: name of the encoder's class or model, for messages.
+        encoder_name: name of the encoder's class or model, for messages.
         hidden_layers: indices of the layers to combine.
         combine: see ``LayerMixing``.
         widths: number of channels of each hidden layer.
         has_feature_maps: whether hidden layers are feature maps.
 
     Raises:
-        UserError: if a layer does not exist, ``combine`` does not match, or only one of the two arguments is set.
+        UserError: if a layer does not exist, the encoder does not support ``combine``, or only one of ``hidden_layers``
+            and ``combine`` is given.
     """
     count = len(widths)
     for layer in hidden_layers:
         if not -count <= layer < count:
             raise UserError(
-                f"hidden_layers: {layer} is not among the {count} hidden layers of {encoder} (0 to {count - 1})"
+                f"hidden_layers: {layer} is not among the {count} hidden layers of {encoder_name} (0 to {count - 1})"
             )
     if combine is None:
         if hidden_layers:
-            raise UserError(f"hidden_layers: {encoder} also needs combine, one of {', '.join(get_args(Combine))}")
+            raise UserError(f"hidden_layers: {encoder_name} also needs combine, one of {', '.join(get_args(Combine))}")
         return None
     if not hidden_layers:
-        raise UserError(f"combine: {combine} also needs hidden_layers, some of 0 to {count - 1} in {encoder}")
+        raise UserError(f"combine: {combine} also needs hidden_layers, some of 0 to {count - 1} in {encoder_name}")
     indices = [layer % count for layer in hidden_layers]
     if indices != sorted(set(indices)):
         raise UserError(
-            f"hidden_layers: {list(hidden_layers)} of {encoder} must go from the input to the output, each layer once"
+            f"hidden_layers: {list(hidden_layers)} of {encoder_name} must be in ascending order, from the input to the "
+            "output, without repetition"
         )
     if combine == "pyramid" and not has_feature_maps:
         raise UserError(
-            f"combine: {encoder} has sequences, and a pyramid needs feature maps: choose concat, sum or attention"
+            f"combine: the layers of {encoder_name} are sequences, and a pyramid needs feature maps: choose concat, "
+            "sum or attention"
         )
     return LayerMixing([widths[layer] for layer in hidden_layers], combine)

@@ -1,4 +1,4 @@
-"""Base class of pretrained encoders: building, loading, freezing, pooling and checkpoints."""
+"""Base class of pretrained encoders, which builds, loads, freezes and saves a model and pools its tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Freeze = Literal["all", "none"] | int
 Pooling = Literal["mean", "cls", "max"]
 
 POOLINGS = {"mean": masked_mean, "max": masked_max}
-UNTRAINED = ("mask_token", "masked_spec_embed")  # parameters without a gradient here
+UNTRAINED = ("mask_token", "masked_spec_embed")  # parameters that are only used in pretraining
 
 
 class PretrainedEncoder(Encoder):
@@ -32,8 +32,8 @@ class PretrainedEncoder(Encoder):
     Args:
         pretrained: a folder, or the name of a model on the hub.
         weights: whether to load pretrained model weights; if not, only the architecture is used.
-        freeze: "all", "none", or the number of lowest blocks to freeze, and the layers below them; in a network with
-            stages, a block is a stage.
+        freeze: "all", "none", or the number of blocks to freeze, counted from the input; the layers before these blocks
+            are frozen too. In a network with stages, a block is a stage.
         pooling: how tokens are pooled: mean, max, or cls (the class token).
         hidden_layers: indices of the hidden layers to combine: 0 = input of the first block, -1 = last block; None =
             last block only.
@@ -43,8 +43,9 @@ class PretrainedEncoder(Encoder):
         UserError: if the model cannot be read, or an argument does not match it.
     """
 
-    tower_path: ClassVar[tuple[str, ...]]  # attributes that lead to this modality's encoder, outermost first
-    config_attribute: ClassVar[str]  # attribute of this modality's configuration
+    # Names of the nested attributes that contain this modality's encoder in a multimodal model, outermost first.
+    tower_path: ClassVar[tuple[str, ...]]
+    config_attribute: ClassVar[str]  # attribute that contains this modality's configuration in a multimodal model
     example_value: ClassVar[Any]  # an input value for the processor
     required_files: ClassVar[tuple[str, ...]] = ("config.json",)  # files that a checkpoint must contain
 
@@ -85,7 +86,7 @@ class PretrainedEncoder(Encoder):
         self._file_contents = serialize_files(self.config)
 
     def _select_auto_class(self, config: Any) -> Any:
-        """Return the auto class that builds and loads the complete saved model."""
+        """Return the auto class of transformers that builds and loads the complete model."""
         from transformers import AutoModel
 
         del config
@@ -95,7 +96,7 @@ class PretrainedEncoder(Encoder):
         auto = self._select_auto_class(self.config)
         try:
             return cast(nn.Module, auto.from_config(self.config, dtype=torch.float32, trust_remote_code=False))
-        except UserError:  # the model is larger than its checkpoint
+        except UserError:  # from MemoryBudget
             raise
         except ValueError as error:
             raise UserError(
@@ -111,7 +112,7 @@ class PretrainedEncoder(Encoder):
         return cast(nn.Module, model)
 
     def _prepare_model(self, model: nn.Module) -> nn.Module:
-        """Remove modules that are not used for tokens: every parameter must get a gradient."""
+        """Remove modules that do not affect the tokens, because every parameter must get a gradient."""
         for name in ("pooler", "head"):
             if any(parameter.startswith(f"{name}.") for parameter, _ in model.named_parameters()):
                 setattr(model, name, None)
@@ -136,21 +137,21 @@ class PretrainedEncoder(Encoder):
         if absent:
             raise UserError(
                 f"pretrained: the weights of {self.source} lack {len(absent)} of {len(own)} tensors of this "
-                f"{self.config.model_type} (first: {absent[0]}): they belong to another model, or set weights: false"
+                f"{self.config.model_type} (first: {absent[0]}): choose another model, or set weights: false"
             )
         self.model.load_state_dict({key: saved_weights[key] for key in own})
         self.has_weights = True
 
     def files(self) -> dict[str, bytes]:
-        """Return the configuration and processor files that the constructor has read."""
+        """Return the configuration, tokenizer and processor files that the constructor has read."""
         return dict(self._file_contents)
 
     @classmethod
     def from_files(cls, init_args: dict[str, Any], folder: str) -> PretrainedEncoder:
-        """Build the encoder from files of a checkpoint; ``source`` is still the name in ``init_args``.
+        """Build the encoder from files of a checkpoint; its ``source`` is the original name of the model.
 
         Raises:
-            UserError: if a file is missing, unknown, or describes a model beyond the limits.
+            UserError: if a file is missing or invalid, or describes a model that exceeds the limits.
         """
         check_saved_files(folder)
         source = truncate(str(init_args["pretrained"]))
@@ -174,21 +175,21 @@ class PretrainedEncoder(Encoder):
         stack, blocks = self._find_blocks()
         if not 0 <= self.freeze <= len(blocks):
             raise UserError(f"freeze: {self.freeze} is not between 0 and the {len(blocks)} blocks of {self.source}")
-        below = True  # modules are registered in the order of computation, except for two norms
+        before_blocks = True  # modules are registered in the order of computation, except for two norms
         final_norm = "encoder.layer_norm." if getattr(self.config, "do_stable_layer_norm", False) else None
         for name, parameter in self.model.named_parameters():
             if name.startswith(f"{stack}."):
-                below = False
+                before_blocks = False
                 frozen = int(name.removeprefix(f"{stack}.").partition(".")[0]) < self.freeze
             elif final_norm is not None and name.startswith(final_norm):
                 frozen = False
             else:
-                frozen = below or name.startswith("batch_norm.")  # CLAP's input norm
+                frozen = before_blocks or name.startswith("batch_norm.")  # CLAP's input norm
             if frozen:
                 parameter.requires_grad_(False)
 
     def _find_blocks(self) -> tuple[str, nn.ModuleList]:
-        """Return the name and modules of the block stack: the outermost, longest ModuleList."""
+        """Return the name and modules of the stack of blocks: the longest of the outermost ModuleLists."""
         lists = [
             (name, module)
             for name, module in self.model.named_modules()
@@ -200,7 +201,7 @@ class PretrainedEncoder(Encoder):
         return self.model(**inputs, output_hidden_states=hidden_states or bool(self.hidden_layers), return_dict=True)
 
     def _to_encoded(self, tokens: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], states: Any = ()) -> Encoded:
-        """Combine hidden layers if required, set padding to zero, and pool."""
+        """Combine hidden layers if ``combine`` is set, set padding to zero, and pool the tokens."""
         weights = None
         if self.layer_mixing is not None:
             selected = [states[layer] for layer in self.hidden_layers]
@@ -219,10 +220,10 @@ class PretrainedEncoder(Encoder):
         if self.layer_mixing is not None:
             self.dim = self.layer_mixing.dim
             self._freeze_unused_parameters()
-        self.train()  # frozen modules stay in evaluation mode; Lightning keeps these modes when training starts
+        self.train()  # sets the mode of frozen modules; Lightning does not change modes when training starts
 
     def _freeze_unused_parameters(self) -> None:
-        """Freeze parameters that no selected layer depends on, such as later blocks: they get no gradient."""
+        """Freeze parameters that do not affect the combined layers, such as later blocks: they get no gradient."""
         trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         with torch.enable_grad():
             tokens = self.eval()(**self.processor([self.example_value])).tokens

@@ -1,4 +1,4 @@
-"""Check the configuration, tokenizer and processor files that a checkpoint contains."""
+"""Check the configuration, tokenizer and processor files of a checkpoint, which may be damaged or malicious."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fusion_pl.plain_data import walk
 from fusion_pl.types import UserError
 
 PROCESSOR_FILES = {"preprocessor_config.json", "processor_config.json"}
-# Files whose keys are settings; the keys of other JSON files are tokens.
+# JSON files whose keys are names of settings; in other JSON files, keys may be tokens.
 SETTINGS_FILES = {"config.json", "tokenizer_config.json", "special_tokens_map.json"} | PROCESSOR_FILES
 # Values of ``vocab_files_names`` in the tokenizer classes of transformers.
 VOCABULARY_FILES = {"added_tokens.json", "bpe.codes", "byte_maps.json", "dict.txt", "emoji.json", "encoder.json"}
@@ -26,15 +26,15 @@ VOCABULARY_FILES |= {"word_pronunciation.json", "word_shape.json"}
 SENTENCEPIECE = re.compile(r"[\w.-]+\.(model|vocab|spm)")
 IGNORED_FILES = {"chat_template.jinja", "chat_template.json", "generation_config.json", "README.md"}
 CODE_FILES = re.compile(r".*\.(py\w?|so|dll|dylib|sh|bat|exe|pkl|pickle|joblib|bin|pth?|ckpt)", re.IGNORECASE)
-# Settings that name code, other repositories or attention kernels on the hub; none changes the architecture.
+# Settings that refer to code, repositories or attention kernels on the hub; none changes the architecture.
 CODE_REFERENCES = {"auto_map", "custom_pipelines", "_name_or_path", "name_or_path", "_commit_hash", "chat_template"}
 CODE_REFERENCES |= {"attn_implementation", "_attn_implementation", "experts_implementation", "kernel_config"}
 MAX_FILE_SIZE = 2**26  # bytes
 MAX_SETTING = 2**24  # largest number in a configuration
-UNBOUNDED_SETTINGS = {"rope_theta", "theta", "max_length", "model_max_length"}  # settings that are no tensor size
+UNBOUNDED_SETTINGS = {"rope_theta", "theta", "max_length", "model_max_length"}  # may be larger: they size no tensor
 MAX_TEXT_GROWTH = 64  # factor by which a normalizer may lengthen a text
 MAX_SPECIAL_TOKENS = 64  # number of tokens that a template may add to a text
-# Allowed properties of a token; the tokenizers library prints unknown ones.
+# Allowed properties of a token; the tokenizers library would print a message for any other property.
 TOKEN_KEYS = {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"}
 MAX_IMAGE_SIZE = 4096  # pixels per side
 MAX_SAMPLES = 2**22  # audio samples per clip: four minutes at 16 kHz
@@ -49,7 +49,7 @@ def is_allowed_file(name: str) -> bool:
 
 
 def remove_code_references(name: str, content: bytes) -> bytes:
-    """Remove settings that name code or other repositories from a file."""
+    """Remove settings that refer to code or to other repositories from the content of a file."""
     if name not in SETTINGS_FILES:
         return content
     settings = json.loads(content)
@@ -60,7 +60,7 @@ def remove_code_references(name: str, content: bytes) -> bytes:
 def check_saved_files(folder: str) -> None:
     """Check the files of a checkpoint, and remove references to code from them.
 
-    Files with other names are deleted; earlier versions stored all files of a tokenizer.
+    Files with unknown names are deleted, because earlier versions of fusion-pl stored all files of a tokenizer.
 
     Raises:
         UserError: if a file contains code or a pickle, or a setting exceeds the limits of known models.
@@ -68,13 +68,13 @@ def check_saved_files(folder: str) -> None:
     for path in sorted(Path(folder).iterdir()):
         if CODE_FILES.fullmatch(path.name):
             raise UserError(
-                f"the checkpoint holds a file {path.name}, which fusion-pl does not write: it was tampered with"
+                f"the checkpoint contains a file {path.name}, which fusion-pl does not write: it was tampered with"
             )
         if not is_allowed_file(path.name):
             path.unlink()
             continue
         if path.stat().st_size > MAX_FILE_SIZE:
-            raise UserError(f"the checkpoint's {path.name} is larger than any that is known")
+            raise UserError(f"the checkpoint's {path.name} is larger than {MAX_FILE_SIZE} bytes, the limit of a file")
         if path.suffix == ".json":
             try:
                 content = path.read_bytes()
@@ -94,25 +94,25 @@ def _check_content(name: str, content: Any) -> None:
     if name in VOCABULARY_FILES:
         return
     if not isinstance(content, dict):
-        raise UserError("it is not a JSON object")
+        raise UserError("the file is not a JSON object")
     if name == "tokenizer.json":
         _check_tokenizer(content)
     tokens = content.get("added_tokens") if name == "tokenizer.json" else content
     if any("content" in token and not set(token) <= TOKEN_KEYS for token in _iterate_dicts(tokens)):
-        raise UserError("a token has properties that tokenizers do not have")
+        raise UserError(f"a token has a property other than {', '.join(sorted(TOKEN_KEYS))}")
     if name != "config.json" and name not in PROCESSOR_FILES:
         return
     for key, value in _walk(content):
         if isinstance(value, int) and abs(value) > MAX_SETTING and key not in UNBOUNDED_SETTINGS:
-            raise UserError(f"{truncate(key)} is {truncate(str(value))}, beyond what any model has")
+            raise UserError(f"{truncate(key)} is {truncate(str(value))}, expected at most {MAX_SETTING}")
         if (key == "backbone" and isinstance(value, str)) or (key == "model_type" and str(value).startswith("timm")):
-            raise UserError(f"{key} {truncate(str(value))!r} names a model of another repository, which is not read")
+            raise UserError(f"{key} {truncate(str(value))!r} is a model of another repository, which is not read")
     if name in PROCESSOR_FILES:
         _check_processor(content)
 
 
 def _check_processor(settings: dict[str, Any]) -> None:
-    """Check the size of processed images and clips."""
+    """Check the settings that determine the size of processed images and clips."""
     for key in ("size", "crop_size"):
         sides = settings.get(key)
         for side in sides.values() if isinstance(sides, dict) else [sides]:
@@ -129,30 +129,30 @@ def _check_processor(settings: dict[str, Any]) -> None:
     longest = max(setting("n_samples", 0.0), setting("nb_max_samples", 0.0), setting("chunk_length", 0.0) * rate)
     longest = max(longest, setting("max_length_s", 0.0) * rate, setting("max_length", 0.0) * hop)
     if not (1000 <= rate <= 384_000 and 1 <= hop <= longest + rate and 1 <= window <= 2**16 and bands <= 2**12):
-        raise UserError("it describes no spectrogram: check sampling_rate, hop_length, n_fft and feature_size")
+        raise UserError("sampling_rate, hop_length, n_fft and feature_size are not those of a spectrogram")
     if longest > MAX_SAMPLES or bands * window > MAX_SPECTROGRAM_SIZE or longest / hop * window > MAX_SPECTROGRAM_SIZE:
-        raise UserError("a clip would become larger than with any model that is known")
+        raise UserError("the longest clip or its spectrogram is larger than those of any known model")
 
 
 def _check_tokenizer(content: dict[str, Any]) -> None:
-    """Check how much a text may grow, and refuse data that would abort the process in the tokenizers library."""
+    """Check how much the tokenizer may lengthen a text, and refuse data on which the tokenizers library aborts."""
     for part in ("normalizer", "pre_tokenizer"):
         steps = list(_iterate_dicts(content.get(part)))
         grown = math.prod(1 + len(step["content"]) for step in steps if step.get("type") == "Replace")
         added = sum(len(step.get("prepend") or "") for step in steps if step.get("type") == "Prepend")
         if grown > MAX_TEXT_GROWTH or added > MAX_TEXT_GROWTH:
-            raise UserError(f"its {part} lengthens a text more than {MAX_TEXT_GROWTH} times")
+            raise UserError(f"the {part} lengthens a text more than {MAX_TEXT_GROWTH} times")
         for step in steps:
             if step.get("type") == "Precompiled":
                 table = base64.b64decode(step["precompiled_charsmap"], validate=True)
                 trie = int.from_bytes(table[:4], "little")
                 if trie % 4 or not 4 <= trie <= len(table) - 4:
-                    raise UserError("its normalizer's table is cut off")
+                    raise UserError("the normalizer's table is truncated")
     template = content.get("post_processor") or {}
     ids = [len(value) for key, value in _walk(template) if key == "ids" and isinstance(value, list)]
     special_tokens = sum("SpecialToken" in step for step in _iterate_dicts(template))
     if max(len(ids), sum(ids), special_tokens) > MAX_SPECIAL_TOKENS:
-        raise UserError(f"its post_processor adds more than {MAX_SPECIAL_TOKENS} tokens to a text")
+        raise UserError(f"the post_processor adds more than {MAX_SPECIAL_TOKENS} tokens to a text")
 
 
 def _iterate_dicts(content: Any) -> Iterator[dict[str, Any]]:

@@ -60,8 +60,8 @@ class SubwordTokenizer(TextProcessor):
             mask = torch.zeros_like(ids, dtype=torch.bool)
         if not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
             raise UserError(
-                f"the tokenizer gives token {int(ids.max())}, and the model knows 0 to {self.vocab_size - 1}: they do "
-                "not belong together"
+                f"the tokenizer returns token {int(ids.max())}, but the model has tokens 0 to {self.vocab_size - 1}: "
+                "the tokenizer belongs to another model"
             )
         mask[:, 0] = True
         return {"input_ids": ids, "attention_mask": mask}
@@ -92,7 +92,7 @@ class TextEncoder(PretrainedEncoder):
         super().__init__(pretrained, weights, freeze, pooling, hidden_layers, combine)
         tokenizer = self._load_tokenizer()
         if max_tokens < 1:
-            raise UserError(f"max_tokens: {max_tokens} is not a number of tokens: give at least 1, such as 128")
+            raise UserError(f"max_tokens is {max_tokens}, expected at least 1, such as 128")
         model: Any = self.model
         vocab_size = int(model.get_input_embeddings().num_embeddings)
         self.processor = SubwordTokenizer(tokenizer, min(max_tokens, self._max_positions() or max_tokens), vocab_size)
@@ -107,7 +107,7 @@ class TextEncoder(PretrainedEncoder):
     def _load_tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        # The loader's workers run in parallel; the threads of a tokenizer do not survive a fork.
+        # Loader workers already run in parallel, and threads of a tokenizer would not exist in a forked worker.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         tokenizer = read_pretrained(AutoTokenizer.from_pretrained, self.source, "tokenizer")
         tokenizer.padding_side = "right"

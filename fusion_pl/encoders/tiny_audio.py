@@ -17,12 +17,12 @@ from fusion_pl.layers import masked_mean
 from fusion_pl.types import Encoded, UserError
 
 WINDOW, HOP = 0.032, 0.010  # seconds
-MIN_RMS = 1e-5  # root mean square below which a clip is silence: under one quantisation step of 16-bit audio
-MIN_POWER = 1e-5  # power of a band relative to white noise as loud as the clip: -50 dB
+MIN_RMS = 1e-5  # a clip with a lower root mean square is silence; less than one quantisation step of 16-bit audio
+MIN_POWER = 1e-5  # added to the power of each band before the logarithm; -50 dB relative to equally loud white noise
 
 
 class WaveformProcessor(ClipProcessor):
-    """Resample and pad clips; the model computes their spectrograms on its device.
+    """Resample and pad clips; the encoder computes their spectrograms on its device.
 
     Args:
         rate: sampling rate of the result, in Hz.
@@ -46,11 +46,11 @@ class WaveformProcessor(ClipProcessor):
 class LogMel(nn.Module):
     """Compute log-mel spectrograms that do not depend on the loudness of the recording.
 
-    The power of each band is divided by its power in white noise as loud as the clip, so that the logarithms are around
-    0: with a common offset of all bands, the loss may not decrease for many epochs.
+    The power of each band is divided by the power that the band has in white noise as loud as the clip, so that the
+    logarithms are around 0. With an offset common to all bands, the loss may not decrease for many epochs.
 
-    The last window of a clip is filled with silence, so that padding to the longest clip of the batch adds frames,
-    which are masked, and changes no other frame. The computation is in float32 for any precision of the model.
+    The last window of a clip is filled with silence. Padding a clip to the longest clip of the batch therefore adds
+    frames, which are masked, and changes no other frame. The computation is in float32 for any precision of the model.
 
     Args:
         rate: sampling rate, in Hz.
@@ -100,7 +100,7 @@ class LogMel(nn.Module):
         hann = self.hann.float()
         spectrum = torch.stft(waveform, self.window, self.hop, window=hann, center=False, return_complex=True)
         real, imaginary = torch.view_as_real(spectrum).unbind(-1)
-        return real.square().addcmul_(imaginary, imaginary)  # faster than abs().square() and than sum(-1)
+        return real.square().addcmul_(imaginary, imaginary)  # faster than spectrum.abs().square()
 
 
 class TinyAudio(SmallEncoder):

@@ -45,14 +45,14 @@ class PixelProcessor(ImageProcessor):
 class TinyImage(SmallEncoder):
     """Encode images by a small convolutional network, with one token per patch of eight by eight pixels.
 
-    The embedding is pooled from a feature map of twice the resolution; each token is the mean of two by two positions,
-    which reduces the cost of attention.
+    The embedding is pooled from a feature map with twice the resolution of the tokens. Each token is the mean of two by
+    two positions of this feature map; fewer tokens reduce the cost of attention.
 
     Args:
         image_size: height and width to which images are resized, in pixels.
         channels: 1 (grey) or 3 (RGB).
-        coordinates: whether every convolution gets two more channels, the row and column of each position, so that the
-            pooled embedding can represent the position of an object. Source: CoordConv, arXiv:1807.03247.
+        coordinates: whether every convolution has two additional input channels, the row and column of each position,
+            so that the pooled embedding can represent the position of an object. Source: CoordConv, arXiv:1807.03247.
     """
 
     def __init__(
@@ -68,8 +68,10 @@ class TinyImage(SmallEncoder):
         self.processor = PixelProcessor(image_size, channels)
         self.coordinates = coordinates
         extra = 2 * coordinates  # number of coordinate channels
-        first = _conv(channels + extra, dim // 2, width=5, stride=2)
-        self.layers = nn.ModuleList([first, _conv(dim // 2 + extra, dim, stride=2), _conv(dim + extra, dim)])
+        first = _build_conv_block(channels + extra, dim // 2, width=5, stride=2)
+        self.layers = nn.ModuleList(
+            [first, _build_conv_block(dim // 2 + extra, dim, stride=2), _build_conv_block(dim + extra, dim)]
+        )
         self._add_pooling([dim // 2, dim, dim], combine, dropout, has_feature_maps=True)
 
     def forward(self, pixels: UInt8[Tensor, "P K S S"]) -> Encoded:  # type: ignore[override]
@@ -96,8 +98,8 @@ def _add_coordinates(values: Float[Tensor, "P K S S"]) -> Float[Tensor, "P K2 S 
     return torch.cat([values, coordinates.expand(len(values), -1, -1, -1)], dim=1)
 
 
-def _conv(channels_in: int, channels_out: int, width: int = 3, stride: int = 1) -> nn.Sequential:
-    # No batch norm: a sample must not depend on its batch, in training either.
+def _build_conv_block(channels_in: int, channels_out: int, width: int = 3, stride: int = 1) -> nn.Sequential:
+    # No batch norm: the output for a sample must not depend on the other samples of the batch, even in training.
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, width, stride, padding=width // 2, bias=False),
         nn.GroupNorm(4, channels_out),

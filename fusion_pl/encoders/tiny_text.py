@@ -43,11 +43,11 @@ class ByteTokenizer(TextProcessor):
 
 
 class TinyText(SmallEncoder):
-    """Encode texts by convolutions over their bytes; for short texts and spelling rather than meaning.
+    """Encode texts by convolutions over their bytes; suited to short texts and their spelling rather than meaning.
 
     Args:
         num_layers: number of convolutions; each extends the receptive field by two bytes on both sides.
-        max_tokens: maximum length of a text in bytes, plus one.
+        max_tokens: maximum number of tokens: the begin token and one token per byte.
     """
 
     def __init__(

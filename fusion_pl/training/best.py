@@ -19,12 +19,13 @@ from fusion_pl.types import UserError
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Save the best checkpoint and, after every epoch, the last one.
+    """Save the best checkpoint and, after every epoch, the last checkpoint.
 
-    Ties of the monitored metric are broken by the lowest ``val/loss``; ``ModelCheckpoint`` takes the first checkpoint.
-    ``last.ckpt`` has the training state, to resume from; ``ModelCheckpoint`` writes it only together with a best one.
-    With ``save_last`` the best checkpoints have the model weights only, for inference. ``best_step`` is the global
-    step of the best checkpoint. The arguments are the same as for ``ModelCheckpoint``.
+    Of checkpoints with an equal monitored metric, the best is that with the lowest ``val/loss`` (with
+    ``ModelCheckpoint``, the first). ``last.ckpt`` contains the training state, from which training can be resumed, and
+    is written after every epoch (with ``ModelCheckpoint``, only together with a new best checkpoint). If ``save_last``
+    is set, the best checkpoints contain only the model weights, for inference. ``best_step`` is the global step of the
+    best checkpoint. The arguments are the same as for ``ModelCheckpoint``.
 
     Raises:
         UserError: if several checkpoints would have the same name.
@@ -35,8 +36,8 @@ class BestCheckpoint(ModelCheckpoint):
         fixed_name = self.filename is not None and "{" not in self.filename and not self._enable_version_counter
         if self.save_top_k not in {0, 1} and fixed_name:
             raise UserError(
-                f"checkpoint.save_top_k is {self.save_top_k}, but all of them would be named {self.filename}.ckpt: "
-                "give a checkpoint.filename such as best-{epoch}"
+                f"checkpoint.save_top_k is {self.save_top_k}, but all best checkpoints would have the name "
+                f"{self.filename}.ckpt: give a checkpoint.filename such as best-{{epoch}}"
             )
         self.losses: dict[str, float] = {}
         self.best_step: int | None = None
@@ -52,7 +53,7 @@ class BestCheckpoint(ModelCheckpoint):
         return super().state_dict() | {"losses": self.losses, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state, after ``CheckTrainingState`` has checked it."""
+        """Restore the state from a checkpoint; ``CheckTrainingState`` has already checked it."""
         super().load_state_dict(state_dict)
         self.losses = state_dict.get("losses", {})
         self.best_step = state_dict.get("best_step")
@@ -65,7 +66,7 @@ class BestCheckpoint(ModelCheckpoint):
             raise DiskFullError(message)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the best checkpoint and the last one."""
+        """Save the best checkpoint and the last checkpoint."""
         super().on_validation_end(trainer, pl_module)
         self._save_last(trainer)
 
@@ -75,7 +76,7 @@ class BestCheckpoint(ModelCheckpoint):
         self._save_last(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save the last checkpoint if ``save_on_exception`` is set; ``ModelCheckpoint`` also replaces the best one."""
+        """Save only the last checkpoint if ``save_on_exception`` is set; keep the best checkpoint."""
         if self._should_save_on_exception(trainer):
             self._save_last(trainer)
 
@@ -136,7 +137,7 @@ def _disk_space_message(callback: BestCheckpoint, trainer: Trainer) -> str | Non
     sizes |= {"last": full} if callback.save_last else {}
     if not sizes:
         return None
-    replacement = max(sizes.values())  # the new file is complete before the old one is removed
+    replacement = max(sizes.values())  # while a file is replaced, the old and the new file exist
     needed = replacement + sum(size for name, size in sizes.items() if not (folder / f"{name}.ckpt").is_file())
     existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(existing).free

@@ -22,17 +22,18 @@ from fusion_pl.training.cache_keys import encoder_key, row_keys
 from fusion_pl.types import Encoded
 
 CachedRow = dict[str, Tensor]
-TOKEN_FIELDS = ("tokens", "mask")  # fields of ``Encoded`` with one row per token
-CHECKSUM_BYTES = 4  # length of the checksum at the end of a row's file
-MAX_RECOUNTS = 16  # computations of the folder size until the limit is reached; each may read 100,000 files
+TOKEN_FIELDS = ("tokens", "mask")  # fields of ``Encoded`` with one entry per token
+CHECKSUM_BYTES = 4  # length of the checksum at the end of a file
+MAX_RECOUNTS = 16  # how often the size of the folder, which may have 100,000 files, is computed until the limit
 RESERVED_BYTES = 2**30  # disk space that the cache leaves free for checkpoints
 logger = logging.getLogger(__name__)
 
 
 class EncoderCaches:
-    """One ``EncodedCache`` per frozen encoder of a model. Every call checks again whether the encoder is frozen.
+    """Caches of all frozen encoders of a model: one ``EncodedCache`` per encoder.
 
-    The arguments are the same as for ``FusionClassifier.enable_cache``.
+    Encoders may be frozen and unfrozen during training. The arguments are the same as for
+    ``FusionClassifier.enable_cache``.
     """
 
     def __init__(self, folder: Path, augmented_inputs: Collection[str], max_bytes: int | None = None) -> None:
@@ -41,13 +42,13 @@ class EncoderCaches:
         self.caches: dict[str, EncodedCache] = {}
 
     def use_fixed_crops(self, encoders: Sequence[tuple[str, Encoder]]) -> None:
-        """Use the validation crop of long clips for frozen encoders: each random crop would need its own row."""
+        """Crop long clips to their centre for frozen encoders, because the cache needs a row for each random crop."""
         for _, encoder in encoders:
             if is_frozen(encoder) and hasattr(encoder.processor, "fixed_crop"):
                 encoder.processor.fixed_crop = True
 
     def start(self, encoders: Sequence[tuple[str, Encoder]], training: bool) -> None:
-        """Discard the caches of the previous stage, and log if no input, or only validation, can be cached."""
+        """Discard the caches of the previous stage; log a message if nothing, or only validation, can be cached."""
         self.caches.clear()
         self.use_fixed_crops(encoders)  # a callback may have frozen encoders
         frozen = {name for name, encoder in encoders if is_frozen(encoder)}
@@ -58,7 +59,7 @@ class EncoderCaches:
             rank_zero_info(f"Cache: only validation is cached, because training augments all frozen inputs ({names}).")
 
     def encode(self, name: str, encoder: Encoder, inputs: dict[str, Tensor], training: bool) -> Encoded:
-        """Return the encoder output for the P rows of an input that are present, from the cache if possible."""
+        """Return the encoder output for the P samples that have the input, from the cache if possible."""
         frozen = is_frozen(encoder)
         if not frozen:
             self.caches.pop(name, None)  # its weights change, which invalidates the cache
@@ -73,11 +74,11 @@ class EncoderCaches:
 class DiskBudget:
     """Limit on the size of a cache folder that several processes write to.
 
-    Rows are never evicted: every epoch reads all rows in order, so the oldest row is always the next one to be read.
+    Rows are never removed from the cache: every epoch reads all rows, so a row that is removed is needed again.
 
     Args:
         folder: folder of all caches.
-        max_bytes: maximum size in bytes; other processes may exceed it between two size checks. None: no limit.
+        max_bytes: maximum size in bytes, which several processes together may exceed; None: no limit.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int | None = None) -> None:
@@ -93,7 +94,7 @@ class DiskBudget:
         if size > self.remaining:
             free = self.max_bytes - folder_bytes(self.folder)
             if size > free:
-                raise OSError(errno.ENOSPC, f"it may hold {self.max_bytes / 2**30:g} GiB, see --cache_limit")
+                raise OSError(errno.ENOSPC, f"its limit is {self.max_bytes / 2**30:g} GiB, see --cache_limit")
             self.remaining = max(size, min(free, self.max_bytes // MAX_RECOUNTS))
         self.remaining -= size
 
@@ -108,12 +109,17 @@ def folder_bytes(folder: Path) -> int:
 
 
 class EncodedCache:
-    """Run a frozen encoder only for rows that are not cached yet.
+    """Cache of the outputs of one frozen encoder, which runs only for rows that are not cached yet.
 
-    The file name of a row is a hash of the processor's output without padding; the folder name is a hash of the
-    encoder: weights, buffers, arguments, files, source code, and library versions. Rows are written atomically, so
-    that processes can share a folder, and end with a checksum, so that damaged rows are computed again. If the disk is
-    full, the run continues without writing. ``folder`` contains all caches; the default budget is the free disk space.
+    Each row of the output has a file. The file name is a hash of the encoder's input without padding; the folder name
+    is a hash of the encoder: weights, buffers, arguments, files, source code, and library versions. Files are written
+    atomically, so that processes can share a folder, and end with a checksum, so that damaged rows are computed again.
+    If the disk is full, no more files are written.
+
+    Args:
+        encoder: a frozen encoder, which is set to evaluation mode.
+        folder: folder of the caches of all encoders.
+        budget: limit on the size of the folder; None: limited by the free disk space.
     """
 
     def __init__(self, encoder: Encoder, folder: str | Path, budget: DiskBudget | None = None) -> None:
@@ -146,7 +152,7 @@ class EncodedCache:
                 partial.write_bytes(content + _checksum(path, content))
         except OSError as error:
             self.is_full = True
-            logger.warning("The cache %s is full (%s): other rows are computed in every epoch", self.folder, error)
+            logger.warning("The cache %s is full (%s): rows without a file are computed each time", self.folder, error)
 
 
 def _split_rows(encoded: Encoded) -> list[CachedRow]:

@@ -38,7 +38,7 @@ def encoder_key(encoder: Encoder) -> str:
 
 
 def row_keys(inputs: dict[str, Tensor]) -> list[str]:
-    """Return a hash of each row without its padding; the mask keeps rows of different lengths distinct."""
+    """Return a hash of each row without its padding; rows of different lengths differ in their mask."""
     masks = [value.cpu() for value in inputs.values() if value.dtype == torch.bool]
     first = next(iter(inputs.values()))
     device = first.device.type
@@ -85,7 +85,7 @@ def code_versions(classes: Iterable[type]) -> tuple[list[str], list[str]]:
         if _source_path(base.__module__) is None:
             with contextlib.suppress(OSError, TypeError):
                 files[f"{base.__module__}:{base.__qualname__}"] = _sha256(inspect.getsource(base).encode())
-    lines = [[f"{name} {value}" for name, value in sorted(table.items())] for table in (files, libraries)]
+    lines = [[f"{name} {value}" for name, value in sorted(versions.items())] for versions in (files, libraries)]
     return lines[0], lines[1]
 
 
@@ -119,7 +119,7 @@ def _imported_modules(tree: ast.AST, package: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)  # may be modules or other names
+            yield from (f"{base}.{alias.name}" for alias in node.names)  # submodules, or classes and functions
 
 
 def _sha256(content: bytes) -> str:

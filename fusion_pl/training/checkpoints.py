@@ -20,8 +20,8 @@ from fusion_pl.training.states import describe
 from fusion_pl.types import UserError
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-SHARDED_METADATA = "meta.pt"  # only the folder of a sharded checkpoint has this file
-MIN_LIGHTNING_VERSION = (2, 6)  # oldest version that fusion-pl has supported
+SHARDED_METADATA = "meta.pt"  # file that every folder of a sharded checkpoint contains
+MIN_LIGHTNING_VERSION = (2, 6)  # oldest version of Lightning with which fusion-pl has written checkpoints
 
 
 class DiskFullError(UserError):
@@ -35,10 +35,10 @@ class DivergedError(UserError):
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write checkpoints atomically: a new file replaces the old one only when it is complete.
 
-    Lightning handles URLs such as ``s3://``.
+    A URL such as ``s3://bucket/last.ckpt`` is written by Lightning, not atomically.
 
     Args:
-        loaded_checkpoints: path -> checkpoint that has been read and checked already, so that it is not read again.
+        loaded_checkpoints: path -> checkpoint that is already read and checked, so that its file is not read again.
     """
 
     def __init__(self, loaded_checkpoints: Mapping[str, dict[str, Any]] | None = None) -> None:
@@ -73,15 +73,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint as plain data. ``CheckTrainingState`` checks its training state later."""
+        """Read a checkpoint as plain data; the callback ``CheckTrainingState`` checks the training state later."""
         checkpoint = self.loaded_checkpoints.pop(str(path), None) or read_checkpoint(path)
         version = checkpoint.get("pytorch-lightning_version")
         match = re.match(r"(\d{1,4})\.(\d{1,4})\.", version) if isinstance(version, str) else None
         if match is None or (int(match[1]), int(match[2])) < MIN_LIGHTNING_VERSION:
-            problem = f"{describe(version)} as its version of Lightning"
-            raise UserError(f"{path} has {problem}: it is damaged, or not written by fusion-pl")
-        if not isinstance(checkpoint.setdefault("callbacks", {}), dict):  # Lightning skips all callbacks without it
-            raise UserError(f"{path} is damaged: its callbacks are no table of states")
+            problem = f"{describe(version)} as the version of Lightning"
+            raise UserError(f"{path} contains {problem}: the file is damaged, or not written by fusion-pl")
+        if not isinstance(checkpoint.setdefault("callbacks", {}), dict):  # if absent, Lightning restores no callback
+            raise UserError(f"{path} is damaged: its callbacks are not a dictionary of states")
         return checkpoint
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -147,15 +147,15 @@ def _diverged_message(name: str, checkpoint: dict[str, Any], folder: Path) -> st
     return (
         f"training diverged: in epoch {checkpoint.get('epoch')} (counted from 0), at step "
         f"{checkpoint.get('global_step')}, the weights {name} are NaN or infinite, so no checkpoint is written; "
-        + (f"the last finite one is {previous}" if previous else "there is no earlier one")
+        + (f"the last checkpoint with finite weights is {previous}" if previous else "there is no earlier checkpoint")
         + ": lower the learning rate (--model.optimizer.lr), or clip gradients (--trainer.gradient_clip_val 1)"
     )
 
 
-def disk_full_message(path: Path, checkpoints: Path) -> str:
+def disk_full_message(path: Path, checkpoint_folder: Path) -> str:
     """Return a message for a file that could not be written: the disk, its free space, and how to continue."""
     free = shutil.disk_usage(path.parent).free
-    last = checkpoints / "last.ckpt"
+    last = checkpoint_folder / "last.ckpt"
     message = f"the disk {find_mount_point(path)} is full ({free / 1e6:.0f} MB free), so {path} could not be written"
     if not last.is_file():
         return f"{message}: free some space, or choose a folder on another disk with --checkpoint.dirpath"

@@ -44,14 +44,14 @@ IGNORED_MESSAGES = (
     "Restoring states from",  # Lightning also logs "Restored" and "Loaded"
 )
 MAX_BAR_WIDTH = 40
-METRICS_WIDTH = 75  # characters for epoch, batches, times and losses
+METRICS_WIDTH = 75  # width of the text beside the bar (epoch, batches, times and losses), in characters
 MAX_PRINTED_CLASSES = 60
 
 
 class ProgressBar(RichProgressBar):
     """Show the progress bar in one line, and remove it before results are printed.
 
-    Without a terminal, print a line per epoch instead.
+    If the output is not a terminal, print a line per epoch instead of a bar.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -110,7 +110,7 @@ class ModelTable(Callback):
         """Print the table before a strategy shards the parameters."""
         if stage != "fit" or not trainer.is_global_zero:
             return
-        numbers = [Column(name, justify="right") for name in ("parameters", "trained")]
+        numbers = [Column(name, justify="right") for name in ("parameters", "trainable")]
         table = Table("part", "class", *numbers, box=None, pad_edge=False)
         others = [(name, part) for name, part in pl_module.named_children() if name != "encoders"]
         for name, part in [*pl_module.encoders.named_children(), *others]:  # type: ignore[union-attr]
@@ -127,12 +127,13 @@ def _parameter_counts(part: nn.Module) -> tuple[str, str]:
     return get_human_readable_count(total), get_human_readable_count(trained)
 
 
-def console_callbacks(trainer: Any) -> list[Callback]:
+def console_callbacks(trainer_arguments: Any) -> list[Callback]:
     """Return the model table and the progress bar, unless the Trainer's arguments disable or replace them."""
-    user_callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+    user_callbacks = trainer_arguments.callbacks
+    user_callbacks = user_callbacks if isinstance(user_callbacks, list) else [user_callbacks]
     candidates: list[tuple[Callback, type[Callback], bool | None]] = [
-        (ModelTable(), ModelSummary, trainer.enable_model_summary),
-        (ProgressBar(), LightningProgressBar, trainer.enable_progress_bar),
+        (ModelTable(), ModelSummary, trainer_arguments.enable_model_summary),
+        (ProgressBar(), LightningProgressBar, trainer_arguments.enable_progress_bar),
     ]
     return [
         callback
@@ -142,7 +143,7 @@ def console_callbacks(trainer: Any) -> list[Callback]:
 
 
 def print_results(result: dict[str, Any], path: Path | None) -> None:
-    """Print the content of ``metrics.json`` as a table, the path of that file, and the path of the checkpoint."""
+    """Print the results of a run as a table, and the paths of ``metrics.json`` and of the checkpoint."""
     samples = ", ".join(f"{count} {split}" for split, count in result["samples"].items())
     console = Console()
     console.print(f"{result['command']}: {samples} samples, {result['seconds']:.0f} s", highlight=False)

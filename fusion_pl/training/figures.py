@@ -41,9 +41,10 @@ def plot_confusion_matrix(confusion: Int[Tensor, "C C"], classes: list[str], tit
 
 
 def plot_missing_inputs(accuracies: Mapping[str, float], inputs: Sequence[str], title: str) -> Figure | None:
-    r"""Plot the expected accuracy against the share q of missing cells: one line per input, and one for all inputs.
+    r"""Plot the expected accuracy against the share q of missing cells.
 
-    Return None if no accuracy without one of the inputs was measured.
+    The figure has one line per input, whose cells are missing, and one line for missing cells of all inputs. Return
+    None if no accuracy without one of the inputs was measured.
 
     If cells of input m are missing at random, a sample is classified with all inputs with probability 1 - q and
     without m with probability q, so the expectation is :math:`(1 - q)\, a_{all} + q\, a_{-m}`. If cells of every

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-# Number of parameters below which overheads (conversion to bfloat16, thread synchronization) dominate a step.
+# In a training step of a smaller model, overheads (conversion to bfloat16, synchronisation of threads) dominate.
 SMALL_MODEL_PARAMETERS = 5_000_000
 # Options of the C function mallopt, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -27,9 +27,9 @@ def choose_precision(model: nn.Module, accelerator: str = "auto") -> str:
         return "32-true"
     precision = "32-true"
     if not supported:
-        reason = f"this {device} has no bfloat16 units (--trainer.precision bf16-mixed to use it anyway)"
+        reason = f"this {device} does not compute in bfloat16 (--trainer.precision bf16-mixed to use it anyway)"
     elif _is_small_model(model):
-        reason = "the model is too small to gain from bfloat16 (--trainer.precision bf16-mixed)"
+        reason = "bfloat16 is not faster for a small model (--trainer.precision bf16-mixed to use it anyway)"
     else:
         precision = "bf16-mixed"
         reason = f"faster on this {device} (--trainer.precision 32-true to disable)"
@@ -41,7 +41,7 @@ def choose_num_threads(model: nn.Module, num_workers: int) -> int:
     """Choose the number of threads on a CPU, and log the choice.
 
     A second thread does not speed up the short steps of a small model, and threads that share cores with data loader
-    workers are several times slower. For a small model, one core per worker is therefore left unused by threads.
+    workers are several times slower. A small model therefore leaves one core to each worker.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not _is_small_model(model):
@@ -56,7 +56,7 @@ def _is_small_model(model: nn.Module) -> bool:
 
 
 def reuse_freed_memory() -> bool:
-    """Let glibc reuse freed memory in the next step, and return whether it does.
+    """Let glibc reuse freed memory in the next training step, and return whether this is supported.
 
     Each step on a CPU allocates the same large tensors. By default, glibc returns their memory to the operating system,
     which zeroes it when it is allocated again. For a convolutional network this takes a third of the training time.

@@ -25,7 +25,7 @@ STOPPING_MESSAGE = "Stopping after this step; press Ctrl-C again to stop at once
 
 
 class StoppedBySignal(BaseException):
-    """Raised when a signal stops the command; Lightning would exit with code 1 on a ``KeyboardInterrupt``."""
+    """Raised when a signal stops the command; on a ``KeyboardInterrupt`` instead, Lightning would exit with code 1."""
 
     def __init__(self, signum: int, message: str = "Stopped; nothing was saved.") -> None:
         super().__init__(message)
@@ -47,7 +47,7 @@ class StopSignals:
 
     @contextmanager
     def handle_signals(self) -> Iterator[None]:
-        """Handle the signals within the context, except those that the process ignores, as background commands do."""
+        """Handle the signals within the context, except signals that the process ignores, such as in the background."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -67,7 +67,7 @@ class StopSignals:
                 sys.unraisablehook = hook
 
     def receive(self, signum: int, frame: FrameType | None = None) -> None:
-        """Raise ``StoppedBySignal``, or store a deferred signal; exit at once if it was raised before."""
+        """Raise ``StoppedBySignal``, or store a deferred signal; after ``StoppedBySignal`` was raised, exit at once."""
         if os.getpid() != self.pid:  # a new loader worker, forked with this handler
             if signum == signal.SIGTERM:
                 os._exit(1)
@@ -150,7 +150,7 @@ class SaveWhenStopped(Callback):
         was_training, self.signals.is_deferred = self.signals.is_deferred, False
         if isinstance(exception, StoppedBySignal) and trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGTERM)  # child processes that did not receive the signal
-        if not was_training or trainer.global_step == 0:  # nothing trained, or a resumed run not restored yet
+        if not was_training or trainer.global_step == 0:  # nothing is trained, or the checkpoint is not restored yet
             return
         if isinstance(exception, (KeyboardInterrupt, StoppedBySignal, DiskFullError, DivergedError)):
             return
@@ -171,8 +171,8 @@ def is_rank_zero() -> bool:
 def exit_code(signum: int) -> int:
     """Return 128 + signum, the shell's exit code after a signal; 0 for ranks above 0 of a process group.
 
-    Lightning kills rank 0 as soon as another process fails. Ranks above 0 therefore report no failure while rank 0
-    shuts down, but do while rank 0 still waits for them to join the process group.
+    Lightning kills rank 0 as soon as another process fails. Ranks above 0 therefore report no failure after they have
+    joined the process group, so that rank 0 can save; before, they report it, because rank 0 waits for them.
     """
     has_joined = distributed.is_available() and distributed.is_initialized()
     return 0 if has_joined and not is_rank_zero() else 128 + signum

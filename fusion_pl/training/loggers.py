@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-LOG_INTERVAL = 50  # in steps; Lightning's default
+LOG_INTERVAL = 50  # number of steps; Lightning's default
 
 
 class TensorBoard(TensorBoardLogger):

@@ -19,13 +19,13 @@ class Loss:
     """Cross-entropy of the fusion head's prediction and, optionally, of an auxiliary head per input.
 
     Args:
-        label_smoothing: share of the target probability that is spread over all classes, in [0, 1).
+        label_smoothing: share of the target probability that is distributed over all classes, in [0, 1).
         class_weights: one weight per class, or ``balanced`` for the inverse class frequency in the training split.
         auxiliary_weight: weight of the sum of the auxiliary losses, 0 or more. Above 0, each input has an auxiliary
-            head: a linear classifier on its embedding, used in training only. Each encoder then learns to classify,
-            even if another input learns faster.
+            head: a linear classifier on its embedding, used in training only, so that each encoder learns to classify
+            even if the encoder of another input learns faster.
             Source: the multi-task form of "What Makes Training Multi-modal Classification Networks Hard?",
-            arXiv:1905.12681, with one weight for all inputs instead of estimated ones.
+            arXiv:1905.12681, with one weight for all inputs instead of an estimated weight per input.
 
     Raises:
         UserError: if a value is out of range.
@@ -60,13 +60,13 @@ class Loss:
         total: Tensor | int = len(target)
         if weights is not None:
             total = weights[target].sum()
-            total = total.where(total > 0, 1.0)  # if all weights in the batch are 0
+            total = total.where(total > 0, 1.0)  # avoids 0 / 0 if all weights in the batch are 0
 
         def cross_entropy(logits: Tensor, mask: Tensor | None = None) -> Tensor:
             losses = F.cross_entropy(
                 logits.float(), target, weights, label_smoothing=self.label_smoothing, reduction="none"
             )
-            # A sum of masked losses: a batch without this input has loss 0, and every parameter has a gradient.
+            # Masked losses stay in the sum as zeros: a batch without the input still has a gradient of each parameter.
             masked = losses if mask is None else losses.masked_fill(~mask, 0.0)
             return masked.sum() / total
 

@@ -65,7 +65,7 @@ class WarmupCosine(LRScheduler):
         """
         if not 0 <= total_steps < math.inf:
             raise UserError(
-                "the length of the training is unknown (trainer.max_epochs is -1, or the loader has no length), but "
+                "the number of training steps is unknown (trainer.max_epochs is -1, or the loader has no length), but "
                 "the learning rate schedule depends on it: give trainer.max_steps, or "
                 "model.lr_scheduler.init_args.total_steps"
             )
@@ -79,16 +79,16 @@ class WarmupCosine(LRScheduler):
 
 
 def parameter_ndims(model: nn.Module) -> dict[str, int]:
-    """Return the number of dimensions of each parameter, by its name without wrapper prefixes."""
+    """Return a dictionary from parameter name, without the prefixes of wrappers, to number of dimensions."""
     return {WRAPPERS.sub("", name): parameter.ndim for name, parameter in model.named_parameters()}
 
 
 def parameter_groups(
     pretrained: Iterable[nn.Module], model: nn.Module, lr_factor: float, known_ndims: Mapping[str, int] | None = None
 ) -> list[dict[str, Any]]:
-    """Split the trainable parameters into groups: pretrained or new, with or without weight decay.
+    """Split the trainable parameters into groups: pretrained or not, with or without weight decay.
 
-    Norms and biases (one-dimensional parameters) have no weight decay. Every group has the option ``lr_factor``.
+    Norms and biases (one-dimensional parameters) have no weight decay. Every group has a key ``lr_factor``.
 
     Args:
         pretrained: encoders with pretrained weights.
@@ -107,8 +107,8 @@ def parameter_groups(
             continue
         if full_name.endswith("_flat_param"):
             raise UserError(
-                "the strategy joins parameters that decay with ones that do not: leave use_orig_params out of "
-                "trainer.strategy.init_args, or set it to true"
+                "the strategy joins parameters with and without weight decay: set use_orig_params in "
+                "trainer.strategy.init_args to true, or remove it"
             )
         name = "pretrained" if id(parameter) in pretrained_ids else "new"
         group: dict[str, Any] = {"params": [], "lr_factor": lr_factor if name == "pretrained" else 1.0}
@@ -122,7 +122,7 @@ def parameter_groups(
 def enable_fused_optimizer(optimizer: Optimizer) -> None:
     """Enable PyTorch's fused optimizer for parameters on a CPU, unless the user sets the option, and log it.
 
-    On a CPU the default implementation reads every parameter a dozen times; on a GPU it is fast already.
+    On a CPU the default implementation reads every parameter a dozen times. On a GPU it is fast.
     """
     for group in optimizer.param_groups:
         on_cpu = all(parameter.device.type == "cpu" for parameter in group["params"])

@@ -63,12 +63,12 @@ class WriteResults(Callback):
     on_validation_epoch_end = on_test_epoch_end = _compute_per_class
 
     def _add_result(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Store a validation result of ``fit`` with its step; write the result of ``validate`` or ``test``."""
+        """Store the validation result and the step in ``fit``; write the result in ``validate`` and ``test``."""
         if trainer.sanity_checking:
             return
         prefix = f"{evaluation_stage(trainer)}/"
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
-        defined = {name: value for name, value in metrics.items() if not math.isnan(value)}  # NaN without samples
+        defined = {name: value for name, value in metrics.items() if not math.isnan(value)}  # NaN = no samples
         result = {"metrics": defined, "per_class": self.per_class, "samples": self.samples}
         if trainer.state.fn != "fit":
             self._write(trainer, result)
@@ -79,7 +79,7 @@ class WriteResults(Callback):
     on_validation_end = on_test_end = _add_result
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Update the callback's state in the checkpoint, so that the best checkpoint has its own result."""
+        """Store the best validation result in the checkpoint; for the best checkpoint, it is the latest result."""
         self._update_best_result(trainer)
         checkpoint["callbacks"][self.state_key] = self.state_dict()
 
@@ -126,7 +126,7 @@ class WriteResults(Callback):
 
 
 def _validate_result(result: Any) -> dict[str, Any]:
-    """Return a validated result from a checkpoint, or an empty one if its structure is invalid."""
+    """Return a result from a checkpoint if it has the expected structure, otherwise an empty dictionary."""
     try:
         return {
             "metrics": {

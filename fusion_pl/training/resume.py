@@ -26,16 +26,16 @@ TRAINING_PROGRESS, VALIDATION_PROGRESS = "epoch_loop.batch_progress", "epoch_loo
 class CheckTrainingState(Callback):
     """Check the training state of a checkpoint before Lightning and torch restore it.
 
-    States of callbacks, loops, optimizers and schedules must have the types, shapes and lengths of this run, and finite
-    numbers; other keys are removed. A callback's files are used only if they are in the folder of the run. An
-    interrupted validation is repeated.
+    The states of callbacks, loops, optimizers and schedules must have the same types, shapes and lengths as in this
+    run, and finite numbers; unknown keys are removed. Files in the state of a callback are used only if they are in the
+    checkpoint folder of this run. If the checkpoint was saved during a validation, the validation is repeated.
     """
 
     def __init__(self) -> None:
         self._checkpoint: dict[str, Any] | None = None
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Check loops and callbacks; most strategies create optimizers and schedules later."""
+        """Check loops and callbacks; optimizers and schedules are checked in ``on_fit_start``, when they exist."""
         checkpoint.pop("native_amp_scaling_state", None)  # written by early versions of Lightning
         if trainer.state.fn != TrainerFn.FITTING:  # validate and test use only the model weights
             for part in STATE_TYPES:
@@ -44,13 +44,14 @@ class CheckTrainingState(Callback):
             return
         if any(part not in checkpoint for part in STATE_TYPES):
             raise UserError(
-                f"fit cannot resume from {trainer.ckpt_path}: it has the weights alone, without the training state; "
-                "give --ckpt_path last, or the last.ckpt beside it (of a run without checkpoint.save_weights_only)"
+                f"fit cannot resume from {trainer.ckpt_path}: it contains only the model weights, not the training "
+                "state: pass --ckpt_path last, or the path of a last.ckpt (of a run without "
+                "checkpoint.save_weights_only)"
             )
         with _convert_to_user_error(trainer):
             for part, kind in STATE_TYPES.items():
                 if not isinstance(checkpoint[part], kind):
-                    raise InvalidStateError(f"{part} is no {kind.__name__}")
+                    raise InvalidStateError(f"{part} is not a {kind.__name__}")
             check_loops(trainer, checkpoint)
             check_callbacks(trainer, checkpoint)
             precision = trainer.precision_plugin
@@ -81,10 +82,11 @@ def _convert_to_user_error(trainer: Trainer) -> Iterator[None]:
         yield
     except InvalidStateError as error:
         if isinstance(error, states.MismatchError):
-            problem = f"it {error}: give the optimizer and the lr_scheduler of that run's config.yaml"
+            problem = f"it {error}: use the optimizer and the lr_scheduler of that run's config.yaml"
         else:
             problem = (
-                f"its {error}; it is damaged, or from a run with another configuration: give that run's config.yaml"
+                f"its {error}; the file is damaged, or from a run with another configuration: use the config.yaml of "
+                "that run"
             )
         raise UserError(
             f"fit cannot resume from {trainer.ckpt_path}: {problem}, or train from the start without --ckpt_path"
@@ -117,8 +119,8 @@ def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     max_epochs = trainer.max_epochs
     if max_epochs is not None and -1 < max_epochs < trained_epochs:
         raise UserError(
-            f"{trainer.ckpt_path} is trained for {trained_epochs} epochs, and trainer.max_epochs is {max_epochs}: give "
-            "--trainer.max_epochs a larger number"
+            f"{trainer.ckpt_path} is trained for {trained_epochs} epochs, and trainer.max_epochs is {max_epochs}: pass "
+            "a larger --trainer.max_epochs"
         )
     if validated:
         _check_not_finished(trainer, trained_epochs, step)
@@ -138,7 +140,7 @@ def _check_not_finished(trainer: Trainer, epochs: int, steps: int) -> None:
     if not trainer.strategy.broadcast(without_results):
         raise UserError(
             f"nothing is left to train: {trainer.ckpt_path} has reached trainer.{limit} ({getattr(trainer, limit)}); "
-            f"give --trainer.{limit} a larger number"
+            f"pass a larger --trainer.{limit}"
         )
 
 
@@ -149,7 +151,7 @@ def check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         key = callback.state_key
         state = checkpoint["callbacks"].get(key, {})
         if not isinstance(state, dict):
-            raise InvalidStateError(f"state of {key} is {describe(state)}, expected a table")
+            raise InvalidStateError(f"state of {key} is {describe(state)}, expected a dictionary")
         if not state:
             continue
         if isinstance(callback, ModelCheckpoint):
@@ -166,10 +168,10 @@ def check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 
 
 def _check_model_checkpoint(callback: ModelCheckpoint, state: dict[str, Any]) -> dict[str, Any]:
-    """Return the state of a ``ModelCheckpoint`` with the checkpoint files that exist in the run's own folder.
+    """Return the state of a ``ModelCheckpoint``, reduced to checkpoint files in the checkpoint folder of this run.
 
-    Only file names are read from the state, not folders: the run may have been moved, and Lightning would delete the
-    worst checkpoint at its old path.
+    Folders in the state are ignored, because the run may have been moved, and Lightning would delete the worst
+    checkpoint at the old path.
     """
     key = type(callback).__name__
     folder = Path(str(callback.dirpath))
@@ -182,7 +184,7 @@ def _check_model_checkpoint(callback: ModelCheckpoint, state: dict[str, Any]) ->
 
     for part in ("best_k_models", "losses"):
         if not isinstance(state.setdefault(part, {}), dict):
-            raise InvalidStateError(f"{part} of {key} is {describe(state[part])}, expected a table")
+            raise InvalidStateError(f"{part} of {key} is {describe(state[part])}, expected a dictionary")
     scores = {
         local_path(path): torch.tensor(float(check_number(score, f"score of {key}", allow_infinite=True)))
         for path, score in state["best_k_models"].items()

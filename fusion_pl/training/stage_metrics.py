@@ -15,14 +15,14 @@ from torchmetrics import Metric
 from fusion_pl.metrics import classification_metrics, confusion_matrix, subsets
 from fusion_pl.types import Batch, Encoded, Fused
 
-MANY_INPUTS = 5  # models with fewer inputs are evaluated on every subset of the inputs
+MANY_INPUTS = 5  # models with fewer inputs are evaluated with every subset of their inputs
 
 
 class Mean(Metric):
-    """Mean over samples; NaN without samples, and if any value is NaN.
+    """Mean over samples; NaN if there are no samples or any value is NaN.
 
-    Processes exchange sums and counts. Lightning's mean of logged numbers truncates uneven counts over processes, and
-    torchmetrics' ``MeanMetric`` either ignores NaN or ignores the weights.
+    Processes exchange sums and counts, so that the mean is exact. Lightning's mean of logged numbers is not exact if
+    processes have different counts, and torchmetrics' ``MeanMetric`` either ignores NaN or ignores the weights.
     """
 
     total: Tensor
@@ -35,7 +35,7 @@ class Mean(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, total: Tensor, count: Tensor | int) -> None:
-        """Add the sum of the values of a batch, and their number."""
+        """Add the sum and the number of the values of a batch."""
         self.total += total
         self.count += count
 
@@ -67,7 +67,7 @@ class StageMetrics(nn.Module):
         self.layer_weights = nn.ModuleDict({key: Mean() for key in layer_keys})
 
     def update(self, fused: Fused, encoded: Mapping[str, Encoded], batch: Batch) -> dict[str, Metric]:
-        """Update the metrics with a batch, and return the updated ones by name, for logging.
+        """Update the metrics with a batch, and return the updated metrics by name, for logging.
 
         The loss is the cross-entropy without label smoothing and class weights, so that runs can be compared. The
         weight of an input is averaged over all samples and is 0 if the input is missing; the weight of a hidden layer
@@ -94,7 +94,7 @@ class StageMetrics(nn.Module):
         return metrics
 
     def update_subset(self, subset: Sequence[str], fused: Fused, batch: Batch) -> dict[str, Metric]:
-        """Update the accuracy for a subset of the inputs with a batch; count samples with any input of the subset."""
+        """Update the accuracy for a subset of the inputs; count only samples that have an input of the subset."""
         assert batch.target is not None
         has_any = torch.stack([batch.present[name] for name in subset]).any(0)
         correct = (fused.logits.argmax(-1) == batch.target) & has_any

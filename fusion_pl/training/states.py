@@ -1,4 +1,4 @@
-"""Compare parts of the training state of a checkpoint with the state of this run."""
+"""Check parts of the training state in a checkpoint by comparison with the state of this run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MAX_COUNT = 2**53  # largest number of steps, batches or epochs
 MAX_DEPTH, MAX_VALUES = 20, 5_000_000  # nesting depth and number of values in the state of a callback
 # Optimizer options that depend on the hardware of this run.
 HARDWARE_OPTIONS = {"fused", "foreach", "capturable", "differentiable"}
-CURRENT_OPTIONS = HARDWARE_OPTIONS | {"params", "lr_factor"}  # never restored from a checkpoint
-INVALID_OPTIMIZER_STATE = "optimizer's state is no table of parameters and groups"
+CURRENT_OPTIONS = HARDWARE_OPTIONS | {"params", "lr_factor"}  # options of this run, never those of a checkpoint
+INVALID_OPTIMIZER_STATE = "optimizer's state is not a dictionary of parameters and groups"
 
 
 class InvalidStateError(Exception):
@@ -41,8 +41,8 @@ def match_template(value: Any, template: Any, name: str) -> Any:
     Strings and other objects are copied from the template, not from the checkpoint.
 
     Raises:
-        InvalidStateError: if a type, shape or length differs, or a number is not finite; it may be infinite if the
-            template's number is infinite.
+        InvalidStateError: if a type, shape or length differs, or a number is NaN, or infinite while the template's
+            number is finite.
     """
     if isinstance(template, dict):
         return _match_values(value, template, name, match_template)
@@ -65,7 +65,7 @@ def match_template(value: Any, template: Any, name: str) -> Any:
 def _match_values(value: Any, template: dict[Any, Any], name: str, match: Callable[..., Any]) -> dict[Any, Any]:
     """Match the values of a dictionary; missing values are taken from the template."""
     if not isinstance(value, Mapping):
-        raise InvalidStateError(f"{name} is {describe(value)}, expected a table")
+        raise InvalidStateError(f"{name} is {describe(value)}, expected a dictionary")
     return {
         key: match(value[key], default, f"{name}.{key}") if key in value else default
         for key, default in template.items()
@@ -73,7 +73,7 @@ def _match_values(value: Any, template: dict[Any, Any], name: str, match: Callab
 
 
 def check_number(value: Any, name: str, allow_infinite: bool = False) -> int | float:
-    """Return a finite number, or also an infinite one if ``allow_infinite``; a one-element tensor is converted."""
+    """Return a number, or the number in a one-element tensor; raise an ``InvalidStateError`` for any other value."""
     if isinstance(value, Tensor) and value.numel() == 1 and value.layout == torch.strided and not value.is_meta:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -88,7 +88,7 @@ def check_number(value: Any, name: str, allow_infinite: bool = False) -> int | f
 
 
 def _match_tensor(value: Any, template: Tensor, name: str) -> Tensor:
-    """Return a copy of a tensor with the memory layout of the template."""
+    """Return a copy of a tensor from a checkpoint, with the memory layout of the template."""
     if not isinstance(value, Tensor):
         value = torch.tensor(check_number(value, name, allow_infinite=True))
     expected = (template.shape, template.layout, template.is_complex())
@@ -96,7 +96,7 @@ def _match_tensor(value: Any, template: Tensor, name: str) -> Tensor:
         raise InvalidStateError(f"{name} has shape {tuple(value.shape)}, expected {tuple(template.shape)}")
     infinite = template.numel() == 1 and bool(template.isinf())
     if value.isnan().any() or not (infinite or value.isfinite().all()):
-        raise InvalidStateError(f"{name} holds numbers that are not finite")
+        raise InvalidStateError(f"{name} contains numbers that are not finite")
     return torch.empty_like(template, requires_grad=False).copy_(value)
 
 
@@ -114,7 +114,7 @@ def describe(value: Any) -> str:
 
 
 def check_counters(value: Any, template: Any, name: str) -> Any:
-    """Return nested dictionaries of counts and booleans with the keys of a template."""
+    """Return nested dictionaries of counts and booleans from a checkpoint, with the keys of a template."""
     if isinstance(template, dict):
         return _match_values(value, template, name, check_counters)
     if type(value) is not type(template) or not 0 <= value <= MAX_COUNT:
@@ -123,7 +123,7 @@ def check_counters(value: Any, template: Any, name: str) -> Any:
 
 
 def check_callback_state(value: Any, name: str) -> None:
-    """Raise an ``InvalidStateError`` for NaN, huge integers or too deep nesting in the state of a callback."""
+    """Raise an ``InvalidStateError`` if a callback's state contains NaN or huge integers, or is nested too deeply."""
     try:
         for _, item in walk(value, MAX_DEPTH, MAX_VALUES):
             if isinstance(item, (int, float)) and not isinstance(item, bool):
@@ -165,7 +165,7 @@ def check_optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
         restored = {key: value for key, value in group.items() if key not in CURRENT_OPTIONS}
         absent = set(optimizer.defaults) - HARDWARE_OPTIONS - set(old)
         unknown = set(old) - HARDWARE_OPTIONS - set(group)
-        if absent and unknown:  # a state of another torch version has only one of the two
+        if absent and unknown:  # another version of torch adds or removes options, but does not do both
             raise MismatchError("optimizer", optimizer, unknown)
         options = group | match_template({key: old[key] for key in restored if key in old}, restored, "optimizer")
         checked["param_groups"].append(options | {"params": list(range(first, first + len(names)))})
@@ -185,7 +185,7 @@ def check_optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
                 key: match_template(state[key], value, f"optimizer's {key}") for key, value in template.items()
             }
             other_keys = state.keys() - template.keys()
-            if (absent or unknown) and other_keys:  # with equal options, a later step may have added them
+            if (absent or unknown) and other_keys:  # with equal options, a later step may have added the keys
                 raise MismatchError("optimizer", optimizer, other_keys)
         first += len(names)
     return checked
@@ -200,7 +200,7 @@ def check_schedule_state(schedule: Any, saved: Any) -> Any:
     template = schedule.state_dict()
     if isinstance(saved, dict):
         different = {key for key in set(template) ^ set(saved) if isinstance(key, str) and not key.startswith("_")}
-        different -= {"total_steps", *dir(type(schedule))}  # saved by earlier versions; names of methods
+        different -= {"total_steps", *dir(type(schedule))}  # saved by earlier versions of fusion-pl; names of methods
         if different:
             raise MismatchError("learning rate schedule", schedule, different & set(saved) or {"other settings"})
     return match_template(saved, template, "schedule")
@@ -209,9 +209,9 @@ def check_schedule_state(schedule: Any, saved: Any) -> Any:
 def state_after_step(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
     """Return the optimizer state of a parameter after a step on zeros.
 
-    The state has the names, shapes and types of a real state. The optimizer itself is not changed.
+    The result has the names, shapes and types of the state after a real step. The optimizer is not changed.
     """
-    if parameter in optimizer.state:  # some optimizers create it before the first step
+    if parameter in optimizer.state:  # some optimizers create the state before the first step
         return dict(optimizer.state[parameter])
     zeros = torch.zeros_like(parameter, requires_grad=True)
     zeros.grad = torch.zeros_like(zeros)

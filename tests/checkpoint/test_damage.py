@@ -44,7 +44,7 @@ DAMAGED = {
     "a tokenizer that is a list": (put(*TOKENIZER, b"[1]"), "not a JSON object"),
     "an odd property": (
         setting(*TOKENIZER, added_tokens=[{"id": 0, "content": "a", "\x1b[2J": 1}]),
-        "a token has prop",
+        "a token has a prop",
     ),
     "nested JSON": (put("image", "config.json", b'{"a":' * 100_000), "cannot be used"),
     "5000 digits": (put("image", "config.json", b'{"a": ' + b"9" * 5000 + b"}"), "cannot be used"),
@@ -92,7 +92,7 @@ def test_a_tokenizer_of_another_model_is_refused(full, tmp_path):
         Predictor.from_checkpoint(tmp_path / "x", device="cpu").predict({"text": "a cat " + "a" * 28 + "!"})
 
     model = json.loads(full["fusion_pl"]["files"]["text"]["tokenizer.json"])["model"]
-    with pytest.raises(UserError, match="gives token 4294967295, and the model knows 0 to 63"):
+    with pytest.raises(UserError, match="returns token 4294967295, but the model has tokens 0 to 63"):
         predict(model=model | {"vocab": model["vocab"] | {"cat": 2**32 - 1}})
     with pytest.raises(UserError, match=r"cannot process a text: .*Missing \[UNK\]"):
         predict(model=model | {"unk_token": "[NO]"})

@@ -68,14 +68,17 @@ LARGE = {
     "a huge vocabulary": (setting("text", "config.json", vocab_size=10**7), "a larger model"),
     "a large picture": (setting("image", "config.json", image_size=30_000), "a larger model"),
     "huge pictures": (setting("image", "preprocessor_config.json", size={"height": 10**6, "width": 10**6}), "size is"),
-    "long clips": (setting("audio", "preprocessor_config.json", chunk_length=10**6), "a clip would become larger"),
+    "long clips": (
+        setting("audio", "preprocessor_config.json", chunk_length=10**6),
+        "the longest clip or its spectrogram is larger",
+    ),
     "a fine spectrogram": (setting("audio", "preprocessor_config.json", n_fft=60_000), "is inconsistent"),
     "a slow spectrogram": (setting("audio", "preprocessor_config.json", hop_length=1), "is inconsistent"),
     "a normalizer": (setting(*TOKENIZER, normalizer=replacing("a" * 1000, 1)), "lengthens a text"),
     "many normalizers": (setting(*TOKENIZER, normalizer=replacing("aaaaaaa", 20)), "lengthens a text"),
     "a table of 4 GB": (
         setting(*TOKENIZER, normalizer={"type": "Precompiled", "precompiled_charsmap": CHARSMAP}),
-        "table is cut off",
+        "table is truncated",
     ),
     "a template": (file(*TOKENIZER, template), "adds more than"),
     "a stretched weight": (

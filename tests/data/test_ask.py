@@ -111,4 +111,4 @@ def test_setup_prints_the_best_accuracy_of_the_models_inputs(tmp_path, caplog):
             caplog.clear()
             data.setup("fit")
         assert f"The inputs of this model allow an accuracy of at most {best}" in caplog.text
-        assert "one input 25.0%, two 50.0%" in caplog.text
+        assert "one input at most 25.0%, two at most 50.0%" in caplog.text

@@ -93,7 +93,7 @@ def test_invalid_hidden_layers_are_refused(folder):
 def test_combined_hidden_layers(named, combine):
     name, folder = named
     if combine == "pyramid" and name not in (*CONVOLUTIONAL, "swin"):
-        with pytest.raises(UserError, match="has sequences, and a pyramid needs feature maps"):
+        with pytest.raises(UserError, match="are sequences, and a pyramid needs feature maps"):
             ImageEncoder(str(folder), hidden_layers=[0, -1], combine=combine)
     else:
         contract.check_combined_hidden_layers(ImageEncoder, folder, PICTURES, combine)
@@ -191,7 +191,7 @@ def test_architecture_without_a_processor(vit, tmp_path):
 def test_image_size_smaller_than_a_patch_is_refused(vit):
     with pytest.raises(UserError, match="image_size: 4 is smaller than one patch"):
         ImageEncoder(str(vit), image_size=4)
-    with pytest.raises(UserError, match="image_size: 0 is not a number of pixels"):
+    with pytest.raises(UserError, match="image_size is 0, expected a number of pixels"):
         ImageEncoder(str(vit), image_size=0)
 
 

@@ -88,5 +88,5 @@ def test_a_pyramid_adds_the_coarse_map_to_the_fine_one():
 
 @pytest.mark.parametrize("hidden_layers", [[2, 0], [-1, 0], [1, 1], [2, -1]])
 def test_hidden_layers_go_from_the_input_to_the_output(hidden_layers):
-    with pytest.raises(UserError, match="must go from the input to the output, each layer once"):
+    with pytest.raises(UserError, match="must be in ascending order"):
         build_layer_mixing("a model", hidden_layers, "sum", [4, 4, 4], has_feature_maps=False)

@@ -91,7 +91,7 @@ def test_combined_hidden_layers(folder, combine):
 
 def test_pyramid_of_sequences_is_refused(bert):
     with pytest.raises(
-        UserError, match="has sequences, and a pyramid needs feature maps: choose concat, sum or attention"
+        UserError, match="are sequences, and a pyramid needs feature maps: choose concat, sum or attention"
     ):
         TextEncoder(str(bert), hidden_layers=[0, 1], combine="pyramid")
 
@@ -146,7 +146,7 @@ def test_missing_folder(tmp_path):
 
 
 def test_folder_without_configuration(tmp_path):
-    with pytest.raises(MissingFileError, match=r"holds no config\.json: .*hf download NAME --local-dir"):
+    with pytest.raises(MissingFileError, match=r"contains no config\.json: .*hf download NAME --local-dir"):
         TextEncoder(str(tmp_path))
 
 
@@ -187,7 +187,7 @@ def test_unknown_pooling(bert, monkeypatch):
 
 
 def test_max_tokens_below_one(bert):
-    with pytest.raises(UserError, match="max_tokens: 0 is not a number of tokens"):
+    with pytest.raises(UserError, match="max_tokens is 0, expected at least 1"):
         TextEncoder(str(bert), max_tokens=0)
 
 

@@ -195,7 +195,7 @@ def loops(checkpoint):
             ),
             "is 'x', expected",
         ),
-        (lambda c: c.pop("optimizer_states"), "it has the weights alone, without the training state"),
+        (lambda c: c.pop("optimizer_states"), "it contains only the model weights, not the training"),
     ],
 )
 def test_a_manipulated_state_is_one_sentence(again, change, message, capsys):

@@ -74,7 +74,7 @@ def test_a_resumed_optimizer_gives_the_same_steps(name):
         (lambda s: s["state"][1].update(exp_avg=torch.zeros(1)), r"exp_avg has shape \(1,\), expected \(2, 4\)"),
         (lambda s: s["state"][1].update(exp_avg=torch.zeros(2, 4, device="meta")), "exp_avg has shape"),
         (lambda s: s["state"][1].update(exp_avg=torch.zeros(2, 4).to_sparse()), "exp_avg has shape"),
-        (lambda s: s["state"][1]["exp_avg"].fill_(math.nan), "exp_avg holds numbers that are not finite"),
+        (lambda s: s["state"][1]["exp_avg"].fill_(math.nan), "exp_avg contains numbers that are not finite"),
         (lambda s: s["state"][1].update(step=[1]), "step is a list of 1"),
         (lambda s: s["state"][1].pop("exp_avg_sq"), "state has no exp_avg_sq"),
         (lambda s: s["state"].update({1: 3}), "no table"),
