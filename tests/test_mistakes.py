@@ -205,13 +205,13 @@ def test_every_number_out_of_its_range_is_refused(config, without_training, caps
         (
             "--model.lr_scheduler ReduceLROnPlateau",
             "model.lr_scheduler: several classes are called ReduceLROnPlateau: "
-            "give the whole path of one of them, torch.optim.lr_scheduler.ReduceLROnPlateau, lightning.",
+            "give the class path of one of them, torch.optim.lr_scheduler.ReduceLROnPlateau, lightning.",
         ),
-        ("--trainer.callbacks Timer", "which config.yaml cannot hold: give that option as text (for Timer"),
-        ("--trainer.callbacks+ Timer", "which config.yaml cannot hold: give that option as text (for Timer"),
+        ("--trainer.callbacks Timer", "which config.yaml cannot contain: set that option to text (for Timer"),
+        ("--trainer.callbacks+ Timer", "which config.yaml cannot contain: set that option to text (for Timer"),
         ("--model.fusion.dimm 3", "no option 'dimm' for model.fusion; did you mean dim?"),
         ("--model.encoders.text TinyTxt", "did you mean TinyText?"),
-        ("--model.encoders.photo.dim 8", "--model.encoders.photo.dim has no class: give one first"),
+        ("--model.encoders.photo.dim 8", "--model.encoders.photo.dim has no class: give a class first"),
         ("--data Manifest", "did you mean ManifestData?"),
         ("--model.loss.inputs 0.5", "no option 'inputs' for model.loss: it is called auxiliary_weight now"),
         (
@@ -276,7 +276,7 @@ def test_a_metric_that_the_head_does_not_have_is_refused(config, option, match, 
     ("arguments", "match"),
     [
         ("", "required: model.encoders, model.fusion, data; give --model.encoders"),
-        ("--data.manifest m.csv", "--data.manifest has no class: give one first such as --data ManifestData"),
+        ("--data.manifest m.csv", "--data.manifest has no class: give a class first, such as --data ManifestData"),
         ("--data ManifestData", "required: data.manifest; give --data.manifest"),
     ],
 )

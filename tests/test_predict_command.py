@@ -53,7 +53,7 @@ def test_a_missing_checkpoint_is_reported_with_the_searched_folder(again, capsys
 def test_existing_output_is_not_overwritten_without_the_option(again, capsys):
     Path("p.csv").write_text("mine")
     assert predict() == 2
-    assert "p.csv exists: give --overwrite to replace it, or another --output" in capsys.readouterr().err
+    assert "p.csv exists: pass --overwrite to replace it, or another --output" in capsys.readouterr().err
     assert Path("p.csv").read_text() == "mine"
     assert predict("--overwrite") == 0
     assert len(table()) == 36

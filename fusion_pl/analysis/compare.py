@@ -1,4 +1,4 @@
-"""``fusion-pl compare``: train every head and every single input with the same budget, and report the best."""
+"""``fusion-pl compare``, which trains every head and every single input with one configuration and reports the best."""
 
 from __future__ import annotations
 
@@ -89,5 +89,5 @@ def _check_fit_arguments(config: str, extra: list[str]) -> None:
     if count > 1:
         raise UserError(
             f"trainer.devices asks for {count} devices: set it to 1, since compare measures each run in one process, "
-            "and give --jobs for several runs at the same time, each on a device of its own"
+            "and pass --jobs for several runs at the same time, on separate devices"
         )

@@ -1,4 +1,4 @@
-"""Compute costs of a trained model: floating-point operations, latency, memory."""
+"""Measure the costs of a trained model: floating-point operations, latency and memory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ MIN_TIMING_SECONDS = 0.3  # minimum duration of each timing
 
 
 def measure_costs(model: FusionClassifier, batch: Batch) -> dict[str, Any]:
-    """Measure a forward pass and a training step: the fields ``flops`` to ``memory_mb`` of a ``RunResult``.
+    """Measure a forward pass and a training step, and return the fields ``flops`` to ``memory_mb`` of a ``RunResult``.
 
-    The batch has targets, and is on the same device as the model.
+    Args:
+        model: the trained model.
+        batch: batch with targets, on the same device as the model.
     """
 
     def loss() -> Tensor:
@@ -29,7 +31,7 @@ def measure_costs(model: FusionClassifier, batch: Batch) -> dict[str, Any]:
         loss().backward()  # type: ignore[no-untyped-call]
 
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    model.cache = None  # so that the encoders are measured, not the cache
+    model.cache = None  # with the cache, the encoders would not run
     model.eval()
     flops = count_flops(lambda: model(batch))
     with torch.inference_mode():
@@ -45,7 +47,7 @@ def measure_costs(model: FusionClassifier, batch: Batch) -> dict[str, Any]:
 
 
 def count_flops(call: Callable[[], object]) -> int:
-    """Count the floating-point operations of a call, with gradients: without them, the counter fails on views."""
+    """Count the floating-point operations of a call; gradients must be enabled, or the counter fails on views."""
     with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         call()
     return int(counter.get_total_flops())

@@ -1,4 +1,4 @@
-"""The folder of a comparison: the path of each run, and the stored results that can be compared."""
+"""The folder of a comparison, which contains the folder and the stored result of each run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_RUN_NAMES = 3  # maximum number of run names in a message
 
 
 def run_path(output: Path, run: Run) -> Path:
-    """Return the folder of a run: its name, with a suffix if that folder contains the result of another run."""
+    """Return the folder of a run; it has a suffix if the folder without suffix contains the result of another run."""
     path = output / "runs" / run.name
     result = _read_result(path / RESULT_FILE)
     if (result and result.key == run.key) or not (path / RESULT_FILE).exists():
@@ -26,7 +26,7 @@ def run_path(output: Path, run: Run) -> Path:
 
 
 def load_finished_result(output: Path, run: Run) -> RunResult | None:
-    """Return the stored result of a run; None if no result exists or the run failed."""
+    """Return the stored result of a finished run; None if there is no result or the run failed."""
     result = _read_result(run_path(output, run) / RESULT_FILE)
     return result if result and result.status == "done" and result.key == run.key else None
 

@@ -1,4 +1,4 @@
-"""Train and test a model like ``fusion-pl fit`` and ``test``, and measure what the report shows."""
+"""Train and test a model like ``fusion-pl fit`` and ``test``, and measure its accuracies and costs for the report."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG, its file name without suffix, and its caption."""
+    """An SVG image, its file name without suffix, and its caption."""
 
     name: str
     caption: str
@@ -52,13 +52,13 @@ class Section:
 
     @property
     def fence(self) -> str:
-        """Return the Markdown code fence: longer than any sequence of backticks in the commands."""
+        """Return a Markdown code fence, which is longer than any sequence of backticks in the commands."""
         text = "".join(comment + command for comment, command in self.commands)
         return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
 def render(kind: Literal["html", "md"], title: str, sections: Sequence[Section]) -> str:
-    """Render a page. HTML embeds the pictures; Markdown links to files in the folder ``pictures``."""
+    """Return a page as HTML, which contains the pictures, or as Markdown, which links to their files."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=select_autoescape(["html.jinja"]),

@@ -1,4 +1,4 @@
-"""The runs of a comparison and the configuration of each."""
+"""The runs of a comparison, and the configuration of each run."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def parse_heads(fusions: str) -> list[str]:
         if "." not in name and name not in known:
             raise UserError(
                 f"--fusions: there is no head {name!r}{did_you_mean(name, known)} "
-                f"(all, {', '.join(known)}, or the class path of your own)"
+                f"(all, {', '.join(known)}, or the class path of another head)"
             )
     if not names:
-        raise UserError("--fusions names no head: give all, or names with commas between them")
+        raise UserError("--fusions is empty: give all, or names of heads, separated by commas")
     return list(dict.fromkeys(name if "." in name else HEAD_PACKAGE + name for name in names))
 
 
@@ -94,7 +94,7 @@ def parse_input_sets(value: str, names: Sequence[str]) -> list[tuple[str, ...]]:
     options["subsets"] = subsets(names)
     for word in map(str.strip, value.split(",")):
         if word not in options:
-            raise UserError(f"--inputs: {word!r} is none of each, all, subsets (commas between them)")
+            raise UserError(f"--inputs: {word!r} is unknown, expected each, all or subsets, separated by commas")
         sets += options[word]
     return sorted(dict.fromkeys(sets), key=lambda inputs: (len(inputs) != len(names), len(inputs)))
 

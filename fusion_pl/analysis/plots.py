@@ -20,7 +20,7 @@ COST_LABELS = {"parameters": "trainable parameters", "latency_ms": "ms per batch
 def plot_accuracy_against_cost(rows: Sequence[Row], cost: Literal["parameters", "latency_ms"]) -> Figure | None:
     """Plot validation accuracy against a cost, with the Pareto front; None if no cost was measured.
 
-    The plot shows validation accuracy rather than test accuracy, because readers select a head with it.
+    The plot shows validation accuracy, not test accuracy, because readers use the plot to select a head.
     """
     points = {row.label: (100 * row.validation_accuracy.mean, row.costs[cost]) for row in rows if cost in row.costs}
     if not points:

@@ -1,4 +1,4 @@
-"""Record the validation and test samples of a run: only runs on the same samples can be compared."""
+"""Record the validation and test samples of a run, because only runs on the same samples can be compared."""
 
 from __future__ import annotations
 

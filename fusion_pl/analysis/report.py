@@ -24,7 +24,7 @@ TERM_EXPLANATIONS = (
         "best",
         "the row with the highest validation accuracy; the checkpoint of each run is selected on validation as well. "
         "The test split is used once per run, at its end. Only rows measured on the same validation and test samples "
-        "are ranked; the others have a table of their own",
+        "are ranked; the other rows are in a separate table",
     ),
     ("±", "the standard deviation over seeds; omitted for one seed"),
     (

@@ -87,9 +87,9 @@ class RunResult:
             if value is None or not 0 <= value <= 1:  # also false for NaN
                 raise UserError(f"{run} has {name} = {value}; expected an accuracy from 0 to 1")
         if not self.correct or set(self.correct) - {"0", "1"}:
-            raise UserError(f"{run} does not say by 0 and 1 which test samples were correct")
+            raise UserError(f"{run} has a field correct that is empty, or not a text of 0 and 1")
         if len(self.ids) != len(self.correct) or not self.validation_samples:
-            raise UserError(f"{run} does not say on which samples it was measured")
+            raise UserError(f"{run} has no validation samples, or not one id per test sample")
 
     @property
     def head(self) -> str:

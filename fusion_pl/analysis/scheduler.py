@@ -22,9 +22,13 @@ from fusion_pl.messages import escape_unprintable
 
 
 class Scheduler:
-    """Execute the runs that have no stored result yet, in ``jobs`` processes.
+    """Execute the runs that have no stored result yet.
 
-    ``output`` is the folder of the comparison; ``extra`` are further arguments of every ``fusion-pl fit``.
+    Args:
+        runs: Planned runs.
+        output: Folder of the comparison.
+        extra: Further arguments of every ``fusion-pl fit``.
+        jobs: Number of runs at the same time, each in a separate process.
     """
 
     def __init__(self, runs: Sequence[Run], output: Path, extra: Sequence[str], jobs: int) -> None:
@@ -72,8 +76,8 @@ class Scheduler:
                         retries.append(run)
                         continue
                     reason = (
-                        f"its process died ({result.cause}), and again with no other run beside it: if it ran out of "
-                        "memory, lower --data.batch_size"
+                        f"its process died ({result.cause}), and died again while no other run was active: if memory "
+                        "ran out, lower --data.batch_size"
                     )
                     result = RunResult(**identity_fields(run), status="failed", reason=reason)
                     result.write(run_path(self.output, run) / RESULT_FILE)

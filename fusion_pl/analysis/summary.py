@@ -99,7 +99,7 @@ def _mean_std(values: list[float]) -> MeanStd:
 
 
 def correct_predictions(result: RunResult) -> Shaped[NDArray[np.int64], " N"]:
-    """Return an array with 1 for each correctly classified test sample, else 0."""
+    """Return an array with one number per test sample: 1 if it is classified correctly, else 0."""
     return np.frombuffer(result.correct.encode(), dtype=np.uint8).astype(np.int64) - ord("0")
 
 
@@ -137,7 +137,7 @@ class Summary:
                 f"{best.test_samples[0]:,} test samples."
             )
         if self.unranked:
-            return "No two heads were measured on the same samples, so there is no best one."
+            return "No two heads were measured on the same samples, so there is no best head."
         return "No run finished, so there is nothing to compare."
 
 
@@ -164,10 +164,10 @@ def summarise(results: Sequence[RunResult], all_inputs: Sequence[str]) -> Summar
 
 
 def group_by_label(results: Sequence[RunResult], all_inputs: Sequence[str]) -> dict[str, list[RunResult]]:
-    """Group the results by label, in their order: one group per head and set of inputs.
+    """Group the results by label: one group per head and set of inputs, in the order of the results.
 
-    If two heads would share a label (two heads on the same subset of inputs, two classes with one name), the head or
-    its class path is added to the label.
+    If two heads would have the same label (two heads on the same subset of inputs, or two classes with the same name),
+    the name of the head or its class path is added to the label.
 
     Raises:
         UserError: If a head has two results with the same seed.

@@ -1,4 +1,4 @@
-"""A process pool for runs. If one process dies, the other runs continue."""
+"""A process pool for runs. If the process of a run dies, the other runs continue."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fusion_pl.analysis.result import RunResult
 from fusion_pl.processes import init_worker
 
 PROCESS_NAME = "fusion-pl run"
-EXIT_TIMEOUT = 5.0  # seconds; a process that closed its connection is killed after this time
+EXIT_TIMEOUT = 5.0  # time in seconds after which a process that has closed its connection is killed
 Job = Callable[[Run], RunResult]
 
 
@@ -129,7 +129,7 @@ def _block_sigint() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # starting it below would unblock the signal
+    resource_tracker.ensure_running()  # multiprocessing would start it below, and unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -18,9 +18,10 @@ from fusion_pl.checkpoint.convert import convert_checkpoint
 from fusion_pl.messages import error_reason, truncate
 from fusion_pl.types import MissingFileError, UserError
 
-MAX_PICKLE_SIZE = 2**28  # bytes of the pickle, which contains everything except tensors, such as tokenizers
-MAX_PICKLE_STEPS = 5_000_000  # opcodes; each can create an object of about 100 bytes
-# Globals that a pickle may name. torch.load(weights_only=True) also allows some that can allocate any amount of memory.
+MAX_PICKLE_SIZE = 2**28  # bytes of the pickle, which contains everything except tensors, such as tokenizer files
+MAX_PICKLE_STEPS = 5_000_000  # number of opcodes, each of which can create an object of about 100 bytes
+# Functions and classes that a pickle may use. torch.load(weights_only=True) allows more, with which a pickle could
+# allocate any amount of memory.
 ALLOWED_GLOBALS = {
     "collections OrderedDict",
     "collections Counter",
@@ -33,7 +34,7 @@ ALLOWED_GLOBALS = {
     "torch._utils _rebuild_tensor_v2",
 }
 DAMAGED_MESSAGE = "it is damaged, or it contains more than plain data"
-BYTES_GLOBAL = "_codecs encode"  # bytes are pickled as text with the name of a codec
+BYTES_GLOBAL = "_codecs encode"  # function that restores bytes, which are pickled as text
 ALLOWED_TYPES = re.compile(r"torch (\w+Storage|b?float\d+|u?int\d+|bool|complex\d+)")
 
 # Errors of zipfile, pickletools and torch on damaged files.
@@ -70,7 +71,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"there is not enough memory to read {path} ({Path(path).stat().st_size / 1e6:.0f} MB): end other programs"
         ) from error
     except OSError as error:
-        if error.errno not in {None, errno.EINVAL}:  # errors of reading beyond the end of a damaged file
+        if error.errno not in {None, errno.EINVAL}:  # both mean a read beyond the end of a damaged file
             raise UserError(
                 f"{path} cannot be read: {error.strerror}: check its permissions and its disk, or use another copy"
             ) from error
@@ -91,7 +92,7 @@ def refuse_shards(path: str | Path) -> None:
     if (Path(path) / "meta.pt").is_file():
         raise UserError(
             f"{path} is a folder with a sharded checkpoint of FSDP: consolidate it with python -m "
-            f"lightning.pytorch.utilities.consolidate_checkpoint {path}, and give {Path(path)}.consolidated; "
+            f"lightning.pytorch.utilities.consolidate_checkpoint {path}, and use {Path(path)}.consolidated; "
             "to resume training, write full checkpoints (trainer.strategy.init_args.state_dict_type: full)"
         )
 
@@ -106,7 +107,7 @@ def _describe_error(error: Exception) -> str:
 
 
 def _check_archive(path: str | Path) -> bytes:
-    """Check the members of the archive and their checksums, which ``torch.load`` ignores, and return the pickle."""
+    """Check the files in the archive and their checksums, which ``torch.load`` ignores, and return the pickle."""
     size = Path(path).stat().st_size
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -128,7 +129,7 @@ def _check_archive(path: str | Path) -> bytes:
 def _check_pickle(data: bytes) -> None:
     """Check the globals and the encoding of bytes in a pickle, without executing its opcodes."""
     memo: dict[int, Any] = {}
-    expected: list[str] = []  # opcodes and values that must come next in pickled bytes
+    expected: list[str] = []  # opcodes and values that must follow, while bytes are restored
     pushed: Any = None
     safe = {f"{cls.__module__} {cls.__qualname__}" for cls in torch.serialization.get_safe_globals() if callable(cls)}
     argument: Any

@@ -12,13 +12,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fusion_pl.types import UserError
 
-# The limits include metrics and modules that are built and discarded: CLAP's text tower is 4.5 times its audio tower.
+# The limits allow for metrics, and for modules that are built and discarded, such as the text model of CLAP.
 BYTES_PER_VALUE, EXTRA_BYTES = 4 * 8, 2**26
 TENSORS_PER_TENSOR, EXTRA_TENSORS = 20, 2000
 
 
 class MemoryBudget(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Raise a ``UserError`` before the model creates more or larger tensors than its weights explain.
+    """Raise a ``UserError`` before building a model allocates much more memory than the weights of its checkpoint need.
 
     Example:
         >>> with MemoryBudget([torch.zeros(10)]):
@@ -36,7 +36,7 @@ class MemoryBudget(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Check the size of the results of an operation before running it."""
         kwargs = kwargs or {}
-        if not any(result.alias_info for result in func._schema.returns):  # not a view, not in place
+        if not any(result.alias_info for result in func._schema.returns):  # neither a view nor an in-place operation
             size = _result_size(func, args, kwargs)
             if not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):  # parameters and buffers
                 self.num_bytes += size

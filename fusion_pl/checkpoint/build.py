@@ -26,7 +26,7 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
         trust: packages besides fusion_pl whose encoders and fusion heads may run.
 
     Raises:
-        UserError: if the config names code that is not trusted, or does not fit the weights.
+        UserError: if the config contains the class path of code that is not trusted, or does not match the weights.
     """
     config = checkpoint["fusion_pl"]
     weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("auxiliary_heads.")}

@@ -25,7 +25,7 @@ def check_contents(checkpoint: Any, path: str | Path) -> None:
     """Check that a checkpoint has the structure that fusion-pl writes.
 
     Raises:
-        UserError: names the entry that differs.
+        UserError: if an entry is missing or has another structure; the message contains its key.
     """
     config = checkpoint.get("fusion_pl") if isinstance(checkpoint, dict) else None
     if not isinstance(config, dict):
@@ -72,10 +72,10 @@ def _check_config(config: dict[str, Any]) -> None:
     _expect(not missing, f"it lacks {', '.join(missing)}")
     classes, encoders, columns, files = (config[key] for key in ("classes", "encoders", "columns", "files"))
     _expect(isinstance(classes, list) and all(_is_text(name) for name in classes), "classes is not a list of names")
-    _expect(_is_mapping(encoders) and 0 < len(encoders) <= 1000, "encoders does not name the model's inputs")
+    _expect(_is_mapping(encoders) and 0 < len(encoders) <= 1000, "encoders is not a dictionary of the model's inputs")
     _expect(config["missing"] in ("mask", "token"), "missing is neither mask nor token")
-    _expect(_is_mapping(columns) and all(map(_is_text, columns.values())), "columns does not name columns")
-    _expect(config.get("label") is None or _is_text(config["label"]), "label does not name a column")
+    _expect(_is_mapping(columns) and all(map(_is_text, columns.values())), "columns is not a dictionary of names")
+    _expect(config.get("label") is None or _is_text(config["label"]), "label is not the name of a column")
     for key, spec in (
         ("fusion", config["fusion"]),
         *((f"encoders.{truncate(name)}", p) for name, p in encoders.items()),
@@ -84,7 +84,7 @@ def _check_config(config: dict[str, Any]) -> None:
         _expect(_is_text(spec["class_path"]), f"{key}.class_path is not a name")
         _expect(_is_mapping(spec["init_args"]), f"{key}.init_args is not a dictionary")
         _check_arguments(spec, key)
-    _expect(_is_mapping(files) and set(files) <= set(encoders), "files belong to no encoder")
+    _expect(_is_mapping(files) and set(files) <= set(encoders), "it has files of an encoder that does not exist")
     _expect(all(map(_is_mapping, files.values())), "the files of an encoder are not a dictionary")
     for name, content in (item for embedded in files.values() for item in embedded.items()):
         message = f"it contains a file named {truncate(name)!r}, which is not a plain file name: it was tampered with"
@@ -112,7 +112,7 @@ def _check_arguments(spec: dict[str, Any], name: str) -> None:
 
 
 def _check_weights(weights: Any, file_size: int) -> dict[str, Tensor]:
-    """Return a state_dict after checking that its tensors are dense and stored in the file."""
+    """Check that the tensors of a state_dict are dense and stored in the file, and return the state_dict."""
     _expect(isinstance(weights, Mapping) and all(_is_text(key) for key in weights), "it lacks the model's state_dict")
     total = 0
     for name, tensor in weights.items():

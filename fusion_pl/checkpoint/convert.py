@@ -50,7 +50,7 @@ def convert_checkpoint(checkpoint: Any) -> None:
 
 
 def _rename_modules(key: Any, inputs: set[Any]) -> Any:
-    """Rename the modules in the name of a parameter, except inputs and modules of a pretrained ``model``."""
+    """Replace old module names in the name of a parameter, except names of inputs and modules of a pretrained model."""
     if not isinstance(key, str):
         return key
     parts = key.split(".")

@@ -1,1 +1,1 @@
-"""The command ``fusion-pl``: what it takes, what it says, and how a run is put together."""
+"""The command ``fusion-pl``: its options, help and messages, and how it builds and executes a run."""

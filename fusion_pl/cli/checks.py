@@ -1,4 +1,4 @@
-"""Checks of a configuration before training; each error is one sentence that names the option."""
+"""Checks of a configuration before training. Each error is one sentence that contains the wrong option."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MIN_VALUES = {
 def convert_constructor_errors(
     name: str, arguments: Mapping[str, Any], *error_types: type[Exception]
 ) -> Iterator[None]:
-    """Turn an error of a constructor about its arguments into a ``UserError``.
+    """Convert an error that a constructor raises for wrong arguments to a ``UserError``.
 
     Args:
         name: name of the class or option, for the message.
@@ -58,13 +58,13 @@ def convert_constructor_errors(
 
 
 def build(cls: type, *args: Any, **kwargs: Any) -> Any:
-    """Construct a class that a configuration names; registered with jsonargparse as its instantiator."""
+    """Construct a class of the configuration; jsonargparse calls this function for every class."""
     with convert_constructor_errors(cls.__name__, kwargs):
         return cls(*args, **kwargs)
 
 
 def check_optimizer(model: FusionClassifier) -> None:
-    """Refuse wrong arguments of the optimizer and the scheduler, by constructing both for dummy parameters."""
+    """Raise an error for wrong arguments of optimizer or scheduler, by constructing both for dummy parameters."""
     groups = [{"params": [nn.Parameter(torch.zeros(1, 1))]}, {"params": [nn.Parameter(torch.zeros(1))]}]
     with convert_constructor_errors("model.optimizer", {}, TypeError):
         optimizer = model.optimizer(groups)
@@ -73,7 +73,7 @@ def check_optimizer(model: FusionClassifier) -> None:
 
 
 def check_monitor(option: str, metric: str | None, model: FusionClassifier) -> None:
-    """Refuse a monitored metric that no run logs; Lightning would refuse it only after the first epoch."""
+    """Raise an error for a monitored metric that is never logged; Lightning would raise it only after an epoch."""
     stage_metrics = model.stage_metrics["val"]
     assert isinstance(stage_metrics, StageMetrics)
     logged = map(str, stage_metrics.classification.keys(keep_base=False))
@@ -85,7 +85,7 @@ def check_monitor(option: str, metric: str | None, model: FusionClassifier) -> N
 
 
 def check_options(config: Namespace) -> None:
-    """Refuse numbers below their smallest value, and output folders that are a URL or have a file in their path."""
+    """Raise an error for a number below its minimum, and for an output folder that is a URL or lies below a file."""
     for option, minimum in MIN_VALUES.items():
         value = config[option]
         if isinstance(value, (int, float)) and value < minimum:
@@ -108,9 +108,9 @@ def check_options(config: Namespace) -> None:
 
 
 def read_matching_checkpoint(model: FusionClassifier, path: str, data: FusionData) -> dict[str, Any]:
-    """Read a checkpoint, and refuse it if its classes, encoders or fusion head differ from those of ``model``.
+    """Read a checkpoint, and check that it has the same classes, encoders and fusion head as ``model``.
 
-    Encoders whose model weights are all in the checkpoint skip loading their pretrained weights.
+    An encoder does not load pretrained weights later if the checkpoint contains all of its weights.
     """
     checkpoint = read_checkpoint(path)
     saved, current = (_architecture(config) for config in (checkpoint["fusion_pl"], model.config()))
@@ -122,7 +122,7 @@ def read_matching_checkpoint(model: FusionClassifier, path: str, data: FusionDat
                 )
             raise UserError(
                 f"{path} was trained with other {key} ({saved[key]}) than this configuration asks for ({value}): "
-                "give the config.yaml that lies beside its run's logs"
+                "use the config.yaml in the folder of that run"
             )
     weights = checkpoint["state_dict"]
     for name, encoder in model.encoders.items():
@@ -132,7 +132,7 @@ def read_matching_checkpoint(model: FusionClassifier, path: str, data: FusionDat
 
 
 def _describe_class_differences(saved: list[str], current: list[str], data: FusionData) -> str:
-    """Return which classes are new, missing or reordered, the row of the first new one, and what to do."""
+    """Return a description of new, missing or reordered classes, with the first row of a new class, and a fix."""
     before, now = set(saved), set(current)
     new, missing = [name for name in current if name not in before], [name for name in saved if name not in now]
     parts = [

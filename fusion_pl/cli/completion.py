@@ -1,4 +1,4 @@
-"""``fusion-pl --completion bash``: a shell script that completes commands, options and values."""
+"""``fusion-pl --completion bash``, which prints a shell script that completes commands, options and values."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from fusion_pl.messages import one_line
 from fusion_pl.types import UserError
 
-# Error number of a failed write -> advice for the user.
+# Error number of a failed write -> what the user can do.
 WRITE_ERRORS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room there, or choose another folder"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a folder that you may write to"),
@@ -32,7 +32,7 @@ def user_message(error: BaseException) -> str | None:
         return "the device is out of memory: lower --data.batch_size, or freeze encoders (freeze: all)"
     if isinstance(error, RuntimeError) and "loading state_dict" in str(error):
         detail = one_line(str(error))
-        return f"the checkpoint's weights do not fit this configuration: give its run's config.yaml ({detail})"
+        return f"the checkpoint's weights do not fit this configuration: use the config.yaml of its run ({detail})"
     match = re.match(r"Early stopping conditioned on metric `(.+?)` which is not available.*: (.+)", str(error))
     if match and isinstance(error, RuntimeError):
         metrics = match[2].replace("`", "")

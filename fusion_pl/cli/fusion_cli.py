@@ -48,12 +48,13 @@ from fusion_pl.types import UserError
 class FusionCLI(LightningCLI):
     """LightningCLI with this project's defaults, callbacks, checks and run folders.
 
-    The model gets the classes and the names of augmented inputs; the data gets the processors of the encoders.
+    It passes the classes and the names of augmented inputs from the data to the model, and the processors of the
+    encoders from the model to the data.
     """
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the commands, with the arguments of the Trainer's methods that are not command-line options."""
+        """Return the commands, each with the arguments of the Trainer's method that are not command-line options."""
         hidden = {"model", "datamodule", "weights_only"}
         evaluation = hidden | {"dataloaders", "verbose"}
         return {"fit": hidden | {"train_dataloaders", "val_dataloaders"}, "validate": evaluation, "test": evaluation}
@@ -65,7 +66,7 @@ class FusionCLI(LightningCLI):
             "--seed_everything",
             type=bool | seed,
             default=self.seed_everything_default,
-            help="Seed of the initial weights and of dropout; true draws one, false sets none.",
+            help="Seed of the initial weights and of dropout; true: a random seed, false: no seed.",
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -133,7 +134,7 @@ class FusionCLI(LightningCLI):
         self.parser.add_instantiator(build, object)
 
     def _parse_ckpt_path(self) -> None:
-        """Ignore the options stored in the checkpoint; ``read_matching_checkpoint`` compares the two configurations."""
+        """Ignore the options in the checkpoint; ``read_matching_checkpoint`` compares both configurations."""
 
     def before_instantiate_classes(self) -> None:
         """Check the options, and resolve ``--ckpt_path best`` or ``last`` to a file."""
@@ -155,8 +156,8 @@ class FusionCLI(LightningCLI):
             if match is None:
                 raise
             raise UserError(
-                f"a class that the configuration names has {match[1]} as the default of an option, which config.yaml "
-                "cannot hold: give that option as text (for Timer: --trainer.callbacks.interval step)"
+                f"a class in the configuration has {match[1]} as the default of an option, which config.yaml cannot "
+                "contain: set that option to text (for Timer: --trainer.callbacks.interval step)"
             ) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -195,7 +196,7 @@ class FusionCLI(LightningCLI):
         user_callbacks = options.callbacks or []
         user_callbacks = user_callbacks if isinstance(user_callbacks, list) else [user_callbacks]
         kwargs["callbacks"] = [*user_callbacks, *console_callbacks(options), *callbacks]
-        kwargs["enable_model_summary"] = False  # console_callbacks has a shorter one
+        kwargs["enable_model_summary"] = False  # console_callbacks prints a shorter summary
         with convert_constructor_errors("trainer", options.as_dict(), TypeError):
             trainer = super().instantiate_trainer(**kwargs)
         if trainer.strategy.root_device.type == "cpu":
@@ -226,7 +227,8 @@ class FusionCLI(LightningCLI):
             is_connection = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
             if signals.received_signum is None or not is_connection:
                 raise
-            raise StoppedBySignal(signals.received_signum, "Stopped at once, without saving.") from None  # others saved
+            # Another process has stopped, and has saved the checkpoint.
+            raise StoppedBySignal(signals.received_signum, "Stopped at once, without saving.") from None
         if signals.received_signum is not None:
             raise StoppedBySignal(signals.received_signum, "Stopped after the last step.")
 

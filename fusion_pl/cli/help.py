@@ -21,10 +21,10 @@ from fusion_pl.cli.run import command_parser
 from fusion_pl.data.manifest import ManifestData
 
 DESCRIPTIONS = {
-    "fit": "Train a model with a configuration. Options on the command line override it; later ones win.",
+    "fit": "Train a model with a configuration. Options on the command line override it; later values win.",
     "validate": "Evaluate a checkpoint on the validation split, with the configuration of its training.",
     "test": "Evaluate a checkpoint on the test split, with the configuration of its training.",
-    "predict": "Classify the rows of a table with a checkpoint alone: no configuration, no hub.",
+    "predict": "Classify the rows of a table with a checkpoint file alone, without a configuration or the hub.",
     "compare": "Train heads and single inputs with one configuration over several seeds, and report which is best. "
     "Options of fusion-pl fit (--trainer.max_epochs 5) apply to every run.",
 }
@@ -53,9 +53,12 @@ MAX_WIDTH, KEY_WIDTH = 120, 46  # of the text and of its first column, in charac
 
 
 def help_text(subcommand: str, arguments: Sequence[str], everything: bool = False) -> str:
-    """Return the help text of a command: its main options, or all options with full descriptions if ``everything``.
+    """Return the help text of a command.
 
-    ``--data`` and ``--config`` in ``arguments``, the words after the command, select the data set to describe.
+    Args:
+        subcommand: name of the command.
+        arguments: words after the command; ``--data`` and ``--config`` select the data set whose options are shown.
+        everything: whether to show all options with full descriptions instead of the main options.
     """
     lines = [
         f"usage: fusion-pl {subcommand} {EXAMPLES[subcommand].partition(' ')[0]} … [--OPTION VALUE …]",
@@ -109,7 +112,7 @@ def _all_sections(parser: ArgumentParser) -> Iterator[tuple[str, list[Option]]]:
 
 
 def selected_data_class(option: Option, arguments: Sequence[str]) -> type:
-    """Return the data class that ``--data``, or the last ``--config`` with a data section, selects."""
+    """Return the data class that ``--data``, or the data section of the last ``--config`` file, selects."""
     name = None
     for key, value in cli_options(arguments):
         if key in {"config", "c"} and Path(value).is_file():
@@ -127,7 +130,7 @@ def selected_data_class(option: Option, arguments: Sequence[str]) -> type:
 
 
 def _option_lines(option: Option, everything: bool) -> list[str]:
-    """Format an option: key, value, description and default; one line unless ``everything``."""
+    """Format key, value, description and default of an option, as one line unless ``everything`` is set."""
     is_flag = option.type is None and option.default is False
     key = f"  --{option.key}" if is_flag else f"  --{option.key} {_value_placeholder(option)}"
     default = "" if is_flag or option.default in (None, "", []) else f"default: {_format_default(option.default)}"

@@ -1,4 +1,4 @@
-"""Read the options of a parser and of the classes that its options accept: type, default and help."""
+"""Read type, default and help of the options of a parser, and of the constructors that its options accept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
-PLAIN_TYPES = (str, int, float, bool, type(None), Path, timedelta, dict, list, tuple, Tensor)  # without a class path
+# Types whose values are given directly on the command line, not by a class path.
+PLAIN_TYPES = (str, int, float, bool, type(None), Path, timedelta, dict, list, tuple, Tensor)
 
 
 class Option(NamedTuple):
@@ -26,7 +27,7 @@ class Option(NamedTuple):
         type: type annotation.
         default: default value; None if there is none.
         help: description from the docstring, as one line.
-        required: whether the command is refused without this option.
+        required: whether the command fails without this option.
     """
 
     key: str
@@ -47,7 +48,7 @@ class Option(NamedTuple):
 
     @property
     def classes(self) -> list[type]:
-        """Accepted concrete classes that are imported."""
+        """Accepted classes that are imported and not abstract."""
         return list(dict.fromkeys(cls for base in self.bases for cls in _concrete_subclasses(base)))
 
 
@@ -103,7 +104,7 @@ def all_options(parser: argparse.ArgumentParser) -> Iterator[tuple[Option, type 
 
 
 def cli_options(arguments: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield the key of every option of a command line, without dashes and ``init_args``, and the word after it."""
+    """Yield key and value of every option of a command line; keys are without dashes and ``init_args``."""
     words = list(arguments)
     for index, word in enumerate(words):
         if word.startswith("-") and not re.match(r"-(\d|\.\d|$)", word):

@@ -32,13 +32,13 @@ TYPE_DESCRIPTIONS = {
     "timedelta": "a time such as 0:30:00",
     "Iterable": "a list of them",
 }
-SUBCOMMAND_PREFIX = re.compile(r"^(?:fit|validate|test)\.")  # jsonargparse puts it before option keys
-REPEATABLE_OPTIONS = ("config", "c")  # later files override earlier ones
+SUBCOMMAND_PREFIX = re.compile(r"^(?:fit|validate|test)\.")  # jsonargparse adds this prefix to option keys
+REPEATABLE_OPTIONS = ("config", "c")  # later files override earlier files
 RENAMED = {"model.loss.inputs": "auxiliary_weight"} | RENAMED_ARGUMENTS
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    """Parse a command line; raise a ``UserError`` that names the wrong option."""
+    """Parse a command line; raise a ``UserError`` that contains the wrong option."""
     try:
         return parser.parse_args(list(arguments))
     except ArgumentError as error:
@@ -46,7 +46,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
 
 
 def refuse_repeated_options(arguments: Iterable[str], repeatable: Iterable[str] = REPEATABLE_OPTIONS) -> None:
-    """Refuse repeated options that are not ``repeatable``, because only the last one would have an effect."""
+    """Raise a ``UserError`` for repeated options that are not ``repeatable``: only the last would have an effect."""
     lists: tuple[str, ...] = ()  # --trainer.callbacks+ A --trainer.callbacks.x 1 --trainer.callbacks+ B …
     seen: dict[str, str] = {}
     for key, value in cli_options(arguments):
@@ -59,7 +59,7 @@ def refuse_repeated_options(arguments: Iterable[str], repeatable: Iterable[str] 
 
 
 def explain_parse_error(error: ArgumentError, parser: ArgumentParser, arguments: Sequence[str]) -> str:
-    """Return a one-sentence message for a parser error; its chain of causes has one error per level of nesting."""
+    """Return a one-sentence message for a parser error, whose chain of causes has one error per level of nesting."""
     chain: list[BaseException] = [error]
     while (parent := chain[-1].__cause__) is not None:
         chain.append(parent)
@@ -99,14 +99,14 @@ def _file_error(
     if isinstance(cause, yaml.MarkedYAMLError):
         return _yaml_error(cause, arguments)
     if messages[0].startswith("Unexpected config"):
-        return "--config must name a YAML file with keys such as model, data and trainer; this one has none"
+        return "--config must be the path of a YAML file with keys such as model, data and trainer"
     if match := re.search(r"File does not exist: '(.+)'", str(cause)):
         return f"there is no file {os.path.relpath(match[1])} (looked for {match[1]}): check --{key}"
     if match := re.search(r"Path is not a file: '(.+)'", str(cause)):
         return f"--{key} {os.path.relpath(match[1])} is a folder, expected a YAML file"
     if match := re.search(r"Unable to load config ['\"](.+?)['\"]", messages[0]):
         example = next((f", such as --{option}" for option in options if option.startswith(f"{key}.")), "")
-        return f"--{key} {match[1]}: there is no such file; give a file of its options, or single options{example}"
+        return f"--{key} {match[1]}: there is no such file; give a YAML file of options, or single options{example}"
     return None
 
 
@@ -139,9 +139,9 @@ def _value_error(
     if "is abstract" in str(cause):
         first = next(iter(nested), option.key)
         owner = first.rpartition(".")[0] if get_origin(option.type) is dict else option.key
-        return f"--{first} has no class: give one first {_class_example(option, owner)}, or --config"
+        return f"--{first} has no class: give a class first, {_class_example(option, owner)}, or --config"
     if full not in nested and class_options and get_origin(option.type) is dict:
-        full = f"{last} of {paths[0]} in {option.key}"  # the error does not name the entry of the dictionary
+        full = f"{last} of {paths[0]} in {option.key}"  # the error does not contain the key in the dictionary
     option = class_options.get(last, option)
     return (
         _ambiguous_class_error(messages, full)
@@ -164,7 +164,7 @@ def _innermost_message(messages: Sequence[str]) -> str:
 
 def _ambiguous_class_error(messages: Sequence[str], key: str) -> str | None:
     match = re.search(r"Multiple subclasses with name (\w+)\. .*?: (.+?)\.?$", "\n".join(messages), re.MULTILINE)
-    return match and f"{key}: several classes are called {match[1]}: give the whole path of one of them, {match[2]}"
+    return match and f"{key}: several classes are called {match[1]}: give the class path of one of them, {match[2]}"
 
 
 def _class_error(cause: BaseException, messages: Sequence[str], key: str, option: Option) -> str | None:
@@ -172,7 +172,7 @@ def _class_error(cause: BaseException, messages: Sequence[str], key: str, option
     detail = _innermost_message(messages)
     bases = " or ".join(f"{'an' if base.__name__[0] in 'AEIO' else 'a'} {base.__name__}" for base in option.bases)
     if match := re.match(r"Expected '([\w.]+)' to be a subclass of|Import path ([\w.]+) does not ", str(cause)):
-        return f"{key}: {match[1] or match[2]} is not {bases}; name one {_class_example(option, key)}"
+        return f"{key}: {match[1] or match[2]} is not {bases}; give a class {_class_example(option, key)}"
     prefix = r"(?:Expected a dot import path string: |Got value: |Given value: )(?:(?:Namespace\(|\{.)class_path\W+)?"
     value = re.search(prefix + r"([\w.]+(?=')|\S+)", detail)
     if not option.bases or not value:
@@ -184,7 +184,7 @@ def _class_error(cause: BaseException, messages: Sequence[str], key: str, option
     other_types = set(re.findall(r"Expected a <class '(?:\w+\.)*(\w+)'>", detail)) - {"NoneType"}
     if isinstance(cause, AttributeError) or ("dot import path" in detail and not other_types):
         hint = did_you_mean(value[1].rpartition(".")[2], [cls.__name__ for cls in option.classes])
-        return f"{key}: there is no class {value[1]!r}{hint or f'; name {bases} {_class_example(option, key)}'}"
+        return f"{key}: there is no class {value[1]!r}{hint or f'; give {bases} {_class_example(option, key)}'}"
     return None
 
 

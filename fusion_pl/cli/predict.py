@@ -1,4 +1,4 @@
-"""``fusion-pl predict``: classify the rows of a manifest and write the predictions to a file."""
+"""``fusion-pl predict``, which classifies the rows of a manifest and writes the predictions to a file."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def predict_command(arguments: list[str]) -> None:
 
 
 def _check_output(output: Path, overwrite: bool, manifest: str) -> None:
-    """Refuse an output file that cannot or must not be written, before the model is loaded."""
+    """Raise an error, before the model is loaded, if the output file cannot or must not be written."""
     if output.suffix.lower() not in {".csv", ".jsonl"}:
         raise UserError(f"--output {output} ends in {output.suffix!r}: predictions are written as .csv or .jsonl")
     if not output.absolute().parent.is_dir():
@@ -104,7 +104,7 @@ def _check_output(output: Path, overwrite: bool, manifest: str) -> None:
         if Path(manifest).exists() and output.samefile(manifest):
             raise UserError(f"--output {output} is the manifest itself: give it another name")
         if not overwrite:
-            raise UserError(f"--output {output} exists: give --overwrite to replace it, or another --output")
+            raise UserError(f"--output {output} exists: pass --overwrite to replace it, or another --output")
 
 
 def _select_columns(table: Table, names: list[str] | str) -> Columns:
@@ -130,7 +130,7 @@ def _count_outcomes(
 def _write_csv(file: TextIO, predictions: Iterable[Prediction], classes: list[str], columns: Columns) -> None:
     """Write one row per sample, with one column per input weight if the fusion head returns input weights."""
     predictions, first = iter(predictions), list[Prediction]()
-    for prediction in predictions:  # up to the first that shows whether the fusion head returns input weights
+    for prediction in predictions:  # until a prediction shows whether the fusion head returns input weights
         first.append(prediction)
         if prediction.error is None:
             break

@@ -87,7 +87,7 @@ def build_cli(cls: type[FusionCLI], callbacks: Sequence[Callback] = ()) -> Fusio
 
 
 class _ParserReadyError(Exception):
-    """Raised when the parsers are complete, to leave Lightning's constructor before it runs the command."""
+    """Raised when the parsers are complete, so that the constructor of LightningCLI ends before it runs the command."""
 
 
 class _ParserOnly(FusionCLI):

@@ -67,8 +67,8 @@ def test_input_sets():
     ("call", "message"),
     [
         (lambda: parse_heads("Concat,Maen"), "--fusions: there is no head 'Maen'; did you mean Mean?"),
-        (lambda: parse_heads(","), "--fusions names no head"),
-        (lambda: parse_input_sets("some", "ab"), "--inputs: 'some' is none of each, all, subsets"),
+        (lambda: parse_heads(","), "--fusions is empty"),
+        (lambda: parse_input_sets("some", "ab"), "--inputs: 'some' is unknown, expected each, all or subsets"),
     ],
 )
 def test_invalid_values_of_options_are_refused(call, message):

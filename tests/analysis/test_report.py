@@ -206,7 +206,7 @@ def test_heads_on_samples_of_their_own_have_no_best(tmp_path: Path) -> None:
         [done("Mean", 0, 0.8, "0111", ("text",)), done("Sum", 0, 0.8, "01", ("image",))], INPUTS, tmp_path, "base"
     )
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "No two heads were measured on the same samples, so there is no best one" in text
+    assert "No two heads were measured on the same samples, so there is no best head" in text
     assert "**" not in text
     assert [path.name for path in tmp_path.glob("pictures/*")] == ["inputs.svg"]
 

@@ -97,5 +97,5 @@ def test_a_finished_run_needs_the_correctness_of_each_sample(correct):
 
 
 def test_a_finished_run_needs_the_ids_of_its_samples():
-    with pytest.raises(UserError, match="on which samples it was measured"):
+    with pytest.raises(UserError, match="no validation samples, or not one id per test sample"):
         replace(done("Mean", 1, 0.5, "0110"), ids=())

@@ -35,7 +35,7 @@ DAMAGED = {
     "arguments that are a list": (lambda c: c["fusion_pl"]["fusion"].update(init_args=[1]), "is not a dictionary"),
     "columns that are a list": (lambda c: c["fusion_pl"].update(columns=["a"]), "columns does not name"),
     "numbers for classes": (lambda c: c["fusion_pl"].update(classes=[1, 2]), "classes is not a list of names"),
-    "files of nobody": (put("nobody", "config.json", b"{}"), "files belong to no encoder"),
+    "files of nobody": (put("nobody", "config.json", b"{}"), "it has files of an encoder that does not exist"),
     "no image processor": (lambda c: c["fusion_pl"]["files"]["image"].pop("preprocessor_config.json"), "lacks config"),
     "no feature extractor": (lambda c: c["fusion_pl"]["files"]["audio"].pop("preprocessor_config.json"), "lacks"),
     "no tokenizer": (lambda c: c["fusion_pl"]["files"]["text"].pop("tokenizer.json"), "is inconsistent"),
