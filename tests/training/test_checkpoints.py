@@ -188,7 +188,7 @@ def loops(checkpoint):
         ),
         (lambda c: loops(c)["epoch_progress"]["current"].update(ready=-1), "ready is -1, expected a count"),
         (lambda c: loops(c)["epoch_progress"]["current"].update(ready=9, processed=9), "is trained for 9 epochs"),
-        (lambda c: c.update(callbacks=[]), "callbacks are no table"),
+        (lambda c: c.update(callbacks=[]), "callbacks are not a dictionary"),
         (
             lambda c: checkpoint_state(c)["best_k_models"].update(
                 dict.fromkeys(checkpoint_state(c)["best_k_models"], "x")

@@ -77,14 +77,14 @@ def test_a_resumed_optimizer_gives_the_same_steps(name):
         (lambda s: s["state"][1]["exp_avg"].fill_(math.nan), "exp_avg contains numbers that are not finite"),
         (lambda s: s["state"][1].update(step=[1]), "step is a list of 1"),
         (lambda s: s["state"][1].pop("exp_avg_sq"), "state has no exp_avg_sq"),
-        (lambda s: s["state"].update({1: 3}), "no table"),
+        (lambda s: s["state"].update({1: 3}), "not a dictionary"),
         (lambda s: s["param_groups"].pop(), "number of groups is 1, expected 2"),
         (lambda s: s["param_groups"][0]["params"].pop(), "number of parameters in a group is 1, expected 2"),
-        (lambda s: s["param_groups"][0].update(params=None), "no table"),
+        (lambda s: s["param_groups"][0].update(params=None), "not a dictionary"),
         (lambda s: s["param_groups"][0].update(betas=(0.9,)), "betas is a tuple of 1, expected 2 values"),
         (lambda s: s["param_groups"][0].update(lr="fast"), "lr is 'fast', expected a number"),
         (lambda s: s["param_groups"][0].update(maximize=1), "maximize is 1, expected true or false"),
-        (lambda s: s.update(state=[]), "no table"),
+        (lambda s: s.update(state=[]), "not a dictionary"),
     ],
 )
 def test_an_optimizer_state_of_another_form_is_refused(change, match):
