@@ -256,7 +256,9 @@ def test_a_run_whose_process_dies_is_repeated_without_other_runs(compare, tmp_pa
     ran = compare("--fusions", "own_heads.Deadly,own_heads.Innocent", "--seeds", "1", "--inputs", "all", "--jobs", "2")
     assert ran.returncode == 0, ran.stderr
     rows = {row["fusion"]: row for row in results(tmp_path)}
-    assert "its process died (killed by SIGKILL), and died again while no other run was active" in rows["Deadly"]["reason"]
+    assert (
+        "its process died (killed by SIGKILL), and died again while no other run was active" in rows["Deadly"]["reason"]
+    )
     assert rows["Innocent"]["status"] == "done"
     assert len(list(tmp_path.glob("innocent-*"))) == 1  # not repeated
 
