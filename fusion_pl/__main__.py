@@ -15,6 +15,7 @@ from types import FrameType, ModuleType
 
 from fusion_pl import __version__
 from fusion_pl.messages import did_you_mean
+from fusion_pl.processes import without_garbage_collection
 
 HELP = """\
 usage: fusion-pl COMMAND [options]
@@ -74,7 +75,8 @@ def _run_subcommand(subcommand: str, arguments: list[str]) -> int:
         print("fusion-pl: error: the current folder has been removed: change to another one", file=sys.stderr)
         return 2
     atexit.register(_skip_garbage_collection)
-    with _exit_on_interrupt():  # libraries that are interrupted during their import print their own tracebacks
+    # Libraries that are interrupted during their import print their own tracebacks.
+    with _exit_on_interrupt(), without_garbage_collection():
         from fusion_pl.cli.run import run, run_reporting_errors
 
         if subcommand == "compare":

@@ -1,11 +1,37 @@
-"""How child processes, such as data loader workers, handle signals and the end of their parent process."""
+"""How processes import libraries, and how child processes handle signals and the end of their parent process."""
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Import libraries without garbage collection, which finds nothing in them and takes a fifth of the time.
+
+    Later collections, also those of forked processes, leave out everything that exists when the context ends.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def call_pickled(function: bytes, *arguments: Any) -> None:
+    """Unpickle a function, which imports its module, and call it; the target of a spawned process."""
+    with without_garbage_collection():
+        unpickled = pickle.loads(function)
+    unpickled(*arguments)
 
 
 def init_worker(worker_id: int = 0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import logging
 import math
 import os
@@ -22,6 +23,13 @@ from fusion_pl.module import FusionClassifier
 from tests.texts import fit, write_config
 
 CLASSES = ["high", "low"]
+gc.disable()  # while tests and libraries are imported
+
+
+def pytest_collection_finish():
+    """Leave what was imported out of all garbage collections."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

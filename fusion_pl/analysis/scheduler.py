@@ -67,7 +67,7 @@ class Scheduler:
             if retries and not pool.busy:
                 exclusive = retries.pop(0)
                 pool.start(exclusive)
-            for run, outcome in pool.wait(seconds=1):
+            for run, outcome in pool.wait(seconds=1.0):
                 result = (
                     load_finished_result(self.output, run) or outcome
                 )  # a process may die after it stored its result

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 
@@ -15,7 +17,7 @@ import torch
 
 from fusion_pl.analysis.plan import Run
 from fusion_pl.analysis.result import RunResult
-from fusion_pl.processes import init_worker
+from fusion_pl.processes import call_pickled, init_worker
 
 PROCESS_NAME = "fusion-pl run"
 EXIT_TIMEOUT = 5.0  # time in seconds after which a process that has closed its connection is killed
@@ -101,8 +103,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.number = number
         self.connection, child_connection = context.Pipe()
-        arguments = (child_connection, job, number, pool_size)
-        self.process = context.Process(target=_run_jobs, args=arguments, name=PROCESS_NAME)
+        run_jobs = pickle.dumps(partial(_run_jobs, job, number, pool_size))
+        self.process = context.Process(target=call_pickled, args=(run_jobs, child_connection), name=PROCESS_NAME)
         with _block_sigint():
             self.process.start()
         child_connection.close()  # so that the connection closes when the process ends
@@ -137,7 +139,7 @@ def _block_sigint() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _run_jobs(connection: Connection, job: Job, number: int, pool_size: int) -> None:
+def _run_jobs(job: Job, number: int, pool_size: int, connection: Connection) -> None:
     _configure_process(number, pool_size)
     while True:
         run = connection.recv()

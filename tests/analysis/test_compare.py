@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from fusion_pl.analysis.compare import compare_command
-from fusion_pl.cli.run import run_reporting_errors
+from fusion_pl.cli.run import run, run_reporting_errors
 
 HEADS = '''
 import os
@@ -127,7 +127,27 @@ def compare(manifest, tmp_path):
     return _compare
 
 
-def test_compares_resumes_and_reports(compare, tmp_path):
+@pytest.fixture
+def compare_here(compare, tmp_path, monkeypatch, capfd):
+    """Return a function that runs the command in this process, in the same folder, and returns what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sys, "argv", sys.argv)
+
+    def _compare_here(*arguments):
+        capfd.readouterr()
+        command = ["--config", "base.yaml", "--output", "out", *arguments]
+        code = run_reporting_errors(lambda: compare_command(command))
+        printed = capfd.readouterr()
+        assert code == 0, printed.err
+        return printed.out
+
+    yield _compare_here
+    sys.modules.pop("own_heads", None)
+
+
+def test_compares_resumes_and_reports(compare, compare_here, tmp_path):
     arguments = ["--fusions", "Mean,own_heads.Broken", "--seeds", "1", "--inputs", "each,all"]
     ran = compare(*arguments)
     assert ran.returncode == 0, ran.stderr
@@ -151,8 +171,7 @@ def test_compares_resumes_and_reports(compare, tmp_path):
     add(runs / "Mean-text+image-9", result | {"seed": 9, "key": change_part(result["key"], 0)})
     old = runs / "own_heads.Recording-text+image-0"
     add(old, {key: value for key, value in result.items() if key != "ids"})
-    again = compare("--fusions", "Mean,own_heads.Recording", "--seeds", "2", "--inputs", "all")
-    assert again.returncode == 0, again.stderr
+    again = compare_here("--fusions", "Mean,own_heads.Recording", "--seeds", "2", "--inputs", "all")
     assert finished.stat().st_mtime_ns == before  # finished runs are not repeated
     rows = results(tmp_path)
     assert sorted({row["label"] for row in rows}) == [
@@ -163,7 +182,7 @@ def test_compares_resumes_and_reports(compare, tmp_path):
         "Kept in runs/, and not in this report: 1 run of another configuration (Mean-text+image-9); 1 run of another "
         "version of fusion-pl, or damaged (own_heads.Recording-text+image-0)."
     )
-    assert note in " ".join(again.stdout.split())
+    assert note in " ".join(again.split())
     assert "Mean-text+image-9" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert "ids" not in json.loads((old / "result.json").read_text())  # not overwritten
     orders = [(tmp_path / f"order-{seed}").read_text().split() for seed in (0, 1)]
@@ -171,17 +190,16 @@ def test_compares_resumes_and_reports(compare, tmp_path):
     assert orders[0] != orders[1]
     assert len({row["test_samples"] for row in rows if row["ranked"] == "True"}) == 1
 
-    command, row = check_console(again.stdout, rows)
+    command, row = check_console(again, rows)
     assert repeated_accuracy(command, tmp_path) == pytest.approx(float(row["validation"]))
 
     table = tmp_path / "table.csv"
     table.write_text(table.read_text().replace("number 3,", "number three,"))
-    changed = compare("--fusions", "Mean", "--seeds", "1", "--inputs", "all")
-    assert changed.returncode == 0, changed.stderr
+    changed = compare_here("--fusions", "Mean", "--seeds", "1", "--inputs", "all")
     assert finished.stat().st_mtime_ns == before
     assert len(list(runs.glob("Mean-text+image-0*/result.json"))) == 2
     assert [row["label"] for row in results(tmp_path)] == ["Mean"]
-    assert "7 runs of another table (" in changed.stdout
+    assert "7 runs of another table (" in changed
 
 
 def check_report(tmp_path, rows):
@@ -229,9 +247,8 @@ def check_console(stdout, rows):
 
 def repeated_accuracy(arguments, folder):
     """Run ``fusion-pl`` and return its validation accuracy."""
-    environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    command = [sys.executable, "-m", "fusion_pl", *arguments]
-    subprocess.run(command, check=True, cwd=folder, env=environment, capture_output=True)
+    subcommand, *options = arguments
+    assert run(subcommand, options) == 0
     (metrics,) = (folder / arguments[2]).parent.glob("**/version_1/metrics.json")
     return json.loads(metrics.read_text())["metrics"]["val/accuracy"]
 
@@ -252,9 +269,8 @@ def change_part(key, index):
     return "-".join(parts)
 
 
-def test_a_run_whose_process_dies_is_repeated_without_other_runs(compare, tmp_path):
-    ran = compare("--fusions", "own_heads.Deadly,own_heads.Innocent", "--seeds", "1", "--inputs", "all", "--jobs", "2")
-    assert ran.returncode == 0, ran.stderr
+def test_a_run_whose_process_dies_is_repeated_without_other_runs(compare_here, tmp_path):
+    compare_here("--fusions", "own_heads.Deadly,own_heads.Innocent", "--seeds", "1", "--inputs", "all", "--jobs", "2")
     rows = {row["fusion"]: row for row in results(tmp_path)}
     assert (
         "its process died (killed by SIGKILL), and died again while no other run was active" in rows["Deadly"]["reason"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -30,6 +31,8 @@ def job(run):
         "threads": torch.get_num_threads(),
         "start_method": multiprocessing.get_start_method(),
         "sigint": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
+        "garbage_collection": gc.isenabled(),
+        "frozen": gc.get_freeze_count(),
     }
     return RunResult(run.class_path, run.inputs, run.seed, "failed", json.dumps(state))
 
@@ -54,21 +57,36 @@ def state(outcome):
     return json.loads(outcome.reason)
 
 
-def test_each_process_has_its_own_gpu(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+@pytest.fixture(scope="module")
+def pool():
+    """Three processes, which the tests share because each of them imports the libraries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+        with WorkerPool(job, size=3) as pool:
+            yield pool
+
+
+def test_each_process_has_its_own_gpu(pool):
     runs = [make_run("report", seed) for seed in range(3)]
-    with WorkerPool(job, size=3) as pool:
-        first = [state(outcome) for outcome in outcomes(pool, runs).values()]
-        assert pool.num_free_processes == 3
-        (again,) = outcomes(pool, runs[:1]).values()
+    first = [state(outcome) for outcome in outcomes(pool, runs).values()]
+    assert pool.num_free_processes == 3
+    (again,) = outcomes(pool, runs[:1]).values()
     assert sorted(one["gpu"] for one in first) == ["3", "3", "5"]  # three processes on two GPUs
     assert len({one["process"] for one in first}) == 3
     assert state(again)["process"] in {one["process"] for one in first}  # processes are reused
     assert all(one["sigint"] for one in first)  # Ctrl-C is handled by the parent
+    assert all(one["garbage_collection"] and one["frozen"] > 0 for one in first)  # disabled during the imports only
     assert {one["start_method"] for one in first} == {multiprocessing.get_start_method()}
-    for one in first:
-        with pytest.raises(ProcessLookupError):  # killed by the end of the context
-            os.kill(one["process"], 0)
+
+
+def test_a_process_that_dies_does_not_stop_the_others(pool):
+    kill, leave, report = make_run("kill"), make_run("exit"), make_run("report")
+    ended = outcomes(pool, [kill, leave, report])
+    assert state(ended.pop(report))
+    assert ended == {kill: ProcessDeath("killed by SIGKILL"), leave: ProcessDeath("exit code 7")}
+    assert state(outcomes(pool, [make_run("report", 1)])[make_run("report", 1)])  # the pool is still usable
+    with pytest.raises(OSError, match="disk full"):
+        outcomes(pool, [make_run("raise")])
 
 
 def test_a_single_process_uses_one_gpu(monkeypatch):
@@ -76,6 +94,8 @@ def test_a_single_process_uses_one_gpu(monkeypatch):
     with WorkerPool(job, size=1) as pool:
         (outcome,) = outcomes(pool, [make_run("report")]).values()
     assert state(outcome)["gpu"] == "3"  # with two visible GPUs, Lightning would start a second process
+    with pytest.raises(ProcessLookupError):  # killed by the end of the context
+        os.kill(state(outcome)["process"], 0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="cores are shared on machines without a GPU only")
@@ -85,14 +105,3 @@ def test_processes_share_the_cores(monkeypatch):
     with WorkerPool(job, size=2) as pool:
         (outcome,) = outcomes(pool, [make_run("report")]).values()
     assert state(outcome)["threads"] == max(1, os.cpu_count() // 2)
-
-
-def test_a_process_that_dies_does_not_stop_the_others():
-    kill, leave, report = make_run("kill"), make_run("exit"), make_run("report")
-    with WorkerPool(job, size=3) as pool:
-        ended = outcomes(pool, [kill, leave, report])
-        assert state(ended.pop(report))
-        assert ended == {kill: ProcessDeath("killed by SIGKILL"), leave: ProcessDeath("exit code 7")}
-        assert state(outcomes(pool, [make_run("report", 1)])[make_run("report", 1)])  # the pool is still usable
-        with pytest.raises(OSError, match="disk full"):
-            outcomes(pool, [make_run("raise")])

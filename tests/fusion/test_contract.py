@@ -282,11 +282,16 @@ def test_trains_with_missing_inputs(head, args, count, build, make):
     fusion, inputs = build(head, args, count, torch.float32).train(), make(present, torch.float32)
     target = torch.arange(len(present)) % CLASSES
     optimizer = torch.optim.AdamW(fusion.parameters(), lr=3e-3)
-    for _ in range(80):
+    for step in range(1, 81):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(fusion(inputs).logits, target).backward()
         optimizer.step()
-    assert torch.equal(fusion.eval()(inputs).logits.argmax(-1), target)
+        if step % 20 == 0:
+            predicted = fusion.eval()(inputs).logits.argmax(-1)
+            if torch.equal(predicted, target):
+                return
+            fusion.train()
+    pytest.fail(f"after {step} steps, {predicted.tolist()} is predicted for {target.tolist()}")
 
 
 @every_head

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 import fusion_pl.fusion
+from fusion_pl.cli.run import run
 from fusion_pl.config import config_of, import_class
 from fusion_pl.fusion import Fusion
 from fusion_pl.types import UserError
@@ -64,9 +65,20 @@ def test_the_example_head_works_from_another_package(tmp_path, monkeypatch, dims
         import_class(config["class_path"], Fusion)
 
 
-def test_the_example_head_trains_and_predicts_in_fresh_processes(tmp_path, manifest):
+@pytest.fixture
+def user_folder(tmp_path, monkeypatch):
+    """Return the current folder, from which modules can be imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    yield tmp_path
+    for name in ("heads_of_a_user", "broken_heads"):
+        sys.modules.pop(name, None)
+
+
+def test_the_example_head_trains_and_predicts_in_another_process(user_folder, manifest):
     (source,) = blocks("python")
-    (tmp_path / "heads_of_a_user.py").write_text(source, encoding="utf-8")
+    (user_folder / "heads_of_a_user.py").write_text(source, encoding="utf-8")
     config = {
         "model": {
             "encoders": {"text": {"class_path": "fusion_pl.encoders.TinyText", "init_args": {"dim": 8}}},
@@ -78,38 +90,31 @@ def test_the_example_head_trains_and_predicts_in_fresh_processes(tmp_path, manif
         },
         "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
     }
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    (user_folder / "own.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
-    def command(*arguments):
-        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-        command = [sys.executable, "-m", "fusion_pl", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-
-    trained = command("fit", "--config", "own.yaml")
-    assert trained.returncode == 0, trained.stderr
-    (checkpoint,) = tmp_path.glob("lightning_logs/version_0/checkpoints/best.ckpt")
-    predict = ["predict", "--ckpt_path", str(checkpoint), "--data.manifest", str(manifest), "--output", "out.jsonl"]
-    refused = command(*predict)
-    assert refused.returncode == 2
-    assert "--trust heads_of_a_user" in refused.stderr
-    predicted = command(*predict, "--trust", "heads_of_a_user")
-    assert predicted.returncode == 0, predicted.stderr
-    lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    assert run("fit", ["--config", "own.yaml"]) == 0
+    (checkpoint,) = user_folder.glob("lightning_logs/version_0/checkpoints/best.ckpt")
+    predict = ["--ckpt_path", str(checkpoint), "--data.manifest", str(manifest), "--output", "out.jsonl"]
+    code = f"from fusion_pl.cli.run import run; refused = run('predict', {predict}); "
+    code += f"print([refused, run('predict', [*{predict}, '--trust', 'heads_of_a_user'])])"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(user_folder), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.splitlines()[-1:] == ["[2, 0]"], done.stderr
+    assert "--trust heads_of_a_user" in done.stderr
+    lines = (user_folder / "out.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 48
     assert {json.loads(line)["label"] for line in lines} <= {"high", "low"}
 
 
-def test_a_head_whose_module_cannot_be_imported_is_reported(tmp_path):
-    (tmp_path / "broken_heads.py").write_text("from fusion_pl.fusion import Nothing\n", encoding="utf-8")
+def test_a_head_whose_module_cannot_be_imported_is_reported(user_folder, capsys):
+    (user_folder / "broken_heads.py").write_text("from fusion_pl.fusion import Nothing\n", encoding="utf-8")
     model = {
         "encoders": {"text": {"class_path": "fusion_pl.encoders.TinyText"}},
         "fusion": {"class_path": "broken_heads.Head", "init_args": {"dim": 16}},
     }
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"model": model}), encoding="utf-8")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "fusion_pl", "fit", "--config", "own.yaml", "--data", "fusion_pl.data.Keypad"]
-    environment = os.environ | {"PYTHONPATH": path}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "broken_heads.Head cannot be imported: cannot import name 'Nothing'" in done.stderr
-    assert "Traceback" not in done.stderr
+    (user_folder / "own.yaml").write_text(yaml.safe_dump({"model": model}), encoding="utf-8")
+    assert run("fit", ["--config", "own.yaml", "--data", "fusion_pl.data.Keypad"]) == 2
+    error = capsys.readouterr().err
+    assert "broken_heads.Head cannot be imported: cannot import name 'Nothing'" in error
+    assert error.count("\n") == 1
