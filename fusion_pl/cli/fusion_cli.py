@@ -78,7 +78,7 @@ class FusionCLI(LightningCLI):
             nargs="?",
             const=True,
             default=False,
-            help="Check the table, all files, the encoders and one batch; train nothing and write nothing.",
+            help="Check the table, all files, the encoders and gradients of a batch; train nothing and write nothing.",
         )
         parser.add_argument(
             "--threads",

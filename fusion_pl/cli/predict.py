@@ -64,7 +64,10 @@ def predict_parser() -> ArgumentParser:
 
 
 def predict_command(arguments: list[str]) -> None:
-    """Run ``fusion-pl predict``; a row that cannot be predicted gets an error message in the output file."""
+    """Run ``fusion-pl predict``; a row that cannot be predicted gets an error message in the output file.
+
+    The accuracy that is printed counts all rows with a known label, also those that the model was trained on.
+    """
     refuse_repeated_options(arguments, repeatable=())
     config = parse(predict_parser(), arguments)
     _check_output(Path(config.output), config.overwrite, config.data.manifest)

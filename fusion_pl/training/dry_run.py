@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 from rich import get_console
 from rich.progress import track
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from fusion_pl.data.base import FusionData
@@ -26,8 +28,10 @@ BATCH_SIZE = 16  # files per message from a worker
 
 
 class DryRun(Callback):
-    """Check all files before the model is set up, and compute the loss of one batch instead of training on it.
+    """Check all files before the model is set up, and run one training step without an update of the model.
 
+    The step is the forward and the backward pass of a batch. Weights, buffers and random state stay as they are, and no
+    gradients are left.
     Use it with ``fast_dev_run=1``, which writes neither logs nor checkpoints.
     """
 
@@ -48,12 +52,25 @@ class DryRun(Callback):
                 message = f"{len(problems)} of {len(files)} files {verb} damaged:\n  {damaged}"
         if message := trainer.strategy.broadcast(message):
             raise UserError(message)
+        if hasattr(trainer.precision_plugin, "scaler"):
+            trainer.precision_plugin.scaler = None  # refuses a step without gradients (16-mixed)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> int:  # type: ignore[override]
-        """Compute the loss of a batch, and skip the training step."""
-        with torch.no_grad(), trainer.precision_plugin.train_step_context():
-            pl_module.compute_loss(batch)  # type: ignore[operator]
-        return -1  # Lightning skips the rest of the epoch
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Save the random state and the buffers, such as those of batch normalization."""
+        self._restore = ExitStack()
+        self._restore.enter_context(isolate_rng())
+        for buffer in pl_module.buffers():
+            self._restore.callback(buffer.copy_, buffer.clone())
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Discard the gradients: an optimizer does not change a parameter that has none."""
+        optimizer.zero_grad()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Restore the random state and the buffers."""
+        self._restore.close()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print that the check has passed."""

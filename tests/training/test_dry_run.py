@@ -6,11 +6,22 @@ import csv
 import os
 import shutil
 import wave
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import MixedPrecision
+from torch import nn
 
 from fusion_pl.cli.run import run
+from fusion_pl.data import ManifestData
+from fusion_pl.data.collate import Collate
+from fusion_pl.fusion import Mean
+from fusion_pl.module import FusionClassifier
+from fusion_pl.training.dry_run import DryRun
 from tests.terminal import FUSION_PL, Terminal
 from tests.test_cli import config  # noqa: F401 - a fixture
 
@@ -97,6 +108,70 @@ def test_a_problem_of_the_table_is_one_sentence(table, capsys):
 def test_an_encoder_that_fails_is_found(table, capsys):
     assert dry_run(table, "--data.classes", "[high, low, none]", "--model.loss.class_weights", "[1.0]") == 2
     assert "has 1 numbers" in capsys.readouterr().err
+
+
+def test_a_loss_that_cannot_be_differentiated_is_found(table):
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        dry_run(table, "--model.fusion", "tests.training.test_dry_run.Detached")
+
+
+class Detached(Mean):
+    """A head whose loss has no gradient."""
+
+    def loss(self, fused, batch, cross_entropy):
+        return super().loss(fused, batch, cross_entropy).detach()
+
+
+class Normalized(Mean):
+    """A head with random numbers (dropout) and with a state that every batch in training changes."""
+
+    def __init__(self, dims, num_classes):
+        super().__init__(dims, num_classes, dropout=0.5)
+        self.norm = nn.BatchNorm1d(128)
+
+    def fuse(self, embeddings, present):
+        fused = super().fuse(embeddings, present)
+        return fused._replace(embedding=self.norm(fused.embedding))
+
+
+class Recorder(DryRun):
+    """Records the state of model and random numbers before and after the batch, and the parameters with gradients."""
+
+    def setup(self, trainer, pl_module, stage):
+        super().setup(trainer, pl_module, stage)
+        self.states, self.used = [], set()
+        for name, parameter in pl_module.named_parameters():
+            parameter.register_hook(lambda _, name=name: self.used.add(name))
+
+    def on_train_batch_start(self, trainer, pl_module, *arguments):
+        self.record(pl_module)
+        super().on_train_batch_start(trainer, pl_module, *arguments)
+
+    def on_train_batch_end(self, trainer, pl_module, *arguments):
+        super().on_train_batch_end(trainer, pl_module, *arguments)
+        self.record(pl_module)
+        assert all(parameter.grad is None for parameter in pl_module.parameters())
+
+    def record(self, model):
+        self.states.append(deepcopy(model.state_dict()) | {"random state": torch.get_rng_state()})
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_batch_has_gradients_and_changes_nothing(encoders, manifest, scaled):
+    """Also with the loss scaling of ``16-mixed``."""
+    optimizer = partial(torch.optim.AdamW, fused=scaled)  # which scales the gradients itself, as on a GPU
+    model = FusionClassifier(encoders, Normalized, ["high", "low"], optimizer=optimizer)
+    data = ManifestData(str(manifest), batch_size=5, num_workers=0)
+    data.processors, recorder = model.processors, Recorder()
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    plugins = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu")) if scaled else None
+    Trainer(fast_dev_run=1, callbacks=[recorder], plugins=plugins, **options).fit(model, data)
+    before, after = recorder.states
+    assert before.keys() == after.keys()
+    assert [name for name, value in before.items() if not torch.equal(value, after[name])] == []
+    assert recorder.used == {name for name, _ in model.named_parameters()}
+    model.train()(Collate(model.processors)([data.samples("train")[row] for row in range(5)]))
+    assert not torch.equal(model.fusion.norm.running_mean, after["fusion.norm.running_mean"])  # else nothing is tested
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
