@@ -119,7 +119,7 @@ class TokenProjection(nn.Module):
 
 
 def to_attention_mask(mask: Bool[Tensor, "B R"]) -> Bool[Tensor, "B 1 R"]:
-    """Return the attention mask of queries that attend to all real tokens.
+    """Return an attention mask with which every query attends to all real tokens.
 
     A row without real tokens becomes all True, because a softmax over no entries is NaN; the caller must mask the
     output of such a row.

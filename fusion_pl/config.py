@@ -96,7 +96,7 @@ def import_class(path: str, base: type[PartT], trust: Collection[str] = ()) -> t
         UserError: if the package is not trusted or not installed, or the class is not a subclass of ``base``.
     """
     if not all(name.isidentifier() for name in path.split(".")):
-        raise UserError(f"the checkpoint asks for {truncate(path)!r}, which is not the name of a class: it is damaged")
+        raise UserError(f"the checkpoint is damaged: {truncate(path)!r} is not a class path")
     module, _, name = path.rpartition(".")
     package = module.partition(".")[0]
     if package not in {"fusion_pl", *trust}:

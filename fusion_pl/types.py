@@ -59,7 +59,7 @@ class Sample:
 
 
 class Batch(NamedTuple):
-    """B samples, collated for the model.
+    """A batch of B samples, as input of the model.
 
     Attributes:
         inputs: name of the input -> keyword arguments of its encoder. Their P rows are the samples that have the input,

@@ -129,7 +129,7 @@ class Summary:
         return self.ranked[0] if self.ranked else None
 
     def headline(self) -> str:
-        """Return a sentence that names the best row, or explains why no row is best."""
+        """Return a sentence with the label of the best row, or with the reason why no row is best."""
         if best := self.best:
             ranked = f" of the {len(self.ranked)} rows measured on the same samples" if self.unranked else ""
             return (
@@ -214,14 +214,14 @@ def paired_p_values(rows: Sequence[Row]) -> dict[str, float]:
     return holm_correction(p_values)
 
 
-def accuracy_on_same_samples(best: Row, other: Row) -> float | None:
+def accuracy_on_same_samples(best_row: Row, other_row: Row) -> float | None:
     """Return the accuracy of the best row on the test samples of another row, averaged over the best row's seeds.
 
     None if the best row was not tested on all of these samples, or if ids are not unique.
     """
-    ids, *others = {run.ids for run in other.runs.values()}
-    unique = all(len(set(run.ids)) == len(run.ids) for run in [*best.runs.values(), *other.runs.values()])
-    correct = [dict(zip(run.ids, correct_predictions(run).tolist(), strict=True)) for run in best.runs.values()]
+    ids, *others = {run.ids for run in other_row.runs.values()}
+    unique = all(len(set(run.ids)) == len(run.ids) for run in [*best_row.runs.values(), *other_row.runs.values()])
+    correct = [dict(zip(run.ids, correct_predictions(run).tolist(), strict=True)) for run in best_row.runs.values()]
     if others or not unique or not all(by_id.keys() >= set(ids) for by_id in correct):
         return None
     return fmean(by_id[sample_id] for by_id in correct for sample_id in ids)

@@ -41,7 +41,7 @@ ALLOWED_TYPES = re.compile(r"torch (\w+Storage|b?float\d+|u?int\d+|bool|complex\
 READ_ERRORS = (ValueError, LookupError, RuntimeError, EOFError, OverflowError, struct.error, pickle.UnpicklingError)
 
 
-class _RefusedError(Exception):
+class _RefusedFileError(Exception):
     """Raised with the reason why a file is refused."""
 
 
@@ -60,7 +60,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         try:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (TypeError, AttributeError, AssertionError, ArithmeticError) as error:  # values of the wrong type
-            raise _RefusedError(DAMAGED_MESSAGE) from error
+            raise _RefusedFileError(DAMAGED_MESSAGE) from error
     except zipfile.BadZipFile as error:
         raise UserError(
             f"{path} is not a checkpoint: it is another kind of file, or it was truncated or damaged while it was "
@@ -76,7 +76,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
                 f"{path} cannot be read: {error.strerror}: check its permissions and its disk, or use another copy"
             ) from error
         raise UserError(f"{path} is not a checkpoint that can be read safely: it is damaged") from error
-    except (*READ_ERRORS, _RefusedError) as error:
+    except (*READ_ERRORS, _RefusedFileError) as error:
         raise UserError(f"{path} is not a checkpoint that can be read safely: {_describe_error(error)}") from error
     convert_checkpoint(checkpoint)
     check_contents(checkpoint, path)
@@ -99,7 +99,7 @@ def refuse_shards(path: str | Path) -> None:
 
 def _describe_error(error: Exception) -> str:
     """Return a message for an error, without torch's advice to disable ``weights_only``."""
-    if isinstance(error, _RefusedError):
+    if isinstance(error, _RefusedFileError):
         return str(error)
     if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"it asks to run {truncate(match[1])}, and a checkpoint contains plain data only"
@@ -112,17 +112,17 @@ def _check_archive(path: str | Path) -> bytes:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise _RefusedError("it is compressed, which torch.save does not do")
+            raise _RefusedFileError("it is compressed, which torch.save does not do")
         if sum(member.file_size for member in members) > size:
-            raise _RefusedError("its members are larger than the file")
+            raise _RefusedFileError("its members are larger than the file")
         if len({member.filename for member in members}) < len(members):
-            raise _RefusedError("two of its members have the same name")
+            raise _RefusedFileError("two of its members have the same name")
         damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"the checksum of {truncate(damaged)} is wrong")
         pickles = [member for member in members if member.filename.endswith("/data.pkl")]
         if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_SIZE:
-            raise _RefusedError("it does not contain one data.pkl of a plausible size")
+            raise _RefusedFileError("it does not contain one data.pkl of a plausible size")
         return archive.read(pickles[0])
 
 
@@ -135,14 +135,14 @@ def _check_pickle(data: bytes) -> None:
     argument: Any
     for step, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         if step > MAX_PICKLE_STEPS:
-            raise _RefusedError("its data.pkl has too many parts")
+            raise _RefusedFileError("its data.pkl has too many parts")
         if opcode.name in {"BINPUT", "LONG_BINPUT"}:
             memo[argument] = pushed
             continue
         pushed = memo.get(argument) if opcode.name in {"BINGET", "LONG_BINGET"} else argument
         if opcode.name == "GLOBAL":
             if not (pushed in ALLOWED_GLOBALS | safe | {BYTES_GLOBAL} or ALLOWED_TYPES.fullmatch(pushed)):
-                raise _RefusedError(
+                raise _RefusedFileError(
                     f"it asks to run {truncate(pushed.replace(' ', '.'))}; it may contain plain data only"
                 )
             pushed = (pushed,)  # a tuple, to distinguish a global from a string
@@ -150,6 +150,6 @@ def _check_pickle(data: bytes) -> None:
             required = expected.pop(0)
             actual = pushed if isinstance(pushed, str) else opcode.name
             if not (actual == required or (required == "text" and isinstance(pushed, str))):
-                raise _RefusedError("it contains bytes in a form that torch.save does not write")
+                raise _RefusedFileError("it contains bytes in a form that torch.save does not write")
         elif pushed == (BYTES_GLOBAL,):
             expected = ["text", "latin1", "TUPLE2", "REDUCE"]

@@ -38,7 +38,7 @@ def check_contents(checkpoint: Any, path: str | Path) -> None:
     try:
         _check_config(config)
         weights = _check_weights(checkpoint.get("state_dict"), Path(path).stat().st_size)
-    except (_UnexpectedError, NestingError) as error:
+    except (_InvalidEntryError, NestingError) as error:
         raise UserError(f"{path} is inconsistent ({error}): it is damaged, or from another version") from error
     if name := find_non_finite_tensor(weights):
         raise UserError(
@@ -57,13 +57,13 @@ def find_non_finite_tensor(weights: Mapping[str, Any]) -> str | None:
     return None
 
 
-class _UnexpectedError(Exception):
+class _InvalidEntryError(Exception):
     """Raised with a description of an unexpected entry."""
 
 
 def _expect(condition: bool, message: str) -> None:
     if not condition:
-        raise _UnexpectedError(message)
+        raise _InvalidEntryError(message)
 
 
 def _check_config(config: dict[str, Any]) -> None:

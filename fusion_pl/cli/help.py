@@ -156,7 +156,7 @@ def _terminal_width() -> int:
 
 
 def _strip_markup(text: str) -> str:
-    """Remove reStructuredText markup, and the default, which is shown separately."""
+    """Remove reStructuredText markup and the default value from a description."""
     text = re.sub(r":\w+:`~?([^`]+)`", r"\1", text).replace("``", "").replace("`", "")
     return re.sub(r"\s*Default: .*$|\s*\(default: [^)]*\)", "", " ".join(text.split()))
 

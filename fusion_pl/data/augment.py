@@ -52,7 +52,7 @@ class Speed(nn.Module):
         self.limit = math.log1p(_check_range(self, "spread", spread))
 
     def forward(self, waveform: Waveform) -> Waveform:
-        """Return the waveform with N / factor audio samples."""
+        """Return the waveform, resampled to N / factor audio samples."""
         length = waveform.samples.numel()
         new_length = max(1, round(length / math.exp(_random_uniform(-self.limit, self.limit))))
         if new_length == length or length < 2:

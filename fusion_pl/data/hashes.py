@@ -21,7 +21,7 @@ def stable_hash(text: str) -> int:
 
 
 def row_hashes(table: Table, ignored_columns: Collection[str]) -> list[int]:
-    """Return a hash of each row's ``id``, or of its other cells if it has no id.
+    """Return one hash per row: of its ``id``, or of its other cells if the ``id`` is empty.
 
     The hash does not depend on empty cells, on the order of the columns, or on ``ignored_columns``. Rows with the same
     content have the same hash.

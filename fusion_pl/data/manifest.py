@@ -118,7 +118,7 @@ class ManifestData(FusionData):
         return {name: self.inputs.get(name, name) for name in self.processors}
 
     def setup(self, stage: str) -> None:
-        """Check the manifest and its files.
+        """Check the manifest, and that the files in its cells exist.
 
         Args:
             stage: ``fit`` checks the files of all splits, ``validate`` and ``test`` the files of one split. ``predict``
@@ -223,7 +223,7 @@ class ManifestData(FusionData):
 
     def _check_paths(self, splits: Sequence[Split]) -> Iterator[Problem]:
         rows = [row for split in splits for row in self._splits.used_rows[split]]
-        for name, paths in self._paths.items():
+        for name, paths in self._resolved_paths.items():
             column = self.columns[name]
             outside = {} if self.allow_outside else find_outside_paths(paths, self.root)
             yield from (Problem(text, self.table.row_numbers[row], column) for row, text in outside.items())
@@ -235,12 +235,12 @@ class ManifestData(FusionData):
         rows: Sequence[int] = range(len(self.table)) if split == "predict" else self._splits.used_rows[split]
         errors: dict[int, str] = {}
         if predicting and not self.allow_outside:
-            for paths in self._paths.values():
+            for paths in self._resolved_paths.values():
                 errors |= find_outside_paths(paths, self.root)
         columns = []
         for name, column in self.columns.items():
             if column in self.table.columns:
-                cells = self._paths.get(name, self.table.columns[column])
+                cells = self._resolved_paths.get(name, self.table.columns[column])
                 processor = self.processors[name]
                 augment = self.augment.get(name) if training else None
                 columns.append(InputColumn(name, column, processor, [cells[row] for row in rows], training, augment))
@@ -280,7 +280,7 @@ class ManifestData(FusionData):
         return {row for row in range(len(self.table)) if all(cells[row] is None for cells in columns)}
 
     @cached_property
-    def _paths(self) -> dict[str, list[str | None]]:
+    def _resolved_paths(self) -> dict[str, list[str | None]]:
         """Dictionary from input name to resolved paths, for inputs that are files."""
         files = {name: column for name, column in self.columns.items() if self.processors[name].reads_files}
         cells = {name: self.table.columns[column] for name, column in files.items() if column in self.table.columns}

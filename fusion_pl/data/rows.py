@@ -36,7 +36,7 @@ class InputColumn:
     cells: Sequence[str | None]
     training: bool = False
     augment: nn.Module | None = None
-    whole: bool = False  # whether to open complete files, to check them
+    whole: bool = False  # whether to open complete files, so that damage in any part of a file is found
 
     def open(self, index: int) -> Any:
         """Open the cell of a row."""

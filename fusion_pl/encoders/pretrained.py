@@ -159,7 +159,7 @@ class PretrainedEncoder(Encoder):
             raise UserError(f"the checkpoint lacks {' or '.join(cls.required_files)} of {source}")
         with hub_offline():
             encoder = cls(**{**init_args, "pretrained": folder, "weights": False})
-            with torch.no_grad():  # raises an error if the files do not belong together
+            with torch.no_grad():  # raises an error if the files belong to different models
                 encoder.eval()(**encoder.processor([cls.example_value]))
             encoder.train()
         encoder.init_args = dict(init_args)
@@ -189,7 +189,7 @@ class PretrainedEncoder(Encoder):
                 parameter.requires_grad_(False)
 
     def _find_blocks(self) -> tuple[str, nn.ModuleList]:
-        """Return the name and modules of the stack of blocks: the longest of the outermost ModuleLists."""
+        """Return the name and the blocks of the model's stack: the longest ModuleList on the outermost level."""
         lists = [
             (name, module)
             for name, module in self.model.named_modules()

@@ -216,7 +216,7 @@ def check_sizes(head: str, dropout: float, **sizes: int) -> None:
         **sizes: name of an argument -> its value, at least 1; ``dim`` must be a multiple of ``num_heads``.
 
     Raises:
-        UserError: if an argument is out of range; the message names the first one.
+        UserError: if an argument is out of range; the message contains the first such argument.
     """
     for name, size in sizes.items():
         if size < 1:

@@ -68,14 +68,14 @@ class BiLSTM(Fusion):
             mask = torch.cat([inputs[name].mask for name in self.names], dim=1)
         sorted_mask = mask.sort(dim=-1, descending=True, stable=True).values
         means = []
-        for lstm, order in zip((self.forwards, self.backwards), real_first_indices(mask), strict=True):
+        for lstm, order in zip((self.forwards, self.backwards), indices_with_padding_last(mask), strict=True):
             ordered = sequence.gather(1, order.unsqueeze(-1).expand(-1, -1, sequence.shape[-1]))
             means.append(masked_mean(lstm(ordered)[0], sorted_mask))
         embedding: Float[Tensor, "B F2"] = torch.cat(means, dim=-1)
         return Fused(self.classifier(embedding), embedding)
 
 
-def real_first_indices(mask: Bool[Tensor, "B S"]) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
+def indices_with_padding_last(mask: Bool[Tensor, "B S"]) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
     """Return the indices that sort a sequence in forward and in reverse order, both with the padding at the end."""
     position = torch.arange(mask.shape[1], device=mask.device)
     padding = mask.shape[1] * (~mask).long()

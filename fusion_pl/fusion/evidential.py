@@ -65,7 +65,7 @@ class Evidential(LateFusion):
         return Fused(logits, None, weights, self.logits_by_input((evidence + 1).log()))
 
     def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Tensor:
-        """Return the losses of the fused prediction and of each input's prediction, with its KL divergence."""
+        """Return the sum of the cross-entropies of all predictions and of the weighted KL divergences of all inputs."""
         assert batch.target is not None
         losses = [cross_entropy(fused.logits)]
         for name in self.names:

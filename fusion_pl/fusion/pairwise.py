@@ -57,14 +57,14 @@ class Pairwise(TokenFusion):
         stacks, means = iter(self.cross), []
         for m, (target, layer) in enumerate(zip(tokens, self.layers, strict=True)):
             sources = [k for k in range(len(masks)) if k != m]
-            attended = [_cross_attend(next(stacks), target, tokens[k], masks[k]) for k in sources]
+            attended = [_apply_cross_attention(next(stacks), target, tokens[k], masks[k]) for k in sources]
             x = _mean_over_present(attended, present[:, sources], target)
             means.append(masked_mean(self.norm(layer(x, to_attention_mask(masks[m]))), masks[m]))
         embedding: Tensor = self.joint_layer(torch.cat(means, dim=-1))
         return embedding
 
 
-def _cross_attend(
+def _apply_cross_attention(
     stack: nn.Module, target: Tokens, source: Float[Tensor, "B R F"], mask: Bool[Tensor, "B R"]
 ) -> Tokens:
     assert isinstance(stack, nn.ModuleList)

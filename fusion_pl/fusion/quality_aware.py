@@ -60,7 +60,7 @@ class QualityAware(LateFusion):
         return Fused(logits, None, weights, self.logits_by_input(input_logits))
 
     def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Tensor:
-        """Return the losses of the fused prediction and of each input's prediction, with its ranking loss."""
+        """Return the sum of the cross-entropies of all predictions and of the weighted ranking losses of all inputs."""
         assert batch.target is not None
         losses = [cross_entropy(fused.logits)]
         for name in self.names:

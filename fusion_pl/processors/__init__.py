@@ -1,4 +1,4 @@
-"""Processors: open the values of one input, and convert them to tensors for its encoder."""
+"""Processors, which open the values of an input and convert them to tensors for its encoder."""
 
 from fusion_pl.processors.audio import AudioProcessor
 from fusion_pl.processors.base import Processor

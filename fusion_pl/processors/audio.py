@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusion_pl.files import check_regular_file
-from fusion_pl.processors.base import Processor, Source, as_source, describe_type, name_of
+from fusion_pl.processors.base import Processor, Source, describe_source, describe_type, to_source
 from fusion_pl.types import UserError, Waveform
 
 # (number of audio samples, rate in Hz) -> index of the first audio sample to read, and index after the last one
@@ -53,12 +53,12 @@ class AudioProcessor(Processor):
         Raises:
             UserError: if the audio cannot be decoded, or the value has another type.
         """
-        source = as_source(value)
+        source = to_source(value)
         return _convert_audio(value) if source is None else read_audio(source, partial(self.crop, training=training))
 
     def open_whole(self, value: Any) -> Waveform:
         """Open audio without cropping it."""
-        source = as_source(value)
+        source = to_source(value)
         return _convert_audio(value) if source is None else read_audio(source)
 
     def crop(self, samples: int, rate: int, training: bool) -> tuple[int, int]:
@@ -84,7 +84,7 @@ def read_audio(source: Source, crop: Crop | None = None) -> Waveform:
     Raises:
         UserError: if the file is missing, empty, truncated or not audio, or contains NaN or infinity.
     """
-    path = name_of(source, "sound")
+    path = describe_source(source, "sound")
     if not isinstance(source, bytes):
         check_regular_file(source)
     try:

@@ -1,4 +1,4 @@
-"""Base class of the processors, which run in the loader's workers."""
+"""Base class of the processors, which run in the workers of the data loader."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class Processor(ABC):
             An opened value, which ``__call__`` processes.
 
         Raises:
-            UserError: if the value cannot be opened. A ``ValueError``, ``OSError`` or ``EOFError``, for example of
-                ``numpy.load``, has the same effect.
+            UserError: if the value cannot be opened. The caller handles a ``ValueError``, ``OSError`` or ``EOFError``,
+                which ``numpy.load`` may raise, in the same way.
         """
 
     def open_whole(self, value: Any) -> Any:
@@ -67,7 +67,7 @@ class Processor(ABC):
 
     @abstractmethod
     def placeholder(self) -> Any:
-        """Return an opened value for a batch in which no sample has the input; its encoding is never used."""
+        """Return an opened value for a batch in which no sample has the input; the encoder's output is not used."""
 
     @abstractmethod
     def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
@@ -79,7 +79,7 @@ class Processor(ABC):
         """
 
 
-def as_source(value: Any) -> Source | None:
+def to_source(value: Any) -> Source | None:
     """Return the path or the bytes of a file, or the content of an open binary file; None for another value."""
     if isinstance(value, (str, os.PathLike, bytes)):
         return value
@@ -87,7 +87,7 @@ def as_source(value: Any) -> Source | None:
     return content if isinstance(content, bytes) else None
 
 
-def name_of(source: Source, kind: str) -> str:
+def describe_source(source: Source, kind: str) -> str:
     """Return the path of a file, or a description of its content, for messages."""
     return f"the {kind} of {len(source)} bytes" if isinstance(source, bytes) else os.fspath(source)
 
@@ -104,7 +104,7 @@ def describe_type(value: Any) -> str:
 
 
 def refuse_path(name: str, processor: Processor, value: Any) -> None:
-    """Refuse a value that contains the path of a file.
+    """Raise an error for a value that is, or contains, the path of a file.
 
     Raises:
         UserError: if the processor reads files, and the value or one of its parts is a path.

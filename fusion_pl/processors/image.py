@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fusion_pl.files import check_regular_file
-from fusion_pl.processors.base import Processor, Source, as_source, describe_type, name_of, read_bytes
+from fusion_pl.processors.base import Processor, Source, describe_source, describe_type, read_bytes, to_source
 from fusion_pl.types import UserError
 
 # Supported formats. To read other formats, Pillow may start programs, such as Ghostscript for EPS.
@@ -43,7 +43,7 @@ class ImageProcessor(Processor):
             UserError: if the image cannot be decoded, or the value has another type.
         """
         del training
-        source = None if isinstance(value, Image.Image) else as_source(value)
+        source = None if isinstance(value, Image.Image) else to_source(value)
         return _convert_image(value) if source is None else read_image(source)
 
     def placeholder(self) -> Image.Image:
@@ -65,7 +65,7 @@ def read_image(source: Source) -> Image.Image:
             pixels = image.width * image.height
             if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
                 size = f"{image.width} × {image.height} pixels"
-                raise ValueError(f"{size} exceed Pillow's limit of {Image.MAX_IMAGE_PIXELS}")
+                raise ValueError(f"{size} are more than Pillow's limit of {Image.MAX_IMAGE_PIXELS} pixels")
             if image.info.get("progressive"):  # with many scans, a file of 400 kB can take 15 seconds
                 scans = read_bytes(source).count(b"\xff\xda")  # marker of a scan; cannot occur within its data
                 if scans * pixels > MAX_DECODED_PIXELS:
@@ -78,7 +78,7 @@ def read_image(source: Source) -> Image.Image:
     except DECODE_ERRORS as error:
         is_unknown = isinstance(error, UnidentifiedImageError)
         reason = f"expected one of {', '.join(FORMATS)}" if is_unknown else error
-        name = name_of(source, "image")
+        name = describe_source(source, "image")
         raise UserError(f"{name} cannot be read as an image ({reason}): replace it or empty its cell") from error
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fusion_pl.training.checkpoints import DiskFullError, find_mount_point
-from fusion_pl.training.states import rank_checkpoints, state_after_step
+from fusion_pl.training.states import optimizer_state_after_step, rank_checkpoints
 from fusion_pl.types import UserError
 
 
@@ -156,7 +156,7 @@ def _optimizer_bytes(optimizer: Optimizer) -> int:
     size = 0
     for group in optimizer.param_groups:
         smallest = min(group["params"], key=lambda parameter: (parameter.numel() < 2, parameter.numel()))
-        state = state_after_step(optimizer, group, smallest).values()
+        state = optimizer_state_after_step(optimizer, group, smallest).values()
         copies = sum(isinstance(value, Tensor) and value.shape == smallest.shape for value in state)
         size += copies * sum(parameter.nbytes for parameter in group["params"])
     return size

@@ -129,7 +129,7 @@ class EncodedCache:
         self.is_full = False
 
     def __call__(self, inputs: dict[str, Tensor]) -> Encoded:
-        """Return the encoder output for the P rows of its keyword arguments."""
+        """Return the encoder output for the P rows of ``inputs``, the keyword arguments of the encoder."""
         device = next(iter(inputs.values())).device
         paths = [self.folder / key[:2] / f"{key}.row" for key in row_keys(inputs)]
         rows = [_read_row(path) for path in paths]

@@ -63,7 +63,7 @@ class StopSignals:
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
             self.pid = None
-            if not self._raised:  # after a stop, objects whose construction was interrupted still fail in ``__del__``
+            if not self._raised:  # after a stop, ``__del__`` of half constructed objects may still fail
                 sys.unraisablehook = hook
 
     def receive(self, signum: int, frame: FrameType | None = None) -> None:

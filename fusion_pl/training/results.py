@@ -94,7 +94,7 @@ class WriteResults(Callback):
         self._write(trainer, result, callback.best_model_path if callback else None)
 
     def _update_best_result(self, trainer: Trainer) -> BestCheckpoint | None:
-        """Set the best result to the latest one if a new best checkpoint was written, and return the callback."""
+        """Set the best result to the latest result if a new best checkpoint was written, and return the callback."""
         callback = find_checkpoint_callback(trainer)
         step = self.latest_step if callback is None else callback.best_step
         if self.latest and (not self.best or step != self.best_step):

@@ -175,7 +175,7 @@ def check_optimizer_state(optimizer: Optimizer, saved: Any) -> dict[str, Any]:
                 continue  # a parameter that had no gradient yet
             layout = (parameter.shape, parameter.stride(), parameter.dtype, parameter.device)
             if layout not in templates:
-                templates[layout] = state_after_step(optimizer, group, parameter)
+                templates[layout] = optimizer_state_after_step(optimizer, group, parameter)
             state, template = saved["state"][name], templates[layout]
             if not isinstance(state, dict):
                 raise InvalidStateError(INVALID_OPTIMIZER_STATE)
@@ -206,7 +206,7 @@ def check_schedule_state(schedule: Any, saved: Any) -> Any:
     return match_template(saved, template, "schedule")
 
 
-def state_after_step(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+def optimizer_state_after_step(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
     """Return the optimizer state of a parameter after a step on zeros.
 
     The result has the names, shapes and types of the state after a real step. The optimizer is not changed.

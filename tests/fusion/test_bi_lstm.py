@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from fusion_pl.fusion import BiLSTM
-from fusion_pl.fusion.bi_lstm import real_first_indices
+from fusion_pl.fusion.bi_lstm import indices_with_padding_last
 from fusion_pl.types import UserError
 
 from .reference import randomised
@@ -70,7 +70,7 @@ def test_equals_a_packed_network_over_the_real_tokens(dims, make, count):
 
 
 def test_orders_put_real_entries_first():
-    there, back = real_first_indices(torch.tensor([[False, True, True, False, True], [False] * 5]))
+    there, back = indices_with_padding_last(torch.tensor([[False, True, True, False, True], [False] * 5]))
     assert there[0, :3].tolist() == [1, 2, 4]
     assert back[0, :3].tolist() == [4, 2, 1]
     assert sorted(there[0].tolist()) == sorted(back[1].tolist()) == [0, 1, 2, 3, 4]
