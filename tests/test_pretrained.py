@@ -52,9 +52,9 @@ def test_folders_are_needed_for_training_only(manifest, tmp_path, capsys):
         "audio": {"class_path": "fusion_pl.encoders.AudioEncoder", "init_args": {"pretrained": "a", "freeze": 1}},
     }
     config = write_config(tmp_path / "c.yaml", encoders, {"manifest": str(manifest), "batch_size": 6}, max_epochs=1)
-    assert run("fit", ["--config", config, "--cache", "kept"]) == 0
-    assert len(list(Path("kept").iterdir())) == 1  # of the one encoder that is frozen wholly
-    assert len(list(Path("kept").rglob("*.row"))) > 0
+    assert run("fit", ["--config", config, "--cache", "cache"]) == 0
+    assert len(list(Path("cache").iterdir())) == 1  # of the only frozen encoder
+    assert len(list(Path("cache").rglob("*.row"))) > 0
     best = Path("lightning_logs/version_0/checkpoints/best.ckpt")
     trained = weights(best)
     from transformers import AutoModel
@@ -71,7 +71,7 @@ def test_folders_are_needed_for_training_only(manifest, tmp_path, capsys):
     best.rename("alone.ckpt")
     for folder in "tia":  # a run that goes on has its weights from the checkpoint
         (tmp_path / folder / "model.safetensors").unlink()
-    assert run("fit", ["--config", config, "--cache", "kept", "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
+    assert run("fit", ["--config", config, "--cache", "cache", "--ckpt_path", "last", "--trainer.max_epochs", "2"]) == 0
     for folder in "tia":
         shutil.rmtree(tmp_path / folder)
     after = Predictor.from_checkpoint("alone.ckpt", device="cpu").predict(

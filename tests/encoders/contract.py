@@ -71,7 +71,7 @@ def check_checkpoint_files(kind: type[PretrainedEncoder], folder: Path, values: 
 
 
 def check_gradients(encoder: PretrainedEncoder, values: Sequence[Any], head: str) -> None:
-    """Each parameter that learns gets a gradient, whether a head looks at the tokens or at the vector."""
+    """Each trainable parameter gets a gradient, whether a head reads the tokens or the embedding."""
     encoder = copy.deepcopy(encoder).train()  # training moves the running statistics of the one that others test
     out = getattr(encoder(**encoder.processor(values)), head)
     (out * torch.randn_like(out)).sum().backward()

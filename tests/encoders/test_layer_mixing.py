@@ -1,4 +1,4 @@
-"""What is made of several depths, restated position by position."""
+"""Compare the combination of hidden layers with a slow computation per position."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def test_attention_weights_depend_on_real_positions_of_each_sample():
     for row in range(2):
         count = int(MASK[row].sum())
         scores = []
-        for level, state in enumerate(states):
+        for layer, state in enumerate(states):
             mean = sum(normed(state[row, t]) for t in range(count)) / count
-            score = last.weight[0] @ torch.tanh(first.weight @ mean + first.bias) + mixing.weighting.offset[level]
+            score = last.weight[0] @ torch.tanh(first.weight @ mean + first.bias) + mixing.weighting.offset[layer]
             scores.append(score.exp())
         shares = [score / sum(scores) for score in scores]
         torch.testing.assert_close(weights[row], torch.stack(shares))
@@ -67,10 +67,10 @@ def test_maps_are_resized_to_that_of_the_last_layer():
     joined, _ = LayerMixing((3, 5), "concat").double()([fine, coarse])
     assert joined.shape == (2, 6, 8)
     for row in range(2):
-        for place in range(6):
-            y, x = divmod(place, 3)
+        for position in range(6):
+            y, x = divmod(position, 3)
             mean = fine[row, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].flatten(1).mean(1)
-            torch.testing.assert_close(joined[row, place], torch.cat([normed(mean), normed(coarse[row, :, y, x])]))
+            torch.testing.assert_close(joined[row, position], torch.cat([normed(mean), normed(coarse[row, :, y, x])]))
 
 
 def test_a_pyramid_adds_the_coarse_map_to_the_fine_one():

@@ -49,7 +49,7 @@ every_combine = pytest.mark.parametrize(
 
 @pytest.fixture
 def combine() -> str | None:
-    """How depths are combined, where a test does not say."""
+    """Return how hidden layers are combined; tests may override it."""
     return None
 
 
@@ -221,7 +221,7 @@ def test_colours_are_preserved() -> None:
 
 
 def test_a_token_depends_on_its_patch() -> None:
-    """Place (y, x) of the grid changes with the pixels around (4 y, 4 x), and a token is the mean of four places."""
+    """Position (y, x) of the feature map depends on the pixels around (4 y, 4 x); a token is the mean of four."""
     torch.manual_seed(0)
     encoder = TinyImage(image_size=64, channels=1).eval()
     maps: list[torch.Tensor] = []
@@ -239,15 +239,15 @@ def test_a_token_depends_on_its_patch() -> None:
 
 
 def test_a_token_is_the_mean_of_four_positions() -> None:
-    encoder = TinyImage(image_size=24, channels=1).eval()  # 6 x 6 places
+    encoder = TinyImage(image_size=24, channels=1).eval()  # 6 x 6 positions
     grids: list[torch.Tensor] = []
     encoder.layers[-1].register_forward_hook(lambda module, args, out: grids.append(out.detach()))
     tokens = encoder(torch.randint(256, (2, 1, 24, 24), dtype=torch.uint8)).tokens
     for row in range(2):
-        for place in range(9):
-            y, x = 2 * (place // 3), 2 * (place % 3)
+        for position in range(9):
+            y, x = 2 * (position // 3), 2 * (position % 3)
             expected = grids[0][row, :, y : y + 2, x : x + 2].flatten(1).mean(1)
-            torch.testing.assert_close(tokens[row, place], expected)
+            torch.testing.assert_close(tokens[row, position], expected)
 
 
 def heard(encoder: TinyAudio, clips: list[Waveform]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -256,18 +256,18 @@ def heard(encoder: TinyAudio, clips: list[Waveform]) -> tuple[torch.Tensor, torc
 
 
 def test_log_mel_equals_torchaudio() -> None:
-    """Each clip alone, normalised by its own loudness and cut into whole windows, by torchaudio and nothing else."""
+    """Each clip alone, normalised by its own loudness and cut into complete windows, computed by torchaudio alone."""
     clips = [sound(0.5), sound(0.731), sound(0.032)]
     spectrograms, masks = heard(TinyAudio(rate=8000, n_mels=24), clips)
     transform = MelSpectrogram(8000, n_fft=256, hop_length=80, n_mels=24, center=False)
     noise = transform.mel_scale(torch.hann_window(256).square().sum().expand(129, 1))  # what white noise has
     for clip, mels, mask in zip(clips, spectrograms, masks, strict=True):
         samples = clip.samples / clip.samples.pow(2).mean().sqrt()
-        whole = 1 + (len(samples) - 256) // 80
+        complete = 1 + (len(samples) - 256) // 80
         wanted = (transform(samples) / noise + 1e-5).log().T
-        assert whole == len(wanted)
-        assert whole <= int(mask.sum()) <= whole + 1  # one more where a rest of samples is filled up with silence
-        torch.testing.assert_close(mels[:whole], wanted, rtol=1e-4, atol=1e-4)
+        assert complete == len(wanted)
+        assert complete <= int(mask.sum()) <= complete + 1  # one more if the last window is filled with silence
+        torch.testing.assert_close(mels[:complete], wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_log_mel_of_white_noise_is_around_zero() -> None:
@@ -338,7 +338,7 @@ def test_the_spectrogram_is_computed_in_single_precision() -> None:
 
 
 def test_with_coordinates_the_embedding_depends_on_the_position() -> None:
-    """The same square above and below: features of convolutions that are averaged over the picture hardly differ."""
+    """The same square above and below: features of convolutions that are averaged over the image hardly differ."""
     apart = {}
     for coordinates in (False, True):
         torch.manual_seed(0)
@@ -346,6 +346,6 @@ def test_with_coordinates_the_embedding_depends_on_the_position() -> None:
         above = Image.new("RGB", (64, 64))
         above.paste("white", (24, 12, 40, 28))
         below = above.transpose(Image.Transpose.ROTATE_180).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        vectors = encoder(**encoder.processor([above, below])).embedding.detach()
-        apart[coordinates] = float((vectors[0] - vectors[1]).norm() / vectors.norm(dim=-1).mean())
+        embeddings = encoder(**encoder.processor([above, below])).embedding.detach()
+        apart[coordinates] = float((embeddings[0] - embeddings[1]).norm() / embeddings.norm(dim=-1).mean())
     assert apart[True] > 5 * apart[False]

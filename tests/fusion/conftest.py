@@ -21,8 +21,8 @@ def make_inputs(present: list[list[int]], dtype: torch.dtype = torch.float64, se
     inputs = {}
     for (name, dim), has in zip(list(DIMS.items())[: table.shape[1]], table.T, strict=True):
         length = LENGTHS[name]
-        kept = torch.randint(1, length + 1, (len(table), 1), generator=generator)
-        mask = (torch.arange(length) < kept) & has.unsqueeze(-1)
+        real_count = torch.randint(1, length + 1, (len(table), 1), generator=generator)
+        mask = (torch.arange(length) < real_count) & has.unsqueeze(-1)
         tokens = torch.randn(len(table), length, dim, generator=generator, dtype=dtype)
         embedding = torch.randn(len(table), dim, generator=generator, dtype=dtype)
         inputs[name] = Encoded(

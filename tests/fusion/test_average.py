@@ -40,8 +40,8 @@ def test_equals_the_logarithm_of_the_weighted_probabilities(dims, make, weights)
         shares = [share / sum(shares) for share in shares]
         expected = sum(share * part for share, part in zip(shares, parts, strict=True)).log()
         torch.testing.assert_close(fused.logits[row], expected, rtol=1e-6, atol=1e-6)
-        kept = fused.weights[row][torch.tensor(table, dtype=torch.bool)]
-        torch.testing.assert_close(kept, torch.tensor(shares).double(), rtol=1e-6, atol=0)
+        present_weights = fused.weights[row][torch.tensor(table, dtype=torch.bool)]
+        torch.testing.assert_close(present_weights, torch.tensor(shares).double(), rtol=1e-6, atol=0)
     assert fused.embedding is None
 
 

@@ -68,7 +68,7 @@ def test_inputs_meet_in_the_second_layer_and_only_through_the_shared_tokens(dims
     changed = {key: not torch.equal(before[key], after[key]) for key in before}
     assert changed == {(n, m): m == 0 or n > 0 for n in range(3) for m in range(3)}
 
-    # With what the changed input says to the shared tokens held fast, nothing reaches the others at any depth.
+    # If the bottleneck tokens of the changed input stay the same, the other inputs do not change in any layer.
     for n, layers in enumerate(head.layers):
         said = before[n, 0][:, :SHARED]
         layers[0].register_forward_hook(lambda _, args, output, said=said: torch.cat([said, output[:, SHARED:]], dim=1))

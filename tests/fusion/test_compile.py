@@ -44,8 +44,8 @@ for name in sys.argv[1:]:
             losses = F.cross_entropy(logits, batch.target, reduction="none")
             return (losses if mask is None else losses.masked_fill(~mask, 0.0)).mean()
 
-        kept = head.held_out_mask(batch)
-        return head.loss(head(inputs), batch, cross_entropy) + (0 if kept is None else kept.sum())
+        held_out = head.held_out_mask(batch)
+        return head.loss(head(inputs), batch, cross_entropy) + (0 if held_out is None else held_out.sum())
 
     torch.compiler.reset()
     compiled = torch.compile(step, backend="eager", fullgraph=True)

@@ -79,7 +79,7 @@ def subsets(count: int) -> list[list[int]]:
 
 def outputs(fused: Fused) -> dict[str, Tensor]:
     """Return all tensors of a result by name."""
-    named = {"logits": fused.logits, "vector": fused.embedding, "weights": fused.weights, **fused.input_logits}
+    named = {"logits": fused.logits, "embedding": fused.embedding, "weights": fused.weights, **fused.input_logits}
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 

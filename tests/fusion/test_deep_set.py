@@ -19,7 +19,7 @@ def test_equals_its_formula(dims, make):
 
 
 def test_without_input_embeddings_the_order_does_not_matter(dims, make):
-    """The same vectors under other names fuse to the same, once no embedding tells which is which."""
+    """Without input embeddings, permuted inputs have the same result."""
     equal = dict.fromkeys(dims, 6)
     head, (first, second, third) = randomised(DeepSet(equal, num_classes=4)), equal
     for name in (second, third):

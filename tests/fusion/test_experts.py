@@ -40,11 +40,11 @@ def test_exactly_top_k_experts_affect_a_sample(dims, make):
     before = head(inputs).embedding
     shares = torch.zeros(len(before), dtype=torch.long)
     for expert in head.experts:
-        kept = expert[3].bias.detach().clone()
+        original_bias = expert[3].bias.detach().clone()
         with torch.no_grad():
             expert[3].bias.add_(1.0)
             shares += (head(inputs).embedding != before).any(-1)
-            expert[3].bias.copy_(kept)
+            expert[3].bias.copy_(original_bias)
     assert (shares == 2).all()
 
 

@@ -35,9 +35,9 @@ def test_equals_its_formula(dims, make):
     head, inputs = randomised(InputAttention(dims, num_classes=4, dim=DIM, num_heads=HEADS)), make(PRESENT)
     fused = head(inputs)
     for row in range(len(PRESENT) - 1):
-        vector, weights = attend(head, projected_embeddings(head, inputs, row))
-        torch.testing.assert_close(fused.embedding[row], vector)
-        torch.testing.assert_close(fused.logits[row], mlp(head.classifier, vector))
+        embedding, weights = attend(head, projected_embeddings(head, inputs, row))
+        torch.testing.assert_close(fused.embedding[row], embedding)
+        torch.testing.assert_close(fused.logits[row], mlp(head.classifier, embedding))
         torch.testing.assert_close(fused.weights[row], weights)
     # Nothing to read: what remains is the bias.
     torch.testing.assert_close(fused.embedding[-1], head.output_projection.bias)

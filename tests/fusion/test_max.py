@@ -22,6 +22,6 @@ def test_zeros_of_a_missing_input_are_not_the_maximum(dims, make):
     with torch.no_grad():
         for project in head.projection.values():
             project.linear.bias.fill_(-100.0)
-    vector = head(make(PRESENT)).embedding
-    assert (vector[:-1] < -50).all()
-    assert (vector[-1] == 0).all()
+    embedding = head(make(PRESENT)).embedding
+    assert (embedding[:-1] < -50).all()
+    assert (embedding[-1] == 0).all()

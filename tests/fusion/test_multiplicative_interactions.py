@@ -45,6 +45,6 @@ def test_equals_bilinear_for_two_inputs(dims, make):
 
 def test_the_first_present_input_initialises_and_missing_ones_change_nothing(dims, make):
     head, inputs = randomised(MultiplicativeInteractions(dims, num_classes=4, dim=DIM)), make([[0, 1, 0], [1, 0, 0]])
-    vector = head(inputs).embedding
-    torch.testing.assert_close(vector[0], projected_embeddings(head, inputs, 0)[1])
-    torch.testing.assert_close(vector[1], projected_embeddings(head, inputs, 1)[0])
+    embedding = head(inputs).embedding
+    torch.testing.assert_close(embedding[0], projected_embeddings(head, inputs, 0)[1])
+    torch.testing.assert_close(embedding[1], projected_embeddings(head, inputs, 1)[0])

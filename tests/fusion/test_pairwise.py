@@ -20,7 +20,7 @@ def restate(head, inputs, row):
     given = real_tokens(head.projection, inputs, row)
     pairs = [(m, k) for m in range(len(given)) for k in range(len(given)) if k != m]
     stacks = dict(zip(pairs, head.cross, strict=True))
-    vectors = []
+    means = []
     for m, target in enumerate(given):
         read = []
         for k, source in enumerate(given):
@@ -32,8 +32,8 @@ def restate(head, inputs, row):
             read.append(x)
         joined = [mean(list(versions)) for versions in zip(*read, strict=True)] if read else target
         after = [transform(head.layers[m], one, joined) for one in joined]
-        vectors.append(mean([head.norm(one) for one in after]) if after else torch.zeros_like(head.norm.bias))
-    return F.gelu(head.joint_layer[0].weight @ torch.cat(vectors) + head.joint_layer[0].bias)
+        means.append(mean([head.norm(one) for one in after]) if after else torch.zeros_like(head.norm.bias))
+    return F.gelu(head.joint_layer[0].weight @ torch.cat(means) + head.joint_layer[0].bias)
 
 
 @pytest.mark.parametrize(("count", "num_layers"), [(1, 1), (2, 2), (3, 1), (3, 2)])

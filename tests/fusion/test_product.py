@@ -21,10 +21,10 @@ def test_equals_its_formula(dims, make):
 
 def test_a_missing_input_is_neutral(dims, make):
     head, inputs = randomised(Product(dims, num_classes=4)), make([[1, 0, 1]] * 5)
-    kept = {name: dim for m, (name, dim) in enumerate(dims.items()) if m != 1}
-    smaller = Product(kept, num_classes=4).double().eval()
+    remaining = {name: dim for m, (name, dim) in enumerate(dims.items()) if m != 1}
+    smaller = Product(remaining, num_classes=4).double().eval()
     smaller.load_state_dict({key: value for key, value in head.state_dict().items() if "my photo" not in key})
-    torch.testing.assert_close(head(inputs).logits, smaller({name: inputs[name] for name in kept}).logits)
+    torch.testing.assert_close(head(inputs).logits, smaller({name: inputs[name] for name in remaining}).logits)
 
 
 def test_one_input_can_zero_a_channel(dims, make):
@@ -36,6 +36,6 @@ def test_one_input_can_zero_a_channel(dims, make):
     other = make([[1, 1, 1]] * 2, seed=1)
     head.norm = torch.nn.Identity()
     for changed in (inputs, inputs | {"my photo": other["my photo"], "voice-2": other["voice-2"]}):
-        vector = head(changed).embedding
-        assert (vector[:, 3] == 0).all()
-        assert (vector[:, [0, 1, 2, 4, 5, 6]] != 0).all()
+        embedding = head(changed).embedding
+        assert (embedding[:, 3] == 0).all()
+        assert (embedding[:, [0, 1, 2, 4, 5, 6]] != 0).all()

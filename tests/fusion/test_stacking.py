@@ -95,8 +95,8 @@ def test_the_given_fraction_is_held_out_by_id(dims, make, share, name):
     inputs = make([[1, 1, 1]] * count)
     ids = [name.format(row) for row in range(count)]
     held = head.held_out_mask(batch_of(inputs, [0] * count, ids))
-    spread = (share * (1 - share) / count) ** 0.5
-    assert abs(held.double().mean().item() - share) < 4 * spread
+    standard_deviation = (share * (1 - share) / count) ** 0.5
+    assert abs(held.double().mean().item() - share) < 4 * standard_deviation
     again = Stacking(dims, num_classes=2, held_out=share).held_out_mask(batch_of(inputs, [1] * count, ids[::-1]))
     assert torch.equal(again.flip(0), held)
 

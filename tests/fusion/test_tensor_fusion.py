@@ -32,14 +32,14 @@ def test_products_with_a_missing_input_are_zero_and_the_others_unchanged(dims, m
     head = randomised(TensorFusion(dims, num_classes=4, dim=DIM))
     seen = []
     head.norm.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    whole, inputs = make([[1, 1, 1]]), make([[1, 1, 1]])
+    complete, inputs = make([[1, 1, 1]]), make([[1, 1, 1]])
     inputs["my photo"] = inputs["my photo"]._replace(mask=torch.zeros_like(inputs["my photo"].mask))
-    head(whole), head(inputs)
+    head(complete), head(inputs)
     full, partial = (tensor.view(DIM + 1, DIM + 1, DIM + 1) for tensor in seen)
     assert (full != 0).all()
     assert (partial[:, :DIM] == 0).all()
     assert torch.equal(partial[:, DIM], full[:, DIM])
-    first, second, third = ends_with_one(projected_embeddings(head, whole, 0))
+    first, second, third = ends_with_one(projected_embeddings(head, complete, 0))
     torch.testing.assert_close(full.flatten(), torch.kron(torch.kron(first, second), third))
 
 

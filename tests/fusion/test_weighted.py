@@ -29,10 +29,10 @@ def test_fixed_weights_are_normalised_over_the_present(dims, make):
     fused = head(inputs)
     for row, table in enumerate(PRESENT):
         weights = share(given, table)
-        # The weights are kept as single-precision logarithms.
+        # The weights are stored as logarithms in single precision.
         torch.testing.assert_close(fused.weights[row], torch.tensor(weights).double(), rtol=1e-6, atol=0)
-        vectors = projected(head, inputs, row)
-        expected = sum(weight * vector for weight, vector in zip(weights, vectors, strict=True))
+        embeddings = projected(head, inputs, row)
+        expected = sum(weight * embedding for weight, embedding in zip(weights, embeddings, strict=True))
         torch.testing.assert_close(fused.embedding[row], expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(fused.logits[row], head.classifier(fused.embedding[row]))
 
@@ -75,8 +75,8 @@ def test_sample_weights_equal_their_formula(dims, make):
     hidden, _, score = head.weighting.gate
     for row, table in enumerate(PRESENT[:-1]):
         scores = [
-            (offset + score.weight[0] @ torch.tanh(hidden.weight @ vector + hidden.bias)).item()
-            for offset, vector in zip(head.weighting.offset, projected(head, inputs, row), strict=True)
+            (offset + score.weight[0] @ torch.tanh(hidden.weight @ embedding + hidden.bias)).item()
+            for offset, embedding in zip(head.weighting.offset, projected(head, inputs, row), strict=True)
         ]
         torch.testing.assert_close(weights[row], torch.tensor(share([math.exp(one) for one in scores], table)).double())
     assert not torch.allclose(weights[0], head(make(PRESENT, seed=1)).weights[0])

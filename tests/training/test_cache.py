@@ -143,7 +143,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize(
-    ("place", "old", "new"),
+    ("source", "old", "new"),
     [
         ("shop/base.py", "amounts.SHIFT", "3 * amounts.SHIFT"),
         ("shop/parts/scale.py", "2", "5"),
@@ -151,7 +151,7 @@ SOURCES = {
         ("shop/unused.py", "1", "2"),
     ],
 )
-def test_edited_code_is_run_again(tmp_path, monkeypatch, place, old, new):
+def test_edited_code_is_run_again(tmp_path, monkeypatch, source, old, new):
     """Code of the encoder's class, its base classes and their imports, in packages of any kind."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
@@ -173,7 +173,7 @@ def test_edited_code_is_run_again(tmp_path, monkeypatch, place, old, new):
 
     first = encoded()
     assert encoded() == first
-    assert (encoded(**{place: SOURCES[place].replace(old, new)}) == first) == (place == "shop/unused.py")
+    assert (encoded(**{source: SOURCES[source].replace(old, new)}) == first) == (source == "shop/unused.py")
 
 
 class Transposed(Encoder):
@@ -224,12 +224,12 @@ def test_a_damaged_row_is_computed_and_written_again(tmp_path, calls):
     inputs = encoder.processor(["the cat"])
     first = EncodedCache(encoder, tmp_path / "cache")(inputs)
     (path,) = (tmp_path / "cache").rglob("*.row")
-    whole = path.read_bytes()
-    path.write_bytes(whole[:50])
+    complete = path.read_bytes()
+    path.write_bytes(complete[:50])
     again = EncodedCache(encoder, tmp_path / "cache")(inputs)
     assert torch.equal(again.tokens, first.tokens)
     assert counted == [1, 1]
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
 
 
 def test_a_flipped_byte_never_changes_a_value(tmp_path):
@@ -239,10 +239,10 @@ def test_a_flipped_byte_never_changes_a_value(tmp_path):
     paths = sorted(tmp_path.rglob("*.row"))
     contents = [path.read_bytes() for path in paths]
     random = np.random.default_rng(0)
-    for place in random.integers(0, len(contents[0]), 300).tolist():
+    for position in random.integers(0, len(contents[0]), 300).tolist():
         which = int(random.integers(2))
         damaged = bytearray(contents[which])
-        damaged[place] ^= int(random.integers(1, 256))
+        damaged[position] ^= int(random.integers(1, 256))
         paths[which].write_bytes(damaged)
         found = cached(inputs)
         assert torch.equal(found.tokens, first.tokens)
@@ -285,12 +285,12 @@ def test_only_frozen_encoders_are_cached(tmp_path, manifest):
     for _ in range(2):
         torch.testing.assert_close(model(batch).logits, plain, rtol=1e-4, atol=2e-5)
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    kept = len(list((tmp_path / "cache").rglob("*.row")))
-    assert kept == int(batch.present["image"].sum())
+    num_rows = len(list((tmp_path / "cache").rglob("*.row")))
+    assert num_rows == int(batch.present["image"].sum())
     model.train().enable_cache(tmp_path / "cache", augmented_inputs={"image"})
     batch.inputs["image"]["pixel_values"] //= 2
     model(batch)
-    assert len(list((tmp_path / "cache").rglob("*.row"))) == kept
+    assert len(list((tmp_path / "cache").rglob("*.row"))) == num_rows
 
 
 def test_a_folder_does_not_exceed_its_limit(tmp_path, caplog, calls):

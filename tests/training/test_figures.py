@@ -31,12 +31,12 @@ def test_a_missing_input_takes_a_straight_line():
 def test_any_missing_is_the_mean_over_samples_drawn_by_lot(share):
     curve = lines(plot_missing_inputs(ACCURACIES, NAMES, "Mean"))["any missing"]
     draw = random.Random(0)
-    kept = []
-    while len(kept) < 20_000:
+    sampled = []
+    while len(sampled) < 20_000:
         some = [name for name in NAMES if 100 * draw.random() >= min(share, 99)]  # at 100 nothing would be left
         if some:
-            kept.append(ACCURACIES["+".join(some)])
-    assert curve[share] == pytest.approx(100 * sum(kept) / len(kept), abs=0.7)
+            sampled.append(ACCURACIES["+".join(some)])
+    assert curve[share] == pytest.approx(100 * sum(sampled) / len(sampled), abs=0.7)
 
 
 def test_what_was_not_measured_is_not_drawn():
