@@ -92,7 +92,7 @@ def test_a_finished_run_needs_its_accuracies(fields):
 
 @pytest.mark.parametrize("correct", ["", "01x"])
 def test_a_finished_run_needs_the_correctness_of_each_sample(correct):
-    with pytest.raises(UserError, match="which test samples were correct"):
+    with pytest.raises(UserError, match="has a field correct that is empty, or not a text of 0 and 1"):
         replace(done("Mean", 1, 0.5, "0110"), correct=correct)
 
 

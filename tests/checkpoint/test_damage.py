@@ -33,7 +33,7 @@ DAMAGED = {
     "a config that is a text": (lambda c: c["fusion_pl"].update(fusion="Mean"), "fusion is not a config"),
     "a config without arguments": (lambda c: c["fusion_pl"]["fusion"].pop("init_args"), "fusion is not a config"),
     "arguments that are a list": (lambda c: c["fusion_pl"]["fusion"].update(init_args=[1]), "is not a dictionary"),
-    "columns that are a list": (lambda c: c["fusion_pl"].update(columns=["a"]), "columns does not name"),
+    "columns that are a list": (lambda c: c["fusion_pl"].update(columns=["a"]), "columns is not a dictionary of names"),
     "numbers for classes": (lambda c: c["fusion_pl"].update(classes=[1, 2]), "classes is not a list of names"),
     "files of nobody": (put("nobody", "config.json", b"{}"), "it has files of an encoder that does not exist"),
     "no image processor": (lambda c: c["fusion_pl"]["files"]["image"].pop("preprocessor_config.json"), "lacks config"),
