@@ -3,7 +3,9 @@
 Runs ``fusion-pl fit`` and ``fusion-pl test`` with the configuration, and with each one of its encoders. Early stopping
 and the best checkpoint depend on validation only; the test split is used once per run.
 
-    python -m benchmarks.digits [--config configs/digits.yaml] [--seeds 3] [--inputs all text image audio]
+    python -m benchmarks.digits [--config configs/digits.yaml] [--data FOLDER] [--seeds 3] [--inputs all text …]
+
+The data set is that of the configuration, or the ``manifest.csv`` of FOLDER.
 """
 
 from __future__ import annotations
@@ -35,10 +37,21 @@ def fit_and_test(config: dict, seed: int, folder: Path) -> tuple[float, float]:
     return 100 * results["metrics"]["test/accuracy"], seconds
 
 
+def read_config(path: str, data: str | None) -> dict:
+    """Read the configuration; with ``data``, its data set is the manifest of that folder."""
+    config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if data is not None:
+        options = {key: value for key, value in config["data"]["init_args"].items() if key not in {"folder", "sources"}}
+        manifest = {"manifest": str(Path(data) / "manifest.csv")}
+        config["data"] = {"class_path": "fusion_pl.data.ManifestData", "init_args": options | manifest}
+    return config
+
+
 def main() -> None:
     """Print a Markdown row per set of inputs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/digits.yaml")
+    parser.add_argument("--data", metavar="FOLDER")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--inputs", nargs="+", default=["all", "text", "image", "audio"])
     args = parser.parse_args()
@@ -46,7 +59,7 @@ def main() -> None:
     for name in args.inputs:
         runs = []
         for seed in range(args.seeds):
-            config = yaml.safe_load(Path(args.config).read_text(encoding="utf-8"))
+            config = read_config(args.config, args.data)
             if name != "all":
                 config["model"]["encoders"] = {name: config["model"]["encoders"][name]}
                 augment = config["data"]["init_args"].get("augment", {})

@@ -1,7 +1,7 @@
 """Data modules, which load the rows of a table, and the files in them, as padded batches."""
 
 from fusion_pl.data.base import FusionData
-from fusion_pl.data.demo import Ask, Keypad
+from fusion_pl.data.demo import Ask, Digits, Keypad
 from fusion_pl.data.manifest import ManifestData
 
-__all__ = ["Ask", "FusionData", "Keypad", "ManifestData"]
+__all__ = ["Ask", "Digits", "FusionData", "Keypad", "ManifestData"]

@@ -1,4 +1,4 @@
-"""Write generated demo data sets to disk, with the same bytes on every machine."""
+"""Write demo data sets to disk, with the same rows on every machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fusion_pl.files import atomic_write
 from fusion_pl.types import UserError
 
 COLUMNS = ("id", "text", "image", "audio", "label", "split")
-MANIFEST = "manifest.csv"
+MANIFEST, README = "manifest.csv", "README.md"
 SEED = 0
 
 
@@ -46,6 +46,8 @@ class SyntheticDataset:
     sizes: Mapping[str, int]  # samples per split
     rate: int  # sample rate of the audio, in Hz
     generate: Callable[[int, Generator], SyntheticSample]  # sample index, random generator -> sample
+    prepare: Callable[[], None] = lambda: None  # called before the first sample is generated
+    readme: str = ""  # Markdown page beside the manifest, with licence and credit
 
     @property
     def _marker_name(self) -> str:
@@ -116,12 +118,15 @@ class SyntheticDataset:
 
     def _write_files(self, folder: Path) -> None:
         """Write marker, media and manifest, in this order: the manifest exists only when the data set is complete."""
+        self.prepare()
         (folder / MANIFEST).unlink(missing_ok=True)
         (folder / self._marker_name).write_text(json.dumps(self._marker_content))
         for kind, suffix in (("images", ".png"), ("audio", ".wav")):
             (folder / kind).mkdir(exist_ok=True)
             for path in list((folder / kind).glob("[0-9]" * 5 + suffix)):
                 path.unlink()
+        if self.readme:
+            (folder / README).write_text(self.readme, encoding="utf-8")
         with atomic_write(folder / MANIFEST) as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(COLUMNS)
