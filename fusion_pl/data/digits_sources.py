@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from lightning.pytorch.utilities import rank_zero_info
 
 from fusion_pl.data.download import DownloadError, download
-from fusion_pl.messages import reason
+from fusion_pl.messages import error_reason
 from fusion_pl.types import UserError
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
@@ -206,7 +206,7 @@ def _refusing_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGED as error:
-        raise UserError(f"{path} is damaged ({reason(error)})") from error
+        raise UserError(f"{path} is damaged ({error_reason(error)})") from error
 
 
 def _check_sha256(path: Path, found: str, expected: str) -> None:
