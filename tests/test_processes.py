@@ -165,7 +165,7 @@ def test_a_sharded_checkpoint_names_the_command_to_consolidate_it(sharded, manif
     message = capsys.readouterr().err
     module = "lightning.pytorch.utilities.consolidate_checkpoint"
     assert f"{path} is a folder" in message
-    assert f"consolidate it with python -m {module} {path}, and give {path}.consolidated" in message
+    assert f"consolidate it with python -m {module} {path}, and use {path}.consolidated" in message
     monkeypatch.setattr(sys, "argv", ["consolidate", str(path)])
     runpy.run_module(module, run_name="__main__")
     assert run("predict", [*predict, f"{path}.consolidated"]) == 0

@@ -68,7 +68,7 @@ def best_head_lines(summary: Summary) -> list[str]:
     if (best := summary.best) is None:
         return [summary.headline()]
     seeds = f"mean ± sd over {best.test_accuracy.count} seeds" if best.test_accuracy.count > 1 else "1 seed"
-    samples = f"n = {best.test_samples[0]:,} test samples"
+    samples = f"n = {best.test_set_sizes[0]:,} test samples"
     return [
         f"Best on validation: {best.label}, test accuracy {best.test_accuracy.format_percent()} % ({seeds}, {samples})",
         f"Train it: {best.runs[min(best.runs)].command}",

@@ -49,12 +49,12 @@ class Row:
         return hashes.pop() if len(hashes) == 1 else None
 
     @property
-    def test_samples(self) -> list[int]:
+    def test_set_sizes(self) -> list[int]:
         """Test set sizes; a single value unless the runs differ."""
         return sorted({len(run.correct) for run in self.runs.values()})
 
     @property
-    def validation_samples(self) -> list[int]:
+    def validation_set_sizes(self) -> list[int]:
         """Validation set sizes; a single value unless the runs differ."""
         return sorted({run.validation_samples or 0 for run in self.runs.values()})
 
@@ -133,8 +133,8 @@ class Summary:
         if best := self.best:
             ranked = f" of the {len(self.ranked)} rows measured on the same samples" if self.unranked else ""
             return (
-                f"The best{ranked} on validation is {best.label}: {best.validation_samples[0]:,} validation and "
-                f"{best.test_samples[0]:,} test samples."
+                f"The best{ranked} on validation is {best.label}: {best.validation_set_sizes[0]:,} validation and "
+                f"{best.test_set_sizes[0]:,} test samples."
             )
         if self.unranked:
             return "No two heads were measured on the same samples, so there is no best head."

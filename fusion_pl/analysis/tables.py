@@ -30,7 +30,7 @@ def unranked_table(summary: Summary) -> Table | None:
     if not summary.unranked:
         return None
     header = [*ACCURACY_HEADER, "validation samples"]
-    lines = [[*_accuracy_cells(row), _format_counts(row.validation_samples)] for row in summary.unranked]
+    lines = [[*_accuracy_cells(row), _format_counts(row.validation_set_sizes)] for row in summary.unranked]
     if best := summary.best:
         header.append(f"{best.label} on the same test samples, in %")
         for row, line in zip(summary.unranked, lines, strict=True):
@@ -67,7 +67,7 @@ def _accuracy_cells(row: Row) -> tuple[str, ...]:
     return (
         row.label,
         f"{len(row.runs)} of {len(row.runs) + len(row.failed)}" if row.failed else str(len(row.runs)),
-        _format_counts(row.test_samples),
+        _format_counts(row.test_set_sizes),
         row.test_accuracy.format_percent(),
         EMPTY_CELL
         if row.test_accuracy_interval is None

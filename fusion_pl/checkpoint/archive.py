@@ -87,7 +87,7 @@ def refuse_shards(path: str | Path) -> None:
     """Refuse a sharded checkpoint, the folder that FSDP writes with ``state_dict_type: sharded``.
 
     Raises:
-        UserError: names the command that consolidates the folder.
+        UserError: if the path is such a folder; the message contains the command that consolidates it.
     """
     if (Path(path) / "meta.pt").is_file():
         raise UserError(

@@ -1,4 +1,4 @@
-"""Parse a command line; an error message names the option, its value and the expected value."""
+"""Parse a command line. An error message contains the option, its value and the expected value."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 
 
 def choose_precision(model: nn.Module, accelerator: str = "auto") -> str:
-    """Choose ``bf16-mixed`` for a large model on hardware with bfloat16 units, and log the choice."""
+    """Choose ``bf16-mixed`` for a large model on hardware that supports bfloat16, and log the choice."""
     if accelerator in {"auto", "gpu", "cuda"} and torch.cuda.is_available():
         supported, device = torch.cuda.is_bf16_supported(including_emulation=False), "GPU"
     elif accelerator in {"auto", "cpu"} and not torch.backends.mps.is_available():
@@ -27,7 +27,7 @@ def choose_precision(model: nn.Module, accelerator: str = "auto") -> str:
         return "32-true"
     precision = "32-true"
     if not supported:
-        reason = f"this {device} does not compute in bfloat16 (--trainer.precision bf16-mixed to use it anyway)"
+        reason = f"this {device} has no hardware for bfloat16 (--trainer.precision bf16-mixed to use it anyway)"
     elif _is_small_model(model):
         reason = "bfloat16 is not faster for a small model (--trainer.precision bf16-mixed to use it anyway)"
     else:

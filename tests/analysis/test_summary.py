@@ -44,7 +44,7 @@ def test_mean_and_standard_deviation() -> None:
     runs = [done("Mean", seed, share, correct) for seed, share, correct in ((0, 0.5, "0111"), (1, 0.9, "0001"))]
     (row,) = summarise([*runs, failed("Mean", 2, "broke")], INPUTS).rows
     assert (list(row.runs), row.failed, row.batch_size) == ([0, 1], {2: "broke"}, 8)
-    assert (row.test_samples, row.validation_samples) == ([4], [50])
+    assert (row.test_set_sizes, row.validation_set_sizes) == ([4], [50])
     assert row.validation_accuracy is not None
     assert row.test_accuracy is not None
     validation, test = row.validation_accuracy, row.test_accuracy
