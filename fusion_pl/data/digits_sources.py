@@ -28,7 +28,7 @@ SIDE = 28  # pixels
 MAX_RECORDING, MAX_IDX = 1 << 20, 1 << 26  # bytes; the longest recording has 37 kB, the largest file of MNIST 47 MB
 GZIP_MAGIC = b"\x1f\x8b"
 # NotImplementedError and RuntimeError: zip archives with other methods of compression, or with a password
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
 
 
 class Pictures(NamedTuple):
@@ -156,11 +156,11 @@ def _read(folder: Path, file: SourceFile) -> Any:
 def _read_recordings(path: Path, release: Release) -> dict[str, bytes]:
     """Return the content of each recording in a folder or in an archive, in alphabetical order."""
     names = release.recording_names
-    if path.is_dir():
-        found = {name: (path / name).read_bytes() for name in names if (path / name).is_file()}
-    else:
-        wanted = set(names)
-        with _refusing_damage(path):
+    with _refusing_unreadable(path):
+        if path.is_dir():
+            found = {name: (path / name).read_bytes() for name in names if (path / name).is_file()}
+        else:
+            wanted = set(names)
             found = {name: content for name, content in _read_archive(path) if name in wanted}
     if lost := [name for name in names if name not in found]:
         raise UserError(
@@ -193,20 +193,21 @@ def _is_recording(name: str, size: int) -> bool:
 
 def _read_idx(path: Path, sha256: str) -> UInt8[np.ndarray, " N"]:
     """Return the bytes of a file of MNIST, compressed or not."""
-    with path.open("rb") as file:
-        compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-    with _refusing_damage(path), gzip.open(path) if compressed else path.open("rb") as file:
-        content = file.read(MAX_IDX)
+    with _refusing_unreadable(path):
+        with path.open("rb") as file:
+            compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+        with gzip.open(path) if compressed else path.open("rb") as file:
+            content = file.read(MAX_IDX)
     _check_sha256(path, hashlib.sha256(content).hexdigest(), sha256)
     return np.frombuffer(content, np.uint8)
 
 
 @contextmanager
-def _refusing_damage(path: Path) -> Iterator[None]:
+def _refusing_unreadable(path: Path) -> Iterator[None]:
     try:
         yield
-    except DAMAGED as error:
-        raise UserError(f"{path} is damaged ({error_reason(error)})") from error
+    except UNREADABLE as error:
+        raise UserError(f"{path} cannot be read ({error_reason(error)})") from error
 
 
 def _check_sha256(path: Path, found: str, expected: str) -> None:

@@ -4,7 +4,7 @@ import csv
 import gzip
 import hashlib
 import io
-import shutil
+import re
 import socket
 import struct
 import tarfile
@@ -225,49 +225,71 @@ def test_without_connection_the_command_ends_with_one_sentence(offline, tmp_path
     assert "Traceback" not in printed
 
 
-def damage(kind, folder):
-    """Damage a copy, and return what the message says."""
-    archive, images = folder / "free-spoken-digit-dataset-1.0.10.zip", folder / "train-images-idx3-ubyte.gz"
-    if kind == "truncated archive":
-        archive.write_bytes(archive.read_bytes()[:9000])
-        return r"\.zip is damaged"
-    if kind == "no archive":
-        archive.write_bytes(b"<html>Not found</html>")
-        return r"\.zip is damaged"
-    if kind == "lost recording":
-        with zipfile.ZipFile(archive) as old, zipfile.ZipFile(f"{archive}.new", "w") as new:
-            for name in old.namelist()[1:]:
-                new.writestr(name, old.read(name))
-        shutil.move(f"{archive}.new", archive)
-        return r"\.zip lacks 1 of the 120 recordings of version 1\.0\.10, such as \d_\w+_\d\.wav"
-    if kind == "other recording":
-        with zipfile.ZipFile(archive) as old, zipfile.ZipFile(f"{archive}.new", "w") as new:
-            for i, name in enumerate(old.namelist()):
-                new.writestr(name, old.read(name)[: -2 * (i == 5) or None])
-        shutil.move(f"{archive}.new", archive)
-        return r"\.zip has another content than expected \(SHA-256 \w{64}, expected \w{64}\)"
-    if kind == "truncated pictures":
-        images.write_bytes(images.read_bytes()[:-20])
-        return r"train-images-idx3-ubyte\.gz is damaged"
-    images.write_bytes(gzip.compress(gzip.decompress(images.read_bytes())[:-1] + b"\0\0"))
-    return r"train-images-idx3-ubyte\.gz has another content than expected"
+def change_recordings(archive, change):
+    """Pack the recordings again, as ``change`` returns them."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as old:
+        contents = {name: old.read(name) for name in old.namelist()}
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as new:
+        for name, content in change(contents).items():
+            new.writestr(name, content)
+    return packed.getvalue()
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["truncated archive", "no archive", "lost recording", "other recording", "truncated pictures", "other pictures"],
-)
+def drop_first(contents):
+    return dict(list(contents.items())[1:])
+
+
+def shorten_first(contents):
+    first = next(iter(contents))
+    return contents | {first: contents[first][:-2]}
+
+
+DAMAGES = {
+    "truncated archive": ("archive", lambda data: data[:9000], "cannot be read"),
+    "page instead of an archive": ("archive", lambda _: b"<html>Not found</html>", "cannot be read"),
+    "lost recording": (
+        "archive",
+        lambda data: change_recordings(data, drop_first),
+        r"lacks 1 of the 120 recordings of version 1\.0\.10, such as \d_\w+_\d\.wav",
+    ),
+    "shorter recording": (
+        "archive",
+        lambda data: change_recordings(data, shorten_first),
+        r"has another content than expected \(SHA-256 \w{64}, expected \w{64}\)",
+    ),
+    "truncated pictures": ("pictures", lambda data: data[:-20], "cannot be read"),
+    "other pictures": ("pictures", lambda data: gzip.compress(gzip.decompress(data)[:-1] + b"\0\0"), "another content"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
 def test_a_damaged_copy_is_refused(kind, server, sources, tmp_path):
     write_layout("packed", sources, tmp_path / "copies")
-    with pytest.raises(UserError, match=damage(kind, tmp_path / "copies") + ".*: replace it by http://"):
+    which, change, message = DAMAGES[kind]
+    name = {"archive": "free-spoken-digit-dataset-1.0.10.zip", "pictures": "train-images-idx3-ubyte.gz"}[which]
+    path = tmp_path / "copies" / name
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(UserError, match=f"{re.escape(name)}.* {message}.*: replace it by http://"):
         build(tmp_path / "digits", tmp_path / "copies")
     assert not (tmp_path / "digits/manifest.csv").exists()
+
+
+def test_a_copy_that_is_a_folder_is_refused(server, sources, tmp_path):
+    write_layout("packed", sources, tmp_path / "copies")
+    path = tmp_path / "copies/t10k-labels-idx1-ubyte.gz"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=r"t10k-labels\S+ cannot be read \(.*Is a directory.*: replace it by"):
+        build(tmp_path / "digits", tmp_path / "copies")
 
 
 def test_a_damaged_download_is_refused_and_the_next_run_succeeds(server, tmp_path):
     good = server.files["/v1.0.10.tar.gz"]
     server.files["/v1.0.10.tar.gz"] = good[:5000]
-    with pytest.raises(UserError, match=r"v1\.0\.10\.tar\.gz is not the expected file \(.* is damaged .*save 5 files"):
+    with pytest.raises(
+        UserError, match=r"v1\.0\.10\.tar\.gz is not the expected file \(.* cannot be read .*save 5 files"
+    ):
         build(tmp_path / "digits", tmp_path / "sources")
     server.files["/v1.0.10.tar.gz"] = good
     build(tmp_path / "digits", tmp_path / "sources")
