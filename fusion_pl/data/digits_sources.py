@@ -129,7 +129,8 @@ def _source_files(release: Release) -> list[SourceFile]:
     patterns = (
         "recordings",
         "*spoken*digit*/recordings",
-        *(f"*spoken*digit*.{end}" for end in ("tar.gz", "tgz", "zip")),
+        # Browsers save the archive under the name of the repository, wget and curl under that of the tag.
+        *(f"{name}.{end}" for name in ("*spoken*digit*", "v1.0.10") for end in ("tar.gz", "tgz", "zip")),
     )
     files = [SourceFile(release.archive, release.archive_url, patterns, partial(_read_recordings, release=release))]
     for name, sha256 in release.pictures_sha256.items():

@@ -12,6 +12,7 @@ import wave
 import zipfile
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,6 +213,16 @@ def test_without_connection_one_sentence_lists_what_is_missing(offline, sources,
         Digits().prepare_data()
     with pytest.raises(UserError, match=r"save 1 file in copies \(data\.sources\) .*: \S*/mnist/train-labels\S*gz$"):
         Digits(sources="copies").prepare_data()
+    with pytest.raises(UserError) as error:
+        Digits(sources="none").prepare_data()
+    Path("saved").mkdir()
+    contents = {"v1.0.10.tar.gz": archive_of(sources[0])} | {
+        f"{name}.gz": gzip.compress(data) for name, data in sources[1].items()
+    }
+    for url in str(error.value).partition(" download: ")[2].split(", "):
+        name = url.rpartition("/")[2]  # under which wget saves it
+        Path("saved", name).write_bytes(contents[name])
+    Digits(folder="from-saved", sources="saved").prepare_data()
     write_layout("unpacked", sources, tmp_path / "more")
     Digits(sources="more").prepare_data()
     Digits(sources="nowhere").prepare_data()  # the data set is complete

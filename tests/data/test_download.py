@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import errno
 import socket
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -61,6 +64,22 @@ def test_the_next_command_continues(server, tmp_path):
     assert not (tmp_path / "new/data.bin").exists()
     fetch(server, tmp_path)
     assert server.requests[1:] == [("/data.bin", "bytes=150000-")]
+
+
+def test_a_process_that_is_killed_loses_nothing(server, tmp_path):
+    server.faults["/data.bin"] = ["stalls"]
+    path = tmp_path / "new" / "data.bin"
+    code = f"from fusion_pl.data.download import download; download({server.url + '/data.bin'!r}, {str(path)!r}, print)"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    partial = path.with_name("data.bin.partial")
+    while not (partial.exists() and partial.stat().st_size > 100_000):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    received = partial.stat().st_size
+    fetch(server, tmp_path)
+    assert [asked for _, asked in server.requests] == [None, f"bytes={received}-"]
 
 
 def test_a_server_that_does_not_resume_sends_all_of_it(server, tmp_path):
