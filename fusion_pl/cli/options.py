@@ -43,7 +43,7 @@ class Option(NamedTuple):
 
     @property
     def bases(self) -> list[type]:
-        """Base classes of the accepted classes."""
+        """Classes of which the option accepts any subclass as ``class_path``."""
         return list(dict.fromkeys(_base_classes(self.type)))
 
     @property

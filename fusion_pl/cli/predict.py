@@ -83,7 +83,7 @@ def predict_command(arguments: list[str]) -> None:
     batches = track(loader, description="Predicting", total=len(loader), console=console, transient=True)
     labels = data.table.columns.get(predictor.label or "", [None] * len(loader.dataset))
     counts: Counter[str] = Counter()
-    predictions = _count_outcomes(predictor.predict_batches(batches), labels, set(predictor.classes), counts)
+    predictions = _update_accuracy_counts(predictor.predict_batches(batches), labels, set(predictor.classes), counts)
     write = _write_csv if Path(config.output).suffix.lower() == ".csv" else _write_json_lines
     with atomic_write(config.output) as file:
         write(file, predictions, predictor.classes, columns)
@@ -117,7 +117,7 @@ def _select_columns(table: Table, names: list[str] | str) -> Columns:
     return {name: table.columns[name] for name in names}
 
 
-def _count_outcomes(
+def _update_accuracy_counts(
     predictions: Iterable[Prediction], labels: Sequence[str | None], classes: set[str], counts: Counter[str]
 ) -> Iterator[Prediction]:
     """Yield the predictions unchanged; count failed rows, rows with a known label, and correct predictions."""

@@ -45,8 +45,8 @@ class Scene(NamedTuple):
     position: str
 
     @property
-    def answer(self) -> str:
-        """The correct answer, which is the label of the sample."""
+    def correct_answer(self) -> str:
+        """Answer to the question, which is the label of the sample."""
         values = self.colours if self.question == "colour" else self.shapes
         return values[0 if self.position == "upper" else 1]
 
@@ -81,7 +81,7 @@ def bayes_accuracy(inputs: Collection[str]) -> float:
     for scene, weight in zip(SCENES, SCENE_WEIGHTS, strict=True):
         content = {"text": scene.question, "image": (scene.colours, scene.shapes), "audio": scene.position}
         observed = tuple(content[name] for name in INPUTS if name in inputs)
-        answers.setdefault(observed, Counter())[scene.answer] += weight
+        answers.setdefault(observed, Counter())[scene.correct_answer] += weight
     return sum(max(count.values()) for count in answers.values()) / sum(SCENE_WEIGHTS)
 
 
@@ -91,7 +91,7 @@ def generate_sample(index: int, rng: Generator) -> SyntheticSample:
     scene = SCENES[rng.choice(len(SCENES), p=np.divide(SCENE_WEIGHTS, sum(SCENE_WEIGHTS)))]
     phrasings = QUESTIONS[scene.question]
     text = phrasings[rng.integers(len(phrasings))]
-    return SyntheticSample(scene.answer, text, _draw_image(scene, rng), _synthesise_audio(scene, rng))
+    return SyntheticSample(scene.correct_answer, text, _draw_image(scene, rng), _synthesise_audio(scene, rng))
 
 
 def _draw_image(scene: Scene, rng: Generator) -> Image.Image:

@@ -58,7 +58,7 @@ class SyntheticDataset:
         return f".{self.name}.lock"
 
     @property
-    def _marker_content(self) -> dict[str, Any]:
+    def _completion_marker(self) -> dict[str, Any]:
         return {"version": self.version, "seed": SEED, "sizes": dict(self.sizes)}
 
     def write(self, folder: str | Path) -> Path:
@@ -94,7 +94,7 @@ class SyntheticDataset:
 
     def _is_complete(self, folder: Path) -> bool:
         """Return whether the manifest and all files in its cells exist."""
-        if self._read_marker(folder) != self._marker_content or not (folder / MANIFEST).exists():
+        if self._read_marker(folder) != self._completion_marker or not (folder / MANIFEST).exists():
             return False
         with (folder / MANIFEST).open(newline="") as file:
             cells = {row[key] for row in csv.DictReader(file) for key in ("image", "audio") if row[key]}
@@ -109,7 +109,7 @@ class SyntheticDataset:
                 "demo data, or move these files"
             )
         expected = dict(self.sizes)
-        sizes = (self._read_marker(folder) or self._marker_content).get("sizes")
+        sizes = (self._read_marker(folder) or self._completion_marker).get("sizes")
         if sizes != expected and (folder / MANIFEST).exists():
             raise UserError(
                 f"{folder} contains the demo data with sizes {sizes}, expected {expected}: give another folder, or "
@@ -120,7 +120,7 @@ class SyntheticDataset:
         """Write marker, media and manifest, in this order: the manifest exists only when the data set is complete."""
         self.prepare()
         (folder / MANIFEST).unlink(missing_ok=True)
-        (folder / self._marker_name).write_text(json.dumps(self._marker_content))
+        (folder / self._marker_name).write_text(json.dumps(self._completion_marker))
         for kind, suffix in (("images", ".png"), ("audio", ".wav")):
             (folder / kind).mkdir(exist_ok=True)
             for path in list((folder / kind).glob("[0-9]" * 5 + suffix)):

@@ -33,7 +33,7 @@ class PretrainedEncoder(Encoder):
         pretrained: a folder, or the name of a model on the hub.
         weights: whether to load pretrained model weights; if not, only the architecture is used.
         freeze: "all", "none", or the number of blocks to freeze, counted from the input; the layers before these blocks
-            are frozen too. In a network with stages, a block is a stage.
+            are frozen too. In a convolutional network with stages, each stage counts as one block.
         pooling: how tokens are pooled: mean, max, or cls (the class token).
         hidden_layers: indices of the hidden layers to combine: 0 = input of the first block, -1 = last block; None =
             last block only.

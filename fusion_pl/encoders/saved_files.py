@@ -53,7 +53,7 @@ def remove_code_references(name: str, content: bytes) -> bytes:
     if name not in SETTINGS_FILES:
         return content
     settings = json.loads(content)
-    cleaned = _remove_references(settings)
+    cleaned = _remove_code_references(settings)
     return content if cleaned == settings else json.dumps(cleaned, indent=2).encode()
 
 
@@ -84,10 +84,10 @@ def check_saved_files(folder: str) -> None:
                 raise UserError(f"the checkpoint's {path.name} cannot be used: {error_reason(error)}") from error
 
 
-def _remove_references(value: Any) -> Any:
+def _remove_code_references(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _remove_references(item) for key, item in value.items() if key not in CODE_REFERENCES}
-    return [_remove_references(item) for item in value] if isinstance(value, list) else value
+        return {key: _remove_code_references(item) for key, item in value.items() if key not in CODE_REFERENCES}
+    return [_remove_code_references(item) for item in value] if isinstance(value, list) else value
 
 
 def _check_content(name: str, content: Any) -> None:
@@ -121,13 +121,13 @@ def _check_processor(settings: dict[str, Any]) -> None:
     if "sampling_rate" not in settings:
         return
 
-    def setting(key: str, default: float) -> float:
+    def number(key: str, default: float) -> float:
         return float(settings.get(key) or default)
 
-    rate, window = setting("sampling_rate", 16e3), setting("n_fft", setting("fft_window_size", 512.0))
-    hop, bands = setting("hop_length", rate / 100), max(setting("feature_size", 1.0), setting("num_mel_bins", 1.0))
-    longest = max(setting("n_samples", 0.0), setting("nb_max_samples", 0.0), setting("chunk_length", 0.0) * rate)
-    longest = max(longest, setting("max_length_s", 0.0) * rate, setting("max_length", 0.0) * hop)
+    rate, window = number("sampling_rate", 16e3), number("n_fft", number("fft_window_size", 512.0))
+    hop, bands = number("hop_length", rate / 100), max(number("feature_size", 1.0), number("num_mel_bins", 1.0))
+    longest = max(number("n_samples", 0.0), number("nb_max_samples", 0.0), number("chunk_length", 0.0) * rate)
+    longest = max(longest, number("max_length_s", 0.0) * rate, number("max_length", 0.0) * hop)
     if not (1000 <= rate <= 384_000 and 1 <= hop <= longest + rate and 1 <= window <= 2**16 and bands <= 2**12):
         raise UserError("sampling_rate, hop_length, n_fft and feature_size are not those of a spectrogram")
     if longest > MAX_SAMPLES or bands * window > MAX_SPECTROGRAM_SIZE or longest / hop * window > MAX_SPECTROGRAM_SIZE:

@@ -47,7 +47,8 @@ class LogMel(nn.Module):
     """Compute log-mel spectrograms that do not depend on the loudness of the recording.
 
     The power of each band is divided by the power that the band has in white noise as loud as the clip, so that the
-    logarithms are around 0. With an offset common to all bands, the loss may not decrease for many epochs.
+    logarithms are around 0. Without this division, all bands have a large common offset, and the loss can stay constant
+    for many epochs.
 
     The last window of a clip is filled with silence. Padding a clip to the longest clip of the batch therefore adds
     frames, which are masked, and changes no other frame. The computation is in float32 for any precision of the model.

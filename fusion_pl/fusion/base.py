@@ -29,7 +29,7 @@ class FusedEmbedding(NamedTuple):
 
 
 @runtime_checkable
-class CrossEntropy(Protocol):
+class CrossEntropyFunction(Protocol):
     """The cross-entropy of a batch, with the label smoothing and class weights of the configuration."""
 
     def __call__(self, logits: Float[Tensor, "B C"], mask: Bool[Tensor, " B"] | None = None) -> Float[Tensor, ""]:
@@ -67,7 +67,7 @@ class Fusion(Configurable, nn.Module, ABC):
             inputs: name of the input -> output of its encoder, with the same names as ``dims``.
         """
 
-    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Float[Tensor, ""]:
+    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropyFunction) -> Float[Tensor, ""]:
         """Return the training loss: the cross-entropy of the logits, unless a head adds terms.
 
         Args:

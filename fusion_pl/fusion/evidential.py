@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import one_hot, softplus
 
-from fusion_pl.fusion.base import CrossEntropy, LateFusion
+from fusion_pl.fusion.base import CrossEntropyFunction, LateFusion
 from fusion_pl.layers import log_softplus, masked_softmax, upcast
 from fusion_pl.types import Batch, Encoded, Fused, UserError
 
@@ -64,7 +64,7 @@ class Evidential(LateFusion):
         weights = masked_softmax(log_certainty, present)
         return Fused(logits, None, weights, self.logits_by_input((evidence + 1).log()))
 
-    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Tensor:
+    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropyFunction) -> Tensor:
         """Return the sum of the cross-entropies of all predictions and of the weighted KL divergences of all inputs."""
         assert batch.target is not None
         losses = [cross_entropy(fused.logits)]

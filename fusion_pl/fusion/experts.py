@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fusion_pl.fusion.base import CrossEntropy, EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
+from fusion_pl.fusion.base import CrossEntropyFunction, EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
 from fusion_pl.layers import mlp
 from fusion_pl.types import Batch, Fused, UserError
 
@@ -71,7 +71,7 @@ class Experts(EmbeddingFusion):
         embedding = (gates.unsqueeze(-1) * outputs).sum(1)
         return FusedEmbedding(embedding, extra={"router_probabilities": probabilities})
 
-    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Tensor:
+    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropyFunction) -> Tensor:
         """Return the cross-entropy plus the load-balancing loss."""
         del batch
         probabilities = fused.extra["router_probabilities"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from fusion_pl.fusion.base import CrossEntropy, LateFusion
+from fusion_pl.fusion.base import CrossEntropyFunction, LateFusion
 from fusion_pl.layers import log_softplus, masked_softmax, upcast
 from fusion_pl.types import Batch, Encoded, Fused, UserError
 
@@ -59,7 +59,7 @@ class QualityAware(LateFusion):
         logits = (weights.unsqueeze(-1) * input_logits).sum(1)
         return Fused(logits, None, weights, self.logits_by_input(input_logits))
 
-    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Tensor:
+    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropyFunction) -> Tensor:
         """Return the sum of the cross-entropies of all predictions and of the weighted ranking losses of all inputs."""
         assert batch.target is not None
         losses = [cross_entropy(fused.logits)]

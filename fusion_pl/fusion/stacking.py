@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fusion_pl.fusion.base import CrossEntropy, LateFusion
+from fusion_pl.fusion.base import CrossEntropyFunction, LateFusion
 from fusion_pl.layers import mlp
 from fusion_pl.types import Batch, Encoded, Fused, UserError, hash_ids
 
@@ -65,8 +65,8 @@ class Stacking(LateFusion):
             hashes = hash_ids(batch.ids).to(next(iter(batch.present.values())).device)
         return hashes % 1000 < 1000 * self.held_out
 
-    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropy) -> Tensor:
-        """Return the classifiers' losses on the other samples plus the meta-classifier's loss on held-out samples."""
+    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropyFunction) -> Tensor:
+        """Return the meta-classifier's loss on held-out samples plus the unimodal classifiers' losses on all others."""
         held_out = self.held_out_mask(batch)
         losses = [cross_entropy(fused.input_logits[name], batch.present[name] & ~held_out) for name in self.names]
         return torch.stack([*losses, cross_entropy(fused.extra["detached_logits"], held_out)]).sum()

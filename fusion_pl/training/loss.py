@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from fusion_pl.fusion.base import CrossEntropy
+from fusion_pl.fusion.base import CrossEntropyFunction
 from fusion_pl.types import UserError
 
 
@@ -51,7 +51,7 @@ class Loss:
         if not all(0 <= weight < math.inf for weight in weights) or not any(weights):
             raise UserError(f"model.loss.class_weights is {weights}, expected numbers that are 0 or more, not all 0")
 
-    def cross_entropy(self, target: Int[Tensor, " B"], weights: Float[Tensor, " C"] | None) -> CrossEntropy:
+    def cross_entropy(self, target: Int[Tensor, " B"], weights: Float[Tensor, " C"] | None) -> CrossEntropyFunction:
         r"""Return a function that computes the cross-entropy of a batch from logits and an optional sample mask.
 
         The loss is the weighted mean :math:`\sum_{i \in A} w_{t_i} l_i / \sum_i w_{t_i}`, so that only the ratio of

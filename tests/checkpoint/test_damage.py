@@ -50,7 +50,10 @@ DAMAGED = {
     "5000 digits": (put("image", "config.json", b'{"a": ' + b"9" * 5000 + b"}"), "cannot be used"),
     "text that is no UTF-8": (put("image", "config.json", b"\xff\xfe\xff"), "cannot be used"),
     "an unknown model": (setting("image", "config.json", model_type="none"), "is inconsistent"),
-    "an odd class path": (lambda c: c["fusion_pl"]["fusion"].update(class_path="fusion_pl..\0\x1b[2J"), "not the name"),
+    "an odd class path": (
+        lambda c: c["fusion_pl"]["fusion"].update(class_path="fusion_pl..\0\x1b[2J"),
+        "is not a class path",
+    ),
 }
 
 

@@ -65,7 +65,7 @@ def test_the_label_follows_from_the_inputs(samples):
 def test_classes_are_balanced(samples):
     expected = Counter()
     for scene, weight in zip(SCENES, SCENE_WEIGHTS, strict=True):
-        expected[scene.answer] += weight
+        expected[scene.correct_answer] += weight
     assert set(expected.values()) == {sum(SCENE_WEIGHTS) // 8}
     drawn = Counter(sample.label for sample in samples)
     assert all(drawn[name] == pytest.approx(300 / 8, abs=18) for name in CLASSES)  # three standard deviations
