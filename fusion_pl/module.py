@@ -13,7 +13,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from fusion_pl.config import config_of
+from fusion_pl.data.hashes import stable_hash
 from fusion_pl.data.manifest import ManifestData
+from fusion_pl.data.order import global_seed, seed_generators
 from fusion_pl.data.split_record import find_split_record
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
@@ -24,6 +26,7 @@ from fusion_pl.training.cache import EncoderCaches
 from fusion_pl.training.loss import Loss
 from fusion_pl.training.optimisation import WarmupCosine, enable_fused_optimizer, parameter_groups, parameter_ndims
 from fusion_pl.training.stage_metrics import Mean, StageMetrics
+from fusion_pl.training.train_metrics import TrainMetrics
 from fusion_pl.types import Batch, Encoded, Fused, UserError
 
 FusionFactory = Callable[[dict[str, int], int], Fusion]
@@ -90,7 +93,7 @@ class FusionClassifier(LightningModule):
         self.stage_metrics = nn.ModuleDict(
             {stage: StageMetrics(stage, len(classes), hidden_layers) for stage in ("val", "test")}
         )
-        self.train_loss, self.train_accuracy = Mean(), Mean()
+        self.train_metrics = TrainMetrics()
         self.parameter_ndims: dict[str, int] = {}
         self.cache: EncoderCaches | None = None
         self.config()  # fails before training if a checkpoint cannot store an argument
@@ -173,17 +176,22 @@ class FusionClassifier(LightningModule):
             loss = loss + self.loss.auxiliary_weight * cross_entropy(classify(encoded[name].embedding), mask)
         return loss, fused
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed dropout by the seed of the run, epoch, batch and process, so that a resumed run has the same numbers."""
+        seed_generators(stable_hash(f"model {global_seed()} {self.current_epoch} {batch_idx} {self.global_rank}"))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the training loss of a batch, and log loss and accuracy."""
+        """Return the training loss of a batch, log it, and update the metrics of the epoch."""
         loss, fused = self.compute_loss(batch)
-        assert batch.target is not None
-        size, correct = len(batch.ids), fused.logits.argmax(-1).eq(batch.target)
-        self.train_loss.update(loss.detach() * size, size)
-        self.train_accuracy.update(correct.sum(), size)
-        self.log("train/loss_step", loss, prog_bar=True, batch_size=size)  # not synchronised over processes
-        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True)
-        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
+        self.train_metrics.update_batch(loss, fused, batch)
+        self.log("train/loss_step", loss, prog_bar=True, batch_size=len(batch.ids))  # not synchronised over processes
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log loss and accuracy of the epoch, also if all of its batches were trained on before a resume."""
+        for name, metric in self.train_metrics.items():
+            if isinstance(metric, Mean) and metric.update_called:
+                self.log(f"train/{name}", metric)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the validation metrics."""

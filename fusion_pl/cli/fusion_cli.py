@@ -42,6 +42,7 @@ from fusion_pl.training.results import WriteResults
 from fusion_pl.training.resume import CheckTrainingState
 from fusion_pl.training.run_files import WriteSplits
 from fusion_pl.training.tensorboard import TensorBoardFigures
+from fusion_pl.training.train_metrics import SaveTrainMetrics
 from fusion_pl.types import UserError
 
 
@@ -181,7 +182,7 @@ class FusionCLI(LightningCLI):
                 self.datamodule.load_state_dict(record)
         self.stopper = SaveWhenStopped()
         options = self._get(self.config_init, "trainer")
-        callbacks = [self.stopper, CheckTrainingState(), WriteSplits(), WriteResults()]
+        callbacks = [self.stopper, CheckTrainingState(), SaveTrainMetrics(), WriteSplits(), WriteResults()]
         if config.dry_run:
             callbacks = [self.stopper, CheckTrainingState(), DryRun()]
             kwargs["fast_dev_run"] = 1

@@ -12,11 +12,18 @@ import torch
 from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
-from torch import distributed, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fusion_pl.data.collate import Collate
-from fusion_pl.data.order import EpochBatches, EpochLoader, EpochSampler, global_seed, identity_collate
+from fusion_pl.data.order import (
+    EpochBatches,
+    EpochLoader,
+    EpochSampler,
+    global_seed,
+    identity_collate,
+    world_size_and_rank,
+)
 from fusion_pl.data.rows import OnBadFile
 from fusion_pl.data.splits import Split
 from fusion_pl.messages import escape_unprintable, join_lines
@@ -142,8 +149,13 @@ class FusionData(LightningDataModule, ABC):
         """
         samples, seed = self.samples("train"), global_seed()
         collate = Collate(self.processors, training=True, dropout=self.input_dropout)
-        sampler = EpochSampler(samples, seed, *_world_size_and_rank())
+        sampler = EpochSampler(samples, seed, *world_size_and_rank(), self._count_trained)
         return self._build_loader(EpochBatches(samples, collate, seed), sampler, identity_collate, EpochLoader)
+
+    def _count_trained(self) -> int:
+        """Return the number of samples of the epoch in which a run was stopped that this process trained on; else 0."""
+        loop = self.trainer.fit_loop if self.trainer else None
+        return loop.epoch_loop.batch_progress.current.ready * self.batch_size if loop and loop.is_resuming else 0
 
     def val_dataloader(self) -> DataLoader[Sample]:
         """Return a loader of every validation sample once, in order, on any number of processes."""
@@ -158,7 +170,7 @@ class FusionData(LightningDataModule, ABC):
         return self._build_sequential_loader("predict")
 
     def _build_sequential_loader(self, split: Literal["val", "test", "predict"]) -> DataLoader[Sample]:
-        samples, (world_size, _) = self.samples(split), _world_size_and_rank()
+        samples, (world_size, _) = self.samples(split), world_size_and_rank()
         sampler = None
         if world_size > 1:  # Lightning's default sampler would repeat samples, which distorts the metrics
             size = len(cast(Sized, samples))
@@ -204,9 +216,3 @@ class FusionData(LightningDataModule, ABC):
             files = "1 file" if len(bad) == 1 else f"{len(bad)} files"
             names = escape_unprintable(join_lines(bad, MAX_SHOWN))
             _log.warning("%s could not be read and counted as missing:\n  %s", files, names)
-
-
-def _world_size_and_rank() -> tuple[int, int]:
-    """Return world size and rank."""
-    is_distributed = distributed.is_available() and distributed.is_initialized()
-    return (distributed.get_world_size(), distributed.get_rank()) if is_distributed else (1, 0)

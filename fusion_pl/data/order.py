@@ -6,11 +6,13 @@ import os
 import random
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import distributed
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
@@ -21,6 +23,13 @@ from fusion_pl.types import Batch, Sample
 def global_seed() -> int:
     """Return the seed of the last call of ``seed_everything``; 0 if it was not called."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def seed_generators(seed: int) -> None:
+    """Seed torch on all devices, numpy and random with a non-negative integer below 2^63."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 @contextmanager
@@ -48,14 +57,26 @@ class EpochSampler(DistributedSampler[Sample]):
 
     The indices are ``epoch * len(samples) + row``, because persistent workers get the epoch in no other way. Two seeds
     have different orders in every epoch.
+
+    Args:
+        count_trained: function that returns the number of samples of the epoch that this process trained on before
+            the run was stopped. They are left out, and their files are not opened.
     """
 
-    def __init__(self, samples: Dataset[Sample], seed: int, num_processes: int = 1, rank: int = 0) -> None:
+    def __init__(
+        self,
+        samples: Dataset[Sample],
+        seed: int,
+        num_processes: int = 1,
+        rank: int = 0,
+        count_trained: Callable[[], int] = lambda: 0,
+    ) -> None:
         super().__init__(samples, num_processes, rank, seed=stable_hash(f"order {seed}"))
+        self.count_trained = count_trained
 
     def __iter__(self) -> Iterator[int]:  # type: ignore[override]  # torch annotates samples, but yields indices
         start = self.epoch * len(cast(Sized, self.dataset))
-        return (start + cast(int, row) for row in super().__iter__())
+        return (start + cast(int, row) for row in islice(super().__iter__(), self.count_trained(), None))
 
 
 class EpochBatches(Dataset[Batch]):
@@ -88,9 +109,26 @@ def identity_collate(batch: Any) -> Any:
 class EpochLoader(DataLoader[Batch]):
     """Data loader for ``EpochBatches`` that draws the indices of an epoch only when the first batch is requested.
 
-    When Lightning resumes a run, it creates the iterator before it restores the epoch, and ``DataLoader`` would send
-    the first indices of epoch 0 to the workers.
+    When Lightning resumes a run, it creates the iterator before it restores the epoch and the number of batches that
+    were trained on, and ``DataLoader`` would send the first indices of epoch 0 to the workers.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, int]:
+        """Return what the number of batches in a checkpoint refers to: batch size per process, and processes."""
+        assert self.batch_size is not None
+        return {"batch_size": self.batch_size, "processes": world_size_and_rank()[0]}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Do nothing, because ``EpochSampler.count_trained`` reads Lightning's number of batches.
+
+        Lightning calls this method only if the loader is built after the checkpoint was read.
+        """
+
+
+def world_size_and_rank() -> tuple[int, int]:
+    """Return world size and rank."""
+    is_distributed = distributed.is_available() and distributed.is_initialized()
+    return (distributed.get_world_size(), distributed.get_rank()) if is_distributed else (1, 0)

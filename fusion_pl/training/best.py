@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ class BestCheckpoint(ModelCheckpoint):
     Of checkpoints with an equal monitored metric, the best is that with the lowest ``val/loss`` (with
     ``ModelCheckpoint``, the first). ``last.ckpt`` contains the training state, from which training can be resumed, and
     is written after every epoch (with ``ModelCheckpoint``, only together with a new best checkpoint). If ``save_last``
-    is set, the best checkpoints contain only the model weights, for inference. ``best_step`` is the global step of the
-    best checkpoint. The arguments are the same as for ``ModelCheckpoint``.
+    is set, the best checkpoints contain only the model weights, for inference, and ``every_n_train_steps`` and
+    ``train_time_interval`` write ``last.ckpt`` only, because the monitored metric is computed by a validation.
+    ``best_step`` is the global step of the best checkpoint. The arguments are the same as for ``ModelCheckpoint``.
 
     Raises:
         UserError: if several checkpoints would have the same name.
@@ -39,14 +41,20 @@ class BestCheckpoint(ModelCheckpoint):
                 f"checkpoint.save_top_k is {self.save_top_k}, but all best checkpoints would have the name "
                 f"{self.filename}.ckpt: give a checkpoint.filename such as best-{{epoch}}"
             )
+        self.saves_last_within_epoch = self.monitor is not None and self.save_last is True
+        if self.saves_last_within_epoch and (self._every_n_train_steps or self._train_time_interval):
+            self._every_n_epochs = 1  # for the best checkpoint; ``ModelCheckpoint`` allows only one interval
         self.losses: dict[str, float] = {}
         self.best_step: int | None = None
         self._last_step: int | None = None
 
     @property
     def state_key(self) -> str:
-        """State key of ``ModelCheckpoint``, so that checkpoints of earlier versions can be read."""
-        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+        """State key of a ``ModelCheckpoint`` that saves every epoch, so that a resumed run may have other intervals."""
+        key = self._generate_state_key(
+            monitor=self.monitor, mode=self.mode, every_n_train_steps=0, every_n_epochs=1, train_time_interval=None
+        )
+        return key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of ``ModelCheckpoint``, the losses of the best checkpoints, and the best step."""
@@ -64,6 +72,20 @@ class BestCheckpoint(ModelCheckpoint):
         message = trainer.strategy.broadcast(_disk_space_message(self, trainer) if should_check else None)
         if message:
             raise DiskFullError(message)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Save the last checkpoint every ``every_n_train_steps`` steps, or after every ``train_time_interval``."""
+        if not self.saves_last_within_epoch:
+            super().on_train_batch_end(trainer, *args, **kwargs)
+            return
+        is_due = self._every_n_train_steps > 0 and trainer.global_step % self._every_n_train_steps == 0
+        if self._train_time_interval is not None and self._last_time_checked is not None:
+            elapsed = time.monotonic() - self._last_time_checked
+            is_due = trainer.strategy.broadcast(elapsed >= self._train_time_interval.total_seconds())
+        if is_due:
+            self._save_last(trainer)
+            self._last_time_checked = time.monotonic()
+            self._last_global_step_saved, self._last_step = 0, None  # the validation or the epoch's end save again
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the best checkpoint and the last checkpoint."""
@@ -86,7 +108,8 @@ class BestCheckpoint(ModelCheckpoint):
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         is_saved = self.save_last is True and self._last_step == trainer.global_step
-        if is_saved or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        is_within_step = trainer.fit_loop._should_accumulate()  # a checkpoint has no accumulated gradients
+        if is_saved or is_within_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         super()._save_last_checkpoint(trainer, monitor_candidates)
         self._last_step = trainer.global_step

@@ -130,8 +130,11 @@ class SaveWhenStopped(Callback):
             self._stop_if_signalled(trainer)
 
     def _stop_if_signalled(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """After a signal, let Lightning stop all processes after the same step, as it does after SIGTERM."""
-        if not self.signals.is_deferred:
+        """After a signal, let Lightning stop all processes after the same step, as it does after SIGTERM.
+
+        A checkpoint has no gradients. Batches whose gradients are accumulated are therefore completed to a step.
+        """
+        if not self.signals.is_deferred or trainer.fit_loop._should_accumulate():
             return
         should_stop = self.signals.received_signum is not None
         if trainer.world_size > 1:

@@ -16,11 +16,12 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from fusion_pl.training import states
+from fusion_pl.training.progress import check_loops
 from fusion_pl.training.states import InvalidStateError, check_counters, check_number, describe, match_template
+from fusion_pl.training.train_metrics import SaveTrainMetrics
 from fusion_pl.types import UserError
 
 STATE_TYPES = {"loops": dict, "optimizer_states": list, "lr_schedulers": list}
-TRAINING_PROGRESS, VALIDATION_PROGRESS = "epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"
 
 
 class CheckTrainingState(Callback):
@@ -52,8 +53,10 @@ class CheckTrainingState(Callback):
             for part, kind in STATE_TYPES.items():
                 if not isinstance(checkpoint[part], kind):
                     raise InvalidStateError(f"{part} is not a {kind.__name__}")
-            check_loops(trainer, checkpoint)
+            is_within_epoch = check_loops(trainer, checkpoint)
             check_callbacks(trainer, checkpoint)
+            if not is_within_epoch:
+                checkpoint["callbacks"].pop(SaveTrainMetrics().state_key, None)
             precision = trainer.precision_plugin
             name = type(precision).__qualname__
             if name in checkpoint:
@@ -75,6 +78,13 @@ class CheckTrainingState(Callback):
             saved = states.check_length(checkpoint["lr_schedulers"], schedules, "schedules")
             checkpoint["lr_schedulers"] = list(map(states.check_schedule_state, schedules, saved))
 
+    def _count_steps(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Correct the steps of the curves: Lightning counts a step twice, or not at all, when it resumes."""
+        if trainer.fit_loop.is_resuming:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+    on_train_batch_start = on_train_epoch_end = _count_steps
+
 
 @contextmanager
 def _convert_to_user_error(trainer: Trainer) -> Iterator[None]:
@@ -91,57 +101,6 @@ def _convert_to_user_error(trainer: Trainer) -> Iterator[None]:
         raise UserError(
             f"fit cannot resume from {trainer.ckpt_path}: {problem}, or train from the start without --ckpt_path"
         ) from error
-
-
-def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Check the epoch and batch counters of the loops, and repeat an interrupted validation."""
-    loops = check_counters(checkpoint["loops"].get("fit_loop"), trainer.fit_loop.state_dict(), "fit_loop")
-    step = check_counters(checkpoint.get("global_step"), 0, "global_step")
-    training, validation = loops[TRAINING_PROGRESS], loops[VALIDATION_PROGRESS]
-    epochs = loops["epoch_progress"]["current"]
-    last_batch_done = training["is_last_batch"] and training["current"]["ready"] == training["current"]["completed"]
-    # The checkpoint was saved after the last batch, before Lightning counted the epoch.
-    uncounted = last_batch_done and epochs["processed"] < epochs["ready"]
-    trained_epochs, validated = epochs["processed"] + uncounted, True
-    if uncounted:
-        results = checkpoint["callbacks"].get("WriteResults")
-        if isinstance(results, dict) and isinstance(results.get("validated"), int):
-            validated = results["validated"] == step
-        else:  # a checkpoint of an earlier version of fusion-pl
-            validated = validation["is_last_batch"] and validation["total"]["completed"] == validation["total"]["ready"]
-        if not validated:
-            # State during the first batch of a validation, from which Lightning restarts the validation.
-            loops[VALIDATION_PROGRESS] = {
-                "total": {"ready": 1, "started": 1, "processed": 0, "completed": 0},
-                "current": dict.fromkeys(validation["current"], 0),
-                "is_last_batch": False,
-            }
-    max_epochs = trainer.max_epochs
-    if max_epochs is not None and -1 < max_epochs < trained_epochs:
-        raise UserError(
-            f"{trainer.ckpt_path} is trained for {trained_epochs} epochs, and trainer.max_epochs is {max_epochs}: pass "
-            "a larger --trainer.max_epochs"
-        )
-    if validated:
-        _check_not_finished(trainer, trained_epochs, step)
-    checkpoint["loops"] = {"fit_loop": loops}
-
-
-def _check_not_finished(trainer: Trainer, epochs: int, steps: int) -> None:
-    """Raise a ``UserError`` if the run is finished, unless it was stopped before it wrote its results."""
-    if epochs == trainer.max_epochs:
-        limit = "max_epochs"
-    elif -1 < trainer.max_steps <= steps:
-        limit = "max_steps"
-    else:
-        return
-    run = Path(str(trainer.ckpt_path)).parent.parent
-    without_results = (run / "config.yaml").is_file() and not (run / "metrics.json").is_file()
-    if not trainer.strategy.broadcast(without_results):
-        raise UserError(
-            f"nothing is left to train: {trainer.ckpt_path} has reached trainer.{limit} ({getattr(trainer, limit)}); "
-            f"pass a larger --trainer.{limit}"
-        )
 
 
 def check_callbacks(trainer: Trainer, checkpoint: dict[str, Any]) -> None:

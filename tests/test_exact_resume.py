@@ -1,0 +1,232 @@
+"""A run that is stopped at any moment and resumed is bit for bit the run that was never stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fusion_pl.cli.run import run
+from fusion_pl.training.train_metrics import TrainMetrics
+from tests.texts import LAST, RUN, load
+
+from .test_cli import encoder
+
+ROWS, VAL_ROWS = 13, 5  # five batches of three per epoch, or three in each of two processes, and two in validation
+EPOCH = 5
+DDP = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+ACCUMULATE = ["--trainer.accumulate_grad_batches", "2"]
+TWO_VALIDATIONS = ["--trainer.val_check_interval", "2"]
+EVERY_STEP, EVERY_THIRD = (["--checkpoint.every_n_train_steps", str(steps)] for steps in (1, 3))
+CURVES = ["train/loss", "train/accuracy", "train/loss_step", "Validation/loss", "Validation/accuracy"]
+
+
+class Stop(Callback):
+    """Send a signal to this process after a number of batches: in the next batch, or in the validation that follows."""
+
+    def __init__(self, batches: int, signum: int = int(signal.SIGTERM), in_validation: bool = False) -> None:
+        self.batches, self.signum, self.in_validation = batches, signum, in_validation
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if not self.in_validation and trainer.fit_loop.total_batch_idx == self.batches:
+            os.kill(os.getpid(), self.signum)
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        is_after = not trainer.sanity_checking and trainer.fit_loop.total_batch_idx + 1 == self.batches
+        if self.in_validation and is_after and batch_idx == 0:
+            os.kill(os.getpid(), self.signum)
+
+
+def write(folder, stop=None):
+    """Write a table with two inputs, and the configuration of a model and data that use random numbers."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "rows.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["title", "text", "label", "split"])
+        for row in range(ROWS + VAL_ROWS):
+            good = row % 2
+            writer.writerow(
+                [f"t{row}", f"{'good' if good else 'bad'} thing {row}", good, "val" if row >= ROWS else "train"]
+            )
+    content = {
+        "seed_everything": 1,
+        "model": {
+            "encoders": {name: encoder("TinyText", dim=8, num_layers=1, dropout=0.3) for name in ("title", "text")},
+            "fusion": {"class_path": "fusion_pl.fusion.Concat", "init_args": {"dim": 8, "dropout": 0.3}},
+        },
+        "data": {
+            "class_path": "fusion_pl.data.ManifestData",
+            "init_args": {"manifest": "rows.csv", "batch_size": 3, "num_workers": 0, "input_dropout": {"title": 0.3}},
+        },
+        "trainer": {"max_epochs": 3, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
+        "early_stopping": {"patience": 100},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    if stop:
+        callback = {"class_path": "tests.test_exact_resume.Stop", "init_args": stop}
+        (folder / "stop.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    return folder
+
+
+def in_process(folder, *arguments):
+    with contextlib.chdir(folder):
+        return run("fit", ["--config", "config.yaml", *arguments])
+
+
+def in_new_process(folder, *arguments):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "fusion_pl", "fit", "--config", "config.yaml", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode in {0, 143, -signal.SIGKILL}, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.returncode
+
+
+def curves(folder):
+    """Return tag -> step -> value."""
+    events = EventAccumulator(str(folder / RUN))
+    events.Reload()
+    return {tag: {point.step: point.value for point in events.Scalars(tag)} for tag in CURVES}
+
+
+def outcome(folder):
+    """Return the training state after the last step, the curves and the metrics of the best epoch."""
+    checkpoint = load(folder / LAST)
+    return {
+        "steps": checkpoint["global_step"],
+        "weights": checkpoint["state_dict"],
+        "optimizer": [optimizer["state"] for optimizer in checkpoint["optimizer_states"]],
+        "schedule": checkpoint["lr_schedulers"],
+        "curves": curves(folder),
+        "best": json.loads((folder / RUN / "metrics.json").read_text())["metrics"],
+    }
+
+
+def assert_same(resumed, reference):
+    for part, value in reference.items():
+        message = functools.partial("{}: {}".format, part)
+        torch.testing.assert_close(resumed[part], value, rtol=0, atol=0, equal_nan=True, msg=message)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """Options -> outcome of the run that is never stopped."""
+    argv, outcomes = sys.argv, {}
+
+    def train(fit, *options):
+        if options not in outcomes:
+            folder = write(tmp_path_factory.mktemp("reference"))
+            assert fit(folder, *options) == 0
+            outcomes[options] = outcome(folder)
+        return outcomes[options]
+
+    yield train
+    sys.argv = argv
+
+
+def resume(folder, fit, code, *options):
+    assert fit(folder, "--config", "stop.yaml", *options) == code
+    assert fit(folder, "--ckpt_path", "last", *options) == 0
+    return outcome(folder)
+
+
+@pytest.mark.parametrize(
+    ("stop", "options"),
+    [
+        ({"batches": 0}, []),
+        ({"batches": EPOCH + 2}, []),
+        ({"batches": EPOCH + 2}, ["--data.num_workers", "2"]),
+        ({"batches": EPOCH - 1}, []),  # in the last batch of an epoch
+        ({"batches": 2 * EPOCH - 1}, ["--trainer.max_steps", "13"]),
+        ({"batches": EPOCH, "in_validation": True}, []),
+        ({"batches": EPOCH + 2}, ACCUMULATE),  # the first batch of two
+        ({"batches": EPOCH + 3}, [*ACCUMULATE, "--trainer.val_check_interval", "3"]),  # validates between two steps
+        ({"batches": EPOCH + 1}, TWO_VALIDATIONS),  # before a validation
+        ({"batches": EPOCH + 2, "in_validation": True}, TWO_VALIDATIONS),
+        ({"batches": 4 + 2}, ["--trainer.limit_train_batches", "4"]),
+        ({"batches": EPOCH + 2}, ["--model.lr_scheduler", "ConstantLR"]),  # builds the loader after restoring
+    ],
+    ids=lambda value: "-".join(map(str, value.items() if isinstance(value, dict) else value)),
+)
+def test_a_terminated_run(stop, options, reference, tmp_path):
+    expected = reference(in_process, *options)
+    assert_same(resume(write(tmp_path / "stopped", stop), in_process, 128 + signal.SIGTERM, *options), expected)
+
+
+@pytest.mark.parametrize(
+    ("stop", "options"),
+    [
+        ({"batches": 2}, EVERY_STEP),
+        ({"batches": 2 * EPOCH - 1}, EVERY_THIRD),  # an epoch after the checkpoint in the middle of another
+        ({"batches": EPOCH, "in_validation": True}, EVERY_STEP),  # after the last batch of an epoch
+        ({"batches": EPOCH + 3}, [*EVERY_STEP, *TWO_VALIDATIONS]),
+    ],
+    ids=lambda value: "-".join(map(str, value.items() if isinstance(value, dict) else value)),
+)
+def test_a_killed_run(stop, options, reference, tmp_path):
+    folder = write(tmp_path / "stopped", stop | {"signum": int(signal.SIGKILL)})
+    assert in_new_process(folder, "--config", "stop.yaml", *options) == -signal.SIGKILL
+    assert in_process(folder, "--ckpt_path", "last", *options) == 0
+    without = [option for option in options if option not in EVERY_STEP + EVERY_THIRD]
+    assert_same(outcome(folder), reference(in_process, *without))
+
+
+@pytest.mark.parametrize("batches", [1, 3 + 1])
+def test_two_processes(batches, reference, tmp_path):
+    folder = write(tmp_path / "stopped", {"batches": batches})
+    expected = reference(in_new_process, *DDP)
+    assert expected["steps"] == 9
+    assert_same(resume(folder, in_new_process, 128 + signal.SIGTERM, *DDP), expected)
+
+
+@pytest.fixture
+def trained_on(monkeypatch):
+    """Samples that a model is trained on in this process, in order."""
+    samples, update = [], TrainMetrics.update_batch
+    monkeypatch.setattr(TrainMetrics, "update_batch", lambda self, *of: (samples.extend(of[-1].ids), update(self, *of)))
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    return samples
+
+
+def test_another_batch_size_continues_with_the_unseen_samples(trained_on, tmp_path, capsys):
+    two = ["--data.batch_size", "2", "--trainer.max_epochs", "2"]
+    assert in_process(write(tmp_path / "whole"), *two) == 0
+    order = trained_on.copy()
+    assert sorted(order[:ROWS]) == sorted(order[ROWS:]) != order[:ROWS]
+    # the last batch of the epoch has one sample, which is repeated if the epoch was not validated
+    for stop, seen in (({"batches": 1}, 6), ({"batches": EPOCH, "in_validation": True}, ROWS - 1)):
+        folder = write(tmp_path / str(seen), stop)
+        assert in_process(folder, "--config", "stop.yaml") == 128 + signal.SIGTERM
+        trained_on.clear()
+        assert in_process(folder, "--ckpt_path", "last", *two) == 0
+        assert trained_on == order[seen:]
+        message = " ".join(capsys.readouterr().err.split())
+        assert (
+            "from batches of 3 in 1 process(es), and this run has batches of 2 in 1 process(es): it continues"
+            in message
+        )
+        assert len(curves(folder)["Validation/loss"]) == 2
+    # between two epochs nothing is repeated
+    assert in_process(folder, "--ckpt_path", "last", "--data.batch_size", "5", "--trainer.max_epochs", "3") == 0
+    assert len(trained_on) == len(order) - seen + ROWS
+    assert len(curves(folder)["Validation/loss"]) == 3
+
+
+def test_one_process_continues_the_epoch_of_two(trained_on, tmp_path):
+    folder = write(tmp_path / "stopped", {"batches": 0})
+    assert in_new_process(folder, "--config", "stop.yaml", *DDP) == 128 + signal.SIGTERM
+    assert in_process(folder, "--ckpt_path", "last", "--trainer.max_epochs", "1") == 0
+    assert len(trained_on) == len(set(trained_on)) == ROWS - 6
+    accuracy = curves(folder)["train/accuracy"].popitem()[1]
+    assert accuracy * ROWS == pytest.approx(round(accuracy * ROWS))  # of the samples of both runs
