@@ -352,10 +352,10 @@ def test_a_folder_instead_of_a_file_is_refused(tmp_path):
 
 
 def test_a_long_text_is_read(tmp_path):
-    from fusion_pl.data.table import read_table
+    from fusion_pl.data.read_table import read_table
 
     text = "word " * 50_000
     (tmp_path / "long.csv").write_text(f"text,label\n{text},a\n")
-    assert read_table(str(tmp_path / "long.csv")).columns["text"] == [text]
+    assert read_table(str(tmp_path / "long.csv")).cells("text") == [text]
     with pytest.raises(csv.Error, match="field larger"):  # the limit of others' readers stays theirs
         list(csv.reader([text]))

@@ -143,7 +143,7 @@ def _describe_class_differences(saved: list[str], current: list[str], data: Fusi
     fix = "train again with fusion-pl fit"
     if isinstance(data, ManifestData):
         if new and data.configured_classes is None:
-            labels = [(cell or "").strip() for cell in data.table.columns[data.label]]
+            labels = [(cell or "").strip() for cell in data.table.cells(data.label)]
             row = data.table.row_numbers[labels.index(new[0])]
             parts[0] += f" ({data.manifest}, row {row}, column {data.label!r})"
             fix = f"correct the label or remove the row, or {fix}"

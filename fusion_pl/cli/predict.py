@@ -11,15 +11,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import track
 
 from fusion_pl.cli.parsing import parse, refuse_repeated_options
 from fusion_pl.cli.runs import LOGGER, find_checkpoint
-from fusion_pl.data.checks import check_column
+from fusion_pl.data.checks import check_text_column
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.data.table import Table, raise_problems
+from fusion_pl.data.table import Cells, Table, raise_problems
 from fusion_pl.files import atomic_write
 from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.types import UserError
@@ -27,10 +28,10 @@ from fusion_pl.types import UserError
 # Data options that prediction does not use, because they concern training or labels.
 TRAINING_OPTIONS = {
     *("label", "split", "classes", "val_fraction", "test_fraction", "seed", "augment", "on_bad_file"),
-    *("drop_empty", "input_dropout"),
+    *("drop_empty", "input_dropout", "check_files"),
 }
 
-Columns = dict[str, list[str | None]]  # column name -> one cell per row
+Columns = dict[str, Cells]  # column name -> one cell per row
 
 
 def predict_parser() -> ArgumentParser:
@@ -81,7 +82,11 @@ def predict_command(arguments: list[str]) -> None:
     loader: Any = data.predict_dataloader()
     console = Console(stderr=True)
     batches = track(loader, description="Predicting", total=len(loader), console=console, transient=True)
-    labels = data.table.columns.get(predictor.label or "", [None] * len(loader.dataset))
+    labels = (
+        _all_cells(data.table, predictor.label)
+        if predictor.label and predictor.label in data.table.columns
+        else [None] * len(loader.dataset)
+    )
     counts: Counter[str] = Counter()
     predictions = _update_accuracy_counts(predictor.predict_batches(batches), labels, set(predictor.classes), counts)
     write = _write_csv if Path(config.output).suffix.lower() == ".csv" else _write_json_lines
@@ -113,16 +118,20 @@ def _check_output(output: Path, overwrite: bool, manifest: str) -> None:
 def _select_columns(table: Table, names: list[str] | str) -> Columns:
     """Return the columns of the table that ``names`` selects for the output file."""
     names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
-    raise_problems(table.path, [problem for name in names for problem in check_column(table, name, "--columns")])
-    return {name: table.columns[name] for name in names}
+    raise_problems(table.path, [problem for name in names for problem in check_text_column(table, name, "--columns")])
+    return {name: _all_cells(table, name) for name in names}
+
+
+def _all_cells(table: Table, column: str) -> Cells:
+    return Cells(table, column, np.arange(len(table)))
 
 
 def _update_accuracy_counts(
-    predictions: Iterable[Prediction], labels: Sequence[str | None], classes: set[str], counts: Counter[str]
+    predictions: Iterable[Prediction], labels: Sequence[Any], classes: set[str], counts: Counter[str]
 ) -> Iterator[Prediction]:
     """Yield the predictions unchanged; count failed rows, rows with a known label, and correct predictions."""
     for prediction, cell in zip(predictions, labels, strict=True):
-        label = (cell or "").strip()
+        label = cell.strip() if isinstance(cell, str) else ""
         labelled = prediction.error is None and label in classes
         counts["failed"] += prediction.error is not None
         counts["labelled"] += labelled

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-from fusion_pl.data.splits import parse_split
-from fusion_pl.data.table import Problem, Table
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
+from rich import get_console
+from rich.progress import track
+
+from fusion_pl.data.splits import NO_SPLIT
+from fusion_pl.data.table import MAX_SHOWN, Problem, Table, resolve_path
+from fusion_pl.data.table_splits import column_splits
 from fusion_pl.messages import did_you_mean, join_names
+
+Rows = NDArray[np.int64]
+
+# Only such a path can lie outside the root: an absolute one, one with "..", or the root itself.
+MAY_LIE_OUTSIDE = r"^/|\.\.|^[./]*$" + (r"|\\|:" if os.name == "nt" else "")
+BAR_MIN_FILES = 1000
+FILES_PER_TASK = 500
+MAX_THREADS = 32
 
 
 def check_column(table: Table, column: str, purpose: str, fix: str = "") -> Iterator[Problem]:
@@ -18,68 +34,124 @@ def check_column(table: Table, column: str, purpose: str, fix: str = "") -> Iter
         yield Problem(f"there is no column {column!r} for {purpose}; the columns are {known}{hint}")
 
 
+def check_text_column(table: Table, column: str, purpose: str) -> Iterator[Problem]:
+    """Check that a column exists and holds text or numbers."""
+    yield from check_column(table, column, purpose)
+    if column in table.columns and not table.is_text(column):
+        kind = table.data[column].type
+        yield Problem(f"it holds {kind}, expected text or numbers for {purpose}", column=column)
+
+
+def _row_problems(table: Table, rows: Rows, column: str | None, describe: Callable[[int], str]) -> Iterator[Problem]:
+    """Yield one problem per row; only the first ones, which can be shown, have a text."""
+    for count, row in enumerate(rows.tolist()):
+        yield Problem(describe(row) if count < MAX_SHOWN else "", int(table.row_numbers[row]), column)
+
+
 def check_labels(table: Table, column: str, classes: Sequence[str]) -> Iterator[Problem]:
     """Find labels that are empty or not one of the classes."""
-    known = set(classes)
-    for number, cell in zip(table.row_numbers, table.columns[column], strict=True):
-        label = (cell or "").strip()
-        if not label:
-            yield Problem("the label is empty: give the row a class, or remove it", number, column)
-        elif label not in known:
-            text = f"{label!r} is not one of the classes {join_names(classes)}{did_you_mean(label, classes)}"
-            yield Problem(text, number, column)
+
+    def describe(row: int) -> str:
+        if not (label := (table.cell(column, row) or "").strip()):
+            return "the label is empty: give the row a class, or remove it"
+        return f"{label!r} is not one of the classes {join_names(classes)}{did_you_mean(label, classes)}"
+
+    yield from _row_problems(table, np.flatnonzero(find_targets(table, column, classes) < 0), column, describe)
+
+
+def find_targets(table: Table, column: str, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Return the class index of each row, -1 if its label is not one of the classes."""
+    index = {name: target for target, name in enumerate(classes)}
+    codes, labels = table.factorize(column)
+    return np.array([*(index.get(label.strip(), -1) for label in labels), -1], np.int64)[codes]
 
 
 def check_splits(table: Table, column: str) -> Iterator[Problem]:
     """Find cells of the split column that are not the name of a split."""
-    for number, cell in zip(table.row_numbers, table.columns[column], strict=True):
-        if parse_split(cell) is None:
-            problem = f"{cell!r} is not a split" if cell else "the split is empty"
-            yield Problem(f"{problem}: expected train, val (or valid, validation, dev) or test", number, column)
+
+    def describe(row: int) -> str:
+        cell = table.cell(column, row)
+        problem = f"{cell!r} is not a split" if cell else "the split is empty"
+        return f"{problem}: expected train, val (or valid, validation, dev) or test"
+
+    splits = column_splits(table, column)
+    assert splits is not None
+    yield from _row_problems(table, np.flatnonzero(splits == NO_SPLIT), column, describe)
 
 
 def check_ids(table: Table) -> Iterator[Problem]:
-    """Find duplicate ids."""
-    first: dict[str, int] = {}
-    for number, name in zip(table.row_numbers, table.ids, strict=True):
-        if first.setdefault(name, number) != number:
-            yield Problem(f"the id {name!r} was already used in row {first[name]}", number, "id")
+    """Find duplicate ids; a row without an id has its row number as id."""
+    if "id" not in table.columns:
+        return
+    codes, ids = table.factorize("id")
+    has_id = np.array([*map(bool, ids), False])[codes]
+    if not has_id.all():
+        index = {name: code for code, name in enumerate(ids)}
+        for row in np.flatnonzero(~has_id):
+            codes[row] = index.setdefault(str(table.row_numbers[row]), len(index))
+    rows = np.arange(len(codes))
+    first = np.empty(len(codes) + 1, np.int64)
+    first[codes[::-1]] = rows[::-1]  # of repeated indices the last assignment remains
+
+    def describe(row: int) -> str:
+        return f"the id {table.sample_id(row)!r} was already used in row {table.row_numbers[first[codes[row]]]}"
+
+    yield from _row_problems(table, np.flatnonzero(first[codes] != rows), "id", describe)
 
 
-def check_empty_rows(table: Table, columns: Sequence[str], rows: Iterable[int]) -> Iterator[Problem]:
-    """Yield a problem for each of the given rows, in which all inputs are empty."""
+def find_empty_rows(table: Table, columns: Sequence[str]) -> NDArray[np.bool_]:
+    """Return for each row whether it is missing in all of the columns."""
+    empty = np.ones(len(table), bool)
+    for column in columns:
+        empty &= table.is_missing(column)
+    return empty
+
+
+def check_empty_rows(table: Table, columns: Sequence[str], empty: NDArray[np.bool_]) -> Iterator[Problem]:
+    """Yield a problem for each empty row, in which all inputs are empty."""
     fix = "fill one in, remove the row, or set data.drop_empty: true"
-    for row in rows:
-        text = f"all inputs of the sample {table.ids[row]!r} are empty ({join_names(columns)}): {fix}"
-        yield Problem(text, table.row_numbers[row])
+
+    def describe(row: int) -> str:
+        return f"all inputs of the sample {table.sample_id(row)!r} are empty ({join_names(columns)}): {fix}"
+
+    yield from _row_problems(table, np.flatnonzero(empty), None, describe)
 
 
-def resolve_paths(cells: Sequence[str | None], root: str) -> list[str | None]:
-    """Return absolute paths without ``..``, relative to ``root``; symbolic links are not resolved."""
-    folder = os.path.abspath(root)
-    return [None if cell is None else os.path.normpath(os.path.join(folder, cell)) for cell in cells]
-
-
-def find_outside_paths(paths: Sequence[str | None], root: str) -> dict[int, str]:
-    """Return a dictionary from row to message for the resolved paths that lie outside ``root``."""
-    folder = os.path.abspath(root)
+def find_outside_paths(table: Table, column: str, folder: str) -> dict[int, str]:
+    """Return a dictionary from row to message for the paths that lie outside the absolute folder."""
     prefix = os.path.join(folder, "")
-    return {
-        row: f"{path} lies outside the root {folder}: move it there, set data.root, or data.allow_outside: true"
-        for row, path in enumerate(paths)
-        if path is not None and not path.startswith(prefix)
-    }
+    outside = {}
+    for row in table.matching_rows(column, MAY_LIE_OUTSIDE).tolist():
+        path = resolve_path(table.cell(column, row), folder)
+        if not path.startswith(prefix):
+            fix = "move it there, set data.root, or data.allow_outside: true"
+            outside[row] = f"{path} lies outside the root {folder}: {fix}"
+    return outside
 
 
-def check_files(table: Table, column: str, paths: Sequence[str | None], rows: Iterable[int]) -> Iterator[Problem]:
-    """Find files that do not exist in the given rows; ``paths`` are the resolved cells of the column."""
-    for row in rows:
-        path, cell = paths[row], table.columns[column][row] or ""
-        if path is None or os.path.isfile(path):
-            continue
+def check_files(table: Table, column: str, folder: str, rows: Rows) -> Iterator[Problem]:
+    """Find files of the given rows that do not exist, in parallel threads; paths are relative to the folder."""
+    codes, cells = table.factorize(column)
+    used = np.setdiff1d(codes[rows], [-1])
+    exists = _are_files([resolve_path(cells[code], folder) for code in used])
+    missing_rows = np.sort(rows[np.isin(codes[rows], used[~exists])])
+
+    def describe(row: int) -> str:
+        cell = cells[codes[row]]
+        path = resolve_path(cell, folder)
         if os.path.isdir(path):
-            text = f"{cell!r} is a folder, expected a file ({path})"
-        else:
-            hint = "; separate folders by /" if "\\" in cell else ""
-            text = f"the file {cell!r} does not exist (looked for {path}){hint}"
-        yield Problem(text, table.row_numbers[row], column)
+            return f"{cell!r} is a folder, expected a file ({path})"
+        hint = "; separate folders by /" if "\\" in cell else ""
+        return f"the file {cell!r} does not exist (looked for {path}){hint}"
+
+    yield from _row_problems(table, missing_rows, column, describe)
+
+
+def _are_files(paths: Sequence[str]) -> NDArray[np.bool_]:
+    """Return for each path whether it is a file; show a progress bar if there are many."""
+    parts = [paths[start : start + FILES_PER_TASK] for start in range(0, len(paths), FILES_PER_TASK)]
+    is_hidden = len(paths) < BAR_MIN_FILES or getattr(rank_zero_only, "rank", 0) > 0
+    with ThreadPoolExecutor(MAX_THREADS) as threads:
+        results = threads.map(lambda part: list(map(os.path.isfile, part)), parts)
+        bar = track(results, "Looking for files", len(parts), console=get_console(), transient=True, disable=is_hidden)
+        return np.array([exists for part in bar for exists in part], bool)

@@ -9,7 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.checks import (
@@ -19,14 +21,17 @@ from fusion_pl.data.checks import (
     check_ids,
     check_labels,
     check_splits,
+    check_text_column,
+    find_empty_rows,
     find_outside_paths,
-    resolve_paths,
+    find_targets,
 )
+from fusion_pl.data.read_table import read_table
 from fusion_pl.data.rows import InputColumn, ManifestRows
 from fusion_pl.data.split_record import SplitRecord
 from fusion_pl.data.splits import SPLITS, Split, splits_to_draw
-from fusion_pl.data.table import Problem, Table, infer_classes, raise_problems, read_table
-from fusion_pl.data.table_splits import TableSplits
+from fusion_pl.data.table import Cells, Problem, Table, infer_classes, raise_problems
+from fusion_pl.data.table_splits import TableSplits, column_splits
 from fusion_pl.messages import join_names
 from fusion_pl.types import UserError
 
@@ -35,7 +40,7 @@ DEFAULT_SPLIT = "split"
 
 
 class ManifestData(FusionData):
-    """Load text, images and audio listed in a CSV, TSV or JSON Lines file, and check the table before training.
+    """Load text, images and audio listed in a table, and check the table before training.
 
     An empty cell is a missing input. If there is no split column, a hash of each row's ``id`` or content assigns the
     row to train, val or test, so that the row keeps its split when the table changes. If the split column has no val
@@ -43,22 +48,24 @@ class ManifestData(FusionData):
     the splits.
 
     Args:
-        manifest: path of the manifest.
+        manifest: path of the table: .csv, .tsv, .jsonl, .ndjson, .parquet, .arrow, .feather, or a folder of Parquet
+            files.
         inputs: dictionary from input name to column of the manifest; by default the column has the name of the input.
         label: column with the class names.
         split: column with train, val or test; if the default column does not exist, a hash assigns rows to splits.
         classes: names of the classes; by default all labels, in numeric order if all are integers, else in
             alphabetical order.
-        root: folder of relative paths; by default the folder of the manifest.
+        root: folder of relative paths; by default the folder of the manifest, or the manifest if it is a folder.
         val_fraction: expected fraction of val rows if the manifest has no val rows, in (0, 1).
         test_fraction: expected fraction of test rows if there is no split column, in [0, 1).
+        check_files: whether to check before training that the files exist.
         kwargs: arguments of ``FusionData``.
 
     Raises:
         UserError: if an argument is out of range.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options of one class in a configuration
         self,
         manifest: str,
         inputs: dict[str, str] | None = None,
@@ -68,6 +75,8 @@ class ManifestData(FusionData):
         root: str | None = None,
         val_fraction: float = 0.15,
         test_fraction: float = 0.15,
+        *,
+        check_files: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -83,8 +92,10 @@ class ManifestData(FusionData):
         self.label = label
         self.split = split
         self.configured_classes = classes
-        self.root = root or os.path.dirname(self.manifest) or os.curdir
+        folder = self.manifest if os.path.isdir(self.manifest) else os.path.dirname(self.manifest)
+        self.root = root or folder or os.curdir
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.check_files = check_files
         self._stage: str | None = None
         self._checkpoint_record: SplitRecord | None = None
 
@@ -101,7 +112,7 @@ class ManifestData(FusionData):
             UserError: if no classes are configured and the manifest has no labels.
         """
         if self.configured_classes is None:
-            raise_problems(self.manifest, check_column(self.table, self.label, "the label"))
+            raise_problems(self.manifest, check_text_column(self.table, self.label, "the label"))
         if not self._classes:
             raise_problems(self.manifest, [Problem("every label is empty", column=self.label)])
         return list(self._classes)
@@ -109,8 +120,9 @@ class ManifestData(FusionData):
     @cached_property
     def class_counts(self) -> list[int]:
         """Number of training samples per class, in the order of ``classes``."""
-        counts = Counter(self._targets[row] for row in self._splits.used_rows["train"])
-        return [counts[target] for target in range(len(self._classes))]
+        targets = self._targets[self._splits.used_rows["train"]]
+        counts: list[int] = np.bincount(targets, minlength=len(self._classes)).tolist()
+        return counts
 
     @property
     def columns(self) -> dict[str, str]:
@@ -136,7 +148,7 @@ class ManifestData(FusionData):
             self._check_prediction_columns(problems)
             return
         problems += self._check_rows()
-        if self.label in self.table.columns:
+        if self._has_labels:
             required = REQUIRED_SPLITS[stage]
             problems += self._check_classes(required)
             problems += self._splits.check_leakage(SPLITS[1:] if stage == "fit" else required)
@@ -166,14 +178,14 @@ class ManifestData(FusionData):
             UserError: if the record is damaged, or if the rows to evaluate include training rows.
         """
         if not state_dict:
-            if drawn := splits_to_draw(self.table.columns.get(self.split)):
+            if drawn := splits_to_draw(column_splits(self.table, self.split)):
                 rank_zero_info(
                     f"{self.manifest}: the checkpoint does not record which rows it was trained on, so the rows drawn "
                     f"for {' and '.join(drawn)} may include training rows: train again with this table"
                 )
             return
         record = SplitRecord.from_state(state_dict)
-        if self._stage and record in (self._checkpoint_record, self._splits.record):
+        if self._stage and any(map(record.has_same_content, (self._checkpoint_record, self._splits.record))):
             return
         self._checkpoint_record = record
         for name in ("_splits", "class_counts"):
@@ -186,17 +198,19 @@ class ManifestData(FusionData):
         self._splits.write_csv(path)
 
     def _check_rows(self) -> Iterator[Problem]:
-        yield from check_column(self.table, self.label, "the label")
+        yield from check_text_column(self.table, self.label, "the label")
         for name, column in self.columns.items():
             fix = f"give another column with --data.inputs.{name}, or leave {name} out of model.encoders"
             yield from check_column(self.table, column, f"the input {name!r}", fix)
-        if self.label in self.table.columns:
+        if self._has_labels:
             yield from check_labels(self.table, self.label, self._classes)
+        if self.split in self.table.columns or self.split != DEFAULT_SPLIT:
+            yield from check_text_column(self.table, self.split, "the split")
         if self.split in self.table.columns:
             yield from check_splits(self.table, self.split)
-        elif self.split != DEFAULT_SPLIT:
-            yield from check_column(self.table, self.split, "the split")
-        yield from check_ids(self.table)
+        if "id" in self.table.columns:
+            yield from check_text_column(self.table, "id", "the id")
+            yield from check_ids(self.table)
         if not self.drop_empty and all(column in self.table.columns for column in self.columns.values()):
             yield from check_empty_rows(self.table, list(self.columns.values()), self._empty_rows)
 
@@ -204,7 +218,7 @@ class ManifestData(FusionData):
         problems = [
             Problem(f"there is no {split} row: the splits have {self._splits.sizes_text} rows")
             for split in required_splits
-            if not self._splits.used_rows[split]
+            if not self._splits.used_rows[split].size
         ]
         if "train" in required_splits:
             problems += [
@@ -222,66 +236,80 @@ class ManifestData(FusionData):
         return problems
 
     def _check_paths(self, splits: Sequence[Split]) -> Iterator[Problem]:
-        rows = [row for split in splits for row in self._splits.used_rows[split]]
-        for name, paths in self._resolved_paths.items():
-            column = self.columns[name]
-            outside = {} if self.allow_outside else find_outside_paths(paths, self.root)
-            yield from (Problem(text, self.table.row_numbers[row], column) for row, text in outside.items())
-            yield from check_files(self.table, column, paths, (row for row in rows if row not in outside))
+        rows = np.concatenate([self._splits.used_rows[split] for split in splits])
+        for column in self._path_columns.values():
+            outside = self._find_outside_paths(column)
+            yield from (Problem(text, int(self.table.row_numbers[row]), column) for row, text in outside.items())
+            if self.check_files:
+                yield from check_files(self.table, column, self._folder, np.setdiff1d(rows, list(outside)))
 
     def samples(self, split: Split | Literal["predict"]) -> ManifestRows:
         """Return the data set of a split; ``predict`` returns all rows, without targets."""
         predicting, training = split == "predict", split == "train"
-        rows: Sequence[int] = range(len(self.table)) if split == "predict" else self._splits.used_rows[split]
+        rows = np.arange(len(self.table)) if split == "predict" else self._splits.used_rows[split]
         errors: dict[int, str] = {}
-        if predicting and not self.allow_outside:
-            for paths in self._resolved_paths.values():
-                errors |= find_outside_paths(paths, self.root)
+        if predicting:
+            for column in self._path_columns.values():
+                errors |= self._find_outside_paths(column)
         columns = []
         for name, column in self.columns.items():
             if column in self.table.columns:
-                cells = self._resolved_paths.get(name, self.table.columns[column])
-                processor = self.processors[name]
+                cells = Cells(self._input_table, column, rows, self._folder if name in self._path_columns else None)
                 augment = self.augment.get(name) if training else None
-                columns.append(InputColumn(name, column, processor, [cells[row] for row in rows], training, augment))
+                columns.append(InputColumn(name, column, self.processors[name], cells, training, augment))
         return ManifestRows(
             manifest=self.manifest,
             columns=columns,
-            ids=[self.table.ids[row] for row in rows],
-            targets=[None if predicting else self._targets[row] for row in rows],
-            row_numbers=[self.table.row_numbers[row] for row in rows],
+            table=self._input_table,
+            rows=rows,
+            targets=None if predicting else self._targets[rows],
             on_bad_file=self.on_bad_file,
             return_errors=predicting,
             errors=errors,
         )
 
     @cached_property
+    def _input_table(self) -> Table:
+        """The columns that loader workers need."""
+        return self.table.select(name for name in ("id", *self.columns.values()) if name in self.table.columns)
+
+    @cached_property
     def _classes(self) -> list[str]:
         if self.configured_classes is not None:
             return self.configured_classes
-        return infer_classes(self.table.columns.get(self.label, []))
+        return infer_classes(self.table.factorize(self.label)[1] if self._has_labels else [])
+
+    @property
+    def _has_labels(self) -> bool:
+        return self.label in self.table.columns and self.table.is_text(self.label)
 
     @cached_property
-    def _targets(self) -> list[int | None]:
-        index = {name: target for target, name in enumerate(self._classes)}
-        return [index.get((cell or "").strip()) for cell in self.table.columns[self.label]]
+    def _targets(self) -> NDArray[np.int64]:
+        """Class index of each row; -1 if it has no class."""
+        return find_targets(self.table, self.label, self._classes)
 
     @cached_property
     def _splits(self) -> TableSplits:
-        targets = {row: target for row, target in enumerate(self._targets) if target is not None}
         fractions: dict[Split, float] = {"val": self.val_fraction, "test": self.test_fraction}
-        dropped, record = self._empty_rows if self.drop_empty else (), self._checkpoint_record
-        return TableSplits(self.table, targets, self.label, self.split, fractions, self.seed, dropped, record)
+        dropped = self._empty_rows if self.drop_empty else np.zeros(len(self.table), bool)
+        record = self._checkpoint_record
+        return TableSplits(self.table, self._targets, self.label, self.split, fractions, self.seed, dropped, record)
 
     @cached_property
-    def _empty_rows(self) -> set[int]:
-        """Indices of the rows in which all inputs are missing."""
-        columns = [self.table.columns[column] for column in self.columns.values() if column in self.table.columns]
-        return {row for row in range(len(self.table)) if all(cells[row] is None for cells in columns)}
+    def _empty_rows(self) -> NDArray[np.bool_]:
+        """Whether all inputs of each row are missing."""
+        return find_empty_rows(self.table, [name for name in self.columns.values() if name in self.table.columns])
+
+    @property
+    def _path_columns(self) -> dict[str, str]:
+        """Dictionary from input name to its column, for inputs that are files."""
+        columns = {name: column for name, column in self.columns.items() if column in self.table.columns}
+        return {name: column for name, column in columns.items() if self.processors[name].reads_files}
 
     @cached_property
-    def _resolved_paths(self) -> dict[str, list[str | None]]:
-        """Dictionary from input name to resolved paths, for inputs that are files."""
-        files = {name: column for name, column in self.columns.items() if self.processors[name].reads_files}
-        cells = {name: self.table.columns[column] for name, column in files.items() if column in self.table.columns}
-        return {name: resolve_paths(column, self.root) for name, column in cells.items()}
+    def _folder(self) -> str:
+        """Absolute folder of relative paths."""
+        return os.path.abspath(self.root)
+
+    def _find_outside_paths(self, column: str) -> dict[int, str]:
+        return {} if self.allow_outside else find_outside_paths(self.table, column, self._folder)

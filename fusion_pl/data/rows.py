@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset
 
+from fusion_pl.data.table import Table
 from fusion_pl.processors.base import OPEN_ERRORS, Processor
 from fusion_pl.types import Sample, UserError
 
@@ -33,14 +36,13 @@ class InputColumn:
     input: str
     column: str
     processor: Processor
-    cells: Sequence[str | None]
+    cells: Sequence[Any]
     training: bool = False
     augment: nn.Module | None = None
     whole: bool = False  # whether to open complete files, so that damage in any part of a file is found
 
-    def open(self, index: int) -> Any:
-        """Open the cell of a row."""
-        cell = self.cells[index]
+    def open(self, cell: Any) -> Any:
+        """Open a cell."""
         return self.processor.open_whole(cell) if self.whole else self.processor.open(cell, self.training)
 
 
@@ -50,16 +52,16 @@ class ManifestRows(Dataset[Sample]):
 
     manifest: str  # path of the manifest, for messages
     columns: Sequence[InputColumn]
-    ids: Sequence[str]
-    targets: Sequence[int | None]  # class indices
-    row_numbers: Sequence[int]  # for messages
+    table: Table  # for ids and row numbers
+    rows: NDArray[np.int64]  # rows of the table
+    targets: NDArray[np.int64] | None = None  # their class indices
     on_bad_file: OnBadFile = "raise"
     # For prediction: a row without readable inputs becomes a sample without inputs, with the message in ``bad_files``.
     return_errors: bool = False
     errors: Mapping[int, str] = field(default_factory=dict)  # index -> message for rows that must not be read
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
         """Load one row.
@@ -73,19 +75,20 @@ class ManifestRows(Dataset[Sample]):
         except LoadError as error:
             if not self.return_errors:
                 raise
-            return Sample(self.ids[index], {}, self.targets[index], (str(error),))
+            return Sample(self._id(index), {}, self._target(index), (str(error),))
 
     def _load_sample(self, index: int) -> Sample:
-        row = f"{self.manifest}, row {self.row_numbers[index]}"
+        row = f"{self.manifest}, row {self.table.row_numbers[self.rows[index]]}"
         if index in self.errors:
             raise LoadError(f"{row}: {self.errors[index]}")
         inputs: dict[str, Any] = {}
         messages: list[str] = []
         for column in self.columns:
-            if column.cells[index] is None:
+            cell = column.cells[index]
+            if cell is None:
                 continue
             try:
-                value = column.open(index)
+                value = column.open(cell)
             except OPEN_ERRORS as error:
                 message = f"{row}, column {column.column!r}: {error}"
                 if self.on_bad_file == "raise":
@@ -95,8 +98,14 @@ class ManifestRows(Dataset[Sample]):
                 inputs[column.input] = self._augment(column, value, row)
         if not inputs:
             reason = "; ".join(messages) or f"{row}: all inputs are empty"
-            raise LoadError(f"{reason}: the sample {self.ids[index]!r} has no other input, so remove the row")
-        return Sample(self.ids[index], inputs, self.targets[index], tuple(messages))
+            raise LoadError(f"{reason}: the sample {self._id(index)!r} has no other input, so remove the row")
+        return Sample(self._id(index), inputs, self._target(index), tuple(messages))
+
+    def _id(self, index: int) -> str:
+        return self.table.sample_id(int(self.rows[index]))
+
+    def _target(self, index: int) -> int | None:
+        return None if self.targets is None else int(self.targets[index])
 
     @staticmethod
     def _augment(column: InputColumn, value: Any, row: str) -> Any:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from fusion_pl.data.splits import SPLITS, Split
+from fusion_pl.data.splits import NO_SPLIT, SPLITS, Split
 from fusion_pl.types import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SplitRecord:
-    """Training, validation and test rows of a run, stored as row hashes.
+    """Training, validation and test rows of a run, stored as row hashes: one sorted array without duplicates per split.
 
     A hash may be in several splits, because rows with the same content have the same hash.
     """
 
     table_hash: str
-    hashes: Mapping[Split, frozenset[int]]
+    hashes: Mapping[Split, NDArray[np.int64]]
 
     @classmethod
     def from_state(cls, state: Any) -> SplitRecord:
@@ -33,42 +35,52 @@ class SplitRecord:
             raise UserError(
                 "the checkpoint's record of its splits is damaged: use another checkpoint of the run, or train it again"
             )
-        return cls(str(state.get("table")), {split: frozenset(state[split].tolist()) for split in SPLITS})
+        return cls(str(state.get("table")), {split: np.unique(state[split].numpy()) for split in SPLITS})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record as text and tensors."""
-        return {"table": self.table_hash} | {
-            split: torch.tensor(sorted(hashes), dtype=torch.int64) for split, hashes in self.hashes.items()
-        }
+        return {"table": self.table_hash} | {split: torch.from_numpy(hashes) for split, hashes in self.hashes.items()}
 
-    def all_row_hashes(self) -> frozenset[int]:
-        """Return the hashes of the rows of all splits."""
-        return frozenset[int]().union(*self.hashes.values())
+    def has_same_content(self, other: SplitRecord | None) -> bool:
+        """Return whether another record is equal."""
+        return (
+            other is not None
+            and self.table_hash == other.table_hash
+            and all(np.array_equal(self.hashes[split], other.hashes[split]) for split in SPLITS)
+        )
+
+    def all_row_hashes(self) -> NDArray[np.int64]:
+        """Return the hashes of the rows of all splits, sorted and without duplicates."""
+        return np.unique(np.concatenate(list(self.hashes.values())))
 
     def merge_removed_rows(self, previous: SplitRecord | None) -> SplitRecord:
         """Return this record, extended by the rows of a previous record that the table no longer contains."""
         if previous is None:
             return self
         current = self.all_row_hashes()
-        hashes = {split: hashes | (previous.hashes[split] - current) for split, hashes in self.hashes.items()}
+        hashes = {
+            split: np.union1d(hashes, np.setdiff1d(previous.hashes[split], current))
+            for split, hashes in self.hashes.items()
+        }
         return SplitRecord(self.table_hash, hashes)
 
-    def recorded_splits(self, row_hashes: Sequence[int]) -> dict[int, Split]:
-        """Return a dictionary from row to split for the recorded rows; train if a row is in several splits."""
-        hashes = list(enumerate(row_hashes))
-        return {row: split for split in reversed(SPLITS) for row, value in hashes if value in self.hashes[split]}
+    def recorded_splits(self, row_hashes: NDArray[np.int64]) -> NDArray[np.int8]:
+        """Return the recorded split of each row; train if a row is in several splits."""
+        splits = np.full(len(row_hashes), NO_SPLIT, np.int8)
+        for split in reversed(range(len(SPLITS))):
+            splits[np.isin(row_hashes, self.hashes[SPLITS[split]])] = split
+        return splits
 
-    def trained_rows(self, row_hashes: Sequence[int], rows: Sequence[int], split: Split) -> list[int]:
+    def trained_rows(self, row_hashes: NDArray[np.int64], rows: NDArray[np.int64], split: Split) -> NDArray[np.int64]:
         """Return those of the rows of ``split`` that are recorded as training rows and not also in ``split``."""
-        trained = self.hashes["train"] - self.hashes[split]
-        return [row for row in rows if row_hashes[row] in trained]
+        return rows[np.isin(row_hashes[rows], np.setdiff1d(self.hashes["train"], self.hashes[split]))]
 
-    def describe_table_change(self, table_hash: str, row_hashes: Sequence[int]) -> str | None:
+    def describe_table_change(self, table_hash: str, row_hashes: NDArray[np.int64]) -> str | None:
         """Describe how a table differs from the table of the training; None if both are equal."""
         if table_hash == self.table_hash:
             return None
         recorded = self.all_row_hashes()
-        new, removed = sum(value not in recorded for value in row_hashes), len(recorded.difference(row_hashes))
+        new, removed = int((~np.isin(row_hashes, recorded)).sum()), int((~np.isin(recorded, row_hashes)).sum())
         if new == len(row_hashes):
             return f"is not the table of the training, which had none of these {new} rows"
         if not new and not removed:

@@ -1,15 +1,23 @@
-"""Assign rows to train, val and test, by the split column of the manifest or by a hash of each row."""
+"""Assign rows to train, val and test, by the split column of the manifest or by a hash of each row.
+
+The split of a row is its index in ``SPLITS``, or ``NO_SPLIT``, in an array with one element per row.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal, get_args
 
-from fusion_pl.data.hashes import stable_hash
+import numpy as np
+from numpy.typing import NDArray
+
+from fusion_pl.data.hashes import stable_hashes
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+TRAIN, VAL, TEST = range(3)
+NO_SPLIT = -1
 ALIASES: dict[str, Split] = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
 ALIASES |= {split: split for split in SPLITS}
 
@@ -24,57 +32,57 @@ def parse_split(cell: str | None) -> Split | None:
     return ALIASES.get((cell or "").strip().lower())
 
 
-def splits_to_draw(cells: Sequence[str | None] | None) -> tuple[Split, ...]:
+def splits_to_draw(column: NDArray[np.int8] | None) -> tuple[Split, ...]:
     """Return the splits to draw at random.
 
-    Without a split column (``cells`` is None), they are val and test; if the split column has no val row, val.
+    Without a split column (``column`` is None), they are val and test; if the split column has no val row, val.
     """
-    if cells is None:
+    if column is None:
         return ("val", "test")
-    return () if "val" in map(parse_split, cells) else ("val",)
+    return () if (column == VAL).any() else ("val",)
 
 
 def assign_splits(
-    targets: Mapping[int, int],
-    row_hashes: Sequence[int],
-    cells: Sequence[str | None] | None,
+    targets: NDArray[np.int64],
+    row_hashes: NDArray[np.int64] | None,
+    column: NDArray[np.int8] | None,
     fractions: Mapping[Split, float],
     seed: int,
-    known_splits: Mapping[int, Split] | None = None,
-) -> dict[Split, list[int]]:
+    known_splits: NDArray[np.int8] | None = None,
+) -> NDArray[np.int8]:
     """Assign every row to a split: to that of its cell in the split column, if there is one, or to a drawn split.
 
     Args:
-        targets: dictionary from row to class index.
-        row_hashes: one hash per row, from ``fusion_pl.data.hashes.row_hashes``.
-        cells: split column of the manifest; None if there is no such column.
-        fractions: expected fractions of the drawn splits val and test: of all rows, or of the train rows of ``cells``.
+        targets: class index of each row; a row with a negative index gets no split.
+        row_hashes: one hash per row, from ``fusion_pl.data.hashes.row_hashes``; None if no split must be drawn.
+        column: split of each row in the manifest; None if there is no such column.
+        fractions: expected fractions of the drawn splits val and test: of all rows, or of the train rows of ``column``.
         seed: random seed of the draw.
-        known_splits: dictionary from row to its split in an earlier run; the split column has precedence.
+        known_splits: split of each row in an earlier run; the split column has precedence.
 
     Returns:
-        Dictionary from split to its rows, in the order of ``targets``; no split contains rows with an invalid cell.
+        Split of each row.
     """
-    splits = {row: "train" if cells is None else parse_split(cells[row]) for row in targets}
-    drawn = {split: fractions[split] for split in splits_to_draw(cells)}
+    splits = np.full(len(targets), TRAIN, np.int8) if column is None else column.copy()
+    splits[targets < 0] = NO_SPLIT
+    drawn = {split: fractions[split] for split in splits_to_draw(column)}
     if drawn:
-        candidates = {row: target for row, target in targets.items() if splits[row] == "train"}
-        fixed_splits = {
-            row: split
-            for row, split in (known_splits or {}).items()
-            if row in candidates and split in {"train", *drawn}
-        }
-        splits |= draw_splits(candidates, row_hashes, drawn, seed, fixed_splits)
-    return {split: [row for row in splits if splits[row] == split] for split in SPLITS}
+        assert row_hashes is not None
+        rows = np.flatnonzero(splits == TRAIN)
+        fixed = None if known_splits is None else known_splits[rows].copy()
+        if fixed is not None:
+            fixed[~np.isin(fixed, [SPLITS.index(split) for split in ("train", *drawn)])] = NO_SPLIT
+        splits[rows] = draw_splits(targets[rows], row_hashes[rows], drawn, seed, fixed)
+    return splits
 
 
 def draw_splits(
-    targets: Mapping[int, int],
-    row_hashes: Sequence[int],
+    targets: NDArray[np.int64],
+    row_hashes: NDArray[np.int64],
     fractions: Mapping[Split, float],
     seed: int,
-    fixed_splits: Mapping[int, Split] | None = None,
-) -> dict[int, Split]:
+    fixed_splits: NDArray[np.int8] | None = None,
+) -> NDArray[np.int8]:
     """Draw the split of each row by a pseudorandom number ``u`` that depends only on the seed and the row hash.
 
     ``u`` is in [0, 1): the split is test if ``u < test``, val if ``u >= 1 - val``, else train, where ``test`` and
@@ -83,43 +91,77 @@ def draw_splits(
     a split, every class has a training row, and no split with a positive fraction is empty; to achieve this, the rows
     whose ``u`` is nearest to a threshold change their split.
 
-    ``fractions`` has the fractions of val and test, each in [0, 1) with a sum below 1. ``fixed_splits`` has the rows
-    whose split is not drawn. For the other arguments see ``assign_splits``.
+    ``fractions`` has the fractions of val and test, each in [0, 1) with a sum below 1. ``fixed_splits`` has the splits
+    of the rows that are not drawn, and ``NO_SPLIT`` for the others. For the other arguments see ``assign_splits``.
 
     Returns:
-        Dictionary from row to its split, in the order of ``targets``.
+        Split of each row.
 
     Example:
-        >>> draw_splits({0: 0, 1: 0, 2: 1}, [11, 12, 13], {"val": 0.5}, seed=0)
-        {0: 'train', 1: 'val', 2: 'train'}
+        >>> draw_splits(np.array([0, 0, 1]), np.array([11, 12, 13]), {"val": 0.5}, seed=0).tolist()
+        [0, 1, 0]
     """
-    splits = dict(fixed_splits or {})
-    groups: dict[int, list[int]] = {}  # row hash -> rows
-    for row in targets:
-        if row not in splits:
-            groups.setdefault(row_hashes[row], []).append(row)
-    uniform = {row_hash: stable_hash(f"split {seed} {row_hash}") / 2**63 for row_hash in groups}  # u of each row hash
+    splits = np.full(len(targets), NO_SPLIT, np.int8) if fixed_splits is None else fixed_splits.copy()
+    rows = np.flatnonzero(splits == NO_SPLIT)
+    groups = _Groups(rows, row_hashes[rows])
+    u = stable_hashes(f"split {seed} {row_hash}" for row_hash in groups.hashes.tolist()) / 2.0**63
     low, high = fractions.get("test", 0.0), 1 - fractions.get("val", 0.0)
-    for row_hash, u in uniform.items():
-        splits |= dict.fromkeys(groups[row_hash], "test" if u < low else "val" if u >= high else "train")
-    train_classes = {targets[row] for row, split in splits.items() if split == "train"}
-    for row_hash in sorted(groups, key=lambda row_hash: max(low - uniform[row_hash], uniform[row_hash] - high)):
-        classes = {targets[row] for row in groups[row_hash]}
+    drawn = np.select([u < low, u >= high], [np.int8(TEST), np.int8(VAL)], np.int8(TRAIN))
+    splits[rows] = drawn[groups.indices]
+    _add_missing_classes(splits, targets, groups, np.maximum(low - u, u - high))
+    ascending = np.argsort(u, kind="stable")
+    for split, nearest in ((TEST, ascending), (VAL, ascending[::-1])):
+        if fractions.get(SPLITS[split]) and not (splits == split).any():
+            _fill_split(splits, targets, groups, nearest, split)
+    return splits
+
+
+class _Groups:
+    """Groups of rows with the same hash, which share a split.
+
+    Attributes:
+        rows: rows in all groups.
+        indices: group of each of these rows.
+        hashes: hash of each group.
+    """
+
+    def __init__(self, rows: NDArray[np.int64], row_hashes: NDArray[np.int64]) -> None:
+        self.rows = rows
+        self.hashes, self.indices, sizes = np.unique(row_hashes, return_inverse=True, return_counts=True)
+        self._sorted_rows = rows[np.argsort(self.indices, kind="stable")]
+        self._ends = np.cumsum(sizes)
+        self._starts = self._ends - sizes
+
+    def members(self, group: int) -> NDArray[np.int64]:
+        """Return the rows of a group."""
+        return self._sorted_rows[self._starts[group] : self._ends[group]]
+
+
+def _add_missing_classes(
+    splits: NDArray[np.int8], targets: NDArray[np.int64], groups: _Groups, distances: NDArray[np.float64]
+) -> None:
+    """Move the nearest groups of each class without a training row to train, in place."""
+    train_classes = set(np.unique(targets[splits == TRAIN]).tolist())
+    missing = set(np.unique(targets[groups.rows]).tolist()) - train_classes
+    candidates = np.unique(groups.indices[np.isin(targets[groups.rows], list(missing))])
+    for group in candidates[np.argsort(distances[candidates], kind="stable")].tolist():
+        rows = groups.members(group)
+        classes = set(targets[rows].tolist())
         if not classes <= train_classes:
-            splits |= dict.fromkeys(groups[row_hash], "train")
+            splits[rows] = TRAIN
             train_classes |= classes
-    ascending = sorted(groups, key=uniform.__getitem__)
-    nearest_hashes: dict[Split, list[int]] = {"test": ascending, "val": ascending[::-1]}
-    for split, nearest in nearest_hashes.items():
-        if fractions.get(split) and split not in splits.values():
-            total = _count_rows(splits, splits, targets)
-            for row_hash in nearest:
-                if all(total[part] > count for part, count in _count_rows(groups[row_hash], splits, targets).items()):
-                    splits |= dict.fromkeys(groups[row_hash], split)
-                    break
-    return {row: splits[row] for row in targets}
+        if missing <= train_classes:
+            return
 
 
-def _count_rows(rows: Iterable[int], splits: Mapping[int, Split], targets: Mapping[int, int]) -> Counter[object]:
-    """Count the rows of each training class and of each other split."""
-    return Counter((split, targets[row]) if (split := splits[row]) == "train" else split for row in rows)
+def _fill_split(
+    splits: NDArray[np.int8], targets: NDArray[np.int64], groups: _Groups, nearest: NDArray[np.int64], split: int
+) -> None:
+    """Move the first group without which no split and no training class is empty to an empty split, in place."""
+    parts = np.where(splits == TRAIN, targets, NO_SPLIT - splits)  # a negative number for each split but train
+    totals = Counter(dict(zip(*(values.tolist() for values in np.unique(parts, return_counts=True)), strict=True)))
+    for group in nearest.tolist():
+        rows = groups.members(group)
+        if all(totals[part] > count for part, count in Counter(parts[rows].tolist()).items()):
+            splits[rows] = split
+            return

@@ -1,29 +1,31 @@
-"""Read a manifest (CSV, TSV or JSON Lines) as columns of text, with row numbers as a spreadsheet shows them."""
+"""Table of a manifest: Arrow columns in their own types, and the row numbers for messages."""
 
 from __future__ import annotations
 
-import csv
 import io
-import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from fusion_pl.data.arrow_file import open_arrow, simplify, write_arrow, write_temporary
 from fusion_pl.messages import join_lines
-from fusion_pl.types import MissingFileError, UserError
+from fusion_pl.types import MAX_PIPED_BYTES, UserError
 
 MAX_SHOWN = 10
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-JSON_LINES = (".jsonl", ".ndjson")
 
 
 class Problem(NamedTuple):
     """Problem in a manifest, such as a missing column or an invalid cell."""
 
     text: str  # what is wrong, and what is expected
-    row: int = 0  # row number in a spreadsheet (header = 1) or line of a JSON Lines file; 0 = all rows
+    row: int = 0  # row number in a spreadsheet (header = 1), line of a JSON Lines file, or row from 1; 0 = all rows
     column: str | None = None
 
     def __str__(self) -> str:
@@ -42,120 +44,153 @@ def raise_problems(path: str, problems: Iterable[Problem]) -> None:
         raise UserError(f"{path} has {count}:\n  {join_lines(list(map(str, ordered)), MAX_SHOWN)}")
 
 
-@dataclass(frozen=True)
+def check_column_names(place: str, names: Sequence[str]) -> None:
+    """Check that no column appears more than once; ``place`` is the start of the message.
+
+    Raises:
+        UserError: if there is one.
+    """
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise UserError(f"{place}: the column {duplicates[0]!r} appears more than once: rename one of them")
+
+
+@dataclass(frozen=True, eq=False)
 class Table:
-    """Content of a manifest, as columns of text."""
+    """Content of a manifest. A pickled table is small: other processes memory-map the columns from a file."""
 
     path: str
-    columns: dict[str, list[str | None]]  # column name -> one cell per row; None if the cell is empty
-    row_numbers: list[int]  # one per row, see ``Problem.row``
+    data: Any  # pyarrow.Table; pyarrow is imported only when a table is read
+    row_numbers: NDArray[np.int64]  # one per row, see ``Problem.row``
     problems: list[Problem] = field(default_factory=list)  # rows that cannot be read and are left out
+    file: str | None = None  # Arrow file whose memory map holds the columns, if there is one
 
     def __len__(self) -> int:
         return len(self.row_numbers)
 
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return list(self.data.column_names)
+
+    def cell(self, column: str, row: int) -> Any:
+        """Return a cell in constant time.
+
+        Returns:
+            ``str`` for text, numbers (``"3"``), booleans (``"true"``) and dates; ``bytes``; a list or dictionary for
+            other nested types; None if the cell is empty or NaN. A struct of ``bytes`` and ``path``, as Hugging Face
+            datasets have for media, is its bytes, or its path if it has no bytes.
+        """
+        return _cell(self.data[column][row])
+
+    def cells(self, column: str, start: int = 0, stop: int | None = None) -> list[Any]:
+        """Return the cells of a range of rows, see ``cell``."""
+        return _cells(self.data[column][start:stop])
+
+    def sample_id(self, row: int) -> str:
+        """Return the id of a row: its cell in the column ``id``, or its row number if the cell is empty."""
+        value = self.cell("id", row) if "id" in self.columns else None
+        return value if value and isinstance(value, str) else str(self.row_numbers[row])
+
+    def is_text(self, column: str) -> bool:
+        """Return whether all cells of a column are text, numbers, booleans or dates."""
+        from pyarrow import types
+
+        kind = self.data[column].type
+        tests = (types.is_boolean, types.is_integer, types.is_floating, types.is_decimal, types.is_temporal)
+        return _is_string(kind) or types.is_null(kind) or any(test(kind) for test in tests)
+
+    def factorize(self, column: str) -> tuple[NDArray[np.int64], list[str]]:
+        """Return the index of each cell's text in a list of distinct texts (-1 = no text), and the list."""
+        encoded = self._text_part(column).dictionary_encode().unify_dictionaries()
+        if not encoded.num_chunks:
+            return np.empty(0, np.int64), []
+        codes = np.concatenate([chunk.indices.fill_null(-1).to_numpy() for chunk in encoded.chunks]).astype(np.int64)
+        texts = _cells(encoded.chunk(0).dictionary)
+        missing = [code for code, text in enumerate(texts) if text is None]  # NaN
+        codes[np.isin(codes, missing)] = -1
+        return codes, [text or "" for text in texts]
+
+    def is_missing(self, column: str) -> NDArray[np.bool_]:
+        """Return for each row whether its cell is missing."""
+        import pyarrow.compute as pc
+
+        array = self.data[column]
+        if _is_media(array.type):
+            parts = [pc.is_null(pc.struct_field(array, name)) for name in ("bytes", "path")]
+            return np.asarray(pc.and_(*parts), bool)
+        return np.asarray(pc.is_null(array, nan_is_null=True), bool)
+
+    def matching_rows(self, column: str, pattern: str) -> NDArray[np.int64]:
+        """Return the rows whose cell is a text that contains a match of a regular expression."""
+        import pyarrow.compute as pc
+
+        texts = self._text_part(column)
+        if not _is_string(texts.type):
+            return np.empty(0, np.int64)
+        return np.flatnonzero(np.asarray(pc.match_substring_regex(texts, pattern).fill_null(False), bool))
+
+    def select(self, columns: Iterable[str]) -> Table:
+        """Return a table with some of the columns."""
+        return Table(self.path, self.data.select(list(dict.fromkeys(columns))), self.row_numbers, file=self.file)
+
+    def _text_part(self, column: str) -> Any:
+        """Return an Arrow array of the cells that are text or can be written as text; the others are null."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        array = self.data[column]
+        if _is_media(array.type):
+            has_bytes = pc.is_valid(pc.struct_field(array, "bytes"))
+            path = pc.struct_field(array, "path")
+            return pc.if_else(has_bytes, pa.scalar(None, path.type), path)
+        return array if self.is_text(column) else pa.chunked_array([pa.nulls(len(array), pa.string())])
+
     @cached_property
-    def ids(self) -> list[str]:
-        """Id of each row: its cell in the column ``id``, or its row number if the cell is empty."""
-        cells = self.columns.get("id", [None] * len(self))
-        return [cell or str(number) for cell, number in zip(cells, self.row_numbers, strict=True)]
+    def _shared_file(self) -> str:
+        """Arrow file with the columns, which other processes memory-map; a temporary file is removed at exit."""
+        return self.file or write_temporary(self.data.schema, [self.data])
+
+    def __getstate__(self) -> dict[str, Any]:
+        content: str | bytes
+        if self.data.nbytes <= MAX_PIPED_BYTES:
+            buffer = io.BytesIO()
+            write_arrow(buffer, self.data.schema, [self.data])
+            content = buffer.getvalue()
+        else:
+            content = self._shared_file
+        return {"path": self.path, "row_numbers": self.row_numbers, "columns": self.columns, "content": content}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        content = state["content"]
+        data = simplify(open_arrow(content)[0], state["columns"])
+        file = content if isinstance(content, str) else None
+        self.__dict__.update(path=state["path"], data=data, row_numbers=state["row_numbers"], problems=[], file=file)
 
 
-def read_table(path: str) -> Table:
-    """Read a manifest with the suffix .csv, .tsv, .jsonl or .ndjson.
+@dataclass(frozen=True)
+class Cells(Sequence[Any]):
+    """Cells of a column in some rows of a table, each read when it is used.
 
-    In JSON Lines ``""`` is an empty text and null or an absent key is a missing input. In CSV and TSV every empty cell
-    is missing.
-
-    Raises:
-        UserError: if the file is missing, has another suffix, is not UTF-8, or has no header or no rows.
+    A text of a column of paths is converted to an absolute path without ``..``; symbolic links are not resolved.
     """
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix not in (*DELIMITERS, *JSON_LINES):
-        raise UserError(f"{path} ends in {suffix!r}: a manifest is a .csv, .tsv, .jsonl or .ndjson file")
-    if not os.path.isfile(path):
-        raise MissingFileError(f"the manifest {path} does not exist (looked for {os.path.abspath(path)})")
-    with open(path, "rb") as file:
-        raw = file.read()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path} is not UTF-8 (byte {raw[error.start]:#x} in line {line}): save it as UTF-8") from error
-    table = _read_json_lines(path, text) if suffix in JSON_LINES else _read_delimited(path, text, DELIMITERS[suffix])
-    if not len(table):
-        raise_problems(path, table.problems)
-        raise UserError(f"{path} has no rows: a manifest needs one row per sample")
-    return table
+
+    table: Table
+    column: str
+    rows: NDArray[np.int64]
+    root: str | None = None  # absolute folder of the paths; None if the texts are not paths
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        cell = self.table.cell(self.column, int(self.rows[index]))
+        return resolve_path(cell, self.root) if self.root is not None and isinstance(cell, str) else cell
 
 
-def _read_delimited(path: str, text: str, delimiter: str) -> Table:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    problems: list[Problem] = []
-    records: list[tuple[int, list[str]]] = []
-    limit = csv.field_size_limit(len(text) + 1)  # global limit of the csv module, raised for long texts
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        for number, cells in enumerate(reader, start=2):
-            if cells and len(cells) != len(header):
-                problems.append(Problem(f"the row has {len(cells)} cells, the header has {len(header)}", number))
-            elif cells:  # a blank line is no record, but has a row number
-                records.append((number, cells))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}: check the quotation marks") from error
-    finally:
-        csv.field_size_limit(limit)
-    _check_header(path, header, delimiter)
-    # Columns without a name, such as the index of a saved data frame, are ignored.
-    columns = {name: [cells[index] or None for _, cells in records] for index, name in enumerate(header) if name}
-    return Table(path, columns, [number for number, _ in records], problems)
-
-
-def _check_header(path: str, header: list[str], delimiter: str) -> None:
-    if not any(header):
-        raise UserError(f"{path} has no header: its first row must contain the names of the columns")
-    duplicates = sorted({name for name in header if name and header.count(name) > 1})
-    if duplicates:
-        raise UserError(f"{path}, row 1: the column {duplicates[0]!r} appears more than once: rename one of them")
-    other_delimiter = next((mark for mark in ",;\t" if mark != delimiter and mark in header[0]), None)
-    if len(header) == 1 and other_delimiter:
-        raise UserError(
-            f"{path}, row 1: the columns are separated by {other_delimiter!r}, expected {delimiter!r}: save the table "
-            "with this separator, or rename the file"
-        )
-
-
-def _read_json_lines(path: str, text: str) -> Table:
-    problems: list[Problem] = []
-    columns: dict[str, list[str | None]] = {}
-    row_numbers: list[int] = []
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: JSON text may contain U+2028
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also raised for deep nesting and for numbers of 5,000 digits
-            problems.append(Problem(f"the line is not valid JSON: {error}", number))
-            continue
-        if not isinstance(record, dict):
-            kind = type(record).__name__
-            problems.append(Problem(f"the line is a JSON {kind}, expected an object such as {{…}}", number))
-            continue
-        for name in record:
-            columns.setdefault(name, [None] * len(row_numbers))
-        for name, cells in columns.items():
-            cells.append(_parse_cell(record.get(name), name, number, problems))
-        row_numbers.append(number)
-    return Table(path, columns, row_numbers, problems)
-
-
-def _parse_cell(value: Any, name: str, number: int, problems: list[Problem]) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, (list, dict)):
-        problems.append(Problem(f"the cell is a {type(value).__name__}, expected text or a number", number, name))
-        return None
-    return json.dumps(value)  # numbers and booleans
+def resolve_path(cell: str, folder: str) -> str:
+    """Return the absolute path, without ``..``, of a cell relative to an absolute folder."""
+    return os.path.normpath(os.path.join(folder, cell))
 
 
 def infer_classes(labels: Iterable[str | None]) -> list[str]:
@@ -169,3 +204,53 @@ def infer_classes(labels: Iterable[str | None]) -> list[str]:
     if all(name.removeprefix("-").isdecimal() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
+
+
+def _cells(array: Any) -> list[Any]:
+    if _is_string(array.type):
+        with suppress(UnicodeDecodeError):
+            return list(array.to_pylist())
+    return [_cell(scalar) for scalar in array]
+
+
+def _cell(scalar: Any) -> Any:  # noqa: PLR0911 - one per type
+    """Convert an Arrow scalar to a Python value, see ``Table.cell``."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    kind = scalar.type
+    if not scalar.is_valid:
+        return None
+    if _is_string(kind):
+        return _decode(scalar.as_buffer())
+    if types.is_temporal(kind):
+        return str(scalar.cast(pa.string()))
+    value = scalar.as_py()
+    if types.is_floating(kind):
+        return None if math.isnan(value) else str(kind.to_pandas_dtype()(value))  # the shortest text of its precision
+    if types.is_boolean(kind):
+        return str(value).lower()
+    if _is_media(kind):
+        return value["bytes"] if value["bytes"] is not None else value["path"]
+    return str(value) if types.is_integer(kind) or types.is_decimal(kind) else value
+
+
+def _decode(buffer: Any) -> str:
+    """Decode UTF-8; half surrogate pairs, which JSON may contain, and invalid bytes become half surrogate pairs."""
+    try:
+        return str(buffer, "utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return str(buffer, "utf-8", "surrogateescape")
+
+
+def _is_string(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
+def _is_media(kind: Any) -> bool:
+    """Return whether a type is that of Hugging Face's images and sounds."""
+    from pyarrow import types
+
+    return bool(types.is_struct(kind)) and {item.name for item in kind} == {"bytes", "path"}

@@ -2,8 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from fusion_pl.data.table import Problem, raise_problems, read_table
+from fusion_pl.data.read_table import read_table
+from fusion_pl.data.table import Problem, raise_problems
 from fusion_pl.types import MissingFileError, UserError
+
+
+def cells(table):
+    return {column: table.cells(column) for column in table.columns}
 
 
 def write(folder, content, name="m.csv"):
@@ -25,24 +30,24 @@ def write(folder, content, name="m.csv"):
 )
 def test_the_same_table_in_every_spelling(tmp_path, name, content):
     table = read_table(write(tmp_path, content, name))
-    assert table.columns == {"a": ["ü 1", None], "b": [None, "2"]}
+    assert cells(table) == {"a": ["ü 1", None], "b": [None, "2"]}
     assert not table.problems
 
 
 def test_rows_are_numbered_as_in_a_spreadsheet(tmp_path):
     table = read_table(write(tmp_path, 'a,b\n1,"two\nlines"\n\n3,4\n'))
-    assert table.row_numbers == [2, 4]
-    assert table.columns["b"] == ["two\nlines", "4"]
-    assert read_table(write(tmp_path, '\n{"a": 1}\n', "m.jsonl")).row_numbers == [2]
+    assert table.row_numbers.tolist() == [2, 4]
+    assert table.cells("b") == ["two\nlines", "4"]
+    assert read_table(write(tmp_path, '\n{"a": 1}\n', "m.jsonl")).row_numbers.tolist() == [2]
 
 
 def test_only_json_distinguishes_empty_from_missing(tmp_path):
-    assert read_table(write(tmp_path, '{"a": ""}\n{"a": null}\n{"b": 1}', "m.jsonl")).columns["a"] == ["", None, None]
-    assert read_table(write(tmp_path, 'a,b\n"",1\n')).columns["a"] == [None]
+    assert read_table(write(tmp_path, '{"a": ""}\n{"a": null}\n{"b": 1}', "m.jsonl")).cells("a") == ["", None, None]
+    assert read_table(write(tmp_path, 'a,b\n"",1\n')).cells("a") == [None]
 
 
 def test_a_line_separator_inside_json_text_does_not_end_a_row(tmp_path):
-    assert read_table(write(tmp_path, '{"a": "x\u2028y"}', "m.jsonl")).columns["a"] == ["x\u2028y"]
+    assert read_table(write(tmp_path, '{"a": "x\u2028y"}', "m.jsonl")).cells("a") == ["x\u2028y"]
 
 
 @pytest.mark.parametrize(
@@ -72,14 +77,14 @@ def test_an_absent_manifest_is_refused(tmp_path):
 
 def test_unreadable_rows_are_problems(tmp_path):
     table = read_table(write(tmp_path, '{"a": 1}\n{"a": \n[1]\n{"a": [2]}', "m.jsonl"))
-    assert table.row_numbers == [1, 4]
+    assert table.row_numbers.tolist() == [1, 4]
     assert [(problem.row, problem.column) for problem in table.problems] == [(2, None), (3, None), (4, "a")]
     assert "not valid JSON: Expecting value: line 1 column 7" in str(table.problems[0])
     assert "a JSON list, expected an object" in str(table.problems[1])
     assert str(table.problems[2]) == "row 4, column 'a': the cell is a list, expected text or a number"
 
     ragged = read_table(write(tmp_path, "a,b\n1,2\n1,2,3\n5,6\n"))
-    assert ragged.columns == {"a": ["1", "5"], "b": ["2", "6"]}
+    assert cells(ragged) == {"a": ["1", "5"], "b": ["2", "6"]}
     assert str(ragged.problems[0]) == "row 3: the row has 3 cells, the header has 2"
 
 

@@ -1,0 +1,78 @@
+"""Read and write Arrow files (Feather is another name of them); uncompressed files are memory-mapped."""
+
+from __future__ import annotations
+
+import atexit
+import io
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from tempfile import mkstemp
+from typing import Any
+
+
+def open_arrow(source: str | bytes) -> tuple[Any, bool]:
+    """Open an Arrow file or stream, given by its path or content.
+
+    Returns:
+        A ``pyarrow.Table``, and whether all columns lie in a memory map, as those of an uncompressed file do.
+
+    Raises:
+        pyarrow.ArrowException: if the content is damaged.
+    """
+    import pyarrow as pa
+
+    file = pa.BufferReader(source) if isinstance(source, bytes) else pa.memory_map(source)
+    whole = file.read_buffer(file.size())
+    file.seek(0)
+    open_content = pa.ipc.open_file if bytes(whole[:6]) == b"ARROW1" else pa.ipc.open_stream
+    data = open_content(file).read_all()
+    chunks = (chunk for column in data.columns for chunk in column.chunks)
+    buffers = (buffer for chunk in chunks for buffer in chunk.buffers() if buffer)
+    return data, all(whole.address <= buffer.address < whole.address + whole.size for buffer in buffers)
+
+
+def write_arrow(target: str | io.BytesIO, schema: Any, tables: Iterable[Any]) -> None:
+    """Write tables with the given schema to an uncompressed Arrow file."""
+    import pyarrow as pa
+
+    with pa.ipc.new_file(target, schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+
+
+def write_temporary(schema: Any, tables: Iterable[Any]) -> str:
+    """Write tables to a temporary Arrow file, which is removed when this process exits, and return its path."""
+    descriptor, path = mkstemp(prefix="fusion-pl-", suffix=".arrow")
+    os.close(descriptor)
+    atexit.register(_remove_if_owner, path, os.getpid())
+    write_arrow(path, schema, tables)
+    return path
+
+
+def _remove_if_owner(path: str, owner: int) -> None:
+    """Remove a file, except in a forked child of its owner."""
+    if os.getpid() == owner:
+        with suppress(OSError):
+            os.remove(path)
+
+
+def simplify(data: Any, columns: Sequence[str]) -> Any:
+    """Return the given columns of a table, with plain types in place of dictionary, extension and view types."""
+    import pyarrow as pa
+
+    return pa.table([_simplify_column(data[name]) for name in columns], names=list(columns))
+
+
+def _simplify_column(column: Any) -> Any:
+    import pyarrow as pa
+    from pyarrow import types
+
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _simplify_column(pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type))
+    if types.is_dictionary(kind):
+        return _simplify_column(column.cast(kind.value_type))
+    if types.is_string_view(kind) or types.is_binary_view(kind):
+        return column.cast(pa.large_string() if types.is_string_view(kind) else pa.large_binary())
+    return column

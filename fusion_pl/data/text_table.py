@@ -1,0 +1,153 @@
+"""Read CSV, TSV and JSON Lines in chunks of rows, so that a large file is never in memory as Python objects."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from fusion_pl.data.table import Problem, Table, check_column_names
+from fusion_pl.types import UserError
+
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+JSON_LINES = (".jsonl", ".ndjson")
+CHUNK_ROWS = 10_000
+
+Chunk = tuple[list[int], Mapping[str, Sequence[str | None]]]  # row numbers, and the cells of each column
+
+
+def read_text_table(path: str) -> Table:
+    """Read a manifest with the suffix .csv, .tsv, .jsonl or .ndjson; rows that cannot be read are problems.
+
+    Raises:
+        UserError: if the file is not UTF-8, has no valid header, or has unbalanced quotation marks.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    problems: list[Problem] = []
+    is_json = suffix in JSON_LINES
+    # The csv module finds the ends of lines itself; JSON text may contain U+2028 and carriage returns.
+    with open(path, encoding="utf-8-sig", newline="\n" if is_json else "") as file:
+        try:
+            chunks = _read_json(file, problems) if is_json else _read_csv(file, path, DELIMITERS[suffix], problems)
+            return _build_table(path, chunks, problems)
+        except UnicodeDecodeError as error:
+            raise _describe_encoding(path) from error
+
+
+def _build_table(path: str, chunks: Iterator[Chunk], problems: list[Problem]) -> Table:
+    import pyarrow as pa
+
+    numbers, parts = [np.empty(0, np.int64)], []
+    for row_numbers, columns in chunks:
+        numbers.append(np.array(row_numbers, np.int64))
+        parts.append({name: _text_array(cells) for name, cells in columns.items()})
+    arrays = {
+        name: [part.get(name, pa.nulls(len(rows), pa.string())) for part, rows in zip(parts, numbers[1:], strict=True)]
+        for name in dict.fromkeys(chain.from_iterable(parts))
+    }
+    data = pa.table({name: pa.chunked_array(chunks, pa.string()) for name, chunks in arrays.items()})
+    return Table(path, data, np.concatenate(numbers), problems)
+
+
+def _text_array(cells: Sequence[str | None]) -> Any:
+    import pyarrow as pa
+
+    try:
+        return pa.array(cells, pa.string())
+    except UnicodeEncodeError:  # JSON text may contain half surrogate pairs
+        encoded = [None if cell is None else cell.encode("utf-8", "surrogatepass") for cell in cells]
+        return pa.array(encoded, pa.binary()).view(pa.string())
+
+
+def _read_csv(file: TextIO, path: str, delimiter: str, problems: list[Problem]) -> Iterator[Chunk]:
+    """Yield chunks of rows; blank lines count as rows, and columns without a name are ignored."""
+    reader = csv.reader(file, delimiter=delimiter, strict=True)
+    limit = csv.field_size_limit(os.path.getsize(path) + 1)  # global limit of the csv module, raised for long texts
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        _check_header(path, header, delimiter)
+        records = enumerate(reader, start=2)
+        while chunk := list(islice(records, CHUNK_ROWS)):
+            wrong = [(number, len(cells)) for number, cells in chunk if cells and len(cells) != len(header)]
+            problems += [
+                Problem(f"the row has {size} cells, the header has {len(header)}", number) for number, size in wrong
+            ]
+            rows = [cells for _, cells in chunk if len(cells) == len(header)]
+            columns = zip(*rows, strict=True) if rows else [()] * len(header)
+            named = {
+                name: [cell or None for cell in cells] for name, cells in zip(header, columns, strict=True) if name
+            }
+            yield [number for number, cells in chunk if len(cells) == len(header)], named
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}: check the quotation marks") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _check_header(path: str, header: list[str], delimiter: str) -> None:
+    if not any(header):
+        raise UserError(f"{path} has no header: its first row must contain the names of the columns")
+    check_column_names(f"{path}, row 1", [name for name in header if name])
+    other_delimiter = next((mark for mark in ",;\t" if mark != delimiter and mark in header[0]), None)
+    if len(header) == 1 and other_delimiter:
+        raise UserError(
+            f"{path}, row 1: the columns are separated by {other_delimiter!r}, expected {delimiter!r}: save the table "
+            "with this separator, or rename the file"
+        )
+
+
+def _read_json(file: TextIO, problems: list[Problem]) -> Iterator[Chunk]:
+    """Yield chunks of rows; ``""`` is an empty text, and null, NaN or an absent key is a missing input."""
+    names: dict[str, None] = {}
+    lines = enumerate(file, start=1)
+    while chunk := list(islice(lines, CHUNK_ROWS)):
+        parsed = (
+            (number, _parse_line(line.removesuffix("\n"), number, problems)) for number, line in chunk if line.strip()
+        )
+        records = [(number, record) for number, record in parsed if record is not None]
+        names |= dict.fromkeys(chain.from_iterable(record for _, record in records))
+        columns = {
+            name: [_parse_cell(record.get(name), name, number, problems) for number, record in records]
+            for name in names
+        }
+        yield [number for number, _ in records], columns
+
+
+def _parse_line(line: str, number: int, problems: list[Problem]) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:  # also raised for deep nesting and for numbers of 5,000 digits
+        problems.append(Problem(f"the line is not valid JSON: {error}", number))
+        return None
+    if isinstance(record, dict):
+        return record
+    kind = type(record).__name__
+    problems.append(Problem(f"the line is a JSON {kind}, expected an object such as {{…}}", number))
+    return None
+
+
+def _parse_cell(value: Any, name: str, number: int, problems: list[Problem]) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, (list, dict)):
+        problems.append(Problem(f"the cell is a {type(value).__name__}, expected text or a number", number, name))
+        return None
+    return None if isinstance(value, float) and math.isnan(value) else json.dumps(value)  # a number or boolean
+
+
+def _describe_encoding(path: str) -> UserError:
+    """Return the error for a file that is not UTF-8, with the first wrong byte and its line."""
+    raw = Path(path).read_bytes()
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line, byte = raw.count(b"\n", 0, error.start) + 1, raw[error.start]
+        return UserError(f"{path} is not UTF-8 (byte {byte:#x} in line {line}): save it as UTF-8")
+    return UserError(f"{path} was changed while it was read: start again")
