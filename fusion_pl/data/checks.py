@@ -81,7 +81,7 @@ def check_splits(table: Table, column: str) -> Iterator[Problem]:
 
 def check_ids(table: Table) -> Iterator[Problem]:
     """Find duplicate ids; a row without an id has its row number as id."""
-    if "id" not in table.columns:
+    if "id" not in table.columns or table.is_unique("id"):
         return
     codes, ids = table.factorize("id")
     has_id = np.array([*map(bool, ids), False])[codes]

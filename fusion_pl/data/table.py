@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import math
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,11 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fusion_pl.data.arrow_cells import cell_converter, convert_array, is_media, is_string, is_text
 from fusion_pl.data.arrow_file import open_arrow, simplify, write_arrow, write_temporary
 from fusion_pl.messages import join_lines
 from fusion_pl.types import MAX_PIPED_BYTES, UserError
 
 MAX_SHOWN = 10
+MAX_STRING_BYTES = 2**31  # of an Arrow array of the type ``string``
 
 
 class Problem(NamedTuple):
@@ -81,42 +81,53 @@ class Table:
             other nested types; None if the cell is empty or NaN. A struct of ``bytes`` and ``path``, as Hugging Face
             datasets have for media, is its bytes, or its path if it has no bytes.
         """
-        return _cell(self.data[column][row])
+        array, convert = self._converters[column]
+        scalar = array[row]
+        return convert(scalar) if scalar.is_valid else None
 
     def cells(self, column: str, start: int = 0, stop: int | None = None) -> list[Any]:
         """Return the cells of a range of rows, see ``cell``."""
-        return _cells(self.data[column][start:stop])
+        return convert_array(self.data[column][start:stop])
 
     def sample_id(self, row: int) -> str:
         """Return the id of a row: its cell in the column ``id``, or its row number if the cell is empty."""
-        value = self.cell("id", row) if "id" in self.columns else None
+        value = self.cell("id", row) if "id" in self._converters else None
         return value if value and isinstance(value, str) else str(self.row_numbers[row])
 
     def is_text(self, column: str) -> bool:
         """Return whether all cells of a column are text, numbers, booleans or dates."""
-        from pyarrow import types
-
-        kind = self.data[column].type
-        tests = (types.is_boolean, types.is_integer, types.is_floating, types.is_decimal, types.is_temporal)
-        return _is_string(kind) or types.is_null(kind) or any(test(kind) for test in tests)
+        return is_text(self.data[column].type)
 
     def factorize(self, column: str) -> tuple[NDArray[np.int64], list[str]]:
         """Return the index of each cell's text in a list of distinct texts (-1 = no text), and the list."""
-        encoded = self._text_part(column).dictionary_encode().unify_dictionaries()
-        if not encoded.num_chunks:
-            return np.empty(0, np.int64), []
-        codes = np.concatenate([chunk.indices.fill_null(-1).to_numpy() for chunk in encoded.chunks]).astype(np.int64)
-        texts = _cells(encoded.chunk(0).dictionary)
-        missing = [code for code, text in enumerate(texts) if text is None]  # NaN
-        codes[np.isin(codes, missing)] = -1
+        array = self._text_part(column)
+        if is_string(array.type) and array.nbytes >= MAX_STRING_BYTES:
+            array = array.cast("large_string")
+        encoded = array.combine_chunks().dictionary_encode()
+        texts = convert_array(encoded.dictionary)
+        codes = encoded.indices.fill_null(-1).to_numpy().astype(np.int64)
+        nan = [code for code, text in enumerate(texts) if text is None]
+        if nan:
+            codes[np.isin(codes, nan)] = -1
         return codes, [text or "" for text in texts]
+
+    def is_unique(self, column: str) -> bool:
+        """Return whether the cells of a column are different texts, none of them empty."""
+        import pyarrow.compute as pc
+
+        texts = self._text_part(column)
+        return (
+            is_string(texts.type)
+            and pc.count_distinct(texts, mode="all").as_py() == len(self)
+            and (not texts.null_count and not self.matching_rows(column, "^$").size)
+        )
 
     def is_missing(self, column: str) -> NDArray[np.bool_]:
         """Return for each row whether its cell is missing."""
         import pyarrow.compute as pc
 
         array = self.data[column]
-        if _is_media(array.type):
+        if is_media(array.type):
             parts = [pc.is_null(pc.struct_field(array, name)) for name in ("bytes", "path")]
             return np.asarray(pc.and_(*parts), bool)
         return np.asarray(pc.is_null(array, nan_is_null=True), bool)
@@ -126,7 +137,7 @@ class Table:
         import pyarrow.compute as pc
 
         texts = self._text_part(column)
-        if not _is_string(texts.type):
+        if not is_string(texts.type):
             return np.empty(0, np.int64)
         return np.flatnonzero(np.asarray(pc.match_substring_regex(texts, pattern).fill_null(False), bool))
 
@@ -140,11 +151,16 @@ class Table:
         import pyarrow.compute as pc
 
         array = self.data[column]
-        if _is_media(array.type):
+        if is_media(array.type):
             has_bytes = pc.is_valid(pc.struct_field(array, "bytes"))
             path = pc.struct_field(array, "path")
             return pc.if_else(has_bytes, pa.scalar(None, path.type), path)
         return array if self.is_text(column) else pa.chunked_array([pa.nulls(len(array), pa.string())])
+
+    @cached_property
+    def _converters(self) -> dict[str, tuple[Any, Callable[[Any], Any]]]:
+        """Dictionary from column name to its Arrow array and the function that converts a scalar of the array."""
+        return {name: (self.data[name], cell_converter(self.data[name].type)) for name in self.columns}
 
     @cached_property
     def _shared_file(self) -> str:
@@ -204,53 +220,3 @@ def infer_classes(labels: Iterable[str | None]) -> list[str]:
     if all(name.removeprefix("-").isdecimal() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
-
-
-def _cells(array: Any) -> list[Any]:
-    if _is_string(array.type):
-        with suppress(UnicodeDecodeError):
-            return list(array.to_pylist())
-    return [_cell(scalar) for scalar in array]
-
-
-def _cell(scalar: Any) -> Any:  # noqa: PLR0911 - one per type
-    """Convert an Arrow scalar to a Python value, see ``Table.cell``."""
-    import pyarrow as pa
-    from pyarrow import types
-
-    kind = scalar.type
-    if not scalar.is_valid:
-        return None
-    if _is_string(kind):
-        return _decode(scalar.as_buffer())
-    if types.is_temporal(kind):
-        return str(scalar.cast(pa.string()))
-    value = scalar.as_py()
-    if types.is_floating(kind):
-        return None if math.isnan(value) else str(kind.to_pandas_dtype()(value))  # the shortest text of its precision
-    if types.is_boolean(kind):
-        return str(value).lower()
-    if _is_media(kind):
-        return value["bytes"] if value["bytes"] is not None else value["path"]
-    return str(value) if types.is_integer(kind) or types.is_decimal(kind) else value
-
-
-def _decode(buffer: Any) -> str:
-    """Decode UTF-8; half surrogate pairs, which JSON may contain, and invalid bytes become half surrogate pairs."""
-    try:
-        return str(buffer, "utf-8", "surrogatepass")
-    except UnicodeDecodeError:
-        return str(buffer, "utf-8", "surrogateescape")
-
-
-def _is_string(kind: Any) -> bool:
-    from pyarrow import types
-
-    return bool(types.is_string(kind) or types.is_large_string(kind))
-
-
-def _is_media(kind: Any) -> bool:
-    """Return whether a type is that of Hugging Face's images and sounds."""
-    from pyarrow import types
-
-    return bool(types.is_struct(kind)) and {item.name for item in kind} == {"bytes", "path"}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,7 +22,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
 CHUNK_ROWS = 10_000
 
-Chunk = tuple[list[int], Mapping[str, Sequence[str | None]]]  # row numbers, and the cells of each column
+Chunk = tuple[Sequence[int], Mapping[str, Sequence[str | None]]]  # row numbers, and the cells of each column
 
 
 def read_text_table(path: str) -> Table:
@@ -36,9 +38,22 @@ def read_text_table(path: str) -> Table:
     with open(path, encoding="utf-8-sig", newline="\n" if is_json else "") as file:
         try:
             chunks = _read_json(file, problems) if is_json else _read_csv(file, path, DELIMITERS[suffix], problems)
-            return _build_table(path, chunks, problems)
+            with _paused_garbage_collection():
+                return _build_table(path, chunks, problems)
         except UnicodeDecodeError as error:
             raise _describe_encoding(path) from error
+
+
+@contextmanager
+def _paused_garbage_collection() -> Iterator[None]:
+    """Pause the search for reference cycles: it would take most of the time, because each chunk has many objects."""
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_enabled:
+            gc.enable()
 
 
 def _build_table(path: str, chunks: Iterator[Chunk], problems: list[Problem]) -> Table:
@@ -48,11 +63,19 @@ def _build_table(path: str, chunks: Iterator[Chunk], problems: list[Problem]) ->
     for row_numbers, columns in chunks:
         numbers.append(np.array(row_numbers, np.int64))
         parts.append({name: _text_array(cells) for name, cells in columns.items()})
-    arrays = {
-        name: [part.get(name, pa.nulls(len(rows), pa.string())) for part, rows in zip(parts, numbers[1:], strict=True)]
-        for name in dict.fromkeys(chain.from_iterable(parts))
-    }
-    data = pa.table({name: pa.chunked_array(chunks, pa.string()) for name, chunks in arrays.items()})
+    columns = {}
+    for name in dict.fromkeys(chain.from_iterable(parts)):
+        arrays = [part.pop(name, None) for part in parts]
+        chunks = [
+            pa.nulls(len(rows), pa.string()) if array is None else array
+            for array, rows in zip(arrays, numbers[1:], strict=True)
+        ]
+        del arrays
+        # One array needs half the memory of its chunks, which were allocated with room to grow.
+        columns[name] = pa.table({name: pa.chunked_array(chunks, pa.string())}).combine_chunks()[name]
+        del chunks
+    pa.default_memory_pool().release_unused()
+    data = pa.table(columns)
     return Table(path, data, np.concatenate(numbers), problems)
 
 
@@ -73,22 +96,29 @@ def _read_csv(file: TextIO, path: str, delimiter: str, problems: list[Problem]) 
     try:
         header = [name.strip() for name in next(reader, [])]
         _check_header(path, header, delimiter)
-        records = enumerate(reader, start=2)
-        while chunk := list(islice(records, CHUNK_ROWS)):
-            wrong = [(number, len(cells)) for number, cells in chunk if cells and len(cells) != len(header)]
-            problems += [
-                Problem(f"the row has {size} cells, the header has {len(header)}", number) for number, size in wrong
-            ]
-            rows = [cells for _, cells in chunk if len(cells) == len(header)]
-            columns = zip(*rows, strict=True) if rows else [()] * len(header)
-            named = {
-                name: [cell or None for cell in cells] for name, cells in zip(header, columns, strict=True) if name
-            }
-            yield [number for number, cells in chunk if len(cells) == len(header)], named
+        numbers = range(2, 2)
+        while rows := list(islice(reader, CHUNK_ROWS)):
+            numbers = range(numbers.stop, numbers.stop + len(rows))
+            yield _parse_rows(rows, numbers, header, problems)
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}: check the quotation marks") from error
     finally:
         csv.field_size_limit(limit)
+
+
+def _parse_rows(rows: list[list[str]], numbers: range, header: list[str], problems: list[Problem]) -> Chunk:
+    valid_numbers: Sequence[int] = numbers
+    if set(map(len, rows)) != {len(header)}:
+        for number, cells in zip(numbers, rows, strict=True):
+            if cells and len(cells) != len(header):
+                problems.append(Problem(f"the row has {len(cells)} cells, the header has {len(header)}", number))
+        valid_numbers = [number for number, cells in zip(numbers, rows, strict=True) if len(cells) == len(header)]
+        rows = [cells for cells in rows if len(cells) == len(header)]
+    columns = zip(*rows, strict=True) if rows else [()] * len(header)
+    named = {name: cells for name, cells in zip(header, columns, strict=True) if name}
+    return valid_numbers, {
+        name: [cell or None for cell in cells] if "" in cells else cells for name, cells in named.items()
+    }
 
 
 def _check_header(path: str, header: list[str], delimiter: str) -> None:

@@ -97,9 +97,10 @@ class FileCheck(Dataset[list[str]]):
                     continue
                 complete = replace(column, augment=None, whole=True)
                 rows = replace(samples, columns=[complete], on_bad_file="raise")
-                for index, path in enumerate(column.cells):
-                    if path is not None and (column.input, path) not in paths:
-                        paths.add((column.input, path))
+                for index, cell in enumerate(column.cells):
+                    path = (column.input, cell) if isinstance(cell, str) else None  # other cells are the content
+                    if cell is not None and path not in paths:
+                        paths |= {path} if path else set()
                         self.items.append((rows, index))
 
     def __len__(self) -> int:

@@ -129,7 +129,7 @@ def test_a_file_of_many_chunks_is_read_as_a_whole(tmp_path, monkeypatch):
         "a": [*map(str, range(10)), "11"],
         "b": [*(str(at * at) for at in range(10)), None],
     }
-    assert list(map(str, table.problems)) == ["row 13: it has 3 cells, the header has 2"]
+    assert list(map(str, table.problems)) == ["row 13: the row has 3 cells, the header has 2"]
     assert [table.cell("b", row) for row in range(11)] == table.cells("b")
     assert table.cells("a", 2, 7) == ["2", "3", "4", "5", "6"]
 
