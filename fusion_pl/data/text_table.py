@@ -59,21 +59,18 @@ def _paused_garbage_collection() -> Iterator[None]:
 def _build_table(path: str, chunks: Iterator[Chunk], problems: list[Problem]) -> Table:
     import pyarrow as pa
 
-    numbers, parts = [np.empty(0, np.int64)], []
+    numbers = [np.empty(0, np.int64)]
+    parts: list[dict[str, Any]] = []
     for row_numbers, columns in chunks:
         numbers.append(np.array(row_numbers, np.int64))
         parts.append({name: _text_array(cells) for name, cells in columns.items()})
     columns = {}
     for name in dict.fromkeys(chain.from_iterable(parts)):
-        arrays = [part.pop(name, None) for part in parts]
-        chunks = [
-            pa.nulls(len(rows), pa.string()) if array is None else array
-            for array, rows in zip(arrays, numbers[1:], strict=True)
-        ]
-        del arrays
-        # One array needs half the memory of its chunks, which were allocated with room to grow.
-        columns[name] = pa.table({name: pa.chunked_array(chunks, pa.string())}).combine_chunks()[name]
-        del chunks
+        pairs = zip(parts, numbers[1:], strict=True)
+        pieces = [part.pop(name, pa.nulls(len(rows), pa.string())) for part, rows in pairs]
+        # One array needs half the memory of its pieces, which were allocated with room to grow.
+        columns[name] = pa.table({name: pa.chunked_array(pieces, pa.string())}).combine_chunks()[name]
+        del pieces
     pa.default_memory_pool().release_unused()
     data = pa.table(columns)
     return Table(path, data, np.concatenate(numbers), problems)
