@@ -9,7 +9,6 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -22,6 +21,7 @@ from fusion_pl.cli.checks import build
 from fusion_pl.cli.options import cli_options
 from fusion_pl.cli.parsing import parse
 from fusion_pl.data.base import FusionData
+from fusion_pl.data.read_table import table_files
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training.cache_keys import code_versions
 
@@ -29,6 +29,7 @@ BASE_CLASSES = (nn.Module, FusionData, Optimizer, LRScheduler)  # a short class 
 CLASS_OPTION = re.compile(
     r"model\.(fusion|optimizer|lr_scheduler|encoders\.[^.]+)|data|data\.(init_args\.)?augment\.[^.]+|.*\.class_path"
 )  # options whose value is a class name or class path
+BLOCK_BYTES = 2**20
 DIFFERENCE_TEXTS = ("another configuration", "another table", "other library versions")  # one per part of a run key
 
 
@@ -69,8 +70,12 @@ def table_hash(data: Mapping[str, Any], extra: Sequence[str]) -> str:
     arguments = ["--data", json.dumps(data, default=str), *_data_arguments(extra)]
     data_module: Any = parser.instantiate(parse(parser, arguments)).data
     data_module.prepare_data()
-    path = Path(getattr(data_module, "manifest", ""))
-    return _hash(path.read_bytes()) if path.is_file() else ""
+    digest, files = hashlib.sha256(), table_files(getattr(data_module, "manifest", ""))
+    for file in files:
+        with file.open("rb") as content:
+            while block := content.read(BLOCK_BYTES):
+                digest.update(block)
+    return digest.hexdigest()[:12] if files else ""
 
 
 def _data_arguments(extra: Sequence[str]) -> Iterator[str]:

@@ -33,7 +33,7 @@ def read_table(path: str) -> Table:
     """
     suffix = os.path.splitext(path)[1].lower()
     if os.path.isdir(path):
-        table = _read_parquet(path, sorted(Path(path).rglob(f"*{PARQUET}")))
+        table = _read_parquet(path, table_files(path))
     elif suffix not in (*DELIMITERS, *JSON_LINES, *ARROW, PARQUET):
         raise UserError(f"{path} ends in {suffix!r}: a manifest is {FORMATS}")
     elif not os.path.isfile(path):
@@ -48,13 +48,20 @@ def read_table(path: str) -> Table:
     return table
 
 
+def table_files(path: str) -> list[Path]:
+    """Return the files of a manifest; an empty list if the manifest does not exist."""
+    if path and os.path.isdir(path):
+        return sorted(Path(path).rglob(f"*{PARQUET}"))
+    return [Path(path)] if os.path.isfile(path) else []
+
+
 def _read_arrow(path: str) -> Table:
     import pyarrow as pa
 
     try:
         data, is_mapped = open_arrow(path)
         data.validate(full=True)  # damaged offsets would end the process
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(path, "an Arrow file", error) from error
     return _build_table(path, data, path if is_mapped else None)
 
@@ -70,18 +77,19 @@ def _read_parquet(path: str, files: Sequence[Path]) -> Table:
     for file in files:
         try:
             with ParquetFile(file) as content:
-                schemas.append(content.schema_arrow.remove_metadata())
+                schema = content.schema_arrow.remove_metadata()
+                check_column_names(str(file), schema.names)
+                schemas.append(simplify(schema.empty_table(), schema.names).schema)
                 size += sum(content.metadata.row_group(at).total_byte_size for at in range(content.num_row_groups))
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise _damaged(str(file), "a Parquet file", error) from error
-        check_column_names(str(file), schemas[-1].names)
     try:
         empty = pa.unify_schemas(schemas, promote_options="permissive").empty_table()
     except pa.ArrowException as error:
         raise UserError(
             f"the files in {path} have columns of different types ({error_reason(error)}): unify them"
         ) from error
-    tables = _parquet_batches(files, simplify(empty, empty.column_names))
+    tables = _parquet_batches(files, empty)
     if size < MAX_PARQUET_BYTES:
         return _build_table(path, pa.concat_tables([*tables, empty]))
     temporary = write_temporary(empty.schema, tables)
@@ -99,7 +107,7 @@ def _parquet_batches(files: Sequence[Path], empty: Any) -> Iterator[Any]:
                 for batch in content.iter_batches():
                     part = simplify(pa.Table.from_batches([batch]), batch.schema.names)
                     yield pa.concat_tables([empty, part], promote_options="permissive").cast(empty.schema)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise _damaged(str(file), "a Parquet file", error) from error
 
 

@@ -6,6 +6,8 @@ import importlib
 import importlib.metadata
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from fusion_pl.analysis.keys import describe_key_difference, run_key, table_hash
@@ -48,6 +50,16 @@ def test_the_content_of_the_table_is_part_of_the_key(config, tmp_path):
     for extra in (["--data.manifest", "b.csv"], ["--data.manifest=b.csv"]):  # of the same content, elsewhere
         after = key(config, "--trainer.max_epochs", "2", *extra)
         assert describe_key_difference(before, after) == "another configuration"
+
+
+def test_the_files_of_a_folder_of_tables_are_part_of_the_key(config, tmp_path):
+    (tmp_path / "parts").mkdir()
+    for name in ("1", "2"):
+        pq.write_table(pa.table({"text": [name], "label": ["a"]}), tmp_path / "parts" / f"{name}.parquet")
+    before = key(config, "--data.manifest", "parts")
+    assert before == key(config, "--data.manifest", "parts")
+    pq.write_table(pa.table({"text": ["2"], "label": ["b"]}), tmp_path / "parts" / "2.parquet")
+    assert describe_key_difference(before, key(config, "--data.manifest", "parts")) == "another table"
 
 
 def test_library_versions_are_part_of_the_key(config, monkeypatch):

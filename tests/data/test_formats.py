@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import math
+import multiprocessing
+import os
 import pickle
 import random
+import subprocess
+import sys
 from decimal import Decimal
 
 import numpy as np
@@ -14,11 +19,14 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from fusion_pl.data import ManifestData, text_table
+from fusion_pl.data.checks import find_outside_paths
 from fusion_pl.data.hashes import row_hashes, table_hash
 from fusion_pl.data.read_table import read_table
 from fusion_pl.data.splits import SPLITS
+from fusion_pl.types import UserError
 from tests.data import slow_splits
 from tests.data.conftest import write_manifest
 
@@ -172,11 +180,15 @@ TYPED = {
 NOT_TEXT = {"bytes", "lists", "media"}
 
 
+@pytest.mark.parametrize(("suffix", "mapped_bytes"), [("arrow", 0), ("parquet", 0), ("parquet", 10**9)])
 @pytest.mark.parametrize("name", TYPED)
-def test_cells_of_an_arrow_column(tmp_path, name):
+def test_cells_of_an_arrow_column(tmp_path, monkeypatch, name, suffix, mapped_bytes):
+    monkeypatch.setattr("fusion_pl.data.read_table.MAX_PARQUET_BYTES", mapped_bytes)
     kind, values, expected = TYPED[name]
-    write_arrow(tmp_path / "m.arrow", pa.table({"x": pa.array(values, kind)}))
-    table = read_table(str(tmp_path / "m.arrow"))
+    data = pa.table({"x": pa.array(values, kind)})
+    path = tmp_path / f"m.{suffix}"
+    pq.write_table(data, path) if suffix == "parquet" else write_arrow(path, data)
+    table = read_table(str(path))
     for one in (table, pickle.loads(pickle.dumps(table))):
         assert one.cells("x") == expected
         assert [one.cell("x", row) for row in range(3)] == expected
@@ -192,3 +204,240 @@ def test_cells_of_an_arrow_column(tmp_path, name):
 def test_the_index_of_a_data_frame_is_ignored(tmp_path):
     pq.write_table(pa.table({"a": ["x"], "__index_level_0__": [7]}), tmp_path / "m.parquet")
     assert read_table(str(tmp_path / "m.parquet")).columns == ["a"]
+
+
+# -------------------------------------------------------------------------------------------------------- large tables
+def read_in_worker(table, rows):
+    return table.file, [table.cell("text", row) for row in rows]
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.arrow", "m.parquet", "m.feather"])
+def test_a_large_table_is_memory_mapped_by_other_processes(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("fusion_pl.data.table.MAX_PIPED_BYTES", 1000)
+    monkeypatch.setattr("fusion_pl.data.read_table.MAX_PARQUET_BYTES", 1000)
+    records = [{"text": f"text {at}", "other": None} for at in range(2000)]
+    table = read_table(write(tmp_path, name, records)).select(["text"])
+    assert len(pickle.dumps(table)) < 20_000 + table.row_numbers.nbytes
+    file, found = read_in_worker(pickle.loads(pickle.dumps(table)), [0, 1999, 700])
+    if name == "m.csv":
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            assert pool.apply(read_in_worker, (table, [0, 1999, 700])) == (file, found)
+    assert found == ["text 0", "text 1999", "text 700"]
+    assert (file == str(tmp_path / name)) == (name == "m.arrow")  # an uncompressed Arrow file needs no copy
+
+
+def test_a_temporary_file_is_removed_at_exit_of_its_process_only(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, os, pickle, sys\n"
+        "from fusion_pl.data import table\n"
+        "from fusion_pl.data.read_table import read_table\n"
+        "table.MAX_PIPED_BYTES = 0\n"
+        "found = read_table(sys.argv[1])\n"
+        "file = pickle.loads(pickle.dumps(found)).file\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    sys.exit()\n"
+        "os.waitpid(child, 0)\n"
+        "print(file, os.path.exists(file))\n"
+    )
+    (tmp_path / "m.csv").write_text("a,b\n1,2\n")
+    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path / "m.csv")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    file, exists = done.stdout.split()
+    assert exists == "True"
+    assert not os.path.exists(file)
+
+
+# -------------------------------------------------------------------------------------------------------- bytes, paths
+def test_media_may_be_bytes_in_the_table(toy, processors):
+    """A column of bytes, and one of structs as in a Hugging Face data set, with bytes or a path or neither."""
+    expected = ManifestData(toy.write(), num_workers=0)
+    expected.processors = processors
+    expected.setup("fit")
+    columns = {name: [record[name] for record in toy.records] for name in toy.records[0]}
+    columns["image"] = [(toy.folder / name).read_bytes() for name in columns["image"]]
+    media = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns["audio"] = [
+        {"bytes": (toy.folder / name).read_bytes(), "path": "nowhere.wav"} if at % 2 else {"bytes": None, "path": name}
+        for at, name in enumerate(columns["audio"])
+    ]
+    columns["audio"][3] = {"bytes": None, "path": None}
+    columns["audio"] = pa.array(columns["audio"], media)
+    pq.write_table(pa.table(columns), toy.folder / "m.parquet")
+    data = ManifestData(str(toy.folder / "m.parquet"), num_workers=0)
+    data.processors = processors
+    data.setup("fit")
+    for row in range(8):
+        sample, other = data.samples("train")[row], expected.samples("train")[row]
+        assert sample.id == other.id
+        assert np.array_equal(np.asarray(sample.inputs["image"]), np.asarray(other.inputs["image"]))
+        if row == 3:
+            assert "audio" not in sample.inputs
+        else:
+            assert torch.equal(sample.inputs["audio"].samples, other.inputs["audio"].samples)
+
+
+def test_a_path_of_a_struct_must_lie_inside_the_root_and_exist(toy, processors):
+    media = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {name: [record[name] for record in toy.records] for name in toy.records[0]}
+    paths = [{"bytes": None, "path": name} for name in columns["image"]]
+    paths[0]["path"], paths[1]["path"] = "../x.png", "none.png"
+    pq.write_table(pa.table(columns | {"image": pa.array(paths, media)}), toy.folder / "m.parquet")
+    data = ManifestData(str(toy.folder / "m.parquet"), num_workers=0)
+    data.processors = processors
+    with pytest.raises(UserError, match=r"has 2 problems:\n  row 1, column 'image': .*outside.*\n  row 2.* 'none.png'"):
+        data.setup("fit")
+
+
+def test_files_need_not_be_checked(toy, processors):
+    toy.records[0]["image"] = "none.png"
+    data = ManifestData(toy.write(), num_workers=0, check_files=False)
+    data.processors = processors
+    data.setup("fit")
+    with pytest.raises(UserError, match=r"row 2, column 'image': .*none.png does not exist"):
+        data.samples("train")[0]
+    toy.records[0]["image"] = "../none.png"
+    data = ManifestData(toy.write(), num_workers=0, check_files=False)
+    data.processors = processors
+    with pytest.raises(UserError, match="outside the root"):
+        data.setup("fit")
+
+
+def test_the_missing_ones_of_many_files_are_found(tmp_path, processors):
+    for at in range(1200):
+        (tmp_path / f"{at}.png").touch()
+    records = [{"image": f"{at % 1250}.png", "label": "ab"[at % 2], "split": SPLITS[at // 2 % 3]} for at in range(2500)]
+    data = ManifestData(str(write_manifest(tmp_path / "m.csv", records)), num_workers=0)
+    data.processors = {"image": processors["image"]}
+    with pytest.raises(UserError) as caught:
+        data.setup("fit")
+    lines = str(caught.value).split("\n  ")
+    assert lines[0].endswith("has 100 problems:")
+    assert [line.split(":")[0] for line in lines[1:11]] == [f"row {at + 2}, column 'image'" for at in range(1200, 1210)]
+
+
+def test_the_paths_outside_a_root_are_those_of_a_slow_direct_version(tmp_path):
+    rng = random.Random(0)
+    root = str(tmp_path / "root")
+    parts = ["a", "..", ".", "", "/", "b.png", root, "..c", "root", "/etc"]
+    paths = ["/".join(rng.choices(parts, k=rng.randint(1, 4))) for _ in range(3000)]
+    (tmp_path / "m.jsonl").write_text("\n".join(json.dumps({"x": path}) for path in paths))
+    outside = find_outside_paths(read_table(str(tmp_path / "m.jsonl")), "x", root)
+    expected = {
+        row
+        for row, path in enumerate(paths)
+        if not os.path.normpath(os.path.join(root, path)).startswith(os.path.join(root, ""))
+    }
+    assert set(outside) == expected
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+@pytest.mark.parametrize("name", ["m.xlsx", "m", "m.csv.gz"])
+def test_an_unknown_ending_lists_the_formats(tmp_path, name):
+    (tmp_path / name).write_text("a")
+    formats = r"a \.csv, \.tsv, \.jsonl, \.ndjson, \.parquet, \.arrow or \.feather file, or a folder of \.parquet files"
+    with pytest.raises(UserError, match=rf"ends in '.*': a manifest is {formats}"):
+        read_table(str(tmp_path / name))
+
+
+def test_a_folder_without_parquet_files_is_refused(tmp_path):
+    (tmp_path / "m.csv").write_text("a\n1\n")
+    with pytest.raises(UserError, match=r"the folder .* contains no \.parquet file: a manifest is a \.csv"):
+        read_table(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["m.parquet", "m.feather", "m.arrow"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "flipped"])
+def test_a_damaged_file_is_one_sentence(tmp_path, name, damage):
+    path = tmp_path / name
+    write(tmp_path, name, [{"text": f"text {at}", "label": "a"} for at in range(100)])
+    content = path.read_bytes()
+    changed = {"empty": b"", "cut": content[: len(content) // 2], "text": b"text,label\na,b\n"}
+    if damage != "flipped":
+        path.write_bytes(changed[damage])
+        kind = "a Parquet" if name == "m.parquet" else "an Arrow"
+        with pytest.raises(UserError, match=rf"{name} cannot be read as {kind} file \(.*\): write it again$"):
+            read_table(str(path))
+        return
+    rng = random.Random(0)
+    for _ in range(60):
+        flipped = bytearray(content)
+        for _ in range(4):
+            flipped[rng.randrange(len(content))] = rng.randrange(256)
+        path.write_bytes(flipped)
+        with contextlib.suppress(UserError):
+            table = read_table(str(path))
+            for column in table.columns:
+                table.cells(column)
+
+
+def test_an_empty_parquet_file_has_no_rows(tmp_path):
+    pq.write_table(pa.table({"a": pa.array([], pa.string())}), tmp_path / "m.parquet")
+    with pytest.raises(UserError, match="has no rows"):
+        read_table(str(tmp_path / "m.parquet"))
+
+
+def test_parts_of_different_types_are_refused_and_missing_columns_are_missing(tmp_path):
+    pq.write_table(pa.table({"a": ["x"], "b": [1]}), tmp_path / "1.parquet")
+    pq.write_table(pa.table({"a": ["y"]}), tmp_path / "2.parquet")
+    assert cells(read_table(str(tmp_path))) == {"a": ["x", "y"], "b": ["1", None]}
+    pq.write_table(pa.table({"a": [[1]]}), tmp_path / "3.parquet")
+    with pytest.raises(UserError, match=r"the files in .* have columns of different types \(.*a.*\): unify them"):
+        read_table(str(tmp_path))
+
+
+def test_a_nested_column_is_an_error_only_if_it_is_used(toy, processors):
+    columns = {name: [record[name] for record in toy.records] for name in toy.records[0]}
+    nested = [[{"a": [1]}]] * len(toy.records)
+    path = toy.folder / "m.parquet"
+    pq.write_table(pa.table(columns | {"nested": nested}), path)
+    for options, match in [
+        ({}, None),
+        ({"label": "nested"}, "column 'nested': it holds list<.*expected text or numbers for the label"),
+        ({"split": "nested"}, "column 'nested': it holds list<.*expected text or numbers for the split"),
+    ]:
+        data = ManifestData(str(path), num_workers=0, **options)
+        data.processors = processors
+        if match is None:
+            data.setup("fit")
+            continue
+        with pytest.raises(UserError, match=match):
+            data.setup("fit")
+    pq.write_table(pa.table(columns | {"id": nested}), path)
+    data = ManifestData(str(path), num_workers=0)
+    data.processors = processors
+    with pytest.raises(UserError, match=r"column 'id': it holds list<.*expected text or numbers for the id"):
+        data.setup("fit")
+
+
+def test_duplicate_columns_are_refused(tmp_path):
+    write_arrow(tmp_path / "m.arrow", pa.table([pa.array(["x"]), pa.array(["y"])], names=["a", "a"]))
+    with pytest.raises(UserError, match="the column 'a' appears more than once: rename one of them"):
+        read_table(str(tmp_path / "m.arrow"))
+
+
+def test_ids_that_are_empty_are_row_numbers_and_must_differ_from_the_others(toy, processors):
+    for at, name in ((0, ""), (1, "2"), (5, "x"), (7, "x"), (9, "x")):
+        toy.records[at]["id"] = name
+    data = ManifestData(toy.write(), num_workers=0)
+    data.processors = processors
+    with pytest.raises(UserError) as caught:
+        data.setup("fit")
+    assert str(caught.value).split("\n  ")[1:] == [
+        "row 3, column 'id': the id '2' was already used in row 2",
+        "row 9, column 'id': the id 'x' was already used in row 7",
+        "row 11, column 'id': the id 'x' was already used in row 7",
+    ]
+
+
+def test_many_problems_are_counted_without_describing_each(toy, processors, monkeypatch):
+    described = []
+    monkeypatch.setattr("fusion_pl.data.checks.did_you_mean", lambda *names: described.append(names) or "")
+    for record in toy.records:
+        record["label"] = record["id"]
+    data = ManifestData(toy.write(), num_workers=0, classes=["a", "b"])
+    data.processors = processors
+    with pytest.raises(UserError, match="has 16 problems"):  # 12 labels, two classes, two splits
+        data.setup("fit")
+    assert len(described) == 10
