@@ -32,6 +32,9 @@ commands:
                         fusion-pl predict --ckpt_path best.ckpt --data.manifest new.csv --output predictions.csv
   compare   train every fusion head, and every input alone, and report which is best:
                         fusion-pl compare --config configs/keypad.yaml --output reports/keypad
+  data check
+            open every row and file before training, and report what is damaged, duplicated or cut off:
+                        fusion-pl data check --config configs/own.yaml --output reports/check
 
 options:
   --help               show this text; after a command: its main options, for the data set in use
@@ -45,13 +48,15 @@ Every value of a configuration can be given on the command line; later values wi
   fusion-pl fit --config configs/keypad.yaml --ckpt_path last        # resume the newest run
 """
 IMPORTERS = {"jsonargparse._util", "fusion_pl.config"}  # modules that import classes by their class path
-COMMANDS = ("fit", "validate", "test", "predict", "compare")
+COMMANDS = ("fit", "validate", "test", "predict", "compare", "data check")
 
 
 def main() -> int:
     """Run the command and return its exit code, see ``run_reporting_errors``; 2 for an unknown command."""
     arguments = sys.argv[1:]
-    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+    if arguments[:1] == ["data"]:  # the first word of a command of two words
+        arguments = [" ".join(arguments[:2]), *arguments[2:]]
+    if not arguments or arguments[0] in {"-h", "--help", "help", "data", "data -h", "data --help"}:
         return _print_text(HELP)
     subcommand = arguments[0]
     if subcommand in {"-V", "--version"}:
@@ -81,6 +86,8 @@ def _run_subcommand(subcommand: str, arguments: list[str]) -> int:
 
         if subcommand == "compare":
             from fusion_pl.analysis.compare import compare_command
+        if subcommand == "data check":
+            from fusion_pl.data_check.command import check_command
         if subcommand == "--completion":
             from fusion_pl.cli.completion import completion_script
 
@@ -91,6 +98,8 @@ def _run_subcommand(subcommand: str, arguments: list[str]) -> int:
             return _print_text(help_text(subcommand, arguments, everything="--help-all" in arguments) + "\n")
     if subcommand == "compare":
         return run_reporting_errors(lambda: compare_command(arguments))
+    if subcommand == "data check":
+        return run_reporting_errors(lambda: check_command(arguments))
     return run(subcommand, arguments)
 
 

@@ -14,11 +14,18 @@ def completion_script() -> str:
         options = [option for _, group in groups for option in group if "NAME" not in option.key]
         keys = {f"--{option.key}" for option in options} | {"--help", "--help-all"}
         keys |= set() if subcommand == "predict" else {"--config"}
-        cases.append(f"    {subcommand}) options={' '.join(sorted(keys))!r} ;;")
+        cases.append(f"    {subcommand!r}' '*) options={' '.join(sorted(keys))!r} ;;")
         for option in options:
             if words := [str(choice) for choice in option.choices] or project_classes(option):
                 values[option.key] = f"    --{option.key}) known={' '.join(words)!r} ;;"
-    return SCRIPT.format(commands=" ".join(DESCRIPTIONS), cases="\n".join(cases), values="\n".join(values.values()))
+    first_words = dict.fromkeys(subcommand.partition(" ")[0] for subcommand in DESCRIPTIONS)
+    second_words = " ".join(words[1] for subcommand in DESCRIPTIONS if len(words := subcommand.split()) > 1)
+    return SCRIPT.format(
+        commands=" ".join(first_words),
+        data_commands=second_words,
+        cases="\n".join(cases),
+        values="\n".join(values.values()),
+    )
 
 
 SCRIPT = """\
@@ -29,7 +36,11 @@ _fusion_pl() {{
     COMPREPLY=($(compgen -W '{commands} --help --version' -- "$word"))
     return
   fi
-  case "${{COMP_WORDS[1]}}" in
+  if [ "$COMP_CWORD" -eq 2 ] && [ "${{COMP_WORDS[1]}}" = data ]; then
+    COMPREPLY=($(compgen -W '{data_commands}' -- "$word"))
+    return
+  fi
+  case "${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}} " in
 {cases}
   esac
   case "$before" in

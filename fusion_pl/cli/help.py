@@ -19,6 +19,7 @@ from fusion_pl.cli.options import Option, all_options, cli_options, options_of, 
 from fusion_pl.cli.predict import predict_parser
 from fusion_pl.cli.run import command_parser
 from fusion_pl.data.manifest import ManifestData
+from fusion_pl.data_check.command import check_parser
 
 DESCRIPTIONS = {
     "fit": "Train a model with a configuration. Options on the command line override it; later values win.",
@@ -27,6 +28,12 @@ DESCRIPTIONS = {
     "predict": "Classify the rows of a table with a checkpoint file alone, without a configuration or the hub.",
     "compare": "Train heads and single inputs with one configuration over several seeds, and report which is best. "
     "Options of fusion-pl fit (--trainer.max_epochs 5) apply to every run.",
+    "data check": "Open every row and file of a table in parallel, before anything is trained, with the configuration "
+    "and the options of fusion-pl fit. Errors, which stop a run or make its metrics wrong, are wrong labels and paths, "
+    "damaged, truncated, empty and oversized files, and samples that are in two splits. Warnings are other duplicates, "
+    "images that look alike, silent sounds, black images, wrong endings, imbalanced classes, missing inputs, and what "
+    "the encoders would cut off. The exit code is 1 if there are errors, 0 if there are only warnings, 2 if an option "
+    "is wrong.",
 }
 EXAMPLES = {
     "fit": "--config configs/keypad.yaml --data.batch_size 16 --trainer.max_epochs 5 --model.fusion CrossAttention",
@@ -34,10 +41,12 @@ EXAMPLES = {
     "test": "--config configs/keypad.yaml --ckpt_path best",
     "predict": "--ckpt_path best.ckpt --data.manifest new.csv --output predictions.csv",
     "compare": "--config configs/keypad.yaml --fusions Concat,LowRank --output reports/keypad",
+    "data check": "--config configs/own.yaml --output reports/check --cleaned data/cleaned.csv",
 }
 RUN_OPTIONS = (
     *("ckpt_path", "seed_everything", "trainer.logger.name", "trainer.logger.save_dir", "cache", "threads", "dry_run"),
 )
+CHECK_OPTIONS = ("output", "cleaned")
 HARDWARE_OPTIONS = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.precision")
 MODEL_OPTIONS = (
     *("model.encoders", "model.fusion", "model.missing", "model.pretrained_lr_factor"),
@@ -84,16 +93,22 @@ def sections(subcommand: str, arguments: Sequence[str], everything: bool = False
         parser = predict_parser() if subcommand == "predict" else compare_parser()
         yield "options", list(options_of(parser).values())
         return
+    parser = check_parser() if subcommand == "data check" else command_parser(subcommand)
     if everything:
-        yield from _all_sections(command_parser(subcommand))
+        yield from _all_sections(parser)
         return
     options: dict[str, Option] = {}
-    for option, _ in all_options(command_parser(subcommand)):
+    for option, _ in all_options(parser):
         options.setdefault(option.key, option)
     data = selected_data_class(options["data"], arguments)
+    if subcommand == "data check":
+        yield "options", [CONFIG_OPTION, *(options[key] for key in CHECK_OPTIONS)]
     data_options = [options["data"], *options_of_class(data, options["data"]).values()]
     title = f"data ({data.__name__}: {_first_sentence(data.__doc__ or '')})"
     yield textwrap.shorten(title, MAX_WIDTH, placeholder=" …"), data_options
+    if subcommand == "data check":
+        yield "model", [options["model.encoders"]]
+        return
     yield "model", [options[key] for key in MODEL_OPTIONS]
     if subcommand == "fit":
         yield "training", [options[key] for key in TRAINING_OPTIONS]

@@ -6,7 +6,7 @@ import functools
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
@@ -21,6 +21,8 @@ from fusion_pl.module import FusionClassifier
 from fusion_pl.training.console import configure_logging
 from fusion_pl.training.interrupt import StoppedBySignal, StopSignals, exit_code, is_rank_zero
 from fusion_pl.training.run_files import WriteConfig
+
+CLI = TypeVar("CLI", bound=FusionCLI)
 
 
 def run(subcommand: str, arguments: list[str]) -> int:
@@ -39,14 +41,15 @@ def run(subcommand: str, arguments: list[str]) -> int:
     return run_reporting_errors(command)
 
 
-def run_reporting_errors(command: Callable[[], object]) -> int:
+def run_reporting_errors(command: Callable[[], int | None]) -> int:
     """Run a command, print a user error as one sentence, and return the exit code.
 
     Returns:
-        0; 2 after an error that the user can fix; 130 or 143 if stopped by Ctrl-C or SIGTERM.
+        The result of the command, 0 for None; 2 after an error that the user can fix; 130 or 143 if stopped by Ctrl-C
+        or SIGTERM.
     """
     try:
-        command()
+        return command() or 0
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except StoppedBySignal as stop:
@@ -58,7 +61,6 @@ def run_reporting_errors(command: Callable[[], object]) -> int:
             raise
         print(f"fusion-pl: error: {escape_unprintable(message)}", file=sys.stderr)
         return 2
-    return 0
 
 
 def run_trainer(subcommand: str, arguments: list[str], callbacks: Sequence[Callback] = ()) -> FusionCLI:
@@ -71,7 +73,7 @@ def run_trainer(subcommand: str, arguments: list[str], callbacks: Sequence[Callb
     return build_cli(FusionCLI, callbacks)
 
 
-def build_cli(cls: type[FusionCLI], callbacks: Sequence[Callback] = ()) -> FusionCLI:
+def build_cli(cls: type[CLI], callbacks: Sequence[Callback] = ()) -> CLI:
     """Construct a ``FusionCLI``, whose constructor runs the command."""
     return cls(
         FusionClassifier,
@@ -90,17 +92,25 @@ class _ParserReadyError(Exception):
     """Raised when the parsers are complete, so that the constructor of LightningCLI ends before it runs the command."""
 
 
-class _ParserOnly(FusionCLI):
+class ParserOnly(FusionCLI):
+    """Command line that ends when its parsers are complete, see ``build_parsers``."""
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """End the constructor."""
         del parser, args
         raise _ParserReadyError(self._subcommand_parsers)
+
+
+def build_parsers(cls: type[ParserOnly]) -> dict[str, LightningArgumentParser]:
+    """Return the parsers of a command line by subcommand."""
+    try:
+        build_cli(cls)
+    except _ParserReadyError as ready:
+        parsers: dict[str, LightningArgumentParser] = ready.args[0]
+    return parsers
 
 
 @functools.cache
 def command_parser(subcommand: str) -> LightningArgumentParser:
     """Return the argument parser of fit, validate or test."""
-    try:
-        build_cli(_ParserOnly)
-    except _ParserReadyError as ready:
-        parsers: dict[str, LightningArgumentParser] = ready.args[0]
-    return parsers[subcommand]
+    return build_parsers(ParserOnly)[subcommand]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
@@ -13,7 +14,7 @@ from rich import get_console
 from rich.progress import track
 
 from fusion_pl.data.splits import NO_SPLIT
-from fusion_pl.data.table import MAX_SHOWN, Problem, Table, resolve_path
+from fusion_pl.data.table import Problem, Table, resolve_path
 from fusion_pl.data.table_splits import column_splits
 from fusion_pl.messages import did_you_mean, join_names
 
@@ -43,9 +44,9 @@ def check_text_column(table: Table, column: str, purpose: str) -> Iterator[Probl
 
 
 def _row_problems(table: Table, rows: Rows, column: str | None, describe: Callable[[int], str]) -> Iterator[Problem]:
-    """Yield one problem per row; only the first ones, which can be shown, have a text."""
-    for count, row in enumerate(rows.tolist()):
-        yield Problem(describe(row) if count < MAX_SHOWN else "", int(table.row_numbers[row]), column)
+    """Yield one problem per row, whose text is only made when it is shown."""
+    for row in rows.tolist():
+        yield Problem(partial(describe, row), int(table.row_numbers[row]), column)
 
 
 def check_labels(table: Table, column: str, classes: Sequence[str]) -> Iterator[Problem]:

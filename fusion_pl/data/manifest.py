@@ -120,7 +120,7 @@ class ManifestData(FusionData):
     @cached_property
     def class_counts(self) -> list[int]:
         """Number of training samples per class, in the order of ``classes``."""
-        targets = self._targets[self._splits.used_rows["train"]]
+        targets = self.targets[self._splits.used_rows["train"]]
         counts: list[int] = np.bincount(targets, minlength=len(self._classes)).tolist()
         return counts
 
@@ -139,24 +139,34 @@ class ManifestData(FusionData):
         Raises:
             UserError: lists the first ten problems with row and column.
         """
-        model_inputs = join_names(self.processors)
-        problems = self.table.problems + [
-            Problem(f"data.inputs has the input {name!r}, but the model's inputs are {model_inputs}")
-            for name in sorted(self.inputs.keys() - self.processors.keys())
-        ]
         if stage == "predict":
-            self._check_prediction_columns(problems)
+            self._check_prediction_columns(self._find_unknown_inputs())
             return
-        problems += self._check_rows()
+        raise_problems(self.manifest, self.find_problems(stage))
+        for message in self._splits.messages():
+            rank_zero_info(message)
+        self._stage = stage
+
+    def find_problems(self, stage: str) -> list[Problem]:
+        """Return all problems of the manifest; the files of its cells are not opened.
+
+        Args:
+            stage: ``fit``, ``validate`` or ``test``, see ``setup``.
+        """
+        problems = [*self._find_unknown_inputs(), *self._check_rows()]
         if self._has_labels:
             required = REQUIRED_SPLITS[stage]
             problems += self._check_classes(required)
             problems += self._splits.check_leakage(SPLITS[1:] if stage == "fit" else required)
             problems += self._check_paths(SPLITS if stage == "fit" else required)
-        raise_problems(self.manifest, problems)
-        for message in self._splits.messages():
-            rank_zero_info(message)
-        self._stage = stage
+        return problems
+
+    def _find_unknown_inputs(self) -> list[Problem]:
+        model_inputs = join_names(self.processors)
+        return self.table.problems + [
+            Problem(f"data.inputs has the input {name!r}, but the model's inputs are {model_inputs}")
+            for name in sorted(self.inputs.keys() - self.processors.keys())
+        ]
 
     def _check_prediction_columns(self, problems: list[Problem]) -> None:
         missing = [column for column in self.columns.values() if column not in self.table.columns]
@@ -192,6 +202,11 @@ class ManifestData(FusionData):
             self.__dict__.pop(name, None)
         if self._stage:  # the Trainer restores the checkpoint after setup
             self.setup(self._stage)
+
+    @property
+    def row_splits(self) -> NDArray[np.int8]:
+        """Index of the split of each row in ``SPLITS``; -1 for rows that are not used."""
+        return self._splits.row_splits
 
     def write_splits(self, path: str | Path) -> None:
         """Write a CSV file with the row number, id and split of each used row, in the order of the table."""
@@ -262,7 +277,7 @@ class ManifestData(FusionData):
             columns=columns,
             table=self._input_table,
             rows=rows,
-            targets=None if predicting else self._targets[rows],
+            targets=None if predicting else self.targets[rows],
             on_bad_file=self.on_bad_file,
             return_errors=predicting,
             errors=errors,
@@ -284,7 +299,7 @@ class ManifestData(FusionData):
         return self.label in self.table.columns and self.table.is_text(self.label)
 
     @cached_property
-    def _targets(self) -> NDArray[np.int64]:
+    def targets(self) -> NDArray[np.int64]:
         """Class index of each row; -1 if it has no class."""
         return find_targets(self.table, self.label, self._classes)
 
@@ -293,7 +308,7 @@ class ManifestData(FusionData):
         fractions: dict[Split, float] = {"val": self.val_fraction, "test": self.test_fraction}
         dropped = self._empty_rows if self.drop_empty else np.zeros(len(self.table), bool)
         record = self._checkpoint_record
-        return TableSplits(self.table, self._targets, self.label, self.split, fractions, self.seed, dropped, record)
+        return TableSplits(self.table, self.targets, self.label, self.split, fractions, self.seed, dropped, record)
 
     @cached_property
     def _empty_rows(self) -> NDArray[np.bool_]:

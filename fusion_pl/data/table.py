@@ -24,13 +24,17 @@ MAX_STRING_BYTES = 2**31  # of an Arrow array of the type ``string``
 class Problem(NamedTuple):
     """Problem in a manifest, such as a missing column or an invalid cell."""
 
-    text: str  # what is wrong, and what is expected
+    text: str | Callable[[], str]  # what is wrong, and what is expected; a function if there may be very many problems
     row: int = 0  # row number in a spreadsheet (header = 1), line of a JSON Lines file, or row from 1; 0 = all rows
     column: str | None = None
 
     def __str__(self) -> str:
         location = [f"row {self.row}"] * bool(self.row) + [f"column {self.column!r}"] * (self.column is not None)
-        return f"{', '.join(location)}: {self.text}" if location else self.text
+        return f"{', '.join(location)}: {self.describe()}" if location else self.describe()
+
+    def describe(self) -> str:
+        """Return what is wrong and what is expected, without the row and the column."""
+        return self.text if isinstance(self.text, str) else self.text()
 
 
 def raise_problems(path: str, problems: Iterable[Problem]) -> None:
@@ -41,7 +45,8 @@ def raise_problems(path: str, problems: Iterable[Problem]) -> None:
     """
     if ordered := sorted(problems, key=lambda problem: problem.row):
         count = "1 problem" if len(ordered) == 1 else f"{len(ordered)} problems"
-        raise UserError(f"{path} has {count}:\n  {join_lines(list(map(str, ordered)), MAX_SHOWN)}")
+        shown = [*map(str, ordered[:MAX_SHOWN]), *([""] * len(ordered[MAX_SHOWN:]))]
+        raise UserError(f"{path} has {count}:\n  {join_lines(shown, MAX_SHOWN)}")
 
 
 def check_column_names(place: str, names: Sequence[str]) -> None:
@@ -202,6 +207,13 @@ class Cells(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         cell = self.table.cell(self.column, int(self.rows[index]))
         return resolve_path(cell, self.root) if self.root is not None and isinstance(cell, str) else cell
+
+    def distinct(self) -> NDArray[np.int64]:
+        """Return a number per cell, which is equal for equal texts and unique for other cells; -1 = missing."""
+        codes = self.table.factorize(self.column)[0][self.rows]
+        others = (codes < 0) & ~self.table.is_missing(self.column)[self.rows]
+        codes[others] = codes.max(initial=-1) + 1 + np.arange(others.sum())
+        return codes
 
 
 def resolve_path(cell: str, folder: str) -> str:

@@ -65,6 +65,14 @@ class TableSplits:
         return {split: rows[~self.dropped[rows]] for split, rows in self.rows.items()}
 
     @property
+    def row_splits(self) -> NDArray[np.int8]:
+        """Split of each used row, as its index in ``SPLITS``; ``NO_SPLIT`` for the other rows."""
+        splits = np.full(len(self.table), NO_SPLIT, np.int8)
+        for index, split in enumerate(SPLITS):
+            splits[self.used_rows[split]] = index
+        return splits
+
+    @property
     def sizes_text(self) -> str:
         """Number of used rows per split, for messages."""
         return ", ".join(f"{len(rows)} {split}" for split, rows in self.used_rows.items())
@@ -114,9 +122,7 @@ class TableSplits:
 
     def write_csv(self, path: str | Path) -> None:
         """Write a CSV file with the row number, id and split of each used row, in the order of the table."""
-        splits = np.full(len(self.table), NO_SPLIT, np.int8)
-        for index, split in enumerate(SPLITS):
-            splits[self.used_rows[split]] = index
+        splits = self.row_splits
         with atomic_write(path) as file:
             writer = csv.writer(file)
             writer.writerow(["row", "id", "split"])

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchaudio.transforms import Resample
 
-from fusion_pl.processors import AudioProcessor
+from fusion_pl.processors import AudioProcessor, Length
 from fusion_pl.types import Waveform
 
 MAX_FILTER_SIZE = 1_000_000  # number of entries in the resampling filter
@@ -43,6 +43,10 @@ class ClipProcessor(AudioProcessor):
             return 0, samples
         start = int(torch.randint(excess + 1, ())) if training and not self.fixed_crop else excess // 2
         return start, start + num_samples
+
+    def length(self, value: Waveform) -> Length:
+        """Return the duration of a clip."""
+        return Length(len(value.samples) / value.rate, self.max_samples / self.rate, "seconds")
 
     def crop_and_resample(self, clip: Waveform, training: bool) -> Float[Tensor, " n"]:
         """Return at most ``max_samples`` audio samples of a clip of any rate and length."""

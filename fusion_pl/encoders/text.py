@@ -15,7 +15,7 @@ from fusion_pl.encoders.hub import read_pretrained, serialize_files
 from fusion_pl.encoders.layer_mixing import Combine
 from fusion_pl.encoders.pretrained import Freeze, Pooling, PretrainedEncoder
 from fusion_pl.messages import error_reason, is_failure
-from fusion_pl.processors import TextProcessor
+from fusion_pl.processors import Length, TextProcessor
 from fusion_pl.types import Encoded, UserError
 
 
@@ -32,6 +32,11 @@ class SubwordTokenizer(TextProcessor):
     tokenizer: Any
     max_tokens: int
     vocab_size: int
+
+    def length(self, value: str) -> Length:
+        """Return the number of tokens of a text, special tokens included."""
+        ids = self.tokenizer(value, truncation=False, verbose=False)["input_ids"]
+        return Length(len(ids), self.max_tokens, "tokens")
 
     def __call__(self, values: Sequence[str], training: bool = False) -> dict[str, Tensor]:
         """Tokenize P strings; an empty string has at least one token.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fusion_pl.encoders.convolution import MaskedConv, SmallEncoder
 from fusion_pl.encoders.layer_mixing import Combine
-from fusion_pl.processors import TextProcessor
+from fusion_pl.processors import Length, TextProcessor
 from fusion_pl.types import Encoded, UserError
 
 BEGIN_TOKEN = 256  # id of the begin token; with it, an empty text has one token
@@ -28,6 +28,10 @@ class ByteTokenizer(TextProcessor):
         if max_tokens < 1:
             raise UserError(f"TinyText(max_tokens={max_tokens}): expected at least 1, for the begin token")
         self.max_tokens = max_tokens
+
+    def length(self, value: str) -> Length:
+        """Return the number of tokens of a text."""
+        return Length(1 + len(value.encode()), self.max_tokens, "tokens")
 
     def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
         """Return ``ids`` and ``mask``, both (P, T)."""

@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -14,6 +14,20 @@ from fusion_pl.types import UserError
 
 Source = str | os.PathLike[str] | bytes  # path or content of a file
 OPEN_ERRORS = (ValueError, OSError, EOFError)  # errors of Processor.open for a value that cannot be opened
+
+
+class Length(NamedTuple):
+    """Length of a value, and the largest length that the encoder reads.
+
+    Attributes:
+        value: length of the whole value.
+        limit: largest length; the rest of a longer value is cut off.
+        unit: unit of both, such as ``tokens``.
+    """
+
+    value: float
+    limit: float
+    unit: str
 
 
 class Processor(ABC):
@@ -64,6 +78,11 @@ class Processor(ABC):
     def open_whole(self, value: Any) -> Any:
         """Open a value without selecting a part of it, to check the complete file."""
         return self.open(value)
+
+    def length(self, value: Any) -> Length | None:
+        """Return the length of a value that ``open_whole`` returned; None if nothing is cut off."""
+        del value
+        return None
 
     @abstractmethod
     def placeholder(self) -> Any:

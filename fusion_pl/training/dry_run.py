@@ -9,22 +9,18 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from rich import get_console
-from rich.progress import track
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.manifest import REQUIRED_SPLITS
 from fusion_pl.data.rows import ManifestRows
 from fusion_pl.data.splits import SPLITS, Split
+from fusion_pl.data.workers import iterate_in_workers
 from fusion_pl.messages import join_lines
-from fusion_pl.processes import init_worker
 from fusion_pl.types import Batch, UserError
 
 MAX_LISTED = 10  # damaged files in the message
-BAR_MIN_FILES = 1000  # fewer files are checked without a progress bar
-BATCH_SIZE = 16  # files per message from a worker
 
 
 class DryRun(Callback):
@@ -116,6 +112,4 @@ class FileCheck(Dataset[list[str]]):
 
     def run(self, num_workers: int) -> list[str]:
         """Return the error messages of all files in table order; show a progress bar if there are many files."""
-        loader = DataLoader(self, BATCH_SIZE, num_workers=num_workers, collate_fn=list, worker_init_fn=init_worker)
-        bar = track(loader, "Checking files", console=get_console(), transient=True, disable=len(self) < BAR_MIN_FILES)
-        return [problem for batch in bar for problems in batch for problem in problems]
+        return [problem for problems in iterate_in_workers(self, num_workers, "Checking files") for problem in problems]

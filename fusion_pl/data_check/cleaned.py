@@ -1,0 +1,78 @@
+"""Write a copy of a table without its errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusion_pl.data.arrow_file import write_arrow
+from fusion_pl.data_check.check import CheckedTable
+from fusion_pl.files import atomic_path, atomic_write
+from fusion_pl.types import UserError
+
+FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather")
+
+
+def write_cleaned(checked: CheckedTable, path: Path) -> tuple[int, int]:
+    """Write the table without the errors: a cell with an error is emptied, a row with another error is left out.
+
+    A row of which no input is left is left out, too.
+
+    Args:
+        checked: table with its findings.
+        path: file to write, in the format of its suffix.
+
+    Returns:
+        Number of rows, and number of cells that were emptied in them.
+
+    Raises:
+        UserError: if the format cannot hold a column of the table, such as bytes in a CSV file.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    table, columns = checked.data.table, {check.column.column for check in checked.inputs}
+    keep = np.ones(len(table), bool)
+    emptied = {column: np.zeros(len(table), bool) for column in columns}
+    for finding in checked.errors:
+        if finding.row is not None and finding.column in columns:
+            emptied[finding.column][finding.row] = True
+        elif finding.row is not None:
+            keep[finding.row] = False
+    has_input = np.zeros(len(table), bool)
+    for column in columns:
+        has_input |= ~(table.is_missing(column) | emptied[column])
+    keep &= has_input
+    data = table.data
+    for column, mask in emptied.items():
+        index, field = data.column_names.index(column), data.schema.field(column)
+        data = data.set_column(index, field, pc.if_else(pa.array(mask), pa.scalar(None, field.type), data[column]))
+    _write(data.filter(pa.array(keep)), path)
+    return int(keep.sum()), int(sum((mask & keep).sum() for mask in emptied.values()))
+
+
+def _write(data: Any, path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    suffix = path.suffix.lower()
+    try:
+        if suffix in {".jsonl", ".ndjson"}:
+            with atomic_write(path) as file:
+                for batch in data.to_batches():
+                    file.writelines(json.dumps(row) + "\n" for row in batch.to_pylist())
+            return
+        with atomic_path(path) as partial:
+            if suffix == ".parquet":
+                parquet.write_table(data, partial)
+            elif suffix in {".arrow", ".feather"}:
+                write_arrow(str(partial), data.schema, [data])
+            else:
+                csv.write_csv(data, partial, csv.WriteOptions(delimiter="\t" if suffix == ".tsv" else ","))
+    except (pa.ArrowException, TypeError) as error:
+        raise UserError(
+            f"--cleaned {path} cannot hold the columns of the table ({error}): write a .parquet file"
+        ) from error

@@ -1,0 +1,126 @@
+"""``fusion-pl data check``, which opens every row and file of a table and writes a report."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.cli import LightningArgumentParser
+from rich import get_console
+
+from fusion_pl.cli.fusion_cli import FusionCLI
+from fusion_pl.cli.parsing import refuse_repeated_options
+from fusion_pl.cli.run import ParserOnly, build_cli, build_parsers
+from fusion_pl.data.manifest import ManifestData
+from fusion_pl.data_check.check import CheckedTable, check_table
+from fusion_pl.data_check.cleaned import FORMATS, write_cleaned
+from fusion_pl.data_check.report import write_report
+from fusion_pl.messages import escape_unprintable
+from fusion_pl.training.console import configure_logging
+from fusion_pl.training.interrupt import StopSignals
+from fusion_pl.types import UserError
+
+
+class CheckCLI(FusionCLI):
+    """Command line of ``fusion-pl fit`` with the options of the check; it builds data and model, but no trainer."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the one command whose options are those of the check."""
+        return {"fit": FusionCLI.subcommands()["fit"]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of the check to those of ``fit``."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--output", type=str, required=True, help="Folder of report.html and report.json.")
+        parser.add_argument(
+            "--cleaned",
+            type=str | None,
+            help="File for a copy of the table without its errors: cells with an error are emptied, other rows with "
+            "an error left out. The suffix selects the format, such as .csv or .parquet.",
+        )
+
+    def _set_seed(self) -> None:
+        """Do nothing: nothing is random."""
+
+    def instantiate_classes(self) -> None:
+        """Build the data and the model, whose processors the data gets."""
+        options = self.config.fit
+        _check_paths(Path(options.output), options.cleaned and Path(options.cleaned))
+        self.config_init = self.parser.instantiate_classes(self.config)
+        self.datamodule = self._get(self.config_init, "data")
+        self.datamodule.processors = self._get(self.config_init, "model").processors
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Check the data."""
+        del subcommand
+        data: Any = self.datamodule
+        if not isinstance(data, ManifestData):
+            name = type(data).__name__
+            raise UserError(f"data check reads a table, but {name} has none: use fusion-pl fit --dry_run for its files")
+        data.prepare_data()
+        if (path := self.config.fit.cleaned) and Path(path).exists() and Path(path).samefile(data.manifest):
+            raise UserError(f"--cleaned {path} is the manifest itself: give it another name")
+        self.checked = check_table(data)
+
+
+class _CheckParser(ParserOnly, CheckCLI):
+    pass
+
+
+@functools.cache
+def check_parser() -> LightningArgumentParser:
+    """Return the parser of ``fusion-pl data check``."""
+    return build_parsers(_CheckParser)["fit"]
+
+
+@StopSignals().handle_signals()
+def check_command(arguments: list[str]) -> int:
+    """Run ``fusion-pl data check`` with the arguments that follow it; return 1 if there are errors, else 0."""
+    refuse_repeated_options(arguments)
+    configure_logging()
+    sys.argv[1:] = ["fit", *arguments]
+    cli = build_cli(CheckCLI)
+    checked, output, cleaned = cli.checked, Path(cli.config.fit.output), cli.config.fit.cleaned
+    write_report(checked, output)
+    lines = _summary(checked)
+    lines.append(f"Report: {output / 'report.html'}, {output / 'report.json'}")
+    if cleaned:
+        rows, cells = write_cleaned(checked, Path(cleaned))
+        root = checked.data.root
+        option = "" if Path(cleaned).absolute().parent.samefile(root) else f" --data.root {root}"
+        lines.append(f"Cleaned: {rows} of {len(checked.data.table)} rows, {cells} cells of them emptied; train with")
+        lines.append(f"  --data.manifest {cleaned}{option}")
+    for line in lines:
+        get_console().print(escape_unprintable(line), highlight=False, markup=False, soft_wrap=True)
+    return 1 if checked.errors else 0
+
+
+def _summary(checked: CheckedTable) -> list[str]:
+    """Return the number of findings per kind, with the first of each."""
+    errors, total = len(checked.errors), len(checked.findings)
+    values = sum(len(check.rows) for check in checked.inputs)
+    lines = [f"{len(checked.data.table)} rows, {values} values opened: {errors} errors, {total - errors} warnings"]
+    counts = Counter(finding.kind for finding in checked.findings)
+    first = {finding.kind: finding for finding in reversed(checked.findings)}
+    for kind, count in counts.items():
+        severity = "error" if first[kind].is_error else "warning"
+        lines.append(f"  {severity}: {kind} ({count}): {checked.describe(first[kind])}")
+    return lines
+
+
+def _check_paths(output: Path, cleaned: Path | None) -> None:
+    """Raise an error, before anything is opened, for files that cannot be written."""
+    if any(path.is_file() for path in (output, *output.parents)):
+        raise UserError(f"--output {output} is, or lies below, a file: give a folder")
+    if cleaned is None:
+        return
+    if cleaned.suffix.lower() not in FORMATS:
+        raise UserError(f"--cleaned {cleaned} ends in {cleaned.suffix!r}, expected one of {', '.join(FORMATS)}")
+    if not cleaned.absolute().parent.is_dir():
+        raise UserError(f"--cleaned {cleaned}: the folder {cleaned.parent} does not exist")
+    if cleaned.exists():
+        raise UserError(f"--cleaned {cleaned} exists: remove it, or give another name")

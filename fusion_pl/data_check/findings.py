@@ -1,0 +1,66 @@
+"""What the check of a table finds, and how it is named in messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fusion_pl.data.table import Problem
+
+
+class Kind(StrEnum):
+    """Kind of a finding; the value is its title in the report. An error stops a run, or makes its metrics wrong."""
+
+    TABLE = "problem in the table"
+    EMPTY_FILE = "empty file"
+    TRUNCATED = "truncated file"
+    UNREADABLE = "file or value that cannot be read"
+    ABSURD = "absurd size or rate"
+    LEAK = "same sample in two splits"
+    CONFLICT = "same sample with two labels"
+    DUPLICATE = "same sample twice"
+    SHARED = "same value in two splits"
+    NEAR_DUPLICATE = "nearly the same image"
+    CONSTANT = "image of one colour"
+    PARTLY_GREY = "image that was probably cut off"
+    SILENT = "silent sound"
+    BLANK = "text without words"
+    LOST_CHARACTERS = "text with lost characters"
+    WRONG_ENDING = "file name with the ending of another format"
+    UNUSUAL = "unusual size, length or rate"
+    CUT_OFF = "longer than the encoder reads"
+    MISSING = "missing inputs"
+    IMBALANCE = "imbalanced classes"
+
+
+ERRORS = {Kind.TABLE, Kind.EMPTY_FILE, Kind.TRUNCATED, Kind.UNREADABLE, Kind.ABSURD, Kind.LEAK}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong, or may be wrong.
+
+    Attributes:
+        kind: kind of the finding.
+        text: what is wrong, and what to do.
+        row: index of the row in the table; None if the finding concerns the whole table.
+        column: column of the cell; None if the finding concerns the whole row.
+        other: index of the row with the same content, for duplicates.
+    """
+
+    kind: Kind
+    text: str
+    row: int | None = None
+    column: str | None = None
+    other: int | None = None
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the finding stops a run or makes its metrics wrong."""
+        return self.kind in ERRORS
+
+    def describe(self, row_numbers: Iterable[int]) -> str:
+        """Return the finding with its row number and column, as the messages of other commands have them."""
+        numbers = row_numbers if hasattr(row_numbers, "__getitem__") else list(row_numbers)
+        return str(Problem(self.text, 0 if self.row is None else int(numbers[self.row]), self.column))

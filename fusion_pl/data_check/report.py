@@ -1,0 +1,164 @@
+"""Write the findings as JSON, complete, and as one self-contained HTML file with pictures and sounds."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from base64 import b64encode
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from fusion_pl import __version__
+from fusion_pl.data.splits import NO_SPLIT, SPLITS
+from fusion_pl.data_check.check import CheckedTable
+from fusion_pl.data_check.findings import Finding
+from fusion_pl.files import atomic_write
+from fusion_pl.processors.base import OPEN_ERRORS
+from fusion_pl.types import Waveform
+
+MAX_SHOWN = 24  # findings per kind in the HTML file
+THUMBNAIL = 160  # pixels
+MAX_CLIP_SECONDS, CLIP_RATE = 5, 16_000  # of the sounds in the HTML file
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Content of a cell as an HTML element: a picture or a sound as data URL, or a text."""
+
+    caption: str
+    image: str = ""
+    sound: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Findings of one kind; only the first ones have a text and previews."""
+
+    title: str
+    is_error: bool
+    count: int
+    shown: list[tuple[str, list[Preview]]]
+
+
+def write_report(checked: CheckedTable, folder: Path) -> None:
+    """Write ``report.json`` and ``report.html`` into a folder, which is made if it does not exist."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / "report.json") as file:
+        json.dump(to_json(checked), file, indent=1)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    page = environment.get_template("report.html.jinja").render(
+        manifest=checked.data.manifest,
+        errors=len(checked.errors),
+        warnings=len(checked.findings) - len(checked.errors),
+        groups=_groups(checked),
+        statistics=checked.statistics,
+        splits=SPLITS,
+        max_shown=MAX_SHOWN,
+    )
+    with atomic_write(folder / "report.html") as file:
+        file.write(page)
+
+
+def to_json(checked: CheckedTable) -> dict[str, Any]:
+    """Return all findings and numbers as plain data."""
+    table = checked.data.table
+    errors = len(checked.errors)
+    findings = [
+        {
+            "severity": "error" if finding.is_error else "warning",
+            "kind": finding.kind.name.lower(),
+            "row": None if finding.row is None else int(table.row_numbers[finding.row]),
+            "id": None if finding.row is None else table.sample_id(finding.row),
+            "split": _split(checked, finding.row),
+            "column": finding.column,
+            "other_row": None if finding.other is None else int(table.row_numbers[finding.other]),
+            "text": finding.text,
+        }
+        for finding in checked.findings
+    ]
+    return {
+        "fusion_pl": __version__,
+        "manifest": checked.data.manifest,
+        "errors": errors,
+        "warnings": len(findings) - errors,
+        "columns": {check.column.input: check.column.column for check in checked.inputs},
+        **asdict(checked.statistics),
+        "findings": findings,
+    }
+
+
+def _split(checked: CheckedTable, row: int | None) -> str | None:
+    return None if row is None or checked.splits[row] == NO_SPLIT else SPLITS[checked.splits[row]]
+
+
+def _groups(checked: CheckedTable) -> list[Group]:
+    groups = []
+    for kind, members in groupby(checked.findings, lambda finding: finding.kind):
+        findings = list(members)
+        shown = [(checked.describe(finding), _previews(checked, finding)) for finding in findings[:MAX_SHOWN]]
+        groups.append(Group(str(kind), findings[0].is_error, len(findings), shown))
+    return groups
+
+
+def _previews(checked: CheckedTable, finding: Finding) -> list[Preview]:
+    """Return the previews of the cells that a finding concerns: of a row without a column, those of all inputs."""
+    rows = [row for row in (finding.row, finding.other) if row is not None]
+    checks = [check for check in checked.inputs if finding.column in (None, check.column.column)]
+    previews = []
+    for row in rows:
+        number = checked.data.table.row_numbers[row]
+        for check in checks:
+            if check.codes[row] < 0 or not check.content[check.codes[row]]:
+                continue
+            try:
+                value = check.column.processor.open(check.column.cells[row])
+            except OPEN_ERRORS:  # the file was changed in the meantime
+                continue
+            caption = ", ".join(part for part in (f"row {number}", _split(checked, row), check.column.input) if part)
+            previews.append(preview(value, caption))
+    return previews
+
+
+def preview(value: Any, caption: str) -> Preview:
+    """Return a small picture, the first seconds of a sound, or the beginning of a text."""
+    if isinstance(value, Image.Image):
+        image = value.convert("RGB")
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        return Preview(caption, image=_data_url("image/png", _encode_image(image)))
+    if isinstance(value, Waveform):
+        return Preview(caption, sound=_data_url("audio/wav", _encode_sound(value)))
+    return Preview(caption, text=value[:300] if isinstance(value, str) else f"{type(value).__name__}")
+
+
+def _encode_image(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _encode_sound(clip: Waveform) -> bytes:
+    samples = clip.samples.numpy()[: MAX_CLIP_SECONDS * clip.rate]
+    step = max(1, math.floor(clip.rate / CLIP_RATE))
+    samples = samples[: len(samples) // step * step].reshape(-1, step).mean(axis=1)  # a rough low-pass filter
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(samples, -1, 1), clip.rate // step, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+def _data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{b64encode(content).decode()}"

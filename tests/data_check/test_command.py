@@ -1,0 +1,116 @@
+"""The command: a folder with one fault of each kind, and one without any."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+
+import pytest
+
+from fusion_pl.__main__ import main
+from tests.data_check.folder import write_folder
+
+
+def data_check(folder, *arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        words = ["--config", str(folder / "config.yaml"), "--output", str(folder / "report"), *map(str, arguments)]
+        patch.setattr(sys, "argv", ["fusion-pl", "data", "check", *words])
+        return main()
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("damaged")
+    write_folder(folder, is_damaged=True)
+    assert data_check(folder, "--cleaned", folder / "cleaned.csv", "--data.num_workers", "2") == 1
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(damaged):
+    return json.loads((damaged / "report/report.json").read_text())
+
+
+# kind, row number in the table (the header is row 1), column, words of the sentence
+EXPECTED = [
+    ("truncated", 2, "image", "truncated"),
+    ("empty_file", 3, "image", "0 bytes"),
+    ("unreadable", 4, "image", "cannot be read as an image"),
+    ("constant", 5, "image", "all pixels are black"),
+    ("wrong_ending", 6, "image", "ends in .jpg, but its content is PNG"),
+    ("near_duplicate", 27, "image", "looks like that of row 7 (train, another split)"),
+    ("partly_grey", 8, "image", "bottom"),
+    ("silent", 9, "audio", "silent"),
+    ("truncated", 10, "audio", "header promises"),
+    ("wrong_ending", 11, "audio", "content is FLAC"),
+    ("blank", 12, "text", "no words"),
+    ("lost_characters", 13, "text", "U+FFFD"),
+    ("table", 15, "audio", "does not exist"),
+    ("table", 16, "image", "lies outside the root"),
+    ("table", 17, "label", "the label is empty"),
+    ("leak", 18, None, "those of row 38 (test)"),
+    ("duplicate", 21, None, "those of row 19 (train)"),
+    ("leak", 20, None, "those of row 30 (val), whose label is 'a'"),
+    ("shared", 23, "image", "row 33, which is in another split (test)"),
+    ("cut_off", None, None, "1 of 40 values (2.5%) of the input 'text' are longer than the 256 tokens"),
+]
+
+
+@pytest.mark.parametrize(("kind", "row", "column", "words"), EXPECTED, ids=[str(line[:3]) for line in EXPECTED])
+def test_each_fault_is_found_at_its_row_and_column(report, kind, row, column, words):
+    found = [line for line in report["findings"] if (line["kind"], line["row"], line["column"]) == (kind, row, column)]
+    assert len(found) == 1
+    assert words in found[0]["text"]
+    assert "\n" not in found[0]["text"]
+
+
+def test_nothing_else_is_found(report):
+    assert len(report["findings"]) == len(EXPECTED)
+    assert report["errors"] == sum(line["severity"] == "error" for line in report["findings"]) == 10
+    assert report["errors"] + report["warnings"] == len(EXPECTED)
+
+
+def test_the_numbers_are_those_of_the_table(report, damaged):
+    with (damaged / "table.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["label"]]
+    splits = ("train", "val", "test")
+    assert report["rows"] == {split: sum(row["split"] == split for row in rows) for split in splits}
+    for name, counts in report["classes"].items():
+        assert counts == {split: sum((row["split"], row["label"]) == (split, name) for row in rows) for split in splits}
+    assert report["missing"] == {name: dict.fromkeys(splits, 0) for name in ("text", "image", "audio")}
+    lengths = sorted(1 + len(row["text"].encode()) for row in rows)
+    text = report["lengths"]["text"]
+    assert (text["minimum"], text["maximum"], text["limit"]) == (lengths[0], lengths[-1], 256)
+    assert report["lengths"]["audio"]["median"] == pytest.approx(0.2)
+
+
+def test_the_page_shows_the_findings_with_pictures_and_sounds_and_loads_nothing(report, damaged):
+    page = (damaged / "report/report.html").read_text(encoding="utf-8")
+    assert page.count("<li>") == len(report["findings"])
+    assert 'img src="data:image/png;base64,' in page
+    assert 'audio controls preload="none" src="data:audio/wav;base64,' in page
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+
+
+def test_the_cleaned_table_has_no_errors_left(damaged, capsys):
+    with (damaged / "cleaned.csv").open(newline="") as file:
+        rows = {row["id"]: row for row in csv.DictReader(file)}
+    assert {f"s{row}" for row in range(40)} - set(rows) == {"s15", "s16", "s18"}  # no label, and twice a leak
+    emptied = {(name, column) for name, row in rows.items() for column in ("text", "image", "audio") if not row[column]}
+    images = {("s0", "image"), ("s1", "image"), ("s2", "image"), ("s14", "image")}
+    assert emptied == images | {("s8", "audio"), ("s13", "audio")}
+    assert data_check(damaged, "--data.manifest", damaged / "cleaned.csv", "--output", damaged / "second") == 2
+    capsys.readouterr()
+
+
+def test_an_intact_folder_has_no_findings_and_trains_nothing(tmp_path, capsys):
+    write_folder(tmp_path, is_damaged=False)
+    before = sorted(tmp_path.rglob("*"))
+    assert data_check(tmp_path) == 0
+    assert json.loads((tmp_path / "report/report.json").read_text())["findings"] == []
+    assert "40 rows, 120 values opened: 0 errors, 0 warnings" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == sorted(
+        [*before, tmp_path / "report", *(tmp_path / "report" / name for name in ("report.html", "report.json"))]
+    )
