@@ -10,7 +10,8 @@ import pytest
 from fusion_pl.analysis.arguments import read_arguments
 from fusion_pl.analysis.plan import plan_runs, read_base_config
 from fusion_pl.cli.fusion_cli import FusionCLI
-from fusion_pl.cli.run import run
+from fusion_pl.cli.run import run, run_reporting_errors
+from fusion_pl.data_check.command import check_command
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,6 +22,8 @@ class ParsedError(Exception):
 
 def parse(subcommand, *arguments):
     """Return the configuration of a command; fail with its error message where it is refused."""
+    if subcommand == "data":
+        subcommand, *arguments = f"data {arguments[0]}", *arguments[1:]
 
     if subcommand == "compare":
         given, extra = read_arguments(list(arguments))
@@ -37,7 +40,10 @@ def parse(subcommand, *arguments):
         patch.setattr(FusionCLI, "before_instantiate_classes", stop_training)
         patch.setattr("fusion_pl.cli.predict.find_checkpoint", stop_predicting)
         try:
-            code = run(subcommand, list(arguments))
+            if subcommand == "data check":
+                code = run_reporting_errors(lambda: check_command(list(arguments)))
+            else:
+                code = run(subcommand, list(arguments))
         except ParsedError as parsed:
             return parsed.args[0]
     raise AssertionError(f"fusion-pl {subcommand} {' '.join(arguments)} ended with {code} before anything was built")

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fusion_pl.data.checks import check_text_column
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.splits import NO_SPLIT, SPLITS
-from fusion_pl.data.table import Problem
+from fusion_pl.data.table import Problem, raise_problems
 from fusion_pl.data_check.duplicates import combine_hashes, find_duplicates, find_near_duplicates
 from fusion_pl.data_check.findings import Finding, Kind
 from fusion_pl.data_check.inputs import InputCheck, check_inputs
@@ -43,7 +44,8 @@ class CheckedTable:
 
     def describe(self, finding: Finding) -> str:
         """Return a finding as one sentence with row and column."""
-        return finding.describe(self.data.table.row_numbers)
+        number = 0 if finding.row is None else int(self.data.table.row_numbers[finding.row])
+        return str(Problem(finding.text, number, finding.column))
 
 
 def check_table(data: ManifestData) -> CheckedTable:
@@ -53,8 +55,9 @@ def check_table(data: ManifestData) -> CheckedTable:
         data: data module with processors.
 
     Raises:
-        UserError: if the table cannot be read.
+        UserError: if the table cannot be read, or has no column of labels.
     """
+    raise_problems(data.manifest, check_text_column(data.table, data.label, "the label"))
     findings = _table_findings(data.find_problems("fit"), data)
     rows, splits = data.samples("predict"), data.row_splits
     known: dict[str | None, set[int]] = defaultdict(set)

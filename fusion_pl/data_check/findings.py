@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-
-from fusion_pl.data.table import Problem
 
 
 class Kind(StrEnum):
@@ -59,8 +56,3 @@ class Finding:
     def is_error(self) -> bool:
         """Whether the finding stops a run or makes its metrics wrong."""
         return self.kind in ERRORS
-
-    def describe(self, row_numbers: Iterable[int]) -> str:
-        """Return the finding with its row number and column, as the messages of other commands have them."""
-        numbers = row_numbers if hasattr(row_numbers, "__getitem__") else list(row_numbers)
-        return str(Problem(self.text, 0 if self.row is None else int(numbers[self.row]), self.column))

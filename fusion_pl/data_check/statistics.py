@@ -87,7 +87,7 @@ def _count_lengths(check: InputCheck, used: NDArray[np.bool_]) -> Lengths | None
     limit, unit = check.limit
     low, median, high, longest = np.quantile(lengths, [0, 0.5, 0.95, 1]).tolist()
     cut_off = int((lengths > np.float32(limit)).sum())  # compared with the precision of the lengths
-    return Lengths(unit, limit, low, median, high, longest, cut_off, len(lengths))
+    return Lengths(unit, float(limit), low, median, high, longest, cut_off, len(lengths))
 
 
 def find_unbalanced(statistics: Statistics) -> Iterator[Finding]:

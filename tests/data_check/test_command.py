@@ -13,9 +13,9 @@ from fusion_pl.__main__ import main
 from tests.data_check.folder import write_folder
 
 
-def data_check(folder, *arguments):
+def data_check(folder, *arguments, output="report"):
     with pytest.MonkeyPatch.context() as patch:
-        words = ["--config", str(folder / "config.yaml"), "--output", str(folder / "report"), *map(str, arguments)]
+        words = ["--config", str(folder / "config.yaml"), "--output", str(folder / output), *map(str, arguments)]
         patch.setattr(sys, "argv", ["fusion-pl", "data", "check", *words])
         return main()
 
@@ -54,7 +54,7 @@ EXPECTED = [
     ("duplicate", 21, None, "those of row 19 (train)"),
     ("leak", 20, None, "those of row 30 (val), whose label is 'a'"),
     ("shared", 23, "image", "row 33, which is in another split (test)"),
-    ("cut_off", None, None, "1 of 40 values (2.5%) of the input 'text' are longer than the 256 tokens"),
+    ("cut_off", None, None, "1 of 39 values (2.6%) of the input 'text' are longer than the 256 tokens"),
 ]
 
 
@@ -68,7 +68,7 @@ def test_each_fault_is_found_at_its_row_and_column(report, kind, row, column, wo
 
 def test_nothing_else_is_found(report):
     assert len(report["findings"]) == len(EXPECTED)
-    assert report["errors"] == sum(line["severity"] == "error" for line in report["findings"]) == 10
+    assert report["errors"] == sum(line["severity"] == "error" for line in report["findings"]) == 9
     assert report["errors"] + report["warnings"] == len(EXPECTED)
 
 
@@ -90,7 +90,7 @@ def test_the_page_shows_the_findings_with_pictures_and_sounds_and_loads_nothing(
     page = (damaged / "report/report.html").read_text(encoding="utf-8")
     assert page.count("<li>") == len(report["findings"])
     assert 'img src="data:image/png;base64,' in page
-    assert 'audio controls preload="none" src="data:audio/wav;base64,' in page
+    assert 'audio controls preload="metadata" src="data:audio/wav;base64,' in page
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
 
 
@@ -101,8 +101,8 @@ def test_the_cleaned_table_has_no_errors_left(damaged, capsys):
     emptied = {(name, column) for name, row in rows.items() for column in ("text", "image", "audio") if not row[column]}
     images = {("s0", "image"), ("s1", "image"), ("s2", "image"), ("s14", "image")}
     assert emptied == images | {("s8", "audio"), ("s13", "audio")}
-    assert data_check(damaged, "--data.manifest", damaged / "cleaned.csv", "--output", damaged / "second") == 2
-    capsys.readouterr()
+    assert data_check(damaged, "--data.manifest", damaged / "cleaned.csv", output="second") == 0
+    assert " 0 errors" in capsys.readouterr().out
 
 
 def test_an_intact_folder_has_no_findings_and_trains_nothing(tmp_path, capsys):
@@ -114,3 +114,36 @@ def test_an_intact_folder_has_no_findings_and_trains_nothing(tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == sorted(
         [*before, tmp_path / "report", *(tmp_path / "report" / name for name in ("report.html", "report.json"))]
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--cleaned", "table.csv"], "--cleaned table.csv exists: remove it, or give another name"),
+        (["--cleaned", "none/a.csv"], "--cleaned none/a.csv: the folder none does not exist"),
+        (["--cleaned", "a.xlsx"], "--cleaned a.xlsx ends in '.xlsx', expected one of .csv"),
+        (["--data.manifest", "none.csv"], "the manifest none.csv does not exist"),
+        (["--data.label", "kind"], "table.csv has 1 problem:\n  there is no column 'kind' for the label"),
+        (["--outptu", "a"], "there is no option --outptu; did you mean --output?"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_sentence(tmp_path, monkeypatch, capsys, arguments, sentence):
+    write_folder(tmp_path, is_damaged=False)
+    monkeypatch.chdir(tmp_path)
+    assert data_check(tmp_path, *arguments) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
+
+
+def test_the_output_may_not_be_a_file(tmp_path, capsys):
+    write_folder(tmp_path, is_damaged=False)
+    assert data_check(tmp_path, output="table.csv") == 2
+    assert "table.csv is, or lies below, a file: give a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["data"], ["data", "chekc"]])
+def test_the_second_word_of_the_command_is_explained(words, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["fusion-pl", *words])
+    assert main() == (0 if len(words) == 1 else 2)
+    printed = capsys.readouterr()
+    assert "data check" in printed.out + printed.err
