@@ -178,7 +178,8 @@ class FusionClassifier(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by the seed of the run, epoch, batch and process, so that a resumed run has the same numbers."""
-        seed_generators(stable_hash(f"model {global_seed()} {self.current_epoch} {batch_idx} {self.global_rank}"))
+        seed = stable_hash(f"model {global_seed()} {self.current_epoch} {batch_idx} {self.global_rank}")
+        seed_generators(seed, self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the training loss of a batch, log it, and update the metrics of the epoch."""

@@ -29,6 +29,13 @@ DDP = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
 ACCUMULATE = ["--trainer.accumulate_grad_batches", "2"]
 TWO_VALIDATIONS = ["--trainer.val_check_interval", "2"]
 EVERY_STEP, EVERY_THIRD = (["--checkpoint.every_n_train_steps", str(steps)] for steps in (1, 3))
+PLATEAU = [
+    "--model.lr_scheduler",
+    "lightning.pytorch.cli.ReduceLROnPlateau",
+    "--model.lr_scheduler.monitor",
+    "val/loss",
+]
+PLATEAU += ["--model.lr_scheduler.patience", "0", "--model.lr_scheduler.threshold", "0.9"]  # reduces after each epoch
 CURVES = ["train/loss", "train/accuracy", "train/loss_step", "Validation/loss", "Validation/accuracy"]
 
 
@@ -107,7 +114,7 @@ def outcome(folder):
         "steps": checkpoint["global_step"],
         "weights": checkpoint["state_dict"],
         "optimizer": [optimizer["state"] for optimizer in checkpoint["optimizer_states"]],
-        "schedule": checkpoint["lr_schedulers"],
+        "schedule": [value for value in checkpoint["lr_schedulers"][0].values() if not isinstance(value, str)],
         "curves": curves(folder),
         "best": json.loads((folder / RUN / "metrics.json").read_text())["metrics"],
     }
@@ -171,6 +178,8 @@ def test_a_terminated_run(stop, options, reference, tmp_path):
         ({"batches": 2 * EPOCH - 1}, EVERY_THIRD),  # an epoch after the checkpoint in the middle of another
         ({"batches": EPOCH, "in_validation": True}, EVERY_STEP),  # after the last batch of an epoch
         ({"batches": EPOCH + 3}, [*EVERY_STEP, *TWO_VALIDATIONS]),
+        ({"batches": EPOCH + 1}, PLATEAU),  # after the checkpoint of the epoch's end
+        ({"batches": EPOCH + 1}, [*EVERY_STEP, *PLATEAU]),
     ],
     ids=lambda value: "-".join(map(str, value.items() if isinstance(value, dict) else value)),
 )
@@ -230,3 +239,17 @@ def test_one_process_continues_the_epoch_of_two(trained_on, tmp_path):
     assert len(trained_on) == len(set(trained_on)) == ROWS - 6
     accuracy = curves(folder)["train/accuracy"].popitem()[1]
     assert accuracy * ROWS == pytest.approx(round(accuracy * ROWS))  # of the samples of both runs
+
+
+def test_a_damaged_state_of_a_metric_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    folder = write(tmp_path / "stopped", {"batches": 1})
+    assert in_process(folder, "--config", "stop.yaml") == 128 + signal.SIGTERM
+    checkpoint = load(folder / LAST)
+    for damaged in ({}, {"total": torch.zeros(1), "count": 3}, {"total": torch.zeros(0), "count": torch.zeros(1)}):
+        checkpoint["callbacks"]["SaveTrainMetrics"]["loss"] = damaged
+        torch.save(checkpoint, folder / LAST)
+        assert in_process(folder, "--ckpt_path", "last") == 2
+        message = " ".join(capsys.readouterr().err.split())
+        assert "its state of train/loss is damaged" in message
+        assert "train from the start without --ckpt_path" in message

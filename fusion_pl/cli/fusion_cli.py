@@ -38,6 +38,7 @@ from fusion_pl.training.dry_run import DryRun
 from fusion_pl.training.hardware import choose_num_threads, choose_precision, reuse_freed_memory
 from fusion_pl.training.interrupt import SaveWhenStopped, StoppedBySignal
 from fusion_pl.training.loggers import LogInterval
+from fusion_pl.training.plateau import ResumePlateau
 from fusion_pl.training.results import WriteResults
 from fusion_pl.training.resume import CheckTrainingState
 from fusion_pl.training.run_files import WriteSplits
@@ -182,7 +183,8 @@ class FusionCLI(LightningCLI):
                 self.datamodule.load_state_dict(record)
         self.stopper = SaveWhenStopped()
         options = self._get(self.config_init, "trainer")
-        callbacks = [self.stopper, CheckTrainingState(), SaveTrainMetrics(), WriteSplits(), WriteResults()]
+        callbacks = [self.stopper, CheckTrainingState(), SaveTrainMetrics(), ResumePlateau()]
+        callbacks += [WriteSplits(), WriteResults()]
         if config.dry_run:
             callbacks = [self.stopper, CheckTrainingState(), DryRun()]
             kwargs["fast_dev_run"] = 1
