@@ -165,7 +165,7 @@ class Table:
     @cached_property
     def _converters(self) -> dict[str, tuple[Any, Callable[[Any], Any]]]:
         """Dictionary from column name to its Arrow array and the function that converts a scalar of the array."""
-        return {name: (self.data[name], cell_converter(self.data[name].type)) for name in self.columns}
+        return {name: (self.data[name], cell_converter(self.data[name].type)) for name in self.data.column_names}
 
     @cached_property
     def _shared_file(self) -> str:
