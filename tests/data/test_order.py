@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from fusion_pl.data import ManifestData
+from fusion_pl.data.order import temporary_seed
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:.*pickle-based checkpoint")
 
@@ -20,12 +21,18 @@ ROWS = 13  # odd, so that two processes and batches of 3 come out uneven
 
 
 class Noise(nn.Module):
-    """Lengthen a text at random, with every generator that transforms use."""
+    """Lengthen a text at random. Without ``random``, from which the type checks of the tests draw items of lists."""
 
     def forward(self, text):
-        return text + "x" * (
-            int(torch.randint(100, ())) + 100 * random.randrange(100) + 10_000 * np.random.randint(100)
-        )
+        return text + "x" * (int(torch.randint(100, ())) + 10_000 * np.random.randint(100))
+
+
+def test_the_seed_of_a_batch_holds_for_all_generators():
+    def draw():
+        with temporary_seed(3):
+            return float(torch.rand(())), random.random(), np.random.rand()
+
+    assert draw() == draw()
 
 
 class Watch(LightningModule):
