@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from fusion_pl.config import config_of
+from fusion_pl.data.base import FusionData
 from fusion_pl.data.hashes import stable_hash
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.order import global_seed, seed_generators
@@ -22,7 +23,7 @@ from fusion_pl.fusion.base import Fusion
 from fusion_pl.layers import drop_input, fill_missing, scatter_rows
 from fusion_pl.metrics import balanced_class_weights
 from fusion_pl.processors import Processor
-from fusion_pl.training.cache import EncoderCaches
+from fusion_pl.training.feature_cache import CacheOptions, FeatureCache
 from fusion_pl.training.loss import Loss
 from fusion_pl.training.optimisation import WarmupCosine, enable_fused_optimizer, parameter_groups, parameter_ndims
 from fusion_pl.training.stage_metrics import Mean, StageMetrics
@@ -95,19 +96,23 @@ class FusionClassifier(LightningModule):
         )
         self.train_metrics = TrainMetrics()
         self.parameter_ndims: dict[str, int] = {}
-        self.cache: EncoderCaches | None = None
+        self.cache: CacheOptions | None = None
+        self.features: FeatureCache | None = None
         self.config()  # fails before training if a checkpoint cannot store an argument
 
-    def enable_cache(self, folder: Path, augmented_inputs: Collection[str], max_bytes: int | None = None) -> None:
-        """Cache the outputs of frozen encoders on disk, and crop their audio clips in training as in validation.
+    def enable_cache(
+        self, folder: str | Path, max_bytes: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Compute the output of frozen encoders once, in runs with a ``FusionData``, and store it as features on disk.
+
+        Inputs that are augmented in training have features in validation and test only.
 
         Args:
-            folder: folder that contains the caches of all encoders.
-            augmented_inputs: inputs that are augmented in training, which are cached in validation and test only.
-            max_bytes: maximum size of the folder in bytes; None: limited by the free disk space.
+            folder: folder of the features of all encoders.
+            max_bytes: maximum size of the folder in bytes; None = 10 % of the free disk.
+            dtype: type of the stored numbers.
         """
-        self.cache = EncoderCaches(folder, augmented_inputs, max_bytes)
-        self.cache.use_fixed_crops(self._encoders())
+        self.cache = CacheOptions(Path(folder), max_bytes, dtype)
 
     @property
     def processors(self) -> dict[str, Processor]:
@@ -119,8 +124,7 @@ class FusionClassifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Before training, load pretrained weights that are not loaded yet, and compute class weights."""
-        if self.cache is not None:
-            self.cache.start(self._encoders(), training=stage == "fit")
+        self._set_up_features(stage)
         if stage != "fit":
             return
         for _, encoder in self._encoders():
@@ -140,14 +144,33 @@ class FusionClassifier(LightningModule):
         elif self.loss.class_weights is not None:
             self.loss_weights = torch.tensor(self.loss.class_weights, dtype=torch.float, device=self.device)
 
+    def _set_up_features(self, stage: str) -> None:
+        self.features = None
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, FusionData):
+            return
+        if self.cache is not None and stage != "predict" and not getattr(self.trainer, "fast_dev_run", False):
+            self.features = FeatureCache(self.cache, self.trainer, dict(self._encoders()), self.fusion.reads_tokens)
+        data.feature_source = self.features
+
+    def teardown(self, stage: str) -> None:
+        """Let the data open its inputs again."""
+        if self.features is not None:
+            self.features.data.feature_source = None
+            self.features = None
+
     def encode(self, batch: Batch) -> dict[str, Encoded]:
         """Encode every input of a batch; missing inputs become zeros with a mask of False."""
         encoded = {}
         for name, encoder in self._encoders():
-            inputs = batch.inputs[name]
-            if self.training:
-                encoder.update_frozen_modes()
-            rows = self.cache.encode(name, encoder, inputs, self.training) if self.cache else encoder(**inputs)
+            rows = batch.inputs[name]
+            if isinstance(rows, Encoded):
+                if self.features is not None:
+                    self.features.check_frozen(name)
+            else:
+                if self.training:
+                    encoder.update_frozen_modes()
+                rows = encoder(**rows)
             encoded[name] = scatter_rows(rows, batch.present[name])
         return encoded
 
@@ -216,6 +239,8 @@ class FusionClassifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build optimizer and scheduler; pretrained encoders have ``pretrained_lr_factor`` times the learning rate."""
+        if self.features is not None:
+            _ = self.features.samples  # encode before the progress bar of the training starts
         pretrained = [encoder for _, encoder in self._encoders() if encoder.pretrained_weights]
         groups = parameter_groups(pretrained, self, self.pretrained_lr_factor, self.parameter_ndims)
         optimizer = self.optimizer(groups)

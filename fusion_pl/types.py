@@ -62,8 +62,9 @@ class Batch(NamedTuple):
     """A batch of B samples, as input of the model.
 
     Attributes:
-        inputs: name of the input -> keyword arguments of its encoder. Their P rows are the samples that have the input,
-            in the order of the batch (one placeholder row if no sample has it), so that encoders skip missing inputs.
+        inputs: name of the input -> keyword arguments of its encoder, or the encoder's output. Their P rows are the
+            samples that have the input, in the order of the batch (one placeholder row if no sample has it), so that
+            encoders skip missing inputs.
         present: name of the input -> presence mask, True for samples that have the input.
         target: class indices, or None in prediction.
         ids: ids of the B samples.
@@ -71,7 +72,7 @@ class Batch(NamedTuple):
         id_hashes: ``hash_ids`` of the ids, computed by the loader; None in batches from other sources.
     """
 
-    inputs: dict[str, dict[str, Tensor]]
+    inputs: dict[str, dict[str, Tensor] | Encoded]
     present: dict[str, Bool[Tensor, " B"]]
     target: Int[Tensor, " B"] | None
     ids: list[str]
@@ -85,11 +86,17 @@ class Batch(NamedTuple):
 
 def _map_tensors(batch: Batch, function: Callable[[Any], Any]) -> Batch:
     return batch._replace(
-        inputs={name: {key: function(x) for key, x in tensors.items()} for name, tensors in batch.inputs.items()},
+        inputs={name: _map_input(value, function) for name, value in batch.inputs.items()},
         present={name: function(mask) for name, mask in batch.present.items()},
         target=function(batch.target),
         id_hashes=function(batch.id_hashes),
     )
+
+
+def _map_input(value: dict[str, Tensor] | Encoded, function: Callable[[Any], Any]) -> dict[str, Any] | Encoded:
+    if isinstance(value, Encoded):
+        return Encoded(*map(function, value))
+    return {key: function(tensor) for key, tensor in value.items()}
 
 
 def _to_numpy(value: Tensor | None) -> Tensor | NDArray[Any] | None:

@@ -39,6 +39,12 @@ def notices_reach_caplog(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    """Runs store features in a folder of the tests."""
+    monkeypatch.setenv("FUSION_PL_CACHE", str(tmp_path_factory.getbasetemp() / "feature_cache"))
+
+
+@pytest.fixture(autouse=True)
 def threads():
     """A run chooses how many threads compute; the tests after it are to have as many as before."""
     before = torch.get_num_threads()

@@ -13,7 +13,7 @@ DESCRIPTION = """Train heads and single inputs with the same configuration over 
 Options of fusion-pl fit (--trainer.max_epochs 5) apply to every run. Repeat the command to resume it."""
 # First parts of the options that are passed to fusion-pl fit.
 FIT_OPTIONS = ["model", "data", "trainer", "early_stopping", "checkpoint", "optimizer"]
-FIT_OPTIONS += ["threads", "keep_memory", "cache", "cache_limit"]
+FIT_OPTIONS += ["threads", "keep_memory", "cache", "cache_limit", "cache_dtype"]
 
 
 class _Parser(ArgumentParser):

@@ -17,8 +17,8 @@ from fusion_pl.analysis.scheduler import Scheduler
 from fusion_pl.analysis.summary import Summary
 from fusion_pl.cli.parsing import parse
 from fusion_pl.cli.run import command_parser
+from fusion_pl.data.shards import folder_bytes
 from fusion_pl.messages import escape_unprintable
-from fusion_pl.training.cache import folder_bytes
 from fusion_pl.types import UserError
 
 

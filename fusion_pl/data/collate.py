@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fusion_pl.data.rows import LoadError
 from fusion_pl.processors import Processor
-from fusion_pl.types import Batch, Sample, UserError, hash_ids
+from fusion_pl.types import Batch, Encoded, Sample, UserError, hash_ids
 
 
 class Collate:
@@ -62,7 +62,7 @@ class Collate:
             remaining = [names[int(torch.randint(len(names), ()))]]
         return replace(sample, inputs={name: sample.inputs[name] for name in remaining})
 
-    def _process_input(self, name: str, samples: Sequence[Sample]) -> dict[str, Tensor]:
+    def _process_input(self, name: str, samples: Sequence[Sample]) -> dict[str, Tensor] | Encoded:
         processor = self.processors[name]
         values = [sample.inputs[name] for sample in samples if name in sample.inputs]
         try:

@@ -63,6 +63,15 @@ class ManifestRows(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def processors(self) -> dict[str, Processor]:
+        """Dictionary from input name to the processor of its column."""
+        return {column.input: column.processor for column in self.columns}
+
+    def place(self, column: InputColumn, index: int) -> str:
+        """Return file, row and column of a cell, for messages."""
+        return f"{self.manifest}, row {self.table.row_numbers[self.rows[index]]}, column {column.column!r}"
+
     def __getitem__(self, index: int) -> Sample:
         """Load one row.
 
@@ -90,7 +99,7 @@ class ManifestRows(Dataset[Sample]):
             try:
                 value = column.open(cell)
             except OPEN_ERRORS as error:
-                message = f"{row}, column {column.column!r}: {error}"
+                message = f"{self.place(column, index)}: {error}"
                 if self.on_bad_file == "raise":
                     raise LoadError(message) from error
                 messages.append(message)

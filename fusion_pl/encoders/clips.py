@@ -24,12 +24,7 @@ class ClipProcessor(AudioProcessor):
         rate: sampling rate of the result, in Hz.
         max_samples: maximum number of audio samples; longer clips are cropped at a random position in training, and to
             their centre otherwise.
-
-    Attributes:
-        fixed_crop: whether clips are cropped to their centre in training too, so that every epoch has the same crops.
     """
-
-    fixed_crop = False
 
     def __init__(self, rate: int, max_samples: int) -> None:
         self.rate = rate
@@ -41,7 +36,7 @@ class ClipProcessor(AudioProcessor):
         excess = samples - num_samples
         if excess <= 0:
             return 0, samples
-        start = int(torch.randint(excess + 1, ())) if training and not self.fixed_crop else excess // 2
+        start = int(torch.randint(excess + 1, ())) if training else excess // 2
         return start, start + num_samples
 
     def length(self, value: Waveform) -> Length:

@@ -48,9 +48,15 @@ class Fusion(Configurable, nn.Module, ABC):
         dims: name of the input -> channels D of its embedding and tokens, in the order of ``Fused.weights``.
         num_classes: number of classes C.
 
+    Attributes:
+        reads_tokens: whether ``forward`` reads tokens. If not, features of frozen encoders are stored without tokens,
+            and each embedding is the only token of its sample.
+
     Raises:
         UserError: if there is no input.
     """
+
+    reads_tokens: bool = True
 
     def __init__(self, dims: dict[str, int], num_classes: int) -> None:
         super().__init__()
@@ -104,6 +110,7 @@ class EmbeddingFusion(Fusion):
         UserError: if a size or the dropout is out of range.
     """
 
+    reads_tokens = False
     classifier: nn.Module
 
     def __init__(
@@ -196,6 +203,8 @@ class LateFusion(Fusion):
     Raises:
         UserError: if ``dim`` or the dropout is out of range.
     """
+
+    reads_tokens = False
 
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:
         super().__init__(dims, num_classes)

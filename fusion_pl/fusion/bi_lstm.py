@@ -51,7 +51,7 @@ class BiLSTM(Fusion):
         check_sizes("BiLSTM", dropout, dim=dim)
         if over not in {"inputs", "tokens"}:
             raise UserError(f"BiLSTM was given over={over!r}, expected inputs or tokens")
-        self.over = over
+        self.over, self.reads_tokens = over, over == "tokens"
         self.projection = EmbeddingProjection(dims, dim) if over == "inputs" else TokenProjection(dims, dim)
         # Two unidirectional LSTMs, so that the padding is at the end of the sequence in both directions.
         self.forwards = nn.LSTM(dim, dim, batch_first=True)

@@ -21,38 +21,25 @@ from torch import Tensor
 from fusion_pl.config import config_of
 from fusion_pl.encoders.base import Encoder
 
-FILE_FORMAT_VERSION = 2  # format of the files of cached rows
+FILE_FORMAT_VERSION = 3  # format of the shards of features
 LIBRARY_FOLDERS = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
-def encoder_key(encoder: Encoder) -> str:
-    """Return a hash of an encoder: weights, buffers, arguments, files, source code, and library versions."""
+def encoder_key(encoder: Encoder, *details: str) -> str:
+    """Return a hash of an encoder: weights, buffers, arguments, files, source code, and library versions.
+
+    Args:
+        encoder: encoder whose output is stored.
+        details: what else decides the stored numbers, such as the precision.
+    """
     parts = [*encoder.modules(), encoder.processor]
-    description = [FILE_FORMAT_VERSION, config_of(encoder), *code_versions({type(part) for part in parts})]
+    description = [FILE_FORMAT_VERSION, details, config_of(encoder), *code_versions({type(part) for part in parts})]
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name, content in sorted(encoder.files().items()):
         digest.update(name.encode() + content)
     for name, value in [*encoder.named_parameters(), *encoder.named_buffers()]:
         digest.update(name.encode() + _tensor_bytes(value))
     return digest.hexdigest()[:24]
-
-
-def row_keys(inputs: dict[str, Tensor]) -> list[str]:
-    """Return a hash of each row without its padding; rows of different lengths differ in their mask."""
-    masks = [value.cpu() for value in inputs.values() if value.dtype == torch.bool]
-    first = next(iter(inputs.values()))
-    device = first.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.get_default_dtype()
-    digests = [hashlib.sha256(str(dtype).encode()) for _ in first]
-    for name, value in sorted(inputs.items()):
-        rows = value.cpu()
-        for mask in masks:
-            if rows.shape == mask.shape:  # token ids, waveforms
-                rows = rows.masked_fill(~mask, 0)
-        for digest, row in zip(digests, rows, strict=True):
-            digest.update(f"{name} {row.dtype} {list(row.shape[1:])}".encode())
-            digest.update(_tensor_bytes(row).rstrip(b"\0"))
-    return [digest.hexdigest() for digest in digests]
 
 
 def _tensor_bytes(value: Tensor) -> bytes:

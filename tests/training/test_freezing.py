@@ -122,13 +122,15 @@ class Watch(Callback):
 def test_a_users_frozen_encoder_is_in_evaluation_mode_and_cached(manifest, tmp_path, cached):
     model, watch = FusionClassifier({"text": Own().requires_grad_(False)}, Mean, CLASSES), Watch()
     if cached:
-        model.enable_cache(tmp_path / "cache", augmented_inputs=())
+        model.enable_cache(tmp_path / "cache")
     before = weights(model.encoders["text"])
     fit(model, manifest, [watch], max_epochs=3)
     assert same(weights(model.encoders["text"]), before)  # the running statistics, too
     assert set(watch.steps) == {(True, False, False, False)}
     if cached:
-        assert model.encoders["text"].rows == 24 + 12  # each of training and validation once
+        assert (
+            model.encoders["text"].rows == 8 + 24 + 12
+        )  # each of training and validation once, 8 to estimate the size
 
 
 class Unfreeze(BaseFinetuning):
@@ -149,7 +151,7 @@ class Unfreeze(BaseFinetuning):
 def test_an_unfrozen_encoder_is_trained_and_not_cached(manifest, tmp_path, cached):
     model, watch, unfreeze = FusionClassifier({"text": Own()}, Mean, CLASSES), Watch(), Unfreeze()
     if cached:
-        model.enable_cache(tmp_path / "cache", augmented_inputs=())
+        model.enable_cache(tmp_path / "cache")
     before = weights(model.encoders["text"])
     trainer = fit(model, manifest, [watch, unfreeze], max_epochs=3)
     frozen, learning = (True, False, False, False), (False, True, True, True)
@@ -197,16 +199,3 @@ def test_requires_grad_overrides_freeze(manifest, tmp_path):
     fit(model, manifest)
     assert not [name for name, value in encoder.named_parameters() if torch.equal(value, before[name])]
     assert all(part.training for part in encoder.modules())
-
-
-def test_an_unused_cache_is_logged(manifest, tmp_path, caplog):
-    model = FusionClassifier({"text": Own()}, Mean, CLASSES)
-    model.enable_cache(tmp_path / "cache", augmented_inputs=())
-    with caplog.at_level("INFO"):
-        fit(model, manifest)
-        assert "Cache: nothing is cached, because no encoder is frozen (freeze: all)." in caplog.text
-        caplog.clear()
-        model.encoders["text"].requires_grad_(False)
-        model.enable_cache(tmp_path / "cache", augmented_inputs={"text"})
-        fit(model, manifest)
-    assert "Cache: only validation is cached, because training augments all frozen inputs (text)." in caplog.text

@@ -1,0 +1,182 @@
+"""Stored features are the encoder's output, whatever the order, the batch and the shard."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import signal
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fusion_pl.data.features import FeatureStore, StoredCells, bytes_per_value, write_features
+from fusion_pl.data.shards import KEYS, Shards, folder_bytes, unique_keys, write_shard
+from fusion_pl.types import Encoded, UserError
+
+DIM = 5
+
+
+def keys_of(numbers):
+    keys = np.zeros((len(numbers), 16), np.uint8)
+    keys[:, :8] = np.asarray(numbers, np.int64).view(np.uint8).reshape(-1, 8)
+    return keys
+
+
+def encoded(numbers, weights=True):
+    """Outputs that are a function of the number, padded to the longest: masks with holes, and one without any token."""
+    rows = []
+    for number in numbers:
+        torch.manual_seed(int(number))
+        mask = torch.rand(int(number) % 7) < 0.7
+        rows.append((torch.randn(len(mask), DIM) * mask.unsqueeze(1), mask, torch.randn(DIM), torch.rand(2)))
+    pad = torch.nn.utils.rnn.pad_sequence
+    tokens, masks, embeddings, layers = zip(*rows, strict=True)
+    return Encoded(
+        pad(tokens, batch_first=True), pad(masks, batch_first=True), torch.stack(embeddings), torch.stack(layers)
+    )._replace(**({} if weights else {"layer_weights": None}))
+
+
+def write(folder, numbers, with_tokens=True, dtype=torch.float32, weights=True):
+    batches = [encoded(numbers[i : i + 3], weights) for i in range(0, len(numbers), 3)]
+    return write_features(folder, keys_of(numbers), batches, dtype, with_tokens)
+
+
+@pytest.mark.parametrize("with_tokens", [True, False])
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("pickled", [False, True])
+def test_rows_are_gathered_in_any_order_from_any_shard(tmp_path, with_tokens, weights, pickled):
+    for numbers in ([3, 1, 4, 15, 9], [2], [6, 5, 35, 8, 7, 0, 14]):
+        write(tmp_path, numbers, with_tokens, weights=weights)
+    shards = Shards(tmp_path)
+    store = FeatureStore(pickle.loads(pickle.dumps(shards)) if pickled else shards)
+    for wanted in ([2], [9, 3], [35, 1, 2, 35, 8, 0], [0], [14, 7], list(range(10))):
+        rows = shards.find(keys_of(wanted))
+        found, expected = store([store.open(row) for row in rows.tolist()]), encoded(wanted, weights)
+        assert torch.equal(found.embedding, expected.embedding)
+        assert (found.layer_weights is None) == (not weights)
+        assert not weights or torch.equal(found.layer_weights, expected.layer_weights)
+        for index in range(len(wanted)):
+            real = expected.mask[index]
+            if not with_tokens:
+                assert found.mask[index].tolist() == [bool(real.any())]
+                assert torch.equal(found.tokens[index], expected.embedding[index : index + 1])
+                continue
+            assert torch.equal(found.mask[index].nonzero(), real.nonzero())  # at the same positions
+            assert torch.equal(found.tokens[index, found.mask[index]], expected.tokens[index, real])
+            assert not found.tokens[index, ~found.mask[index]].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits_round_the_numbers_and_need_half_the_space(tmp_path, dtype):
+    numbers = list(range(40))
+    assert write(tmp_path / "half", numbers, dtype=dtype) < 0.7 * write(tmp_path / "full", numbers)
+    shards = Shards(tmp_path / "half")
+    found = FeatureStore(shards)(shards.find(keys_of(numbers)).tolist())
+    assert found.tokens.dtype == found.embedding.dtype == torch.float32
+    assert torch.equal(found.embedding, encoded(numbers).embedding.to(dtype).float())
+
+
+def test_the_estimated_size_is_that_of_the_file(tmp_path):
+    numbers = list(range(200))
+    for with_tokens in (True, False):
+        size = write(tmp_path / str(with_tokens), numbers, with_tokens)
+        assert bytes_per_value(encoded(numbers), torch.float32, with_tokens) * 200 == pytest.approx(size, rel=0.05)
+        assert folder_bytes(tmp_path / str(with_tokens)) == size
+
+
+def test_a_missing_value_has_no_row(tmp_path):
+    cells = StoredCells(np.array([2, -1, 0, 0]), {3: "a.png is damaged"})
+    assert list(cells) == [2, None, 0, "a.png is damaged"]
+    with pytest.raises(UserError, match=r"a\.png is damaged"):
+        FeatureStore(Shards(tmp_path)).open(cells[3])
+    assert Shards(tmp_path / "empty").find(keys_of([1, 2])).tolist() == [-1, -1]
+    write(tmp_path, [1])
+    assert Shards(tmp_path).find(keys_of([2, 1])).tolist() == [-1, 0]
+
+
+def test_distinct_keys_are_in_the_order_of_their_first_occurrence():
+    numbers = np.random.default_rng(0).integers(0, 30, 200)
+    first, inverse = unique_keys(keys_of(numbers))
+    assert first.tolist() == [numbers.tolist().index(number) for number in dict.fromkeys(numbers.tolist())]
+    assert (numbers[first][inverse] == numbers).all()
+
+
+def test_a_flipped_byte_never_changes_a_value(tmp_path):
+    """In the header, the keys or the numbers of a shard; and shards under another name or in another folder."""
+    write(tmp_path, [1, 2, 3])
+    (path,) = tmp_path.iterdir()
+    write(tmp_path, [4, 5])
+    content, generator = path.read_bytes(), np.random.default_rng(0)
+    for place in generator.integers(0, len(content), 300).tolist():
+        damaged = bytearray(content)
+        damaged[place] ^= int(generator.integers(1, 256))
+        path.write_bytes(damaged)
+        shards = Shards(tmp_path)
+        assert (shards.find(keys_of([1, 2, 3, 4, 5])) < 0).tolist() == [True, True, True, False, False]
+        assert torch.equal(FeatureStore(shards)([0, 1]).embedding, encoded([4, 5]).embedding)
+    for damaged in (content[:-1], content[: len(content) // 2], b"", content + b"\0"):
+        path.write_bytes(damaged)
+        assert len(Shards(tmp_path)) == 2
+    path.write_bytes(content)
+    assert len(Shards(tmp_path)) == 5
+    (tmp_path / "other").mkdir()
+    path.rename(tmp_path / "other" / path.name)
+    assert len(Shards(tmp_path / "other")) == 0
+
+
+ROWS = 20_000  # of a shard that is written while the process is killed
+
+
+def write_until_killed(folder, start):
+    """Write shards in another process, in which every number of a value is the value."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside torch's threads, which do nothing here
+        child = os.fork()
+    if child:
+        return child
+    for number in range(start, start + 100 * ROWS, ROWS):
+        numbers = torch.arange(number, number + ROWS)
+        vectors = numbers.unsqueeze(1).float().expand(ROWS, DIM)
+        output = Encoded(vectors.unsqueeze(1), torch.ones(ROWS, 1, dtype=torch.bool), vectors)
+        write_features(folder, keys_of(numbers), [output], torch.float32, True)
+    os._exit(0)
+
+
+def test_killed_and_simultaneous_writers_leave_only_complete_shards(tmp_path):
+    """Two processes that write to the same folder, killed at ten moments; the next start removes what is left."""
+    torch.set_num_threads(1)  # a forked process has none of OpenMP's threads, and would wait for them without end
+    generator, counts = random.Random(0), []
+    for turn in range(5):
+        writers = [write_until_killed(tmp_path, (2 * turn + number) * 100 * ROWS) for number in range(2)]
+        for writer in writers:
+            time.sleep(generator.uniform(0.02, 0.1))
+            os.kill(writer, signal.SIGKILL)
+            os.waitpid(writer, 0)
+        shards = Shards(tmp_path)
+        counts.append(len(shards))
+        stored = torch.cat([tensors[KEYS] for tensors in shards.tensors]).numpy()[:, :8].copy().view(np.int64).ravel()
+        some = np.random.default_rng(turn).permutation(stored)[:200]
+        found = FeatureStore(shards).gather(shards.find(keys_of(some)))
+        for vectors in (found.embedding, found.tokens[:, 0]):
+            assert torch.equal(vectors, torch.from_numpy(some).unsqueeze(1).float().expand(-1, DIM))
+    assert counts == sorted(counts)
+    assert counts[-1] % ROWS == 0
+    assert counts[-1] > 0
+    assert list(tmp_path.glob("*.partial")), "no writer was killed while it wrote"
+    Shards(tmp_path)
+    assert list(tmp_path.glob("*.partial"))  # the process may still write
+    for partial in tmp_path.glob("*.partial"):
+        os.utime(partial, (0, 0))
+    Shards(tmp_path)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_shard_that_cannot_be_written_is_an_os_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        write_shard(Path(tmp_path / "file" / "folder"), {KEYS: torch.zeros(1, 16, dtype=torch.uint8)})
