@@ -188,6 +188,18 @@ def test_values_under_a_false_mask_do_not_change_the_result(head, args, count, b
 
 
 @every_head
+def test_a_head_that_reads_no_tokens_gives_the_same_result_for_embeddings_as_tokens(head, args, build, make):
+    """As stored features have them, for present inputs; and the others do read tokens."""
+    fusion, inputs = build(head, args, 3), make(subsets(3))
+    stored = {
+        name: Encoded(one.embedding.unsqueeze(1), one.mask.any(1, keepdim=True), one.embedding)
+        for name, one in inputs.items()
+    }
+    expected, found = outputs(fusion(inputs)), outputs(fusion(stored))
+    assert fusion.reads_tokens != all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@every_head
 @every_count
 def test_padding_changes_nothing(head, args, count, build, make):
     fusion, inputs = build(head, args, count), make(subsets(count))
