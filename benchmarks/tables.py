@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import statistics
 import tempfile
 import time
@@ -73,6 +72,12 @@ def memory(field: str) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
 
 
+def peak_memory() -> float:
+    """Return the peak memory of this process in MB; ``ru_maxrss`` would include that of the process that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+
 def write(path: Path, rows: int, drawn: bool) -> None:
     """Write a table."""
     import pyarrow as pa
@@ -116,7 +121,7 @@ def measure(path: str, start_method: str) -> Measurements:
     iterator = iter(loader)
     next(iterator)
     seconds = time.perf_counter() - start
-    used, peak = memory("Rss") - baseline, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - baseline
+    used, peak = memory("Rss") - baseline, peak_memory() - baseline
     worker = float(next(iterator))
     rows = [random.Random(1).randrange(len(samples)) for _ in range(SPEED_ROWS)]
     start = time.perf_counter()
