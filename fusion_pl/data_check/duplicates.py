@@ -12,7 +12,7 @@ MARGIN = 4  # smallest difference of two neighbouring grey values that sets a bi
 MAX_BITS = 3  # largest number of different bits; with one more band than bits, one band of both hashes is equal
 NUM_BANDS = MAX_BITS + 1
 MAX_DIFFERENCE = 2.0  # largest mean difference of the grey values, of 255
-MAX_NEIGHBOURS = 200  # with which an image is compared per band; bounds the time for many images with equal bands
+MAX_NEIGHBOURS = 50  # with which an image is compared per band; bounds the time for many images with equal bands
 
 
 def combine_hashes(hashes: list[UInt64[NDArray[np.uint64], " N"]]) -> UInt64[NDArray[np.uint64], " N"]:
