@@ -26,56 +26,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
 import torch
-from PIL import Image
 
+from benchmarks.fuzz_check import check_damaged_table, check_file, cut
+from benchmarks.fuzz_originals import IMAGE_SUFFIXES, IMAGES, SOUNDS, TABLES, write_originals
 from fusion_pl.data import ManifestData
-from fusion_pl.encoders import TextEncoder, TinyText
-from fusion_pl.fusion import Mean
 from fusion_pl.messages import escape_unprintable
-from fusion_pl.module import FusionClassifier
 from fusion_pl.predict import Predictor
 from fusion_pl.processors.audio import read_audio
 from fusion_pl.processors.image import read_image
 from fusion_pl.types import UserError
-from tests.encoders.models import save_text
 
 TIMEOUT, MEMORY = 30.0, 2**30  # seconds per case; bytes of address space in addition to the libraries
 FAULTS = ("traceback", "not one sentence", "out of memory", "crash", "hang", "different numbers")
-IMAGE_SUFFIXES, AUDIO_SUFFIXES = ("png", "jpg", "gif", "webp", "tiff"), ("wav", "flac", "mp3", "ogg")
 ODD_VALUES: list[Any] = [
     None, True, -1, 0, 1, 3, 2**31, 10**6, 10**9, 10**18, 1e308, math.nan, "", "a" * 1000, "..", "\0", "\x1b[2J", [],
     {}, [[]], b"", "fusion_pl.fusion.Mean", "os.system", [1] * 100, {"a": {}}, 0.5, "\ud800",
 ]  # fmt: skip
-
-
-def write_originals(folder: Path) -> None:
-    """Write one intact file of each kind."""
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 255, (16, 24, 3), dtype=np.uint8)
-    tone = (np.sin(np.arange(4000) / 5) / 2).astype(np.float32)
-    for suffix in IMAGE_SUFFIXES:
-        Image.fromarray(pixels).save(folder / f"picture.{suffix}")
-    for suffix in AUDIO_SUFFIXES:
-        soundfile.write(folder / f"sound.{suffix}", tone, 8000)
-    rows = [{"id": f"r{n}", "text": f"word {n}", "label": "ab"[n % 2], "split": "train"} for n in range(20)]
-    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
-    (folder / "table.csv").write_text("\n".join(lines) + "\n")
-    (folder / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    torch.manual_seed(0)
-    _save(TinyText(dim=8), folder / "small.ckpt")
-    save_text("bert", folder / "bert")
-    _save(TextEncoder(str(folder / "bert"), max_tokens=16), folder / "bert.ckpt")
-
-
-def _save(encoder: Any, path: Path) -> None:
-    from lightning.pytorch import Trainer
-
-    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False)
-    trainer.strategy.connect(FusionClassifier({"text": encoder}, lambda d, c: Mean(d, c, dim=8), ["a", "b"]))
-    trainer.save_checkpoint(path)
 
 
 def damage(content: bytes, rng: random.Random) -> bytes:
@@ -148,6 +115,10 @@ def load_file(path: Path, kind: str) -> Any:
     if kind == "table":
         data = ManifestData(str(path), inputs={"text": "text"}, num_workers=0, val_fraction=0.2, test_fraction=0.2)
         return tuple(data.classes)
+    if kind == "checked table":
+        return check_damaged_table(path)
+    if kind in {"checked file", "cut file"}:
+        return check_file(path, is_image=path.suffix[1:] in IMAGE_SUFFIXES)
     value = read_image(path) if kind == "picture" else read_audio(path)
     return value.tobytes() if kind == "picture" else value.samples.numpy().tobytes()
 
@@ -155,10 +126,14 @@ def load_file(path: Path, kind: str) -> Any:
 KINDS: dict[str, tuple[list[str], Callable[[bytes, random.Random], bytes]]] = {
     "checkpoint": (["small.ckpt", "small.ckpt", "bert.ckpt"], damage),
     "config": (["small.ckpt", "bert.ckpt", "bert.ckpt"], rewrite),
-    "picture": ([f"picture.{suffix}" for suffix in IMAGE_SUFFIXES], damage),
-    "sound": ([f"sound.{suffix}" for suffix in AUDIO_SUFFIXES], damage),
-    "table": (["table.csv", "table.jsonl"], damage),
+    "picture": (IMAGES, damage),
+    "sound": (SOUNDS, damage),
+    "table": (TABLES, damage),
+    "checked file": ([*IMAGES, *SOUNDS], damage),
+    "cut file": ([*IMAGES, *SOUNDS], cut),
+    "checked table": (TABLES, damage),
 }
+EXACT = ("checkpoint", "cut file")  # kinds whose damage must be noticed, unless it changes nothing
 
 
 def make_case(folder: Path, seed: int, number: int) -> tuple[str, str, bytes]:
@@ -178,7 +153,7 @@ def outcome(path: Path, kind: str, expected: Any) -> tuple[str, str]:
         message = str(error)
         if "allocate" in message or "MemoryError" in message:
             return "out of memory", message
-        is_sentence = kind == "table" or "\n" not in message  # problems of a table have a line each
+        is_sentence = "table" in kind or "\n" not in message  # problems of a table have a line each
         valid = is_sentence and message and "weights_only" not in message
         return ("sentence" if valid else "not one sentence"), message
     except MemoryError as error:
@@ -187,7 +162,7 @@ def outcome(path: Path, kind: str, expected: Any) -> tuple[str, str]:
         return "traceback", repr(error)
     if value == expected:
         return "same", ""
-    return ("different numbers" if kind == "checkpoint" else "other contents"), ""
+    return ("different numbers" if kind in EXACT else "other contents"), ""
 
 
 def serve(pipe: Any, folder: Path, seed: int, limit: bool) -> None:
@@ -284,7 +259,7 @@ def main() -> int:
         counts += fuzz(range(number, end), args.seed, args.keep)
         number = end
     for (kind, result), count in sorted(counts.items()):
-        print(f"{kind:12}{result:20}{count:8}")
+        print(f"{kind:14}{result:20}{count:8}")
     faults = sum(count for (_, result), count in counts.items() if result in FAULTS)
     print(f"{counts.total()} cases in {time.monotonic() - start:.0f} s, {faults} of them faults")
     return 1 if faults else 0

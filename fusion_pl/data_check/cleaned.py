@@ -72,7 +72,7 @@ def _write(data: Any, path: Path) -> None:
                 write_arrow(str(partial), data.schema, [data])
             else:
                 csv.write_csv(data, partial, csv.WriteOptions(delimiter="\t" if suffix == ".tsv" else ","))
-    except (pa.ArrowException, TypeError) as error:
+    except (pa.ArrowException, TypeError, UnicodeError) as error:
         raise UserError(
             f"--cleaned {path} cannot hold the columns of the table ({error}): write a .parquet file"
         ) from error

@@ -92,8 +92,8 @@ def check_command(arguments: list[str]) -> int:
         rows, cells = write_cleaned(checked, Path(cleaned))
         root = checked.data.root
         option = "" if Path(cleaned).absolute().parent.samefile(root) else f" --data.root {root}"
-        lines.append(f"Cleaned: {rows} of {len(checked.data.table)} rows, {cells} cells of them emptied; train with")
-        lines.append(f"  --data.manifest {cleaned}{option}")
+        lines.append(f"Cleaned: {rows:,} of {len(checked.data.table):,} rows are left, {_count(cells, 'cell')} emptied")
+        lines.append(f"Train with it: --data.manifest {cleaned}{option}")
     for line in lines:
         get_console().print(escape_unprintable(line), highlight=False, markup=False, soft_wrap=True)
     return 1 if checked.errors else 0
@@ -103,13 +103,18 @@ def _summary(checked: CheckedTable) -> list[str]:
     """Return the number of findings per kind, with the first of each."""
     errors, total = len(checked.errors), len(checked.findings)
     values = sum(len(check.rows) for check in checked.inputs)
-    lines = [f"{len(checked.data.table)} rows, {values} values opened: {errors} errors, {total - errors} warnings"]
+    found = f"{_count(errors, 'error')}, {_count(total - errors, 'warning')}"
+    lines = [f"{_count(len(checked.data.table), 'row')}, {_count(values, 'value')} opened: {found}"]
     counts = Counter(finding.kind for finding in checked.findings)
     first = {finding.kind: finding for finding in reversed(checked.findings)}
     for kind, count in counts.items():
         severity = "error" if first[kind].is_error else "warning"
         lines.append(f"  {severity}: {kind} ({count}): {checked.describe(first[kind])}")
     return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _check_paths(output: Path, cleaned: Path | None) -> None:

@@ -26,6 +26,7 @@ ERROR_KINDS = {
     "truncated": Kind.TRUNCATED,
     "end of file": Kind.TRUNCATED,
     "Pillow's limit": Kind.ABSURD,
+    "decompression bomb": Kind.ABSURD,
     "too long to decode": Kind.ABSURD,
     "has a rate of": Kind.ABSURD,
 }
@@ -81,9 +82,13 @@ def inspect_cell(column: InputColumn, cell: Any) -> Inspection:
             return Inspection(Flaw(Kind.EMPTY_FILE, f"{name} has 0 bytes: replace it or empty its cell"))
         with warnings.catch_warnings():  # decoders warn about odd metadata, which changes no value
             warnings.simplefilter("ignore")
-            is_long = isinstance(source, str) and _num_audio_samples(source) > MAX_WHOLE_SAMPLES
+            size = _num_audio_samples(source) if isinstance(source, str) else 0
+            is_long = size > MAX_WHOLE_SAMPLES
             value = column.processor.open(cell) if is_long else column.processor.open_whole(cell)
-            flaws = tuple(find_flaws(value, source if isinstance(source, str) else None))
+            flaws = list(find_flaws(value, source if isinstance(source, str) else None))
+            if is_long:
+                text = f"the sound has {size} audio samples, of which only the part that the encoder reads was checked"
+                flaws.append(Flaw(Kind.UNUSUAL, f"{text}: divide it"))
             length = column.processor.length(value)
     except OPEN_ERRORS as error:
         kind = next((kind for words, kind in ERROR_KINDS.items() if words in str(error)), Kind.UNREADABLE)
@@ -92,7 +97,7 @@ def inspect_cell(column: InputColumn, cell: Any) -> Inspection:
         return Inspection(Flaw(Kind.ABSURD, f"{name} does not fit into the memory: replace it or empty its cell"))
     has_colours = isinstance(value, Image.Image) and Kind.CONSTANT not in {flaw.kind for flaw in flaws}
     return Inspection(
-        warnings=flaws,
+        warnings=tuple(flaws),
         content=int.from_bytes(blake2b(content_bytes(value), digest_size=8).digest(), "little"),
         grey=value.convert("L").resize(GREY_SIZE, Image.Resampling.BOX).tobytes() if has_colours else b"",
         length=length,

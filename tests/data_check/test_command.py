@@ -7,10 +7,13 @@ import json
 import re
 import sys
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from fusion_pl.__main__ import main
-from tests.data_check.folder import write_folder
+from tests.data_check.folder import write_folder, write_table
+from tests.terminal import CTRL_C, FUSION_PL, Terminal
 
 
 def data_check(folder, *arguments, output="report"):
@@ -147,3 +150,56 @@ def test_the_second_word_of_the_command_is_explained(words, capsys, monkeypatch)
     assert main() == (0 if len(words) == 1 else 2)
     printed = capsys.readouterr()
     assert "data check" in printed.out + printed.err
+
+
+def test_ctrl_c_ends_the_check_in_one_sentence(tmp_path):
+    """Texts are opened by workers for about ten seconds."""
+    write_folder(tmp_path, is_damaged=False)
+    lines = "".join(f"words {row},{'ab'[row % 2]},train\n" for row in range(300_000))
+    (tmp_path / "long.csv").write_text(f"text,label,split\n{lines}")
+    encoders = '{"text": {"class_path": "fusion_pl.encoders.TinyText"}}'
+    words = ["--config", "config.yaml", "--output", "report", "--data.manifest", "long.csv", "--data.num_workers", "2"]
+    command = [*FUSION_PL, "data", "check", *words, "--model.encoders", encoders]
+    with Terminal(command, cwd=tmp_path) as terminal:
+        terminal.until(lambda: "Checking files and texts" in terminal.text)
+        terminal.press(CTRL_C)
+        assert terminal.ended() == 130, terminal.text
+    assert "Stopped; nothing was saved." in terminal.text
+    assert "Traceback" not in terminal.text
+    assert not (tmp_path / "report").exists()
+
+
+def test_media_in_a_table_stay_bytes_in_the_cleaned_table(tmp_path):
+    """As Hugging Face's data sets have them; one image is damaged."""
+    write_folder(tmp_path, is_damaged=False)
+    contents = [(tmp_path / f"{row}.jpg").read_bytes() for row in range(20)]
+    contents[3] = contents[3][:-500]
+    column = [{"bytes": content, "path": None} for content in contents]
+    splits = ["train"] * 12 + ["val"] * 4 + ["test"] * 4
+    table = pyarrow.table({"image": column, "label": ["a", "b"] * 10, "number": range(20), "split": splits})
+    parquet.write_table(table, tmp_path / "table.parquet")
+    encoders = '{"image": {"class_path": "fusion_pl.encoders.TinyImage"}}'
+    arguments = ["--data.manifest", tmp_path / "table.parquet", "--model.encoders", encoders]
+    assert data_check(tmp_path, *arguments, "--cleaned", tmp_path / "cleaned.parquet") == 1
+    cleaned = parquet.read_table(tmp_path / "cleaned.parquet")
+    kept = [row for row in range(20) if row != 3]  # it has no other input
+    assert cleaned.equals(table.take(kept))
+    assert json.loads((tmp_path / "report/report.json").read_text())["findings"][0]["row"] == 4
+    assert data_check(tmp_path, *arguments, "--cleaned", tmp_path / "cleaned.csv") == 2
+    assert not (tmp_path / "cleaned.csv").exists()
+
+
+def test_imbalance_and_missing_inputs_are_warnings(tmp_path):
+    write_folder(tmp_path, is_damaged=False)
+    with (tmp_path / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["label"] = "b" if row["id"] == "s0" else "a"
+        row["audio"] = "" if row["split"] == "val" else row["audio"]
+    write_table(tmp_path / "table.csv", rows)
+    assert data_check(tmp_path) == 0
+    texts = [line["text"] for line in json.loads((tmp_path / "report/report.json").read_text())["findings"]]
+    assert any("the class 'a' has 19 training rows, 'b' only 1" in text for text in texts)
+    assert any("the class 'b' has no val and no test row" in text for text in texts)
+    assert any("10 of 10 val rows lack the input 'audio'" in text for text in texts)
+    assert len(texts) == 3
