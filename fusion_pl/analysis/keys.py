@@ -21,7 +21,6 @@ from fusion_pl.cli.checks import build
 from fusion_pl.cli.options import cli_options
 from fusion_pl.cli.parsing import parse
 from fusion_pl.data.base import FusionData
-from fusion_pl.data.read_table import table_files
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training.cache_keys import code_versions
 
@@ -68,9 +67,9 @@ def table_hash(data: Mapping[str, Any], extra: Sequence[str]) -> str:
     parser.add_subclass_arguments(FusionData, "data", required=True)
     parser.add_instantiator(build, FusionData)
     arguments = ["--data", json.dumps(data, default=str), *_data_arguments(extra)]
-    data_module: Any = parser.instantiate(parse(parser, arguments)).data
+    data_module: FusionData = parser.instantiate(parse(parser, arguments)).data
     data_module.prepare_data()
-    digest, files = hashlib.sha256(), table_files(getattr(data_module, "manifest", ""))
+    digest, files = hashlib.sha256(), data_module.files
     for file in files:
         with file.open("rb") as content:
             while block := content.read(BLOCK_BYTES):

@@ -2,6 +2,7 @@
 
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.demo import Ask, Digits, Keypad
+from fusion_pl.data.hub_data import HubData
 from fusion_pl.data.manifest import ManifestData
 
-__all__ = ["Ask", "Digits", "FusionData", "Keypad", "ManifestData"]
+__all__ = ["Ask", "Digits", "FusionData", "HubData", "Keypad", "ManifestData"]

@@ -32,6 +32,19 @@ def open_arrow(source: str | bytes) -> tuple[Any, bool]:
     return data, all(whole.address <= buffer.address < whole.address + whole.size for buffer in buffers)
 
 
+def open_columns(sources: Sequence[str | bytes], columns: Sequence[str]) -> Any:
+    """Return columns of Arrow files, one after the other, with plain types; those that a file lacks are null there.
+
+    Raises:
+        pyarrow.ArrowException: if a file is damaged, or if a column has different types that cannot be unified.
+    """
+    import pyarrow as pa
+
+    tables = [open_arrow(source)[0] for source in sources]
+    tables = [simplify(table, [name for name in columns if name in table.column_names]) for table in tables]
+    return pa.concat_tables(tables, promote_options="permissive").select(list(columns))
+
+
 def write_arrow(target: str | io.BytesIO, schema: Any, tables: Iterable[Any]) -> None:
     """Write tables with the given schema to an uncompressed Arrow file."""
     import pyarrow as pa

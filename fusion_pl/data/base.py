@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sized
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -99,6 +100,11 @@ class FusionData(LightningDataModule, ABC):
     @abstractmethod
     def classes(self) -> list[str]:
         """Names of the classes, in the order of the targets; known when the data module is built."""
+
+    @property
+    def files(self) -> list[Path]:
+        """Files of the table, whose content identifies the samples; empty if there is no table."""
+        return []
 
     @property
     @abstractmethod

@@ -26,7 +26,7 @@ from fusion_pl.data.checks import (
     find_outside_paths,
     find_targets,
 )
-from fusion_pl.data.read_table import read_table
+from fusion_pl.data.read_table import read_table, table_files
 from fusion_pl.data.rows import InputColumn, ManifestRows
 from fusion_pl.data.split_record import SplitRecord
 from fusion_pl.data.splits import SPLITS, Split, splits_to_draw
@@ -103,6 +103,11 @@ class ManifestData(FusionData):
     def table(self) -> Table:
         """The manifest, read on first use."""
         return read_table(self.manifest)
+
+    @property
+    def files(self) -> list[Path]:
+        """Files of the manifest."""
+        return table_files(self.manifest)
 
     @property
     def classes(self) -> list[str]:

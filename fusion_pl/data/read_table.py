@@ -63,7 +63,7 @@ def _read_arrow(path: str) -> Table:
         data.validate(full=True)  # damaged offsets would end the process
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(path, "an Arrow file", error) from error
-    return _build_table(path, data, path if is_mapped else None)
+    return _build_table(path, data, (path,) if is_mapped else ())
 
 
 def _read_parquet(path: str, files: Sequence[Path]) -> Table:
@@ -93,7 +93,7 @@ def _read_parquet(path: str, files: Sequence[Path]) -> Table:
     if size < MAX_PARQUET_BYTES:
         return _build_table(path, pa.concat_tables([*tables, empty]))
     temporary = write_temporary(empty.schema, tables)
-    return _build_table(path, open_arrow(temporary)[0], temporary)
+    return _build_table(path, open_arrow(temporary)[0], (temporary,))
 
 
 def _parquet_batches(files: Sequence[Path], empty: Any) -> Iterator[Any]:
@@ -111,10 +111,10 @@ def _parquet_batches(files: Sequence[Path], empty: Any) -> Iterator[Any]:
             raise _damaged(str(file), "a Parquet file", error) from error
 
 
-def _build_table(path: str, data: Any, file: str | None = None) -> Table:
+def _build_table(path: str, data: Any, files: tuple[str, ...] = ()) -> Table:
     check_column_names(path, data.column_names)
     names = [name for name in data.column_names if not INDEX_COLUMN.fullmatch(name)]
-    return Table(path, simplify(data, names), np.arange(1, len(data) + 1), file=file)
+    return Table(path, simplify(data, names), np.arange(1, len(data) + 1), files=files)
 
 
 def _damaged(path: str, kind: str, error: Exception) -> UserError:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion_pl.data.arrow_cells import cell_converter, convert_array, is_media, is_string, is_text
-from fusion_pl.data.arrow_file import open_arrow, simplify, write_arrow, write_temporary
+from fusion_pl.data.arrow_file import open_columns, write_arrow, write_temporary
 from fusion_pl.messages import join_lines
 from fusion_pl.types import MAX_PIPED_BYTES, UserError
 
@@ -68,7 +68,8 @@ class Table:
     data: Any  # pyarrow.Table; pyarrow is imported only when a table is read
     row_numbers: NDArray[np.int64]  # one per row, see ``Problem.row``
     problems: list[Problem] = field(default_factory=list)  # rows that cannot be read and are left out
-    file: str | None = None  # Arrow file whose memory map holds the columns, if there is one
+    files: tuple[str, ...] = ()  # Arrow files whose memory maps hold the columns, one after the other, if there are any
+    computed: frozenset[str] = frozenset()  # columns that the files lack
 
     def __len__(self) -> int:
         return len(self.row_numbers)
@@ -148,7 +149,8 @@ class Table:
 
     def select(self, columns: Iterable[str]) -> Table:
         """Return a table with some of the columns."""
-        return Table(self.path, self.data.select(list(dict.fromkeys(columns))), self.row_numbers, file=self.file)
+        data = self.data.select(list(dict.fromkeys(columns)))
+        return Table(self.path, data, self.row_numbers, files=self.files, computed=self.computed)
 
     def _text_part(self, column: str) -> Any:
         """Return an Arrow array of the cells that are text or can be written as text; the others are null."""
@@ -168,25 +170,33 @@ class Table:
         return {name: (self.data[name], cell_converter(self.data[name].type)) for name in self.data.column_names}
 
     @cached_property
-    def _shared_file(self) -> str:
-        """Arrow file with the columns, which other processes memory-map; a temporary file is removed at exit."""
-        return self.file or write_temporary(self.data.schema, [self.data])
+    def _shared_files(self) -> tuple[str, ...]:
+        """Arrow files with the columns, which other processes memory-map; a temporary file is removed at exit."""
+        if self.files and self.computed.isdisjoint(self.columns):
+            return self.files
+        return (write_temporary(self.data.schema, [self.data]),)
 
     def __getstate__(self) -> dict[str, Any]:
-        content: str | bytes
+        content: bytes | tuple[str, ...]
         if self.data.nbytes <= MAX_PIPED_BYTES:
             buffer = io.BytesIO()
             write_arrow(buffer, self.data.schema, [self.data])
             content = buffer.getvalue()
         else:
-            content = self._shared_file
+            content = self._shared_files
         return {"path": self.path, "row_numbers": self.row_numbers, "columns": self.columns, "content": content}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         content = state["content"]
-        data = simplify(open_arrow(content)[0], state["columns"])
-        file = content if isinstance(content, str) else None
-        self.__dict__.update(path=state["path"], data=data, row_numbers=state["row_numbers"], problems=[], file=file)
+        files = () if isinstance(content, bytes) else content
+        self.__dict__.update(
+            path=state["path"],
+            data=open_columns(files or [content], state["columns"]),
+            row_numbers=state["row_numbers"],
+            problems=[],
+            files=files,
+            computed=frozenset(),
+        )
 
 
 @dataclass(frozen=True)

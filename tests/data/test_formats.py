@@ -210,7 +210,7 @@ def test_the_index_of_a_data_frame_is_ignored(tmp_path):
 
 # -------------------------------------------------------------------------------------------------------- large tables
 def read_in_worker(table, rows):
-    return table.file, [table.cell("text", row) for row in rows]
+    return table.files, [table.cell("text", row) for row in rows]
 
 
 @pytest.mark.parametrize("name", ["m.csv", "m.arrow", "m.parquet", "m.feather"])
@@ -220,12 +220,12 @@ def test_a_large_table_is_memory_mapped_by_other_processes(tmp_path, monkeypatch
     records = [{"text": f"text {at}", "other": None} for at in range(2000)]
     table = read_table(write(tmp_path, name, records)).select(["text"])
     assert len(pickle.dumps(table)) < 20_000 + table.row_numbers.nbytes
-    file, found = read_in_worker(pickle.loads(pickle.dumps(table)), [0, 1999, 700])
+    files, found = read_in_worker(pickle.loads(pickle.dumps(table)), [0, 1999, 700])
     if name == "m.csv":
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            assert pool.apply(read_in_worker, (table, [0, 1999, 700])) == (file, found)
+            assert pool.apply(read_in_worker, (table, [0, 1999, 700])) == (files, found)
     assert found == ["text 0", "text 1999", "text 700"]
-    assert (file == str(tmp_path / name)) == (name == "m.arrow")  # an uncompressed Arrow file needs no copy
+    assert (files == (str(tmp_path / name),)) == (name == "m.arrow")  # an uncompressed Arrow file needs no copy
 
 
 def test_a_temporary_file_is_removed_at_exit_of_its_process_only(tmp_path):
@@ -236,7 +236,7 @@ def test_a_temporary_file_is_removed_at_exit_of_its_process_only(tmp_path):
         "from fusion_pl.data.read_table import read_table\n"
         "table.MAX_PIPED_BYTES = 0\n"
         "found = read_table(sys.argv[1])\n"
-        "file = pickle.loads(pickle.dumps(found)).file\n"
+        "(file,) = pickle.loads(pickle.dumps(found)).files\n"
         "child = os.fork()\n"
         "if not child:\n"
         "    sys.exit()\n"
