@@ -11,7 +11,7 @@ from fusion_pl.data import ManifestData
 from fusion_pl.data.rows import InputColumn
 from fusion_pl.data_check.check import check_table
 from fusion_pl.data_check.cleaned import write_cleaned
-from fusion_pl.data_check.report import to_json
+from fusion_pl.data_check.report import plain_findings
 from fusion_pl.data_check.values import content_bytes, inspect_cell
 from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
 from fusion_pl.types import UserError
@@ -56,7 +56,7 @@ def check_damaged_table(path: Path) -> Any:
     if write_cleaned(checked, cleaned)[0] > 0:
         rows = [finding for finding in check_table(_data(cleaned)).errors if finding.row is not None]
         assert not rows, f"the cleaned table has the error {rows[0]}"
-    return to_json(checked)["findings"]
+    return list(plain_findings(checked))
 
 
 def _data(path: Path) -> ManifestData:

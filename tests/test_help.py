@@ -135,6 +135,9 @@ def test_the_script_completes_commands_options_and_values(tmp_path):
     assert complete("fusion-pl", "fit", "--model.fusion", "Cro") == ["CrossAttention"]
     assert complete("fusion-pl", "fit", "--config", "comp") == ["completion.bash"]
     assert complete("fusion-pl", "compare", "--fus") == ["--fusions"]
+    assert complete("fusion-pl", "da") == ["data"]
+    assert complete("fusion-pl", "data", "") == ["check"]
+    assert complete("fusion-pl", "data", "check", "--clea") == ["--cleaned"]
 
 
 OPTIONAL = ("dill", "pynvml", "torchcomms", "tensorflow", "argcomplete")  # libraries look for them

@@ -39,8 +39,8 @@ class CheckCLI(FusionCLI):
         parser.add_argument(
             "--cleaned",
             type=str | None,
-            help="File for a copy of the table without its errors: cells with an error are emptied, other rows with "
-            "an error left out. The suffix selects the format, such as .csv or .parquet.",
+            help="File for a copy of the table without its errors. Cells with an error are emptied, other rows with an "
+            "error left out; the suffix selects the format, such as .csv or .parquet.",
         )
 
     def _set_seed(self) -> None:

@@ -34,7 +34,7 @@ class Kind(StrEnum):
 ERRORS = {Kind.TABLE, Kind.EMPTY_FILE, Kind.TRUNCATED, Kind.UNREADABLE, Kind.ABSURD, Kind.LEAK}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """Something that is wrong, or may be wrong.
 

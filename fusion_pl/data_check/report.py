@@ -6,10 +6,11 @@ import io
 import json
 import math
 from base64 import b64encode
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import soundfile
@@ -53,7 +54,7 @@ def write_report(checked: CheckedTable, folder: Path) -> None:
     """Write ``report.json`` and ``report.html`` into a folder, which is made if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "report.json") as file:
-        json.dump(to_json(checked), file, indent=1)
+        _write_json(checked, file)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -74,12 +75,29 @@ def write_report(checked: CheckedTable, folder: Path) -> None:
         file.write(page)
 
 
-def to_json(checked: CheckedTable) -> dict[str, Any]:
-    """Return all findings and numbers as plain data."""
-    table = checked.data.table
+def _write_json(checked: CheckedTable, file: TextIO) -> None:
+    """Write all findings and numbers; the findings, of which there may be very many, one by one."""
     errors = len(checked.errors)
-    findings = [
-        {
+    summary = {
+        "fusion_pl": __version__,
+        "manifest": checked.data.manifest,
+        "errors": errors,
+        "warnings": len(checked.findings) - errors,
+        "columns": {check.column.input: check.column.column for check in checked.inputs},
+        **asdict(checked.statistics),
+    }
+    file.write(json.dumps(summary, indent=1).removesuffix("\n}"))
+    file.write(',\n "findings": [')
+    for index, line in enumerate(plain_findings(checked)):
+        file.write(f"{',' * (index > 0)}\n  {json.dumps(line)}")
+    file.write("\n ]\n}\n")
+
+
+def plain_findings(checked: CheckedTable) -> Iterator[dict[str, Any]]:
+    """Yield the findings as plain data."""
+    table = checked.data.table
+    for finding in checked.findings:
+        yield {
             "severity": "error" if finding.is_error else "warning",
             "kind": finding.kind.name.lower(),
             "row": None if finding.row is None else int(table.row_numbers[finding.row]),
@@ -89,17 +107,6 @@ def to_json(checked: CheckedTable) -> dict[str, Any]:
             "other_row": None if finding.other is None else int(table.row_numbers[finding.other]),
             "text": finding.text,
         }
-        for finding in checked.findings
-    ]
-    return {
-        "fusion_pl": __version__,
-        "manifest": checked.data.manifest,
-        "errors": errors,
-        "warnings": len(findings) - errors,
-        "columns": {check.column.input: check.column.column for check in checked.inputs},
-        **asdict(checked.statistics),
-        "findings": findings,
-    }
 
 
 def _split(checked: CheckedTable, row: int | None) -> str | None:

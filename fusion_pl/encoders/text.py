@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,8 @@ class SubwordTokenizer(TextProcessor):
 
     def length(self, value: str) -> Length:
         """Return the number of tokens of a text, special tokens included."""
-        ids = self.tokenizer(value, truncation=False, verbose=False)["input_ids"]
+        with _explained_errors():
+            ids = self.tokenizer(value, truncation=False, verbose=False)["input_ids"]
         return Length(len(ids), self.max_tokens, "tokens")
 
     def __call__(self, values: Sequence[str], training: bool = False) -> dict[str, Tensor]:
@@ -45,7 +47,7 @@ class SubwordTokenizer(TextProcessor):
             UserError: if the tokenizer fails, or does not belong to the model.
         """
         del training
-        try:
+        with _explained_errors():
             encoding = self.tokenizer(
                 list(values),
                 padding=True,
@@ -55,10 +57,6 @@ class SubwordTokenizer(TextProcessor):
                 return_token_type_ids=False,
                 return_tensors="pt",
             )
-        except BaseException as error:  # tokenizers raises bare Exceptions and panics
-            if not is_failure(error):
-                raise
-            raise UserError(f"the tokenizer cannot process a text: {error_reason(error)}") from error
         ids, mask = encoding["input_ids"].long(), encoding["attention_mask"].bool()
         if ids.shape[1] == 0:  # all texts are empty and the tokenizer adds no special tokens
             ids = ids.new_full((len(values), 1), self.tokenizer.pad_token_id)
@@ -70,6 +68,17 @@ class SubwordTokenizer(TextProcessor):
             )
         mask[:, 0] = True
         return {"input_ids": ids, "attention_mask": mask}
+
+
+@contextmanager
+def _explained_errors() -> Iterator[None]:
+    """Convert the errors of a tokenizer to a ``UserError``."""
+    try:
+        yield
+    except BaseException as error:  # tokenizers raises bare Exceptions and panics
+        if not is_failure(error):
+            raise
+        raise UserError(f"the tokenizer cannot process a text: {error_reason(error)}") from error
 
 
 class TextEncoder(PretrainedEncoder):

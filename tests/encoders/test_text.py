@@ -117,6 +117,16 @@ def test_long_text_is_truncated_to_the_position_embedding(folder):
     assert out.tokens.isfinite().all()
 
 
+def test_the_length_of_a_text_is_that_of_its_tokens(folder):
+    short, long = (TextEncoder(str(folder), max_tokens=size).processor for size in (5, 20))
+    for text in ("a dog sat on the mat", "the cat", ""):
+        length = short.length(text)
+        assert length[1:] == (5, "tokens")
+        tokens = long([text])["attention_mask"].sum()  # at least one, also if the text is empty
+        assert max(length.value, 1) == tokens
+    assert short.length("a dog sat on the mat").value > 5
+
+
 @pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
 def test_pooling(bert, pooling):
     encoder = TextEncoder(str(bert), pooling=pooling)
