@@ -28,7 +28,7 @@ from fusion_pl.types import UserError
 # Data options that prediction does not use, because they concern training or labels.
 TRAINING_OPTIONS = {
     *("label", "split", "classes", "val_fraction", "test_fraction", "seed", "augment", "on_bad_file"),
-    *("drop_empty", "input_dropout", "check_files"),
+    *("drop_empty", "input_dropout", "check_files", "group", "time", "fold", "splits"),
 }
 
 Columns = dict[str, Cells]  # column name -> one cell per row

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from rich import get_console
 from rich.progress import track
 
-from fusion_pl.data.splits import NO_SPLIT
+from fusion_pl.data.splits import NO_SPLIT, column_splits
 from fusion_pl.data.table import Problem, Table, resolve_path
-from fusion_pl.data.table_splits import column_splits
 from fusion_pl.messages import did_you_mean, join_names
 
 Rows = NDArray[np.int64]
@@ -43,7 +42,7 @@ def check_text_column(table: Table, column: str, purpose: str) -> Iterator[Probl
         yield Problem(f"it holds {kind}, expected text or numbers for {purpose}", column=column)
 
 
-def _row_problems(table: Table, rows: Rows, column: str | None, describe: Callable[[int], str]) -> Iterator[Problem]:
+def row_problems(table: Table, rows: Rows, column: str | None, describe: Callable[[int], str]) -> Iterator[Problem]:
     """Yield one problem per row, whose text is only made when it is shown."""
     for row in rows.tolist():
         yield Problem(partial(describe, row), int(table.row_numbers[row]), column)
@@ -57,7 +56,7 @@ def check_labels(table: Table, column: str, classes: Sequence[str]) -> Iterator[
             return "the label is empty: give the row a class, or remove it"
         return f"{label!r} is not one of the classes {join_names(classes)}{did_you_mean(label, classes)}"
 
-    yield from _row_problems(table, np.flatnonzero(find_targets(table, column, classes) < 0), column, describe)
+    yield from row_problems(table, np.flatnonzero(find_targets(table, column, classes) < 0), column, describe)
 
 
 def find_targets(table: Table, column: str, classes: Sequence[str]) -> NDArray[np.int64]:
@@ -77,7 +76,7 @@ def check_splits(table: Table, column: str) -> Iterator[Problem]:
 
     splits = column_splits(table, column)
     assert splits is not None
-    yield from _row_problems(table, np.flatnonzero(splits == NO_SPLIT), column, describe)
+    yield from row_problems(table, np.flatnonzero(splits == NO_SPLIT), column, describe)
 
 
 def check_ids(table: Table) -> Iterator[Problem]:
@@ -97,7 +96,7 @@ def check_ids(table: Table) -> Iterator[Problem]:
     def describe(row: int) -> str:
         return f"the id {table.sample_id(row)!r} was already used in row {table.row_numbers[first[codes[row]]]}"
 
-    yield from _row_problems(table, np.flatnonzero(first[codes] != rows), "id", describe)
+    yield from row_problems(table, np.flatnonzero(first[codes] != rows), "id", describe)
 
 
 def find_empty_rows(table: Table, columns: Sequence[str]) -> NDArray[np.bool_]:
@@ -115,7 +114,7 @@ def check_empty_rows(table: Table, columns: Sequence[str], empty: NDArray[np.boo
     def describe(row: int) -> str:
         return f"all inputs of the sample {table.sample_id(row)!r} are empty ({join_names(columns)}): {fix}"
 
-    yield from _row_problems(table, np.flatnonzero(empty), None, describe)
+    yield from row_problems(table, np.flatnonzero(empty), None, describe)
 
 
 def find_outside_paths(table: Table, column: str, folder: str) -> dict[int, str]:
@@ -145,7 +144,7 @@ def check_files(table: Table, column: str, folder: str, rows: Rows) -> Iterator[
         hint = "; separate folders by /" if "\\" in cell else ""
         return f"the file {cell!r} does not exist (looked for {path}){hint}"
 
-    yield from _row_problems(table, missing_rows, column, describe)
+    yield from row_problems(table, missing_rows, column, describe)
 
 
 def _are_files(paths: Sequence[str]) -> NDArray[np.bool_]:

@@ -23,7 +23,6 @@ class _DemoData(ManifestData):
             inputs=inputs,
             classes=list(self.dataset.classes),
             label="label",
-            split="split",
             root=folder,
             val_fraction=0.15,
             test_fraction=0.15,

@@ -32,6 +32,11 @@ def stable_hashes(texts: Iterable[str]) -> NDArray[np.int64]:
     return (np.frombuffer(b"".join(digests), ">u8") >> np.uint64(1)).astype(np.int64)
 
 
+def id_hashes(ids: Iterable[str]) -> NDArray[np.int64]:
+    """Return the row hashes of rows with the given ids."""
+    return stable_hashes(f'["id", {_encode(text)}]' for text in ids)
+
+
 def row_hashes(table: Table, ignored_columns: Collection[str]) -> NDArray[np.int64]:
     """Return one hash per row: of its ``id``, or of its other cells if the ``id`` is empty.
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
-from numpy.typing import NDArray
 
-from fusion_pl.data.base import FusionData
 from fusion_pl.data.checks import (
     check_column,
     check_empty_rows,
@@ -22,24 +18,18 @@ from fusion_pl.data.checks import (
     check_labels,
     check_splits,
     check_text_column,
-    find_empty_rows,
     find_outside_paths,
-    find_targets,
 )
-from fusion_pl.data.read_table import read_table, table_files
 from fusion_pl.data.rows import InputColumn, ManifestRows
-from fusion_pl.data.split_record import SplitRecord
-from fusion_pl.data.splits import SPLITS, Split, splits_to_draw
-from fusion_pl.data.table import Cells, Problem, Table, infer_classes, raise_problems
-from fusion_pl.data.table_splits import TableSplits, column_splits
+from fusion_pl.data.splits import SPLITS, Split
+from fusion_pl.data.table import Cells, Problem, Table, raise_problems
+from fusion_pl.data.table_data import DEFAULT_SPLIT, TableData
 from fusion_pl.messages import join_names
-from fusion_pl.types import UserError
 
 REQUIRED_SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-DEFAULT_SPLIT = "split"
 
 
-class ManifestData(FusionData):
+class ManifestData(TableData):
     """Load text, images and audio listed in a table, and check the table before training.
 
     An empty cell is a missing input. If there is no split column, a hash of each row's ``id`` or content assigns the
@@ -48,86 +38,27 @@ class ManifestData(FusionData):
     the splits.
 
     Args:
-        manifest: path of the table: .csv, .tsv, .jsonl, .ndjson, .parquet, .arrow, .feather, or a folder of Parquet
-            files.
+        manifest: path of the table, see ``TableData``.
         inputs: dictionary from input name to column of the manifest; by default the column has the name of the input.
-        label: column with the class names.
-        split: column with train, val or test; if the default column does not exist, a hash assigns rows to splits.
-        classes: names of the classes; by default all labels, in numeric order if all are integers, else in
-            alphabetical order.
         root: folder of relative paths; by default the folder of the manifest, or the manifest if it is a folder.
-        val_fraction: expected fraction of val rows if the manifest has no val rows, in (0, 1).
-        test_fraction: expected fraction of test rows if there is no split column, in [0, 1).
         check_files: whether to check before training that the files exist.
-        kwargs: arguments of ``FusionData``.
-
-    Raises:
-        UserError: if an argument is out of range.
+        kwargs: arguments of ``TableData`` and ``FusionData``.
     """
 
-    def __init__(  # noqa: PLR0913 - the options of one class in a configuration
+    def __init__(
         self,
         manifest: str,
         inputs: dict[str, str] | None = None,
-        label: str = "label",
-        split: str = DEFAULT_SPLIT,
-        classes: list[str] | None = None,
         root: str | None = None,
-        val_fraction: float = 0.15,
-        test_fraction: float = 0.15,
         *,
         check_files: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        if not (0 < val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
-            raise UserError(
-                "val_fraction must lie in (0, 1), test_fraction in [0, 1), and their sum below 1, got "
-                f"{val_fraction} and {test_fraction}"
-            )
-        if classes is not None and len(set(classes)) != len(classes):
-            raise UserError(f"classes contains {Counter(classes).most_common(1)[0][0]!r} more than once")
-        self.manifest = os.fspath(manifest)
+        super().__init__(manifest=manifest, **kwargs)
         self.inputs = inputs or {}
-        self.label = label
-        self.split = split
-        self.configured_classes = classes
         folder = self.manifest if os.path.isdir(self.manifest) else os.path.dirname(self.manifest)
         self.root = root or folder or os.curdir
-        self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.check_files = check_files
-        self._stage: str | None = None
-        self._checkpoint_record: SplitRecord | None = None
-
-    @cached_property
-    def table(self) -> Table:
-        """The manifest, read on first use."""
-        return read_table(self.manifest)
-
-    @property
-    def files(self) -> list[Path]:
-        """Files of the manifest."""
-        return table_files(self.manifest)
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes, in the order of the targets.
-
-        Raises:
-            UserError: if no classes are configured and the manifest has no labels.
-        """
-        if self.configured_classes is None:
-            raise_problems(self.manifest, check_text_column(self.table, self.label, "the label"))
-        if not self._classes:
-            raise_problems(self.manifest, [Problem("every label is empty", column=self.label)])
-        return list(self._classes)
-
-    @cached_property
-    def class_counts(self) -> list[int]:
-        """Number of training samples per class, in the order of ``classes``."""
-        targets = self.targets[self._splits.used_rows["train"]]
-        counts: list[int] = np.bincount(targets, minlength=len(self._classes)).tolist()
-        return counts
 
     @property
     def columns(self) -> dict[str, str]:
@@ -160,8 +91,11 @@ class ManifestData(FusionData):
         """
         problems = [*self._find_unknown_inputs(), *self._check_rows()]
         if self._has_labels:
+            if option_problems := list(self._splits.check_options()):
+                return problems + option_problems  # the rows cannot be assigned to splits
             required = REQUIRED_SPLITS[stage]
             problems += self._check_classes(required)
+            problems += self._splits.check_promises()
             problems += self._splits.check_leakage(SPLITS[1:] if stage == "fit" else required)
             problems += self._check_paths(SPLITS if stage == "fit" else required)
         return problems
@@ -182,41 +116,6 @@ class ManifestData(FusionData):
             names = join_names(map(repr, missing))
             rank_zero_info(f"{self.manifest} has no column {names}: predicting without this input")
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the split record, which Lightning saves in the checkpoint."""
-        return self._splits.record.state_dict() if self._stage else {}
-
-    def load_state_dict(self, state_dict: Any) -> None:
-        """Restore the splits from a checkpoint; ``state_dict`` is empty if the checkpoint has no split record.
-
-        Raises:
-            UserError: if the record is damaged, or if the rows to evaluate include training rows.
-        """
-        if not state_dict:
-            if drawn := splits_to_draw(column_splits(self.table, self.split)):
-                rank_zero_info(
-                    f"{self.manifest}: the checkpoint does not record which rows it was trained on, so the rows drawn "
-                    f"for {' and '.join(drawn)} may include training rows: train again with this table"
-                )
-            return
-        record = SplitRecord.from_state(state_dict)
-        if self._stage and any(map(record.has_same_content, (self._checkpoint_record, self._splits.record))):
-            return
-        self._checkpoint_record = record
-        for name in ("_splits", "class_counts"):
-            self.__dict__.pop(name, None)
-        if self._stage:  # the Trainer restores the checkpoint after setup
-            self.setup(self._stage)
-
-    @property
-    def row_splits(self) -> NDArray[np.int8]:
-        """Index of the split of each row in ``SPLITS``; -1 for rows that are not used."""
-        return self._splits.row_splits
-
-    def write_splits(self, path: str | Path) -> None:
-        """Write a CSV file with the row number, id and split of each used row, in the order of the table."""
-        self._splits.write_csv(path)
-
     def _check_rows(self) -> Iterator[Problem]:
         yield from check_text_column(self.table, self.label, "the label")
         for name, column in self.columns.items():
@@ -224,9 +123,9 @@ class ManifestData(FusionData):
             yield from check_column(self.table, column, f"the input {name!r}", fix)
         if self._has_labels:
             yield from check_labels(self.table, self.label, self._classes)
-        if self.split in self.table.columns or self.split != DEFAULT_SPLIT:
+        if self.split is not None and (self.split in self.table.columns or self.split != DEFAULT_SPLIT):
             yield from check_text_column(self.table, self.split, "the split")
-        if self.split in self.table.columns:
+        if self.split is not None and self.split in self.table.columns:
             yield from check_splits(self.table, self.split)
         if "id" in self.table.columns:
             yield from check_text_column(self.table, "id", "the id")
@@ -292,33 +191,6 @@ class ManifestData(FusionData):
     def _input_table(self) -> Table:
         """The columns that loader workers need."""
         return self.table.select(name for name in ("id", *self.columns.values()) if name in self.table.columns)
-
-    @cached_property
-    def _classes(self) -> list[str]:
-        if self.configured_classes is not None:
-            return self.configured_classes
-        return infer_classes(self.table.factorize(self.label)[1] if self._has_labels else [])
-
-    @property
-    def _has_labels(self) -> bool:
-        return self.label in self.table.columns and self.table.is_text(self.label)
-
-    @cached_property
-    def targets(self) -> NDArray[np.int64]:
-        """Class index of each row; -1 if it has no class."""
-        return find_targets(self.table, self.label, self._classes)
-
-    @cached_property
-    def _splits(self) -> TableSplits:
-        fractions: dict[Split, float] = {"val": self.val_fraction, "test": self.test_fraction}
-        dropped = self._empty_rows if self.drop_empty else np.zeros(len(self.table), bool)
-        record = self._checkpoint_record
-        return TableSplits(self.table, self.targets, self.label, self.split, fractions, self.seed, dropped, record)
-
-    @cached_property
-    def _empty_rows(self) -> NDArray[np.bool_]:
-        """Whether all inputs of each row are missing."""
-        return find_empty_rows(self.table, [name for name in self.columns.values() if name in self.table.columns])
 
     @property
     def _path_columns(self) -> dict[str, str]:

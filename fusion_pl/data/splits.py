@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion_pl.data.hashes import stable_hashes
+from fusion_pl.data.table import Table
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -30,6 +31,15 @@ def parse_split(cell: str | None) -> Split | None:
         'val'
     """
     return ALIASES.get((cell or "").strip().lower())
+
+
+def column_splits(table: Table, column: str | None) -> NDArray[np.int8] | None:
+    """Return the split of each row in the split column; None if there is no such column."""
+    if column is None or column not in table.columns:
+        return None
+    codes, cells = table.factorize(column)
+    splits = [parse_split(cell) for cell in cells]
+    return np.array([NO_SPLIT if split is None else SPLITS.index(split) for split in [*splits, None]], np.int8)[codes]
 
 
 def splits_to_draw(column: NDArray[np.int8] | None) -> tuple[Split, ...]:
@@ -103,7 +113,7 @@ def draw_splits(
     """
     splits = np.full(len(targets), NO_SPLIT, np.int8) if fixed_splits is None else fixed_splits.copy()
     rows = np.flatnonzero(splits == NO_SPLIT)
-    groups = _Groups(rows, row_hashes[rows])
+    groups = Groups(rows, row_hashes[rows])
     u = stable_hashes(f"split {seed} {row_hash}" for row_hash in groups.hashes.tolist()) / 2.0**63
     low, high = fractions.get("test", 0.0), 1 - fractions.get("val", 0.0)
     drawn = np.select([u < low, u >= high], [np.int8(TEST), np.int8(VAL)], np.int8(TRAIN))
@@ -116,7 +126,7 @@ def draw_splits(
     return splits
 
 
-class _Groups:
+class Groups:
     """Groups of rows with the same hash, which share a split.
 
     Attributes:
@@ -138,7 +148,7 @@ class _Groups:
 
 
 def _add_missing_classes(
-    splits: NDArray[np.int8], targets: NDArray[np.int64], groups: _Groups, distances: NDArray[np.float64]
+    splits: NDArray[np.int8], targets: NDArray[np.int64], groups: Groups, distances: NDArray[np.float64]
 ) -> None:
     """Move the nearest groups of each class without a training row to train, in place."""
     train_classes = set(np.unique(targets[splits == TRAIN]).tolist())
@@ -155,7 +165,7 @@ def _add_missing_classes(
 
 
 def _fill_split(
-    splits: NDArray[np.int8], targets: NDArray[np.int64], groups: _Groups, nearest: NDArray[np.int64], split: int
+    splits: NDArray[np.int8], targets: NDArray[np.int64], groups: Groups, nearest: NDArray[np.int64], split: int
 ) -> None:
     """Move the first group without which no split and no training class is empty to an empty split, in place."""
     parts = np.where(splits == TRAIN, targets, NO_SPLIT - splits)  # a negative number for each split but train

@@ -146,7 +146,7 @@ class Project:
         """Return id -> split from splits.csv."""
         with open(self.folder / f"lightning_logs/version_{version}/splits.csv", newline="") as file:
             rows = list(csv.DictReader(file))
-        assert list(rows[0]) == ["row", "id", "split"]
+        assert list(rows[0]) == ["row", "id", "hash", "split"]
         return {row["id"]: row["split"] for row in rows}
 
     def tested(self, version):
