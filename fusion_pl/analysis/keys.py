@@ -21,6 +21,7 @@ from fusion_pl.cli.checks import build
 from fusion_pl.cli.options import cli_options
 from fusion_pl.cli.parsing import parse
 from fusion_pl.data.base import FusionData
+from fusion_pl.data.read_table import table_files
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training.cache_keys import code_versions
 
@@ -55,7 +56,7 @@ def describe_key_difference(key: str, other_key: str) -> str | None:
 
 
 def table_hash(data: Mapping[str, Any], extra: Sequence[str]) -> str:
-    """Hash the bytes of the table that the runs read; an empty string if the data class reads no table.
+    """Hash the bytes of the table and of the file of splits; an empty string if the data class reads no table.
 
     The data module is built from the configuration and the extra arguments of ``fusion-pl fit``, and prepared.
 
@@ -69,7 +70,8 @@ def table_hash(data: Mapping[str, Any], extra: Sequence[str]) -> str:
     arguments = ["--data", json.dumps(data, default=str), *_data_arguments(extra)]
     data_module: FusionData = parser.instantiate(parse(parser, arguments)).data
     data_module.prepare_data()
-    digest, files = hashlib.sha256(), data_module.files
+    digest = hashlib.sha256()
+    files = [*data_module.files, *table_files(getattr(data_module, "split_file", None) or "")]
     for file in files:
         with file.open("rb") as content:
             while block := content.read(BLOCK_BYTES):

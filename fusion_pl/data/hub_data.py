@@ -14,9 +14,10 @@ from huggingface_hub.constants import HF_HOME
 from lightning.pytorch.utilities import rank_zero_info
 
 from fusion_pl.data.arrow_file import open_columns, simplify
-from fusion_pl.data.manifest import DEFAULT_SPLIT, ManifestData
+from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.splits import SPLITS, parse_split
 from fusion_pl.data.table import Table, check_column_names
+from fusion_pl.data.table_data import DEFAULT_SPLIT
 from fusion_pl.messages import error_reason, join_names
 from fusion_pl.types import UserError
 
@@ -88,7 +89,7 @@ class HubData(ManifestData):
             ) from error
         if not len(data):
             raise UserError(f"the data set {self.manifest} has no rows: it needs one row per sample")
-        computed = {name for part in parts.values() for name in _class_names(part)} | {self.split}
+        computed = {name for part in parts.values() for name in _class_names(part)} | {self.split or DEFAULT_SPLIT}
         files = [_files(part) for part in parts.values()]
         return Table(
             self.manifest,

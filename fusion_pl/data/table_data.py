@@ -83,6 +83,7 @@ class TableData(FusionData):
         self.manifest = os.fspath(manifest)
         self.label = label
         self.split = split
+        self.split_file = splits
         self.configured_classes = classes
         fractions: dict[Split, float] = {"val": val_fraction, "test": test_fraction}
         self._split_options = SplitOptions(

@@ -52,6 +52,15 @@ def test_the_content_of_the_table_is_part_of_the_key(config, tmp_path):
         assert describe_key_difference(before, after) == "another configuration"
 
 
+def test_fold_group_and_the_content_of_a_file_of_splits_are_part_of_the_key(config, tmp_path):
+    (tmp_path / "s.csv").write_text("id,split\n2,train\n")
+    keys = [key(config, *extra.split()) for extra in ("", "--data.fold 1/3", "--data.fold 2/3", "--data.group text")]
+    assert len(set(keys)) == 4
+    before = key(config, "--data.splits", "s.csv")
+    (tmp_path / "s.csv").write_text("id,split\n2,test\n")
+    assert describe_key_difference(before, key(config, "--data.splits", "s.csv")) == "another table"
+
+
 def test_the_files_of_a_folder_of_tables_are_part_of_the_key(config, tmp_path):
     (tmp_path / "parts").mkdir()
     for name in ("1", "2"):
