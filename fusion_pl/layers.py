@@ -64,7 +64,7 @@ def scatter_rows(encoded: Encoded, present: Bool[Tensor, " B"]) -> Encoded:
     return _map_tensors(encoded, scatter)
 
 
-def drop_input(encoded: Encoded) -> Encoded:
+def mark_missing(encoded: Encoded) -> Encoded:
     """Zero an encoder's output, as if the input were missing in every sample."""
     return _map_tensors(encoded, torch.zeros_like)
 

@@ -20,7 +20,7 @@ from fusion_pl.data.order import global_seed, seed_generators
 from fusion_pl.data.split_record import find_split_record
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
-from fusion_pl.layers import drop_input, fill_missing, scatter_rows
+from fusion_pl.layers import fill_missing, mark_missing, scatter_rows
 from fusion_pl.metrics import balanced_class_weights
 from fusion_pl.processors import Processor
 from fusion_pl.training.feature_cache import CacheOptions, FeatureCache
@@ -177,7 +177,7 @@ class FusionClassifier(LightningModule):
     def fuse(self, encoded: dict[str, Encoded], subset: Collection[str] | None = None) -> Fused:
         """Apply the fusion head to the output of ``encode``; inputs outside ``subset`` are treated as missing."""
         if subset is not None:
-            encoded = {name: value if name in subset else drop_input(value) for name, value in encoded.items()}
+            encoded = {name: value if name in subset else mark_missing(value) for name, value in encoded.items()}
         filled = {name: fill_missing(encoded[name], vector) for name, vector in self.missing_embeddings.items()}
         fused: Fused = self.fusion(encoded | filled)
         return fused

@@ -17,7 +17,7 @@ from fusion_pl.analysis.folder import RESULT_FILE, load_finished_result, run_pat
 from fusion_pl.analysis.plan import Run
 from fusion_pl.analysis.result import RunResult
 from fusion_pl.analysis.run import execute_run, identity_fields
-from fusion_pl.analysis.workers import ProcessDeath, WorkerPool
+from fusion_pl.analysis.workers import ProcessFailure, WorkerPool
 from fusion_pl.messages import escape_unprintable
 
 
@@ -71,7 +71,7 @@ class Scheduler:
                 result = (
                     load_finished_result(self.output, run) or outcome
                 )  # a process may die after it stored its result
-                if isinstance(result, ProcessDeath):
+                if isinstance(result, ProcessFailure):
                     if run != exclusive:
                         retries.append(run)
                         continue

@@ -53,9 +53,10 @@ def wilson_interval(accuracy: float, num_samples: int) -> tuple[float, float]:
 def bootstrap_interval(correct: Correct) -> tuple[float, float]:
     """Return the percentile bootstrap interval of the mean of ``correct``, resampling both seeds and samples.
 
-    Source: Owen 2007, *The pigeonhole bootstrap* (arXiv:0712.1111). Samples with equal columns are exchangeable, so
-    this draws counts of the distinct columns: the same distribution as ``scipy.stats.bootstrap``, 100 times as fast for
-    10,000 samples. The random generator has a fixed seed: equal runs give equal intervals.
+    Source: Owen 2007, *The pigeonhole bootstrap* (arXiv:0712.1111). Samples with the same results in all seeds (equal
+    columns of ``correct``) are interchangeable, so this draws how often each distinct column occurs: the same
+    distribution as that of ``scipy.stats.bootstrap``, 100 times as fast for 10,000 samples. The random generator has a
+    fixed seed: equal runs give equal intervals.
     """
     generator = np.random.default_rng(0)
     seeds, samples = correct.shape

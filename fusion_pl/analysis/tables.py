@@ -26,7 +26,10 @@ def ranking_table(rows: Sequence[Row]) -> Table | None:
 
 
 def unranked_table(summary: Summary) -> Table | None:
-    """Return the table of ``Summary.unranked``, with the accuracy of the best head on the same samples."""
+    """Return the table of the rows that are not ranked because they were measured on other samples than the best row.
+
+    Each also has the accuracy of the best head on its samples.
+    """
     if not summary.unranked:
         return None
     header = [*ACCURACY_HEADER, "validation samples"]

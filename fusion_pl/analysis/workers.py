@@ -25,7 +25,7 @@ Job = Callable[[Run], RunResult]
 
 
 @dataclass(frozen=True)
-class ProcessDeath:
+class ProcessFailure:
     """Outcome of a run whose process ended without a result; ``cause`` is a signal or an exit code."""
 
     cause: str
@@ -72,20 +72,20 @@ class WorkerPool:
         with contextlib.suppress(BrokenPipeError):  # the process died while idle; wait reports it
             worker.connection.send(run)
 
-    def wait(self, seconds: float) -> list[tuple[Run, RunResult | ProcessDeath]]:
+    def wait(self, seconds: float) -> list[tuple[Run, RunResult | ProcessFailure]]:
         """Wait up to ``seconds``, and return the runs that finished or whose process died.
 
         Raises:
             Exception: If a process could not store a result, for example because the disk is full.
         """
-        finished: list[tuple[Run, RunResult | ProcessDeath]] = []
+        finished: list[tuple[Run, RunResult | ProcessFailure]] = []
         for connection in wait(list(self.busy), seconds):
             assert isinstance(connection, Connection)
             worker, run = self.busy.pop(connection)
             try:
                 outcome = connection.recv()
             except (EOFError, ConnectionResetError):
-                finished.append((run, ProcessDeath(worker.exit_cause())))
+                finished.append((run, ProcessFailure(worker.exit_cause())))
                 continue
             if isinstance(outcome, Exception):
                 raise outcome

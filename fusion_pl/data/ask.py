@@ -46,7 +46,7 @@ class Scene(NamedTuple):
 
     @property
     def correct_answer(self) -> str:
-        """Answer to the question, which is the label of the sample."""
+        """Label of the sample: the answer to its question."""
         values = self.colours if self.question == "colour" else self.shapes
         return values[0 if self.position == "upper" else 1]
 

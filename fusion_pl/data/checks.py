@@ -26,11 +26,11 @@ FILES_PER_TASK = 500
 MAX_THREADS = 32
 
 
-def check_column(table: Table, column: str, purpose: str, fix: str = "") -> Iterator[Problem]:
-    """Check that a column exists; the message contains the purpose of the column and a hint on how to fix the table."""
+def check_column(table: Table, column: str, purpose: str, advice: str = "") -> Iterator[Problem]:
+    """Check that a column exists; the message contains the purpose of the column and the advice."""
     if column not in table.columns:
         known = join_names(map(repr, table.columns)) + did_you_mean(column, table.columns)
-        hint = f": {fix}" if fix else ""
+        hint = f": {advice}" if advice else ""
         yield Problem(f"there is no column {column!r} for {purpose}; the columns are {known}{hint}")
 
 

@@ -93,7 +93,7 @@ class SmallEncoder(Encoder):
     def _add_pooling(
         self, dims: Sequence[int], combine: Combine | None, dropout: float, has_feature_maps: bool = False
     ) -> None:
-        """Build the layer mixing, for hidden layers with ``dims`` channels, and the pooling."""
+        """Add the pooling, and before it the combination of the hidden layers, which have ``dims`` channels."""
         self.hidden_layers = range(len(dims)) if combine else ()
         self.layer_mixing = build_layer_mixing(type(self).__name__, self.hidden_layers, combine, dims, has_feature_maps)
         if self.layer_mixing is not None:

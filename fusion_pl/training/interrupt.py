@@ -63,7 +63,7 @@ class StopSignals:
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
             self.pid = None
-            if not self._raised:  # after a stop, ``__del__`` of half constructed objects may still fail
+            if not self._raised:  # see ``_raise_later``
                 sys.unraisablehook = hook
 
     def receive(self, signum: int, frame: FrameType | None = None) -> None:
@@ -86,7 +86,8 @@ class StopSignals:
     def _raise_later(self, unraisable: sys.UnraisableHookArgs) -> None:
         """Send the signal again after 0.1 s if Python ignored the exception: in a fork or in ``__del__``.
 
-        After a stop, other errors in ``__del__`` are not shown: the loader's iterator may be half constructed.
+        After a stop, and until the process exits, errors in ``__del__`` are not printed: the stop may leave objects,
+        such as the loader's iterator, half constructed.
         """
         if isinstance(unraisable.exc_value, StoppedBySignal):
             self._raised = False

@@ -13,7 +13,7 @@ import torch
 
 from fusion_pl.analysis.plan import Run
 from fusion_pl.analysis.result import RunResult
-from fusion_pl.analysis.workers import ProcessDeath, WorkerPool
+from fusion_pl.analysis.workers import ProcessFailure, WorkerPool
 
 
 def job(run):
@@ -83,7 +83,7 @@ def test_a_process_that_dies_does_not_stop_the_others(pool):
     kill, leave, report = make_run("kill"), make_run("exit"), make_run("report")
     ended = outcomes(pool, [kill, leave, report])
     assert state(ended.pop(report))
-    assert ended == {kill: ProcessDeath("killed by SIGKILL"), leave: ProcessDeath("exit code 7")}
+    assert ended == {kill: ProcessFailure("killed by SIGKILL"), leave: ProcessFailure("exit code 7")}
     assert state(outcomes(pool, [make_run("report", 1)])[make_run("report", 1)])  # the pool is still usable
     with pytest.raises(OSError, match="disk full"):
         outcomes(pool, [make_run("raise")])
