@@ -34,24 +34,23 @@ def write_cleaned(checked: CheckedTable, path: Path) -> tuple[int, int]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    table, columns = checked.data.table, {check.column.column for check in checked.inputs}
-    keep = np.ones(len(table), bool)
-    emptied = {column: np.zeros(len(table), bool) for column in columns}
+    table = checked.data.table
+    keep, has_input = np.ones(len(table), bool), np.zeros(len(table), bool)
+    is_wrong = {check.column.column: np.zeros(len(table), bool) for check in checked.inputs}
     for finding in checked.errors:
-        if finding.row is not None and finding.column in columns:
-            emptied[finding.column][finding.row] = True
+        if finding.row is not None and finding.column in is_wrong:
+            is_wrong[finding.column][finding.row] = True
         elif finding.row is not None:
             keep[finding.row] = False
-    has_input = np.zeros(len(table), bool)
-    for column in columns:
-        has_input |= ~(table.is_missing(column) | emptied[column])
+    for check in checked.inputs:
+        has_input |= (check.codes >= 0) & ~is_wrong[check.column.column]
     keep &= has_input
     data = table.data
-    for column, mask in emptied.items():
+    for column, mask in is_wrong.items():
         index, field = data.column_names.index(column), data.schema.field(column)
         data = data.set_column(index, field, pc.if_else(pa.array(mask), pa.scalar(None, field.type), data[column]))
     _write(data.filter(pa.array(keep)), path)
-    return int(keep.sum()), int(sum((mask & keep).sum() for mask in emptied.values()))
+    return int(keep.sum()), int(sum((mask & keep).sum() for mask in is_wrong.values()))
 
 
 def _write(data: Any, path: Path) -> None:

@@ -17,7 +17,8 @@ from PIL import Image
 from fusion_pl.data.rows import InputColumn
 from fusion_pl.data_check.findings import Kind
 from fusion_pl.files import check_regular_file
-from fusion_pl.processors.base import OPEN_ERRORS, Length
+from fusion_pl.processors.audio import AudioProcessor
+from fusion_pl.processors.base import OPEN_ERRORS, Length, Processor
 from fusion_pl.processors.image import FORMATS
 from fusion_pl.types import Waveform
 
@@ -73,34 +74,39 @@ def inspect_cell(column: InputColumn, cell: Any) -> Inspection:
         column: column of the cell, with the processor that opens it.
         cell: path, bytes, text or another value.
     """
-    source = cell if column.processor.reads_files and isinstance(cell, (str, bytes)) else None
-    name = source if isinstance(source, str) else "the file"
     try:
-        if isinstance(source, str):
-            check_regular_file(source)
-        if source is not None and not (len(source) if isinstance(source, bytes) else os.path.getsize(source)):
-            return Inspection(Flaw(Kind.EMPTY_FILE, f"{name} has 0 bytes: replace it or empty its cell"))
         with warnings.catch_warnings():  # decoders warn about odd metadata, which changes no value
             warnings.simplefilter("ignore")
-            size = _num_audio_samples(source) if isinstance(source, str) else 0
-            is_long = size > MAX_WHOLE_SAMPLES
-            value = column.processor.open(cell) if is_long else column.processor.open_whole(cell)
-            flaws = list(find_flaws(value, source if isinstance(source, str) else None))
-            if is_long:
-                text = f"the sound has {size} audio samples, of which only the part that the encoder reads was checked"
-                flaws.append(Flaw(Kind.UNUSUAL, f"{text}: divide it"))
-            length = column.processor.length(value)
+            return _inspect(column.processor, cell)
     except OPEN_ERRORS as error:
-        kind = next((kind for words, kind in ERROR_KINDS.items() if words in str(error)), Kind.UNREADABLE)
-        return Inspection(Flaw(kind, str(error)))
+        text = " ".join(str(error).split())
+        return Inspection(
+            Flaw(next((ERROR_KINDS[words] for words in ERROR_KINDS if words in text), Kind.UNREADABLE), text)
+        )
     except MemoryError:
+        name = cell if isinstance(cell, str) and column.processor.reads_files else "the value"
         return Inspection(Flaw(Kind.ABSURD, f"{name} does not fit into the memory: replace it or empty its cell"))
+
+
+def _inspect(processor: Processor, cell: Any) -> Inspection:
+    path = cell if processor.reads_files and isinstance(cell, str) else None
+    if path is not None:
+        check_regular_file(path)
+    if (path is not None and not os.path.getsize(path)) or (processor.reads_files and cell == b""):
+        return Inspection(Flaw(Kind.EMPTY_FILE, f"{path or 'the file'} has 0 bytes: replace it or empty its cell"))
+    size = _num_audio_samples(path) if path is not None and isinstance(processor, AudioProcessor) else 0
+    is_long = size > MAX_WHOLE_SAMPLES
+    value = processor.open(cell) if is_long else processor.open_whole(cell)
+    flaws = list(find_flaws(value, path))
+    if is_long:
+        text = f"the sound has {size} audio samples, of which only the part that the encoder reads was checked"
+        flaws.append(Flaw(Kind.UNUSUAL, f"{text}: divide it"))
     has_colours = isinstance(value, Image.Image) and Kind.CONSTANT not in {flaw.kind for flaw in flaws}
     return Inspection(
         warnings=tuple(flaws),
         content=int.from_bytes(blake2b(content_bytes(value), digest_size=8).digest(), "little"),
         grey=value.convert("L").resize(GREY_SIZE, Image.Resampling.BOX).tobytes() if has_colours else b"",
-        length=length,
+        length=processor.length(value),
         is_text=isinstance(value, str),
     )
 
@@ -183,7 +189,7 @@ def _(value: Waveform, path: str | None) -> Iterator[Flaw]:
 
 
 def _num_audio_samples(path: str) -> int:
-    """Return the length that the header of a sound file promises; 0 for other files."""
+    """Return the number of audio samples that the header of a sound file promises; 0 if it cannot be read."""
     try:
         return int(soundfile.info(path).frames)
     except (soundfile.SoundFileError, OSError, TypeError):
