@@ -79,6 +79,13 @@ class Batch(NamedTuple):
     bad_files: list[tuple[str, ...]]
     id_hashes: Int[Tensor, " B"] | None = None
 
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch with its tensors on a device; ids and messages stay."""
+        non_blocking = device.type not in ("cpu", "mps")
+        return _map_tensors(
+            self, lambda tensor: None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+        )
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle small tensors as bytes, which is much faster than a shared memory block per tensor."""
         return _from_numpy, tuple(_map_tensors(self, _to_numpy))

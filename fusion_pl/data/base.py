@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fusion_pl.data.collate import Collate
-from fusion_pl.data.features import FeatureStore
+from fusion_pl.data.feature_rows import FeatureRows, has_only_features
 from fusion_pl.data.order import (
     EpochBatches,
     EpochLoader,
@@ -192,18 +192,20 @@ class FusionData(LightningDataModule, ABC):
         return self._build_loader(samples, sampler, self._collate(samples), self._num_workers(samples))
 
     def _loader_samples(self, split: Split) -> Dataset[Sample]:
-        return self.samples(split) if self.feature_source is None else self.feature_source(split)
+        if self.feature_source is None:
+            return self.samples(split)
+        samples = self.feature_source(split)
+        return samples if split == "train" and self.input_dropout else FeatureRows.wrap(samples)
 
-    def _collate(self, samples: Dataset[Sample], training: bool = False) -> Collate:
+    def _collate(self, samples: Dataset[Sample], training: bool = False) -> Callable[[Any], Batch]:
+        if isinstance(samples, FeatureRows):
+            return identity_collate
         processors = samples.processors if isinstance(samples, ManifestRows) else {}
         return Collate({**self.processors, **processors}, training, self.input_dropout if training else None)
 
     def _num_workers(self, samples: Dataset[Sample]) -> int:
         """Return the number of loader workers; by default none if all inputs are features, which is faster."""
-        has_features = isinstance(samples, ManifestRows) and all(
-            isinstance(processor, FeatureStore) for processor in samples.processors.values()
-        )
-        return 0 if has_features and self.num_workers is None else self.num_loader_workers
+        return 0 if self.num_workers is None and has_only_features(samples) else self.num_loader_workers
 
     def _build_loader(
         self,

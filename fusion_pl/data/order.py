@@ -102,7 +102,7 @@ class EpochBatches(Dataset[Batch]):
 
 
 def identity_collate(batch: Any) -> Any:
-    """Return a batch unchanged; ``EpochBatches`` has already collated its samples."""
+    """Return a batch unchanged; the data set has already collated its samples."""
     return batch
 
 

@@ -84,7 +84,7 @@ class ManifestRows(Dataset[Sample]):
         except LoadError as error:
             if not self.return_errors:
                 raise
-            return Sample(self._id(index), {}, self._target(index), (str(error),))
+            return Sample(self.sample_id(index), {}, self._target(index), (str(error),))
 
     def _load_sample(self, index: int) -> Sample:
         row = f"{self.manifest}, row {self.table.row_numbers[self.rows[index]]}"
@@ -107,10 +107,11 @@ class ManifestRows(Dataset[Sample]):
                 inputs[column.input] = self._augment(column, value, row)
         if not inputs:
             reason = "; ".join(messages) or f"{row}: all inputs are empty"
-            raise LoadError(f"{reason}: the sample {self._id(index)!r} has no other input, so remove the row")
-        return Sample(self._id(index), inputs, self._target(index), tuple(messages))
+            raise LoadError(f"{reason}: the sample {self.sample_id(index)!r} has no other input, so remove the row")
+        return Sample(self.sample_id(index), inputs, self._target(index), tuple(messages))
 
-    def _id(self, index: int) -> str:
+    def sample_id(self, index: int) -> str:
+        """Return the id of a sample."""
         return self.table.sample_id(int(self.rows[index]))
 
     def _target(self, index: int) -> int | None:

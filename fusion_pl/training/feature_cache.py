@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from fusion_pl.types import Encoded, Sample, UserError
 DEFAULT_SHARE = 0.1  # of the free disk
 NUM_MEASURED = 8  # values that are encoded to estimate the size of all features
 logger = logging.getLogger(__name__)
+_requires_grad = attrgetter("requires_grad")
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class FeatureCache:
         Raises:
             UserError: if a parameter requires a gradient, so that the stored features would be out of date.
         """
-        if any(parameter.requires_grad for parameter in self.parameters.get(name, ())):
+        if any(map(_requires_grad, self.parameters.get(name, ()))):
             raise UserError(
                 f"the encoder of {name!r} was unfrozen during the run, but its input was replaced by features that "
                 "were computed before: give --cache null"

@@ -8,13 +8,18 @@ import random
 import signal
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from fusion_pl.data import ManifestData
+from fusion_pl.data.collate import Collate
+from fusion_pl.data.feature_rows import FeatureRows
 from fusion_pl.data.features import FeatureStore, StoredCells, bytes_per_value, write_features
+from fusion_pl.data.rows import ManifestRows
 from fusion_pl.data.shards import KEYS, Shards, folder_bytes, unique_keys, write_shard
 from fusion_pl.types import Encoded, UserError
 
@@ -97,6 +102,39 @@ def test_a_missing_value_has_no_row(tmp_path):
     assert Shards(tmp_path / "empty").find(keys_of([1, 2])).tolist() == [-1, -1]
     write(tmp_path, [1])
     assert Shards(tmp_path).find(keys_of([2, 1])).tolist() == [-1, 0]
+
+
+def test_a_gathered_batch_equals_the_collated_samples(manifest, tmp_path, processors):
+    """With missing inputs, and an input that is missing in a whole batch."""
+    data = ManifestData(str(manifest))
+    data.processors = processors
+    data.setup("fit")
+    rows = data.samples("train")
+    write(tmp_path, list(range(len(rows))))
+    shards = Shards(tmp_path)
+    columns = []
+    for seed, column in enumerate(rows.columns):
+        stored = shards.find(keys_of(np.random.default_rng(seed).permutation(len(rows))))
+        is_missing = [cell is None for cell in column.cells]
+        columns.append(
+            replace(column, processor=FeatureStore(shards), cells=StoredCells(np.where(is_missing, -1, stored)))
+        )
+    rows = replace(rows, columns=columns)
+    gathered, collate = FeatureRows.wrap(rows), Collate(rows.processors)
+    assert isinstance(gathered, FeatureRows)
+    assert len(gathered) == len(rows)
+    for indices in ([0], list(range(len(rows))), [5, 11, 5], [3]):
+        found, expected = gathered.__getitems__(indices), collate([rows[index] for index in indices])
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0) if not isinstance(one, list) else None
+        assert (found.ids, found.bad_files) == (expected.ids, expected.bad_files)
+    assert gathered[3] == rows[3]
+    bad = [replace(one, cells=StoredCells(one.cells.rows, {2: "a message"})) for one in columns]
+    empty = [
+        replace(one, cells=StoredCells(np.where(np.arange(len(rows)) == 7, -1, one.cells.rows))) for one in columns
+    ]
+    for columns in (bad, empty, data.samples("train").columns):
+        assert isinstance(FeatureRows.wrap(replace(rows, columns=columns)), ManifestRows)
 
 
 def test_distinct_keys_are_in_the_order_of_their_first_occurrence():

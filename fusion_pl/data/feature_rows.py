@@ -1,0 +1,65 @@
+"""Rows of which every input is a feature: a batch is gathered at once, without a sample per row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fusion_pl.data.features import FeatureStore, StoredCells
+from fusion_pl.data.rows import ManifestRows
+from fusion_pl.types import Batch, Encoded, Sample, hash_ids
+
+
+def has_only_features(samples: Dataset[Any]) -> bool:
+    """Return whether every input of the samples is a feature, so that nothing is opened."""
+    rows = samples.rows if isinstance(samples, FeatureRows) else samples
+    return isinstance(rows, ManifestRows) and all(isinstance(one, FeatureStore) for one in rows.processors.values())
+
+
+class FeatureRows(Dataset[Sample]):
+    """Data set that returns a batch for a list of indices.
+
+    Args:
+        rows: rows of which every input is a feature.
+    """
+
+    def __init__(self, rows: ManifestRows) -> None:
+        self.rows = rows
+        self.columns = {column.input: column.cells.rows for column in rows.columns}  # type: ignore[attr-defined]
+
+    @classmethod
+    def wrap(cls, samples: Dataset[Sample]) -> Dataset[Sample]:
+        """Return a data set of batches if all samples are complete: only features, all readable, no empty row."""
+        if not (isinstance(samples, ManifestRows) and has_only_features(samples)) or samples.errors:
+            return samples
+        cells = [column.cells for column in samples.columns]
+        if any(isinstance(one, StoredCells) and one.errors for one in cells) or samples.targets is None:
+            return samples
+        wrapped = cls(samples)
+        is_empty = np.stack([rows < 0 for rows in wrapped.columns.values()]).all(0)
+        return samples if is_empty.any() else wrapped
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one sample."""
+        return self.rows[index]
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Gather a batch, like ``Collate`` for the samples."""
+        inputs: dict[str, dict[str, Tensor] | Encoded] = {}
+        present: dict[str, Tensor] = {}
+        for name, store in self.rows.processors.items():
+            rows = self.columns[name][indices]
+            is_present = rows >= 0
+            inputs[name] = store(rows[is_present] if is_present.any() else [store.placeholder()])
+            present[name] = torch.from_numpy(is_present)
+        assert self.rows.targets is not None
+        ids = [self.rows.sample_id(index) for index in indices]
+        target = torch.from_numpy(self.rows.targets[indices])
+        return Batch(inputs, present, target, ids, [()] * len(ids), hash_ids(ids))
