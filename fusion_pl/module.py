@@ -204,14 +204,6 @@ class FusionClassifier(LightningModule):
         seed = stable_hash(f"model {global_seed()} {self.current_epoch} {batch_idx} {self.global_rank}")
         seed_generators(seed, self.device)
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move the tensors of a batch; Lightning would look for tensors in every id."""
-        return (
-            batch.to(device)
-            if isinstance(batch, Batch)
-            else super().transfer_batch_to_device(batch, device, dataloader_idx)
-        )
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the training loss of a batch, log it, and update the metrics of the epoch."""
         loss, fused = self.compute_loss(batch)

@@ -235,6 +235,12 @@ class FusionData(LightningDataModule, ABC):
             self._bad_files.update(dict.fromkeys(chain.from_iterable(batch.bad_files)))
         return batch
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move the tensors of a batch; Lightning would look for tensors in every id."""
+        if isinstance(batch, Batch):
+            return batch.to(device)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def teardown(self, stage: str) -> None:
         """Log the messages about files that could not be read."""
         del stage

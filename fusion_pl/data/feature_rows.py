@@ -30,6 +30,7 @@ class FeatureRows(Dataset[Sample]):
     def __init__(self, rows: ManifestRows) -> None:
         self.rows = rows
         self.columns = {column.input: column.cells.rows for column in rows.columns}  # type: ignore[attr-defined]
+        self.stores = {column.input: column.processor for column in rows.columns}
 
     @classmethod
     def wrap(cls, samples: Dataset[Sample]) -> Dataset[Sample]:
@@ -54,10 +55,11 @@ class FeatureRows(Dataset[Sample]):
         """Gather a batch, like ``Collate`` for the samples."""
         inputs: dict[str, dict[str, Tensor] | Encoded] = {}
         present: dict[str, Tensor] = {}
-        for name, store in self.rows.processors.items():
+        for name, store in self.stores.items():
+            assert isinstance(store, FeatureStore)
             rows = self.columns[name][indices]
             is_present = rows >= 0
-            inputs[name] = store(rows[is_present] if is_present.any() else [store.placeholder()])
+            inputs[name] = store.gather(rows[is_present] if is_present.any() else np.zeros(1, np.int64))
             present[name] = torch.from_numpy(is_present)
         assert self.rows.targets is not None
         ids = [self.rows.sample_id(index) for index in indices]

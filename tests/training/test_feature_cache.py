@@ -14,11 +14,13 @@ import time
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torch.utils.data import Subset
 
+from fusion_pl.cli.run import run
 from fusion_pl.data import ManifestData
 from fusion_pl.data.shards import Shards, folder_bytes
 from fusion_pl.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder, TinyAudio, TinyText
@@ -387,6 +389,51 @@ def test_a_stopped_pass_goes_on_where_it_was(manifest, tmp_path, monkeypatch):
     model = build({"text": Embedding()})
     fit(model, manifest, tmp_path / "cache")
     assert model.encoders["text"].count == 36 - 20
+
+
+def test_two_processes_share_the_values_and_have_the_results_of_one(folders, manifest, tmp_path, monkeypatch):
+    """Through the real command, with odd counts; the second run, in this process, finds all values of the first."""
+    kinds = {"text": "TextEncoder", "image": "ImageEncoder", "audio": "AudioEncoder"}
+    encoders = {
+        name: {
+            "class_path": f"fusion_pl.encoders.{kind}",
+            "init_args": {"pretrained": str(folders / name), "freeze": "all"},
+        }
+        for name, kind in kinds.items()
+    }
+    config = {
+        "seed_everything": 1,
+        "model": {
+            "encoders": encoders,
+            "fusion": {"class_path": "fusion_pl.fusion.Mean", "init_args": {"dim": 8, "dropout": 0.0}},
+        },
+        "data": {
+            "class_path": "fusion_pl.data.ManifestData",
+            "init_args": {"manifest": str(manifest), "batch_size": 3, "num_workers": 0},
+        },
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
+        "cache": "cache",
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    command = [sys.executable, "-m", "fusion_pl", "fit", "--config", "config.yaml", *devices]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("features of frozen encoders stand in for") == 1
+    folders_of_features = [path for path in (tmp_path / "cache").iterdir() if path.name != "files"]
+    assert [len(list(path.iterdir())) for path in folders_of_features] == [2, 2, 2]  # one shard per process
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fusion-pl"])
+    monkeypatch.setattr(encoding.EncodingPass, "encode", None)
+    for cache in ("cache", "null"):
+        batch = ["--data.batch_size", "6", "--cache", cache]  # as many samples per step as both processes together
+        assert run("fit", ["--config", "config.yaml", *batch]) == 0
+    results = [
+        json.loads((tmp_path / f"lightning_logs/version_{version}/metrics.json").read_text())["metrics"]
+        for version in range(3)
+    ]
+    assert results[1] == pytest.approx(results[2], rel=1e-4)
+    assert results[0] == pytest.approx(results[2], rel=1e-3)
 
 
 def test_other_weights_or_arguments_have_another_key(folders):
