@@ -27,6 +27,7 @@ from fusion_pl.training.feature_cache import CacheOptions, FeatureCache
 from fusion_pl.training.loss import Loss
 from fusion_pl.training.optimisation import WarmupCosine, enable_fused_optimizer, parameter_groups, parameter_ndims
 from fusion_pl.training.stage_metrics import Mean, StageMetrics
+from fusion_pl.training.statistics import fit_statistics
 from fusion_pl.training.train_metrics import TrainMetrics
 from fusion_pl.types import Batch, Encoded, Fused, UserError
 
@@ -127,11 +128,12 @@ class FusionClassifier(LightningModule):
         self._set_up_features(stage)
         if stage != "fit":
             return
-        for _, encoder in self._encoders():
+        for name, encoder in self._encoders():
             if self.training:
                 encoder.update_frozen_modes()  # a callback or the user may have frozen modules
             if not encoder.has_weights:
                 encoder.load_pretrained()
+                fit_statistics(encoder, name, self.trainer)
                 encoder.has_weights = True
         self.parameter_ndims = parameter_ndims(self)  # before a strategy flattens the parameters
         if self.loss.class_weights == "balanced":

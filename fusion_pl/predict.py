@@ -45,7 +45,7 @@ class Predictor:
     Args:
         model: a trained classifier.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        columns: name of the input -> column of the manifest.
+        columns: name of the input -> column or columns of the manifest.
         label: label column of the training manifest, if known.
     """
 
@@ -53,7 +53,7 @@ class Predictor:
         self,
         model: FusionClassifier,
         device: str = "auto",
-        columns: dict[str, str] | None = None,
+        columns: dict[str, str | list[str]] | None = None,
         label: str | None = None,
     ) -> None:
         self.device = _parse_device(device)
@@ -98,7 +98,8 @@ class Predictor:
 
         Args:
             samples: name of the input -> text; path, bytes, PIL image, array or tensor of an image; path, bytes,
-                (array, rate) or ``Waveform`` of a sound. An input that is left out or None is missing.
+                (array, rate) or ``Waveform`` of a sound; path, bytes, array or list of numbers of a vector. An input
+                that is left out or None is missing.
             batch_size: number of samples per batch.
             open_paths: whether a ``str`` may be the path of a file. False for samples from untrusted sources, which
                 could name any file of this machine otherwise.
@@ -146,7 +147,7 @@ class Predictor:
             for name in values:
                 if name not in self.processors:
                     raise UserError(f"this model has no input {name!r}; it takes: {', '.join(self.processors)}")
-            present = {name: value for name, value in values.items() if value is not None}
+            present = {name: value for name, value in values.items() if not self.processors[name].is_missing(value)}
             if not open_paths:
                 for name, value in present.items():
                     refuse_path(name, self.processors[name], value)

@@ -74,7 +74,9 @@ def _check_config(config: dict[str, Any]) -> None:
     _expect(isinstance(classes, list) and all(_is_text(name) for name in classes), "classes is not a list of names")
     _expect(_is_mapping(encoders) and 0 < len(encoders) <= 1000, "encoders is not a dictionary of the model's inputs")
     _expect(config["missing"] in ("mask", "token"), "missing is neither mask nor token")
-    _expect(_is_mapping(columns) and all(map(_is_text, columns.values())), "columns is not a dictionary of names")
+    _expect(_is_mapping(columns), "columns is not a dictionary of names")
+    names = [name for value in columns.values() for name in (value if isinstance(value, list) else [value])]
+    _expect(all(map(_is_text, names)), "columns is not a dictionary of names")
     _expect(config.get("label") is None or _is_text(config["label"]), "label is not the name of a column")
     for key, spec in (
         ("fusion", config["fusion"]),

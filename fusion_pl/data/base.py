@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -28,6 +28,7 @@ from fusion_pl.data.order import (
 )
 from fusion_pl.data.rows import ManifestRows, OnBadFile
 from fusion_pl.data.splits import Split
+from fusion_pl.data.workers import BAR_MIN_ITEMS, iterate_in_workers
 from fusion_pl.messages import escape_unprintable, join_lines
 from fusion_pl.processes import init_worker
 from fusion_pl.processors import Processor
@@ -140,8 +141,8 @@ class FusionData(LightningDataModule, ABC):
         self._processors = dict(processors)
 
     @property
-    def columns(self) -> dict[str, str]:
-        """Dictionary from input name to column name; by default both names are equal."""
+    def columns(self) -> dict[str, str | list[str]]:
+        """Dictionary from input name to its column or columns; by default both names are equal."""
         return {name: name for name in self.processors}
 
     @property
@@ -150,6 +151,18 @@ class FusionData(LightningDataModule, ABC):
         if self.num_workers is not None:
             return self.num_workers
         return min(MAX_WORKERS, suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1))
+
+    def training_values(self, name: str) -> Iterator[Any]:
+        """Yield the opened values of an input in all training samples, for statistics."""
+        samples = self.samples("train")
+        workers = 0
+        if isinstance(samples, ManifestRows):
+            samples = samples.select_input(name)
+            has_many_files = samples.columns[0].reads_paths and len(samples) >= BAR_MIN_ITEMS
+            workers = self.num_loader_workers if has_many_files else 0
+        for sample in iterate_in_workers(samples, workers, f"Statistics of {name}"):
+            if name in sample.inputs:
+                yield sample.inputs[name]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return a loader of the training samples; order, augmentation and random crops differ in each epoch.

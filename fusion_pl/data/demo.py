@@ -20,7 +20,7 @@ class _DemoData(ManifestData):
     def __init__(self, folder: str, inputs: dict[str, str] | None, **kwargs: Any) -> None:
         super().__init__(
             manifest=os.path.join(folder, MANIFEST),
-            inputs=inputs,
+            inputs={**(inputs or {})},
             classes=list(self.dataset.classes),
             label="label",
             root=folder,
@@ -115,7 +115,7 @@ class Ask(_DemoData):
         super().setup(stage)
         best_one = max(ask.bayes_accuracy({name}) for name in ask.INPUTS)
         best_two = max(ask.bayes_accuracy(set(ask.INPUTS) - {name}) for name in ask.INPUTS)
-        max_accuracy = ask.bayes_accuracy(set(self.columns.values()))
+        max_accuracy = ask.bayes_accuracy({column for column in self.columns.values() if isinstance(column, str)})
         rank_zero_info(
             f"The inputs of this model allow an accuracy of at most {max_accuracy:.1%} on the Ask data (one input at "
             f"most {best_one:.1%}, two at most {best_two:.1%}, all three 100%)"

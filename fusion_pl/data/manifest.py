@@ -9,20 +9,20 @@ from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 
 from fusion_pl.data.checks import (
     check_column,
     check_empty_rows,
-    check_files,
     check_ids,
     check_labels,
     check_splits,
     check_text_column,
-    find_outside_paths,
 )
+from fusion_pl.data.columns import Columns, TableInputs
 from fusion_pl.data.rows import InputColumn, ManifestRows
 from fusion_pl.data.splits import SPLITS, Split
-from fusion_pl.data.table import Cells, Problem, Table, raise_problems
+from fusion_pl.data.table import Problem, Table, raise_problems
 from fusion_pl.data.table_data import DEFAULT_SPLIT, TableData
 from fusion_pl.messages import join_names
 
@@ -39,7 +39,8 @@ class ManifestData(TableData):
 
     Args:
         manifest: path of the table, see ``TableData``.
-        inputs: dictionary from input name to column of the manifest; by default the column has the name of the input.
+        inputs: dictionary from input name to column of the manifest, or to a list of columns of numbers; by default the
+            column has the name of the input.
         root: folder of relative paths; by default the folder of the manifest, or the manifest if it is a folder.
         check_files: whether to check before training that the files exist.
         kwargs: arguments of ``TableData`` and ``FusionData``.
@@ -48,21 +49,22 @@ class ManifestData(TableData):
     def __init__(
         self,
         manifest: str,
-        inputs: dict[str, str] | None = None,
+        inputs: dict[str, list[str] | str] | None = None,
         root: str | None = None,
         *,
         check_files: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(manifest=manifest, **kwargs)
-        self.inputs = inputs or {}
+        self.inputs = dict(inputs or {})
         folder = self.manifest if os.path.isdir(self.manifest) else os.path.dirname(self.manifest)
         self.root = root or folder or os.curdir
         self.check_files = check_files
+        self._table_inputs: TableInputs | None = None
 
     @property
-    def columns(self) -> dict[str, str]:
-        """Dictionary from input name to its column, in the order of the model's inputs."""
+    def columns(self) -> dict[str, Columns]:
+        """Dictionary from input name to its column or columns, in the order of the model's inputs."""
         return {name: self.inputs.get(name, name) for name in self.processors}
 
     def setup(self, stage: str) -> None:
@@ -108,8 +110,8 @@ class ManifestData(TableData):
         ]
 
     def _check_prediction_columns(self, problems: list[Problem]) -> None:
-        missing = [column for column in self.columns.values() if column not in self.table.columns]
-        if len(missing) == len(self.columns):
+        missing = self._inputs.missing_columns
+        if not self._inputs.names:
             problems += [problem for column in missing for problem in check_column(self.table, column, "an input")]
         raise_problems(self.manifest, problems)
         if missing:
@@ -118,9 +120,7 @@ class ManifestData(TableData):
 
     def _check_rows(self) -> Iterator[Problem]:
         yield from check_text_column(self.table, self.label, "the label")
-        for name, column in self.columns.items():
-            fix = f"give another column with --data.inputs.{name}, or leave {name} out of model.encoders"
-            yield from check_column(self.table, column, f"the input {name!r}", fix)
+        yield from self._inputs.check_columns()
         if self._has_labels:
             yield from check_labels(self.table, self.label, self._classes)
         if self.split is not None and (self.split in self.table.columns or self.split != DEFAULT_SPLIT):
@@ -130,8 +130,8 @@ class ManifestData(TableData):
         if "id" in self.table.columns:
             yield from check_text_column(self.table, "id", "the id")
             yield from check_ids(self.table)
-        if not self.drop_empty and all(column in self.table.columns for column in self.columns.values()):
-            yield from check_empty_rows(self.table, list(self.columns.values()), self._empty_rows)
+        if not self.drop_empty and not self._inputs.missing_columns:
+            yield from check_empty_rows(self.table, self._inputs.all_columns, self._empty_rows)
 
     def _check_classes(self, required_splits: Sequence[Split]) -> list[Problem]:
         problems = [
@@ -156,52 +156,41 @@ class ManifestData(TableData):
 
     def _check_paths(self, splits: Sequence[Split]) -> Iterator[Problem]:
         rows = np.concatenate([self._splits.used_rows[split] for split in splits])
-        for column in self._path_columns.values():
-            outside = self._find_outside_paths(column)
-            yield from (Problem(text, int(self.table.row_numbers[row]), column) for row, text in outside.items())
-            if self.check_files:
-                yield from check_files(self.table, column, self._folder, np.setdiff1d(rows, list(outside)))
+        yield from self._inputs.check_paths(rows, self.check_files)
 
     def samples(self, split: Split | Literal["predict"]) -> ManifestRows:
         """Return the data set of a split; ``predict`` returns all rows, without targets."""
         predicting, training = split == "predict", split == "train"
         rows = np.arange(len(self.table)) if split == "predict" else self._splits.used_rows[split]
-        errors: dict[int, str] = {}
-        if predicting:
-            for column in self._path_columns.values():
-                errors |= self._find_outside_paths(column)
+        inputs = self._inputs
         columns = []
-        for name, column in self.columns.items():
-            if column in self.table.columns:
-                cells = Cells(self._input_table, column, rows, self._folder if name in self._path_columns else None)
-                augment = self.augment.get(name) if training else None
-                columns.append(InputColumn(name, column, self.processors[name], cells, training, augment))
+        for name, column in inputs.names.items():
+            augment = self.augment.get(name) if training else None
+            cells = inputs.cells(name, rows)
+            columns.append(InputColumn(name, column, self.processors[name], cells, training, augment))
         return ManifestRows(
             manifest=self.manifest,
             columns=columns,
-            table=self._input_table,
+            table=inputs.table,
             rows=rows,
             targets=None if predicting else self.targets[rows],
             on_bad_file=self.on_bad_file,
             return_errors=predicting,
-            errors=errors,
+            errors=inputs.find_outside_paths() if predicting else {},
         )
 
-    @cached_property
-    def _input_table(self) -> Table:
-        """The columns that loader workers need."""
-        return self.table.select(name for name in ("id", *self.columns.values()) if name in self.table.columns)
+    @property
+    def input_table(self) -> Table:
+        """The columns that loader workers need, with several columns of one input joined to one."""
+        return self._inputs.table
 
     @property
-    def _path_columns(self) -> dict[str, str]:
-        """Dictionary from input name to its column, for inputs that are files."""
-        columns = {name: column for name, column in self.columns.items() if column in self.table.columns}
-        return {name: column for name, column in columns.items() if self.processors[name].reads_files}
+    def _inputs(self) -> TableInputs:
+        if self._table_inputs is None or self._table_inputs.processors is not self.processors:
+            folder = os.path.abspath(self.root)
+            self._table_inputs = TableInputs(self.table, self.columns, self.processors, folder, self.allow_outside)
+        return self._table_inputs
 
     @cached_property
-    def _folder(self) -> str:
-        """Absolute folder of relative paths."""
-        return os.path.abspath(self.root)
-
-    def _find_outside_paths(self, column: str) -> dict[int, str]:
-        return {} if self.allow_outside else find_outside_paths(self.table, column, self._folder)
+    def _empty_rows(self) -> NDArray[np.bool_]:
+        return self._inputs.find_empty_rows()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset
 
-from fusion_pl.data.table import Table
+from fusion_pl.data.table import Cells, Table
 from fusion_pl.processors.base import OPEN_ERRORS, Processor
 from fusion_pl.types import Sample, UserError
 
@@ -40,6 +40,11 @@ class InputColumn:
     training: bool = False
     augment: nn.Module | None = None
     whole: bool = False  # whether to open complete files, so that damage in any part of a file is found
+
+    @property
+    def reads_paths(self) -> bool:
+        """Whether the cells are paths of files."""
+        return isinstance(self.cells, Cells) and self.cells.root is not None
 
     def open(self, cell: Any) -> Any:
         """Open a cell."""
@@ -71,6 +76,25 @@ class ManifestRows(Dataset[Sample]):
     def place(self, column: InputColumn, index: int) -> str:
         """Return file, row and column of a cell, for messages."""
         return f"{self.manifest}, row {self.table.row_numbers[self.rows[index]]}, column {column.column!r}"
+
+    def select_input(self, name: str) -> ManifestRows:
+        """Return the rows that have an input, without their other inputs and without augmentation.
+
+        If unreadable files are missing inputs, their rows have no input.
+        """
+        (column,) = (column for column in self.columns if column.input == name)
+        assert isinstance(column.cells, Cells)
+        present = np.flatnonzero(~self.table.is_missing(column.column)[self.rows])
+        cells = replace(column.cells, rows=self.rows[present])
+        column = replace(column, cells=cells, augment=None, training=False)
+        targets = None if self.targets is None else self.targets[present]
+        return replace(
+            self,
+            columns=[column],
+            rows=self.rows[present],
+            targets=targets,
+            return_errors=self.on_bad_file == "missing",
+        )
 
     def __getitem__(self, index: int) -> Sample:
         """Load one row.

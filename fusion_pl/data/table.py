@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -106,7 +106,7 @@ class Table:
 
     def factorize(self, column: str) -> tuple[NDArray[np.int64], list[str]]:
         """Return the index of each cell's text in a list of distinct texts (-1 = no text), and the list."""
-        array = self._text_part(column)
+        array = self.texts(column)
         if is_string(array.type) and array.nbytes >= MAX_STRING_BYTES:
             array = array.cast("large_string")
         encoded = array.combine_chunks().dictionary_encode()
@@ -121,7 +121,7 @@ class Table:
         """Return whether the cells of a column are different texts, none of them empty."""
         import pyarrow.compute as pc
 
-        texts = self._text_part(column)
+        texts = self.texts(column)
         return (
             is_string(texts.type)
             and pc.count_distinct(texts, mode="all").as_py() == len(self)
@@ -142,7 +142,7 @@ class Table:
         """Return the rows whose cell is a text that contains a match of a regular expression."""
         import pyarrow.compute as pc
 
-        texts = self._text_part(column)
+        texts = self.texts(column)
         if not is_string(texts.type):
             return np.empty(0, np.int64)
         return np.flatnonzero(np.asarray(pc.match_substring_regex(texts, pattern).fill_null(False), bool))
@@ -152,7 +152,15 @@ class Table:
         data = self.data.select(list(dict.fromkeys(columns)))
         return Table(self.path, data, self.row_numbers, files=self.files, computed=self.computed)
 
-    def _text_part(self, column: str) -> Any:
+    def append(self, columns: Mapping[str, Any]) -> Table:
+        """Return a table with further Arrow columns, which the files lack."""
+        data = self.data
+        for name, array in columns.items():
+            data = data.append_column(name, array)
+        computed = self.computed.union(columns)
+        return Table(self.path, data, self.row_numbers, files=self.files, computed=computed)
+
+    def texts(self, column: str) -> Any:
         """Return an Arrow array of the cells that are text or can be written as text; the others are null."""
         import pyarrow as pa
         import pyarrow.compute as pc

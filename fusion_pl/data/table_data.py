@@ -124,8 +124,8 @@ class TableData(FusionData):
 
     @property
     @abstractmethod
-    def columns(self) -> dict[str, str]:
-        """Dictionary from input name to its column, in the order of the model's inputs."""
+    def columns(self) -> dict[str, str | list[str]]:
+        """Dictionary from input name to its column or columns, in the order of the model's inputs."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the split record, which Lightning saves in the checkpoint."""

@@ -63,7 +63,7 @@ def compute_statistics(data: ManifestData, inputs: Sequence[InputCheck], splits:
     """Count classes, missing inputs and lengths in all rows that have a split."""
     targets, classes = data.targets, data.classes
     counts = {split: np.bincount(targets[splits == i], minlength=len(classes)) for i, split in enumerate(SPLITS)}
-    missing = {check.column.input: data.table.is_missing(check.column.column) for check in inputs}
+    missing = {check.column.input: data.input_table.is_missing(check.column.column) for check in inputs}
     return Statistics(
         rows={split: int((splits == index).sum()) for index, split in enumerate(SPLITS)},
         classes={name: {split: int(counts[split][index]) for split in SPLITS} for index, name in enumerate(classes)},

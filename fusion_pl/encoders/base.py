@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,6 +59,14 @@ class Encoder(Configurable, nn.Module, ABC):
 
     def load_pretrained(self) -> None:
         """Load pretrained weights; called once before training, and never for a model from a checkpoint."""
+
+    def fit_statistics(self, values: Iterable[Any]) -> None:
+        """Compute statistics of the input, such as means; called once before training, never for a loaded model.
+
+        Args:
+            values: opened values of the input in all training samples, not augmented. They are opened while they are
+                iterated over, so that an encoder without statistics costs nothing.
+        """
 
     def train(self, mode: bool = True) -> Encoder:
         """Set training or evaluation mode, but keep frozen modules in evaluation mode."""

@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -54,9 +54,17 @@ class Processor(ABC):
     Attributes:
         reads_files: whether a ``str`` is the path of a file. The data module resolves the path, and checks that the
             file exists and lies inside the root folder.
+        columns_needed: whether an input may be several columns of numbers, whose cell is a list of their texts (None
+            for a missing number), and whether it is missing unless ``all`` or ``any`` of its cells are present; None =
+            an input is one column.
     """
 
     reads_files: ClassVar[bool] = False
+    columns_needed: Literal["all", "any"] | None = None
+
+    def is_missing(self, value: Any) -> bool:
+        """Return whether a value in memory is a missing input."""
+        return value is None
 
     @abstractmethod
     def open(self, value: Any, training: bool = False) -> Any:

@@ -37,7 +37,8 @@ def encoder_key(encoder: Encoder, *details: str) -> str:
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name, content in sorted(encoder.files().items()):
         digest.update(name.encode() + content)
-    for name, value in [*encoder.named_parameters(), *encoder.named_buffers()]:
+    extra_state = {name: value for name, value in encoder.state_dict().items() if name.endswith("_extra_state")}
+    for name, value in [*encoder.named_parameters(), *encoder.named_buffers(), *extra_state.items()]:
         digest.update(name.encode() + _tensor_bytes(value))
     return digest.hexdigest()[:24]
 

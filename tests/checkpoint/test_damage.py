@@ -172,7 +172,7 @@ def test_an_internal_error_is_not_called_damage(originals, monkeypatch):
     def fail(data):
         raise AttributeError("of our own")
 
-    monkeypatch.setattr("fusion_pl.checkpoint.archive._check_pickle", fail)
+    monkeypatch.setattr("fusion_pl.torch_files._check_pickle", fail)
     with pytest.raises(AttributeError, match="of our own"):
         read_checkpoint(originals / "small")
 

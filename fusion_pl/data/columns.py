@@ -1,0 +1,180 @@
+"""Columns of the model's inputs in a table. Several columns of numbers are joined to one column of lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusion_pl.data.checks import (
+    check_column,
+    check_files,
+    check_text_column,
+    find_empty_rows,
+    find_outside_paths,
+    row_problems,
+)
+from fusion_pl.data.table import Cells, Problem, Table
+from fusion_pl.processors import Processor
+
+Columns = str | list[str]  # a column, or several columns of one input
+NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
+
+
+class TableInputs:
+    """The columns of the model's inputs in a table.
+
+    Args:
+        manifest: table with all columns.
+        columns: dictionary from input name to its column, or to several columns of numbers.
+        processors: dictionary from input name to its processor.
+        folder: absolute folder of relative paths.
+        allow_outside: whether paths may lie outside the folder.
+    """
+
+    def __init__(
+        self,
+        manifest: Table,
+        columns: Mapping[str, Columns],
+        processors: Mapping[str, Processor],
+        folder: str,
+        allow_outside: bool,
+    ) -> None:
+        self.manifest = manifest
+        self.columns = columns
+        self.processors = processors
+        self.folder = folder
+        self.allow_outside = allow_outside
+
+    @cached_property
+    def table(self) -> Table:
+        """The columns that loader workers need, with several columns of one input joined to one.
+
+        A joined cell is a list of texts, None for a missing number. The processor of the input decides whether the cell
+        is missing if any of its numbers is missing, or only if all are.
+        """
+        available = set(self.manifest.columns)
+        single = [column for column in self.columns.values() if isinstance(column, str) and column in available]
+        joined = {
+            joined_name(columns): _join(self.manifest, columns, self.processors[name].columns_needed == "any")
+            for name, columns in self.columns.items()
+            if not isinstance(columns, str) and set(columns) <= available
+        }
+        return self.manifest.select([*(["id"] if "id" in available else []), *single]).append(joined)
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Dictionary from input name to its column in ``table``, for inputs that the table has."""
+        names = {name: joined_name(columns) for name, columns in self.columns.items()}
+        return {name: column for name, column in names.items() if column in self.table.columns}
+
+    @property
+    def all_columns(self) -> list[str]:
+        """Columns of all inputs, whether the table has them or not."""
+        return [name for columns in self.columns.values() for name in _column_names(columns)]
+
+    @property
+    def missing_columns(self) -> list[str]:
+        """Columns that the table lacks."""
+        return [name for name in self.all_columns if name not in self.manifest.columns]
+
+    def find_empty_rows(self) -> NDArray[np.bool_]:
+        """Return for each row whether all inputs are missing."""
+        return find_empty_rows(self.table, list(self.names.values()))
+
+    def cells(self, name: str, rows: NDArray[np.int64]) -> Cells:
+        """Return the cells of an input in some rows."""
+        return Cells(self.table, self.names[name], rows, self.folder if name in self._path_columns else None)
+
+    def find_outside_paths(self) -> dict[int, str]:
+        """Return a dictionary from row to message for the paths that lie outside the folder."""
+        errors: dict[int, str] = {}
+        for column in self._path_columns.values():
+            errors |= self._find_outside(column)
+        return errors
+
+    def check_columns(self) -> Iterator[Problem]:
+        """Find columns that do not exist, and cells of several columns that are not numbers."""
+        for name, columns in self.columns.items():
+            fix = f"give another column with --data.inputs.{name}, or leave {name} out of model.encoders"
+            for column in _column_names(columns):
+                yield from check_column(self.manifest, column, f"the input {name!r}", fix)
+            if not isinstance(columns, str):
+                yield from self._check_several(name, columns)
+
+    def check_paths(self, rows: NDArray[np.int64], with_files: bool) -> Iterator[Problem]:
+        """Find paths that lie outside the folder and, in the given rows, files that do not exist."""
+        for column in self._path_columns.values():
+            outside = self._find_outside(column)
+            numbers = self.table.row_numbers
+            yield from (Problem(text, int(numbers[row]), column) for row, text in outside.items())
+            if with_files:
+                yield from check_files(self.table, column, self.folder, np.setdiff1d(rows, list(outside)))
+
+    @property
+    def _path_columns(self) -> dict[str, str]:
+        """Dictionary from input name to its column, for inputs that are files."""
+        files = {name for name, processor in self.processors.items() if processor.reads_files}
+        return {name: self.names[name] for name in self.names if name in files and isinstance(self.columns[name], str)}
+
+    def _find_outside(self, column: str) -> dict[int, str]:
+        return {} if self.allow_outside else find_outside_paths(self.table, column, self.folder)
+
+    def _check_several(self, name: str, columns: Sequence[str]) -> Iterator[Problem]:
+        processor = self.processors[name]
+        if processor.columns_needed is None or not columns:
+            reads = "one column" if processor.columns_needed is None else "at least one column"
+            yield Problem(f"data.inputs has {columns} for {name!r}, but its {type(processor).__name__} reads {reads}")
+            return
+        for column in columns:
+            if column in self.manifest.columns:
+                yield from check_text_column(self.manifest, column, f"the input {name!r}")
+                yield from _check_numbers(self.manifest, column)
+
+
+def _column_names(columns: Columns) -> Sequence[str]:
+    return [columns] if isinstance(columns, str) else columns
+
+
+def joined_name(columns: Columns) -> str:
+    """Return the name of an input's column in the joined table.
+
+    Example:
+        >>> joined_name("photo"), joined_name(["width", "height"])
+        ('photo', '[width, height]')
+    """
+    return columns if isinstance(columns, str) else f"[{', '.join(columns)}]"
+
+
+def _join(table: Table, columns: Sequence[str], any_is_enough: bool) -> Any:
+    """Return an Arrow array of lists with the texts of several columns."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not columns:
+        return pa.nulls(len(table), pa.list_(pa.string()))
+    is_missing = np.stack([table.is_missing(column) for column in columns])
+    chunks = []
+    for column, missing in zip(columns, is_missing, strict=True):
+        texts = table.texts(column).cast(pa.string())
+        chunks += pa.chunked_array(pc.if_else(pa.array(missing), pa.scalar(None, pa.string()), texts)).chunks
+    by_row = np.arange(is_missing.size).reshape(is_missing.shape).T.ravel()
+    missing = is_missing.all(0) if any_is_enough else is_missing.any(0)
+    cells = pa.concat_arrays(chunks).take(pa.array(by_row))
+    return pa.FixedSizeListArray.from_arrays(cells, len(columns), mask=pa.array(missing))
+
+
+def _check_numbers(table: Table, column: str) -> Iterator[Problem]:
+    """Find cells that are neither missing nor finite numbers."""
+    import pyarrow.compute as pc
+
+    def describe(row: int) -> str:
+        return f"{table.cell(column, row)!r} is not a finite number: correct it, or empty the cell"
+
+    if table.is_text(column):
+        is_number = pc.match_substring_regex(table.texts(column).cast("string"), NUMBER).fill_null(False)
+        rows = np.flatnonzero(~np.asarray(is_number, bool) & ~table.is_missing(column))
+        yield from row_problems(table, rows, column, describe)
