@@ -340,13 +340,14 @@ class StoredInput:
         store = FeatureStore(self.shards)
         stored = {split: np.full(len(samples[split]), -1, np.int64) for split in self.splits}
         errors: dict[Split, dict[int, str]] = {split: {} for split in self.splits}
-        bad = {int(self.inverse[position]) for position in self.encoding.errors}
-        for position, (part, index) in enumerate(self.values.places):
-            group = int(self.inverse[position])
-            if group in bad:  # files with the same content have different messages
-                found = self.encoding.errors | self.values.__getitems__([position]).errors
-                errors[self.splits[part]][index] = found[position]
-            stored[self.splits[part]][index] = max(self.rows[group], 0)
+        parts, indices = np.array(self.values.places).T
+        for part, split in enumerate(self.splits):
+            stored[split][indices[parts == part]] = self.rows[self.inverse[parts == part]].clip(min=0)
+        bad = self.inverse[list(self.encoding.errors)]
+        for position in np.flatnonzero(np.isin(self.inverse, bad)).tolist():
+            # Files with the same content have different messages.
+            found = self.encoding.errors | self.values.__getitems__([position]).errors
+            errors[self.splits[parts[position]]][int(indices[position])] = found[position]
         replaced = dict(samples)
         for split in self.splits:
             rows = samples[split]
@@ -374,4 +375,6 @@ def _log_not_stored(reason: str) -> None:
 
 
 def _format(size: float | int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+    if size >= 2**30:
+        return f"{size / 2**30:.1f} GiB"
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
