@@ -75,7 +75,7 @@ class ManifestRows(Dataset[Sample]):
 
     def place(self, column: InputColumn, index: int) -> str:
         """Return file, row and column of a cell, for messages."""
-        return f"{self.manifest}, row {self.table.row_numbers[self.rows[index]]}, column {column.column!r}"
+        return f"{self._row(index)}, column {column.column!r}"
 
     def select_input(self, name: str) -> ManifestRows:
         """Return the rows that have an input, without their other inputs and without augmentation.
@@ -97,42 +97,57 @@ class ManifestRows(Dataset[Sample]):
         )
 
     def __getitem__(self, index: int) -> Sample:
-        """Load one row.
+        """Load one row, see ``__getitems__``."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
+        """Load rows, one input after the other: alternating between decoders takes 30 % longer for small files.
 
         Raises:
             LoadError: if a file cannot be read (unless ``on_bad_file`` is ``missing``) or no input is left (unless
                 ``return_errors`` is set).
         """
-        try:
-            return self._load_sample(index)
-        except LoadError as error:
-            if not self.return_errors:
-                raise
-            return Sample(self.sample_id(index), {}, self._target(index), (str(error),))
-
-    def _load_sample(self, index: int) -> Sample:
-        row = f"{self.manifest}, row {self.table.row_numbers[self.rows[index]]}"
-        if index in self.errors:
-            raise LoadError(f"{row}: {self.errors[index]}")
-        inputs: dict[str, Any] = {}
-        messages: list[str] = []
+        inputs: list[dict[str, Any]] = [{} for _ in indices]
         for column in self.columns:
-            cell = column.cells[index]
-            if cell is None:
-                continue
-            try:
-                value = column.open(cell)
-            except OPEN_ERRORS as error:
-                message = f"{self.place(column, index)}: {error}"
-                if self.on_bad_file == "raise":
-                    raise LoadError(message) from error
-                messages.append(message)
-            else:
-                inputs[column.input] = self._augment(column, value, row)
-        if not inputs:
-            reason = "; ".join(messages) or f"{row}: all inputs are empty"
-            raise LoadError(f"{reason}: the sample {self.sample_id(index)!r} has no other input, so remove the row")
-        return Sample(self.sample_id(index), inputs, self._target(index), tuple(messages))
+            for index, values in zip(indices, inputs, strict=True):
+                cell = None if index in self.errors else column.cells[index]
+                if cell is not None:
+                    values[column.input] = self._open(column, cell, index)
+        return [self._make_sample(index, values) for index, values in zip(indices, inputs, strict=True)]
+
+    def _open(self, column: InputColumn, cell: Any, index: int) -> Any:
+        """Open and augment a cell; return an error if it cannot be opened."""
+        try:
+            value = column.open(cell)
+        except OPEN_ERRORS as error:
+            load_error = LoadError(f"{self.place(column, index)}: {error}")
+            load_error.__cause__ = error
+            return load_error
+        return value if column.augment is None else self._augment(column, column.augment, value, index)
+
+    def _make_sample(self, index: int, values: dict[str, Any]) -> Sample:
+        """Return a sample with the opened values, which may be errors."""
+        failed = {name: value for name, value in values.items() if isinstance(value, LoadError)}
+        inputs = {name: value for name, value in values.items() if name not in failed} if failed else values
+        messages = tuple(map(str, failed.values()))
+        if (failed and self.on_bad_file == "raise") or not inputs:
+            error = self._row_error(index, list(failed.values()))
+            if not self.return_errors:
+                raise error
+            inputs, messages = {}, (str(error),)
+        return Sample(self.sample_id(index), inputs, self._target(index), messages)
+
+    def _row_error(self, index: int, errors: Sequence[LoadError]) -> LoadError:
+        """Return the error of a row that is not used, which has unreadable files or no inputs."""
+        if index in self.errors:
+            return LoadError(f"{self._row(index)}: {self.errors[index]}")
+        if errors and self.on_bad_file == "raise":
+            return errors[0]
+        reason = "; ".join(map(str, errors)) or f"{self._row(index)}: all inputs are empty"
+        return LoadError(f"{reason}: the sample {self.sample_id(index)!r} has no other input, so remove the row")
+
+    def _row(self, index: int) -> str:
+        return f"{self.manifest}, row {self.table.row_numbers[self.rows[index]]}"
 
     def sample_id(self, index: int) -> str:
         """Return the id of a sample."""
@@ -141,13 +156,10 @@ class ManifestRows(Dataset[Sample]):
     def _target(self, index: int) -> int | None:
         return None if self.targets is None else int(self.targets[index])
 
-    @staticmethod
-    def _augment(column: InputColumn, value: Any, row: str) -> Any:
-        if column.augment is None:
-            return value
+    def _augment(self, column: InputColumn, augment: nn.Module, value: Any, index: int) -> Any:
         try:
-            return column.augment(value)
+            return augment(value)
         except (ValueError, TypeError, RuntimeError) as error:  # from transforms of other libraries
-            name = type(column.augment).__name__
-            text = f"{name} failed on input {column.input!r} of {row} ({error}): check its arguments"
+            name = type(augment).__name__
+            text = f"{name} failed on input {column.input!r} of {self._row(index)} ({error}): check its arguments"
             raise LoadError(f"data.augment: {text}") from error
