@@ -29,6 +29,7 @@ from fusion_pl.types import UserError
 TRAINING_OPTIONS = {
     *("label", "split", "classes", "val_fraction", "test_fraction", "seed", "augment", "on_bad_file"),
     *("drop_empty", "input_dropout", "check_files", "group", "time", "fold", "splits"),
+    *("sampling", "sample_weight", "bucket_by_length"),
 }
 
 Columns = dict[str, Cells]  # column name -> one cell per row

@@ -27,6 +27,7 @@ from fusion_pl.data.order import (
     world_size_and_rank,
 )
 from fusion_pl.data.rows import ManifestRows, OnBadFile
+from fusion_pl.data.sampling import Sampling
 from fusion_pl.data.splits import Split
 from fusion_pl.data.workers import BAR_MIN_ITEMS, iterate_in_workers
 from fusion_pl.messages import escape_unprintable, join_lines
@@ -112,6 +113,11 @@ class FusionData(LightningDataModule, ABC):
     def class_counts(self) -> list[int]:
         """Number of training samples per class, in the order of ``classes``."""
 
+    @property
+    def train_sampling(self) -> Sampling | None:
+        """How the training samples of an epoch are drawn; None = every sample once, in random order."""
+        return None
+
     @abstractmethod
     def samples(self, split: Split | Literal["predict"]) -> Dataset[Sample]:
         """Return the samples of a split as a map-style data set that can be pickled for the loader's workers."""
@@ -171,7 +177,9 @@ class FusionData(LightningDataModule, ABC):
         """
         samples, seed = self._loader_samples("train"), global_seed()
         collate = self._collate(samples, training=True)
-        sampler = EpochSampler(samples, seed, *world_size_and_rank(), self._count_trained)
+        sampler = EpochSampler(
+            samples, seed, *world_size_and_rank(), self._count_trained, self.train_sampling, self.batch_size
+        )
         batches, num_workers = EpochBatches(samples, collate, seed), self._num_workers(samples)
         return self._build_loader(batches, sampler, identity_collate, num_workers, EpochLoader)
 

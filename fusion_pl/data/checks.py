@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_only
@@ -133,7 +134,8 @@ def check_files(table: Table, column: str, folder: str, rows: Rows) -> Iterator[
     """Find files of the given rows that do not exist, in parallel threads; paths are relative to the folder."""
     codes, cells = table.factorize(column)
     used = np.setdiff1d(codes[rows], [-1])
-    exists = _are_files([resolve_path(cells[code], folder) for code in used])
+    paths = [resolve_path(cells[code], folder) for code in used]
+    exists = np.array(map_in_threads(os.path.isfile, paths, "Looking for files"), bool)
     missing_rows = np.sort(rows[np.isin(codes[rows], used[~exists])])
 
     def describe(row: int) -> str:
@@ -147,11 +149,11 @@ def check_files(table: Table, column: str, folder: str, rows: Rows) -> Iterator[
     yield from row_problems(table, missing_rows, column, describe)
 
 
-def _are_files(paths: Sequence[str]) -> NDArray[np.bool_]:
-    """Return for each path whether it is a file; show a progress bar if there are many."""
-    parts = [paths[start : start + FILES_PER_TASK] for start in range(0, len(paths), FILES_PER_TASK)]
-    is_hidden = len(paths) < BAR_MIN_FILES or getattr(rank_zero_only, "rank", 0) > 0
+def map_in_threads(function: Callable[[Any], Any], items: Sequence[Any], description: str) -> list[Any]:
+    """Return the result of a function for each item, in parallel threads; show a progress bar if there are many."""
+    parts = [items[start : start + FILES_PER_TASK] for start in range(0, len(items), FILES_PER_TASK)]
+    is_hidden = len(items) < BAR_MIN_FILES or getattr(rank_zero_only, "rank", 0) > 0
     with ThreadPoolExecutor(MAX_THREADS) as threads:
-        results = threads.map(lambda part: list(map(os.path.isfile, part)), parts)
-        bar = track(results, "Looking for files", len(parts), console=get_console(), transient=True, disable=is_hidden)
-        return np.array([exists for part in bar for exists in part], bool)
+        results = threads.map(lambda part: list(map(function, part)), parts)
+        bar = track(results, description, len(parts), console=get_console(), transient=True, disable=is_hidden)
+        return [result for part in bar for result in part]

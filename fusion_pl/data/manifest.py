@@ -21,10 +21,18 @@ from fusion_pl.data.checks import (
 )
 from fusion_pl.data.columns import Columns, TableInputs
 from fusion_pl.data.rows import InputColumn, ManifestRows
+from fusion_pl.data.sampling import (
+    Sampling,
+    check_weights,
+    class_balanced_weights,
+    read_weights,
+    relative_lengths,
+)
 from fusion_pl.data.splits import SPLITS, Split
 from fusion_pl.data.table import Problem, Table, raise_problems
 from fusion_pl.data.table_data import DEFAULT_SPLIT, TableData
 from fusion_pl.messages import join_names
+from fusion_pl.types import UserError
 
 REQUIRED_SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 
@@ -43,7 +51,16 @@ class ManifestData(TableData):
             column has the name of the input.
         root: folder of relative paths; by default the folder of the manifest, or the manifest if it is a folder.
         check_files: whether to check before training that the files exist.
+        sampling: ``class_balanced`` draws the samples of each epoch with replacement, every class with the same
+            probability; null = every sample once.
+        sample_weight: column of numbers in proportion to which samples are drawn in each epoch, with replacement; 0
+            leaves a row out of training.
+        bucket_by_length: whether the samples of a training batch have similar lengths (characters of texts, seconds of
+            audio), for less padding.
         kwargs: arguments of ``TableData`` and ``FusionData``.
+
+    Raises:
+        UserError: if two arguments exclude each other.
     """
 
     def __init__(
@@ -53,10 +70,16 @@ class ManifestData(TableData):
         root: str | None = None,
         *,
         check_files: bool = True,
+        sampling: Literal["class_balanced"] | None = None,
+        sample_weight: str | None = None,
+        bucket_by_length: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(manifest=manifest, **kwargs)
         self.inputs = dict(inputs or {})
+        if sampling is not None and sample_weight is not None:
+            raise UserError("data.sampling and data.sample_weight exclude each other: give only one of them")
+        self.sampling, self.sample_weight, self.bucket_by_length = sampling, sample_weight, bucket_by_length
         folder = self.manifest if os.path.isdir(self.manifest) else os.path.dirname(self.manifest)
         self.root = root or folder or os.curdir
         self.check_files = check_files
@@ -99,6 +122,8 @@ class ManifestData(TableData):
             problems += self._check_classes(required)
             problems += self._splits.check_promises()
             problems += self._splits.check_leakage(SPLITS[1:] if stage == "fit" else required)
+            if stage == "fit" and self.sample_weight is not None:
+                problems += check_weights(self.table, self.sample_weight, self._splits.used_rows["train"])
             problems += self._check_paths(SPLITS if stage == "fit" else required)
         return problems
 
@@ -183,6 +208,18 @@ class ManifestData(TableData):
     def input_table(self) -> Table:
         """The columns that loader workers need, with several columns of one input joined to one."""
         return self._inputs.table
+
+    @cached_property
+    def train_sampling(self) -> Sampling | None:
+        """How the training samples of an epoch are drawn; None = every sample once, in random order."""
+        rows, weights, lengths = self._splits.used_rows["train"], None, None
+        if self.sampling is not None:
+            weights = class_balanced_weights(self.targets[rows])
+        elif self.sample_weight is not None:
+            weights = read_weights(self.table, self.sample_weight)[rows]
+        if self.bucket_by_length:
+            lengths = relative_lengths(self.samples("train").columns, len(rows))
+        return None if weights is None and lengths is None else Sampling(weights, lengths)
 
     @property
     def _inputs(self) -> TableInputs:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
 from fusion_pl.data.hashes import stable_hash
+from fusion_pl.data.sampling import Sampling
 from fusion_pl.types import Batch, Sample
 
 
@@ -61,6 +62,8 @@ class EpochSampler(DistributedSampler[Sample]):
     Args:
         count_trained: function that returns the number of samples of the epoch that this process trained on before
             the run was stopped. They are left out, and their files are not opened.
+        sampling: how the samples of an epoch are drawn; None = every sample once, in random order.
+        batch_size: number of samples per batch and process.
     """
 
     def __init__(
@@ -70,20 +73,29 @@ class EpochSampler(DistributedSampler[Sample]):
         num_processes: int = 1,
         rank: int = 0,
         count_trained: Callable[[], int] = lambda: 0,
+        sampling: Sampling | None = None,
+        batch_size: int = 1,
     ) -> None:
         super().__init__(samples, num_processes, rank, seed=stable_hash(f"order {seed}"))
-        self.count_trained = count_trained
+        self.count_trained, self.sampling, self.batch_size = count_trained, sampling, batch_size
 
     def __iter__(self) -> Iterator[int]:  # type: ignore[override]  # torch annotates samples, but yields indices
         start = self.epoch * len(cast(Sized, self.dataset))
-        return (start + cast(int, row) for row in islice(super().__iter__(), self.count_trained(), None))
+        rows = super().__iter__() if self.sampling is None else iter(self._draw_rows(self.sampling))
+        return (start + cast(int, row) for row in islice(rows, self.count_trained(), None))
+
+    def _draw_rows(self, sampling: Sampling) -> list[Any]:
+        """Return the rows of this process; each step of all processes has consecutive rows of the common order."""
+        size, rng = len(cast(Sized, self.dataset)), np.random.default_rng([self.seed, self.epoch])
+        rows = sampling.draw(size, self.total_size, self.batch_size * self.num_replicas, rng)
+        return list(rows[self.rank :: self.num_replicas].tolist())
 
 
 class EpochBatches(Dataset[Batch]):
     """Data set of training batches that are the same for any number of workers, and after a run is resumed.
 
     The random generators for augmentation, crops and input dropout are seeded with the seed of the run, the epoch and
-    the first row of the batch.
+    the rows of the batch.
     """
 
     def __init__(self, samples: Dataset[Sample], collate: Callable[[list[Sample]], Batch], seed: int) -> None:
@@ -94,10 +106,10 @@ class EpochBatches(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Load and collate the samples of one batch; the indices come from ``EpochSampler``."""
-        epoch, first = divmod(indices[0], len(self))
+        epoch = indices[0] // len(self)
         rows = [index % len(self) for index in indices]
         getitems: Any = getattr(self.samples, "__getitems__", None)
-        with temporary_seed(stable_hash(f"batch {self.seed} {epoch} {first}")):
+        with temporary_seed(stable_hash(f"batch {self.seed} {epoch} {rows}")):
             return self.collate(getitems(rows) if getitems else [self.samples[row] for row in rows])
 
 

@@ -149,7 +149,7 @@ class TableData(FusionData):
         if self._stage and any(map(record.has_same_content, (self._checkpoint_record, self._splits.record))):
             return
         self._checkpoint_record = record
-        for name in ("_splits", "class_counts"):
+        for name in ("_splits", "class_counts", "train_sampling"):
             self.__dict__.pop(name, None)
         if self._stage:  # the Trainer restores the checkpoint after setup
             self.setup(self._stage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusion_pl.files import check_regular_file
-from fusion_pl.processors.base import Processor, Source, describe_source, describe_type, to_source
+from fusion_pl.processors.base import OPEN_ERRORS, Processor, Source, describe_source, describe_type, to_source
 from fusion_pl.types import UserError, Waveform
 
 # (number of audio samples, rate in Hz) -> index of the first audio sample to read, and index after the last one
@@ -65,6 +66,21 @@ class AudioProcessor(Processor):
         """Return the start and end of the part of a file to read, in audio samples at ``rate``; here all of it."""
         del rate, training
         return 0, samples
+
+    def estimate_length(self, value: Any) -> float:
+        """Return the seconds of a file that are opened, by its header; 0 if the header has no length."""
+        if not isinstance(value, (str, os.PathLike, bytes)):
+            return 0.0
+        try:
+            if not isinstance(value, bytes):
+                check_regular_file(value)
+            header = soundfile.info(io.BytesIO(value) if isinstance(value, bytes) else value)
+        except (soundfile.SoundFileError, *OPEN_ERRORS, TypeError):  # the loader reports the file
+            return 0.0
+        if header.frames >= UNKNOWN_LENGTH or header.samplerate < 1:
+            return 0.0
+        start, end = self.crop(header.frames, header.samplerate, training=False)
+        return float((end - start) / header.samplerate)
 
     def placeholder(self) -> Waveform:
         """Return one second of silence, which is longer than the first window of any encoder."""

@@ -92,6 +92,18 @@ class Processor(ABC):
         del value
         return None
 
+    def estimate_length(self, value: Any) -> float:
+        """Estimate, without opening a value, how long it is once opened, in any unit, for ``data.bucket_by_length``.
+
+        Args:
+            value: value that ``open`` takes.
+
+        Returns:
+            Length, such as characters or seconds; 0 if it is unknown, or equal for all values.
+        """
+        del value
+        return 0.0
+
     @abstractmethod
     def placeholder(self) -> Any:
         """Return an opened value for a batch in which no sample has the input; the encoder's output is not used."""

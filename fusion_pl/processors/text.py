@@ -22,6 +22,10 @@ class TextProcessor(Processor):
             raise UserError(f"the text contains {value[error.start]!a}, which is not a character: remove it") from error
         return value
 
+    def estimate_length(self, value: Any) -> float:
+        """Return the number of characters."""
+        return float(len(value)) if isinstance(value, str) else 0.0
+
     def placeholder(self) -> str:
         """Return an empty text."""
         return ""

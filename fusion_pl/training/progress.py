@@ -42,6 +42,11 @@ def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> bool:
         batches.update(dict.fromkeys(batches, 0))
         training["is_last_batch"], validated = False, True
     elif factor != 1:
+        if getattr(trainer.datamodule, "bucket_by_length", False):  # type: ignore[attr-defined]
+            raise UserError(
+                f"{trainer.ckpt_path} was saved within an epoch, and data.bucket_by_length orders the samples by batch "
+                "size: resume with the same data.batch_size and number of processes"
+            )
         whole_batches = batches["processed"] - training["is_last_batch"]  # the last one may be smaller
         batches.update(dict.fromkeys(batches, int(whole_batches * factor)))
         training["is_last_batch"] = False
