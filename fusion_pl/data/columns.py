@@ -74,7 +74,7 @@ class TableInputs:
     @property
     def all_columns(self) -> list[str]:
         """Columns of all inputs, whether the table has them or not."""
-        return [name for columns in self.columns.values() for name in _column_names(columns)]
+        return [name for columns in self.columns.values() for name in column_names(columns)]
 
     @property
     def missing_columns(self) -> list[str]:
@@ -100,7 +100,7 @@ class TableInputs:
         """Find columns that do not exist, and cells of several columns that are not numbers."""
         for name, columns in self.columns.items():
             fix = f"give another column with --data.inputs.{name}, or leave {name} out of model.encoders"
-            for column in _column_names(columns):
+            for column in column_names(columns):
                 yield from check_column(self.manifest, column, f"the input {name!r}", fix)
             if not isinstance(columns, str):
                 yield from self._check_several(name, columns)
@@ -135,7 +135,8 @@ class TableInputs:
                 yield from _check_numbers(self.manifest, column)
 
 
-def _column_names(columns: Columns) -> Sequence[str]:
+def column_names(columns: Columns) -> Sequence[str]:
+    """Return the columns of an input in the manifest."""
     return [columns] if isinstance(columns, str) else columns
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion_pl.data.checks import check_text_column
+from fusion_pl.data.columns import column_names
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.splits import NO_SPLIT, SPLITS
 from fusion_pl.data.table import Problem, raise_problems
@@ -64,7 +65,9 @@ def check_table(data: ManifestData) -> CheckedTable:
     for finding in findings:
         if finding.row is not None:
             known[finding.column].add(finding.row)
-    inputs = check_inputs(rows.columns, [known[column.column] for column in rows.columns], data.num_loader_workers)
+    parts = [(column.column, *column_names(data.columns[column.input])) for column in rows.columns]
+    unusable = [set().union(*(known[name] for name in names)) for names in parts]
+    inputs = check_inputs(rows.columns, unusable, data.num_loader_workers)
     for check in inputs:
         findings += _value_findings(check)
     usable = splits != NO_SPLIT

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fusion_pl.data.arrow_file import write_arrow
+from fusion_pl.data.columns import column_names
 from fusion_pl.data_check.check import CheckedTable
 from fusion_pl.files import atomic_path, atomic_write
 from fusion_pl.types import UserError
@@ -36,14 +38,17 @@ def write_cleaned(checked: CheckedTable, path: Path) -> tuple[int, int]:
 
     table = checked.data.table
     keep, has_input = np.ones(len(table), bool), np.zeros(len(table), bool)
-    is_wrong = {check.column.column: np.zeros(len(table), bool) for check in checked.inputs}
+    columns = {check.column.input: column_names(checked.data.columns[check.column.input]) for check in checked.inputs}
+    is_wrong = {column: np.zeros(len(table), bool) for names in columns.values() for column in names}
+    parts: dict[str | None, Sequence[str]] = {column: [column] for column in is_wrong}
+    parts |= {check.column.column: columns[check.column.input] for check in checked.inputs}
     for finding in checked.errors:
-        if finding.row is not None and finding.column in is_wrong:
-            is_wrong[finding.column][finding.row] = True
-        elif finding.row is not None:
-            keep[finding.row] = False
+        if finding.row is not None:
+            keep[finding.row] &= finding.column in parts
+            for column in parts.get(finding.column, []):
+                is_wrong[column][finding.row] = True
     for check in checked.inputs:
-        has_input |= (check.codes >= 0) & ~is_wrong[check.column.column]
+        has_input |= (check.codes >= 0) & ~np.any([is_wrong[column] for column in columns[check.column.input]], axis=0)
     keep &= has_input
     data = table.data
     for column, mask in is_wrong.items():
