@@ -21,8 +21,10 @@ from fusion_pl.types import UserError
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson")
 CHUNK_ROWS = 10_000
+MAX_EXPONENT = 1023  # a larger integer is no floating-point number
 
-Chunk = tuple[Sequence[int], Mapping[str, Sequence[str | None]]]  # row numbers, and the cells of each column
+Cell = str | list[Any] | None
+Chunk = tuple[Sequence[int], Mapping[str, Sequence[Cell]]]  # row numbers, and the cells of each column
 
 
 def read_text_table(path: str) -> Table:
@@ -63,26 +65,33 @@ def _build_table(path: str, chunks: Iterator[Chunk], problems: list[Problem]) ->
     parts: list[dict[str, Any]] = []
     for row_numbers, columns in chunks:
         numbers.append(np.array(row_numbers, np.int64))
-        parts.append({name: _text_array(cells) for name, cells in columns.items()})
+        parts.append({name: _column_array(cells) for name, cells in columns.items()})
     columns = {}
     for name in dict.fromkeys(chain.from_iterable(parts)):
         pairs = zip(parts, numbers[1:], strict=True)
         pieces = [part.pop(name, pa.nulls(len(rows), pa.string())) for part, rows in pairs]
+        kind = next((piece.type for piece in pieces if piece.type != pa.string()), pa.string())
+        pieces = [piece if piece.type == kind else pa.nulls(len(piece), kind) for piece in pieces]
         # One array needs half the memory of its pieces, which were allocated with room to grow.
-        columns[name] = pa.table({name: pa.chunked_array(pieces, pa.string())}).combine_chunks()[name]
+        columns[name] = pa.table({name: pa.chunked_array(pieces, kind)}).combine_chunks()[name]
         del pieces
     pa.default_memory_pool().release_unused()
     data = pa.table(columns)
     return Table(path, data, np.concatenate(numbers), problems)
 
 
-def _text_array(cells: Sequence[str | None]) -> Any:
+def _column_array(cells: Sequence[Cell]) -> Any:
+    """Return an Arrow array of texts, or of the nested lists of numbers that a column of JSON Lines has."""
     import pyarrow as pa
 
+    if isinstance(next((cell for cell in cells if cell is not None), None), list):
+        vector = pa.list_(pa.float64())
+        is_nested = any(isinstance(item, list) for cell in cells for item in (cell or ())[:1])
+        return pa.array(cells, pa.list_(vector) if is_nested else vector)
     try:
         return pa.array(cells, pa.string())
     except UnicodeEncodeError:  # JSON text may contain half surrogate pairs
-        encoded = [None if cell is None else cell.encode("utf-8", "surrogatepass") for cell in cells]
+        encoded = [None if cell is None else str(cell).encode("utf-8", "surrogatepass") for cell in cells]
         return pa.array(encoded, pa.binary()).view(pa.string())
 
 
@@ -133,6 +142,7 @@ def _check_header(path: str, header: list[str], delimiter: str) -> None:
 def _read_json(file: TextIO, problems: list[Problem]) -> Iterator[Chunk]:
     """Yield chunks of rows; ``""`` is an empty text, and null, NaN or an absent key is a missing input."""
     names: dict[str, None] = {}
+    depths: dict[str, int] = {}  # column -> depth of its lists, 0 for text and numbers
     lines = enumerate(file, start=1)
     while chunk := list(islice(lines, CHUNK_ROWS)):
         parsed = (
@@ -141,7 +151,7 @@ def _read_json(file: TextIO, problems: list[Problem]) -> Iterator[Chunk]:
         records = [(number, record) for number, record in parsed if record is not None]
         names |= dict.fromkeys(chain.from_iterable(record for _, record in records))
         columns = {
-            name: [_parse_cell(record.get(name), name, number, problems) for number, record in records]
+            name: [_parse_cell(record.get(name), name, number, depths, problems) for number, record in records]
             for name in names
         }
         yield [number for number, _ in records], columns
@@ -160,13 +170,37 @@ def _parse_line(line: str, number: int, problems: list[Problem]) -> dict[str, An
     return None
 
 
-def _parse_cell(value: Any, name: str, number: int, problems: list[Problem]) -> str | None:
-    if value is None or isinstance(value, str):
+def _parse_cell(value: Any, name: str, number: int, depths: dict[str, int], problems: list[Problem]) -> Cell:
+    """Return a cell as text or as nested lists of numbers; all cells of a column have the depth of its first one."""
+    if value is None or (isinstance(value, str) and depths.setdefault(name, 0) == 0):
         return value
-    if isinstance(value, (list, dict)):
-        problems.append(Problem(f"the cell is a {type(value).__name__}, expected text or a number", number, name))
+    if isinstance(value, float) and math.isnan(value):
         return None
-    return None if isinstance(value, float) and math.isnan(value) else json.dumps(value)  # a number or boolean
+    depth = _list_depth(value)
+    expected = depths.get(name, 0) if depth is None else depths.setdefault(name, depth)
+    if depth != expected:
+        wanted = ("text or a number", "a list of numbers", "a list of lists of numbers")[expected]
+        found = "list" if isinstance(value, list) else type(value).__name__
+        problems.append(Problem(f"the cell is a {found}, expected {wanted}", number, name))
+        return None
+    return _to_floats(value) if depth else json.dumps(value)  # a number or boolean
+
+
+def _list_depth(value: Any) -> int | None:
+    """Return 1 for a list of numbers, 2 for a list of such lists, 0 if the value is neither a list nor a dictionary."""
+    if not isinstance(value, (list, dict)):
+        return 0
+    if isinstance(value, list) and all(item is None or _is_number(item) for item in value):
+        return 1
+    return 2 if isinstance(value, list) and all(_list_depth(item) == 1 for item in value) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**MAX_EXPONENT)
+
+
+def _to_floats(value: list[Any]) -> list[Any]:
+    return [_to_floats(item) if isinstance(item, list) else None if item is None else float(item) for item in value]
 
 
 def _describe_encoding(path: str) -> UserError:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fusion_pl.data import ManifestData
+from fusion_pl.data.read_table import read_table
 from fusion_pl.encoders import FeatureEncoder, TinyText
 from fusion_pl.types import UserError
 from tests.data.conftest import write_manifest
@@ -143,6 +144,56 @@ def test_lists_of_parquet_and_array_files(tmp_path):
     (tmp_path / "3.npy").unlink()
     with pytest.raises(UserError, match=r"row 4, column 'path': the file '3.npy' does not exist"):
         read(tmp_path / "table.parquet", inputs={"sensors": "path"})
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 2, 10_000])
+def test_json_lists_are_those_of_parquet(tmp_path, monkeypatch, chunk_rows):
+    monkeypatch.setattr("fusion_pl.data.text_table.CHUNK_ROWS", chunk_rows)
+    lists = [[], [1, 2.5], None, [3, -4e300], [5, 6], [7, 2**60 + 1]]
+    nested = [[[1, 2]], None, [[3, 4], [5, None]], [[0, 0]] * 3, None, None]
+    rows = [row | {"list": a, "nested": b} for row, a, b in zip(records(), lists, nested, strict=True)]
+    write_manifest(tmp_path / "table.jsonl", rows)
+    table = read_table(str(tmp_path / "table.jsonl"))
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    columns["list"] = pa.array([None if x is None else list(map(float, x)) for x in lists])
+    pyarrow.parquet.write_table(pa.table(columns), tmp_path / "table.parquet")
+    parquet = read_table(str(tmp_path / "table.parquet"))
+    assert table.cells("list") == parquet.cells("list")
+    assert table.cells("nested") == parquet.cells("nested")
+    assert not table.problems
+    data = read(tmp_path / "table.jsonl", inputs={"sensors": "list"})
+    assert values(data, "val") == [[5, 6], [7, 2**60]]
+
+
+@pytest.mark.parametrize(
+    ("first", "cell", "message"),
+    [
+        ([1, 2], "a.npy", "the cell is a str, expected a list of numbers"),
+        ([1, 2], [[1, 2]], "the cell is a list, expected a list of numbers"),
+        ([[1, 2]], [1, 2], "the cell is a list, expected a list of lists of numbers"),
+        ([1, 2], ["a"], "the cell is a list, expected a list of numbers"),
+        ([1, 2], 3, "the cell is a int, expected a list of numbers"),
+        ([1, 2], [True, 2], "the cell is a list, expected a list of numbers"),
+        ([1, 2], [10**400, 2], "the cell is a list, expected a list of numbers"),
+        ("a", [1, 2], "the cell is a list, expected text or a number"),
+        (None, ["a"], "the cell is a list, expected text or a number"),
+        (None, {"a": 1}, "the cell is a dict, expected text or a number"),
+    ],
+)
+def test_json_cells_of_other_types_are_refused(tmp_path, first, cell, message):
+    rows = [{"list": first}, {"list": cell}, {"list": first}]
+    table = read_table(str(write_manifest(tmp_path / "table.jsonl", rows)))
+    (problem,) = table.problems
+    assert str(problem).startswith("row 2, column 'list': the cell is a ")
+    assert str(problem).endswith(message.rpartition(": ")[2])
+    assert len(table) == 3
+    assert table.cell("list", 1) is None
+
+
+def test_a_column_of_lists_is_no_label(tmp_path):
+    rows = [row | {"label": [1, 2]} for row in records()]
+    with pytest.raises(UserError, match=r"column 'label': it holds list<.*>, expected text or numbers for the label"):
+        read(write_manifest(tmp_path / "table.jsonl", rows))
 
 
 def test_a_bad_file_is_one_sentence_or_a_missing_input(tmp_path):
