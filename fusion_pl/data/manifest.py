@@ -46,7 +46,8 @@ class ManifestData(TableData):
     the splits.
 
     Args:
-        manifest: path of the table, see ``TableData``.
+        manifest: path of the table: .csv, .tsv, .jsonl, .ndjson, .parquet, .arrow, .feather, or a folder of Parquet
+            files.
         inputs: dictionary from input name to column of the manifest, or to a list of columns of numbers; by default the
             column has the name of the input.
         root: folder of relative paths; by default the folder of the manifest, or the manifest if it is a folder.
@@ -160,7 +161,9 @@ class ManifestData(TableData):
 
     def _check_classes(self, required_splits: Sequence[Split]) -> list[Problem]:
         problems = [
-            Problem(f"there is no {split} row: the splits have {self._splits.sizes_text} rows")
+            Problem(
+                f"there is no {split} row: the splits have {self._splits.sizes_text} rows{self._splits.shortage_text}"
+            )
             for split in required_splits
             if not self._splits.used_rows[split].size
         ]

@@ -19,7 +19,7 @@ from fusion_pl.data.folds import parse_fold
 from fusion_pl.data.read_table import read_table, table_files
 from fusion_pl.data.split_file import write_split_file
 from fusion_pl.data.split_record import SplitRecord
-from fusion_pl.data.splits import Split, column_splits, splits_to_draw
+from fusion_pl.data.splits import NO_SPLIT, Split, column_splits, splits_to_draw
 from fusion_pl.data.table import Problem, Table, infer_classes, raise_problems
 from fusion_pl.data.table_splits import SplitOptions, TableSplits
 from fusion_pl.types import UserError
@@ -42,7 +42,7 @@ class TableData(FusionData):
         test_fraction: expected fraction of test rows if there is no split column, in [0, 1).
         group: column whose values, such as speakers, are never in two splits; rows are drawn by a hash of the value. A
             row with an empty cell is its own group.
-        time: column of numbers or ISO dates; the earliest rows are train, the next ones val, and the latest ones test.
+        time: column by whose numbers or ISO dates the earliest rows are train, the next ones val, the latest ones test.
             Rows that are added later move the limits, except in runs that resume or that get data.splits.
         fold: fold of a cross-validation, such as 2/5: fold 2 of 5 is test, fold 3 val, and the others train. Rows, or
             groups, are assigned to folds by a hash.
@@ -156,7 +156,9 @@ class TableData(FusionData):
 
     @property
     def row_splits(self) -> NDArray[np.int8]:
-        """Index of the split of each row in ``SPLITS``; -1 for rows that are not used."""
+        """Index of the split of each row in ``SPLITS``; -1 for rows that are not used or with invalid options."""
+        if any(True for _ in self._splits.check_options()):
+            return np.full(len(self.table), NO_SPLIT, np.int8)
         return self._splits.row_splits
 
     def write_splits(self, path: str | Path) -> None:

@@ -140,6 +140,12 @@ class TableSplits:
         """Number of used rows per split, for messages."""
         return ", ".join(f"{len(rows)} {split}" for split, rows in self.used_rows.items())
 
+    @property
+    def shortage_text(self) -> str:
+        """Why a split may be empty, for messages; empty if there is no particular reason."""
+        column = self.options.group or self.options.time
+        return "" if column is None else f", because rows with the same {column!r} are in one split"
+
     @cached_property
     def record(self) -> SplitRecord:
         """Split record to save in a checkpoint."""

@@ -119,6 +119,21 @@ def test_a_group_in_two_splits_of_the_table_is_refused(tmp_path):
     assert "no column 'speker'" in refused(write(tmp_path / "m.csv", table), group="speker")
 
 
+def test_too_few_groups_are_explained(tmp_path):
+    message = refused(write(tmp_path / "m.csv", records(30, speaker=lambda row: "one")), group="speaker")
+    assert (
+        "there is no val row: the splits have 30 train, 0 val, 0 test rows, because rows with the same 'speaker'"
+        in message
+    )
+
+
+def test_the_rows_of_invalid_options_have_no_split(tmp_path):
+    data = ManifestData(write(tmp_path / "m.csv", records(12)), group="speaker", num_workers=0)
+    data.processors = {"text": TinyText().processor}
+    assert "no column 'speaker'" in str(data.find_problems("fit")[0])
+    assert set(data.row_splits) == {-1}
+
+
 # ---------------------------------------------------------------------------------------------------------------- time
 def test_splits_by_time_are_ordered_and_nearest_to_the_fractions():
     """Random times with ties: every later split is later, and no split is empty if there are three times."""
