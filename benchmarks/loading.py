@@ -24,7 +24,7 @@ from benchmarks.measure import Measurements, print_table, ratio_row, run_alterna
 from fusion_pl.data import ManifestData
 from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
 
-BATCH, TARGET = 32, 0.85
+BATCH, TARGET = 32, 0.9
 # case -> (image suffix, image size in pixels, audio suffix, seconds, sample rate, rows)
 CASES = {
     "28 px PNG, 0.5 s 8 kHz WAV": (".png", 28, ".wav", 0.5, 8000, 1600),

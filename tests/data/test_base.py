@@ -102,6 +102,30 @@ def test_workers_do_not_mix_rows(build, toy):
     assert "row 7, column 'audio'" in sentence
 
 
+def test_the_rows_of_a_batch_are_opened_one_input_after_the_other(build, processors, monkeypatch):
+    """Alternating between decoders would be slower; the samples are those of single rows."""
+    opened = []
+    for name, processor in processors.items():
+        original = processor.open
+        monkeypatch.setattr(processor, "open", lambda *args, n=name, o=original: (opened.append(n), o(*args))[1])
+    rows = build().samples("val")
+    samples = rows.__getitems__([1, 0])
+    assert opened == [name for name in rows.processors for _ in samples]
+    for sample, single in zip(samples, (rows[1], rows[0]), strict=True):
+        assert (sample.id, sample.target, sample.inputs["text"]) == (single.id, single.target, single.inputs["text"])
+        assert torch.equal(sample.inputs["audio"].samples, single.inputs["audio"].samples)
+        assert sample.inputs["image"].tobytes() == single.inputs["image"].tobytes()
+
+
+def test_the_first_bad_row_of_a_batch_is_reported(build, toy):
+    """Also if a later row has a bad file of an earlier input."""
+    (toy.folder / "8 ü.wav").write_bytes(b"RIFF")
+    (toy.folder / "9 ü.png").write_bytes(b"cut")
+    with pytest.raises(LoadError, match=r"row 10, column 'audio': .*8 ü\.wav") as caught:
+        build().samples("val").__getitems__([0, 1])
+    assert isinstance(caught.value.__cause__, UserError)
+
+
 def test_a_bad_file_in_a_worker_is_one_sentence(build, toy):
     (toy.folder / "8 ü.wav").write_bytes(b"broken")
     with pytest.raises(LoadError) as caught:
