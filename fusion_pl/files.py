@@ -14,6 +14,12 @@ from fusion_pl.types import MissingFileError, UserError
 PARTIAL = ".partial"
 
 
+def cache_folder() -> Path:
+    """Return the folder of all caches: $FUSION_PL_CACHE, or fusion-pl in $XDG_CACHE_HOME or ~/.cache."""
+    parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("FUSION_PL_CACHE") or os.path.join(parent, "fusion-pl")).expanduser()
+
+
 @contextmanager
 def atomic_path(path: str | Path, concurrent: bool = False) -> Iterator[Path]:
     """Yield the path of a temporary file in the folder of ``path``; rename the file to ``path`` if the block succeeds.

@@ -31,11 +31,11 @@ from fusion_pl.cli.checks import (
 from fusion_pl.cli.parsing import explain_parse_error
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.split_record import find_split_record
+from fusion_pl.files import cache_folder
 from fusion_pl.training.best import BestCheckpoint
 from fusion_pl.training.checkpoints import add_checkpoint_io
 from fusion_pl.training.console import console_callbacks
 from fusion_pl.training.dry_run import DryRun
-from fusion_pl.training.feature_cache import default_folder
 from fusion_pl.training.hardware import choose_num_threads, choose_precision, reuse_freed_memory
 from fusion_pl.training.interrupt import SaveWhenStopped, StoppedBySignal
 from fusion_pl.training.loggers import LogInterval
@@ -181,7 +181,7 @@ class FusionCLI(LightningCLI):
                 check_monitor(f"--{name}.monitor", config[name].monitor, self.model)
         if config.cache and not config.dry_run:
             max_bytes = int(config.cache_limit * 2**30) if config.cache_limit is not None else None
-            folder = default_folder() if config.cache == "auto" else Path(config.cache)
+            folder = cache_folder() if config.cache == "auto" else Path(config.cache)
             self.model.enable_cache(folder, max_bytes, getattr(torch, config.cache_dtype))
         checkpoints = {}  # path -> checkpoint that is already in memory
         if config.ckpt_path:

@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from rich import get_console
 from rich.progress import track
 
+from fusion_pl.data.remote import RemoteFiles, is_inside, is_url
 from fusion_pl.data.splits import NO_SPLIT, column_splits
 from fusion_pl.data.table import Problem, Table, resolve_path
 from fusion_pl.messages import did_you_mean, join_names
 
 Rows = NDArray[np.int64]
 
-# Only such a path can lie outside the root: an absolute one, one with "..", or the root itself.
-MAY_LIE_OUTSIDE = r"^/|\.\.|^[./]*$" + (r"|\\|:" if os.name == "nt" else "")
+# Only such a path can lie outside the root: an absolute one, a URL, one with "..", or the root itself.
+MAY_LIE_OUTSIDE = r"^/|://|\.\.|^[./]*$" + (r"|\\|:" if os.name == "nt" else "")
 BAR_MIN_FILES = 1000
 FILES_PER_TASK = 500
 MAX_THREADS = 32
@@ -119,28 +120,38 @@ def check_empty_rows(table: Table, columns: Sequence[str], empty: NDArray[np.boo
 
 
 def find_outside_paths(table: Table, column: str, folder: str) -> dict[int, str]:
-    """Return a dictionary from row to message for the paths that lie outside the absolute folder."""
-    prefix = os.path.join(folder, "")
+    """Return a dictionary from row to message for the paths that lie outside the absolute folder, as other URLs do."""
     outside = {}
     for row in table.matching_rows(column, MAY_LIE_OUTSIDE).tolist():
         path = resolve_path(table.cell(column, row), folder)
-        if not path.startswith(prefix):
-            fix = "move it there, set data.root, or data.allow_outside: true"
+        if not is_inside(path, folder):
+            fix = "set data.root to the beginning of the URLs" if is_url(path) else "move it there, set data.root"
+            fix += ", or data.allow_outside: true"
             outside[row] = f"{path} lies outside the root {folder}: {fix}"
     return outside
 
 
-def check_files(table: Table, column: str, folder: str, rows: Rows) -> Iterator[Problem]:
-    """Find files of the given rows that do not exist, in parallel threads; paths are relative to the folder."""
+def check_files(table: Table, column: str, folder: str, rows: Rows, remote: RemoteFiles) -> Iterator[Problem]:
+    """Find files of the given rows that do not exist, in parallel threads; paths are relative to the folder.
+
+    Raises:
+        UserError: if a server refuses access or cannot be reached.
+    """
+
+    def is_file(path: str) -> bool:
+        return remote.exists(path) if is_url(path) else os.path.isfile(path)
+
     codes, cells = table.factorize(column)
     used = np.setdiff1d(codes[rows], [-1])
     paths = [resolve_path(cells[code], folder) for code in used]
-    exists = np.array(map_in_threads(os.path.isfile, paths, "Looking for files"), bool)
+    exists = np.array(map_in_threads(is_file, paths, "Looking for files"), bool)
     missing_rows = np.sort(rows[np.isin(codes[rows], used[~exists])])
 
     def describe(row: int) -> str:
         cell = cells[codes[row]]
         path = resolve_path(cell, folder)
+        if is_url(path):
+            return f"the file {cell!r} does not exist (looked for {path})"
         if os.path.isdir(path):
             return f"{cell!r} is a folder, expected a file ({path})"
         hint = "; separate folders by /" if "\\" in cell else ""
@@ -151,7 +162,8 @@ def check_files(table: Table, column: str, folder: str, rows: Rows) -> Iterator[
 
 def map_in_threads(function: Callable[[Any], Any], items: Sequence[Any], description: str) -> list[Any]:
     """Return the result of a function for each item, in parallel threads; show a progress bar if there are many."""
-    parts = [items[start : start + FILES_PER_TASK] for start in range(0, len(items), FILES_PER_TASK)]
+    size = min(FILES_PER_TASK, len(items) // MAX_THREADS + 1)
+    parts = [items[start : start + size] for start in range(0, len(items), size)]
     is_hidden = len(items) < BAR_MIN_FILES or getattr(rank_zero_only, "rank", 0) > 0
     with ThreadPoolExecutor(MAX_THREADS) as threads:
         results = threads.map(lambda part: list(map(function, part)), parts)

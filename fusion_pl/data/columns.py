@@ -17,6 +17,7 @@ from fusion_pl.data.checks import (
     find_outside_paths,
     row_problems,
 )
+from fusion_pl.data.remote import RemoteFiles
 from fusion_pl.data.table import Cells, Problem, Table
 from fusion_pl.processors import Processor
 
@@ -31,7 +32,8 @@ class TableInputs:
         manifest: table with all columns.
         columns: dictionary from input name to its column, or to several columns of numbers.
         processors: dictionary from input name to its processor.
-        folder: absolute folder of relative paths.
+        folder: absolute folder, or URL, of relative paths.
+        remote: local copies of files at URLs.
         allow_outside: whether paths may lie outside the folder.
     """
 
@@ -41,12 +43,14 @@ class TableInputs:
         columns: Mapping[str, Columns],
         processors: Mapping[str, Processor],
         folder: str,
+        remote: RemoteFiles,
         allow_outside: bool,
     ) -> None:
         self.manifest = manifest
         self.columns = columns
         self.processors = processors
         self.folder = folder
+        self.remote = remote
         self.allow_outside = allow_outside
 
     @cached_property
@@ -112,7 +116,7 @@ class TableInputs:
             numbers = self.table.row_numbers
             yield from (Problem(text, int(numbers[row]), column) for row, text in outside.items())
             if with_files:
-                yield from check_files(self.table, column, self.folder, np.setdiff1d(rows, list(outside)))
+                yield from check_files(self.table, column, self.folder, np.setdiff1d(rows, list(outside)), self.remote)
 
     @property
     def _path_columns(self) -> dict[str, str]:

@@ -80,7 +80,9 @@ class HubData(ManifestData):
         try:
             tables = {split: _read_rows(part) for split, part in parts.items()}
             if len(parts) > 1 and self.split == DEFAULT_SPLIT:
-                tables = {split: _set_column(rows, self.split, [split] * len(rows)) for split, rows in tables.items()}
+                tables = {
+                    split: _set_column(rows, DEFAULT_SPLIT, [split] * len(rows)) for split, rows in tables.items()
+                }
             data = pa.concat_tables(tables.values(), promote_options="permissive")
             data.validate(full=True)  # damaged offsets would end the process
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

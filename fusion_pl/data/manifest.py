@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +22,8 @@ from fusion_pl.data.checks import (
     check_text_column,
 )
 from fusion_pl.data.columns import Columns, TableInputs
+from fusion_pl.data.read_table import read_table, table_files
+from fusion_pl.data.remote import RemoteFiles, is_url
 from fusion_pl.data.rows import InputColumn, ManifestRows
 from fusion_pl.data.sampling import (
     Sampling,
@@ -31,6 +35,7 @@ from fusion_pl.data.sampling import (
 from fusion_pl.data.splits import SPLITS, Split
 from fusion_pl.data.table import Problem, Table, raise_problems
 from fusion_pl.data.table_data import DEFAULT_SPLIT, TableData
+from fusion_pl.files import cache_folder
 from fusion_pl.messages import join_names
 from fusion_pl.types import UserError
 
@@ -46,11 +51,12 @@ class ManifestData(TableData):
     the splits.
 
     Args:
-        manifest: path of the table: .csv, .tsv, .jsonl, .ndjson, .parquet, .arrow, .feather, or a folder of Parquet
-            files.
+        manifest: path or URL of the table: .csv, .tsv, .jsonl, .ndjson, .parquet, .arrow, .feather, or a folder of
+            Parquet files.
         inputs: dictionary from input name to column of the manifest, or to a list of columns of numbers; by default the
             column has the name of the input.
-        root: folder of relative paths; by default the folder of the manifest, or the manifest if it is a folder.
+        root: folder of relative paths, or the beginning of their URLs; by default the folder of the manifest, or the
+            manifest if it is a folder.
         check_files: whether to check before training that the files exist.
         sampling: ``class_balanced`` draws the samples of each epoch with replacement, every class with the same
             probability; null = every sample once.
@@ -58,13 +64,16 @@ class ManifestData(TableData):
             leaves a row out of training.
         bucket_by_length: whether the samples of a training batch have similar lengths (characters of texts, seconds of
             audio), for less padding.
+        remote_cache: folder of the copies of files at URLs; by default ``remote`` in the folder of all caches
+            (``$FUSION_PL_CACHE``, or ``~/.cache/fusion-pl``).
+        remote_cache_limit: maximum size of these copies in GiB, above 0.
         kwargs: arguments of ``TableData`` and ``FusionData``.
 
     Raises:
-        UserError: if two arguments exclude each other.
+        UserError: if two arguments exclude each other, or one is out of range.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options of one class in a configuration
         self,
         manifest: str,
         inputs: dict[str, list[str] | str] | None = None,
@@ -74,6 +83,8 @@ class ManifestData(TableData):
         sampling: Literal["class_balanced"] | None = None,
         sample_weight: str | None = None,
         bucket_by_length: bool = False,
+        remote_cache: str | None = None,
+        remote_cache_limit: float = 10.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(manifest=manifest, **kwargs)
@@ -84,7 +95,23 @@ class ManifestData(TableData):
         folder = self.manifest if os.path.isdir(self.manifest) else os.path.dirname(self.manifest)
         self.root = root or folder or os.curdir
         self.check_files = check_files
+        if not remote_cache_limit > 0:
+            raise UserError(f"remote_cache_limit must be above 0, got {remote_cache_limit}")
+        self.remote = RemoteFiles(remote_cache or cache_folder() / "remote", int(remote_cache_limit * 2**30))
         self._table_inputs: TableInputs | None = None
+
+    @cached_property
+    def table(self) -> Table:
+        """The manifest, read on first use."""
+        if not is_url(self.manifest):
+            return super().table
+        self.remote.fetch(self.manifest, refresh=True)  # a table may change, unlike other files
+        return replace(self.remote.open(self.manifest, read_table), path=self.manifest, files=())
+
+    @property
+    def files(self) -> list[Path]:
+        """Files of the manifest."""
+        return table_files(self.remote.fetch(self.manifest) if is_url(self.manifest) else self.manifest)
 
     @property
     def columns(self) -> dict[str, Columns]:
@@ -194,8 +221,8 @@ class ManifestData(TableData):
         columns = []
         for name, column in inputs.names.items():
             augment = self.augment.get(name) if training else None
-            cells = inputs.cells(name, rows)
-            columns.append(InputColumn(name, column, self.processors[name], cells, training, augment))
+            cells, processor = inputs.cells(name, rows), self.processors[name]
+            columns.append(InputColumn(name, column, processor, cells, training, augment, remote=self.remote))
         return ManifestRows(
             manifest=self.manifest,
             columns=columns,
@@ -227,8 +254,10 @@ class ManifestData(TableData):
     @property
     def _inputs(self) -> TableInputs:
         if self._table_inputs is None or self._table_inputs.processors is not self.processors:
-            folder = os.path.abspath(self.root)
-            self._table_inputs = TableInputs(self.table, self.columns, self.processors, folder, self.allow_outside)
+            folder = self.root.rstrip("/") if is_url(self.root) else os.path.abspath(self.root)
+            self._table_inputs = TableInputs(
+                self.table, self.columns, self.processors, folder, self.remote, self.allow_outside
+            )
         return self._table_inputs
 
     @cached_property

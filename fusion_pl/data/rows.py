@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset
 
+from fusion_pl.data.remote import RemoteFiles, is_url
 from fusion_pl.data.table import Cells, Table
 from fusion_pl.processors.base import OPEN_ERRORS, Processor
 from fusion_pl.types import Sample, UserError
 
 OnBadFile = Literal["raise", "missing"]
+Value = TypeVar("Value")
 
 
 class LoadError(UserError):
@@ -31,7 +33,7 @@ class LoadError(UserError):
 
 @dataclass(frozen=True)
 class InputColumn:
-    """Cells of one input, one per row, with absolute paths if its processor reads files; None = missing input."""
+    """Cells of one input, one per row: absolute paths or URLs if its processor reads files; None = missing input."""
 
     input: str
     column: str
@@ -40,6 +42,7 @@ class InputColumn:
     training: bool = False
     augment: nn.Module | None = None
     whole: bool = False  # whether to open complete files, so that damage in any part of a file is found
+    remote: RemoteFiles | None = None  # local copies of the files at URLs
 
     @property
     def reads_paths(self) -> bool:
@@ -48,6 +51,15 @@ class InputColumn:
 
     def open(self, cell: Any) -> Any:
         """Open a cell."""
+        return self.open_local(cell, self._open)
+
+    def open_local(self, cell: Any, open_cell: Callable[[Any], Value]) -> Value:
+        """Return ``open_cell(cell)``, with the path of a local copy in place of a URL."""
+        if self.remote and self.reads_paths and is_url(cell):
+            return self.remote.open(cell, open_cell)
+        return open_cell(cell)
+
+    def _open(self, cell: Any) -> Any:
         return self.processor.open_whole(cell) if self.whole else self.processor.open(cell, self.training)
 
 

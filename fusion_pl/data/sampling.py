@@ -116,7 +116,7 @@ def _input_lengths(column: InputColumn, size: int) -> NDArray[np.float64]:
 
     def length(index: int) -> float:
         cell = column.cells[index]
-        return 0.0 if cell is None else column.processor.estimate_length(cell)
+        return 0.0 if cell is None else column.open_local(cell, column.processor.estimate_length)
 
     if column.processor.reads_files:
         return np.array(map_in_threads(length, range(size), f"Lengths of {column.input}"))

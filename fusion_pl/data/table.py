@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fusion_pl.data.arrow_cells import cell_converter, convert_array, is_media, is_string, is_text
 from fusion_pl.data.arrow_file import open_columns, write_arrow, write_temporary
+from fusion_pl.data.remote import is_url, join_url
 from fusion_pl.messages import join_lines
 from fusion_pl.types import MAX_PIPED_BYTES, UserError
 
@@ -211,13 +212,14 @@ class Table:
 class Cells(Sequence[Any]):
     """Cells of a column in some rows of a table, each read when it is used.
 
-    A text of a column of paths is converted to an absolute path without ``..``; symbolic links are not resolved.
+    A text of a column of paths is converted to an absolute path without ``..``, or to a URL; symbolic links are not
+    resolved.
     """
 
     table: Table
     column: str
     rows: NDArray[np.int64]
-    root: str | None = None  # absolute folder of the paths; None if the texts are not paths
+    root: str | None = None  # absolute folder or URL of the paths; None if the texts are not paths
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -235,7 +237,11 @@ class Cells(Sequence[Any]):
 
 
 def resolve_path(cell: str, folder: str) -> str:
-    """Return the absolute path, without ``..``, of a cell relative to an absolute folder."""
+    """Return the absolute path, without ``..``, of a cell relative to an absolute folder; a URL stays as it is."""
+    if is_url(cell) or (is_url(folder) and os.path.isabs(cell)):
+        return cell
+    if is_url(folder):
+        return join_url(folder, cell)
     return os.path.normpath(os.path.join(folder, cell))
 
 

@@ -133,7 +133,7 @@ def _previews(checked: CheckedTable, finding: Finding) -> list[Preview]:
             if check.codes[row] < 0 or not check.content[check.codes[row]]:
                 continue
             try:
-                value = check.column.processor.open(check.column.cells[row])
+                value = check.column.open(check.column.cells[row])
             except OPEN_ERRORS:  # the file was changed in the meantime
                 continue
             caption = ", ".join(part for part in (f"row {number}", _split(checked, row), check.column.input) if part)

@@ -7,7 +7,7 @@ import pickle
 import unicodedata
 import warnings
 from collections.abc import Iterator
-from functools import singledispatch
+from functools import partial, singledispatch
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -77,7 +77,7 @@ def inspect_cell(column: InputColumn, cell: Any) -> Inspection:
     try:
         with warnings.catch_warnings():  # decoders warn about odd metadata, which changes no value
             warnings.simplefilter("ignore")
-            return _inspect(column.processor, cell)
+            return column.open_local(cell, partial(_inspect, column.processor))
     except OPEN_ERRORS as error:
         text = " ".join(str(error).split())
         return Inspection(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from fusion_pl.data.rows import LoadError, ManifestRows
 from fusion_pl.data.shards import Shards, folder_bytes, unique_keys
 from fusion_pl.data.splits import Split
 from fusion_pl.encoders.base import Encoder, is_frozen
+from fusion_pl.files import cache_folder
 from fusion_pl.messages import join_names
 from fusion_pl.processors import AudioProcessor
 from fusion_pl.training.cache_keys import encoder_key
@@ -55,12 +55,6 @@ class CacheOptions:
     folder: Path
     max_bytes: int | None = None
     dtype: torch.dtype = torch.float32
-
-
-def default_folder() -> Path:
-    """Return the folder of the cache: $FUSION_PL_CACHE, or fusion-pl in $XDG_CACHE_HOME or ~/.cache."""
-    parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("FUSION_PL_CACHE") or os.path.join(parent, "fusion-pl")).expanduser()
 
 
 class FeatureCache:
@@ -135,7 +129,7 @@ class FeatureCache:
         finetuning = [type(one).__name__ for one in callbacks if isinstance(one, BaseFinetuning)]
         reason = None
         if not frozen:
-            if self.options.folder != default_folder():
+            if self.options.folder != cache_folder():
                 _log_not_stored("no encoder is frozen (freeze: all)")
         elif finetuning and self.stage == "fit":
             reason = f"{finetuning[0]} may unfreeze encoders"

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int
 from numpy.typing import NDArray
 
+from fusion_pl.data.remote import is_url
 from fusion_pl.data.shards import KEY_BYTES, KEYS, Keys, Shards, join_keys, write_shard
 
 FILES_FOLDER = "files"  # shards with the hashes of files
@@ -59,9 +60,9 @@ def value_keys(cells: Sequence[Any], reads_files: bool, folder: Path) -> ValueKe
 
 
 def path_of(cell: Any, reads_files: bool) -> str | None:
-    """Return the path in a cell; None if it contains none."""
+    """Return the path in a cell; None if it contains none, or a URL, at which a file must not change."""
     first = cell[0] if isinstance(cell, tuple) else cell
-    return first if reads_files and isinstance(first, str) else None
+    return first if reads_files and isinstance(first, str) and not is_url(first) else None
 
 
 def file_signature(path: str) -> tuple[int, int]:

@@ -1,0 +1,357 @@
+"""Remote files: read through a bounded cache, with retries, and only from where the user said."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from fusion_pl.cli.run import run
+from fusion_pl.data import ManifestData, remote
+from fusion_pl.data.remote import RemoteFiles, is_inside, join_url
+from fusion_pl.data.table import resolve_path
+from fusion_pl.types import MissingFileError, UserError
+from tests.file_server import FileServer
+from tests.texts import results
+
+SPLITS = ("train", "val", "test")
+
+
+@pytest.fixture
+def server():
+    with FileServer() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch, tmp_path):
+    monkeypatch.setattr(remote, "WAIT", 0.001)
+    monkeypatch.setattr(remote, "TIMEOUT", 0.3)
+    monkeypatch.setenv("FUSION_PL_CACHE", str(tmp_path / "caches"))
+    remote._filesystem.cache_clear()
+    yield
+    remote._filesystem.cache_clear()
+
+
+@pytest.fixture
+def files(tmp_path):
+    return RemoteFiles(tmp_path / "cache", 2**20)
+
+
+def asked_for(server, path):
+    return sum(name == path for name, _ in server.requests)
+
+
+def serve(server, folder):
+    server.files |= {f"/data/{quote(path.name)}": path.read_bytes() for path in folder.iterdir()}
+
+
+def build(processors, manifest, stage="fit", **options):
+    data = ManifestData(manifest, **{"num_workers": 0} | options)
+    data.processors = processors
+    data.setup(stage)
+    return data
+
+
+def assert_same_samples(data, other):
+    for split in SPLITS:
+        for sample, expected in zip(data.samples(split), other.samples(split), strict=True):
+            assert (sample.id, sample.target, sample.inputs["text"]) == (
+                expected.id,
+                expected.target,
+                expected.inputs["text"],
+            )
+            assert np.array_equal(np.asarray(sample.inputs["image"]), np.asarray(expected.inputs["image"]))
+            assert torch.equal(sample.inputs["audio"].samples, expected.inputs["audio"].samples)
+
+
+# ------------------------------------------------------------------------------------------------------------ the cache
+def test_a_file_is_downloaded_once(server, files):
+    server.files["/a.bin"] = b"content"
+    for _ in range(3):
+        assert Path(files.fetch(f"{server.url}/a.bin")).read_bytes() == b"content"
+    assert asked_for(server, "/a.bin") == 1
+    server.files["/a.bin"] = b"other"
+    assert Path(files.fetch(f"{server.url}/a.bin", refresh=True)).read_bytes() == b"other"
+    assert files.fetch(f"{server.url}/a.bin").endswith(".bin")
+    assert len(os.listdir(files.folder)) == 1
+
+
+@pytest.mark.parametrize("fault", [500, 503, 429, 408, "breaks off", "stalls"])
+def test_a_transient_failure_is_repeated(server, files, fault):
+    content = bytes(range(256)) * 40
+    server.files["/a.bin"] = content
+    server.faults["/a.bin"] = [fault] * 2
+    assert Path(files.fetch(f"{server.url}/a.bin")).read_bytes() == content
+    assert asked_for(server, "/a.bin") == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [(503, "the server answers 503"), ("breaks off", ""), ("stalls", "no data for 0.3 s")]
+)
+def test_a_lasting_failure_is_one_sentence(server, files, fault, reason):
+    server.files["/a.bin"] = bytes(10_000)
+    server.faults["/a.bin"] = [fault] * 9
+    with pytest.raises(UserError, match=rf"^http://.*/a.bin cannot be read \({reason}.*\): check .*connection$"):
+        files.fetch(f"{server.url}/a.bin")
+    assert asked_for(server, "/a.bin") == remote.ATTEMPTS
+    assert os.listdir(files.folder) == []
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_is_not_repeated(server, files, status):
+    server.files["/a.bin"] = b"content"
+    server.faults["/a.bin"] = [status] * 9
+    with pytest.raises(UserError, match=rf"/a.bin cannot be read \(the server answers {status} "):
+        files.fetch(f"{server.url}/a.bin")
+    assert asked_for(server, "/a.bin") == 1
+    with pytest.raises(UserError, match=rf"/a.bin cannot be read \(the server answers {status} "):
+        files.exists(f"{server.url}/a.bin")
+
+
+def test_a_missing_file_and_a_server_that_does_not_exist(server, files):
+    with pytest.raises(MissingFileError, match=r"/none.bin does not exist$"):
+        files.fetch(f"{server.url}/none.bin")
+    assert asked_for(server, "/none.bin") == 1
+    assert not files.exists(f"{server.url}/none.bin")
+    server.files["/a.bin"] = b"content"
+    server.faults["/a.bin"] = [503]
+    assert files.exists(f"{server.url}/a.bin")
+    for action in (files.fetch, files.exists):
+        with pytest.raises(UserError, match=r"http://127.0.0.1:9/a cannot be read \(Cannot connect .*\): check"):
+            action("http://127.0.0.1:9/a")
+
+
+def test_a_protocol_without_its_package_is_one_sentence(files, monkeypatch):
+    import fsspec
+
+    def missing(protocol, **_):
+        raise ImportError(f"Install s3fs to access {protocol}")
+
+    monkeypatch.setattr(fsspec, "filesystem", missing)
+    with pytest.raises(UserError, match=r"s3://bucket/a.png cannot be read \(Install s3fs to access s3\)"):
+        files.fetch("s3://bucket/a.png")
+
+
+def test_the_cache_is_bounded_and_keeps_what_was_used_last(server, tmp_path):
+    files = RemoteFiles(tmp_path / "cache", 100_000)
+    for at in range(40):
+        server.files[f"/{at}"] = bytes(5000)
+        path = files.fetch(f"{server.url}/{at}")
+        assert os.path.exists(path)
+        os.utime(path, (at + 1, at + 1))  # file systems may have coarse times
+        sizes = [entry.stat().st_size for entry in os.scandir(files.folder)]
+        assert sum(sizes) <= 100_000
+    count = len(server.requests)
+    files.fetch(f"{server.url}/38")
+    assert len(server.requests) == count
+    files.fetch(f"{server.url}/0")
+    assert len(server.requests) == count + 1
+
+
+@pytest.mark.parametrize("fault", ["", "chunked"])
+def test_a_file_larger_than_half_of_the_cache_is_refused(server, tmp_path, fault):
+    files = RemoteFiles(tmp_path / "cache", 2**20)
+    server.files["/a"] = bytes(2**19 + 1)
+    server.faults["/a"] = [fault] * 3
+    with pytest.raises(UserError, match=r"/a is larger than 0.000488 GiB, half of the cache: raise data.rem"):
+        files.fetch(f"{server.url}/a")
+    assert os.listdir(files.folder) == []
+    assert asked_for(server, "/a") == 1
+
+
+def fetch_all(files, urls):
+    return [Path(files.fetch(url)).read_bytes() for url in urls]
+
+
+def test_several_processes_share_a_cache(server, files):
+    for at in range(20):
+        server.files[f"/{at}"] = bytes([at]) * 50_000
+    urls = [f"{server.url}/{at}" for at in range(20)]
+    files.fetch(urls[0])  # also in this process, before the fork
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        found = pool.starmap(fetch_all, [(files, urls)] * 3)
+    assert found == [[bytes([at]) * 50_000 for at in range(20)]] * 3
+    assert sum(entry.stat().st_size for entry in os.scandir(files.folder)) <= 2**20
+
+
+def test_a_copy_that_another_process_removes_is_downloaded_again(server, files):
+    server.files["/a"] = b"content"
+    calls = []
+
+    def read(path):
+        calls.append(path)
+        if len(calls) == 1:
+            os.unlink(path)
+        return Path(path).read_bytes()
+
+    assert files.open(f"{server.url}/a", read) == b"content"
+    with pytest.raises(UserError, match=r"was removed from .* before it was read: raise data.remote_cache_limit"):
+        files.open(f"{server.url}/a", lambda path: Path(path).unlink() or Path(path).read_bytes())
+
+
+# ----------------------------------------------------------------------------------------------------- inside, outside
+@pytest.mark.parametrize(
+    ("cell", "root", "expected"),
+    [
+        ("a/b.png", "https://h/data", "https://h/data/a/b.png"),
+        ("a/../b ü#?.png", "https://h/data/", "https://h/data/b%20%C3%BC%23%3F.png"),
+        ("%2e%2e/b", "http://h/data", "http://h/data/%252e%252e/b"),
+        ("b ü.png", "s3://bucket/data", "s3://bucket/data/b ü.png"),
+        ("https://h/data/b.png?size=3", "https://h/data", "https://h/data/b.png?size=3"),
+        ("https://h/data2/b.png", "https://h/data", None),
+        ("https://h/data/../b.png", "https://h/data", None),
+        ("https://h/data/%2E%2e/b.png", "https://h/data", None),
+        ("https://h/data/x\\..\\..\\b.png", "https://h/data", None),
+        ("https://h@evil/b.png", "https://h", None),
+        ("https://h.evil/b.png", "https://h", None),
+        ("http://h/data/b.png", "https://h/data", None),
+        ("../b.png", "https://h/data", None),
+        ("/etc/passwd", "https://h/data", None),
+        ("http://169.254.169.254/latest/meta-data", "/data", None),
+        ("S3://bucket/b.png", "/data", None),
+        ("hf://datasets/a/b/c.png", "/data", None),
+        ("https://h/data/b.png", "/", None),
+    ],
+)
+def test_urls_lie_inside_a_root_that_is_their_beginning(tmp_path, processors, cell, root, expected):
+    path = resolve_path(cell, root)
+    assert is_inside(path, root) == (expected is not None)
+    assert expected is None or path == expected
+    (tmp_path / "m.jsonl").write_text(json.dumps({"x": cell}))
+    data = ManifestData(str(tmp_path / "m.jsonl"), root=root)
+    data.processors = {"x": processors["image"]}
+    assert bool(data._inputs.find_outside_paths()) == (expected is None)
+
+
+def test_urls_need_the_word_of_the_user(toy, processors, server):
+    serve(server, toy.folder)
+    paths = [record["image"] for record in toy.records]
+    for record in toy.records:
+        record["image"] = join_url(f"{server.url}/data", record["image"])
+    with pytest.raises(UserError, match=r"row 2, column 'image': http://.*png lies outside the root .*: set data.root"):
+        build(processors, toy.write())
+    assert server.requests == []
+    data = build(processors, toy.write(), allow_outside=True)
+    for record, path in zip(toy.records, paths, strict=True):
+        record["image"] = path
+    assert_same_samples(data, build(processors, toy.write()))
+
+
+# ------------------------------------------------------------------------------------------------------- tables of URLs
+def test_a_remote_table_with_relative_paths_gives_the_same_samples(toy, processors, server):
+    expected = build(processors, toy.write())
+    serve(server, toy.folder)
+    data = build(processors, f"{server.url}/data/manifest.csv")
+    assert data.root == f"{server.url}/data"
+    assert_same_samples(data, expected)
+    count = len(server.requests)
+    assert_same_samples(pickle.loads(pickle.dumps(data.samples("val"))) and data, expected)
+    assert len(server.requests) == count  # everything is in the cache
+    assert [path.read_bytes() for path in data.files] == [(toy.folder / "manifest.csv").read_bytes()]
+    toy.records.pop()
+    server.files["/data/manifest.csv"] = Path(toy.write()).read_bytes()
+    assert len(build(processors, f"{server.url}/data/manifest.csv").table) == 11
+
+
+def test_problems_of_a_remote_table_have_its_url(toy, processors, server):
+    serve(server, toy.folder)
+    toy.records[0]["image"] = "none.png"
+    server.files["/data/manifest.csv"] = Path(toy.write()).read_bytes()
+    url = f"{server.url}/data/manifest.csv"
+    with pytest.raises(UserError) as caught:
+        build(processors, url)
+    assert str(caught.value) == (
+        f"{url} has 1 problem:\n  row 2, column 'image': the file 'none.png' does not exist (looked for "
+        f"{server.url}/data/none.png)"
+    )
+    server.files["/data/manifest.csv"] = b'text,label\n"a'
+    with pytest.raises(UserError, match=rf"^{url}.*"):
+        build(processors, url)
+    with pytest.raises(UserError, match=rf"^{server.url}/data/none.csv does not exist$"):
+        build(processors, f"{server.url}/data/none.csv")
+
+
+def test_a_damaged_remote_file_is_named_by_its_url_and_downloaded_again(toy, processors, server):
+    serve(server, toy.folder)
+    server.files["/data/manifest.csv"] = Path(toy.write()).read_bytes()
+    good, url = server.files["/data/0%20%C3%BC.png"], f"{server.url}/data/0%20%C3%BC.png"
+    server.files["/data/0%20%C3%BC.png"] = good[:40]
+    data = build(processors, f"{server.url}/data/manifest.csv")
+    with pytest.raises(UserError, match=rf"manifest.csv, row 2, column 'image': {url} "):
+        data.samples("train")[0]
+    data = build(processors, f"{server.url}/data/manifest.csv", on_bad_file="missing")
+    sample = data.samples("train")[0]
+    assert "image" not in sample.inputs
+    assert url in sample.bad_files[0]
+    server.files["/data/0%20%C3%BC.png"] = good
+    assert "image" in data.samples("train")[0].inputs
+
+
+def test_a_server_that_fails_while_a_row_is_read(toy, processors, server):
+    serve(server, toy.folder)
+    server.files["/data/manifest.csv"] = Path(toy.write()).read_bytes()
+    data = build(processors, f"{server.url}/data/manifest.csv", check_files=False)
+    server.faults["/data/0%20%C3%BC.wav"] = [503] * 9
+    with pytest.raises(
+        UserError, match=r"row 2, column 'audio': .*0%20%C3%BC.wav cannot be read \(the server answers 503"
+    ):
+        data.samples("train")[0]
+
+
+def test_a_limit_must_be_positive():
+    with pytest.raises(UserError, match=r"remote_cache_limit must be above 0, got 0.0"):
+        ManifestData("a.csv", remote_cache_limit=0.0)
+
+
+# ----------------------------------------------------------------------------------------------------------- a real run
+def test_metrics_are_those_of_the_local_files(manifest, server, tmp_path, monkeypatch):
+    serve(server, manifest.parent)
+    monkeypatch.setattr(remote, "TIMEOUT", 30.0)
+    encoders = {name: {"class_path": f"fusion_pl.encoders.Tiny{name.title()}"} for name in ("text", "image", "audio")}
+    found = []
+    for number, path in enumerate((str(manifest), f"{server.url}/data/manifest.csv")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        config = {
+            "seed_everything": 0,
+            "model": {"encoders": encoders, "fusion": {"class_path": "fusion_pl.fusion.Mean"}},
+            "data": {"class_path": "fusion_pl.data.ManifestData", "init_args": {"manifest": path, "num_workers": 1}},
+            "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
+        }
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        run("fit", ["--config", "config.yaml"])
+        found.append(results(Path("lightning_logs/version_0"))["metrics"])
+    assert found[0] == found[1]
+    with manifest.open() as file:
+        used = [row for row in csv.DictReader(file) if row["split"] != "test"]
+    names = {row[kind] for row in used for kind in ("image", "audio")} - {""}
+    assert len(os.listdir(tmp_path / "caches/remote")) == len(names) + 1  # and the manifest
+
+
+def test_the_check_of_a_table_reads_remote_files(toy, server, tmp_path, monkeypatch):
+    from fusion_pl.data_check.inputs import inspect_cell
+    from tests.data.conftest import Grey
+
+    serve(server, toy.folder)
+    server.files["/data/1%20%C3%BC.png"] = b""
+    server.files["/data/manifest.csv"] = Path(toy.write()).read_bytes()
+    data = build({"image": Grey()}, f"{server.url}/data/manifest.csv")
+    (column,) = data.samples("train").columns
+    good, empty = (inspect_cell(column, column.cells[row]) for row in (0, 1))
+    assert good.error is None
+    assert good.content
+    assert "has 0 bytes" in empty.error.text
+    server.files.clear()
+    missing = inspect_cell(column, column.cells[2])
+    assert missing.error.text == f"{server.url}/data/2%20%C3%BC.png does not exist"
