@@ -95,8 +95,8 @@ class ManifestData(TableData):
         folder = self.manifest if os.path.isdir(self.manifest) else os.path.dirname(self.manifest)
         self.root = root or folder or os.curdir
         self.check_files = check_files
-        if not remote_cache_limit > 0:
-            raise UserError(f"remote_cache_limit must be above 0, got {remote_cache_limit}")
+        if not 0 < remote_cache_limit < float("inf"):
+            raise UserError(f"remote_cache_limit must be a number above 0, got {remote_cache_limit}")
         self.remote = RemoteFiles(remote_cache or cache_folder() / "remote", int(remote_cache_limit * 2**30))
         self._table_inputs: TableInputs | None = None
 

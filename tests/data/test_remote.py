@@ -309,7 +309,7 @@ def test_a_server_that_fails_while_a_row_is_read(toy, processors, server):
 
 
 def test_a_limit_must_be_positive():
-    with pytest.raises(UserError, match=r"remote_cache_limit must be above 0, got 0.0"):
+    with pytest.raises(UserError, match=r"remote_cache_limit must be a number above 0, got 0.0"):
         ManifestData("a.csv", remote_cache_limit=0.0)
 
 
