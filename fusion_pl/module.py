@@ -21,10 +21,10 @@ from fusion_pl.data.split_record import find_split_record
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
 from fusion_pl.layers import fill_missing, mark_missing, scatter_rows
-from fusion_pl.metrics import balanced_class_weights
 from fusion_pl.processors import Processor
 from fusion_pl.training.feature_cache import CacheOptions, FeatureCache
 from fusion_pl.training.loss import Loss
+from fusion_pl.training.mixup import draw_pairs
 from fusion_pl.training.optimisation import WarmupCosine, enable_fused_optimizer, parameter_groups, parameter_ndims
 from fusion_pl.training.stage_metrics import Mean, StageMetrics
 from fusion_pl.training.statistics import fit_statistics
@@ -46,7 +46,7 @@ class FusionClassifier(LightningModule):
         lr_scheduler: function that builds the learning rate scheduler from the optimizer. ``WarmupCosine`` is stepped
             after every training step, any other scheduler once per epoch.
         pretrained_lr_factor: learning rate of pretrained encoders, as a factor of the optimizer's learning rate.
-        loss: label smoothing, class weights and the weight of auxiliary (unimodal) classifiers.
+        loss: label smoothing, class weights, the weight of auxiliary (unimodal) classifiers, and mixup.
         missing: how missing inputs are handled. ``mask``: the head masks them. ``token``: a learned embedding replaces
             them; learning it needs missing inputs in training (empty cells, or ``data.input_dropout``).
 
@@ -136,19 +136,12 @@ class FusionClassifier(LightningModule):
                 fit_statistics(encoder, name, self.trainer)
                 encoder.has_weights = True
         self.parameter_ndims = parameter_ndims(self)  # before a strategy flattens the parameters
-        if self.loss.class_weights == "balanced":
-            counts = getattr(getattr(self.trainer, "datamodule", None), "class_counts", None)
-            if counts is None:
-                raise UserError(
-                    "class_weights: balanced counts the training samples of a FusionData; give one number per class"
-                )
-            self.loss_weights = balanced_class_weights(counts).to(self.device)
-        elif self.loss.class_weights is not None:
-            self.loss_weights = torch.tensor(self.loss.class_weights, dtype=torch.float, device=self.device)
+        weights = self.loss.class_weight_tensor(getattr(self._trainer, "datamodule", None))
+        self.loss_weights = None if weights is None else weights.to(self.device)
 
     def _set_up_features(self, stage: str) -> None:
         self.features = None
-        data = getattr(self.trainer, "datamodule", None)
+        data = getattr(self._trainer, "datamodule", None)
         if not isinstance(data, FusionData):
             return
         if self.cache is not None and stage != "predict" and not getattr(self.trainer, "fast_dev_run", False):
@@ -190,15 +183,17 @@ class FusionClassifier(LightningModule):
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, Fused]:
         """Return the training loss of a batch with targets, and the output of the fusion head."""
-        encoded = self.encode(batch)
+        encoded, pairs = self.encode(batch), None
+        if self.loss.mixup and self.training:
+            pairs = draw_pairs(batch, self.fusion.held_out_mask(batch), self.loss.mixup)
+            encoded = pairs.mix_inputs(encoded)
         fused = self.fuse(encoded)
-        assert batch.target is not None
-        cross_entropy = self.loss.cross_entropy(batch.target, self.loss_weights)
-        loss = self.fusion.loss(fused, batch, cross_entropy)
-        held_out = self.fusion.held_out_mask(batch)
-        for name, classify in self.auxiliary_heads.items():
-            mask = batch.present[name] if held_out is None else batch.present[name] & ~held_out
-            loss = loss + self.loss.auxiliary_weight * cross_entropy(classify(encoded[name].embedding), mask)
+        auxiliary_logits = {name: classify(encoded[name].embedding) for name, classify in self.auxiliary_heads.items()}
+
+        def compute(batch: Batch) -> Tensor:
+            return self.loss.compute(self.fusion, fused, auxiliary_logits, batch, self.loss_weights)
+
+        loss = pairs.mix_losses(compute, batch) if pairs else compute(batch)
         return loss, fused
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

@@ -71,6 +71,7 @@ def write(folder, stop=None):
         "model": {
             "encoders": {name: encoder("TinyText", dim=8, num_layers=1, dropout=0.3) for name in ("title", "text")},
             "fusion": {"class_path": "fusion_pl.fusion.Concat", "init_args": {"dim": 8, "dropout": 0.3}},
+            "loss": {"mixup": 0.5},
         },
         "data": {
             "class_path": "fusion_pl.data.ManifestData",
