@@ -145,6 +145,8 @@ def make_run(
         data["drop_empty"] = True
         for option in PER_INPUT_OPTIONS:
             if data.get(option):
-                data[option] = {name: value for name, value in data[option].items() if name in inputs}
+                # A key of several inputs, such as left+right, needs all of them.
+                keys = [key for key in data[option] if key in inputs or set(key.split("+")) <= set(inputs)]
+                data[option] = {key: data[option][key] for key in keys}
     config["seed_everything"] = seed
     return Run(class_path, inputs, seed, run_key(config, extra, table_hash), config)

@@ -1,12 +1,15 @@
-"""Random augmentation of audio and text in training.
+"""Random augmentation in training.
 
 The transforms take values of ``Sample.inputs`` and use torch's global generator. For images use the transforms of
-``torchvision.transforms.v2``, which take PIL images.
+``torchvision.transforms.v2``, which take PIL images, for audio also those of ``torchaudio.transforms``, in
+``TransformSamples``.
 """
 
 from __future__ import annotations
 
 import math
+import re
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -182,6 +185,67 @@ class MaskTime(nn.Module):
         samples = waveform.samples.clone()
         samples[_random_interval(samples.numel(), self.width)] = 0
         return Waveform(samples, waveform.rate)
+
+
+class TransformSamples(nn.Module):
+    """Apply a transform of tensors to the audio samples of a waveform, such as those of ``torchaudio.transforms``.
+
+    Args:
+        transform: module that takes a tensor (..., N), and returns one or a tuple that starts with one.
+
+    Example:
+        >>> from torchvision.transforms.v2 import RandomApply
+        >>> quieter = RandomApply([TransformSamples(nn.Threshold(0.5, 0.0))], p=1.0)
+        >>> quieter(Waveform(torch.tensor([0.2, 0.9]), 8000)).samples
+        tensor([0.0000, 0.9000])
+    """
+
+    def __init__(self, transform: nn.Module) -> None:
+        super().__init__()
+        self.transform = transform
+
+    def forward(self, waveform: Waveform) -> Waveform:
+        """Return the transformed waveform; its rate is unchanged."""
+        samples = self.transform(waveform.samples)
+        return Waveform(samples[0] if isinstance(samples, tuple) else samples, waveform.rate)
+
+
+class FlipSides(nn.Module):
+    """Mirror images and swap the words "left" and "right" in texts, in all inputs of a sample or in none.
+
+    Audio is mono and stays as it is. Key of ``data.augment``: the names of the inputs, such as ``photo+question``.
+
+    Args:
+        probability: probability of the flip.
+    """
+
+    def __init__(self, probability: float = 0.5) -> None:
+        super().__init__()
+        self.probability = _check_range(self, "probability", probability, 1.0)
+
+    def forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Flip all inputs of a sample: name of the input -> text, image or ``Waveform``."""
+        if torch.rand(()) >= self.probability:
+            return inputs
+        return {name: self._flip(value) for name, value in inputs.items()}
+
+    @staticmethod
+    def _flip(value: Any) -> Any:
+        match value:
+            case str():
+                return re.sub(r"\b(left|right)\b", _other_side, value, flags=re.IGNORECASE)
+            case Waveform():
+                return value
+        from torchvision.transforms.v2.functional import horizontal_flip
+
+        return horizontal_flip(value)
+
+
+def _other_side(found: re.Match[str]) -> str:
+    """Return the opposite of "left" or "right", in the same case."""
+    word = found.group()
+    other = "right" if word.lower() == "left" else "left"
+    return other.upper() if word.isupper() else other.capitalize() if word.istitle() else other
 
 
 class Typos(nn.Module):

@@ -51,7 +51,10 @@ class FusionData(LightningDataModule, ABC):
         seed: random seed of drawn splits only. The order of the training samples, augmentation and input dropout depend
             on ``seed_everything`` and on the epoch.
         augment: dictionary from input name to a transform that is applied to the input's value in training: to a PIL
-            image (such as a transform of torchvision.transforms.v2), a ``Waveform`` or a ``str``.
+            image (such as a transform of torchvision.transforms.v2), a ``Waveform`` or a ``str``. The key of a
+            transform that draws once for several inputs is their names joined by ``+``, such as ``left+right``: it gets
+            a dictionary from input name to value, without missing inputs, and returns one, as the transforms of
+            torchvision.transforms.v2 do; it is applied after the transforms of single inputs.
         on_bad_file: handling of a file that cannot be decoded: ``raise`` an error, or treat the input as ``missing``
             and list the file at the end.
         allow_outside: whether files outside the root folder may be read.
@@ -138,13 +141,20 @@ class FusionData(LightningDataModule, ABC):
 
     @processors.setter
     def processors(self, processors: Mapping[str, Processor]) -> None:
-        for option, names in (("augment", self.augment.keys()), ("input_dropout", self.input_dropout.keys())):
+        augmented = {name for key in self.augment for name in _names_of_key(key, processors)}
+        for option, names in (("augment", augmented), ("input_dropout", self.input_dropout.keys())):
             for name in sorted(names - processors.keys()):
                 raise UserError(
                     f"data.{option} has the input {name!r}, but the model's inputs are {', '.join(processors)}: remove "
                     f"{name!r} from data.{option}, or give --data.{option} null"
                 )
         self._processors = dict(processors)
+
+    @property
+    def joint_augment(self) -> dict[tuple[str, ...], nn.Module]:
+        """Dictionary from the names of several inputs to a transform of all of them."""
+        keys = [key for key in self.augment if key not in self.processors]
+        return {tuple(_names_of_key(key, self.processors)): self.augment[key] for key in keys}
 
     @property
     def columns(self) -> dict[str, str | list[str]]:
@@ -271,3 +281,8 @@ class FusionData(LightningDataModule, ABC):
             files = "1 file" if len(bad) == 1 else f"{len(bad)} files"
             names = escape_unprintable(join_lines(bad, MAX_SHOWN))
             _log.warning("%s could not be read and counted as missing:\n  %s", files, names)
+
+
+def _names_of_key(key: str, processors: Mapping[str, Processor]) -> list[str]:
+    """Return the input names in a key of ``augment``; an input's own name may contain the separator."""
+    return [key] if key in processors else key.split("+")

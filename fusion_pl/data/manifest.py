@@ -232,6 +232,7 @@ class ManifestData(TableData):
             on_bad_file=self.on_bad_file,
             return_errors=predicting,
             errors=inputs.find_outside_paths() if predicting else {},
+            joint_augment=self.joint_augment if training else {},
         )
 
     @property

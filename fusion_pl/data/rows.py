@@ -75,6 +75,7 @@ class ManifestRows(Dataset[Sample]):
     on_bad_file: OnBadFile = "raise"
     # For prediction: a row without readable inputs becomes a sample without inputs, with the message in ``bad_files``.
     return_errors: bool = False
+    joint_augment: Mapping[tuple[str, ...], nn.Module] = field(default_factory=dict)  # names of the inputs -> transform
     errors: Mapping[int, str] = field(default_factory=dict)  # index -> message for rows that must not be read
 
     def __len__(self) -> int:
@@ -84,6 +85,10 @@ class ManifestRows(Dataset[Sample]):
     def processors(self) -> dict[str, Processor]:
         """Dictionary from input name to the processor of its column."""
         return {column.input: column.processor for column in self.columns}
+
+    def is_augmented(self, column: InputColumn) -> bool:
+        """Return whether the input of a column is augmented, alone or together with others."""
+        return column.augment is not None or any(column.input in names for names in self.joint_augment)
 
     def place(self, column: InputColumn, index: int) -> str:
         """Return file, row and column of a cell, for messages."""
@@ -135,7 +140,7 @@ class ManifestRows(Dataset[Sample]):
             load_error = LoadError(f"{self.place(column, index)}: {error}")
             load_error.__cause__ = error
             return load_error
-        return value if column.augment is None else self._augment(column, column.augment, value, index)
+        return _augment(column.augment, value, f"input {column.input!r} of {self._row(index)}")
 
     def _make_sample(self, index: int, values: dict[str, Any]) -> Sample:
         """Return a sample with the opened values, which may be errors."""
@@ -147,6 +152,11 @@ class ManifestRows(Dataset[Sample]):
             if not self.return_errors:
                 raise error
             inputs, messages = {}, (str(error),)
+        for names, transform in self.joint_augment.items():
+            present = {name: inputs[name] for name in names if name in inputs}
+            if present:
+                place = f"the inputs {', '.join(present)} of {self._row(index)}"
+                inputs = inputs | _augment_jointly(transform, present, place)
         return Sample(self.sample_id(index), inputs, self._target(index), messages)
 
     def _row_error(self, index: int, errors: Sequence[LoadError]) -> LoadError:
@@ -168,10 +178,23 @@ class ManifestRows(Dataset[Sample]):
     def _target(self, index: int) -> int | None:
         return None if self.targets is None else int(self.targets[index])
 
-    def _augment(self, column: InputColumn, augment: nn.Module, value: Any, index: int) -> Any:
-        try:
-            return augment(value)
-        except (ValueError, TypeError, RuntimeError) as error:  # from transforms of other libraries
-            name = type(augment).__name__
-            text = f"{name} failed on input {column.input!r} of {self._row(index)} ({error}): check its arguments"
-            raise LoadError(f"data.augment: {text}") from error
+
+def _augment(transform: nn.Module | None, value: Any, place: str) -> Any:
+    if transform is None:
+        return value
+    try:
+        return transform(value)
+    except (ValueError, TypeError, RuntimeError) as error:  # from transforms of other libraries
+        text = f"{type(transform).__name__} failed on {place} ({error}): check its arguments"
+        raise LoadError(f"data.augment: {text}") from error
+
+
+def _augment_jointly(transform: nn.Module, values: dict[str, Any], place: str) -> dict[str, Any]:
+    augmented = _augment(transform, values, place)
+    if not isinstance(augmented, dict) or augmented.keys() != values.keys():
+        found = f"the keys {', '.join(augmented)}" if isinstance(augmented, dict) else type(augmented).__name__
+        raise LoadError(
+            f"data.augment: {type(transform).__name__} returned {found} for {place}: a transform of several inputs "
+            "gets a dictionary from input name to value, and must return one with the same keys"
+        )
+    return augmented

@@ -92,7 +92,7 @@ class FileCheck(Dataset[list[str]]):
                 if not column.processor.reads_files:
                     continue
                 complete = replace(column, augment=None, whole=True)
-                rows = replace(samples, columns=[complete], on_bad_file="raise")
+                rows = replace(samples, columns=[complete], joint_augment={}, on_bad_file="raise")
                 for index, cell in enumerate(column.cells):
                     path = (column.input, cell) if isinstance(cell, str) else None  # other cells are the content
                     if cell is not None and path not in paths:

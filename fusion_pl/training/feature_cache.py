@@ -165,7 +165,7 @@ class FeatureCache:
             split: column
             for split, samples in rows.items()
             for column in samples.columns
-            if column.input == name and column.augment is None
+            if column.input == name and not samples.is_augmented(column)
         }
         if not parts:
             return None
