@@ -133,7 +133,7 @@ class FusionClassifier(LightningModule):
                 encoder.update_frozen_modes()  # a callback or the user may have frozen modules
             if not encoder.has_weights:
                 encoder.load_pretrained()
-                fit_statistics(encoder, name, self.trainer)
+                fit_statistics(encoder, name, self._trainer)
                 encoder.has_weights = True
         self.parameter_ndims = parameter_ndims(self)  # before a strategy flattens the parameters
         weights = self.loss.class_weight_tensor(getattr(self._trainer, "datamodule", None))

@@ -108,6 +108,7 @@ class ManifestRows(Dataset[Sample]):
         return replace(
             self,
             columns=[column],
+            joint_augment={},
             rows=self.rows[present],
             targets=targets,
             return_errors=self.on_bad_file == "missing",

@@ -12,7 +12,7 @@ from fusion_pl.encoders.base import Encoder
 from fusion_pl.types import UserError
 
 
-def fit_statistics(encoder: Encoder, name: str, trainer: Trainer) -> None:
+def fit_statistics(encoder: Encoder, name: str, trainer: Trainer | None) -> None:
     """Let the encoder of an input compute its statistics, unless training resumes: a checkpoint contains them.
 
     Every process opens all training samples, so that all processes compute the same statistics.
@@ -20,7 +20,7 @@ def fit_statistics(encoder: Encoder, name: str, trainer: Trainer) -> None:
     Raises:
         UserError: if the encoder needs statistics, and the data module is no ``FusionData``.
     """
-    if trainer.ckpt_path is None:
+    if trainer is None or trainer.ckpt_path is None:
         encoder.fit_statistics(_training_values(name, getattr(trainer, "datamodule", None)))
 
 

@@ -41,6 +41,19 @@ def test_a_run_on_fewer_inputs_has_only_their_options():
     assert "drop_empty" not in BASE["data"]["init_args"]
 
 
+def test_transforms_of_several_inputs_need_all_of_them():
+    augment = {"image+text": "both", "image": "one", "image+audio": "other"}
+    base = BASE | {"data": BASE["data"] | {"init_args": BASE["data"]["init_args"] | {"augment": augment}}}
+    found = {
+        one.inputs: set(one.config["data"]["init_args"]["augment"])
+        for one in plan_runs(base, "LowRank", "subsets", seeds=1)
+    }
+    assert found[("image",)] == {"image"}
+    assert found[("text", "image")] == {"image", "image+text"}
+    assert found[("text", "audio")] == set()
+    assert found[("text", "image", "audio")] == set(augment)
+
+
 def test_arguments_of_the_configured_head_are_not_passed_to_others():
     fusions = {run.class_path: run.config["model"]["fusion"] for run in plan_runs(BASE, "LowRank,Mean", "all", seeds=1)}
     assert fusions["fusion_pl.fusion.LowRank"]["init_args"] == {"rank": 7}

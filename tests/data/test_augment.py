@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fusion_pl.data import augment
-from fusion_pl.data.augment import Gain, MaskBand, MaskTime, Noise, Shift, Speed, Typos
+from fusion_pl.data.augment import FlipSides, Gain, MaskBand, MaskTime, Noise, Shift, Speed, TransformSamples, Typos
 from fusion_pl.types import UserError, Waveform
 
 RATE = 8000
@@ -51,7 +51,7 @@ def peak(waveform: Waveform) -> float:
 
 def test_every_transform_is_tested() -> None:
     found = {part for _, part in inspect.getmembers(augment, inspect.isclass) if issubclass(part, nn.Module)}
-    assert found == {kind for kind, _, _ in SOUNDS} | {Typos}
+    assert found == {kind for kind, _, _ in SOUNDS} | {Typos, TransformSamples, FlipSides}
 
 
 @every_sound
@@ -128,6 +128,15 @@ def test_noise_has_the_requested_ratio_and_colour(color) -> None:
     octaves = [float(power[16 * low : 32 * low].mean()) for low in (250, 500, 1000, 2000)]
     slopes = [math.log2(low / high) for low, high in pairwise(octaves)]
     assert sum(slopes) / len(slopes) == pytest.approx(color, abs=0.1)
+
+
+def test_transforms_of_torchaudio_change_the_samples(noise) -> None:
+    torchaudio = pytest.importorskip("torchaudio", exc_type=ImportError)
+    louder = TransformSamples(torchaudio.transforms.Vol(2.0, "amplitude"))(noise)
+    torch.testing.assert_close(louder.samples, (2 * noise.samples).clamp(-1, 1))
+    faster = TransformSamples(torchaudio.transforms.SpeedPerturbation(RATE, [1.25]))(noise)  # returns lengths, too
+    assert faster.samples.shape == (round(4001 / 1.25),)
+    assert faster.rate == RATE
 
 
 def test_noise_has_the_requested_probability(noise) -> None:

@@ -236,10 +236,11 @@ def test_a_file_that_changes_while_it_is_read_is_refused(table, tmp_path, monkey
         fit(model, table, tmp_path / "cache")
 
 
-def test_only_inputs_of_frozen_encoders_are_stored(folders, manifest, tmp_path, caplog):
+@pytest.mark.parametrize("augmented", ["image", "image+audio"])
+def test_only_inputs_of_frozen_encoders_are_stored(folders, manifest, tmp_path, caplog, augmented):
     model = build({**pretrained(folders), "audio": TinyAudio(dim=8, num_layers=1)})
     with caplog.at_level("INFO"):
-        trainer = fit(model, manifest, tmp_path / "cache", augment={"image": nn.Identity()})
+        trainer = fit(model, manifest, tmp_path / "cache", augment={augmented: nn.Identity()})
     assert re.search(
         r"stand in for text \(36 values, \d+\.\d KiB\), image \(10 values, \d+\.\d KiB\); 46 are computed first\.",
         caplog.text,
