@@ -44,7 +44,7 @@ class OpenedValues(NamedTuple):
     errors: dict[int, str]  # position -> why the value could not be opened
 
 
-class InputValues(Dataset[OpenedValues]):
+class InputValueDataset(Dataset[OpenedValues]):
     """Data set of all values of an input in several splits, opened without augmentation and random crops.
 
     Args:
@@ -126,7 +126,9 @@ class EncodingPass:
     num_workers: int
     errors: dict[int, str] = field(default_factory=dict)
 
-    def encode(self, values: InputValues, positions: Int[NDArray[Any], " N"]) -> Iterator[tuple[list[int], Encoded]]:
+    def encode(
+        self, values: InputValueDataset, positions: Int[NDArray[Any], " N"]
+    ) -> Iterator[tuple[list[int], Encoded]]:
         """Yield batches of positions and their outputs, on the CPU."""
         num_workers = self.num_workers if len(positions) > self.batch_size else 0
         loader: DataLoader[OpenedValues] = DataLoader(
@@ -145,7 +147,7 @@ class EncodingPass:
             if batch.inputs is not None:
                 yield batch.positions, self._run_encoder(batch.inputs)
 
-    def write(self, values: InputValues, positions: Int[NDArray[Any], " N"], write: Write) -> None:
+    def write(self, values: InputValueDataset, positions: Int[NDArray[Any], " N"], write: Write) -> None:
         """Encode values, and write shards of about ``SHARD_BYTES`` bytes or ``SHARD_SECONDS`` seconds of work."""
         pending: list[tuple[list[int], Encoded]] = []
         size, started = 0, time.monotonic()

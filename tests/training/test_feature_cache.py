@@ -224,13 +224,13 @@ def test_a_changed_file_or_weight_is_encoded_again(folders, table, tmp_path):
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(table, tmp_path, monkeypatch):
-    original = encoding.InputValues.compute_keys
+    original = encoding.InputValueDataset.compute_keys
 
     def change(values, folder):
         original(values, folder)
         shutil.copy(table.parent / "0.wav", table.parent / "1.wav")
 
-    monkeypatch.setattr(encoding.InputValues, "compute_keys", change)
+    monkeypatch.setattr(encoding.InputValueDataset, "compute_keys", change)
     model = build({"audio": TinyAudio(dim=8, num_layers=1).requires_grad_(False)})
     with pytest.raises(UserError, match=r"column 'audio': .*1\.wav changed while it was read: repeat the command"):
         fit(model, table, tmp_path / "cache")
