@@ -29,6 +29,7 @@ from fusion_pl.cli.checks import (
     read_matching_checkpoint,
 )
 from fusion_pl.cli.parsing import explain_parse_error
+from fusion_pl.data.base import FusionData
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.split_record import find_split_record
 from fusion_pl.files import cache_folder
@@ -74,7 +75,7 @@ class FusionCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of early stopping, checkpoints and hardware, and link the data's classes to the model."""
-        parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
+        parser.link_arguments("data", "model.classes", compute_fn=self._read_classes, apply_on="instantiate")
         parser.add_argument(
             "--dry_run",
             type=bool,
@@ -139,6 +140,12 @@ class FusionCLI(LightningCLI):
         except ArgumentError as error:
             subcommand, *arguments = sys.argv[1:]
             raise UserError(explain_parse_error(error, self._subcommand_parsers[subcommand], arguments)) from error
+
+    def _read_classes(self, data: FusionData) -> list[str]:
+        """Return the classes of the data; if its table lacks the labels, report all columns that are missing."""
+        if isinstance(data, ManifestData) and data.configured_classes is None and data.label not in data.table.columns:
+            data.check_columns(self._get(self.config, "model").encoders or {})
+        return data.classes
 
     def _add_instantiators(self) -> None:
         super()._add_instantiators()

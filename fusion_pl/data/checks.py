@@ -26,6 +26,7 @@ MAY_LIE_OUTSIDE = r"^/|://|\.\.|^[./]*$" + (r"|\\|:" if os.name == "nt" else "")
 BAR_MIN_FILES = 1000
 FILES_PER_TASK = 500
 MAX_THREADS = 32
+MAX_ROWS_OF_TYPO = 2  # of a class that may be a misspelt label of another class
 
 
 def check_column(table: Table, column: str, purpose: str, advice: str = "") -> Iterator[Problem]:
@@ -36,12 +37,17 @@ def check_column(table: Table, column: str, purpose: str, advice: str = "") -> I
         yield Problem(f"there is no column {column!r} for {purpose}; the columns are {known}{hint}")
 
 
-def check_text_column(table: Table, column: str, purpose: str) -> Iterator[Problem]:
-    """Check that a column exists and holds text or numbers."""
-    yield from check_column(table, column, purpose)
+def check_text_column(table: Table, column: str, purpose: str, advice: str = "") -> Iterator[Problem]:
+    """Check that a column exists and holds text or numbers; the message of a missing column contains the advice."""
+    yield from check_column(table, column, purpose, advice)
     if column in table.columns and not table.is_text(column):
         kind = table.data[column].type
         yield Problem(f"it holds {kind}, expected text or numbers for {purpose}", column=column)
+
+
+def check_label_column(table: Table, label: str) -> Iterator[Problem]:
+    """Check that the label column exists and holds text or numbers."""
+    yield from check_text_column(table, label, "the label", "give another column with --data.label")
 
 
 def row_problems(table: Table, rows: Rows, column: str | None, describe: Callable[[int], str]) -> Iterator[Problem]:
@@ -66,6 +72,30 @@ def find_targets(table: Table, column: str, classes: Sequence[str]) -> NDArray[n
     index = {name: target for target, name in enumerate(classes)}
     codes, labels = table.factorize(column)
     return np.array([*(index.get(label.strip(), -1) for label in labels), -1], np.int64)[codes]
+
+
+def find_misspelt_classes(classes: Sequence[str], counts: Sequence[int]) -> dict[str, str]:
+    """Return a dictionary from each class that may be a typing error to a message.
+
+    Such a class has one or two rows, and its name is similar to that of a larger class. Names with digits are left
+    out, since numbered classes are similar.
+
+    Args:
+        classes: names of the classes, inferred from the labels.
+        counts: number of rows per class.
+
+    Example:
+        >>> find_misspelt_classes(["Cat", "Catt", "Dog"], [50, 1, 2]).keys()
+        dict_keys(['Catt'])
+    """
+    larger = [name for name, count in zip(classes, counts, strict=True) if count > MAX_ROWS_OF_TYPO]
+    messages = {}
+    for name, count in zip(classes, counts, strict=True):
+        if 0 < count <= MAX_ROWS_OF_TYPO and not any(map(str.isdigit, name)) and (hint := did_you_mean(name, larger)):
+            rows = "1 row" if count == 1 else f"{count} rows"
+            fix = "Correct the label, or give data.classes to refuse others"
+            messages[name] = f"the class {name!r} has {rows}{hint} {fix}"
+    return messages
 
 
 def check_splits(table: Table, column: str) -> Iterator[Problem]:

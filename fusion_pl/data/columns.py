@@ -103,9 +103,7 @@ class TableInputs:
     def check_columns(self) -> Iterator[Problem]:
         """Find columns that do not exist, and cells of several columns that are not numbers."""
         for name, columns in self.columns.items():
-            fix = f"give another column with --data.inputs.{name}, or leave {name} out of model.encoders"
-            for column in column_names(columns):
-                yield from check_column(self.manifest, column, f"the input {name!r}", fix)
+            yield from check_input_columns(self.manifest, name, columns)
             if not isinstance(columns, str):
                 yield from self._check_several(name, columns)
 
@@ -142,6 +140,13 @@ class TableInputs:
 def column_names(columns: Columns) -> Sequence[str]:
     """Return the columns of an input in the manifest."""
     return [columns] if isinstance(columns, str) else columns
+
+
+def check_input_columns(manifest: Table, name: str, columns: Columns) -> Iterator[Problem]:
+    """Check that the columns of an input exist."""
+    fix = f"give another column with --data.inputs.{name}, or leave {name} out of model.encoders"
+    for column in column_names(columns):
+        yield from check_column(manifest, column, f"the input {name!r}", fix)
 
 
 def joined_name(columns: Columns) -> str:

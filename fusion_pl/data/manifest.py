@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,12 @@ from fusion_pl.data.checks import (
     check_column,
     check_empty_rows,
     check_ids,
+    check_label_column,
     check_labels,
     check_splits,
     check_text_column,
 )
-from fusion_pl.data.columns import Columns, TableInputs
+from fusion_pl.data.columns import Columns, TableInputs, check_input_columns
 from fusion_pl.data.read_table import read_table, table_files
 from fusion_pl.data.remote import RemoteFiles, is_url
 from fusion_pl.data.rows import InputColumn, ManifestRows
@@ -36,7 +37,7 @@ from fusion_pl.data.splits import SPLITS, Split
 from fusion_pl.data.table import Problem, Table, raise_problems
 from fusion_pl.data.table_data import DEFAULT_SPLIT, TableData
 from fusion_pl.files import cache_folder
-from fusion_pl.messages import join_names
+from fusion_pl.messages import did_you_mean, join_names
 from fusion_pl.types import UserError
 
 REQUIRED_SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
@@ -118,6 +119,20 @@ class ManifestData(TableData):
         """Dictionary from input name to its column or columns, in the order of the model's inputs."""
         return {name: self.inputs.get(name, name) for name in self.processors}
 
+    def check_columns(self, inputs: Iterable[str]) -> None:
+        """Check that the table has the columns of the label, the inputs and the splits; needs no processors.
+
+        Args:
+            inputs: names of the model's inputs.
+
+        Raises:
+            UserError: lists all columns that are missing.
+        """
+        problems = list(check_label_column(self.table, self.label))
+        for name in inputs:
+            problems += check_input_columns(self.table, name, self.inputs.get(name, name))
+        raise_problems(self.manifest, [*problems, *self._check_split_column()])
+
     def setup(self, stage: str) -> None:
         """Check the manifest, and that the files in its cells exist.
 
@@ -134,6 +149,9 @@ class ManifestData(TableData):
         raise_problems(self.manifest, self.find_problems(stage))
         for message in self._splits.messages():
             rank_zero_info(message)
+        if stage == "fit":
+            for message in self.misspelt_classes.values():
+                rank_zero_info(f"{self.manifest}: {message}")
         self._stage = stage
 
     def find_problems(self, stage: str) -> list[Problem]:
@@ -172,12 +190,11 @@ class ManifestData(TableData):
             rank_zero_info(f"{self.manifest} has no column {names}: predicting without this input")
 
     def _check_rows(self) -> Iterator[Problem]:
-        yield from check_text_column(self.table, self.label, "the label")
+        yield from check_label_column(self.table, self.label)
         yield from self._inputs.check_columns()
         if self._has_labels:
             yield from check_labels(self.table, self.label, self._classes)
-        if self.split is not None and (self.split in self.table.columns or self.split != DEFAULT_SPLIT):
-            yield from check_text_column(self.table, self.split, "the split")
+        yield from self._check_split_column()
         if self.split is not None and self.split in self.table.columns:
             yield from check_splits(self.table, self.split)
         if "id" in self.table.columns:
@@ -185,6 +202,10 @@ class ManifestData(TableData):
             yield from check_ids(self.table)
         if not self.drop_empty and not self._inputs.missing_columns:
             yield from check_empty_rows(self.table, self._inputs.all_columns, self._empty_rows)
+
+    def _check_split_column(self) -> Iterator[Problem]:
+        if self.split is not None and (self.split in self.table.columns or self.split != DEFAULT_SPLIT):
+            yield from check_text_column(self.table, self.split, "the split")
 
     def _check_classes(self, required_splits: Sequence[Split]) -> list[Problem]:
         problems = [
@@ -196,7 +217,7 @@ class ManifestData(TableData):
         ]
         if "train" in required_splits:
             problems += [
-                Problem(f"the class {name!r} has no training sample", column=self.label)
+                Problem(f"the class {name!r} has no training sample{self._hint_of_class(name)}", column=self.label)
                 for name, count in zip(self._classes, self.class_counts, strict=True)
                 if not count
             ]
@@ -208,6 +229,14 @@ class ManifestData(TableData):
             )
             return [Problem(text)]
         return problems
+
+    def _hint_of_class(self, name: str) -> str:
+        """Return the first row of a class without training samples, and the similar class that may be meant."""
+        rows = np.flatnonzero(self.targets == self._classes.index(name))
+        if not rows.size:
+            return ""
+        trained = [known for known, count in zip(self._classes, self.class_counts, strict=True) if count]
+        return f" (its first row is row {self.table.row_numbers[rows[0]]}){did_you_mean(name, trained)}"
 
     def _check_paths(self, splits: Sequence[Split]) -> Iterator[Problem]:
         rows = np.concatenate([self._splits.used_rows[split] for split in splits])

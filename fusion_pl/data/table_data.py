@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from fusion_pl.data.base import FusionData
-from fusion_pl.data.checks import check_text_column, find_empty_rows, find_targets
+from fusion_pl.data.checks import check_label_column, find_empty_rows, find_misspelt_classes, find_targets
 from fusion_pl.data.folds import parse_fold
 from fusion_pl.data.read_table import read_table, table_files
 from fusion_pl.data.split_file import write_split_file
@@ -110,7 +110,7 @@ class TableData(FusionData):
             UserError: if no classes are configured and the manifest has no labels.
         """
         if self.configured_classes is None:
-            raise_problems(self.manifest, check_text_column(self.table, self.label, "the label"))
+            raise_problems(self.manifest, check_label_column(self.table, self.label))
         if not self._classes:
             raise_problems(self.manifest, [Problem("every label is empty", column=self.label)])
         return list(self._classes)
@@ -121,6 +121,14 @@ class TableData(FusionData):
         targets = self.targets[self._splits.used_rows["train"]]
         counts: list[int] = np.bincount(targets, minlength=len(self._classes)).tolist()
         return counts
+
+    @property
+    def misspelt_classes(self) -> dict[str, str]:
+        """Dictionary from each inferred class that may be a typing error to a message; empty if classes are given."""
+        if self.configured_classes is not None:
+            return {}
+        counts = np.bincount(self.targets[self.targets >= 0], minlength=len(self._classes))
+        return find_misspelt_classes(self._classes, counts.tolist())
 
     @property
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_pl.data.checks import check_text_column
+from fusion_pl.data.checks import check_label_column
 from fusion_pl.data.columns import column_names
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.splits import NO_SPLIT, SPLITS
@@ -18,6 +19,8 @@ from fusion_pl.data_check.duplicates import combine_hashes, find_duplicates, fin
 from fusion_pl.data_check.findings import Finding, Kind
 from fusion_pl.data_check.inputs import InputCheck, check_inputs
 from fusion_pl.data_check.statistics import Statistics, compute_statistics, find_unbalanced
+
+NUM_TEXTS = 1000  # texts that are compared with files, before all are
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def check_table(data: ManifestData) -> CheckedTable:
     Raises:
         UserError: if the table cannot be read, or has no column of labels.
     """
-    raise_problems(data.manifest, check_text_column(data.table, data.label, "the label"))
+    raise_problems(data.manifest, check_label_column(data.table, data.label))
     findings = _table_findings(data.find_problems("fit"), data)
     rows, splits = data.samples("predict"), data.row_splits
     known: dict[str | None, set[int]] = defaultdict(set)
@@ -69,12 +72,15 @@ def check_table(data: ManifestData) -> CheckedTable:
     unusable = [set().union(*(known[name] for name in names)) for names in parts]
     inputs = check_inputs(rows.columns, unusable, data.num_loader_workers)
     for check in inputs:
-        findings += _value_findings(check)
+        findings += [*_value_findings(check), *_find_paths(check, data.root)]
     usable = splits != NO_SPLIT
     usable[[finding.row for finding in findings if finding.is_error and finding.row is not None]] = False
     findings += _duplicate_findings(inputs, splits, usable, data)
     statistics = compute_statistics(data, inputs, splits)
-    findings += find_unbalanced(statistics)
+    findings += find_unbalanced(statistics, data.misspelt_classes)
+    for name, text in data.misspelt_classes.items():
+        row = int(np.flatnonzero(data.targets == data.classes.index(name))[0])
+        findings.append(Finding(Kind.MISSPELT, text, row, data.label))
     order = list(Kind)
     findings.sort(key=lambda finding: (order.index(finding.kind), -1 if finding.row is None else finding.row))
     return CheckedTable(data, splits, inputs, findings, statistics)
@@ -103,6 +109,19 @@ def _value_findings(check: InputCheck) -> Iterator[Finding]:
     for value, flaw, is_error in check.flaws:
         for row in rows_of[value] if is_error else [int(check.rows[value])]:
             yield Finding(flaw.kind, flaw.text, row, name)
+
+
+def _find_paths(check: InputCheck, root: str) -> Iterator[Finding]:
+    """Yield a finding if most texts are paths of existing files, relative to the root."""
+    if not check.is_text:
+        return
+    texts = [str(check.column.cells[row]).strip() for row in check.rows.tolist()]
+    for some in (texts[:NUM_TEXTS], texts):  # all texts only if most of the first ones are paths
+        count = sum(os.path.isfile(os.path.join(root, text)) for text in some)
+        if 2 * count <= len(some):
+            return
+    are = "1 text is the path of an existing file" if count == 1 else f"{count} texts are the paths of existing files"
+    yield Finding(Kind.PATHS, f"{are}: put the text itself into the cell", column=check.column.column)
 
 
 def _duplicate_findings(
@@ -142,7 +161,8 @@ def _shared_values(
     pairs = pairs[splits[pairs[:, 0]] != splits[pairs[:, 1]]]
     pairs = pairs[~np.isin(pairs[:, 0], list(reported))]
     if check.is_text and len(pairs):
-        text = f"{len(pairs)} rows have a text that rows of a later split have, too, such as row "
+        text = "1 row has" if len(pairs) == 1 else f"{len(pairs)} rows have"
+        text += " a text that rows of a later split have, too, such as row "
         text += f"{numbers[pairs[0, 0]]} and row {numbers[pairs[0, 1]]}: look whether the splits are independent"
         yield Finding(Kind.SHARED, text, column=name)
         return

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from fusion_pl.messages import escape_unprintable
 from fusion_pl.training.console import configure_logging
 from fusion_pl.training.interrupt import StopSignals
 from fusion_pl.types import UserError
+
+MAX_SHOWN = 10  # findings per kind on the console
 
 
 class CheckCLI(FusionCLI):
@@ -100,16 +102,19 @@ def check_command(arguments: list[str]) -> int:
 
 
 def _summary(checked: CheckedTable) -> list[str]:
-    """Return the number of findings per kind, with the first of each."""
+    """Return the number of findings per kind, with the first ten of each."""
     errors, total = len(checked.errors), len(checked.findings)
     values = sum(len(check.rows) for check in checked.inputs)
     found = f"{_count(errors, 'error')}, {_count(total - errors, 'warning')}"
     lines = [f"{_count(len(checked.data.table), 'row')}, {_count(values, 'value')} opened: {found}"]
-    counts = Counter(finding.kind for finding in checked.findings)
-    first = {finding.kind: finding for finding in reversed(checked.findings)}
-    for kind, count in counts.items():
-        severity = "error" if first[kind].is_error else "warning"
-        lines.append(f"  {severity}: {kind} ({count}): {checked.describe(first[kind])}")
+    for kind, group in itertools.groupby(checked.findings, key=lambda finding: finding.kind):
+        findings = list(group)
+        severity = "error" if findings[0].is_error else "warning"
+        texts = [checked.describe(finding) for finding in findings[:MAX_SHOWN]]
+        if len(findings) > MAX_SHOWN:
+            texts.append(f"… and {len(findings) - MAX_SHOWN} more")
+        lines.append(f"  {severity}: {kind} ({len(findings)}): {texts[0]}")
+        lines += [f"    {text}" for text in texts[1:]]
     return lines
 
 

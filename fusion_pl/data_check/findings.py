@@ -23,11 +23,13 @@ class Kind(StrEnum):
     PARTLY_GREY = "image that was probably cut off"
     SILENT = "silent sound"
     BLANK = "text without words"
+    PATHS = "texts that are paths"
     LOST_CHARACTERS = "text with lost characters"
     WRONG_ENDING = "file name with the ending of another format"
     UNUSUAL = "unusual size, length or rate"
     CUT_OFF = "longer than the encoder reads"
     MISSING = "missing inputs"
+    MISSPELT = "class that may be a typing error"
     IMBALANCE = "imbalanced classes"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,8 +90,9 @@ def _count_lengths(check: InputCheck, used: NDArray[np.bool_]) -> Lengths | None
     return Lengths(unit, float(limit), low, median, high, longest, cut_off, len(lengths))
 
 
-def find_unbalanced(statistics: Statistics) -> Iterator[Finding]:
-    """Yield what the numbers tell about the whole table."""
+def find_unbalanced(statistics: Statistics, misspelt: Collection[str]) -> Iterator[Finding]:
+    """Yield what the numbers tell about the whole table; of misspelt classes nothing."""
+    classes = {name: counts for name, counts in statistics.classes.items() if name not in misspelt}
     for name, lengths in statistics.lengths.items():
         if lengths.cut_off:
             share = f"{lengths.cut_off} of {lengths.rows} values ({lengths.cut_off / lengths.rows:.1%})"
@@ -104,13 +105,13 @@ def find_unbalanced(statistics: Statistics) -> Iterator[Finding]:
             if count > MAX_MISSING * rows:
                 text = f"{count} of {rows} {split} rows lack the input {name!r}: fill it in, or leave the input out"
                 yield Finding(Kind.MISSING, text)
-    train = {name: counts["train"] for name, counts in statistics.classes.items() if counts["train"]}
+    train = {name: counts["train"] for name, counts in classes.items() if counts["train"]}
     if train and max(train.values()) > MAX_IMBALANCE * min(train.values()):
         largest, smallest = max(train, key=train.__getitem__), min(train, key=train.__getitem__)
         text = f"the class {largest!r} has {train[largest]} training rows, {smallest!r} only {train[smallest]}: "
         text += "set model.loss.class_weights, or add rows"
         yield Finding(Kind.IMBALANCE, text)
-    for name, counts in statistics.classes.items():
+    for name, counts in classes.items():
         absent = [split for split in ("val", "test") if statistics.rows[split] and not counts[split]]
         if absent and counts["train"]:
             text = f"the class {name!r} has no {' and no '.join(absent)} row, so its metrics are unknown: add rows"

@@ -264,8 +264,9 @@ def test_an_empty_split_is_refused_in_the_stage_that_needs_it(build, toy):
 
 
 def test_a_class_without_training_rows_is_refused(build, toy):
-    toy.records[-1]["label"] = "fish"
-    assert "the class 'fish' has no training sample" in refused(build())
+    toy.records[-1]["label"] = "catt"
+    message = refused(build())
+    assert "the class 'catt' has no training sample (its first row is row 13); did you mean cat?" in message
 
 
 def test_files_of_other_splits_are_checked_in_fit_only(build, toy):

@@ -1,0 +1,107 @@
+"""Mistakes of a new user in a table: misspelt labels, paths as texts, wrong columns."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import yaml
+
+from fusion_pl.__main__ import main
+from fusion_pl.cli.run import run
+from tests.data_check.folder import CONFIG, write_table
+
+SIZE = 30
+
+
+def write_texts(folder, change=lambda row: {}, **options):
+    """Write a configuration and thirty rows: different texts of cats and dogs, 20 train, 5 val and 5 test."""
+    folder.mkdir(exist_ok=True)
+    rows = [
+        {"id": f"s{row}", "text": f"text number {row}", "label": ("Cat", "Dog")[row % 2]}
+        | {"split": "train" if row < 20 else "val" if row < 25 else "test"}
+        | change(row)
+        for row in range(SIZE)
+    ]
+    write_table(folder / "table.csv", rows)
+    model = CONFIG["model"] | {"encoders": {"text": CONFIG["model"]["encoders"]["text"]}}
+    arguments = {"manifest": str(folder / "table.csv"), "num_workers": 0} | options
+    data = CONFIG["data"] | {"init_args": arguments}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": model, "data": data}))
+    return folder
+
+
+def data_check(folder, monkeypatch):
+    words = ["--config", str(folder / "config.yaml"), "--output", str(folder / "report")]
+    monkeypatch.setattr(sys, "argv", ["fusion-pl", "data", "check", *words])
+    code = main()
+    return code, json.loads((folder / "report/report.json").read_text())["findings"]
+
+
+def test_a_misspelt_label_is_reported_once_without_advice_for_a_small_class(tmp_path, monkeypatch, capsys):
+    write_texts(tmp_path, lambda row: {"label": "Catt"} if row == 6 else {})
+    code, findings = data_check(tmp_path, monkeypatch)
+    assert code == 0
+    assert [(line["kind"], line["row"], line["column"]) for line in findings] == [("misspelt", 8, "label")]
+    assert "the class 'Catt' has 1 row; did you mean Cat? Correct the label" in findings[0]["text"]
+    assert findings[0]["text"] in capsys.readouterr().out
+
+
+def test_fit_reports_a_misspelt_label(tmp_path, caplog):
+    write_texts(tmp_path, lambda row: {"label": "Catt"} if row == 6 else {})
+    with caplog.at_level("INFO"):
+        assert run("fit", ["--config", str(tmp_path / "config.yaml"), "--dry_run"]) == 0
+    assert "table.csv: the class 'Catt' has 1 row; did you mean Cat?" in caplog.text
+
+
+def test_small_classes_with_other_names_or_numbers_are_not_misspelt(tmp_path, monkeypatch):
+    labels = {6: "Horse", 7: "level 2"} | dict.fromkeys(range(8, 14), "level 1")
+    write_texts(tmp_path, lambda row: {"label": labels[row]} if row in labels else {})
+    _, findings = data_check(tmp_path, monkeypatch)
+    assert "misspelt" not in {line["kind"] for line in findings}
+
+
+def test_texts_that_are_paths_of_files_are_reported(tmp_path, monkeypatch):
+    def change(row):
+        if row >= SIZE - 2:
+            return {}
+        (tmp_path / f"{row}.txt").write_text("a text", encoding="utf-8")
+        return {"text": f"{row}.txt"}
+
+    write_texts(tmp_path, change)
+    _, findings = data_check(tmp_path, monkeypatch)
+    text = "28 texts are the paths of existing files: put the text itself into the cell"
+    assert [line["text"] for line in findings if line["kind"] == "paths"] == [text]
+
+
+def test_one_shared_text_is_reported_in_the_singular(tmp_path, monkeypatch):
+    write_texts(tmp_path)
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    config["model"]["encoders"]["number"] = {"class_path": "fusion_pl.encoders.TinyText", "init_args": {"dim": 8}}
+    config["data"]["init_args"]["inputs"] = {"number": "id"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    table = tmp_path / "table.csv"
+    table.write_text(table.read_text().replace("text number 29", "text number 0"))
+    _, findings = data_check(tmp_path, monkeypatch)
+    assert [line["text"].partition(",")[0] for line in findings] == ["1 row has a text that rows of a later split have"]
+
+
+def test_the_console_shows_the_first_ten_findings_of_a_kind(tmp_path, monkeypatch, capsys):
+    write_texts(tmp_path, lambda row: {"label": ""} if row < 12 else {})
+    code, findings = data_check(tmp_path, monkeypatch)
+    printed = capsys.readouterr().out
+    assert code == 1
+    assert len([line for line in findings if line["kind"] == "table"]) == 12
+    assert [f"row {row}, column 'label'" in printed for row in range(2, 14)] == [True] * 10 + [False] * 2
+    assert "… and 2 more" in printed
+
+
+def test_all_missing_columns_are_in_one_error(tmp_path, capsys):
+    write_texts(tmp_path, label="species", inputs={"text": "caption"}, split="part")
+    assert run("fit", ["--config", str(tmp_path / "config.yaml"), "--dry_run"]) == 2
+    message = capsys.readouterr().err
+    assert "has 3 problems" in message
+    assert "no column 'species' for the label; the columns are" in message
+    assert "give another column with --data.label" in message
+    assert "no column 'caption' for the input 'text'" in message
+    assert "no column 'part' for the split" in message
