@@ -42,7 +42,8 @@ options:
   --version            show the version
   --completion bash    print a script that completes commands and options in bash or zsh
 
-Every value of a configuration can be given on the command line; later values win:
+Every value of a configuration can be given on the command line. An option overrides the --config files before it, a
+--config overrides everything before it, and an option that is given twice is refused:
   fusion-pl fit --config configs/keypad.yaml --trainer.max_epochs 5 --data.batch_size 16
   fusion-pl fit --config configs/keypad.yaml --model.fusion fusion_pl.fusion.CrossAttention
   fusion-pl fit --config configs/keypad.yaml --ckpt_path last        # resume the newest run

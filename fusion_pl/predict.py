@@ -97,9 +97,9 @@ class Predictor:
         """Classify one sample or many.
 
         Args:
-            samples: name of the input -> text; path, bytes, PIL image, array or tensor of an image; path, bytes,
-                (array, rate) or ``Waveform`` of a sound; path, bytes, array or list of numbers of a vector. An input
-                that is left out or None is missing.
+            samples: name of the input (not the column of a table) -> text or number of a text; path, bytes, PIL image,
+                array or tensor of an image; path, bytes, (array, rate) or ``Waveform`` of a sound; path, bytes, array
+                or list of numbers of a vector. An input that is absent, None or NaN is missing.
             batch_size: number of samples per batch.
             open_paths: whether a ``str`` may be the path of a file. False for samples from untrusted sources, which
                 could name any file of this machine otherwise.
@@ -151,6 +151,9 @@ class Predictor:
             if not open_paths:
                 for name, value in present.items():
                     refuse_path(name, self.processors[name], value)
+            for name, value in present.items():
+                if self.processors[name].reads_files and isinstance(value, str) and not value:
+                    raise UserError(f"the path of the input {name!r} is empty: give a path, or None if it is missing")
             opened = {name: self.processors[name].open(value) for name, value in present.items()}
         except OPEN_ERRORS as error:
             return Sample(sample_id, {}, bad_files=(str(error),))

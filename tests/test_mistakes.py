@@ -296,6 +296,7 @@ def test_options_that_may_be_repeated(config, without_training):
     ("subcommand", "arguments", "match"),
     [
         ("predict", "--ckpt_path a --ckpt_path b", "--ckpt_path is given twice (a and b)"),
+        ("predict", "--ckpt_path a --columns photo animal", "commas without spaces between the items of a list (a,b)"),
         ("predict", "--ckpt_pat a --data.manifest m.csv --output p.csv", "did you mean --ckpt_path?"),
         ("predict", "--ckpt_path a --data.manifest m.csv --output p.csv --data.batch_size x", "data.batch_size is x"),
         ("--completion", "fish", "--completion fish: expected bash"),

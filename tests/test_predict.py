@@ -100,7 +100,7 @@ def test_a_sample_that_cannot_be_used_gets_its_own_error(checkpoint, manifest):
         {},
         {"text": None},
         {"audio": np.zeros(10)},
-        {"text": 5},
+        {"text": ["a"]},
     ]
     alone = predictor.predict(good)
     predictions = predictor.predict([good, *bad, good])
@@ -110,6 +110,38 @@ def test_a_sample_that_cannot_be_used_gets_its_own_error(checkpoint, manifest):
     assert all(one.error and one.label is None for one in predictions[1:-1])
     assert "nowhere.png" in predictions[1].error
     assert "no input 'imag'; it takes: text, image, audio" in predictions[2].error
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), np.float32("nan")])
+def test_nan_is_missing_as_in_tables(checkpoint, manifest, missing):
+    """A row of a pandas data frame has NaN in place of a missing text or path."""
+    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    row = {"text": missing, "image": str(manifest.parent / "1.png"), "audio": missing}
+    assert predictor.predict(row) == predictor.predict({"image": row["image"]})
+    assert predictor.predict({"text": missing}).error.startswith("the sample has none of the model's inputs")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (12, "12"),
+        (1.5, "1.5"),
+        (np.int64(7), "7"),
+        (np.float32(0.1), "0.1"),
+        (True, "true"),
+        (np.bool_(False), "false"),
+    ],
+)
+def test_a_number_is_text_as_in_tables(checkpoint, number, text):
+    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    assert predictor.processors["text"].open(number) == text
+    assert predictor.predict({"text": number}) == predictor.predict({"text": text})
+
+
+def test_an_empty_path_is_refused(checkpoint):
+    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    expected = "the path of the input 'image' is empty: give a path, or None if it is missing"
+    assert predictor.predict({"text": "a", "image": ""}).error == expected
 
 
 def test_an_empty_text_is_present(checkpoint):

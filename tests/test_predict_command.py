@@ -7,8 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Trainer
 
 from fusion_pl.cli.run import run
+from fusion_pl.encoders import TinyImage, TinyText
+from fusion_pl.fusion import Concat
+from fusion_pl.module import FusionClassifier
 from tests import texts
 
 DATA = ["--data.manifest", "rows.csv", "--data.num_workers", "0"]
@@ -106,3 +110,37 @@ def test_absent_and_unknown_labels_are_accepted(again, capsys):
 def test_a_head_without_weights_has_no_weight_columns(again):
     assert predict() == 0
     assert list(table()[0]) == ["id", "label", "probability", "p(ham)", "p(spam)", "error"]
+
+
+@pytest.fixture(scope="module")
+def picture_checkpoint(tmp_path_factory):
+    """An untrained model of texts and images, saved."""
+    encoders = {"text": TinyText(dim=8), "image": TinyImage(dim=8)}
+    path = tmp_path_factory.mktemp("pictures") / "model.ckpt"
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.strategy.connect(FusionClassifier(encoders, Concat, ["ham", "spam"]))
+    trainer.save_checkpoint(path)
+    return str(path)
+
+
+@pytest.mark.parametrize(("text", "code"), [("", 1), ("hello", 1), ("only text", 0)])
+def test_the_exit_code_is_1_if_no_row_can_be_predicted(text, code, picture_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    last = ",only text" if code == 0 else "lost/2.png,"
+    Path("rows.csv").write_text(f"image,text\nlost/1.png,{text}\n{last}\n")
+    assert predict(ckpt_path=picture_checkpoint) == code
+    message = capsys.readouterr().err
+    assert f"{1 - code} of 2 rows predicted, written to p.csv" in message
+    assert f"{1 + code} could not be predicted, see the error column; the first: {table()[0]['error']}" in message
+    assert "lost/1.png" in table()[0]["error"]
+    assert f"Relative paths begin in {tmp_path}: if the files are in another folder" in message
+
+
+def test_the_root_is_not_suggested_for_files_that_exist(picture_checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("1.png").write_text("not an image")
+    Path("rows.csv").write_text("image,text\n1.png,\n")
+    assert predict(ckpt_path=picture_checkpoint) == 1
+    message = capsys.readouterr().err
+    assert "cannot be read as an image" in message
+    assert "--data.root" not in message

@@ -22,10 +22,12 @@ from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data_check.command import check_parser
 
 DESCRIPTIONS = {
-    "fit": "Train a model with a configuration. Options on the command line override it; later values win.",
+    "fit": "Train a model with a configuration. An option overrides the --config files before it, a --config overrides "
+    "everything before it, and an option that is given twice is refused.",
     "validate": "Evaluate a checkpoint on the validation split, with the configuration of its training.",
     "test": "Evaluate a checkpoint on the test split, with the configuration of its training.",
-    "predict": "Classify the rows of a table with a checkpoint file alone, without a configuration or the hub.",
+    "predict": "Classify the rows of a table with a checkpoint file alone, without a configuration or the hub. The "
+    "exit code is 0 if at least one row could be predicted, 1 if none could, 2 if an option is wrong.",
     "compare": "Train heads and single inputs with one configuration over several seeds, and report which is best. "
     "Options of fusion-pl fit (--trainer.max_epochs 5) apply to every run.",
     "data check": "Open every row and file of a table in parallel, before anything is trained, with the configuration "

@@ -80,7 +80,10 @@ def _command_line_error(message: str, options: Iterable[str], arguments: Sequenc
     if match := re.search(r"unrecognized arguments: (\S+)", message):
         word = match[1]
         if not word.startswith("-"):
-            return f"{word!r} is not the value of an option: put quotation marks around a value with spaces"
+            return (
+                f"{word!r} is not the value of an option: put quotation marks around a value with spaces, and commas "
+                "without spaces between the items of a list (a,b)"
+            )
         key = word.lstrip("-").partition("=")[0]
         return f"there is no option --{key}{did_you_mean(key, options, '--') or fallback_hint}"
     if match := re.search(r"does not accept option '(.+?)'", message):  # in a configuration file

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,8 +20,11 @@ from fusion_pl.cli.parsing import parse, refuse_repeated_options
 from fusion_pl.cli.runs import LOGGER, find_checkpoint
 from fusion_pl.data.checks import check_text_column
 from fusion_pl.data.manifest import ManifestData
+from fusion_pl.data.remote import is_url
+from fusion_pl.data.rows import ManifestRows
 from fusion_pl.data.table import Cells, Table, raise_problems
 from fusion_pl.files import atomic_write
+from fusion_pl.messages import escape_unprintable
 from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.types import UserError
 
@@ -33,6 +36,22 @@ TRAINING_OPTIONS = {
 }
 
 Columns = dict[str, Cells]  # column name -> one cell per row
+
+
+@dataclass
+class Counts:
+    """Numbers of failed rows, of rows with a known label, and of correct predictions among the latter.
+
+    Attributes:
+        first_failed: index of the first failed row.
+        first_error: its error message.
+    """
+
+    failed: int = 0
+    labelled: int = 0
+    correct: int = 0
+    first_failed: int = 0
+    first_error: str = ""
 
 
 def predict_parser() -> ArgumentParser:
@@ -50,7 +69,7 @@ def predict_parser() -> ArgumentParser:
         "--columns",
         type=list[str] | str,
         default=[],
-        help="columns of the table to copy to the output, such as text,split",
+        help="columns of the table to copy to the output, separated by commas, such as text,split",
     )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--trust", type=str, default=[], help="packages whose encoders and heads may run", nargs="*")
@@ -65,8 +84,10 @@ def predict_parser() -> ArgumentParser:
     return parser
 
 
-def predict_command(arguments: list[str]) -> None:
-    """Run ``fusion-pl predict``; a row that cannot be predicted gets an error message in the output file.
+def predict_command(arguments: list[str]) -> int:
+    """Run ``fusion-pl predict``; return 1 if no row could be predicted, else 0.
+
+    A row that cannot be predicted gets an error message in the output file; the first message is printed.
 
     The accuracy that is printed counts all rows with a known label, also those that the model was trained on.
     """
@@ -88,19 +109,31 @@ def predict_command(arguments: list[str]) -> None:
         if predictor.label and predictor.label in data.table.columns
         else [None] * len(loader.dataset)
     )
-    counts: Counter[str] = Counter()
+    counts = Counts()
     predictions = _update_accuracy_counts(predictor.predict_batches(batches), labels, set(predictor.classes), counts)
     write = _write_csv if Path(config.output).suffix.lower() == ".csv" else _write_json_lines
     with atomic_write(config.output) as file:
         write(file, predictions, predictor.classes, columns)
-    total, failed, labelled = len(loader.dataset), counts["failed"], counts["labelled"]
+    total, failed, labelled = len(loader.dataset), counts.failed, counts.labelled
     lines = [f"{total - failed} of {total} rows predicted, written to {config.output}"]
     if failed:
-        lines.append(f"{failed} could not be predicted: the error column says why")
+        lines.append(f"{failed} could not be predicted, see the error column; the first: {counts.first_error}")
+        lines += _root_hint(loader.dataset, counts.first_failed, data.root)
     if labelled:
         rows = "1 row" if labelled == 1 else f"{labelled} rows"
-        lines.append(f"accuracy {counts['correct'] / labelled:.4f} ({rows} with a known label)")
-    console.print("\n".join(lines), highlight=False, markup=False)
+        lines.append(f"accuracy {counts.correct / labelled:.4f} ({rows} with a known label)")
+    console.print(escape_unprintable("\n".join(lines)), highlight=False, markup=False, soft_wrap=True)
+    return 1 if failed == total else 0
+
+
+def _root_hint(rows: ManifestRows, index: int, root: str) -> list[str]:
+    """Return a line about ``--data.root`` if a file of a row does not exist."""
+    cells = [column.cells[index] for column in rows.columns if column.reads_paths and index not in rows.errors]
+    if all(os.path.exists(cell) for cell in cells if isinstance(cell, str) and not is_url(cell)):
+        return []
+    return [
+        f"Relative paths begin in {os.path.abspath(root)}: if the files are in another folder, give it with --data.root"
+    ]
 
 
 def _check_output(output: Path, overwrite: bool, manifest: str) -> None:
@@ -128,15 +161,18 @@ def _all_cells(table: Table, column: str) -> Cells:
 
 
 def _update_accuracy_counts(
-    predictions: Iterable[Prediction], labels: Sequence[Any], classes: set[str], counts: Counter[str]
+    predictions: Iterable[Prediction], labels: Sequence[Any], classes: set[str], counts: Counts
 ) -> Iterator[Prediction]:
     """Yield the predictions unchanged; count failed rows, rows with a known label, and correct predictions."""
-    for prediction, cell in zip(predictions, labels, strict=True):
+    for row, (prediction, cell) in enumerate(zip(predictions, labels, strict=True)):
         label = cell.strip() if isinstance(cell, str) else ""
         labelled = prediction.error is None and label in classes
-        counts["failed"] += prediction.error is not None
-        counts["labelled"] += labelled
-        counts["correct"] += labelled and prediction.label == label
+        if prediction.error is not None:
+            if not counts.failed:
+                counts.first_failed, counts.first_error = row, prediction.error
+            counts.failed += 1
+        counts.labelled += labelled
+        counts.correct += labelled and prediction.label == label
         yield prediction
 
 

@@ -1,4 +1,4 @@
-"""Run a command and report errors; exit code 0, 2 after a user error, 130 or 143 if stopped."""
+"""Run a command and report errors; exit code 0, 1 if no row is predicted, 2 after an error, 130 or 143 if stopped."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def run(subcommand: str, arguments: list[str]) -> int:
     """Run fit, validate, test or predict, and return the exit code of ``run_reporting_errors``."""
 
     @StopSignals().handle_signals()
-    def command() -> None:
+    def command() -> int:
         if subcommand == "predict":
             from fusion_pl.cli.predict import predict_command
 
-            predict_command(arguments)
-        else:
-            refuse_repeated_options(arguments)
-            run_trainer(subcommand, arguments)
+            return predict_command(arguments)
+        refuse_repeated_options(arguments)
+        run_trainer(subcommand, arguments)
+        return 0
 
     return run_reporting_errors(command)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import threading
 from collections.abc import Iterator
@@ -56,12 +57,12 @@ def find_checkpoint(name: str, runs: Path, folder: str | None = None) -> str:
     if others := checkpoints_in(folders[-1]) if folders else []:
         raise MissingFileError(
             f"{folders[-1]} has no {name}.ckpt, but {join_names(path.name for path in others)}: give one of them, "
-            f"such as --ckpt_path {others[0]}; the run's metrics.json names its best as checkpoint"
+            f"such as --ckpt_path {shlex.quote(str(others[0]))}; the run's metrics.json names its best as checkpoint"
         )
     if older := [file for file in files if file.is_file()]:
         raise MissingFileError(
             f"the newest run, {files[-1].parent.parent}, has no {name}.ckpt: it was stopped before it wrote one, or "
-            f"has not validated yet; give --ckpt_path {older[-1]} for the run before it"
+            f"has not validated yet; give --ckpt_path {shlex.quote(str(older[-1]))} for the run before it"
         )
     where = folder if folder is not None else f"{runs}/version_*/checkpoints"
     named = sorted({path.parts[-4] for path in runs.glob(f"*/version_*/checkpoints/{name}.ckpt")})

@@ -134,9 +134,19 @@ def _check_header(path: str, header: list[str], delimiter: str) -> None:
     other_delimiter = next((mark for mark in ",;\t" if mark != delimiter and mark in header[0]), None)
     if len(header) == 1 and other_delimiter:
         raise UserError(
-            f"{path}, row 1: the columns are separated by {other_delimiter!r}, expected {delimiter!r}: save the table "
-            "with this separator, or rename the file"
+            f"{path}, row 1: the columns are separated by {other_delimiter!r}, expected {delimiter!r}: "
+            f"{_advise_on_delimiter(path, other_delimiter, delimiter)}"
         )
+
+
+def _advise_on_delimiter(path: str, found: str, expected: str) -> str:
+    """Return how to make a table readable whose columns have another separator than its suffix promises."""
+    if suffix := next((suffix for suffix, delimiter in DELIMITERS.items() if delimiter == found), None):
+        return f"rename the file to {suffix}"
+    call = f"pandas.read_csv({path!r}, sep={found!r}, dtype=str, keep_default_na=False)"
+    return f"export it from the spreadsheet with this separator, or save it in Python with {call}.to_csv({path!r}, " + (
+        "index=False)" if expected == "," else f"sep={expected!r}, index=False)"
+    )
 
 
 def _read_json(file: TextIO, problems: list[Problem]) -> Iterator[Chunk]:

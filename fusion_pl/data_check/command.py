@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -93,9 +94,9 @@ def check_command(arguments: list[str]) -> int:
     if cleaned:
         rows, cells = write_cleaned(checked, Path(cleaned))
         root = checked.data.root
-        option = "" if Path(cleaned).absolute().parent.samefile(root) else f" --data.root {root}"
+        option = [] if Path(cleaned).absolute().parent.samefile(root) else ["--data.root", str(root)]
         lines.append(f"Cleaned: {rows:,} of {len(checked.data.table):,} rows are left, {_count(cells, 'cell')} emptied")
-        lines.append(f"Train with it: --data.manifest {cleaned}{option}")
+        lines.append(f"Train with it: {shlex.join(['--data.manifest', cleaned, *option])}")
     for line in lines:
         get_console().print(escape_unprintable(line), highlight=False, markup=False, soft_wrap=True)
     return 1 if checked.errors else 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from fusion_pl.types import UserError
@@ -63,8 +65,8 @@ class Processor(ABC):
     columns_needed: Literal["all", "any"] | None = None
 
     def is_missing(self, value: Any) -> bool:
-        """Return whether a value in memory is a missing input."""
-        return value is None
+        """Return whether a value in memory is a missing input: None, or NaN, which a data frame has in its place."""
+        return value is None or (isinstance(value, (float, np.floating)) and math.isnan(value))
 
     @abstractmethod
     def open(self, value: Any, training: bool = False) -> Any:

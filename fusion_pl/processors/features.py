@@ -55,9 +55,9 @@ class FeatureProcessor(Processor):
         return 2 * self.features if self.has_flags else self.features
 
     def is_missing(self, value: Any) -> bool:
-        """Return whether a value is a missing input: None, or a list of numbers some or all of which are None."""
+        """Return whether a value is a missing input: None, NaN, or a list of numbers some or all of which are None."""
         if not isinstance(value, (list, tuple)) or not value:
-            return value is None
+            return super().is_missing(value)
         missing = [number is None for number in value]
         return all(missing) or (any(missing) and not self.has_flags)
 

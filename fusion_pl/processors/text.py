@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from fusion_pl.processors.base import Processor, describe_type
 from fusion_pl.types import UserError
@@ -12,10 +15,16 @@ class TextProcessor(Processor):
     """Base class of the processors of texts, whose opened values are ``str``."""
 
     def open(self, value: Any, training: bool = False) -> str:
-        r"""Check that a value is a ``str`` without half surrogate pairs (``\ud800``), which UTF-8 cannot encode."""
+        r"""Return a text, or a number or boolean as text, as tables have it.
+
+        Raises:
+            UserError: for another type, or half surrogate pairs (``\ud800``), which UTF-8 cannot encode.
+        """
         del training
+        if isinstance(value, (Real, np.bool_)):
+            return str(value).lower() if isinstance(value, (bool, np.bool_)) else str(value)
         if not isinstance(value, str):
-            raise UserError(f"a text input takes a str, got {describe_type(value)}")
+            raise UserError(f"a text input takes a str or a number, got {describe_type(value)}")
         try:
             value.encode()
         except UnicodeEncodeError as error:

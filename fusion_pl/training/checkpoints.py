@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -161,5 +162,5 @@ def disk_full_message(path: Path, checkpoint_folder: Path) -> str:
         return f"{message}: free some space, or choose a folder on another disk with --checkpoint.dirpath"
     return (
         f"{message}; {last} is complete: free some space and repeat the command with --ckpt_path last, or resume on "
-        f"another disk with --ckpt_path {last} --trainer.logger.init_args.save_dir FOLDER"
+        f"another disk with --ckpt_path {shlex.quote(str(last))} --trainer.logger.init_args.save_dir FOLDER"
     )

@@ -277,7 +277,7 @@ def test_paths_in_memory(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "value", "message"),
     [
-        ("text", 3, "a text input takes a str, got int"),
+        ("text", ["a"], "a text input takes a str or a number, got list"),
         ("text", None, "got NoneType"),
         ("image", 3, "an image input takes a path, bytes, a PIL image, .*got int"),
         ("image", np.zeros((3, 8, 8), dtype=np.uint8), r"got ndarray of shape \(3, 8, 8\) and type uint8"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import sys
 
 import pyarrow
@@ -167,6 +168,17 @@ def test_ctrl_c_ends_the_check_in_one_sentence(tmp_path):
     assert "Stopped; nothing was saved." in terminal.text
     assert "Traceback" not in terminal.text
     assert not (tmp_path / "report").exists()
+
+
+def test_the_printed_options_are_quoted_for_the_shell(tmp_path, capsys):
+    folder, other = tmp_path / "My Animals", tmp_path / "clean tables"
+    folder.mkdir()
+    other.mkdir()
+    write_folder(folder, is_damaged=False)
+    assert data_check(folder, "--cleaned", other / "a.csv", "--data.num_workers", "0") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Train with it: ")]
+    options = shlex.split(line.removeprefix("Train with it: "))
+    assert options == ["--data.manifest", str(other / "a.csv"), "--data.root", str(folder)]
 
 
 def test_media_in_a_table_stay_bytes_in_the_cleaned_table(tmp_path):
