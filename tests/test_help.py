@@ -102,9 +102,27 @@ def test_help_all_has_every_option():
     assert "model.fusion of fusion_pl.fusion.film.FiLM:" in everything
 
 
+@pytest.mark.parametrize(
+    ("arguments", "epochs"),
+    [
+        ("--trainer.max_epochs 3 --config seven.yaml", 7),
+        ("--config seven.yaml --trainer.max_epochs 3", 3),
+        ("--config seven.yaml --config eight.yaml", 8),
+    ],
+)
+def test_values_override_those_before_them_as_the_help_says(arguments, epochs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seven.yaml").write_text("trainer: {max_epochs: 7}\n")
+    (tmp_path / "eight.yaml").write_text("trainer: {max_epochs: 8}\n")
+    words = ["--config", str(ROOT / "configs/keypad.yaml"), *arguments.split()]
+    assert command_parser("fit").parse_args(words).trainer.max_epochs == epochs
+    assert "a --config overrides everything before it" in " ".join(help_text("fit", [], everything=False).split())
+
+
 def test_predict_takes_no_training_options():
     keys = {name.partition(".")[2] for name in help_lines("predict") if name.startswith("data.")}
-    assert keys == {"manifest", "inputs", "root", "batch_size", "num_workers", "allow_outside"}
+    remote = {"remote_cache", "remote_cache_limit"}
+    assert keys == {"manifest", "inputs", "root", "batch_size", "num_workers", "allow_outside"} | remote
 
 
 def test_the_command_prints_help(monkeypatch, capsys):

@@ -166,9 +166,9 @@ def test_every_number_out_of_its_range_is_refused(config, without_training, caps
         if cls and issubclass(cls, (Encoder, Fusion)):
             if "pretrained" in inspect.signature(cls).parameters:
                 continue  # building one takes a model; tests/encoders has their arguments
-            given = {name: -1 if int in union_members(option.type) else -1.0} | (
-                {"dims": {"text": 8, "image": 8}, "num_classes": 2} if issubclass(cls, Fusion) else {}
-            )
+            required = {"dims": {"text": 8, "image": 8}, "num_classes": 2, "features": 3}
+            given = {key: value for key, value in required.items() if key in inspect.signature(cls).parameters}
+            given[name] = -1 if int in union_members(option.type) else -1.0
             try:
                 cls(**given)
                 wrong.append(f"{cls.__name__}({name}=-1) was accepted")
