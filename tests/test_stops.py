@@ -103,8 +103,10 @@ def test_ctrl_c_while_libraries_load(fit, delay):
 
 
 def test_ctrl_c_before_training(fit):
-    with Terminal(fit) as terminal:
-        terminal.until(lambda: "parameters" in terminal.text)  # the table of the model, long before the first step
+    slow = "import time\nfrom lightning.pytorch import Callback\n\n\nclass SlowStart(Callback):\n"
+    Path("slow.py").write_text(slow + "    def on_train_start(self, *args):\n        time.sleep(20)\n")
+    with Terminal([*fit, "--trainer.callbacks", "slow.SlowStart"]) as terminal:
+        terminal.until(lambda: "parameters" in terminal.text)  # the table of the model, before the first step
         terminal.press(CTRL_C)
         assert terminal.ended() == 130, terminal.text
     assert "Traceback" not in terminal.text

@@ -191,8 +191,11 @@ def test_killed_and_simultaneous_writers_leave_only_complete_shards(tmp_path):
     generator, counts = random.Random(0), []
     for turn in range(5):
         writers = [write_until_killed(tmp_path, (2 * turn + number) * 100 * ROWS) for number in range(2)]
-        for writer in writers:
+        for number, writer in enumerate(writers):
             time.sleep(generator.uniform(0.02, 0.1))
+            left = set(tmp_path.glob("*.partial"))
+            while number and not set(tmp_path.glob("*.partial")) - left:  # the second one is killed while it writes
+                time.sleep(0.0005)
             os.kill(writer, signal.SIGKILL)
             os.waitpid(writer, 0)
         shards = Shards(tmp_path)
