@@ -52,8 +52,7 @@ from fusion_pl.types import UserError
 class FusionCLI(LightningCLI):
     """LightningCLI with this project's defaults, callbacks, checks and run folders.
 
-    It passes the classes and the names of augmented inputs from the data to the model, and the processors of the
-    encoders from the model to the data.
+    It passes the classes from the data to the model, and the processors of the encoders from the model to the data.
     """
 
     @staticmethod

@@ -188,7 +188,7 @@ def _try_often(url: str, action: Callable[[], object]) -> None:
             action()
         except UserError:
             raise
-        except Exception as error:
+        except Exception as error:  # each file system of fsspec has its own classes of errors
             is_http, cause = _protocol(url).startswith("http"), error.__cause__
             if not (is_http and isinstance(error, FileNotFoundError) and cause):  # ``info`` hides the cause
                 cause = error

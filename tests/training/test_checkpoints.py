@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -18,6 +17,7 @@ import pytest
 import torch
 
 from fusion_pl.training.checkpoints import AtomicCheckpointIO
+from tests.disk import small_disk
 from tests.texts import BEST, LAST, RUN, fit, load, results
 
 FILES = RUN / "checkpoints"
@@ -25,18 +25,8 @@ FILES = RUN / "checkpoints"
 
 @pytest.fixture
 def small(tmp_path):
-    """Mount a disk of 4 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True)
-    except OSError as error:
-        pytest.skip(f"cannot mount a small disk: {error}")
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small disk: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with small_disk(tmp_path / "small", "4m") as folder:
+        yield folder
 
 
 def test_kill_while_saving_keeps_the_previous_checkpoint(small, tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ from fusion_pl.training.cache_keys import encoder_key
 from fusion_pl.types import Encoded, UserError
 
 from ..conftest import CLASSES
+from ..disk import small_disk
 from ..encoders.models import save_audio, save_image, save_text
 
 # Lightning says so of frozen encoders; the command leaves it out.
@@ -330,18 +331,8 @@ def test_a_folder_does_not_exceed_its_limit(manifest, tmp_path, caplog):
 
 @pytest.fixture
 def small(tmp_path):
-    """Mount a disk of 64 kB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True)
-    except OSError as error:
-        pytest.skip(f"cannot mount a small disk: {error}")
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a small disk: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # the shards are still mapped
+    with small_disk(tmp_path / "small", "64k") as folder:
+        yield folder
 
 
 def test_a_full_disk_does_not_stop_the_run(folders, manifest, small, caplog, monkeypatch):
