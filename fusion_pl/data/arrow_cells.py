@@ -40,10 +40,14 @@ def is_string(kind: Any) -> bool:
 
 
 def is_media(kind: Any) -> bool:
-    """Return whether an Arrow type is that of images and audio in Hugging Face data sets."""
+    """Return whether an Arrow type is that of images and audio in Hugging Face data sets: bytes, and a text as path."""
     from pyarrow import types
 
-    return bool(types.is_struct(kind)) and {item.name for item in kind} == {"bytes", "path"}
+    if not types.is_struct(kind) or sorted(item.name for item in kind) != ["bytes", "path"]:
+        return False
+    content, path = kind.field("bytes").type, kind.field("path").type
+    is_bytes = types.is_binary(content) or types.is_large_binary(content) or types.is_fixed_size_binary(content)
+    return (is_bytes or types.is_null(content)) and (is_string(path) or types.is_null(path))
 
 
 def is_text(kind: Any) -> bool:

@@ -71,7 +71,10 @@ def _remove_if_owner(path: str, owner: int) -> None:
 
 
 def simplify(data: Any, columns: Sequence[str]) -> Any:
-    """Return the given columns of a table, with plain types in place of dictionary, extension and view types."""
+    """Return the given columns of a table, with plain types in place of those that encode another type.
+
+    These are dictionary, extension, run-end encoded and view types, also in the fields of a struct.
+    """
     import pyarrow as pa
 
     return pa.table([_simplify_column(data[name]) for name in columns], names=list(columns))
@@ -79,13 +82,27 @@ def simplify(data: Any, columns: Sequence[str]) -> Any:
 
 def _simplify_column(column: Any) -> Any:
     import pyarrow as pa
+
+    return pa.chunked_array([_simplify_array(chunk) for chunk in column.chunks or [pa.nulls(0, column.type)]])
+
+
+def _simplify_array(array: Any) -> Any:
+    import pyarrow as pa
+    import pyarrow.compute as pc
     from pyarrow import types
 
-    kind = column.type
+    kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
-        return _simplify_column(pa.chunked_array([chunk.storage for chunk in column.chunks], kind.storage_type))
+        return _simplify_array(array.storage)
     if types.is_dictionary(kind):
-        return _simplify_column(column.cast(kind.value_type))
+        return _simplify_array(array.dictionary).take(array.indices)
+    if types.is_run_end_encoded(kind):
+        return _simplify_array(pc.run_end_decode(array))
     if types.is_string_view(kind) or types.is_binary_view(kind):
-        return column.cast(pa.large_string() if types.is_string_view(kind) else pa.large_binary())
-    return column
+        return array.cast(pa.large_string() if types.is_string_view(kind) else pa.large_binary())
+    if types.is_struct(kind):
+        parts = [_simplify_array(array.field(at)) for at in range(kind.num_fields)]
+        fields = [field.with_type(part.type) for field, part in zip(kind, parts, strict=True)]
+        if fields != list(kind):
+            return pa.StructArray.from_arrays(parts, fields=fields, mask=array.is_null())
+    return array

@@ -16,7 +16,7 @@ from rich.progress import track
 
 from fusion_pl.data.remote import RemoteFiles, is_inside, is_url
 from fusion_pl.data.splits import NO_SPLIT, column_splits
-from fusion_pl.data.table import Problem, Table, resolve_path
+from fusion_pl.data.table import Problem, Table, describe_outside, resolve_path
 from fusion_pl.messages import did_you_mean, join_names
 
 Rows = NDArray[np.int64]
@@ -155,9 +155,7 @@ def find_outside_paths(table: Table, column: str, folder: str) -> dict[int, str]
     for row in table.matching_rows(column, MAY_LIE_OUTSIDE).tolist():
         path = resolve_path(table.cell(column, row), folder)
         if not is_inside(path, folder):
-            fix = "set data.root to the beginning of the URLs" if is_url(path) else "move it there, set data.root"
-            fix += ", or data.allow_outside: true"
-            outside[row] = f"{path} lies outside the root {folder}: {fix}"
+            outside[row] = describe_outside(path, folder)
     return outside
 
 

@@ -91,7 +91,8 @@ class TableInputs:
 
     def cells(self, name: str, rows: NDArray[np.int64]) -> Cells:
         """Return the cells of an input in some rows."""
-        return Cells(self.table, self.names[name], rows, self.folder if name in self._path_columns else None)
+        root = self.folder if name in self._path_columns else None
+        return Cells(self.table, self.names[name], rows, root, self.allow_outside)
 
     def find_outside_paths(self) -> dict[int, str]:
         """Return a dictionary from row to message for the paths that lie outside the folder."""

@@ -61,9 +61,9 @@ def _read_arrow(path: str) -> Table:
     try:
         data, is_mapped = open_arrow(path)
         data.validate(full=True)  # damaged offsets would end the process
+        return _build_table(path, data, (path,) if is_mapped else ())
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(path, "an Arrow file", error) from error
-    return _build_table(path, data, (path,) if is_mapped else ())
 
 
 def _read_parquet(path: str, files: Sequence[Path]) -> Table:

@@ -54,9 +54,15 @@ class InputColumn:
         return self.open_local(cell, self._open)
 
     def open_local(self, cell: Any, open_cell: Callable[[Any], Value]) -> Value:
-        """Return ``open_cell(cell)``, with the path of a local copy in place of a URL."""
-        if self.remote and self.reads_paths and is_url(cell):
-            return self.remote.open(cell, open_cell)
+        """Return ``open_cell(cell)``, with the path of a local copy in place of a URL.
+
+        Raises:
+            UserError: if the cell is a path outside the root.
+        """
+        if isinstance(self.cells, Cells) and self.reads_paths and isinstance(cell, str):
+            self.cells.check_path(cell)
+            if self.remote and is_url(cell):
+                return self.remote.open(cell, open_cell)
         return open_cell(cell)
 
     def _open(self, cell: Any) -> Any:

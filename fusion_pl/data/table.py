@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fusion_pl.data.arrow_cells import cell_converter, convert_array, is_media, is_string, is_text
 from fusion_pl.data.arrow_file import open_columns, write_arrow, write_temporary
-from fusion_pl.data.remote import is_url, join_url
+from fusion_pl.data.remote import is_inside, is_url, join_url
 from fusion_pl.messages import join_lines
 from fusion_pl.types import MAX_PIPED_BYTES, UserError
 
@@ -171,6 +171,9 @@ class Table:
             has_bytes = pc.is_valid(pc.struct_field(array, "bytes"))
             path = pc.struct_field(array, "path")
             return pc.if_else(has_bytes, pa.scalar(None, path.type), path)
+        if pa.types.is_union(array.type):  # each cell has its own type
+            texts = [cell if isinstance(cell, str) else None for cell in self.cells(column)]
+            return pa.chunked_array([texts], pa.string())
         return array if self.is_text(column) else pa.chunked_array([pa.nulls(len(array), pa.string())])
 
     @cached_property
@@ -220,6 +223,7 @@ class Cells(Sequence[Any]):
     column: str
     rows: NDArray[np.int64]
     root: str | None = None  # absolute folder or URL of the paths; None if the texts are not paths
+    allow_outside: bool = False  # whether a path may lie outside the root
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -227,6 +231,15 @@ class Cells(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         cell = self.table.cell(self.column, int(self.rows[index]))
         return resolve_path(cell, self.root) if self.root is not None and isinstance(cell, str) else cell
+
+    def check_path(self, path: str) -> None:
+        """Raise an error for a path that lies outside the root, unless it may.
+
+        Raises:
+            UserError: if it does.
+        """
+        if self.root is not None and not self.allow_outside and not is_inside(path, self.root):
+            raise UserError(describe_outside(path, self.root))
 
     def distinct(self) -> NDArray[np.int64]:
         """Return a number per cell, which is equal for equal texts and unique for other cells; -1 = missing."""
@@ -243,6 +256,12 @@ def resolve_path(cell: str, folder: str) -> str:
     if is_url(folder):
         return join_url(folder, cell)
     return os.path.normpath(os.path.join(folder, cell))
+
+
+def describe_outside(path: str, folder: str) -> str:
+    """Return the message about a path or URL that lies outside an absolute folder or URL."""
+    fix = "set data.root to the beginning of the URLs" if is_url(path) else "move it there, set data.root"
+    return f"{path} lies outside the root {folder}: {fix}, or data.allow_outside: true"
 
 
 def infer_classes(labels: Iterable[str | None]) -> list[str]:
