@@ -47,6 +47,12 @@ def test_every_command_has_help_and_a_valid_example(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("subcommand", COMMANDS)
+def test_percent_signs_are_not_doubled(subcommand):
+    """As argparse needs them in the texts of its options."""
+    assert "%%" not in help_text(subcommand, [], everything=True)
+
+
+@pytest.mark.parametrize("subcommand", COMMANDS)
 def test_help_is_short(subcommand):
     lines = help_text(subcommand, []).splitlines()
     assert 10 < len(lines) <= MAX_LINES

@@ -59,7 +59,7 @@ def options_of(parser: argparse.ArgumentParser) -> dict[str, Option]:
         is_file = type(action).__name__ == "ActionConfigFile"
         if action.option_strings and action.default != argparse.SUPPRESS and not is_file:
             hint = getattr(action, "_typehint", action.type)
-            text = " ".join((action.help or "").split())
+            text = " ".join((action.help or "").split()).replace("%%", "%")  # doubled for argparse
             default = action.default.as_dict() if isinstance(action.default, Namespace) else action.default
             options[action.dest] = Option(action.dest, hint, default, text, bool(action.required) and default is None)
     return options

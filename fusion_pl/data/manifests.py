@@ -136,7 +136,7 @@ def hateful_memes_rows(folder: Path) -> list[Row]:
 def _hateful_memes_split(path: Path, split: str) -> list[Row]:
     """Return the rows of one file; none if it has no labels, as the first release of test."""
     rows = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 entry = json.loads(line)
@@ -146,8 +146,8 @@ def _hateful_memes_split(path: Path, split: str) -> list[Row]:
                     rows.append(row | {"label": HATEFUL_MEMES_LABELS[label], "split": split})
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(
-                    f"{path}, line {number}: expected an object with id, img, text and the label 0 or 1, got "
-                    f"{line.strip()[:80]!r}"
+                    f"{path}, line {number}: expected an object with id, img, text and the label 0 or 1 in UTF-8, got "
+                    f"{line.decode(errors='replace').strip()[:80]!r}"
                 ) from error
     if split == "train" and not rows:
         raise UserError(f"{path} has no row with a label: download it again")

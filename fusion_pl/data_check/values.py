@@ -38,6 +38,8 @@ MAX_PIXELS, MIN_SIDE, MAX_ASPECT = 50_000_000, 8, 20
 MIN_SECONDS, MAX_SECONDS, MIN_RATE = 0.05, 3600, 4000
 SILENCE = 1e-4  # largest deviation from the mean of a silent sound; -80 dBFS
 GREY_SIZE = (9, 8)  # width and height in pixels
+# Variant of a format, with the same endings -> the format; MPO is a JPEG with further pictures, as phones write it.
+BASE_FORMATS = {"MPO": "JPEG", "RF64": "WAV", "WAVEX": "WAV"}
 
 
 class Flaw(NamedTuple):
@@ -167,7 +169,7 @@ def _(value: Image.Image, path: str | None) -> Iterator[Flaw]:
     with Image.open(path, formats=FORMATS) as file:
         content = str(file.format)
     yield from _compare_ending(path, content, Image.registered_extensions().get(_ending(path)))
-    if content == "JPEG" and (side := _grey_side(value)):
+    if content in {"JPEG", "MPO"} and (side := _grey_side(value)):
         text = f"its {side} pixels are all mid-grey, which decoders fill in for the missing part of a JPEG"
         yield Flaw(Kind.PARTLY_GREY, f"{text}: look at it, and replace it if it was cut off")
 
@@ -183,7 +185,7 @@ def _(value: Waveform, path: str | None) -> Iterator[Flaw]:
     if value.rate < MIN_RATE:
         yield Flaw(Kind.UNUSUAL, f"the sound has {value.rate} audio samples per second, telephones 8000: listen to it")
     if path is not None:
-        content = soundfile.info(path).format.replace("WAVEX", "WAV")
+        content = soundfile.info(path).format
         ending = _ending(path)[1:].upper()
         yield from _compare_ending(path, content, ending if ending in soundfile.available_formats() else None)
 
@@ -202,7 +204,7 @@ def _ending(path: str) -> str:
 
 def _compare_ending(path: str, content: str, expected: str | None) -> Iterator[Flaw]:
     """Yield a flaw if the ending of a file name belongs to another format than the content of the file."""
-    if expected is not None and content != expected:
+    if expected is not None and BASE_FORMATS.get(content, content) != BASE_FORMATS.get(expected, expected):
         text = f"{path} ends in {_ending(path)}, but its content is {content}: rename it"
         yield Flaw(Kind.WRONG_ENDING, text)
 

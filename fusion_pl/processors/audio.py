@@ -219,10 +219,12 @@ def to_waveform(samples: NDArray[Any], rate: int, name: str, is_float: bool = Tr
         is_float: whether the audio samples may be NaN or infinite, as in files of floating-point samples.
 
     Raises:
-        UserError: if there are no audio samples, or one of them is NaN or infinite.
+        UserError: if there are no audio samples, or one of them is NaN or, in single precision, infinite.
     """
     if not samples.size:
         raise UserError(f"{name} has no samples: replace it or leave this input out")
+    with np.errstate(over="ignore"):  # in single precision, a sample may become infinite
+        samples = np.ascontiguousarray(samples, dtype=np.float32)
     if is_float and not np.isfinite(samples).all():
         raise UserError(f"{name} contains NaN or infinite samples: replace it or leave this input out")
-    return Waveform(torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)), rate)
+    return Waveform(torch.from_numpy(samples), rate)

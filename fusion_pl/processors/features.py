@@ -21,8 +21,8 @@ MAX_MAGNITUDE = torch.finfo(torch.float32).max
 class FeatureProcessor(Processor):
     """Open vectors or sequences of vectors, and standardise them: ``(x - mean) / std``.
 
-    The encoder sets mean and standard deviation. The values are standardised here, in the precision in which they are
-    stored, because half precision would lose small differences of large numbers.
+    The encoder sets mean and standard deviation. The values are standardised here, in double precision, because a lower
+    one would lose small differences of large numbers.
 
     Args:
         features: number of numbers F per vector.
@@ -135,15 +135,13 @@ class FeatureProcessor(Processor):
         del training
         sequences = [value.reshape(-1, self.features)[: self.max_tokens] for value in values]
         lengths = torch.tensor([len(sequence) for sequence in sequences])
-        dtype = torch.float64 if any(sequence.dtype == torch.float64 for sequence in sequences) else torch.float32
-        padded = pad_sequence([sequence.to(dtype) for sequence in sequences], batch_first=True)
+        padded = pad_sequence([sequence.double() for sequence in sequences], batch_first=True)
         mask = torch.arange(padded.shape[1]) < lengths.unsqueeze(1)
         return {"vectors": self.standardise(padded).float().masked_fill(~mask.unsqueeze(-1), 0), "mask": mask}
 
     def standardise(self, vectors: Float[Tensor, "P T F"]) -> Float[Tensor, "P T F2"]:
         """Subtract the mean, divide by the standard deviation and, if missing numbers have flags, add the flags."""
-        std = self.std.to(vectors.dtype).clamp(min=torch.finfo(vectors.dtype).tiny)
-        vectors = (vectors - self.mean.to(vectors.dtype)) / std
+        vectors = (vectors - self.mean) / self.std
         if not self.has_flags:
             return vectors
         missing: Bool[Tensor, "P T F"] = vectors.isnan()

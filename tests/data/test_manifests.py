@@ -102,9 +102,10 @@ def test_the_codes_of_cremad():
             "hateful_memes",
             "train.jsonl",
             b'{"id": 1, "img": "img/1.png", "text": "a", "label": 2}',
-            r"train\.jsonl, line 1: expected an object with id, img, text and the label 0 or 1, got '\{\"id",
+            r"train\.jsonl, line 1: expected an object with id, img, text and the label 0 or 1 in UTF-8, got '\{\"id",
         ),
         ("hateful_memes", "train.jsonl", b"", r"train\.jsonl has no row with a label"),
+        ("hateful_memes", "train.jsonl", b'{"text": "caf\xe9"}', r"train\.jsonl, line 1: .* in UTF-8, got .*caf\ufffd"),
     ],
 )
 def test_another_layout_is_refused(layout, name, content, message, tmp_path):

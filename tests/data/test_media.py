@@ -296,6 +296,7 @@ def test_paths_in_memory(tmp_path):
         ("audio", (np.zeros(4, dtype=np.uint8), 8000), "type uint8"),
         ("audio", (np.zeros(0), 8000), "the audio input has no samples"),
         ("audio", (np.full(4, np.inf), 8000), "the audio input contains NaN or infinite samples"),
+        ("audio", (np.full(4, 1e300), 8000), "the audio input contains NaN or infinite samples"),
     ],
 )
 def test_other_values_are_refused(kind, value, message):

@@ -135,6 +135,21 @@ def test_sounds_that_are_silent_or_unusual(tmp_path, samples, rate, expected):
     assert kinds(inspect("audio", tmp_path / "a.wav")) == expected
 
 
+def test_pictures_of_phones_and_long_sounds_have_the_right_ending(tmp_path):
+    """A JPEG with a second picture, and a WAV file whose size takes 64 bits."""
+    image = Image.fromarray(NOISE)
+    image.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[image.resize((32, 32))])
+    soundfile.write(tmp_path / "a.wav", tone(), 8000, format="RF64")
+    assert kinds(inspect("image", tmp_path / "a.jpg")) == kinds(inspect("audio", tmp_path / "a.wav")) == []
+    for name, wrong in (("image", "png"), ("audio", "flac")):
+        right = {"image": "jpg", "audio": "wav"}[name]
+        (tmp_path / f"a.{right}").rename(tmp_path / f"a.{wrong}")
+        assert kinds(inspect(name, tmp_path / f"a.{wrong}")) == [Kind.WRONG_ENDING]
+    image.paste((128,) * 3, (0, 40, 64, 64))
+    image.save(tmp_path / "a.jpg", format="MPO", quality=95, save_all=True, append_images=[image.resize((32, 32))])
+    assert kinds(inspect("image", tmp_path / "a.jpg")) == [Kind.PARTLY_GREY]
+
+
 def test_of_a_very_long_recording_only_what_the_encoder_reads_is_opened(tmp_path, monkeypatch):
     soundfile.write(tmp_path / "a.wav", tone(3), 8000)
     monkeypatch.setattr(values, "MAX_WHOLE_SAMPLES", 20_000)

@@ -101,6 +101,18 @@ def test_half_precision_keeps_small_differences_of_large_numbers():
     assert torch.cosine_similarity(rough.float(), wanted, dim=-1).min() > 0.98
 
 
+def test_large_numbers_in_single_precision_depend_on_no_other_sample():
+    """Near 2e7 float32 has steps of 2, so that a mean in float32 is wrong by up to one."""
+    encoder = build(features=1)
+    numbers = np.array([2e7, 2e7 + 2, 2e7 + 6], "float32")
+    encoder.fit_statistics(encoder.processor.open(number) for number in numbers[:, None])
+    exact = numbers.astype("float64")
+    wanted = (exact - exact.mean()) / exact.std()
+    for others in ([], [[2e7 + 1]]):  # lists are float64
+        vectors = process(encoder, [*numbers[:, None], *others])["vectors"][:3]
+        np.testing.assert_allclose(vectors.flatten(), wanted, rtol=1e-6)
+
+
 def test_standardisation_is_that_of_numpy_over_all_vectors():
     encoder = build()
     vectors = np.concatenate([np.atleast_2d(value) for value in VALUES])
