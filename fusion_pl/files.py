@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import TextIO
 
 from fusion_pl.types import MissingFileError, UserError
@@ -26,9 +27,9 @@ def atomic_path(path: str | Path, concurrent: bool = False) -> Iterator[Path]:
 
     Args:
         path: destination file.
-        concurrent: whether several processes may write the same file at once.
+        concurrent: whether several threads, processes or machines may write the same file at once.
     """
-    partial = Path(f"{path}.{os.getpid()}{PARTIAL}" if concurrent else f"{path}{PARTIAL}")
+    partial = Path(f"{path}.{token_hex(8)}{PARTIAL}" if concurrent else f"{path}{PARTIAL}")
     try:
         yield partial
         partial.replace(path)

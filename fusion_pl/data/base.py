@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sized
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from lightning.fabric.utilities.data import suggested_max_num_workers
@@ -66,6 +66,8 @@ class FusionData(LightningDataModule, ABC):
     Raises:
         UserError: if a number is out of range.
     """
+
+    cached_by_processors: ClassVar[tuple[str, ...]] = ()  # cached properties that depend on the processors
 
     def __init__(
         self,
@@ -149,6 +151,8 @@ class FusionData(LightningDataModule, ABC):
                     f"{name!r} from data.{option}, or give --data.{option} null"
                 )
         self._processors = dict(processors)
+        for name in self.cached_by_processors:
+            self.__dict__.pop(name, None)
 
     @property
     def joint_augment(self) -> dict[tuple[str, ...], nn.Module]:

@@ -74,6 +74,8 @@ class ManifestData(TableData):
         UserError: if two arguments exclude each other, or one is out of range.
     """
 
+    cached_by_processors = ("_inputs", "_empty_rows", "_splits", "class_counts", "train_sampling")
+
     def __init__(  # noqa: PLR0913 - the options of one class in a configuration
         self,
         manifest: str,
@@ -99,7 +101,6 @@ class ManifestData(TableData):
         if not 0 < remote_cache_limit < float("inf"):
             raise UserError(f"remote_cache_limit must be a number above 0, got {remote_cache_limit}")
         self.remote = RemoteFiles(remote_cache or cache_folder() / "remote", int(remote_cache_limit * 2**30))
-        self._table_inputs: TableInputs | None = None
 
     @cached_property
     def table(self) -> Table:
@@ -281,14 +282,10 @@ class ManifestData(TableData):
             lengths = relative_lengths(self.samples("train").columns, len(rows))
         return None if weights is None and lengths is None else Sampling(weights, lengths)
 
-    @property
+    @cached_property
     def _inputs(self) -> TableInputs:
-        if self._table_inputs is None or self._table_inputs.processors is not self.processors:
-            folder = self.root.rstrip("/") if is_url(self.root) else os.path.abspath(self.root)
-            self._table_inputs = TableInputs(
-                self.table, self.columns, self.processors, folder, self.remote, self.allow_outside
-            )
-        return self._table_inputs
+        folder = self.root.rstrip("/") if is_url(self.root) else os.path.abspath(self.root)
+        return TableInputs(self.table, self.columns, self.processors, folder, self.remote, self.allow_outside)
 
     @cached_property
     def _empty_rows(self) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from fusion_pl.data.checks import Rows, check_text_column, map_in_threads, row_problems
 from fusion_pl.data.rows import InputColumn
 from fusion_pl.data.table import Problem, Table
+from fusion_pl.processors.base import OPEN_ERRORS, Processor
 
 POOL_BATCHES = 400  # number of random batches that are sorted by length together; more: less padding, less random
 LENGTH_NOISE = 0.02  # relative noise of the lengths, so that the batches differ in each epoch
@@ -112,12 +114,16 @@ def relative_lengths(columns: Sequence[InputColumn], size: int) -> NDArray[np.fl
 
 
 def _input_lengths(column: InputColumn, size: int) -> NDArray[np.float64]:
-    """Return the length of each cell, 0 if the input is missing; the headers of files are read in parallel threads."""
+    """Return the length of each cell, 0 if it is missing or unreadable; the headers of files are read in threads."""
 
     def length(index: int) -> float:
         cell = column.cells[index]
-        return 0.0 if cell is None else column.open_local(cell, column.processor.estimate_length)
+        with suppress(*OPEN_ERRORS):  # the loader reports a file that cannot be read
+            return 0.0 if cell is None else column.open_local(cell, column.processor.estimate_length)
+        return 0.0
 
+    if type(column.processor).estimate_length is Processor.estimate_length:  # always 0: download no file for it
+        return np.zeros(size)
     if column.processor.reads_files:
         return np.array(map_in_threads(length, range(size), f"Lengths of {column.input}"))
     return np.fromiter(map(length, range(size)), np.float64, size)

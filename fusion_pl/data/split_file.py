@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from fusion_pl.data.table import Problem, Table, raise_problems
 from fusion_pl.files import atomic_write
 
 HASH_DIGITS = 16
+HASH = re.compile(rf"[0-7][0-9a-f]{{{HASH_DIGITS - 1}}}")
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,9 @@ def _check_keys(file: Table, column: str) -> Iterator[Problem]:
     yield from check_text_column(file, column, "the id of each row (or its hash)")
     if column not in file.columns:
         return
-    pattern = rf"^[0-7][0-9a-f]{{{HASH_DIGITS - 1}}}$" if column == "hash" else "."
-    for row in np.setdiff1d(np.arange(len(file)), file.matching_rows(column, pattern)).tolist():
+    codes, texts = file.factorize(column)
+    is_valid = HASH.fullmatch if column == "hash" else bool
+    for row in np.flatnonzero(~np.array([*(bool(is_valid(text)) for text in texts), False])[codes]).tolist():
         expected = f"{HASH_DIGITS} hexadecimal digits" if column == "hash" else "the id of a row of the table"
         yield Problem(f"{file.cell(column, row)!r} is not {expected}", int(file.row_numbers[row]), column)
 

@@ -68,7 +68,7 @@ def assign_splits(
         column: split of each row in the manifest; None if there is no such column.
         fractions: expected fractions of the drawn splits val and test: of all rows, or of the train rows of ``column``.
         seed: random seed of the draw.
-        known_splits: split of each row in an earlier run; the split column has precedence.
+        known_splits: split of each row in an earlier run, train or a drawn one; the split column has precedence.
 
     Returns:
         Split of each row.
@@ -79,9 +79,7 @@ def assign_splits(
     if drawn:
         assert row_hashes is not None
         rows = np.flatnonzero(splits == TRAIN)
-        fixed = None if known_splits is None else known_splits[rows].copy()
-        if fixed is not None:
-            fixed[~np.isin(fixed, [SPLITS.index(split) for split in ("train", *drawn)])] = NO_SPLIT
+        fixed = None if known_splits is None else known_splits[rows]
         splits[rows] = draw_splits(targets[rows], row_hashes[rows], drawn, seed, fixed)
     return splits
 

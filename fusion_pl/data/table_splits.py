@@ -90,6 +90,8 @@ class TableSplits:
             known = record.recorded_splits(self.row_hashes)
         if self._file_splits is not None:
             known = np.where(self._file_splits.splits == NO_SPLIT, known, self._file_splits.splits)
+        if self._column_splits is not None:  # a train row of the column is train or a drawn split
+            known[~np.isin(known, [SPLITS.index(split) for split in ("train", *self.drawn)])] = NO_SPLIT
         if self.options.group is not None:
             for split in range(len(SPLITS)):
                 in_group = np.isin(self._draw_keys, self._draw_keys[known == split])

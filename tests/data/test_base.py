@@ -3,9 +3,10 @@ from __future__ import annotations
 import logging
 import pickle
 
+import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -192,6 +193,38 @@ def test_data_can_be_pickled(build):
 def test_missing_processors_are_refused(toy):
     data = ManifestData(toy.write())
     with pytest.raises(UserError, match=r"assign data\.processors = model\.processors first"):
+        data.setup("fit")
+
+
+def test_a_data_module_that_gets_another_models_processors_is_as_a_fresh_one(toy, processors, tmp_path):
+    """Two models, one after the other in one Trainer each: no row, count or length is that of the first one."""
+    for record in toy.records[2:5]:
+        record["image"] = ""
+    first, second = processors, {"image": processors["image"]}
+    options = {"drop_empty": True, "sampling": "class_balanced", "bucket_by_length": True}
+    data = ManifestData(toy.write(), num_workers=0, batch_size=3, **options)
+    data.processors = first
+    quiet_trainer(max_epochs=1).fit(Watch(), datamodule=data)
+    assert sum(data.class_counts) == 8
+    data.processors = second
+    fresh = ManifestData(toy.write(), num_workers=0, batch_size=3, **options)
+    fresh.processors = second
+    seen = []
+    for one in (data, fresh):
+        seed_everything(1, verbose=False)
+        watcher = Watch()
+        quiet_trainer(max_epochs=1).fit(watcher, datamodule=one)
+        assert sum(one.class_counts) == 5
+        assert one.input_table.columns == ["id", "image"]
+        assert np.array_equal(one.train_sampling.weights, fresh.train_sampling.weights)
+        assert not one.train_sampling.lengths.any()
+        seen.append(watcher.seen)
+    assert seen[0] == seen[1]
+    data = ManifestData(toy.write(), num_workers=0)
+    data.processors = first
+    data.setup("fit")
+    data.processors = second
+    with pytest.raises(UserError, match=r"has 3 problems:\n  row 4: all inputs of the sample 's2' are empty \(image\)"):
         data.setup("fit")
 
 

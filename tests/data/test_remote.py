@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
@@ -169,6 +170,15 @@ def test_a_file_larger_than_half_of_the_cache_is_refused(server, tmp_path, fault
     assert asked_for(server, "/a") == 1
 
 
+def test_threads_download_the_same_file_at_once(server, files):
+    content = bytes(range(256)) * 40
+    server.files["/a"], server.faults["/a"] = content, ["slow"] * 16
+    with ThreadPoolExecutor(16) as threads:
+        paths = list(threads.map(files.fetch, [f"{server.url}/a"] * 16))
+    assert {Path(path).read_bytes() for path in paths} == {content}
+    assert os.listdir(files.folder) == [Path(paths[0]).name]
+
+
 def fetch_all(files, urls):
     return [Path(files.fetch(url)).read_bytes() for url in urls]
 
@@ -306,6 +316,29 @@ def test_a_server_that_fails_while_a_row_is_read(toy, processors, server):
         UserError, match=r"row 2, column 'audio': .*0%20%C3%BC.wav cannot be read \(the server answers 503"
     ):
         data.samples("train")[0]
+
+
+def test_lengths_of_recordings_that_several_rows_share(toy, processors, server):
+    serve(server, toy.folder)
+    for record in toy.records:
+        record["audio"] = toy.records[5]["audio"]
+    server.files["/data/manifest.csv"] = Path(toy.write()).read_bytes()
+    server.faults["/data/5%20%C3%BC.wav"] = ["slow"] * 12
+    data = build(processors, f"{server.url}/data/manifest.csv", bucket_by_length=True, check_files=False)
+    characters = np.arange(1, 9)
+    assert data.train_sampling.lengths == pytest.approx(1 + characters / characters.mean())
+
+
+def test_lengths_need_neither_images_nor_files_that_do_not_exist(toy, processors, server):
+    serve(server, toy.folder)
+    toy.records[3]["audio"] = "none.wav"
+    server.files["/data/manifest.csv"] = Path(toy.write()).read_bytes()
+    options = {"bucket_by_length": True, "check_files": False, "on_bad_file": "missing"}
+    data = build(processors, f"{server.url}/data/manifest.csv", **options)
+    characters, seconds = np.arange(1, 9), np.array([1, 1, 1, 0, 1, 1, 1, 1])
+    assert data.train_sampling.lengths == pytest.approx(seconds + characters / characters.mean())
+    assert not [path for path, _ in server.requests if path.endswith(".png")]
+    assert "does not exist" in data.samples("train")[3].bad_files[0]
 
 
 def test_a_limit_must_be_positive():

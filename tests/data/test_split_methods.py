@@ -7,6 +7,9 @@ import random
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import pyarrow
+import pyarrow.feather
+import pyarrow.parquet
 import pytest
 import yaml
 
@@ -201,6 +204,22 @@ def test_new_rows_go_between_the_known_ones_by_their_time(tmp_path):
     assert all(after[f"thing {row} new"] in (before[f"thing {row}"], before[f"thing {row + 1}"]) for row in range(59))
 
 
+@pytest.mark.parametrize("options", [{}, {"time": "at"}, {"group": "at"}])
+def test_a_checkpoint_moves_no_row_that_the_split_column_calls_train_to_test(tmp_path, options):
+    first = build(write(tmp_path / "m.csv", records(60, at=str)), **options)
+    test_rows = sorted(texts(first)["test"], key=lambda text: int(text.split()[1]))
+    assert len(test_rows) > 3
+    kept = set(test_rows[-2:])
+    table = [row | {"split": "test" if row["text"] in kept else "train"} for row in records(60, at=str)]
+    second = ManifestData(write(tmp_path / "m.csv", table), num_workers=0, **options)
+    second.processors = first.processors
+    second.load_state_dict(first.state_dict())
+    second.setup("fit")
+    found = texts(second)
+    assert found["test"] == kept
+    assert found["val"] >= texts(first)["val"]
+
+
 # --------------------------------------------------------------------------------------------------------------- folds
 def by_number_alone(keys, count, seed):
     """The rule of the documentation, without the exceptions for small tables."""
@@ -323,6 +342,21 @@ def test_a_file_of_a_user_needs_only_id_and_split(tmp_path):
     numbers = [{"id": row + 2, "split": ("train", "val", "test")[row // 3 % 3]} for row in range(12)]
     data = build(without_ids, splits=write(tmp_path / "s.csv", numbers))  # the row number is the id of such a row
     assert split_of(data) == {f"thing {row}": ("train", "val", "test")[row // 3 % 3] for row in range(12)}
+
+
+@pytest.mark.parametrize("name", ["s.csv", "s.parquet", "s.arrow"])
+def test_the_ids_of_a_file_of_splits_may_be_numbers(tmp_path, name):
+    table = [record | {"id": row} for row, record in enumerate(records(12))]
+    columns = {"id": list(range(12)), "split": [SPLITS[row // 3 % 3] for row in range(12)]}
+    if name == "s.csv":
+        write(
+            tmp_path / name, [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+        )
+    else:
+        save = pyarrow.parquet.write_table if name == "s.parquet" else pyarrow.feather.write_feather
+        save(pyarrow.table(columns), str(tmp_path / name))
+    data = build(write(tmp_path / "m.csv", table), splits=str(tmp_path / name))
+    assert split_of(data) == {f"thing {row}": SPLITS[row // 3 % 3] for row in range(12)}
 
 
 @pytest.mark.parametrize(
