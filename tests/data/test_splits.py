@@ -151,9 +151,3 @@ def test_the_splits_of_the_manifest_have_precedence():
     expected = {"train": [0, 2], "val": [1], "test": [3]}
     assert assign([0] * 4, range(4), column, fractions) == expected
     assert assign([0] * 4, range(4), column, fractions, ["val", "train", "test", "train"]) == expected
-
-
-def test_without_validation_rows_a_recorded_test_row_that_the_manifest_calls_train_is_train_or_val():
-    parts = assign([0] * 3, range(3), ["train"] * 3, FRACTIONS, ["test", "val", "train"])
-    assert parts["test"] == []
-    assert parts["val"] == [1]
