@@ -227,10 +227,22 @@ def test_another_batch_size_continues_with_the_unseen_samples(trained_on, tmp_pa
             in message
         )
         assert len(curves(folder)["Validation/loss"]) == 2
-    # between two epochs nothing is repeated
-    assert in_process(folder, "--ckpt_path", "last", "--data.batch_size", "5", "--trainer.max_epochs", "3") == 0
-    assert len(trained_on) == len(order) - seen + ROWS
-    assert len(curves(folder)["Validation/loss"]) == 3
+
+
+@pytest.mark.parametrize(("size", "limit"), [("2", []), ("4", []), ("4", ["--trainer.limit_train_batches", "3"])])
+def test_between_two_epochs_another_batch_size_repeats_and_leaves_out_nothing(size, limit, trained_on, tmp_path):
+    folder = write(tmp_path / "run")
+    assert in_process(folder, *PLATEAU, *limit, "--trainer.max_epochs", "2") == 0
+    trained_on.clear()
+    changed = ["--data.batch_size", size, "--trainer.max_epochs", "3"]
+    assert in_process(folder, *PLATEAU, *limit, *changed, "--ckpt_path", "last") == 0
+    expected = min(ROWS, 3 * int(size)) if limit else ROWS
+    assert len(trained_on) == len(set(trained_on)) == expected  # of the third epoch
+    assert [len(curves(folder)[tag]) for tag in ("train/loss", "Validation/loss")] == [3, 3]
+    checkpoint = load(folder / LAST)
+    # saved before the schedule's step in epoch 3
+    assert checkpoint["lr_schedulers"][0]["last_epoch"] == 2
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(1e-3 * 0.1)
 
 
 def test_one_process_continues_the_epoch_of_two(trained_on, tmp_path):

@@ -34,14 +34,12 @@ def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> bool:
         counters.update(dict.fromkeys(counters, counters["processed"]))
     validated = batches["processed"] == 0 or _is_validated(checkpoint, loops, step)
     factor = _batch_size_factor(trainer, saved)
-    ends_epoch = training["is_last_batch"] and validated and factor != 1
-    if ends_epoch or epochs["current"]["started"] <= epochs["current"]["processed"]:  # between two epochs
+    if epochs["current"]["started"] <= epochs["current"]["processed"]:  # between two epochs
         for counters in (epochs["total"], epochs["current"]):
-            counters["processed"] += ends_epoch
             counters["completed"] = counters["processed"]
         batches.update(dict.fromkeys(batches, 0))
         training["is_last_batch"], validated = False, True
-    elif factor != 1:
+    elif factor != 1 and not (training["is_last_batch"] and validated):
         if getattr(trainer.datamodule, "bucket_by_length", False):  # type: ignore[attr-defined]
             raise UserError(
                 f"{trainer.ckpt_path} was saved within an epoch, and data.bucket_by_length orders the samples by batch "

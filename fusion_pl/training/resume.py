@@ -78,6 +78,14 @@ class CheckTrainingState(Callback):
             saved = states.check_length(checkpoint["lr_schedulers"], schedules, "schedules")
             checkpoint["lr_schedulers"] = list(map(states.check_schedule_state, schedules, saved))
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End a finished epoch: its number of batches is compared with that of this run's batch size."""
+        batches = trainer.fit_loop.epoch_loop.batch_progress
+        if trainer.fit_loop.restarting and batches.is_last_batch:
+            batches.current.load_state_dict(
+                dict.fromkeys(batches.current.state_dict(), int(trainer.num_training_batches))
+            )
+
     def _count_steps(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Correct the steps of the curves: Lightning counts a step twice, or not at all, when it resumes."""
         if trainer.fit_loop.is_resuming:
