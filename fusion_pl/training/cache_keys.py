@@ -15,11 +15,9 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from fusion_pl.config import config_of
 from fusion_pl.encoders.base import Encoder
+from fusion_pl.training.content_hash import hash_content, tensor_bytes
 
 FILE_FORMAT_VERSION = 3  # format of the shards of features
 LIBRARY_FOLDERS = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
@@ -37,14 +35,12 @@ def encoder_key(encoder: Encoder, *details: str) -> str:
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name, content in sorted(encoder.files().items()):
         digest.update(name.encode() + content)
-    extra_state = {name: value for name, value in encoder.state_dict().items() if name.endswith("_extra_state")}
-    for name, value in [*encoder.named_parameters(), *encoder.named_buffers(), *extra_state.items()]:
-        digest.update(name.encode() + _tensor_bytes(value))
+    for name, tensor in [*encoder.named_parameters(), *encoder.named_buffers()]:
+        digest.update(name.encode() + tensor_bytes(tensor))
+    for name, value in encoder.state_dict().items():
+        if name.endswith("_extra_state"):  # any value that get_extra_state of a module returns
+            digest.update(name.encode() + hash_content(value))
     return digest.hexdigest()[:24]
-
-
-def _tensor_bytes(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
 def code_versions(classes: Iterable[type]) -> tuple[list[str], list[str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from fusion_pl.data.remote import is_url
 from fusion_pl.data.shards import KEY_BYTES, KEYS, Keys, Shards, join_keys, write_shard
+from fusion_pl.training.content_hash import hash_content
 
 FILES_FOLDER = "files"  # shards with the hashes of files
 # A file that was changed less than 2 s ago may change again without another modification time.
@@ -51,9 +51,9 @@ def value_keys(cells: Sequence[Any], reads_files: bool, folder: Path) -> ValueKe
         contents = dict(zip(paths, hashes, strict=True))
     keys = (
         # Processors may choose a decoder by the ending of the name.
-        _hash_value((contents[index], Path(paths[index]).suffix, cell[1:] if isinstance(cell, tuple) else ()))
+        hash_content((contents[index], Path(paths[index]).suffix, cell[1:] if isinstance(cell, tuple) else ()))
         if index in paths
-        else _hash_value(cell)
+        else hash_content(cell)
         for index, cell in enumerate(cells)
     )
     return ValueKeys(join_keys(keys), signatures)
@@ -76,7 +76,7 @@ def file_signature(path: str) -> tuple[int, int]:
 
 def _file_hashes(paths: Sequence[str], signatures: Int[NDArray[Any], "N 2"], folder: Path) -> list[bytes]:
     """Return a hash of the content of each file; of a file that cannot be read, a random one."""
-    quick = join_keys(_hash_value(key) for key in zip(paths, *signatures.T.tolist(), strict=True))
+    quick = join_keys(hash_content(key) for key in zip(paths, *signatures.T.tolist(), strict=True))
     known = Shards(folder / FILES_FOLDER)
     rows = known.find(quick)
     hashes = [b""] * len(paths)
@@ -105,9 +105,3 @@ def _hash_file(path: str) -> bytes | None:
             return hashlib.file_digest(file, "sha256").digest()[:KEY_BYTES]
     except (OSError, ValueError):
         return None
-
-
-def _hash_value(value: Any) -> bytes:
-    """Return a hash of plain data; values of different types have different hashes."""
-    content = b"str" + value.encode("utf-8", "surrogatepass") if isinstance(value, str) else pickle.dumps(value, 5)
-    return hashlib.blake2b(content, digest_size=KEY_BYTES).digest()

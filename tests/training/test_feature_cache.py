@@ -443,6 +443,32 @@ def test_other_weights_or_arguments_have_another_key(folders):
     assert len(set(keys)) == 5
 
 
+class WithExtraState(Embedding):
+    """An encoder with a setting that is neither a tensor nor an argument."""
+
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.scale = scale
+
+    def get_extra_state(self):
+        return {"scale": self.scale, "shape": (1, "any"), "table": torch.eye(2)}
+
+    def set_extra_state(self, state):
+        self.scale = state["scale"]
+
+    def forward(self, ids, mask):
+        tokens, mask, embedding, _ = super().forward(ids, mask)
+        return Encoded(tokens * self.scale, mask, embedding * self.scale)
+
+
+def test_any_extra_state_is_part_of_the_key(manifest, tmp_path):
+    for scale, count in ((1.0, 8 + 36), (1.0, 0), (2.0, 8 + 36)):
+        model = build({"text": WithExtraState()})
+        model.encoders["text"].scale = scale
+        fit(model, manifest, tmp_path / "cache", trainer={"max_epochs": 1})
+        assert model.encoders["text"].count == count
+
+
 def test_other_settings_in_the_models_files_have_another_key(tmp_path):
     """Settings that are neither weights nor arguments, but change the output."""
     save_image("vit", tmp_path / "model")

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+import torch
 
 from fusion_pl.training import value_keys as module
 from fusion_pl.training.value_keys import file_signature, value_keys
@@ -36,6 +37,30 @@ def test_values_of_any_type_have_distinct_keys(tmp_path):
     assert len(np.unique(keys, axis=0)) == len(cells)
     assert (keys[: len(cells)] == keys[len(cells) :]).all()
     assert not list(tmp_path.iterdir())  # nothing is remembered of texts
+
+
+def copied(value):
+    """Return an equal value that shares no object with the original one."""
+    return type(value)(map(copied, value)) if isinstance(value, tuple | list) else "".join(value)
+
+
+def test_equal_values_have_the_same_key(tmp_path):
+    """Whether their parts are the same object, and in whatever order an array lies in memory."""
+    word = "".join(["wo", "rd"])
+    array = np.arange(6.0).reshape(2, 3)
+    read_only = array.copy()
+    read_only.setflags(write=False)
+    for one, *others in (
+        [(word, word), copied((word, word))],
+        [[word, (word,)], copied([word, (word,)])],
+        [array, np.asfortranarray(array), array.repeat(2, axis=1)[:, ::2], read_only],
+        [torch.from_numpy(array), torch.from_numpy(array.T.copy()).T, torch.from_numpy(array).requires_grad_()],
+        [np.array([word, None], object), np.array([copied(word), None], object)],
+    ):
+        for other in others:
+            assert key(one, tmp_path, False) == key(other, tmp_path, False)
+    others = [array.T.reshape(2, 3), array.reshape(3, 2), array.astype(np.float32), array.ravel(), array.tolist()]
+    assert len({key(value, tmp_path, False) for value in [array, torch.from_numpy(array), *others]}) == 7
 
 
 def test_a_file_is_known_by_its_content(tmp_path):
