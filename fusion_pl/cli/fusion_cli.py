@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from jsonargparse import ArgumentError, Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt, restricted_number_type
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.callbacks.throughput_monitor import ThroughputMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -29,6 +29,7 @@ from fusion_pl.cli.checks import (
     read_matching_checkpoint,
 )
 from fusion_pl.cli.parsing import explain_parse_error
+from fusion_pl.cli.seed import choose_seed
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.split_record import find_split_record
@@ -69,7 +70,8 @@ class FusionCLI(LightningCLI):
             "--seed_everything",
             type=bool | seed,
             default=self.seed_everything_default,
-            help="Seed of the initial weights and of dropout; true: a random seed, false: no seed.",
+            help="Seed of the initial weights and, for every epoch, of dropout, mixup, augmentation, input dropout and "
+            "the order of the samples; true or false: a random seed, which is logged and written to config.yaml.",
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -153,8 +155,11 @@ class FusionCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Ignore the options in the checkpoint; ``read_matching_checkpoint`` compares both configurations."""
 
+    def _set_seed(self) -> None:
+        """Do nothing: ``before_instantiate_classes`` sets the seed, when the resumed run is known."""
+
     def before_instantiate_classes(self) -> None:
-        """Check the options, and resolve ``--ckpt_path best`` or ``last`` to a file."""
+        """Check the options, resolve ``--ckpt_path best`` or ``last`` to a file, and set the seed."""
         config = self.config[self.config.subcommand]
         check_options(config)
         logger = config.trainer.logger
@@ -163,6 +168,8 @@ class FusionCLI(LightningCLI):
         version = runs.run_version(config.ckpt_path, logger)
         if self.config.subcommand == "fit" and isinstance(logger, Namespace) and version is not None:
             logger.init_args["version"] = version  # resume in the same folder and append to its TensorBoard curves
+        seed = choose_seed(config.seed_everything, config.ckpt_path, config.trainer.num_nodes)
+        config.seed_everything = seed_everything(seed, workers=True)
         self._dump_config()  # before the model is built: jsonargparse would report an error as a wrong value
 
     def _dump_config(self) -> None:
