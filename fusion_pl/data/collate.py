@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,9 +65,27 @@ class Collate:
 
     def _process_input(self, name: str, samples: Sequence[Sample]) -> dict[str, Tensor] | Encoded:
         processor = self.processors[name]
-        values = [sample.inputs[name] for sample in samples if name in sample.inputs]
-        try:
-            return processor(values or [processor.placeholder()], training=self.training)
-        except UserError as error:
-            ids = ", ".join(sample.id for sample in samples if name in sample.inputs)
-            raise LoadError(f"input {name!r} of the samples {ids}: {error}") from error
+        present = [sample for sample in samples if name in sample.inputs]
+        values = [sample.inputs[name] for sample in present] or [processor.placeholder()]
+        return process_values(processor, name, values, [sample.id for sample in present], self.training)
+
+
+def process_values(
+    processor: Processor, name: str, values: Sequence[Any], ids: Sequence[str], training: bool = False
+) -> dict[str, Tensor] | Encoded:
+    """Process the values of an input.
+
+    Args:
+        processor: processor of the input.
+        name: name of the input.
+        values: opened values.
+        ids: ids of their samples.
+        training: whether the processor crops at random.
+
+    Raises:
+        LoadError: if the processor refuses a value.
+    """
+    try:
+        return processor(values, training=training)
+    except UserError as error:
+        raise LoadError(f"input {name!r} of the samples {', '.join(ids)}: {error}") from error

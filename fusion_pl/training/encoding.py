@@ -21,6 +21,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from fusion_pl.data.collate import process_values
 from fusion_pl.data.order import identity_collate
 from fusion_pl.data.rows import InputColumn, LoadError, ManifestRows
 from fusion_pl.encoders.base import Encoder
@@ -79,8 +80,8 @@ class InputValueDataset(Dataset[OpenedValues]):
         """Open and process values.
 
         Raises:
-            LoadError: if a value cannot be opened (unless ``on_bad_file`` is ``missing``), or its file has changed
-                since its key was computed.
+            LoadError: if a value cannot be opened (unless ``on_bad_file`` is ``missing``), the processor refuses it, or
+                its file has changed since its key was computed.
         """
         values: dict[int, Any] = {}
         errors: dict[int, str] = {}
@@ -94,8 +95,15 @@ class InputValueDataset(Dataset[OpenedValues]):
                     raise LoadError(f"{rows.place(column, index)}: {error}") from error
                 errors[position] = str(error)
             self._check_unchanged(position)
-        inputs = self.processor(list(values.values())) if values else None
+        inputs = self._process(values) if values else None
         return OpenedValues(list(values), inputs, errors)
+
+    def _process(self, values: dict[int, Any]) -> dict[str, Tensor]:
+        """Process opened values by position."""
+        ids = [self.parts[part][0].sample_id(index) for part, index in map(self.places.__getitem__, values)]
+        inputs = process_values(self.processor, self.parts[0][1].input, list(values.values()), ids)
+        assert not isinstance(inputs, Encoded)  # the output of a FeatureStore
+        return inputs
 
     def _check_unchanged(self, position: int) -> None:
         part, index = self.places[position]

@@ -20,7 +20,7 @@ from fusion_pl.data.rows import LoadError, ManifestRows
 from fusion_pl.data.shards import Shards, folder_bytes, unique_keys
 from fusion_pl.data.splits import Split
 from fusion_pl.training.encoding import EncodingPass, InputValueDataset
-from fusion_pl.types import Encoded
+from fusion_pl.types import Encoded, UserError
 
 NUM_MEASURED = 8  # values that are encoded to estimate the size of all features
 logger = logging.getLogger(__name__)
@@ -108,7 +108,8 @@ class StoredInput:
         """Encode the values without features, and return whether all values have features afterwards.
 
         Raises:
-            LoadError: if a value cannot be opened (unless ``on_bad_file`` is ``missing``).
+            LoadError: if a value cannot be opened (unless ``on_bad_file`` is ``missing``), or is refused.
+            RuntimeError: if another process has failed.
         """
         trainer, error = self.encoding.trainer, None
         shares = [(trainer.global_rank, trainer.world_size)]
@@ -121,14 +122,14 @@ class StoredInput:
                 break
             try:
                 self.encoding.write(self.values, missing[rank::size], self._write)
-            except LoadError as load_error:
-                error = load_error
             except FullError as full:
                 logger.warning("Cache: the features of %s are not stored, because %s", self.name, full)
-            for errors, message in _gather_objects((self.encoding.errors, error and str(error))):
+            except Exception as any_error:  # the other processes would wait for this one
+                error = any_error
+            for errors, failure in _gather_objects((self.encoding.errors, error and _describe_failure(error))):
                 self.encoding.errors |= errors
-                if message is not None:
-                    raise error or LoadError(message)
+                if failure is not None:
+                    raise error or failure
             self._open_shards()
         is_bad = np.isin(self.first, list(self.encoding.errors))
         return not self._any(bool(((self.rows < 0) & ~is_bad).any())) and len(self.shards) > 0
@@ -180,6 +181,13 @@ class StoredInput:
             ]
             replaced[split] = replace(rows, columns=columns)
         return replaced
+
+
+def _describe_failure(error: Exception) -> Exception:
+    """Return the error to raise in the other processes, which can always be pickled."""
+    if isinstance(error, UserError):
+        return LoadError(str(error))
+    return RuntimeError(f"another process has failed: {type(error).__name__}: {error}")
 
 
 def _gather_objects(value: Any) -> list[Any]:

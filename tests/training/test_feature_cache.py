@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import csv
 import importlib
 import json
@@ -28,6 +29,7 @@ from fusion_pl.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder,
 from fusion_pl.encoders.base import is_frozen
 from fusion_pl.fusion import Average, BiLSTM, Concat, CrossAttention
 from fusion_pl.module import FusionClassifier
+from fusion_pl.processors import TextProcessor
 from fusion_pl.training import cache_keys, encoding
 from fusion_pl.training.cache_keys import encoder_key
 from fusion_pl.types import Encoded, UserError
@@ -430,6 +432,57 @@ def test_two_processes_share_the_values_and_have_the_results_of_one(folders, man
     ]
     assert results[1] == pytest.approx(results[2], rel=1e-4)
     assert results[0] == pytest.approx(results[2], rel=1e-3)
+
+
+class RefusingProcessor(TextProcessor):
+    """A processor that refuses one text."""
+
+    def __init__(self, error):
+        self.process, self.error = TinyText(dim=8).processor, error
+
+    def __call__(self, values, training=False):
+        if "number 13" in values:
+            raise self.error("this text is refused")
+        return self.process(values, training)
+
+
+class Refusing(Embedding):
+    """An encoder whose processor refuses one text, with an error of a type of ``builtins`` or a ``UserError``."""
+
+    def __init__(self, error="UserError"):
+        super().__init__()
+        self.processor = RefusingProcessor(getattr(builtins, error, UserError))
+
+
+def test_a_refused_value_has_the_message_that_it_has_without_a_cache(manifest, tmp_path):
+    for cache in (None, tmp_path / "cache"):
+        with pytest.raises(UserError, match=r"^input 'text' of the samples .*s13.*: this text is refused$"):
+            fit(build({"text": Refusing()}), manifest, cache)
+
+
+@pytest.mark.parametrize(("error", "code"), [("UserError", 2), ("RuntimeError", 1)])
+def test_an_error_in_one_process_of_the_pass_ends_all_of_them(manifest, tmp_path, error, code):
+    """One value is refused, which is in the share of the second process."""
+    encoder = {"class_path": "tests.training.test_feature_cache.Refusing", "init_args": {"error": error}}
+    options = {"manifest": str(manifest), "batch_size": 3, "num_workers": 0}
+    config = {
+        "model": {"encoders": {"text": encoder}, "fusion": "fusion_pl.fusion.Concat"},
+        "data": {"class_path": "fusion_pl.data.ManifestData", "init_args": options},
+        "trainer": {"accelerator": "cpu", "enable_progress_bar": False, "devices": 2, "strategy": "ddp"},
+        "cache": "cache",
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "fusion_pl", "fit", "--config", "config.yaml"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stderr
+    assert "Connection" not in done.stderr
+    if error == "UserError":
+        message = " ".join(done.stderr.split())
+        assert re.search(r"error: input 'text' of the samples [^:]*\bs13\b[^:]*: this text is refused", message)
+        assert "Traceback" not in done.stderr
+    else:
+        assert "RuntimeError: another process has failed: RuntimeError: this text is refused" in done.stderr
 
 
 def test_other_weights_or_arguments_have_another_key(folders):
