@@ -22,6 +22,7 @@ from fusion_pl.data.table import Cells, Problem, Table
 from fusion_pl.processors import Processor
 
 Columns = str | list[str]  # a column, or several columns of one input
+ROWS_AT_ONCE = 10_000  # of lists, in which missing numbers are looked for
 NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
 
 
@@ -57,17 +58,24 @@ class TableInputs:
     def table(self) -> Table:
         """The columns that loader workers need, with several columns of one input joined to one.
 
-        A joined cell is a list of texts, None for a missing number. The processor of the input decides whether the cell
-        is missing if any of its numbers is missing, or only if all are.
+        A joined cell is a list of texts, None for a missing number. The processor of the input decides whether such a
+        cell, or one of a column of lists, is missing if any of its numbers is missing, or only if all are.
         """
         available = set(self.manifest.columns)
-        single = [column for column in self.columns.values() if isinstance(column, str) and column in available]
+        single = {
+            column: self.processors[name]
+            for name, column in self.columns.items()
+            if isinstance(column, str) and column in available
+        }
+        lists = {column: _empty_lists(self.manifest, column, processor) for column, processor in single.items()}
+        changed = {column: array for column, array in lists.items() if array is not None}
         joined = {
             joined_name(columns): _join(self.manifest, columns, self.processors[name].columns_needed == "any")
             for name, columns in self.columns.items()
             if not isinstance(columns, str) and set(columns) <= available
         }
-        return self.manifest.select([*(["id"] if "id" in available else []), *single]).append(joined)
+        names = [*(["id"] if "id" in available else []), *(column for column in single if column not in changed)]
+        return self.manifest.select(names).append(changed | joined)
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -176,6 +184,32 @@ def _join(table: Table, columns: Sequence[str], any_is_enough: bool) -> Any:
     missing = is_missing.all(0) if any_is_enough else is_missing.any(0)
     cells = pa.concat_arrays(chunks).take(pa.array(by_row))
     return pa.FixedSizeListArray.from_arrays(cells, len(columns), mask=pa.array(missing))
+
+
+def _empty_lists(table: Table, column: str, processor: Processor) -> Any | None:
+    """Return a column of lists without those that the processor calls missing; None if there are none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    array, missing = table.data[column], np.zeros(len(table), bool)
+    for start in range(0, len(table), ROWS_AT_ONCE):
+        for row in _incomplete_rows(array.slice(start, ROWS_AT_ONCE)):
+            missing[start + row] = processor.is_missing(table.cell(column, start + row))
+    return pc.if_else(pa.array(missing), pa.scalar(None, array.type), array) if missing.any() else None
+
+
+def _incomplete_rows(lists: Any) -> list[int]:
+    """Return the rows of an Arrow array of lists that contain null or NaN, at any depth."""
+    import pyarrow.compute as pc
+    from pyarrow import types
+
+    rows, found = np.arange(len(lists)), [np.empty(0, np.int64)]
+    while types.is_list(lists.type) or types.is_large_list(lists.type) or types.is_fixed_size_list(lists.type):
+        rows = rows[pc.list_parent_indices(lists).to_numpy()]
+        lists = pc.list_flatten(lists)
+        found.append(rows[np.asarray(pc.is_null(lists, nan_is_null=True), bool)])
+    incomplete: list[int] = np.unique(np.concatenate(found)).tolist()
+    return incomplete
 
 
 def _check_numbers(table: Table, column: str) -> Iterator[Problem]:

@@ -21,7 +21,7 @@ FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather"
 def write_cleaned(checked: CheckedTable, path: Path) -> tuple[int, int]:
     """Write the table without the errors: a cell with an error is emptied, a row with another error is left out.
 
-    A row of which no input is left is left out, too.
+    A row of which no input is left is left out, too. If no row is left, nothing is written.
 
     Args:
         checked: table with its findings.
@@ -54,7 +54,8 @@ def write_cleaned(checked: CheckedTable, path: Path) -> tuple[int, int]:
     for column, mask in is_wrong.items():
         index, field = data.column_names.index(column), data.schema.field(column)
         data = data.set_column(index, field, pc.if_else(pa.array(mask), pa.scalar(None, field.type), data[column]))
-    _write(data.filter(pa.array(keep)), path)
+    if keep.any():
+        _write(data.filter(pa.array(keep)), path)
     return int(keep.sum()), int(sum((mask & keep).sum() for mask in is_wrong.values()))
 
 

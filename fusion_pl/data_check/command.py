@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -92,14 +93,24 @@ def check_command(arguments: list[str]) -> int:
     lines = _summary(checked)
     lines.append(f"Report: {output / 'report.html'}, {output / 'report.json'}")
     if cleaned:
-        rows, cells = write_cleaned(checked, Path(cleaned))
-        root = checked.data.root
-        option = [] if Path(cleaned).absolute().parent.samefile(root) else ["--data.root", str(root)]
-        lines.append(f"Cleaned: {rows:,} of {len(checked.data.table):,} rows are left, {_count(cells, 'cell')} emptied")
-        lines.append(f"Train with it: {shlex.join(['--data.manifest', cleaned, *option])}")
+        lines += _write_cleaned(checked, cleaned)
     for line in lines:
         get_console().print(escape_unprintable(line), highlight=False, markup=False, soft_wrap=True)
     return 1 if checked.errors else 0
+
+
+def _write_cleaned(checked: CheckedTable, path: str) -> list[str]:
+    """Write the table without its errors; return the lines that say so."""
+    rows, cells = write_cleaned(checked, Path(path))
+    if not rows:
+        return [f"Cleaned: no row is left, so {path} is not written"]
+    options, root = ["--data.manifest", path], checked.data.root
+    if type(checked.data) is not ManifestData:  # the other classes have no manifest
+        options = ["--data", "fusion_pl.data.ManifestData", *options]
+    if os.path.realpath(root) != os.path.dirname(os.path.realpath(path)):
+        options += ["--data.root", root]
+    cleaned = f"Cleaned: {rows:,} of {len(checked.data.table):,} rows are left, {_count(cells, 'cell')} emptied"
+    return [cleaned, f"Train with it: {shlex.join(options)}"]
 
 
 def _summary(checked: CheckedTable) -> list[str]:

@@ -65,7 +65,10 @@ class Processor(ABC):
     columns_needed: Literal["all", "any"] | None = None
 
     def is_missing(self, value: Any) -> bool:
-        """Return whether a value in memory is a missing input: None, or NaN, which a data frame has in its place."""
+        """Return whether a value is a missing input: None, or NaN, which a data frame has in its place.
+
+        Of a table, only lists with null or NaN in them are asked about; an empty cell is missing anyway.
+        """
         return value is None or (isinstance(value, (float, np.floating)) and math.isnan(value))
 
     @abstractmethod

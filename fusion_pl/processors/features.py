@@ -55,25 +55,26 @@ class FeatureProcessor(Processor):
         return 2 * self.features if self.has_flags else self.features
 
     def is_missing(self, value: Any) -> bool:
-        """Return whether a value is a missing input: None, NaN, or a list of numbers some or all of which are None."""
-        if not isinstance(value, (list, tuple)) or not value:
+        """Return whether a value is a missing input: None, NaN, or a list some or all of whose numbers are."""
+        if not isinstance(value, (list, tuple)):
             return super().is_missing(value)
-        missing = [number is None for number in value]
-        return all(missing) or (any(missing) and not self.has_flags)
+        rows = [row if isinstance(row, (list, tuple)) else [row] for row in value]
+        missing = [Processor.is_missing(self, number) for row in rows for number in row]
+        return any(missing) and (all(missing) or not self.has_flags)
 
     def open(self, value: Any, training: bool = False) -> Float[Tensor, "*T F"]:
         """Open one vector (F,) or a sequence of vectors (T, F).
 
         Args:
             value: path, bytes or open binary file of an .npy, .npz, .pt or .safetensors file; an array or a tensor; a
-                list of F numbers, or of their texts, or of T such lists. A missing number is None.
+                list of F numbers, or of their texts, or of T such lists. A missing number is None or NaN in a list.
             training: not used.
 
         Returns:
             A floating-point tensor; missing numbers are NaN.
 
         Raises:
-            UserError: if a file cannot be read, the shape is wrong, or a number is NaN or infinite.
+            UserError: if a file cannot be read, the shape is wrong, a number is infinite, or one is NaN in an array.
         """
         del training
         source = to_source(value)
@@ -160,7 +161,8 @@ def _parse_numbers(value: Sequence[Any]) -> tuple[Tensor, Tensor]:
         raise UserError("the input is a list of lists of different lengths, expected T lists of one length") from error
     missing = np.zeros(numbers.shape, bool)
     if np.isnan(numbers).any():
-        missing = np.array(np.array(value, dtype=object) == None, bool)  # noqa: E711 - elementwise
+        is_text = np.vectorize(lambda number: isinstance(number, str), otypes=[bool])
+        missing = np.isnan(numbers) & ~is_text(np.array(value, dtype=object))
     return torch.from_numpy(numbers), torch.from_numpy(missing)
 
 

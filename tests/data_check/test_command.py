@@ -7,12 +7,17 @@ import json
 import re
 import shlex
 import sys
+from dataclasses import replace
 
 import pyarrow
 import pytest
+import yaml
 from pyarrow import parquet
 
 from fusion_pl.__main__ import main
+from fusion_pl.cli.run import run
+from fusion_pl.data import Keypad
+from fusion_pl.data.keypad import KEYPAD
 from tests.data_check.folder import write_folder, write_table
 from tests.terminal import CTRL_C, FUSION_PL, Terminal
 
@@ -170,15 +175,52 @@ def test_ctrl_c_ends_the_check_in_one_sentence(tmp_path):
     assert not (tmp_path / "report").exists()
 
 
+def printed_options(capsys):
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Train with it: ")]
+    return shlex.split(line.removeprefix("Train with it: "))
+
+
 def test_the_printed_options_are_quoted_for_the_shell(tmp_path, capsys):
     folder, other = tmp_path / "My Animals", tmp_path / "clean tables"
     folder.mkdir()
     other.mkdir()
     write_folder(folder, is_damaged=False)
     assert data_check(folder, "--cleaned", other / "a.csv", "--data.num_workers", "0") == 0
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Train with it: ")]
-    options = shlex.split(line.removeprefix("Train with it: "))
-    assert options == ["--data.manifest", str(other / "a.csv"), "--data.root", str(folder)]
+    assert printed_options(capsys) == ["--data.manifest", str(other / "a.csv"), "--data.root", str(folder)]
+
+
+@pytest.mark.parametrize("root", ["nowhere", "https://example.invalid/files"])
+def test_the_root_may_be_a_url_or_absent_if_all_inputs_are_texts(tmp_path, capsys, root):
+    write_folder(tmp_path, is_damaged=False)
+    encoders = '{"text": {"class_path": "fusion_pl.encoders.TinyText"}}'
+    cleaned = tmp_path / "cleaned.csv"
+    assert data_check(tmp_path, "--model.encoders", encoders, "--data.root", root, "--cleaned", cleaned) == 0
+    assert printed_options(capsys) == ["--data.manifest", str(cleaned), "--data.root", root]
+
+
+def test_the_printed_options_replace_a_data_set_that_has_no_manifest(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)  # which fit writes to
+    monkeypatch.setattr(Keypad, "dataset", replace(KEYPAD, sizes={"train": 24, "val": 12, "test": 12}))
+    write_folder(tmp_path, is_damaged=False)
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    config["data"] = {"class_path": "Keypad", "init_args": {"folder": "keypad", "num_workers": 0}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert data_check(tmp_path, "--cleaned", "cleaned.csv") in (0, 1)
+    options = printed_options(capsys)
+    assert run("fit", ["--config", "config.yaml", *options, "--dry_run"]) == 0
+    assert "cleaned.csv" in " ".join(options)
+
+
+def test_a_table_without_rows_is_not_written(tmp_path, capsys):
+    write_folder(tmp_path, is_damaged=False)
+    write_table(tmp_path / "table.csv", [{"text": "", "label": "a", "split": "train"}])
+    encoders = '{"text": {"class_path": "fusion_pl.encoders.TinyText"}}'
+    assert data_check(tmp_path, "--model.encoders", encoders, "--cleaned", tmp_path / "cleaned.csv") == 1
+    assert not (tmp_path / "cleaned.csv").exists()
+    printed = capsys.readouterr().out
+    assert "cleaned.csv is not written" in printed
+    assert "Train with it" not in printed
 
 
 def test_media_in_a_table_stay_bytes_in_the_cleaned_table(tmp_path):

@@ -151,16 +151,28 @@ def test_constant_absent_and_tiny_numbers_are_not_divided_by_zero():
 
 def test_a_missing_number_is_the_mean_with_a_flag():
     encoder = build(features=2, missing_numbers="flag")
-    rows = [[1.0, 10.0], [3.0, None], [5.0, 30.0]]
+    rows = [[1.0, 10.0], [3.0, None], [5.0, 30.0], [3.0, math.nan]]
     encoder.fit_statistics(encoder.processor.open(row) for row in rows)
-    std = [np.std([1, 3, 5]), np.std([10, 30])]
-    wanted = [[-2 / std[0], -10 / std[1], 0, 0], [0, 0, 0, 1], [2 / std[0], 10 / std[1], 0, 0]]
+    std = [np.std([1, 3, 5, 3]), np.std([10, 30])]
+    wanted = [[-2 / std[0], -10 / std[1], 0, 0], [0, 0, 0, 1], [2 / std[0], 10 / std[1], 0, 0], [0, 0, 0, 1]]
     np.testing.assert_allclose(process(encoder, rows)["vectors"][:, 0], wanted, rtol=1e-6)
     assert not encoder.processor.is_missing([None, 1])
     assert encoder.processor.is_missing([None, None])
     strict = build(features=2)
-    assert strict.processor.is_missing((None, 1))
-    assert not strict.processor.is_missing(["1", 2])
+    for value, one_is_missing, all_are in (
+        ((None, 1), True, False),
+        ([1, math.nan], True, False),
+        ([[1, 2], [np.float32("nan"), 3]], True, False),
+        ([None, math.nan], True, True),
+        ([[None, None], [None, None]], True, True),
+        (["1", 2], False, False),
+        (["nan", 2], False, False),
+        ([[1, 2], [3, 4]], False, False),
+        ([], False, False),
+        ([[]], False, False),
+    ):
+        assert strict.processor.is_missing(value) == one_is_missing
+        assert encoder.processor.is_missing(value) == all_are
     with pytest.raises(
         UserError, match="lacks number 2: leave the whole input out, or train with missing_numbers: flag"
     ):

@@ -1,0 +1,77 @@
+"""The command on vectors and numbers, in files, lists and columns."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from fusion_pl.__main__ import main
+from fusion_pl.cli.run import run
+from fusion_pl.predict import Predictor
+
+SIZE = 30
+SPLITS = ["train"] * 20 + ["val"] * 5 + ["test"] * 5
+LABELS = ["a", "b"] * (SIZE // 2)
+
+
+def write_config(folder, manifest, inputs, **encoder):
+    encoder = {"class_path": "FeatureEncoder", "init_args": {"features": 3, "dim": 8} | encoder}
+    config = {
+        "model": {"encoders": {"numbers": encoder}, "fusion": {"class_path": "Mean"}},
+        "data": {
+            "class_path": "ManifestData",
+            "init_args": {"manifest": manifest, "inputs": {"numbers": inputs}, "num_workers": 0},
+        },
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch):
+    """Run the command in a folder; return its exit code and the findings as (kind, row)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*options):
+        words = ["--config", "config.yaml", "--output", "report", *options]
+        monkeypatch.setattr(sys, "argv", ["fusion-pl", "data", "check", *words])
+        code = main()
+        report = json.loads((tmp_path / "report/report.json").read_text())
+        return code, [(line["kind"], line["row"]) for line in report["findings"]]
+
+    return run
+
+
+def write_lists(path, cells):
+    lines = [
+        {"id": f"s{row}", "numbers": cell, "label": label, "split": split}
+        for row, (cell, label, split) in enumerate(zip(cells, LABELS, SPLITS, strict=True))
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("is_sequence", [False, True])
+def test_a_list_that_lacks_a_number_is_a_missing_input(tmp_path, check, is_sequence):
+    """As for several columns: the data check, training and prediction agree, for vectors and for sequences."""
+    rng = np.random.default_rng(0)
+    cells = rng.normal(size=(SIZE, 3)).tolist()
+    cells[4] = [1.0, None, 2.0]
+    if is_sequence:
+        cells = [[cell, [0.0, 1.0, 2.0]] for cell in cells]
+    write_lists(tmp_path / "table.jsonl", cells)
+    write_config(tmp_path, "table.jsonl", "numbers")
+    assert check() == (1, [("table", 5)])
+    assert check("--data.drop_empty", "true") == (0, [])
+    fit = ["--config", "config.yaml", "--data.drop_empty", "true"]
+    assert run("fit", [*fit, "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]) == 0
+    (checkpoint,) = tmp_path.rglob("best.ckpt")
+    predict = ["--ckpt_path", str(checkpoint), "--data.manifest", "table.jsonl", "--output", "p.jsonl"]
+    assert run("predict", [*predict, "--data.num_workers", "0"]) == 0
+    errors = [json.loads(line)["error"] for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [row for row, error in enumerate(errors) if error] == [4]
+    assert "all inputs are empty" in errors[4]
+    (prediction,) = Predictor.from_checkpoint(checkpoint, "cpu").predict([{"numbers": cells[4]}])
+    assert prediction.error.startswith("the sample has none of the model's inputs")
