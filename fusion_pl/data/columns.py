@@ -23,7 +23,7 @@ from fusion_pl.processors import Processor
 
 Columns = str | list[str]  # a column, or several columns of one input
 ROWS_AT_ONCE = 10_000  # of lists, in which missing numbers are looked for
-NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
+NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
 class TableInputs:
@@ -220,6 +220,8 @@ def _check_numbers(table: Table, column: str) -> Iterator[Problem]:
         return f"{table.cell(column, row)!r} is not a finite number: correct it, or empty the cell"
 
     if table.is_text(column):
-        is_number = pc.match_substring_regex(table.texts(column).cast("string"), NUMBER).fill_null(False)
-        rows = np.flatnonzero(~np.asarray(is_number, bool) & ~table.is_missing(column))
+        texts = pc.ascii_trim_whitespace(table.texts(column).cast("string"))
+        texts = pc.if_else(pc.match_substring_regex(texts, NUMBER), texts, None)
+        is_finite = pc.is_finite(texts.cast("double")).fill_null(False)  # 1e999 is infinite
+        rows = np.flatnonzero(~np.asarray(is_finite, bool) & ~table.is_missing(column))
         yield from row_problems(table, rows, column, describe)

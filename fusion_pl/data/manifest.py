@@ -24,7 +24,7 @@ from fusion_pl.data.checks import (
 )
 from fusion_pl.data.columns import Columns, TableInputs, check_input_columns
 from fusion_pl.data.read_table import read_table, table_files
-from fusion_pl.data.remote import RemoteFiles, is_url
+from fusion_pl.data.remote import RemoteFiles, is_url, strip_query
 from fusion_pl.data.rows import InputColumn, ManifestRows
 from fusion_pl.data.sampling import (
     Sampling,
@@ -95,7 +95,7 @@ class ManifestData(TableData):
         if sampling is not None and sample_weight is not None:
             raise UserError("data.sampling and data.sample_weight exclude each other: give only one of them")
         self.sampling, self.sample_weight, self.bucket_by_length = sampling, sample_weight, bucket_by_length
-        folder = self.manifest if os.path.isdir(self.manifest) else os.path.dirname(self.manifest)
+        folder = self.manifest if os.path.isdir(self.manifest) else os.path.dirname(strip_query(self.manifest))
         self.root = root or folder or os.curdir
         self.check_files = check_files
         if not 0 < remote_cache_limit < float("inf"):

@@ -51,7 +51,7 @@ def read_table(path: str) -> Table:
 def table_files(path: str) -> list[Path]:
     """Return the files of a manifest; an empty list if the manifest does not exist."""
     if path and os.path.isdir(path):
-        return sorted(Path(path).rglob(f"*{PARQUET}"))
+        return sorted(file for file in Path(path).rglob(f"*{PARQUET}") if file.is_file())  # Spark writes folders, too
     return [Path(path)] if os.path.isfile(path) else []
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from fusion_pl.files import PARTIAL, atomic_path
 from fusion_pl.messages import error_reason
@@ -43,6 +43,16 @@ def is_url(path: Any) -> bool:
     return isinstance(path, str) and URL.match(path) is not None
 
 
+def strip_query(path: str) -> str:
+    """Return a URL without query and fragment; another path as it is.
+
+    Example:
+        >>> strip_query("https://example.org/pets.csv?signature=ab/cd"), strip_query("pets?.csv")
+        ('https://example.org/pets.csv', 'pets?.csv')
+    """
+    return re.split(r"[?#]", path, maxsplit=1)[0] if is_url(path) else path
+
+
 def join_url(folder: str, path: str) -> str:
     """Return the address of a path relative to a remote folder.
 
@@ -56,7 +66,8 @@ def join_url(folder: str, path: str) -> str:
 
 def is_inside(path: str, folder: str) -> bool:
     """Return whether an absolute path or URL without ``..`` lies inside a folder; other URLs lie outside."""
-    segments = re.split(r"[/\\]", unquote(urlsplit(path).path)) if is_url(path) else []
+    # Clients remove tabs and line breaks from a URL. urlsplit, which does it, too, raises an error for some URLs.
+    segments = re.split(r"[/\\]", unquote(re.sub(r"[\t\r\n]", "", strip_query(path)))) if is_url(path) else []
     return path.startswith(os.path.join(folder, "")) and ".." not in segments
 
 
@@ -88,7 +99,8 @@ class RemoteFiles:
             except OPEN_ERRORS as error:
                 if not os.path.exists(path):
                     continue  # another process removed it in the meantime
-                os.unlink(path)  # so that a replaced file is read the next time
+                with suppress(FileNotFoundError):  # another process removed it first
+                    os.unlink(path)  # so that a replaced file is read the next time
                 raise UserError(str(error).replace(path, url)) from error
         raise UserError(f"{url} was removed from {self.folder} before it was read: raise data.remote_cache_limit")
 
@@ -99,7 +111,7 @@ class RemoteFiles:
             MissingFileError: if the file does not exist.
             UserError: if the file cannot be read, or is larger than half of the cache.
         """
-        suffix = posixpath.splitext(urlsplit(url).path)[1][:16]
+        suffix = posixpath.splitext(strip_query(url))[1][:16]
         path = self.folder / (hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:32] + suffix)
         with suppress(FileNotFoundError):
             os.utime(path)  # it was used now
@@ -196,13 +208,20 @@ def _try_often(url: str, action: Callable[[], object]) -> None:
             if isinstance(cause, FileNotFoundError) or status in GONE:
                 raise MissingFileError(f"{url} does not exist") from error
             reason = _describe(cause, status)
-            if isinstance(cause, (PermissionError, ImportError)) or (
-                status is not None and 400 <= status < 500 and status not in TRY_AGAIN
-            ):
+            if not _is_transient(cause, status):
                 break
         else:
             return
     raise UserError(f"{url} cannot be read ({reason}): check the address, your access and the connection")
+
+
+def _is_transient(error: BaseException, status: int | None) -> bool:
+    """Return whether another attempt may succeed; object stores have their own attempts for errors of other classes."""
+    from aiohttp import ClientError
+
+    if status is not None:
+        return status >= 500 or status in TRY_AGAIN
+    return isinstance(error, (OSError, ClientError)) and not isinstance(error, (PermissionError, ValueError))
 
 
 def _describe(error: BaseException, status: int | None) -> str:

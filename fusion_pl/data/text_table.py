@@ -23,6 +23,8 @@ JSON_LINES = (".jsonl", ".ndjson")
 CHUNK_ROWS = 10_000
 MAX_EXPONENT = 1023  # a larger integer is no floating-point number
 
+TEXT, EMPTY_LIST, VECTOR, MATRIX = range(4)  # kinds of JSON cells: text or number, [], list of numbers, list of lists
+
 Cell = str | list[Any] | None
 Chunk = tuple[Sequence[int], Mapping[str, Sequence[Cell]]]  # row numbers, and the cells of each column
 
@@ -69,11 +71,10 @@ def _build_table(path: str, chunks: Iterator[Chunk], problems: list[Problem]) ->
     columns = {}
     for name in dict.fromkeys(chain.from_iterable(parts)):
         pairs = zip(parts, numbers[1:], strict=True)
-        pieces = [part.pop(name, pa.nulls(len(rows), pa.string())) for part, rows in pairs]
-        kind = next((piece.type for piece in pieces if piece.type != pa.string()), pa.string())
-        pieces = [piece if piece.type == kind else pa.nulls(len(piece), kind) for piece in pieces]
+        pieces = [pa.table({name: part.pop(name, pa.nulls(len(rows)))}) for part, rows in pairs]
         # One array needs half the memory of its pieces, which were allocated with room to grow.
-        columns[name] = pa.table({name: pa.chunked_array(pieces, kind)}).combine_chunks()[name]
+        column = pa.concat_tables(pieces, promote_options="permissive").combine_chunks()[name]
+        columns[name] = column.cast(pa.string()) if pa.types.is_null(column.type) else column
         del pieces
     pa.default_memory_pool().release_unused()
     data = pa.table(columns)
@@ -84,10 +85,12 @@ def _column_array(cells: Sequence[Cell]) -> Any:
     """Return an Arrow array of texts, or of the nested lists of numbers that a column of JSON Lines has."""
     import pyarrow as pa
 
-    if isinstance(next((cell for cell in cells if cell is not None), None), list):
+    first = next((cell for cell in cells if cell), None)
+    if first is None:  # missing cells, or empty texts or lists
+        return pa.array(cells)
+    if isinstance(first, list):
         vector = pa.list_(pa.float64())
-        is_nested = any(isinstance(item, list) for cell in cells for item in (cell or ())[:1])
-        return pa.array(cells, pa.list_(vector) if is_nested else vector)
+        return pa.array(cells, pa.list_(vector) if isinstance(first[0], list) else vector)
     try:
         return pa.array(cells, pa.string())
     except UnicodeEncodeError:  # JSON text may contain half surrogate pairs
@@ -152,7 +155,7 @@ def _advise_on_delimiter(path: str, found: str, expected: str) -> str:
 def _read_json(file: TextIO, problems: list[Problem]) -> Iterator[Chunk]:
     """Yield chunks of rows; ``""`` is an empty text, and null, NaN or an absent key is a missing input."""
     names: dict[str, None] = {}
-    depths: dict[str, int] = {}  # column -> depth of its lists, 0 for text and numbers
+    kinds: dict[str, int] = {}  # of the columns
     lines = enumerate(file, start=1)
     while chunk := list(islice(lines, CHUNK_ROWS)):
         parsed = (
@@ -161,7 +164,7 @@ def _read_json(file: TextIO, problems: list[Problem]) -> Iterator[Chunk]:
         records = [(number, record) for number, record in parsed if record is not None]
         names |= dict.fromkeys(chain.from_iterable(record for _, record in records))
         columns = {
-            name: [_parse_cell(record.get(name), name, number, depths, problems) for number, record in records]
+            name: [_parse_cell(record.get(name), name, number, kinds, problems) for number, record in records]
             for name in names
         }
         yield [number for number, _ in records], columns
@@ -180,29 +183,34 @@ def _parse_line(line: str, number: int, problems: list[Problem]) -> dict[str, An
     return None
 
 
-def _parse_cell(value: Any, name: str, number: int, depths: dict[str, int], problems: list[Problem]) -> Cell:
-    """Return a cell as text or as nested lists of numbers; all cells of a column have the depth of its first one."""
-    if value is None or (isinstance(value, str) and depths.setdefault(name, 0) == 0):
+def _parse_cell(value: Any, name: str, number: int, kinds: dict[str, int], problems: list[Problem]) -> Cell:
+    """Return a cell as text or as nested lists of numbers; all cells of a column have the kind of its first one."""
+    if value is None or (isinstance(value, str) and kinds.setdefault(name, TEXT) == TEXT):
         return value
     if isinstance(value, float) and math.isnan(value):
         return None
-    depth = _list_depth(value)
-    expected = depths.get(name, 0) if depth is None else depths.setdefault(name, depth)
-    if depth != expected:
-        wanted = ("text or a number", "a list of numbers", "a list of lists of numbers")[expected]
+    kind = _cell_kind(value)
+    expected = kinds.get(name, TEXT if kind is None else kind)
+    if kind and expected and EMPTY_LIST in (kind, expected):  # it may be a list of numbers or of lists
+        kind = expected = max(kind, expected)
+    if kind != expected:
+        wanted = ("text or a number", "a list", "a list of numbers", "a list of lists of numbers")[expected]
         found = "list" if isinstance(value, list) else type(value).__name__
         problems.append(Problem(f"the cell is a {found}, expected {wanted}", number, name))
         return None
-    return _to_floats(value) if depth else json.dumps(value)  # a number or boolean
+    kinds[name] = expected
+    return _to_floats(value) if kind else json.dumps(value)  # a number or boolean
 
 
-def _list_depth(value: Any) -> int | None:
-    """Return 1 for a list of numbers, 2 for a list of such lists, 0 if the value is neither a list nor a dictionary."""
-    if not isinstance(value, (list, dict)):
-        return 0
-    if isinstance(value, list) and all(item is None or _is_number(item) for item in value):
-        return 1
-    return 2 if isinstance(value, list) and all(_list_depth(item) == 1 for item in value) else None
+def _cell_kind(value: Any) -> int | None:
+    """Return the kind of a cell; None for a dictionary, and for other lists."""
+    if not isinstance(value, list):
+        return None if isinstance(value, dict) else TEXT
+    if not value:
+        return EMPTY_LIST
+    if all(item is None or _is_number(item) for item in value):
+        return VECTOR
+    return MATRIX if all(_cell_kind(item) in (EMPTY_LIST, VECTOR) for item in value) else None
 
 
 def _is_number(value: Any) -> bool:

@@ -87,7 +87,7 @@ def test_rows_without_any_input_are_found_before_training(tmp_path, missing_numb
     assert len(values(read(path, missing_numbers, drop_empty=True))) == (2 if missing_numbers == "input" else 3)
 
 
-@pytest.mark.parametrize("cell", ["abc", "1,5", "nan", "inf", "-", "0x10", "true", "1e"])
+@pytest.mark.parametrize("cell", ["abc", "1,5", "nan", "inf", "-", "0x10", "true", "1e", "1e999", " -1e400 "])
 def test_a_cell_that_is_no_number_has_row_and_column(tmp_path, cell):
     rows = records()
     rows[3]["b"] = cell
@@ -212,7 +212,7 @@ def test_a_bad_file_is_one_sentence_or_a_missing_input(tmp_path):
 
 def test_batches_of_loader_workers_are_standardised(tmp_path):
     """Statistics that are set after the processors were handed to the data reach the workers."""
-    data = read(write(tmp_path, "csv"), "flag")
+    data = read(write(tmp_path, "csv"), "flag", drop_empty=True)  # the second model reads no text
     data.num_workers = 1
     encoder = FeatureEncoder(2, missing_numbers="flag")
     data.processors = {"sensors": encoder.processor}

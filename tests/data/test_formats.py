@@ -152,6 +152,37 @@ def test_a_key_of_json_lines_may_appear_late(tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.parametrize("chunk_rows", [1, 2, 100])
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [[], [[1, 2]], None, [], [[3, 4], [5, 6]]],
+        [[[1, 2]], [], None, [[]]],
+        [[], [1, 2], None],
+        [None, [], []],
+    ],
+)
+def test_an_empty_list_of_json_lines_has_any_depth(tmp_path, monkeypatch, cells, chunk_rows):
+    monkeypatch.setattr(text_table, "CHUNK_ROWS", chunk_rows)
+    table = read_table(write(tmp_path, "m.jsonl", [{"x": cell} for cell in cells]))
+    assert table.problems == []
+    assert table.cells("x") == cells
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([[], "a"], "row 2, column 'x': the cell is a str, expected a list"),
+        ([[], [[1]], [1]], "row 3, column 'x': the cell is a list, expected a list of lists of numbers"),
+        ([[], [1], [[1]]], "row 3, column 'x': the cell is a list, expected a list of numbers"),
+        (["a", []], "row 2, column 'x': the cell is a list, expected text or a number"),
+    ],
+)
+def test_lists_of_json_lines_with_another_depth_are_refused(tmp_path, cells, message):
+    table = read_table(write(tmp_path, "m.jsonl", [{"x": cell} for cell in cells]))
+    assert list(map(str, table.problems)) == [message]
+
+
 # ---------------------------------------------------------------------------------------------------------- own types
 TYPED = {
     "ints": (pa.int32(), [3, None, -1], ["3", None, "-1"]),
@@ -372,6 +403,14 @@ def test_a_damaged_file_is_one_sentence(tmp_path, name, damage):
             table = read_table(str(path))
             for column in table.columns:
                 table.cells(column)
+
+
+def test_a_folder_with_the_name_of_a_parquet_file_is_looked_through(tmp_path):
+    """Spark writes a table as a folder ``x.parquet`` with one file per part."""
+    (tmp_path / "tables" / "x.parquet").mkdir(parents=True)
+    pq.write_table(pa.table({"a": ["x"]}), tmp_path / "tables" / "x.parquet" / "part-0.parquet")
+    assert cells(read_table(str(tmp_path / "tables"))) == {"a": ["x"]}
+    assert cells(read_table(str(tmp_path / "tables" / "x.parquet"))) == {"a": ["x"]}
 
 
 def test_an_empty_parquet_file_has_no_rows(tmp_path):

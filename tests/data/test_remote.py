@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from fusion_pl.cli.run import run
 from fusion_pl.data import ManifestData, remote
@@ -50,6 +52,12 @@ def files(tmp_path):
 
 def asked_for(server, path):
     return sum(name == path for name, _ in server.requests)
+
+
+def _picture():
+    file = io.BytesIO()
+    Image.new("L", (4, 4)).save(file, "PNG")
+    return file.getvalue()
 
 
 def serve(server, folder):
@@ -143,6 +151,57 @@ def test_a_protocol_without_its_package_is_one_sentence(files, monkeypatch):
         files.fetch("s3://bucket/a.png")
 
 
+@pytest.mark.parametrize("url", ["http://[x/1.png", "http:///1.png"])
+def test_a_url_that_is_none_is_the_error_of_a_row(tmp_path, processors, server, url, monkeypatch):
+    waits = []
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    server.files["/b.png"] = _picture()
+    cells = [url, f"{server.url}/b.png"]
+    (tmp_path / "m.jsonl").write_text("\n".join(json.dumps({"image": cell, "label": "a"}) for cell in cells))
+    outside, inside = (
+        build({"image": processors["image"]}, str(tmp_path / "m.jsonl"), "predict", allow_outside=allow).samples(
+            "predict"
+        )
+        for allow in (False, True)
+    )
+    assert f"row 1: {url} lies outside the root" in outside[0].bad_files[0]
+    assert f"row 1, column 'image': {url} cannot be read" in inside[0].bad_files[0]
+    assert "image" in inside[1].inputs
+    assert waits == []
+    with pytest.raises(UserError, match=r"row 1, column 'image': .* lies outside the root"):
+        build({"image": processors["image"]}, str(tmp_path / "m.jsonl"))
+
+
+@pytest.mark.parametrize("error", [TypeError("of a programmer"), Exception("no credentials")])
+def test_only_errors_of_the_connection_are_tried_again(files, monkeypatch, error):
+    calls = []
+
+    def fail(protocol, **_):
+        calls.append(protocol)
+        raise error
+
+    monkeypatch.setattr("fsspec.filesystem", fail)
+    with pytest.raises(UserError, match=rf"s3://bucket/a.png cannot be read \({error}\)"):
+        files.fetch("s3://bucket/a.png")
+    assert len(calls) == 1
+
+
+def test_a_copy_that_two_processes_reject_is_the_error_of_both(server, files, monkeypatch):
+    server.files["/a"] = b"content"
+    unlink = os.unlink
+
+    def unlink_after_another_process(path):
+        unlink(path)
+        return unlink(path)
+
+    def reject(path):
+        raise ValueError(f"{path} is damaged")
+
+    monkeypatch.setattr(os, "unlink", unlink_after_another_process)
+    with pytest.raises(UserError, match=rf"^{server.url}/a is damaged$"):
+        files.open(f"{server.url}/a", reject)
+
+
 def test_the_cache_is_bounded_and_keeps_what_was_used_last(server, tmp_path):
     files = RemoteFiles(tmp_path / "cache", 100_000)
     for at in range(40):
@@ -231,6 +290,8 @@ def test_a_copy_that_another_process_removes_is_downloaded_again(server, files):
         ("S3://bucket/b.png", "/data", None),
         ("hf://datasets/a/b/c.png", "/data", None),
         ("https://h/data/b.png", "/", None),
+        ("http://[x/1.png", "/data", None),
+        ("https://h/data/.\t./b.png", "https://h/data", None),
     ],
 )
 def test_urls_lie_inside_a_root_that_is_their_beginning(tmp_path, processors, cell, root, expected):
@@ -271,6 +332,16 @@ def test_a_remote_table_with_relative_paths_gives_the_same_samples(toy, processo
     toy.records.pop()
     server.files["/data/manifest.csv"] = Path(toy.write()).read_bytes()
     assert len(build(processors, f"{server.url}/data/manifest.csv").table) == 11
+
+
+def test_the_root_of_a_table_whose_url_has_a_query_is_its_folder(toy, processors, server):
+    """A signature is that of one file; cells of such a table are complete URLs unless the other files need none."""
+    serve(server, toy.folder)
+    url = f"{server.url}/data/manifest.csv?signature=ab/cd"
+    server.files["/data/manifest.csv?signature=ab/cd"] = Path(toy.write()).read_bytes()
+    data = build(processors, url)
+    assert data.root == f"{server.url}/data"
+    assert_same_samples(data, build(processors, toy.write()))
 
 
 def test_problems_of_a_remote_table_have_its_url(toy, processors, server):
