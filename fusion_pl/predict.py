@@ -13,7 +13,7 @@ import torch
 from fusion_pl.checkpoint import build_model, read_checkpoint
 from fusion_pl.data.collate import Collate
 from fusion_pl.module import FusionClassifier
-from fusion_pl.processors.base import OPEN_ERRORS, refuse_path
+from fusion_pl.processors.base import OPEN_ERRORS, check_path
 from fusion_pl.types import Batch, Sample, UserError
 
 
@@ -124,7 +124,7 @@ class Predictor:
         """Classify batches and yield one prediction per sample, in the order of the loader."""
         for batch in batches:
             with torch.inference_mode():
-                fused = self.model(self.model.transfer_batch_to_device(batch, self.device, 0))
+                fused = self.model(batch.to(self.device))
             probabilities = fused.logits.float().softmax(-1).cpu()
             weights = None if fused.weights is None else fused.weights.float().cpu()
             present = torch.stack([batch.present[name] for name in self.processors], dim=-1).any(-1)
@@ -143,18 +143,15 @@ class Predictor:
                     yield Prediction(sample_id, label, probability, classes, inputs)
 
     def _open_sample(self, sample_id: str, values: Mapping[str, Any], open_paths: bool) -> Sample:
+        opened: dict[str, Any] = {}
         try:
-            for name in values:
+            for name, value in values.items():
                 if name not in self.processors:
                     raise UserError(f"this model has no input {name!r}; it takes: {', '.join(self.processors)}")
-            present = {name: value for name, value in values.items() if not self.processors[name].is_missing(value)}
-            if not open_paths:
-                for name, value in present.items():
-                    refuse_path(name, self.processors[name], value)
-            for name, value in present.items():
-                if self.processors[name].reads_files and isinstance(value, str) and not value:
-                    raise UserError(f"the path of the input {name!r} is empty: give a path, or None if it is missing")
-            opened = {name: self.processors[name].open(value) for name, value in present.items()}
+                processor = self.processors[name]
+                if not processor.is_missing(value):
+                    check_path(name, processor, value, open_paths)
+                    opened[name] = processor.open(value)
         except OPEN_ERRORS as error:
             return Sample(sample_id, {}, bad_files=(str(error),))
         return Sample(sample_id, opened)

@@ -107,7 +107,8 @@ class FusionCLI(LightningCLI):
         parser.add_argument(
             "--cache_limit",
             type=PositiveFloat | None,
-            help="Maximum size of the --cache folder in GiB; null: 10 %% of the free disk.",
+            help="Maximum size of the --cache folder in GiB; null: 10 %% of the sum of the free disk and the "
+            "folder's present size.",
         )
         parser.add_argument(
             "--cache_dtype",

@@ -147,12 +147,23 @@ def describe_type(value: Any) -> str:
     return type(value).__name__ + ("" if shape is None else f" of shape {tuple(shape)} and type {value.dtype}")
 
 
-def refuse_path(name: str, processor: Processor, value: Any) -> None:
-    """Raise an error for a value that is, or contains, the path of a file.
+def check_path(name: str, processor: Processor, value: Any, open_paths: bool) -> None:
+    """Check a value in memory that may be the path of a file, or contain one.
+
+    Args:
+        name: name of the input.
+        processor: processor of the input.
+        value: value that is to be opened.
+        open_paths: whether paths are allowed.
 
     Raises:
-        UserError: if the processor reads files, and the value or one of its parts is a path.
+        UserError: if the processor reads files, and the value or one of its parts is a path that is empty or not
+            allowed.
     """
     parts = value if isinstance(value, (tuple, list)) else (value,)
-    if processor.reads_files and any(isinstance(part, (str, os.PathLike)) for part in parts):
+    if not processor.reads_files:
+        return
+    if not open_paths and any(isinstance(part, (str, os.PathLike)) for part in parts):
         raise UserError(f"the input {name!r} may not be a path here: pass the content of the file as bytes")
+    if isinstance(value, str) and not value:
+        raise UserError(f"the path of the input {name!r} is empty: give a path, or None if it is missing")

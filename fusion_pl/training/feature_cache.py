@@ -31,7 +31,7 @@ from fusion_pl.training.encoding import EncodingPass, InputValueDataset
 from fusion_pl.training.stored_input import Storage, StoredInput, format_bytes
 from fusion_pl.types import Sample, UserError
 
-DEFAULT_SHARE = 0.1  # of the free disk
+DEFAULT_SHARE = 0.1  # of the sum of the free disk and the folder, which does not depend on what is stored
 _requires_grad = attrgetter("requires_grad")
 
 
@@ -41,7 +41,8 @@ class CacheOptions:
 
     Attributes:
         folder: folder of the features of all encoders.
-        max_bytes: maximum size of the folder in bytes; None = 10 % of the free disk.
+        max_bytes: maximum size of the folder in bytes; None = 10 % of the sum of the free disk and
+            the folder's present size.
         dtype: type of the stored numbers.
     """
 

@@ -18,8 +18,9 @@ class Pairs(NamedTuple):
 
     embedding: :math:`\lambda x_i + (1 - \lambda) x_j` per input, loss: :math:`\lambda L(y_i) + (1 - \lambda) L(y_j)`
 
-    The mean of the losses is the cross-entropy with the soft target :math:`\lambda y_i + (1 - \lambda) y_j`, and it is
-    defined for heads whose loss has further terms.
+    The mean of the losses is the cross-entropy with the soft target :math:`\lambda y_i + (1 - \lambda) y_j`, in which
+    each class has its class weight, divided by the sum of the weights of the batch's targets (without class weights:
+    B). Unlike that, it is defined for heads whose loss has further terms.
 
     Both samples have the same inputs, so that presence masks do not change. Tokens are mixed by their position: a token
     of i is not mixed if j has no token at its position, and tokens of j are left out if i has none at theirs, so that
@@ -27,8 +28,9 @@ class Pairs(NamedTuple):
 
     Source: "mixup: Beyond Empirical Risk Minimization", arXiv:1710.09412, after the encoders as in "Manifold Mixup",
     arXiv:1806.05236, and in all inputs alike as the Multimodal Mixup of arXiv:2510.10986. Deviations: partners have the
-    same inputs; the layer that is mixed is always the output of the encoders; :math:`\lambda` is at least 1/2, which
-    has the same distribution of mixed samples, because each sample is i in one pair and j in one.
+    same inputs; the layer that is mixed is always the output of the encoders; :math:`\lambda` is at least 1/2. Each
+    sample is i in one pair and j in one, so that this changes the distribution of mixed embeddings and of tokens at
+    positions that both samples have in no way; the other tokens are those of the sample with the larger weight.
 
     Attributes:
         partner: index of the partner of each sample, a permutation.
