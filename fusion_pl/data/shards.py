@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,20 @@ def write_shard(folder: Path, tensors: Mapping[str, Tensor]) -> int:
     return len(content)
 
 
+def find_shards(folder: Path, checked: Collection[str] = ()) -> list[str]:
+    """Return the names of the shards of a folder whose checksum is right.
+
+    Args:
+        folder: folder of the shards.
+        checked: names of shards whose checksum was right before; they are not read again.
+    """
+    _remove_abandoned(folder)
+    found = sorted(path.name for path in folder.glob(f"*{SUFFIX}"))
+    with ThreadPoolExecutor() as threads:
+        is_valid = threads.map(lambda name: name in checked or _has_right_checksum(folder, name), found)
+        return [name for name, valid in zip(found, is_valid, strict=True) if valid]
+
+
 class Shards:
     """Memory-mapped shards of a folder, as one long table whose rows are found by key.
 
@@ -52,18 +66,12 @@ class Shards:
 
     Args:
         folder: folder of the shards.
-        names: names of the shards that need no check; None = all shards of the folder whose checksum is right.
+        names: result of ``find_shards``; None = call it.
     """
 
     def __init__(self, folder: Path, names: Sequence[str] | None = None) -> None:
         self.folder = folder
-        if names is None:
-            _remove_abandoned(folder)
-            with ThreadPoolExecutor() as threads:
-                found = sorted(path.name for path in folder.glob(f"*{SUFFIX}"))
-                is_valid = threads.map(lambda name: _has_right_checksum(folder, name), found)
-                names = [name for name, valid in zip(found, is_valid, strict=True) if valid]
-        self.names = list(names)
+        self.names = find_shards(folder) if names is None else list(names)
         self.tensors = [_map_tensors(folder / name) for name in self.names]
         self.starts = np.cumsum([0, *(len(tensors[KEYS]) for tensors in self.tensors)])  # first row of each shard
 

@@ -98,6 +98,16 @@ class InputValueDataset(Dataset[OpenedValues]):
         inputs = self._process(values) if values else None
         return OpenedValues(list(values), inputs, errors)
 
+    def find_error(self, position: int) -> str | None:
+        """Return why a value cannot be opened; None if it can."""
+        part, index = self.places[position]
+        column = self.parts[part][1]
+        try:
+            column.open(column.cells[index])
+        except OPEN_ERRORS as error:
+            return str(error)
+        return None
+
     def _process(self, values: dict[int, Any]) -> dict[str, Tensor]:
         """Process opened values by position."""
         ids = [self.parts[part][0].sample_id(index) for part, index in map(self.places.__getitem__, values)]

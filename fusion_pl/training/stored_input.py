@@ -17,7 +17,7 @@ from torch import distributed
 
 from fusion_pl.data.features import FeatureStore, StoredCells, bytes_per_value, write_features
 from fusion_pl.data.rows import LoadError, ManifestRows
-from fusion_pl.data.shards import Shards, folder_bytes, unique_keys
+from fusion_pl.data.shards import Shards, find_shards, folder_bytes, unique_keys
 from fusion_pl.data.splits import Split
 from fusion_pl.training.encoding import EncodingPass, InputValueDataset
 from fusion_pl.types import Encoded, UserError
@@ -70,10 +70,15 @@ class StoredInput:
         assert values.keys is not None
         self.keys = values.keys.keys
         self.first, self.inverse = unique_keys(self.keys)  # the distinct values
+        self.shards = Shards(folder, [])
         self._open_shards()
 
     def _open_shards(self) -> None:
-        self.shards = Shards(self.folder)
+        """Open the shards; on each node, the first process reads and checks those that are new."""
+        trainer = self.encoding.trainer
+        names = find_shards(self.folder, self.shards.names) if trainer.local_rank == 0 else None
+        of_nodes = {node: names for node, names in _gather_objects((trainer.node_rank, names)) if names is not None}
+        self.shards = Shards(self.folder, of_nodes[trainer.node_rank])
         self.rows = self.shards.find(self.keys[self.first])  # of the distinct values; -1 if they have no features
 
     @property
@@ -165,11 +170,12 @@ class StoredInput:
         parts, indices = np.array(self.values.places).T
         for part, split in enumerate(self.splits):
             stored[split][indices[parts == part]] = self.rows[self.inverse[parts == part]].clip(min=0)
-        bad = self.inverse[list(self.encoding.errors)]
-        for position in np.flatnonzero(np.isin(self.inverse, bad)).tolist():
-            # Files with the same content have different messages.
-            found = self.encoding.errors | self.values.__getitems__([position]).errors
-            errors[self.splits[parts[position]]][int(indices[position])] = found[position]
+        bad = {int(self.inverse[position]): message for position, message in self.encoding.errors.items()}
+        for position in np.flatnonzero(np.isin(self.inverse, list(bad))).tolist():
+            message = self.encoding.errors.get(position)
+            if message is None:  # a file with the same content as another one, whose message contains another path
+                message = self.values.find_error(position) or bad[int(self.inverse[position])]
+            errors[self.splits[parts[position]]][int(indices[position])] = message
         replaced = dict(samples)
         for split in self.splits:
             rows = samples[split]

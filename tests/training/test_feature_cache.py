@@ -23,7 +23,8 @@ from torch import nn
 from torch.utils.data import Subset
 
 from fusion_pl.cli.run import run
-from fusion_pl.data import ManifestData
+from fusion_pl.data import ManifestData, shards
+from fusion_pl.data.rows import InputColumn
 from fusion_pl.data.shards import Shards, folder_bytes
 from fusion_pl.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder, TinyAudio, TinyText
 from fusion_pl.encoders.base import is_frozen
@@ -197,6 +198,27 @@ def test_bad_files_are_treated_as_without_a_cache(folders, table, tmp_path, capl
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(UserError, match=r"row 5, column 'image': .*3\.png cannot be read as an image"):
         fit(build(pretrained(folders)), table, tmp_path / "cache", num_workers=num_workers)
+
+
+def test_a_file_that_fails_once_is_missing_with_its_copies(folders, table, tmp_path, monkeypatch, caplog):
+    """Such as by a network disk: each file is opened once."""
+    shutil.copy(table.parent / "3.png", table.parent / "14.png")
+    opened, original = [], InputColumn.open
+
+    def fail_once(column, cell):
+        if str(cell).endswith(".png"):
+            opened.append(os.path.basename(cell))
+            if opened[-1] == "3.png" and opened.count("3.png") == 1:
+                raise OSError(f"{cell}: the disk does not answer")
+        return original(column, cell)
+
+    monkeypatch.setattr(InputColumn, "open", fail_once)
+    model = build({"text": Embedding(), "image": pretrained(folders)["image"]})
+    fit(model, table, tmp_path / "cache", on_bad_file="missing", trainer={"max_epochs": 1})
+    assert opened.count("3.png") == opened.count("14.png") == 1
+    message = next(text for text in caplog.messages if "counted as missing" in text)
+    assert message.startswith("2 files could not be read")
+    assert message.count("the disk does not answer") == 2
 
 
 def test_a_changed_file_or_weight_is_encoded_again(folders, table, tmp_path):
@@ -414,9 +436,14 @@ def test_two_processes_share_the_values_and_have_the_results_of_one(folders, man
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    command = [sys.executable, "-m", "fusion_pl", "fit", "--config", "config.yaml", *devices]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    callback = "tests.training.test_feature_cache.RecordChecks"
+    (tmp_path / "checks.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    command = [sys.executable, "-m", "fusion_pl", "fit", "--config", "config.yaml", "--config", "checks.yaml", *devices]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    checks = (tmp_path / "checks").read_text().splitlines()
+    assert len(checks) == len(set(checks)) == 6
     assert done.stderr.count("features of frozen encoders stand in for") == 1
     folders_of_features = [path for path in (tmp_path / "cache").iterdir() if path.name != "files"]
     assert [len(list(path.iterdir())) for path in folders_of_features] == [2, 2, 2]  # one shard per process
@@ -432,6 +459,21 @@ def test_two_processes_share_the_values_and_have_the_results_of_one(folders, man
     ]
     assert results[1] == pytest.approx(results[2], rel=1e-4)
     assert results[0] == pytest.approx(results[2], rel=1e-3)
+
+
+class RecordChecks(Callback):
+    """Write the name of each shard of features that a process checks to a file."""
+
+    def __init__(self) -> None:
+        original = shards._has_right_checksum
+
+        def check(folder, name):
+            if folder.name != "files":  # of the hashes of files
+                with open("checks", "a") as file:
+                    file.write(f"{name}\n")
+            return original(folder, name)
+
+        shards._has_right_checksum = check
 
 
 class RefusingProcessor(TextProcessor):
