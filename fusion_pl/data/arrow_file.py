@@ -8,7 +8,36 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from tempfile import mkstemp
-from typing import Any
+from typing import Any, NamedTuple
+
+from fusion_pl.types import UserError
+
+
+class MappedFile(NamedTuple):
+    """Arrow file that this process has read, and that other processes memory-map."""
+
+    path: str
+    num_bytes: int
+    modified: int  # nanoseconds since 1970
+
+    @classmethod
+    def at(cls, path: str) -> MappedFile:
+        """Return the file as it is now; call it before the file is read."""
+        status = os.stat(path)
+        return cls(path, status.st_size, status.st_mtime_ns)
+
+
+def check_unchanged(files: Iterable[MappedFile]) -> None:
+    """Check that files are those that were read.
+
+    Raises:
+        UserError: if one of them was changed, replaced or removed.
+    """
+    for file in files:
+        with suppress(OSError):
+            if MappedFile.at(file.path) == file:
+                continue
+        raise UserError(f"{file.path} was changed since it was read: start again")
 
 
 def open_arrow(source: str | bytes) -> tuple[Any, bool]:
@@ -54,13 +83,13 @@ def write_arrow(target: str | io.BytesIO, schema: Any, tables: Iterable[Any]) ->
             writer.write_table(table)
 
 
-def write_temporary(schema: Any, tables: Iterable[Any]) -> str:
-    """Write tables to a temporary Arrow file, which is removed when this process exits, and return its path."""
+def write_temporary(schema: Any, tables: Iterable[Any]) -> MappedFile:
+    """Write tables to a temporary Arrow file, which is removed when this process exits."""
     descriptor, path = mkstemp(prefix="fusion-pl-", suffix=".arrow")
     os.close(descriptor)
     atexit.register(_remove_if_owner, path, os.getpid())
     write_arrow(path, schema, tables)
-    return path
+    return MappedFile.at(path)
 
 
 def _remove_if_owner(path: str, owner: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from huggingface_hub.constants import HF_HOME
 from lightning.pytorch.utilities import rank_zero_info
 
-from fusion_pl.data.arrow_file import open_columns, simplify
+from fusion_pl.data.arrow_file import MappedFile, open_columns, simplify
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.splits import SPLITS, parse_split
 from fusion_pl.data.table import Table, check_column_names
@@ -123,7 +123,7 @@ class HubData(ManifestData):
     @property
     def files(self) -> list[Path]:
         """Files of the data set's rows in the cache or in its folder."""
-        return [Path(file) for file in self.table.files]
+        return [Path(file.path) for file in self.table.files]
 
 
 def _load(dataset: str, configuration: str | None, revision: str | None) -> dict[str, Any]:
@@ -155,7 +155,9 @@ def _read_rows(part: Any) -> Any:
     """Return the rows of a ``datasets.Dataset`` as a ``pyarrow.Table``, with the names of classes."""
     files, names = _files(part), part.column_names
     check_column_names("the data set", names)
-    data = open_columns(files, names) if files else simplify(part.with_format("arrow")[:], names)
+    data = (
+        open_columns([file.path for file in files], names) if files else simplify(part.with_format("arrow")[:], names)
+    )
     for name, classes in _class_names(part).items():
         codes = data[name].fill_null(-1).to_numpy()
         is_known = (codes >= 0) & (codes < len(classes))  # an unknown class is -1
@@ -163,9 +165,9 @@ def _read_rows(part: Any) -> Any:
     return data
 
 
-def _files(part: Any) -> tuple[str, ...]:
+def _files(part: Any) -> tuple[MappedFile, ...]:
     """Return the Arrow files of a ``datasets.Dataset``, which are memory-mapped; none if its rows are in memory."""
-    return tuple(file["filename"] for file in part.cache_files)
+    return tuple(MappedFile.at(file["filename"]) for file in part.cache_files)
 
 
 def _class_names(part: Any) -> dict[str, list[str]]:

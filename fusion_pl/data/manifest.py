@@ -108,7 +108,9 @@ class ManifestData(TableData):
         if not is_url(self.manifest):
             return super().table
         self.remote.fetch(self.manifest, refresh=True)  # a table may change, unlike other files
-        return replace(self.remote.open(self.manifest, read_table), path=self.manifest, files=())
+        table = self.remote.open(self.manifest, read_table)
+        kept = tuple(file for file in table.files if Path(file.path).parent != self.remote.folder)
+        return replace(table, path=self.manifest, files=kept)  # a copy of the cache may be removed at any time
 
     @property
     def files(self) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion_pl.data.arrow_file import open_arrow, simplify, write_temporary
+from fusion_pl.data.arrow_file import MappedFile, open_arrow, simplify, write_temporary
 from fusion_pl.data.table import Table, check_column_names, raise_problems
 from fusion_pl.data.text_table import DELIMITERS, JSON_LINES, read_text_table
 from fusion_pl.messages import error_reason
@@ -59,9 +59,10 @@ def _read_arrow(path: str) -> Table:
     import pyarrow as pa
 
     try:
+        file = MappedFile.at(path)
         data, is_mapped = open_arrow(path)
         data.validate(full=True)  # damaged offsets would end the process
-        return _build_table(path, data, (path,) if is_mapped else ())
+        return _build_table(path, data, (file,) if is_mapped else ())
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _damaged(path, "an Arrow file", error) from error
 
@@ -93,7 +94,7 @@ def _read_parquet(path: str, files: Sequence[Path]) -> Table:
     if size < MAX_PARQUET_BYTES:
         return _build_table(path, pa.concat_tables([*tables, empty]))
     temporary = write_temporary(empty.schema, tables)
-    return _build_table(path, open_arrow(temporary)[0], (temporary,))
+    return _build_table(path, open_arrow(temporary.path)[0], (temporary,))
 
 
 def _parquet_batches(files: Sequence[Path], empty: Any) -> Iterator[Any]:
@@ -111,7 +112,7 @@ def _parquet_batches(files: Sequence[Path], empty: Any) -> Iterator[Any]:
             raise _damaged(str(file), "a Parquet file", error) from error
 
 
-def _build_table(path: str, data: Any, files: tuple[str, ...] = ()) -> Table:
+def _build_table(path: str, data: Any, files: tuple[MappedFile, ...] = ()) -> Table:
     check_column_names(path, data.column_names)
     names = [name for name in data.column_names if not INDEX_COLUMN.fullmatch(name)]
     return Table(path, simplify(data, names), np.arange(1, len(data) + 1), files=files)

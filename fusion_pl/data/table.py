@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion_pl.data.arrow_cells import cell_converter, convert_array, is_media, is_string, is_text
-from fusion_pl.data.arrow_file import open_columns, write_arrow, write_temporary
+from fusion_pl.data.arrow_file import MappedFile, check_unchanged, open_columns, write_arrow, write_temporary
 from fusion_pl.data.remote import is_inside, is_url, join_url
 from fusion_pl.messages import join_lines
 from fusion_pl.types import MAX_PIPED_BYTES, UserError
@@ -69,8 +69,10 @@ class Table:
     data: Any  # pyarrow.Table; pyarrow is imported only when a table is read
     row_numbers: NDArray[np.int64]  # one per row, see ``Problem.row``
     problems: list[Problem] = field(default_factory=list)  # rows that cannot be read and are left out
-    files: tuple[str, ...] = ()  # Arrow files whose memory maps hold the columns, one after the other, if there are any
-    computed: frozenset[str] = frozenset()  # columns that the files lack
+    files: tuple[
+        MappedFile, ...
+    ] = ()  # Arrow files whose memory maps hold the columns, one after the other, if there are any
+    computed: frozenset[str] = frozenset()  # columns that are not those of the files
 
     def __len__(self) -> int:
         return len(self.row_numbers)
@@ -182,33 +184,42 @@ class Table:
         return {name: (self.data[name], cell_converter(self.data[name].type)) for name in self.data.column_names}
 
     @cached_property
-    def _shared_files(self) -> tuple[str, ...]:
-        """Arrow files with the columns, which other processes memory-map; a temporary file is removed at exit."""
-        if self.files and self.computed.isdisjoint(self.columns):
-            return self.files
-        return (write_temporary(self.data.schema, [self.data]),)
+    def _sources(self) -> list[tuple[tuple[MappedFile, ...], list[str]]]:
+        """Arrow files, and the columns that other processes memory-map; a temporary file is removed at exit."""
+        computed = [name for name in self.columns if name in self.computed or not self.files]
+        sources = [(self.files, [name for name in self.columns if name not in computed])] if self.files else []
+        if computed:
+            data = self.data.select(computed)
+            sources.append(((write_temporary(data.schema, [data]),), computed))
+        return sources
 
     def __getstate__(self) -> dict[str, Any]:
-        content: bytes | tuple[str, ...]
+        content: bytes | list[tuple[tuple[MappedFile, ...], list[str]]]
         if self.data.nbytes <= MAX_PIPED_BYTES:
             buffer = io.BytesIO()
             write_arrow(buffer, self.data.schema, [self.data])
             content = buffer.getvalue()
         else:
-            content = self._shared_files
+            content = self._sources
+            for files, _ in content:
+                check_unchanged(files)  # an error in a worker that is being started would have a traceback
         return {"path": self.path, "row_numbers": self.row_numbers, "columns": self.columns, "content": content}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        content = state["content"]
-        files = () if isinstance(content, bytes) else content
-        self.__dict__.update(
-            path=state["path"],
-            data=open_columns(files or [content], state["columns"]),
-            row_numbers=state["row_numbers"],
-            problems=[],
-            files=files,
-            computed=frozenset(),
-        )
+        import pyarrow as pa
+
+        columns, content = state.pop("columns"), state.pop("content")
+        self.__dict__.update(state, problems=[], files=(), computed=frozenset())
+        if isinstance(content, bytes):
+            self.__dict__["data"] = open_columns([content], columns)
+            return
+        arrays: dict[str, Any] = {}
+        for files, names in content:
+            check_unchanged(files)
+            arrays |= dict(zip(names, open_columns([file.path for file in files], names).columns, strict=True))
+        data = pa.table({name: arrays[name] for name in columns})
+        computed = frozenset(name for _, names in content[1:] for name in names)
+        self.__dict__.update(data=data, files=content[0][0], computed=computed, _sources=content)
 
 
 @dataclass(frozen=True)

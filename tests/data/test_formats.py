@@ -256,7 +256,43 @@ def test_a_large_table_is_memory_mapped_by_other_processes(tmp_path, monkeypatch
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             assert pool.apply(read_in_worker, (table, [0, 1999, 700])) == (files, found)
     assert found == ["text 0", "text 1999", "text 700"]
-    assert (files == (str(tmp_path / name),)) == (name == "m.arrow")  # an uncompressed Arrow file needs no copy
+    paths = [file.path for file in files]
+    assert (paths == [str(tmp_path / name)]) == (name == "m.arrow")  # an uncompressed Arrow file needs no copy
+
+
+@pytest.mark.parametrize("is_pickled", [False, True])
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+def test_a_file_that_changes_before_other_processes_read_it_is_refused(tmp_path, monkeypatch, change, is_pickled):
+    """Other rows of the same size must not stand in for those that were read."""
+    monkeypatch.setattr("fusion_pl.data.table.MAX_PIPED_BYTES", 0)
+    path = tmp_path / "m.arrow"
+    table = read_table(write(tmp_path, "m.arrow", [{"text": f"text {at}"} for at in range(9)]))
+    pickled = pickle.dumps(table) if is_pickled else b""
+    path.unlink()
+    if change == "replaced":
+        write(tmp_path, "m.arrow", [{"text": f"wrong{at}"} for at in range(9)])
+    with pytest.raises(UserError, match=r"m\.arrow was changed since it was read: start again$"):
+        pickle.loads(pickled) if is_pickled else pickle.dumps(table)
+    assert table.cell("text", 3) == "text 3"  # of the memory map
+
+
+def test_computed_columns_are_written_without_the_columns_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("fusion_pl.data.table.MAX_PIPED_BYTES", 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    content = [bytes([at]) * 10_000 for at in range(20)]
+    write_arrow(tmp_path / "m.arrow", pa.table({"image": content, "old": list(range(20))}))
+    table = read_table(str(tmp_path / "m.arrow")).select(["image"]).append({"new": pa.array(range(20))})
+    table = table.select(["new", "image"])
+    copy = pickle.loads(pickle.dumps(table))
+    again = pickle.loads(pickle.dumps(copy))
+    temporary = list(tmp_path.glob("fusion-pl-*.arrow"))
+    assert sum(file.stat().st_size for file in temporary) < 10_000
+    assert len(temporary) == 1
+    assert pickle.loads(pickle.dumps(copy.select(["new"]))).cells("new") == [str(at) for at in range(20)]
+    for one in (copy, again, pickle.loads(pickle.dumps(copy.select(["image", "new"])))):
+        assert one.cells("image") == content
+        assert one.cells("new") == [str(at) for at in range(20)]
+    assert copy.columns == ["new", "image"]
 
 
 def test_a_temporary_file_is_removed_at_exit_of_its_process_only(tmp_path):
@@ -272,7 +308,7 @@ def test_a_temporary_file_is_removed_at_exit_of_its_process_only(tmp_path):
         "if not child:\n"
         "    sys.exit()\n"
         "os.waitpid(child, 0)\n"
-        "print(file, os.path.exists(file))\n"
+        "print(file.path, os.path.exists(file.path))\n"
     )
     (tmp_path / "m.csv").write_text("a,b\n1,2\n")
     command = [sys.executable, "-W", "ignore", str(script), str(tmp_path / "m.csv")]

@@ -109,7 +109,7 @@ def test_workers_memory_map_the_files_of_the_data_set(toy, processors, from_tabl
     monkeypatch.setattr("fusion_pl.data.table.write_temporary", None)  # nothing is copied
     data = build(processors, save(toy.folder, toy.records))
     samples = pickle.loads(pickle.dumps(data.samples("val")))
-    assert samples.table.files == tuple(map(str, data.files))
+    assert [file.path for file in samples.table.files] == list(map(str, data.files))
     assert samples[1].id == from_table.samples("val")[1].id
     assert np.array_equal(
         np.asarray(samples[1].inputs["image"]), np.asarray(from_table.samples("val")[1].inputs["image"])
@@ -122,6 +122,21 @@ def test_class_names_that_are_an_input_reach_the_workers(toy, processors, monkey
     data = build({"text": processors["text"]}, save(toy.folder, toy.records), inputs={"text": "label"})
     samples = pickle.loads(pickle.dumps(data.samples("train")))
     assert [samples[row].inputs["text"] for row in range(3)] == ["dog", "cat", "dog"]
+
+
+def test_images_are_not_copied_for_a_column_that_no_file_has(toy, processors, from_table, monkeypatch):
+    """Class names are an input beside images: only the names are written to a temporary file."""
+    monkeypatch.setattr("fusion_pl.data.table.MAX_PIPED_BYTES", 0)
+    monkeypatch.setattr("tempfile.tempdir", str(toy.folder))
+    parts = {"text": processors["text"], "image": processors["image"]}
+    data = build(parts, save(toy.folder, toy.records), inputs={"text": "label"})
+    samples = pickle.loads(pickle.dumps(data.samples("train")))
+    (temporary,) = toy.folder.glob("fusion-pl-*.arrow")
+    assert pa.ipc.open_file(str(temporary)).schema.names == ["label"]
+    for row in range(3):
+        expected = from_table.samples("train")[row]
+        assert np.array_equal(np.asarray(samples[row].inputs["image"]), np.asarray(expected.inputs["image"]))
+        assert samples[row].inputs["text"] == from_table.classes[expected.target]
 
 
 # ----------------------------------------------------------------------------------------------------------- the splits

@@ -8,11 +8,14 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -342,6 +345,27 @@ def test_the_root_of_a_table_whose_url_has_a_query_is_its_folder(toy, processors
     data = build(processors, url)
     assert data.root == f"{server.url}/data"
     assert_same_samples(data, build(processors, toy.write()))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_large_remote_table_has_one_temporary_copy(toy, processors, server, monkeypatch, tmp_path, suffix):
+    """A copy of the cache may be removed at any time, the temporary one of a Parquet table is kept."""
+    monkeypatch.setattr("fusion_pl.data.table.MAX_PIPED_BYTES", 0)
+    monkeypatch.setattr("fusion_pl.data.read_table.MAX_PARQUET_BYTES", 0)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    serve(server, toy.folder)
+    content, columns = io.BytesIO(), pa.table({name: [row[name] for row in toy.records] for name in toy.records[0]})
+    if suffix == "parquet":
+        pq.write_table(columns, content)
+    else:
+        with pa.ipc.new_file(content, columns.schema) as writer:
+            writer.write_table(columns)
+    server.files[f"/data/m.{suffix}"] = content.getvalue()
+    data = build(processors, f"{server.url}/data/m.{suffix}")
+    samples = pickle.loads(pickle.dumps(data.samples("val")))
+    shutil.rmtree(data.remote.folder)
+    assert [sample.id for sample in samples] == [sample.id for sample in pickle.loads(pickle.dumps(samples))]
+    assert len(list(tmp_path.glob("fusion-pl-*.arrow"))) == 1
 
 
 def test_problems_of_a_remote_table_have_its_url(toy, processors, server):
