@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import unicodedata
 import warnings
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from fusion_pl.files import check_regular_file
 from fusion_pl.processors.audio import AudioProcessor
 from fusion_pl.processors.base import OPEN_ERRORS, Length, Processor
 from fusion_pl.processors.image import FORMATS
+from fusion_pl.training.content_hash import hash_content
 from fusion_pl.types import Waveform
 
 # Words of a decoder's message -> kind of the error: the decoders have no other way to tell them apart.
@@ -116,7 +116,7 @@ def _inspect(processor: Processor, cell: Any) -> Inspection:
 @singledispatch
 def content_bytes(value: Any) -> bytes:
     """Return what makes the content of a value: equal for equal images in different files, for example."""
-    return pickle.dumps(value)
+    return hash_content(value)
 
 
 @content_bytes.register

@@ -22,7 +22,13 @@ def hash_content(value: Any) -> bytes:
         >>> hash_content((text, text)) == hash_content(("twowords", "two" + text[3:]))
         True
     """
-    content = b"str" + value.encode("utf-8", "surrogatepass") if isinstance(value, str) else _pickle(value)
+    if isinstance(value, str):
+        content = b"str" + value.encode("utf-8", "surrogatepass")
+    else:
+        try:
+            content = _pickle(value, repeat=True)
+        except ValueError:  # the value contains itself
+            content = _pickle(value, repeat=False)
     return hashlib.blake2b(content, digest_size=KEY_BYTES).digest()
 
 
@@ -31,10 +37,10 @@ def tensor_bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _pickle(value: Any) -> bytes:
+def _pickle(value: Any, repeat: bool) -> bytes:
     file = io.BytesIO()
     pickler = _ContentPickler(file, protocol=5)
-    pickler.fast = True  # else the second use of an object refers to the first, and an equal object does not
+    pickler.fast = repeat  # else the second use of an object refers to the first, and an equal object does not
     pickler.dump(value)
     return file.getvalue()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -12,6 +13,7 @@ import yaml
 from fusion_pl.__main__ import main
 from fusion_pl.cli.run import run
 from fusion_pl.predict import Predictor
+from tests.data_check.folder import write_table
 
 SIZE = 30
 SPLITS = ["train"] * 20 + ["val"] * 5 + ["test"] * 5
@@ -43,6 +45,21 @@ def check(tmp_path, monkeypatch):
         return code, [(line["kind"], line["row"]) for line in report["findings"]]
 
     return run
+
+
+def test_a_copy_of_a_file_in_another_split_is_found(tmp_path, check):
+    (tmp_path / "v").mkdir()
+    rng = np.random.default_rng(0)
+    for row in range(SIZE):
+        np.save(tmp_path / f"v/{row}.npy", rng.normal(size=(1 + row % 3, 3)).astype("float32"))
+    shutil.copy(tmp_path / "v/0.npy", tmp_path / "v/25.npy")
+    rows = [
+        {"numbers": f"v/{row}.npy", "label": label, "split": split}
+        for row, (label, split) in enumerate(zip(["a", *LABELS[1:25], "a", *LABELS[26:]], SPLITS, strict=True))
+    ]
+    write_table(tmp_path / "table.csv", rows)
+    write_config(tmp_path, "table.csv", "numbers")
+    assert check() == (1, [("leak", 2)])  # row 2 of the file is row 0, whose copy is in row 27
 
 
 def write_lists(path, cells):

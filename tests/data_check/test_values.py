@@ -175,11 +175,23 @@ def test_the_content_of_a_file_is_inspected_like_the_file(tmp_path):
     assert "the image of 100 bytes cannot be read" in inspect_cell(column, buffer.getvalue()[:100]).error.text
 
 
+class Node:
+    """Node of a graph, with an edge to itself."""
+
+    def __init__(self, numbers):
+        self.numbers, self.neighbours = numbers, [self]
+
+
 class Arrays(Processor):
     reads_files = True
 
+    def __init__(self, convert):
+        self.convert = convert
+        self.opened = []  # at different addresses, which a pickle of a tensor contains
+
     def open(self, value, training=False):
-        return np.load(value)
+        self.opened.append(self.convert(np.load(value)))
+        return self.opened[-1]
 
     def placeholder(self):
         return np.zeros(2)
@@ -188,9 +200,18 @@ class Arrays(Processor):
         return {"vectors": torch.tensor(np.stack(values))}
 
 
-def test_the_values_of_other_processors_are_opened_and_compared(tmp_path):
-    column = InputColumn("array", "array", Arrays(), [])
-    for number, array in enumerate((np.ones(2), np.ones(2), np.zeros(2))):
+@pytest.mark.parametrize(
+    "convert",
+    [
+        np.asarray,
+        torch.from_numpy,
+        lambda array: {"faces": [torch.from_numpy(array), array.tolist()], "of": "".join(map(str, array))},
+        lambda array: Node(array.tolist()),
+    ],
+)
+def test_the_values_of_other_processors_are_opened_and_compared(tmp_path, convert):
+    column = InputColumn("array", "array", Arrays(convert), [])
+    for number, array in enumerate((np.ones(99), np.ones(99), np.zeros(99))):
         np.save(tmp_path / f"{number}.npy", array)
     (tmp_path / "3.npy").write_bytes(b"no array")
     one, two, other, wrong = (inspect_cell(column, str(tmp_path / f"{number}.npy")) for number in range(4))
