@@ -140,11 +140,16 @@ def find_empty_rows(table: Table, columns: Sequence[str]) -> NDArray[np.bool_]:
 
 
 def check_empty_rows(table: Table, columns: Sequence[str], empty: NDArray[np.bool_]) -> Iterator[Problem]:
-    """Yield a problem for each empty row, in which all inputs are empty."""
-    fix = "fill one in, remove the row, or set data.drop_empty: true"
+    """Yield a problem for each empty row, in which all inputs are missing."""
+    fix = "remove the row, or set data.drop_empty: true"
 
     def describe(row: int) -> str:
-        return f"all inputs of the sample {table.sample_id(row)!r} are empty ({join_names(columns)}): {fix}"
+        sample, empty = table.sample_id(row), [column for column in columns if table.cell(column, row) is None]
+        if len(empty) == len(columns):
+            return f"all inputs of the sample {sample!r} are empty ({join_names(columns)}): fill one in, {fix}"
+        reason = f"empty: {join_names(empty)}" if empty else f"{join_names(columns)} lacks a number"
+        flag = "set missing_numbers: flag of the encoder"
+        return f"the sample {sample!r} has no complete input ({reason}): fill it in, {flag}, {fix}"
 
     yield from row_problems(table, np.flatnonzero(empty), None, describe)
 

@@ -36,7 +36,7 @@ def write_cleaned(checked: CheckedTable, path: Path) -> tuple[int, int]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    table = checked.data.table
+    table, inputs = checked.data.table, checked.data.input_table
     keep, has_input = np.ones(len(table), bool), np.zeros(len(table), bool)
     columns = {check.column.input: column_names(checked.data.columns[check.column.input]) for check in checked.inputs}
     is_wrong = {column: np.zeros(len(table), bool) for names in columns.values() for column in names}
@@ -48,7 +48,10 @@ def write_cleaned(checked: CheckedTable, path: Path) -> tuple[int, int]:
             for column in parts.get(finding.column, []):
                 is_wrong[column][finding.row] = True
     for check in checked.inputs:
-        has_input |= (check.codes >= 0) & ~np.any([is_wrong[column] for column in columns[check.column.input]], axis=0)
+        names = columns[check.column.input]
+        is_left = [~is_wrong[name] & ~(inputs if name in inputs.columns else table).is_missing(name) for name in names]
+        combine = np.any if check.column.processor.columns_needed == "any" else np.all
+        has_input |= combine(is_left, axis=0)
     keep &= has_input
     data = table.data
     for column, mask in is_wrong.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import sys
@@ -92,3 +93,69 @@ def test_a_list_that_lacks_a_number_is_a_missing_input(tmp_path, check, is_seque
     assert "all inputs are empty" in errors[4]
     (prediction,) = Predictor.from_checkpoint(checkpoint, "cpu").predict([{"numbers": cells[4]}])
     assert prediction.error.startswith("the sample has none of the model's inputs")
+
+
+def write_columns(path, change):
+    """Rows with three columns of numbers; ``change`` is a dictionary from (row, column) to a cell."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"id": f"s{row}", "x": rng.normal(), "y": rng.normal(), "z": rng.normal(), "label": label, "split": split}
+        for row, (label, split) in enumerate(zip(LABELS, SPLITS, strict=True))
+    ]
+    for (row, column), cell in change.items():
+        rows[row][column] = cell
+    write_table(path, rows)
+
+
+@pytest.mark.parametrize(
+    ("missing_numbers", "empty", "sentence"),
+    [
+        ("input", ["y"], "the sample 's3' has no complete input (empty: y): fill it in, set missing_numbers: flag of"),
+        ("input", ["x", "y", "z"], "all inputs of the sample 's3' are empty (x, y, z): fill one in, remove the row,"),
+        ("flag", ["x", "y", "z"], "all inputs of the sample 's3' are empty (x, y, z): fill one in, remove the row,"),
+    ],
+)
+def test_a_row_without_input_is_told_which_cell_is_empty(
+    tmp_path, monkeypatch, capsys, missing_numbers, empty, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)  # which fit writes to
+    write_columns(tmp_path / "table.csv", {(3, column): "" for column in empty})
+    write_config(tmp_path, "table.csv", ["x", "y", "z"], missing_numbers=missing_numbers)
+    assert run("fit", ["--config", "config.yaml", "--dry_run"]) == 2
+    assert f"row 5: {sentence}" in capsys.readouterr().err
+
+
+def test_a_row_whose_only_list_lacks_a_number_is_told_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    write_lists(tmp_path / "table.jsonl", [[1.0, row, None if row == 3 else 2.0] for row in range(SIZE)])
+    write_config(tmp_path, "table.jsonl", "numbers")
+    assert run("fit", ["--config", "config.yaml", "--dry_run"]) == 2
+    assert (
+        "row 4: the sample 's3' has no complete input (numbers lacks a number): fill it in" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("missing_numbers", "cells", "left"),
+    [
+        ("flag", {"y": "many"}, ["1", "", "3"]),
+        ("flag", {"x": "many", "y": "nan", "z": "1,5"}, None),  # no number is left
+        ("flag", {"x": "", "y": "nan", "z": ""}, None),
+        ("input", {"y": "many"}, None),
+    ],
+)
+def test_wrong_numbers_of_several_are_emptied_and_the_row_is_kept_if_its_input_is(
+    tmp_path, check, missing_numbers, cells, left
+):
+    cells = {(3, column): cell for column, cell in ({"x": "1", "y": "2", "z": "3"} | cells).items()}
+    write_columns(tmp_path / "table.csv", cells)
+    write_config(tmp_path, "table.csv", ["x", "y", "z"], missing_numbers=missing_numbers)
+    code, findings = check("--cleaned", "cleaned.csv")
+    assert (code, set(findings)) == (1, {("table", 5)})
+    with (tmp_path / "cleaned.csv").open() as file:
+        rows = {row["id"]: [row["x"], row["y"], row["z"]] for row in csv.DictReader(file)}
+    assert rows.pop("s3", None) == left
+    assert len(rows) == SIZE - 1
+    assert check("--data.manifest", "cleaned.csv") == (0, [])
