@@ -125,10 +125,12 @@ class FusionClassifier(LightningModule):
         return [(name, encoder) for name, encoder in self.encoders.items() if isinstance(encoder, Encoder)]
 
     def setup(self, stage: str) -> None:
-        """Before training, load pretrained weights that are not loaded yet, and compute class weights."""
+        """Before training, compute class weights, and load pretrained weights that are not loaded yet."""
         self._set_up_features(stage)
         if stage != "fit":
             return
+        weights = self.loss.class_weight_tensor(getattr(self._trainer, "datamodule", None))
+        self.loss_weights = None if weights is None else weights.to(self.device)
         for name, encoder in self._encoders():
             if self.training:
                 encoder.update_frozen_modes()  # a callback or the user may have frozen modules
@@ -137,8 +139,6 @@ class FusionClassifier(LightningModule):
                 fit_statistics(encoder, name, self._trainer)
                 encoder.has_weights = True
         self.parameter_ndims = parameter_ndims(self)  # before a strategy flattens the parameters
-        weights = self.loss.class_weight_tensor(getattr(self._trainer, "datamodule", None))
-        self.loss_weights = None if weights is None else weights.to(self.device)
 
     def _set_up_features(self, stage: str) -> None:
         self.features = None

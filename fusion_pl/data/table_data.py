@@ -25,6 +25,7 @@ from fusion_pl.data.table_splits import SplitOptions, TableSplits
 from fusion_pl.types import UserError
 
 DEFAULT_SPLIT = "split"
+DEFAULT_FRACTION = 0.15  # of val and of test rows
 
 
 class TableData(FusionData):
@@ -45,7 +46,7 @@ class TableData(FusionData):
         time: column by whose numbers or ISO dates the earliest rows are train, the next ones val, the latest ones test.
             Rows that are added later move the limits, except in runs that resume or that get data.splits.
         fold: fold of a cross-validation, such as 2/5: fold 2 of 5 is test, fold 3 val, and the others train. Rows, or
-            groups, are assigned to folds by a hash.
+            groups, are assigned to folds by a hash. It excludes other fractions than the default.
         splits: CSV file with the columns split and id or hash, such as splits.csv of another run, whose rows keep
             their splits; other rows are drawn.
         kwargs: arguments of ``FusionData``.
@@ -60,8 +61,8 @@ class TableData(FusionData):
         label: str = "label",
         split: str | None = DEFAULT_SPLIT,
         classes: list[str] | None = None,
-        val_fraction: float = 0.15,
-        test_fraction: float = 0.15,
+        val_fraction: float = DEFAULT_FRACTION,
+        test_fraction: float = DEFAULT_FRACTION,
         *,
         group: str | None = None,
         time: str | None = None,
@@ -80,6 +81,11 @@ class TableData(FusionData):
         for name, other, given in (("time", "group", group), ("fold", "time", time), ("fold", "splits", splits)):
             if given is not None and {"time": time, "fold": fold}[name] is not None:
                 raise UserError(f"data.{name} and data.{other} exclude each other: give only one of them")
+        if fold is not None and {val_fraction, test_fraction} != {DEFAULT_FRACTION}:
+            raise UserError(
+                f"data.fold {fold} is itself the fraction of val and test rows: leave out data.val_fraction and "
+                "data.test_fraction"
+            )
         self.manifest = os.fspath(manifest)
         self.label = label
         self.split = split

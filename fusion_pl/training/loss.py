@@ -23,7 +23,8 @@ class Loss:
 
     Args:
         label_smoothing: share of the target probability that is distributed over all classes, in [0, 1).
-        class_weights: one weight per class, or ``balanced`` for the inverse class frequency in the training split.
+        class_weights: one weight per class, or ``balanced`` for the inverse class frequency in the training split; it
+            excludes ``data.sampling: class_balanced``.
         auxiliary_weight: weight of the sum of the auxiliary losses, 0 or more. Above 0, each input has an auxiliary
             head: a linear classifier on its embedding, used in training only, so that each encoder learns to classify
             even if the encoder of another input learns faster.
@@ -68,10 +69,15 @@ class Loss:
             data: data module, whose training samples ``balanced`` counts.
 
         Raises:
-            UserError: if ``balanced`` has no data module that counts them.
+            UserError: if ``balanced`` has no data module that counts them, or one that draws all classes equally often.
         """
         if self.class_weights != "balanced":
             return None if self.class_weights is None else torch.tensor(self.class_weights, dtype=torch.float)
+        if getattr(data, "sampling", None) == "class_balanced":
+            raise UserError(
+                "model.loss.class_weights balanced and data.sampling class_balanced exclude each other: together, rare "
+                "classes would count more than frequent ones; give only one of them"
+            )
         counts = getattr(data, "class_counts", None)
         if counts is None:
             raise UserError(

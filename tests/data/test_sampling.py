@@ -6,6 +6,7 @@ import csv
 import json
 import random
 import signal
+import sys
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -232,6 +233,16 @@ SAMPLINGS = [
     ["--data.bucket_by_length", "true"],
     ["--data.sampling", "class_balanced", "--data.bucket_by_length", "true"],
 ]
+
+
+def test_rare_classes_are_not_corrected_twice(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    folder = write(tmp_path / "run")
+    balanced = ["--model.loss.class_weights", "balanced", "--data.sampling"]
+    assert test_exact_resume.in_process(folder, *balanced, "class_balanced") == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "model.loss.class_weights balanced and data.sampling class_balanced exclude each other" in message
+    assert test_exact_resume.in_process(folder, *balanced, "null", "--trainer.max_epochs", "1") == 0
 
 
 def write(folder, stop=None):

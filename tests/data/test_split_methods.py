@@ -315,6 +315,9 @@ def test_options_that_exclude_each_other_are_refused(tmp_path):
     for options in ({"fold": "1/3"}, {"splits": "s.csv"}):
         assert "column 'split': the column has the splits" in refused(path, **options)
     assert len(texts(build(path, fold="1/3", split=None))["test"]) > 0
+    for name in ("val_fraction", "test_fraction"):
+        with pytest.raises(UserError, match=r"data\.fold 1/3 is itself the fraction of val and test rows: leave out"):
+            ManifestData(path, fold="1/3", split=None, **{name: 0.2})
 
 
 # ---------------------------------------------------------------------------------------------------------------- file
