@@ -141,14 +141,16 @@ class ManifestData(TableData):
 
         Args:
             stage: ``fit`` checks the files of all splits, ``validate`` and ``test`` the files of one split. ``predict``
-                checks only the columns: an unusable row gets an error instead of a prediction.
+                checks the columns, and that the table can be read: a row with unusable files gets an error instead of a
+                prediction.
 
         Raises:
             UserError: lists the first ten problems with row and column.
         """
         if stage == "predict":
-            self._check_prediction_columns(self._find_unknown_inputs())
+            self._check_prediction_columns([*self.table.problems, *self._find_unknown_inputs()])
             return
+        self._check_versions()
         raise_problems(self.manifest, self.find_problems(stage))
         for message in self._splits.messages():
             rank_zero_info(message)
@@ -163,7 +165,7 @@ class ManifestData(TableData):
         Args:
             stage: ``fit``, ``validate`` or ``test``, see ``setup``.
         """
-        problems = [*self._find_unknown_inputs(), *self._check_rows()]
+        problems = [*self.table.problems, *self._find_unknown_inputs(), *self._check_rows()]
         if self._has_labels:
             if option_problems := list(self._splits.check_options()):
                 return problems + option_problems  # the rows cannot be assigned to splits
@@ -176,12 +178,11 @@ class ManifestData(TableData):
             problems += self._check_paths(SPLITS if stage == "fit" else required)
         return problems
 
-    def _find_unknown_inputs(self) -> list[Problem]:
-        model_inputs = join_names(self.processors)
-        return self.table.problems + [
-            Problem(f"data.inputs has the input {name!r}, but the model's inputs are {model_inputs}")
-            for name in sorted(self.inputs.keys() - self.processors.keys())
-        ]
+    def _find_unknown_inputs(self) -> Iterator[Problem]:
+        for name in sorted(self.inputs.keys() - self.processors.keys()):
+            yield Problem(
+                f"data.inputs has the input {name!r}, but the model's inputs are {join_names(self.processors)}"
+            )
 
     def _check_prediction_columns(self, problems: list[Problem]) -> None:
         missing = self._inputs.missing_columns

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
+from torch import distributed
 
 from fusion_pl.data.base import FusionData
-from fusion_pl.data.checks import check_label_column, find_empty_rows, find_misspelt_classes, find_targets
+from fusion_pl.data.checks import check_label_column, find_misspelt_classes, find_targets
 from fusion_pl.data.folds import parse_fold
 from fusion_pl.data.read_table import read_table, table_files
 from fusion_pl.data.split_file import write_split_file
@@ -78,8 +79,12 @@ class TableData(FusionData):
             )
         if classes is not None and len(set(classes)) != len(classes):
             raise UserError(f"classes contains {Counter(classes).most_common(1)[0][0]!r} more than once")
-        for name, other, given in (("time", "group", group), ("fold", "time", time), ("fold", "splits", splits)):
-            if given is not None and {"time": time, "fold": fold}[name] is not None:
+        for name, value, other, other_value in (
+            ("time", time, "group", group),
+            ("fold", fold, "time", time),
+            ("fold", fold, "splits", splits),
+        ):
+            if value is not None and other_value is not None:
                 raise UserError(f"data.{name} and data.{other} exclude each other: give only one of them")
         if fold is not None and {val_fraction, test_fraction} != {DEFAULT_FRACTION}:
             raise UserError(
@@ -200,7 +205,19 @@ class TableData(FusionData):
         dropped = self._empty_rows if self.drop_empty else np.zeros(len(self.table), bool)
         return TableSplits(self.table, self.targets, self.label, self._split_options, dropped, self._checkpoint_record)
 
-    @cached_property
+    @property
+    @abstractmethod
     def _empty_rows(self) -> NDArray[np.bool_]:
         """Whether all inputs of each row are missing."""
-        return find_empty_rows(self.table, [name for name in self.columns.values() if name in self.table.columns])
+
+    def _check_versions(self) -> None:
+        """Check that all processes of a run have the same table, which may change while they start.
+
+        Raises:
+            UserError: if they have different tables.
+        """
+        if distributed.is_available() and distributed.is_initialized():
+            hashes: list[str | None] = [None] * distributed.get_world_size()
+            distributed.all_gather_object(hashes, self._splits.table_hash if self._has_labels else None)
+            if len(set(hashes)) > 1:
+                raise UserError(f"the processes have read different versions of {self.manifest}: start again")

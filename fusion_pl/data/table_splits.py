@@ -50,6 +50,11 @@ class TableSplits:
         return row_hashes(self.table, ignored_columns=[column for column in ignored if column is not None])
 
     @cached_property
+    def table_hash(self) -> str:
+        """Hash of all cells, see ``fusion_pl.data.hashes.table_hash``."""
+        return table_hash(self.table)
+
+    @cached_property
     def drawn(self) -> tuple[Split, ...]:
         """Splits that the split column does not contain, and that are therefore drawn or assigned by the options."""
         return splits_to_draw(self._column_splits)
@@ -152,7 +157,7 @@ class TableSplits:
     def record(self) -> SplitRecord:
         """Split record to save in a checkpoint."""
         hashes = {split: np.unique(self.row_hashes[rows]) for split, rows in self.rows.items()}
-        return SplitRecord(table_hash(self.table), hashes).merge_removed_rows(self.checkpoint_record)
+        return SplitRecord(self.table_hash, hashes).merge_removed_rows(self.checkpoint_record)
 
     @cached_property
     def _column_splits(self) -> NDArray[np.int8] | None:
@@ -226,7 +231,7 @@ class TableSplits:
         path, drawn, previous = self.table.path, self.drawn, self.checkpoint_record
         if self.dropped.any():
             yield f"{path}: left out {self.dropped.sum()} of {len(self.table)} rows, which have no input"
-        if previous and (change := previous.describe_table_change(self.record.table_hash, self.row_hashes)):
+        if previous and (change := previous.describe_table_change(self.table_hash, self.row_hashes)):
             yield f"{path} {change}" + ("; the other rows keep their split" if drawn else "")
         if not drawn:
             return

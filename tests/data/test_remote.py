@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
 from PIL import Image
 
 from fusion_pl.cli.run import run
@@ -26,6 +27,8 @@ from fusion_pl.data import ManifestData, remote
 from fusion_pl.data.remote import RemoteFiles, is_inside, join_url
 from fusion_pl.data.table import resolve_path
 from fusion_pl.types import MissingFileError, UserError
+from tests.data.test_base import Watch
+from tests.data_check.test_command import data_check
 from tests.file_server import FileServer
 from tests.texts import results
 
@@ -467,19 +470,57 @@ def test_metrics_are_those_of_the_local_files(manifest, server, tmp_path, monkey
     assert len(os.listdir(tmp_path / "caches/remote")) == len(names) + 1  # and the manifest
 
 
-def test_the_check_of_a_table_reads_remote_files(toy, server, tmp_path, monkeypatch):
-    from fusion_pl.data_check.inputs import inspect_cell
-    from tests.data.conftest import Grey
+class Versions(dict):
+    """Files of a server that delivers another version of one of them to each request."""
 
+    def __init__(self, files, path, versions):
+        super().__init__(files)
+        self.path, self.versions = path, versions
+
+    def get(self, path):
+        return self.versions.pop(0) if path == self.path else super().get(path)
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_processes_that_read_different_versions_of_a_table_are_refused(toy, processors, server, is_changed):
+    serve(server, toy.folder)
+    version = Path(toy.write()).read_bytes()
+    changed = version.replace(b"xxx,", b"xyz,") if is_changed else version
+    server.files = Versions(server.files, "/data/manifest.csv", [version, changed])
+    data = ManifestData(f"{server.url}/data/manifest.csv", num_workers=0, check_files=False)
+    data.processors = {"text": processors["text"]}
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(
+        accelerator="cpu", devices=2, strategy="ddp_fork", fast_dev_run=True, enable_checkpointing=False, **quiet
+    )
+    if not is_changed:
+        trainer.fit(Watch(), datamodule=data)
+        return
+    with pytest.raises(Exception, match=r"the processes have read different versions of http://.*manifest.csv: start"):
+        trainer.fit(Watch(), datamodule=data)
+
+
+def test_the_command_checks_remote_files(toy, server, tmp_path):
+    """A damaged file is found, and one that the server removed after the table was checked."""
+    server.files["/data/manifest.csv"] = Path(toy.write()).read_bytes()
     serve(server, toy.folder)
     server.files["/data/1%20%C3%BC.png"] = b""
-    server.files["/data/manifest.csv"] = Path(toy.write()).read_bytes()
-    data = build({"image": Grey()}, f"{server.url}/data/manifest.csv")
-    (column,) = data.samples("train").columns
-    good, empty = (inspect_cell(column, column.cells[row]) for row in (0, 1))
-    assert good.error is None
-    assert good.content
-    assert "has 0 bytes" in empty.error.text
-    server.files.clear()
-    missing = inspect_cell(column, column.cells[2])
-    assert missing.error.text == f"{server.url}/data/2%20%C3%BC.png does not exist"
+    server.faults["/data/2%20%C3%BC.png"] = ["", 404, 404]  # after ``check_files``
+    config = {
+        "model": {
+            "encoders": {"image": {"class_path": "fusion_pl.encoders.TinyImage", "init_args": {"dim": 8}}},
+            "fusion": {"class_path": "fusion_pl.fusion.Mean"},
+        },
+        "data": {
+            "class_path": "fusion_pl.data.ManifestData",
+            "init_args": {"manifest": f"{server.url}/data/manifest.csv", "num_workers": 0},
+        },
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert data_check(tmp_path) == 1
+    report = json.loads((tmp_path / "report/report.json").read_text())
+    found = {line["row"]: line for line in report["findings"] if line["severity"] == "error"}
+    assert found.keys() == {3, 4}
+    assert {line["column"] for line in found.values()} == {"image"}
+    assert "has 0 bytes" in found[3]["text"]
+    assert f"{server.url}/data/2%20%C3%BC.png does not exist" in found[4]["text"]
