@@ -65,14 +65,17 @@ def join_lines(lines: Sequence[str], max_lines: int) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """Return the question ``; did you mean …?`` with the most similar known name; empty if no name is similar.
+    """Return the question ``; did you mean …?`` with the most similar known name in any case; empty if none is similar.
 
     Example:
         >>> did_you_mean("batchsize", ["batch_size", "seed"], prefix="--")
         '; did you mean --batch_size?'
+        >>> did_you_mean("CONCAT", ["Concat", "Mean"])
+        '; did you mean Concat?'
     """
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {prefix}{matches[0]}?" if matches else ""
+    by_folded = {other.casefold(): other for other in known}
+    matches = difflib.get_close_matches(name.casefold(), by_folded, n=1)
+    return f"; did you mean {prefix}{by_folded[matches[0]]}?" if matches else ""
 
 
 def escape_unprintable(text: str) -> str:

@@ -46,6 +46,16 @@ def test_every_command_has_help_and_a_valid_example(tmp_path, monkeypatch):
         parse(subcommand, *example.split())
 
 
+def test_the_help_of_the_data_check_has_no_options_of_training():
+    """They are accepted, because the configuration is that of fit, and change nothing."""
+    names = {"batch_size", "sampling", "bucket_by_length", "augment", "input_dropout", "on_bad_file"}
+    options = {f"data.{name}" for name in names}
+    assert options <= set(help_lines("fit"))
+    assert not options & set(help_lines("data check"))
+    assert all(f"--{option} " in help_text("data check", [], everything=True) for option in options)
+    assert "data.manifest" in help_lines("data check")
+
+
 @pytest.mark.parametrize("subcommand", COMMANDS)
 def test_percent_signs_are_not_doubled(subcommand):
     """As argparse needs them in the texts of its options."""

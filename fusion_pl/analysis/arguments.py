@@ -26,7 +26,7 @@ def compare_parser() -> ArgumentParser:
     parser = _Parser(prog="fusion-pl compare", description=DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="path of the configuration that all runs share")
     parser.add_argument("--fusions", default="all", help="all, or heads by name or class path: Concat,LowRank (all)")
-    parser.add_argument("--inputs", default="each,all", help="all: heads on all inputs; each, subsets: Concat on fewer")
+    parser.add_argument("--inputs", default="each,all", help="all together, each alone (Concat), subsets (Concat)")
     parser.add_argument("--seeds", type=int, default=3, help="number of runs per head (3)")
     parser.add_argument("--output", required=True, help="folder of the runs and of the report")
     parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time, on separate GPUs (1)")

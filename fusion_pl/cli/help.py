@@ -49,6 +49,10 @@ RUN_OPTIONS = (
     *("ckpt_path", "seed_everything", "trainer.logger.name", "trainer.logger.save_dir", "cache", "threads", "dry_run"),
 )
 CHECK_OPTIONS = ("output", "cleaned")
+TRAINING_DATA_OPTIONS = {  # without effect on data check, which takes the configuration of fit
+    *("data.batch_size", "data.sampling", "data.bucket_by_length", "data.augment", "data.input_dropout"),
+    "data.on_bad_file",
+}
 HARDWARE_OPTIONS = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.precision")
 MODEL_OPTIONS = (
     *("model.encoders", "model.fusion", "model.missing", "model.pretrained_lr_factor"),
@@ -103,9 +107,10 @@ def sections(subcommand: str, arguments: Sequence[str], everything: bool = False
     for option, _ in all_options(parser):
         options.setdefault(option.key, option)
     data = selected_data_class(options["data"], arguments)
+    data_options = [options["data"], *options_of_class(data, options["data"]).values()]
     if subcommand == "data check":
         yield "options", [CONFIG_OPTION, *(options[key] for key in CHECK_OPTIONS)]
-    data_options = [options["data"], *options_of_class(data, options["data"]).values()]
+        data_options = [option for option in data_options if option.key not in TRAINING_DATA_OPTIONS]
     title = f"data ({data.__name__}: {_first_sentence(data.__doc__ or '')})"
     yield textwrap.shorten(title, MAX_WIDTH, placeholder=" …"), data_options
     if subcommand == "data check":

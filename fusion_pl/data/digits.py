@@ -12,13 +12,13 @@ from numpy.random import Generator
 from PIL import Image
 
 from fusion_pl.data import digits_sources
-from fusion_pl.data.digits_sources import SIDE, Release, load_sources
+from fusion_pl.data.digits_sources import SIDE, SPEAKERS, Release, load_sources
 from fusion_pl.data.synthetic import SEED, SyntheticDataset, SyntheticSample
 
 CLASSES = tuple("0123456789")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTERS = list("abcdefghijklmnopqrstuvwxyz")
-SPEAKERS = {"train": ("george", "jackson", "lucas", "nicolas"), "val": ("theo",), "test": ("yweweler",)}
+SPLIT_SPEAKERS = {"train": SPEAKERS[:4], "val": SPEAKERS[4:5], "test": SPEAKERS[5:]}
 MNIST_SPLITS = {"train": "train", "val": "train", "test": "t10k"}
 RATE = 8000  # Hz
 MISSING_PROBABILITIES = (0.15, 0.15, 0.1)  # text, image, audio
@@ -66,7 +66,7 @@ class DigitsGenerator:
             for split, (_, labels) in pictures.items()
         }
         self._pairs = []
-        for split, speakers in SPEAKERS.items():
+        for split, speakers in SPLIT_SPEAKERS.items():
             pixels = pictures[MNIST_SPLITS[split]].pixels
             for name in rng.permutation(sorted(name for name in recordings if name.split("_")[1] in speakers)):
                 digit = int(name[0])
@@ -97,7 +97,7 @@ def digits_dataset(sources: str | Path, release: Release | None = None) -> Synth
         name="digits",
         version=1,
         classes=CLASSES,
-        sizes={split: len(names) * len(CLASSES) * release.recordings for split, names in SPEAKERS.items()},
+        sizes={split: len(names) * len(CLASSES) * release.recordings for split, names in SPLIT_SPEAKERS.items()},
         rate=RATE,
         generate=generator,
         prepare=generator.prepare,

@@ -22,7 +22,7 @@ from fusion_pl.data.download import DownloadError, download
 from fusion_pl.messages import error_reason
 from fusion_pl.types import UserError
 
-SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")  # in alphabetical order
 IMAGE_HEADER, LABEL_HEADER = 16, 8  # bytes before the pixels and the labels in files of the idx format
 SIDE = 28  # pixels
 MAX_RECORDING, MAX_IDX = 1 << 20, 1 << 26  # bytes; the longest recording has 37 kB, the largest file of MNIST 47 MB
@@ -100,8 +100,7 @@ def load_sources(folder: str | Path, release: Release | None = None) -> tuple[di
     if missing:
         rank_zero_info(f"downloading {len(missing)} file{'s' * (len(missing) > 1)} into {folder}")
     try:
-        for file in missing:
-            download(file.url, folder / file.name, file.read)
+        contents = {file.name: download(file.url, folder / file.name, file.read) for file in missing}
     except DownloadError as error:
         urls = [file.url for file in missing if not _find_copy(folder, file)]
         raise UserError(
@@ -112,7 +111,8 @@ def load_sources(folder: str | Path, release: Release | None = None) -> tuple[di
         raise UserError(
             f"the sources cannot be saved in {folder} ({error.strerror or error}): name another folder as data.sources"
         ) from error
-    recordings, *idx = [_read(folder, file) for file in files]
+    contents |= {file.name: _read(folder, file) for file in files if file.name not in contents}
+    recordings, *idx = [contents[file.name] for file in files]
     splits = dict(zip(release.pictures_sha256, idx, strict=True))
     pictures = {
         split: Pictures(

@@ -35,8 +35,8 @@ def download(
     timeout: float = 30.0,
     attempts: int = 5,
     wait: float = 1.0,
-) -> None:
-    """Download ``url`` to ``path``, unless the file exists.
+) -> Any:
+    """Download ``url`` to ``path``, unless the file exists, and return what ``check`` returned.
 
     The bytes received so far are in ``<path>.partial``, from which the next attempt continues, also that of another
     process. Only one process downloads the file at a time. Neither ``torchvision.datasets.utils`` nor ``pooch`` resumes
@@ -45,7 +45,8 @@ def download(
     Args:
         url: address of the file.
         path: destination; its folder is created.
-        check: called with the path of the complete download; raises a UserError if its content is wrong.
+        check: called with the path of the complete download, or of the file that exists; raises a UserError if its
+            content is wrong.
         timeout: seconds without any data after which an attempt fails.
         attempts: number of attempts, each of which continues the previous one.
         wait: seconds before the second attempt; they double with each further one.
@@ -61,13 +62,15 @@ def download(
             resumed = partial.exists()
             _receive_all(url, partial, timeout, attempts, wait)
             try:
-                check(partial)
+                result = check(partial)
             except UserError as error:
                 partial.unlink()
                 if not resumed:  # otherwise the beginning may be that of another file: download all of it once
                     raise DownloadError(f"{url} is not the expected file ({error})") from error
             else:
                 partial.replace(path)
+                return result
+    return check(path)
 
 
 def _receive_all(url: str, partial: Path, timeout: float, attempts: int, wait: float) -> None:

@@ -180,6 +180,7 @@ def _near_duplicates(check: InputCheck, splits: NDArray[np.int8], numbers: NDArr
     for value, first in values[find_near_duplicates(check.grey[values])].tolist():
         row, other = int(check.rows[value]), int(check.rows[first])
         if splits[other] != NO_SPLIT:
-            place = SPLITS[splits[other]] + (", another split" if splits[other] != splits[row] else "")
+            place = SPLITS[splits[other]]
+            place += "" if splits[row] in {splits[other], NO_SPLIT} else ", another split"
             text = f"the image looks like that of row {numbers[other]} ({place}): look at both"
             yield Finding(Kind.NEAR_DUPLICATE, text, row, check.column.column, other)

@@ -195,6 +195,15 @@ def write_layout(layout, sources, folder):
             (folder / f"{name}.gz").write_bytes(gzip.compress(data))
 
 
+def test_a_downloaded_source_is_unpacked_once(server, tmp_path, monkeypatch):
+    read, original = [], digits_sources._check_sha256
+    monkeypatch.setattr(digits_sources, "_check_sha256", lambda path, *sums: read.append(path) or original(path, *sums))
+    build(tmp_path / "a", tmp_path / "sources")
+    assert len(read) == len(server.requests) == 5
+    build(tmp_path / "b", tmp_path / "sources")
+    assert len(read) == 10
+
+
 @pytest.mark.parametrize("layout", ["unpacked", "packed"])
 def test_local_copies_are_used(layout, server, sources, tmp_path):
     write_layout(layout, sources, tmp_path / "copies")

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pyarrow
 import pytest
 import yaml
+from PIL import Image
 from pyarrow import parquet
 
 from fusion_pl.__main__ import main
@@ -241,6 +242,19 @@ def test_media_in_a_table_stay_bytes_in_the_cleaned_table(tmp_path):
     assert json.loads((tmp_path / "report/report.json").read_text())["findings"][0]["row"] == 4
     assert data_check(tmp_path, *arguments, "--cleaned", tmp_path / "cleaned.csv") == 2
     assert not (tmp_path / "cleaned.csv").exists()
+
+
+def test_an_image_like_that_of_a_row_without_split_is_in_no_other_split(tmp_path):
+    write_folder(tmp_path, is_damaged=False)
+    with (tmp_path / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows[25]["split"] = "?"
+    write_table(tmp_path / "table.csv", rows)
+    Image.open(tmp_path / "5.jpg").resize((90, 60)).save(tmp_path / "25.jpg", quality=60)
+    assert data_check(tmp_path) == 1
+    findings = json.loads((tmp_path / "report/report.json").read_text())["findings"]
+    (text,) = [line["text"] for line in findings if line["kind"] == "near_duplicate"]
+    assert text == "the image looks like that of row 7 (train): look at both"
 
 
 def test_imbalance_and_missing_inputs_are_warnings(tmp_path):
