@@ -119,7 +119,6 @@ class RemoteFiles:
                 return str(path)
         self.folder.mkdir(parents=True, exist_ok=True)
         _try_often(url, lambda: self._receive(url, path))
-        self._received += path.stat().st_size
         if self._received > COUNT_AFTER * self.max_bytes:
             self._shrink()
         return str(path)
@@ -148,6 +147,7 @@ class RemoteFiles:
             _filesystem(_protocol(url), os.getpid()).get_file(
                 url, str(partial), callback=Callback(hooks={"size": check_size})
             )
+            self._received += partial.stat().st_size  # another process may remove the complete copy at once
 
     def _shrink(self) -> None:
         """Remove the files that were not used for the longest time, if the cache is nearly full."""

@@ -259,6 +259,22 @@ def test_several_processes_share_a_cache(server, files):
     assert sum(entry.stat().st_size for entry in os.scandir(files.folder)) <= 2**20
 
 
+def test_a_copy_that_another_process_removes_at_once_is_downloaded_again(server, files, monkeypatch):
+    """Between the end of the download and its first use."""
+    server.files["/a"] = b"content"
+    replace, removed = Path.replace, []
+
+    def replace_and_remove_once(partial, path):
+        replace(partial, path)
+        if not removed:
+            removed.append(path)
+            os.unlink(path)
+
+    monkeypatch.setattr(Path, "replace", replace_and_remove_once)
+    assert files.open(f"{server.url}/a", lambda path: Path(path).read_bytes()) == b"content"
+    assert asked_for(server, "/a") == 2
+
+
 def test_a_copy_that_another_process_removes_is_downloaded_again(server, files):
     server.files["/a"] = b"content"
     calls = []
