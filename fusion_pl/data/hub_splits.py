@@ -1,0 +1,110 @@
+"""Splits of a data set of the ``datasets`` library, stored or streamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+
+from fusion_pl.data.splits import SPLITS, Split, parse_split
+from fusion_pl.messages import error_reason, join_names
+from fusion_pl.types import UserError
+
+SAVED = ("state.json", "dataset_dict.json")  # files of a folder that ``save_to_disk`` wrote
+LOAD_HINT = "check data.dataset, data.configuration, data.revision, the connection, and hf auth login if it is private"
+
+
+def load_splits(dataset: str, configuration: str | None, revision: str | None, **options: Any) -> dict[str, Any]:
+    """Return a dictionary from the name of a split to its rows: a ``datasets.Dataset`` or ``IterableDataset``.
+
+    A data set on disk may be a ``Dataset`` although its rows are to be streamed.
+
+    Args:
+        dataset: name, folder that ``save_to_disk`` wrote, or folder of data files.
+        configuration: name of the configuration; None = the only one, or the default.
+        revision: commit, tag or branch.
+        options: further arguments of ``datasets.load_dataset``, such as ``streaming``.
+
+    Raises:
+        UserError: if the data set cannot be loaded.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("HubData needs the package datasets: pip install 'fusion-pl[hub]'") from error
+    # RuntimeError: the data set would need code; ValueError: there is no such configuration.
+    errors = (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError)
+    try:
+        if any(os.path.isfile(os.path.join(dataset, name)) for name in SAVED):
+            loaded = datasets.load_from_disk(dataset)
+        else:
+            loaded = datasets.load_dataset(dataset, configuration, revision=revision, **options)
+    except errors as error:
+        raise UserError(f"the data set {dataset!r} cannot be loaded ({error_reason(error)}): {LOAD_HINT}") from error
+    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+
+
+def check_split_names(split_names: Mapping[str, str] | None) -> None:
+    """Check the keys of ``data.split_names``.
+
+    Raises:
+        UserError: if one is not train, val or test.
+    """
+    for name in sorted((split_names or {}).keys() - set(SPLITS)):
+        raise UserError(f"data.split_names has the split {name!r}, expected {join_names(SPLITS)}")
+
+
+def select_splits(dataset: str, parts: Mapping[str, Any], split_names: Mapping[str, str] | None) -> dict[Split, Any]:
+    """Return the rows of train, val and test, in this order.
+
+    Args:
+        dataset: name of the data set, for messages.
+        parts: dictionary from the name of a split of the data set to its rows.
+        split_names: dictionary from train, val and test to the name of the data set's split; None = those with usual
+            names, or the only split as train.
+
+    Raises:
+        UserError: if there is no such split, or no split with a usual name.
+    """
+    names = {split: [name for name in parts if parse_split(name) == split] for split in SPLITS}
+    if split_names is not None:
+        names = {split: [split_names[split]] for split in SPLITS if split in split_names}
+    elif len(parts) == 1:
+        names = {"train": list(parts)}
+    used = [name for found in names.values() for name in found]
+    if unknown := sorted(set(used) - parts.keys()):
+        raise UserError(f"data.split_names has {unknown[0]!r}, but the splits of {dataset} are {join_names(parts)}")
+    fix = "select them with data.split_names, such as {train: train, val: validation}"
+    if not used or any(len(found) > 1 for found in names.values()):
+        raise UserError(f"the splits of {dataset} are {join_names(parts)}: {fix}")
+    if split_names is None and (others := [name for name in parts if name not in used]):
+        rank_zero_info(f"{dataset}: left out the splits {join_names(others)}; {fix}")
+    return {split: parts[found[0]] for split, found in names.items() if found}
+
+
+def find_class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return a dictionary from each column of classes to their names."""
+    from datasets import ClassLabel
+
+    return {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
+
+
+def write_class_names(data: Any, class_names: Mapping[str, list[str]]) -> Any:
+    """Return a ``pyarrow.Table`` with the name of the class in place of its index; null if there is no such class."""
+    for name, classes in class_names.items():
+        codes = data[name].fill_null(-1).to_numpy()
+        is_known = (codes >= 0) & (codes < len(classes))
+        data = set_text_column(data, name, np.array([*classes, None], object)[np.where(is_known, codes, len(classes))])
+    return data
+
+
+def set_text_column(data: Any, name: str, cells: Any) -> Any:
+    """Return a ``pyarrow.Table`` with a new column of text, or with a replaced one."""
+    import pyarrow as pa
+
+    column = pa.array(cells, pa.string())
+    index = data.column_names.index(name) if name in data.column_names else None
+    return data.append_column(name, column) if index is None else data.set_column(index, name, column)
