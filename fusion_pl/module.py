@@ -22,14 +22,16 @@ from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
 from fusion_pl.layers import fill_missing, mark_missing, scatter_rows
 from fusion_pl.processors import Processor
+from fusion_pl.tasks import MultiClass, Task
 from fusion_pl.training.feature_cache import CacheOptions, FeatureCache
 from fusion_pl.training.loss import Loss
 from fusion_pl.training.mixup import draw_pairs
+from fusion_pl.training.model_checks import check_classes, check_inputs, check_same_task
 from fusion_pl.training.optimisation import WarmupCosine, enable_fused_optimizer, parameter_groups, parameter_ndims
 from fusion_pl.training.stage_metrics import Mean, StageMetrics
 from fusion_pl.training.statistics import fit_statistics
 from fusion_pl.training.train_metrics import TrainMetrics
-from fusion_pl.types import Batch, Encoded, Fused, UserError
+from fusion_pl.types import Batch, Encoded, Fused
 
 FusionFactory = Callable[[dict[str, int], int], Fusion]
 CHECKPOINT_FORMAT = 2
@@ -49,6 +51,7 @@ class FusionClassifier(LightningModule):
         loss: label smoothing, class weights, the weight of auxiliary (unimodal) classifiers, and mixup.
         missing: how missing inputs are handled. ``mask``: the head masks them. ``token``: a learned embedding replaces
             them; learning it needs missing inputs in training (empty cells, or ``data.input_dropout``).
+        task: what a label is, how it is decided and measured; by default ``MultiClass``, one class per sample.
 
     Raises:
         UserError: for an invalid name of an input, fewer than two classes, or options that do not match the classes.
@@ -61,7 +64,7 @@ class FusionClassifier(LightningModule):
         ['title']
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options of one class in a configuration
         self,
         encoders: dict[str, Encoder],
         fusion: FusionFactory,
@@ -71,16 +74,21 @@ class FusionClassifier(LightningModule):
         pretrained_lr_factor: float = 0.1,
         loss: Loss | None = None,
         missing: Literal["mask", "token"] = "mask",
+        *,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
         self.loss = loss or Loss()
         self.loss.check_class_weights(classes)
-        _check_input_names_and_classes(list(encoders), classes)
-        _check_processors(encoders)
+        check_inputs(encoders)
+        check_classes(classes)
         self.classes = list(classes)
+        self.task = task or MultiClass()
+        self.task.set_num_classes(len(classes))
         self.encoders = nn.ModuleDict(encoders)
         dims = {name: encoder.dim for name, encoder in encoders.items()}
-        self.fusion = fusion(dims, len(classes))
+        num_logits = self.task.num_logits(len(classes))
+        self.fusion = fusion(dims, num_logits)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.pretrained_lr_factor = pretrained_lr_factor
         self.missing = missing
@@ -89,13 +97,13 @@ class FusionClassifier(LightningModule):
             self.missing_embeddings.update({name: torch.randn(dim) * 0.02 for name, dim in dims.items()})
         if self.loss.auxiliary_weight:  # unimodal classifiers, used in training only
             for name, dim in dims.items():
-                self.auxiliary_heads[name] = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, len(classes)))
+                self.auxiliary_heads[name] = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_logits))
         self.register_buffer("loss_weights", None, persistent=False)
         hidden_layers = {name: encoder.hidden_layers for name, encoder in encoders.items()}
         self.stage_metrics = nn.ModuleDict(
-            {stage: StageMetrics(stage, len(classes), hidden_layers) for stage in ("val", "test")}
+            {stage: StageMetrics(stage, self.task, len(classes), hidden_layers) for stage in ("val", "test")}
         )
-        self.train_metrics = TrainMetrics()
+        self.train_metrics = TrainMetrics(self.task)
         self.parameter_ndims: dict[str, int] = {}
         self.cache: CacheOptions | None = None
         self.features: FeatureCache | None = None
@@ -126,6 +134,7 @@ class FusionClassifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Before training, compute class weights, and load pretrained weights that are not loaded yet."""
+        check_same_task(self.task, getattr(self._trainer, "datamodule", None))
         self._set_up_features(stage)
         if stage != "fit":
             return
@@ -260,6 +269,7 @@ class FusionClassifier(LightningModule):
             "encoders": {name: config_of(encoder) for name, encoder in self._encoders()},
             "fusion": config_of(self.fusion, omit=("dims", "num_classes")),
             "missing": self.missing,
+            "task": config_of(self.task),
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -276,24 +286,3 @@ class FusionClassifier(LightningModule):
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, ManifestData) and type(data).__qualname__ not in checkpoint:
             data.load_state_dict(find_split_record(checkpoint, type(data)) or {})
-
-
-def _check_processors(encoders: dict[str, Encoder]) -> None:
-    for name, encoder in encoders.items():
-        if not isinstance(encoder.processor, Processor):
-            raise UserError(
-                f"the processor of {name!r}, {type(encoder.processor).__name__}, cannot open its input: derive the "
-                "class from TextProcessor, ImageProcessor, AudioProcessor or Processor of fusion_pl.processors"
-            )
-
-
-def _check_input_names_and_classes(names: list[str], classes: list[str]) -> None:
-    if not names:
-        raise UserError("model.encoders is empty: give at least one input name with its encoder")
-    for name in names:
-        if not name or "." in name or hasattr(nn.ModuleDict(), name):
-            raise UserError(
-                f"an input cannot be named {name!r}: choose a name without a dot that is no attribute of nn.ModuleDict"
-            )
-    if len(classes) < 2:
-        raise UserError(f"a classifier needs at least two classes, and the data has {len(classes)}: {classes}")

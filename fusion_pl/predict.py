@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, overload
 
@@ -23,8 +22,9 @@ class Prediction:
 
     Attributes:
         id: id of the sample.
-        label: name of the most probable class; None if there is an ``error``.
-        probability: probability of the most probable class.
+        label: name of the predicted class; None if there is an ``error``, or if the task decides for several labels.
+        probability: probability of the predicted class.
+        labels: names of the predicted labels, if the task decides for several.
         probabilities: class name -> probability.
         weights: input name -> input weight; None if the fusion head returns none. A missing input has weight 0, unless
             the model was trained with ``missing: token``, which gives its learned embedding a weight.
@@ -34,9 +34,15 @@ class Prediction:
     id: str
     label: str | None = None
     probability: float | None = None
+    labels: list[str] | None = None
     probabilities: dict[str, float] | None = None
     weights: dict[str, float] | None = None
     error: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the predicted class or labels; empty if there is an ``error``."""
+        return self.labels if self.labels is not None else [self.label] if self.label is not None else []
 
 
 class Predictor:
@@ -46,7 +52,7 @@ class Predictor:
         model: a trained classifier.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         columns: name of the input -> column or columns of the manifest.
-        label: label column of the training manifest, if known.
+        label: label column or columns of the training manifest, if known.
     """
 
     def __init__(
@@ -54,12 +60,13 @@ class Predictor:
         model: FusionClassifier,
         device: str = "auto",
         columns: dict[str, str | list[str]] | None = None,
-        label: str | None = None,
+        label: list[str] | str | None = None,
     ) -> None:
         self.device = _parse_device(device)
         self.model = model.to(self.device).eval()
         self.processors = model.processors
         self.classes = model.classes
+        self.task = model.task
         self.columns = columns or {name: name for name in self.processors}
         self.label = label
 
@@ -125,7 +132,7 @@ class Predictor:
         for batch in batches:
             with torch.inference_mode():
                 fused = self.model(batch.to(self.device))
-            probabilities = fused.logits.float().softmax(-1).cpu()
+            probabilities = self.task.probabilities(fused.logits.float()).cpu()
             weights = None if fused.weights is None else fused.weights.float().cpu()
             present = torch.stack([batch.present[name] for name in self.processors], dim=-1).any(-1)
             for row, sample_id in enumerate(batch.ids):
@@ -138,9 +145,9 @@ class Predictor:
                     yield Prediction(sample_id, error="the model's output for this sample is NaN or infinite")
                 else:
                     classes = dict(zip(self.classes, probabilities[row].tolist(), strict=True))
-                    label, probability = max(classes.items(), key=itemgetter(1))
                     inputs = None if weights is None else dict(zip(self.processors, weights[row].tolist(), strict=True))
-                    yield Prediction(sample_id, label, probability, classes, inputs)
+                    decision = self.task.prediction(probabilities[row], self.classes)
+                    yield Prediction(sample_id, **decision, probabilities=classes, weights=inputs)
 
     def _open_sample(self, sample_id: str, values: Mapping[str, Any], open_paths: bool) -> Sample:
         opened: dict[str, Any] = {}

@@ -48,13 +48,13 @@ class Sample:
         id: value of the table's id column, or the row number.
         inputs: name of the input -> value opened by its processor, such as a ``str``, ``PIL.Image.Image`` or
             ``Waveform``; missing inputs have no key.
-        target: index of the class, or None if unknown.
+        target: index of the class; or per class 1, 0 or -1 (unknown); None in prediction.
         bad_files: one message per file that could not be read.
     """
 
     id: str
     inputs: dict[str, Any]
-    target: int | None = None
+    target: int | list[int] | None = None
     bad_files: tuple[str, ...] = ()
 
 
@@ -66,7 +66,7 @@ class Batch(NamedTuple):
             samples that have the input, in the order of the batch (one placeholder row if no sample has it), so that
             encoders skip missing inputs.
         present: name of the input -> presence mask, True for samples that have the input.
-        target: class indices, or None in prediction.
+        target: class indices; or per class 1, 0 or -1 (unknown); None in prediction.
         ids: ids of the B samples.
         bad_files: one tuple of messages about unreadable files per sample.
         id_hashes: ``hash_ids`` of the ids, computed by the loader; None in batches from other sources.
@@ -74,7 +74,7 @@ class Batch(NamedTuple):
 
     inputs: dict[str, dict[str, Tensor] | Encoded]
     present: dict[str, Bool[Tensor, " B"]]
-    target: Int[Tensor, " B"] | None
+    target: Int[Tensor, "B *K"] | None
     ids: list[str]
     bad_files: list[tuple[str, ...]]
     id_hashes: Int[Tensor, " B"] | None = None

@@ -16,7 +16,7 @@ from fusion_pl.layers import fill_missing
 from fusion_pl.module import FusionClassifier
 from fusion_pl.predict import Predictor
 from fusion_pl.training import Loss, WarmupCosine
-from fusion_pl.training.stage_metrics import accuracy_by_inputs, proper_subsets
+from fusion_pl.training.stage_metrics import proper_subsets, scores_by_inputs
 from fusion_pl.types import UserError
 
 from .conftest import CLASSES
@@ -109,7 +109,7 @@ def test_accuracy_per_subset_equals_that_of_batches_without_the_other_inputs(mod
     trainer = quiet_trainer(tmp_path)
     (logged,) = trainer.test(model, datamodule=data, verbose=False)
     names = list(model.encoders)
-    found = accuracy_by_inputs(logged, "test", names)
+    found = scores_by_inputs(logged, "test/accuracy", names)
     assert set(found) == {"text", "image", "audio", "text+image", "text+audio", "image+audio", "text+image+audio"}
     model.eval()
     for some in found:

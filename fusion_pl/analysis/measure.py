@@ -15,7 +15,7 @@ from fusion_pl.analysis.recorder import SampleRecorder
 from fusion_pl.cli.run import run_trainer
 from fusion_pl.data.collate import Collate
 from fusion_pl.training.results import WriteResults
-from fusion_pl.training.stage_metrics import accuracy_by_inputs, proper_subsets
+from fusion_pl.training.stage_metrics import proper_subsets, scores_by_inputs
 from fusion_pl.training.tensorboard import TensorBoardFigures
 from fusion_pl.types import Encoded
 
@@ -33,7 +33,7 @@ def train_and_test(arguments: list[str]) -> dict[str, Any]:
         model, datamodule=cli.datamodule, ckpt_path=report["checkpoint"], weights_only=True, verbose=False
     )
     names = list(model.encoders)
-    subsets = accuracy_by_inputs(metrics, "test", names)
+    subsets = scores_by_inputs(metrics, f"test/{model.task.score}", names)
     assert recorder.first_batch is not None
     batch = recorder.first_batch
     if any(isinstance(value, Encoded) for value in batch.inputs.values()):  # the encoders are to be measured, too

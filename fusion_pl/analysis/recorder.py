@@ -19,7 +19,7 @@ class SampleLog:
 
     def __init__(self) -> None:
         self.ids: list[str] = []
-        self.targets: list[int] = []
+        self.targets: list[int] | list[list[int]] = []
         self.present: dict[str, list[bool]] = defaultdict(list)
 
     def add(self, batch: Batch) -> None:
@@ -59,10 +59,11 @@ class SampleRecorder(Callback):
         self.validation.add(batch)
 
     def on_test_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Tensor, batch: Batch, *index: int
+        self, trainer: Trainer, pl_module: Any, outputs: Tensor, batch: Batch, *index: int
     ) -> None:
         """Record the samples of a batch, and which of them are classified correctly."""
         assert batch.target is not None
         self.first_batch = self.first_batch or batch
         self.test.add(batch)
-        self.correct += ["01"[is_correct] for is_correct in outputs.argmax(-1).eq(batch.target).tolist()]
+        is_correct = pl_module.task.is_correct(outputs, batch.target)
+        self.correct += ["01"[value] for value in is_correct.tolist()]

@@ -9,11 +9,12 @@ from traceback import walk_tb
 from typing import Any
 
 from fusion_pl.checkpoint.budget import MemoryBudget
-from fusion_pl.config import import_class
+from fusion_pl.config import config_of, import_class
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
 from fusion_pl.messages import error_reason, is_failure
 from fusion_pl.module import FusionClassifier
+from fusion_pl.tasks import MultiClass, Task
 from fusion_pl.types import UserError
 
 
@@ -31,6 +32,8 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
     config = checkpoint["fusion_pl"]
     weights = {key: value for key, value in checkpoint["state_dict"].items() if not key.startswith("auxiliary_heads.")}
     head = import_class(config["fusion"]["class_path"], Fusion, trust)  # type: ignore[type-abstract]
+    task_config = config.get("task") or config_of(MultiClass())  # older checkpoints have no task
+    task = import_class(task_config["class_path"], Task, trust)  # type: ignore[type-abstract]
     encoders = {
         name: import_class(encoder_config["class_path"], Encoder, trust)  # type: ignore[type-abstract]
         for name, encoder_config in config["encoders"].items()
@@ -42,6 +45,7 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
                 lambda dims, num_classes: head(dims, num_classes, **config["fusion"]["init_args"]),
                 config["classes"],
                 missing=config["missing"],
+                task=task(**task_config["init_args"]),
             )
         model.load_state_dict(weights)
     except BaseException as error:  # constructors may raise anything on wrong arguments

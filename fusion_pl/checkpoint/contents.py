@@ -77,9 +77,12 @@ def _check_config(config: dict[str, Any]) -> None:
     _expect(_is_mapping(columns), "columns is not a dictionary of names")
     names = [name for value in columns.values() for name in (value if isinstance(value, list) else [value])]
     _expect(all(map(_is_text, names)), "columns is not a dictionary of names")
-    _expect(config.get("label") is None or _is_text(config["label"]), "label is not the name of a column")
+    label = config.get("label") or []
+    labels = label if isinstance(label, list) else [label]
+    _expect(all(map(_is_text, labels)), "label is not the name of a column")
     for key, spec in (
         ("fusion", config["fusion"]),
+        *((("task", config["task"]),) if "task" in config else ()),
         *((f"encoders.{truncate(name)}", p) for name, p in encoders.items()),
     ):
         _expect(isinstance(spec, dict) and set(spec) == {"class_path", "init_args"}, f"{key} is not a config")

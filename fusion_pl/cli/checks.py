@@ -8,17 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from fusion_pl.checkpoint import read_checkpoint
+from fusion_pl.config import config_of
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.messages import did_you_mean, join_names, truncate
 from fusion_pl.module import FusionClassifier
+from fusion_pl.tasks import MultiClass
 from fusion_pl.training.stage_metrics import StageMetrics
 from fusion_pl.types import UserError
 
@@ -76,8 +79,8 @@ def check_monitor(option: str, metric: str | None, model: FusionClassifier) -> N
     """Raise an error for a monitored metric that is never logged; Lightning would raise it only after an epoch."""
     stage_metrics = model.stage_metrics["val"]
     assert isinstance(stage_metrics, StageMetrics)
-    logged = map(str, stage_metrics.classification.keys(keep_base=False))
-    known = ["val/loss", *logged, "train/loss", "train/loss_step", "train/accuracy"]
+    logged = map(str, stage_metrics.predictions.keys(keep_base=False))
+    known = ["val/loss", *logged, "train/loss", "train/loss_step", f"train/{model.task.score}"]
     if metric is not None and metric not in known and not metric.startswith(("val/weight/", "val/layer_weight/")):
         raise UserError(
             f"{option}: no run measures {metric!r}" + (did_you_mean(metric, known) or f"; there are {', '.join(known)}")
@@ -143,9 +146,9 @@ def _describe_class_differences(saved: list[str], current: list[str], data: Fusi
     fix = "train again with fusion-pl fit"
     if isinstance(data, ManifestData):
         if new and data.configured_classes is None:
-            labels = [(cell or "").strip() for cell in data.table.cells(data.label)]
-            row = data.table.row_numbers[labels.index(new[0])]
-            parts[0] += f" ({data.manifest}, row {row}, column {data.label!r})"
+            row = int(np.flatnonzero(data.task.has_class(data.targets, current.index(new[0])))[0])
+            place = f"row {data.table.row_numbers[row]}, column {data.label_columns[0]!r}"
+            parts[0] += f" ({data.manifest}, {place})"
             fix = f"correct the label or remove the row, or {fix}"
         if missing or not new or data.configured_classes is not None:
             fix = f"set data.classes to [{join_names(repr(truncate(name)) for name in saved)}], or {fix}"
@@ -157,4 +160,5 @@ def _architecture(config: dict[str, Any]) -> dict[str, Any]:
         "classes": config["classes"],
         "encoders": {name: part["class_path"] for name, part in config["encoders"].items()},
         "fusion": config["fusion"]["class_path"],
+        "task": config.get("task", config_of(MultiClass()))["class_path"],  # older checkpoints have no task
     }

@@ -76,6 +76,7 @@ class FusionCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of early stopping, checkpoints and hardware, and link the data's classes to the model."""
+        parser.link_arguments("model.task", "data.init_args.task")
         parser.link_arguments("data", "model.classes", compute_fn=self._read_classes, apply_on="instantiate")
         parser.add_argument(
             "--dry_run",
@@ -145,7 +146,7 @@ class FusionCLI(LightningCLI):
 
     def _read_classes(self, data: FusionData) -> list[str]:
         """Return the classes of the data; if its table lacks the labels, report all columns that are missing."""
-        if isinstance(data, ManifestData) and data.configured_classes is None and data.label not in data.table.columns:
+        if isinstance(data, ManifestData) and data.configured_classes is None and not data.has_labels:
             data.check_columns(self._get(self.config, "model").encoders or {})
         return data.classes
 

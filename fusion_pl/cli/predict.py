@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -13,12 +13,14 @@ from typing import Any, TextIO
 
 import numpy as np
 from jsonargparse import ArgumentParser
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
 from fusion_pl.cli.parsing import parse, refuse_repeated_options
 from fusion_pl.cli.runs import LOGGER, find_checkpoint
 from fusion_pl.data.checks import check_text_column
+from fusion_pl.data.labels import has_label_columns, read_label_column
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.remote import is_url
 from fusion_pl.data.rows import ManifestRows
@@ -30,7 +32,7 @@ from fusion_pl.types import UserError
 
 # Data options that prediction does not use, because they concern training or labels.
 TRAINING_OPTIONS = {
-    *("label", "split", "classes", "val_fraction", "test_fraction", "seed", "augment", "on_bad_file"),
+    *("label", "task", "split", "classes", "val_fraction", "test_fraction", "seed", "augment", "on_bad_file"),
     *("drop_empty", "input_dropout", "check_files", "group", "time", "fold", "splits"),
     *("sampling", "sample_weight", "bucket_by_length"),
 }
@@ -104,16 +106,12 @@ def predict_command(arguments: list[str]) -> int:
     loader: Any = data.predict_dataloader()
     console = Console(stderr=True)
     batches = track(loader, description="Predicting", total=len(loader), console=console, transient=True)
-    labels = (
-        _all_cells(data.table, predictor.label)
-        if predictor.label and predictor.label in data.table.columns
-        else [None] * len(loader.dataset)
-    )
     counts = Counts()
-    predictions = _update_accuracy_counts(predictor.predict_batches(batches), labels, set(predictor.classes), counts)
+    targets = _read_targets(predictor, data.table)
+    predictions = _update_counts(predictor.predict_batches(batches), targets, predictor, counts)
     write = _write_csv if Path(config.output).suffix.lower() == ".csv" else _write_json_lines
     with atomic_write(config.output) as file:
-        write(file, predictions, predictor.classes, columns)
+        write(file, predictions, predictor, columns)
     total, failed, labelled = len(loader.dataset), counts.failed, counts.labelled
     lines = [f"{total - failed} of {total} rows predicted, written to {config.output}"]
     if failed:
@@ -121,7 +119,8 @@ def predict_command(arguments: list[str]) -> int:
         lines += _root_hint(loader.dataset, counts.first_failed, data.root)
     if labelled:
         rows = "1 row" if labelled == 1 else f"{labelled} rows"
-        lines.append(f"accuracy {counts.correct / labelled:.4f} ({rows} with a known label)")
+        score = predictor.task.score.replace("_", " ")
+        lines.append(f"{score} {counts.correct / labelled:.4f} ({rows} with a known label)")
     console.print(escape_unprintable("\n".join(lines)), highlight=False, markup=False, soft_wrap=True)
     return 1 if failed == total else 0
 
@@ -160,45 +159,59 @@ def _all_cells(table: Table, column: str) -> Cells:
     return Cells(table, column, np.arange(len(table)))
 
 
-def _update_accuracy_counts(
-    predictions: Iterable[Prediction], labels: Sequence[Any], classes: set[str], counts: Counts
+def _read_targets(predictor: Predictor, table: Table) -> NDArray[np.int64] | None:
+    """Return the target of each row, from the label columns of the training; None if the table lacks one of them."""
+    names = [predictor.label] if isinstance(predictor.label, str) else predictor.label or []
+    if not names or not has_label_columns(table, names, predictor.task):
+        return None
+    return predictor.task.read_targets([read_label_column(table, name) for name in names], predictor.classes)
+
+
+def _update_counts(
+    predictions: Iterable[Prediction], targets: NDArray[np.int64] | None, predictor: Predictor, counts: Counts
 ) -> Iterator[Prediction]:
     """Yield the predictions unchanged; count failed rows, rows with a known label, and correct predictions."""
-    for row, (prediction, cell) in enumerate(zip(predictions, labels, strict=True)):
-        label = cell.strip() if isinstance(cell, str) else ""
-        labelled = prediction.error is None and label in classes
+    task = predictor.task
+    known = None if targets is None else task.is_known(targets)
+    for row, prediction in enumerate(predictions):
         if prediction.error is not None:
             if not counts.failed:
                 counts.first_failed, counts.first_error = row, prediction.error
             counts.failed += 1
-        counts.labelled += labelled
-        counts.correct += labelled and prediction.label == label
+        elif targets is not None and known is not None and known[row]:
+            counts.labelled += 1
+            counts.correct += task.matches(prediction.names, targets[row], predictor.classes)
         yield prediction
 
 
-def _write_csv(file: TextIO, predictions: Iterable[Prediction], classes: list[str], columns: Columns) -> None:
+def _write_csv(file: TextIO, predictions: Iterable[Prediction], predictor: Predictor, columns: Columns) -> None:
     """Write one row per sample, with one column per input weight if the fusion head returns input weights."""
+    task, classes = predictor.task, predictor.classes
     predictions, first = iter(predictions), list[Prediction]()
     for prediction in predictions:  # until a prediction shows whether the fusion head returns input weights
         first.append(prediction)
         if prediction.error is None:
             break
     inputs = list(first[-1].weights or {}) if first else []
-    names = ["label", "probability", *(f"p({name})" for name in classes), *(f"weight({name})" for name in inputs)]
+    decision = task.prediction_fields
+    names = [*decision, *(f"p({name})" for name in classes), *(f"weight({name})" for name in inputs)]
     output = {"id", *names, "error"}
     copied = [f"table({name})" if name in output else name for name in columns]
     writer = csv.writer(file)
     writer.writerow(["id", *copied, *names, "error"])
     for row, prediction in enumerate(chain(first, predictions)):
         probabilities, weights = prediction.probabilities or {}, prediction.weights or {}
-        numbers = [prediction.probability, *map(probabilities.get, classes), *map(weights.get, inputs)]
+        decided = (task.format_decision(getattr(prediction, name)) for name in decision)
+        values = [*decided, *map(probabilities.get, classes), *map(weights.get, inputs)]
+        formatted = (f"{value:.6g}" if isinstance(value, float) else value for value in values)
         cells = [cells[row] for cells in columns.values()]
-        formatted = ("" if number is None else f"{number:.6g}" for number in numbers)
-        writer.writerow([prediction.id, *cells, prediction.label, *formatted, prediction.error])
+        writer.writerow([prediction.id, *cells, *formatted, prediction.error])
 
 
-def _write_json_lines(file: TextIO, predictions: Iterable[Prediction], _: list[str], columns: Columns) -> None:
+def _write_json_lines(file: TextIO, predictions: Iterable[Prediction], predictor: Predictor, columns: Columns) -> None:
     """Write one JSON object per sample; the copied columns are under ``columns``."""
+    unused = {"label", "probability", "labels"}.difference(predictor.task.prediction_fields)
     for row, prediction in enumerate(predictions):
         copied = {"columns": {name: cells[row] for name, cells in columns.items()}} if columns else {}
-        file.write(json.dumps(asdict(prediction) | copied, ensure_ascii=False) + "\n")
+        values = {name: value for name, value in asdict(prediction).items() if name not in unused}
+        file.write(json.dumps(values | copied, ensure_ascii=False) + "\n")

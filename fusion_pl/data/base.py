@@ -33,6 +33,7 @@ from fusion_pl.data.workers import BAR_MIN_ITEMS, iterate_in_workers
 from fusion_pl.messages import escape_unprintable, join_lines
 from fusion_pl.processes import init_worker
 from fusion_pl.processors import Processor
+from fusion_pl.tasks import MultiClass, Task
 from fusion_pl.types import Batch, Sample, UserError
 
 MAX_WORKERS = 16  # with more workers, the main process, which receives the batches, is the bottleneck
@@ -62,6 +63,7 @@ class FusionData(LightningDataModule, ABC):
             inputs; if not, they are refused. The splits of the other samples stay the same.
         input_dropout: dictionary from input name to the probability, in [0, 1), of dropping it from a training sample
             (modality dropout); at least one input of each sample remains.
+        task: how labels are read; by default ``MultiClass``. On the command line it is ``model.task``.
 
     Raises:
         UserError: if a number is out of range.
@@ -69,7 +71,7 @@ class FusionData(LightningDataModule, ABC):
 
     cached_by_processors: ClassVar[tuple[str, ...]] = ()  # cached properties that depend on the processors
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options of one class in a configuration
         self,
         batch_size: int = 32,
         num_workers: int | None = None,
@@ -79,6 +81,8 @@ class FusionData(LightningDataModule, ABC):
         allow_outside: bool = False,
         drop_empty: bool = False,
         input_dropout: dict[str, float] | None = None,
+        *,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -95,6 +99,7 @@ class FusionData(LightningDataModule, ABC):
         self.allow_outside = allow_outside
         self.drop_empty = drop_empty
         self.input_dropout = input_dropout or {}
+        self.task = task or MultiClass()
         for name, probability in self.input_dropout.items():
             if not 0 <= probability < 1:
                 raise UserError(f"data.input_dropout of {name} is {probability}, expected a probability below 1")

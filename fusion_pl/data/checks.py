@@ -26,7 +26,6 @@ MAY_LIE_OUTSIDE = r"^/|://|\.\.|^[./]*$" + (r"|\\|:" if os.name == "nt" else "")
 BAR_MIN_FILES = 1000
 FILES_PER_TASK = 500
 MAX_THREADS = 32
-MAX_ROWS_OF_TYPO = 2  # of a class that may be a misspelt label of another class
 
 
 def check_column(table: Table, column: str, purpose: str, advice: str = "") -> Iterator[Problem]:
@@ -45,57 +44,10 @@ def check_text_column(table: Table, column: str, purpose: str, advice: str = "")
         yield Problem(f"it holds {kind}, expected text or numbers for {purpose}", column=column)
 
 
-def check_label_column(table: Table, label: str) -> Iterator[Problem]:
-    """Check that the label column exists and holds text or numbers."""
-    yield from check_text_column(table, label, "the label", "give another column with --data.label")
-
-
 def row_problems(table: Table, rows: Rows, column: str | None, describe: Callable[[int], str]) -> Iterator[Problem]:
     """Yield one problem per row, whose text is only made when it is shown."""
     for row in rows.tolist():
         yield Problem(partial(describe, row), int(table.row_numbers[row]), column)
-
-
-def check_labels(table: Table, column: str, classes: Sequence[str]) -> Iterator[Problem]:
-    """Find labels that are empty or not one of the classes."""
-
-    def describe(row: int) -> str:
-        if not (label := (table.cell(column, row) or "").strip()):
-            return "the label is empty: give the row a class, or remove it"
-        return f"{label!r} is not one of the classes {join_names(classes)}{did_you_mean(label, classes)}"
-
-    yield from row_problems(table, np.flatnonzero(find_targets(table, column, classes) < 0), column, describe)
-
-
-def find_targets(table: Table, column: str, classes: Sequence[str]) -> NDArray[np.int64]:
-    """Return the class index of each row, -1 if its label is not one of the classes."""
-    index = {name: target for target, name in enumerate(classes)}
-    codes, labels = table.factorize(column)
-    return np.array([*(index.get(label.strip(), -1) for label in labels), -1], np.int64)[codes]
-
-
-def find_misspelt_classes(classes: Sequence[str], counts: Sequence[int]) -> dict[str, str]:
-    """Return a dictionary from each class that may be a typing error to a message.
-
-    Such a class has one or two rows, and its name is similar to that of a larger class. Names with digits are left
-    out, since numbered classes are similar.
-
-    Args:
-        classes: names of the classes, inferred from the labels.
-        counts: number of rows per class.
-
-    Example:
-        >>> find_misspelt_classes(["Cat", "Catt", "Dog"], [50, 1, 2]).keys()
-        dict_keys(['Catt'])
-    """
-    larger = [name for name, count in zip(classes, counts, strict=True) if count > MAX_ROWS_OF_TYPO]
-    messages = {}
-    for name, count in zip(classes, counts, strict=True):
-        if 0 < count <= MAX_ROWS_OF_TYPO and not any(map(str.isdigit, name)) and (hint := did_you_mean(name, larger)):
-            rows = "1 row" if count == 1 else f"{count} rows"
-            fix = "Correct the label, or give data.classes to refuse others"
-            messages[name] = f"the class {name!r} has {rows}{hint} {fix}"
-    return messages
 
 
 def check_splits(table: Table, column: str) -> Iterator[Problem]:

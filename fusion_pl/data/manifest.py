@@ -17,12 +17,11 @@ from fusion_pl.data.checks import (
     check_column,
     check_empty_rows,
     check_ids,
-    check_label_column,
-    check_labels,
     check_splits,
     check_text_column,
 )
 from fusion_pl.data.columns import Columns, TableInputs, check_input_columns
+from fusion_pl.data.labels import check_label_columns, check_labels
 from fusion_pl.data.read_table import read_table, table_files
 from fusion_pl.data.remote import RemoteFiles, is_url, strip_query
 from fusion_pl.data.rows import InputColumn, ManifestRows
@@ -131,7 +130,7 @@ class ManifestData(TableData):
         Raises:
             UserError: lists all columns that are missing.
         """
-        problems = list(check_label_column(self.table, self.label))
+        problems = list(check_label_columns(self.table, self.label_columns, self.task))
         for name in inputs:
             problems += check_input_columns(self.table, name, self.inputs.get(name, name))
         raise_problems(self.manifest, [*problems, *self._check_split_column()])
@@ -166,7 +165,7 @@ class ManifestData(TableData):
             stage: ``fit``, ``validate`` or ``test``, see ``setup``.
         """
         problems = [*self.table.problems, *self._find_unknown_inputs(), *self._check_rows()]
-        if self._has_labels:
+        if self.has_labels:
             if option_problems := list(self._splits.check_options()):
                 return problems + option_problems  # the rows cannot be assigned to splits
             required = REQUIRED_SPLITS[stage]
@@ -194,10 +193,10 @@ class ManifestData(TableData):
             rank_zero_info(f"{self.manifest} has no column {names}: predicting without this input")
 
     def _check_rows(self) -> Iterator[Problem]:
-        yield from check_label_column(self.table, self.label)
+        yield from check_label_columns(self.table, self.label_columns, self.task)
         yield from self._inputs.check_columns()
-        if self._has_labels:
-            yield from check_labels(self.table, self.label, self._classes)
+        if self.has_labels:
+            yield from check_labels(self.table, self.labels, self._classes, self.task)
         yield from self._check_split_column()
         if self.split is not None and self.split in self.table.columns:
             yield from check_splits(self.table, self.split)
@@ -220,13 +219,14 @@ class ManifestData(TableData):
             if not self._splits.used_rows[split].size
         ]
         if "train" in required_splits:
+            column = self.label_columns[0]
             problems += [
-                Problem(f"the class {name!r} has no training sample{self._hint_of_class(name)}", column=self.label)
+                Problem(f"the class {name!r} has no training sample{self._hint_of_class(name)}", column=column)
                 for name, count in zip(self._classes, self.class_counts, strict=True)
                 if not count
             ]
         if problems and self.configured_classes is None and len(self._classes) * 2 > len(self.table):
-            others = join_names(repr(name) for name in self.table.columns if name != self.label)
+            others = join_names(repr(name) for name in self.table.columns if name not in self.label_columns)
             text = (
                 f"the label column {self.label!r} has {len(self._classes)} different values in {len(self.table)} rows, "
                 f"like ids or numbers: give a column of classes with data.label (the other columns are {others})"
@@ -236,7 +236,7 @@ class ManifestData(TableData):
 
     def _hint_of_class(self, name: str) -> str:
         """Return the first row of a class without training samples, and the similar class that may be meant."""
-        rows = np.flatnonzero(self.targets == self._classes.index(name))
+        rows = np.flatnonzero(self.task.has_class(self.targets, self._classes.index(name)))
         if not rows.size:
             return ""
         trained = [known for known, count in zip(self._classes, self.class_counts, strict=True) if count]

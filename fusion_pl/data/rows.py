@@ -77,7 +77,7 @@ class ManifestRows(Dataset[Sample]):
     columns: Sequence[InputColumn]
     table: Table  # for ids and row numbers
     rows: NDArray[np.int64]  # rows of the table
-    targets: NDArray[np.int64] | None = None  # their class indices
+    targets: NDArray[np.int64] | None = None  # one element or row for each of them
     on_bad_file: OnBadFile = "raise"
     # For prediction: a row without readable inputs becomes a sample without inputs, with the message in ``bad_files``.
     return_errors: bool = False
@@ -182,8 +182,8 @@ class ManifestRows(Dataset[Sample]):
         """Return the id of a sample."""
         return self.table.sample_id(int(self.rows[index]))
 
-    def _target(self, index: int) -> int | None:
-        return None if self.targets is None else int(self.targets[index])
+    def _target(self, index: int) -> int | list[int] | None:
+        return None if self.targets is None else self.targets[index].tolist()
 
 
 def _augment(transform: nn.Module | None, value: Any, place: str) -> Any:

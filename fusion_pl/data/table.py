@@ -273,16 +273,3 @@ def describe_outside(path: str, folder: str) -> str:
     """Return the message about a path or URL that lies outside an absolute folder or URL."""
     fix = "set data.root to the beginning of the URLs" if is_url(path) else "move it there, set data.root"
     return f"{path} lies outside the root {folder}: {fix}, or data.allow_outside: true"
-
-
-def infer_classes(labels: Iterable[str | None]) -> list[str]:
-    """Return the distinct labels, in numeric order if all are integers, else in alphabetical order.
-
-    Example:
-        >>> infer_classes(["10", " 9", None, "10"])
-        ['9', '10']
-    """
-    names = {(label or "").strip() for label in labels} - {""}
-    if all(name.removeprefix("-").isdecimal() for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)

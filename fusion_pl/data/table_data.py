@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from torch import distributed
 
 from fusion_pl.data.base import FusionData
-from fusion_pl.data.checks import check_label_column, find_misspelt_classes, find_targets
 from fusion_pl.data.folds import parse_fold
+from fusion_pl.data.labels import check_label_columns, find_misspelt_classes, has_label_columns, read_label_column
 from fusion_pl.data.read_table import read_table, table_files
 from fusion_pl.data.split_file import write_split_file
 from fusion_pl.data.split_record import SplitRecord
 from fusion_pl.data.splits import NO_SPLIT, Split, column_splits, splits_to_draw
-from fusion_pl.data.table import Problem, Table, infer_classes, raise_problems
+from fusion_pl.data.table import Problem, Table, raise_problems
 from fusion_pl.data.table_splits import SplitOptions, TableSplits
+from fusion_pl.tasks import LabelColumn
 from fusion_pl.types import UserError
 
 DEFAULT_SPLIT = "split"
@@ -35,7 +36,7 @@ class TableData(FusionData):
     Args:
         manifest: path of the table: .csv, .tsv, .jsonl, .ndjson, .parquet, .arrow, .feather, or a folder of Parquet
             files.
-        label: column with the class names.
+        label: column with the class names; or several columns with 0 and 1, if the task reads them.
         split: column with train, val or test; if the default column does not exist, or null is given, rows are
             assigned to splits by a hash of each row, or as the next options say.
         classes: names of the classes; by default all labels, in numeric order if all are integers, else in
@@ -59,7 +60,7 @@ class TableData(FusionData):
     def __init__(  # noqa: PLR0913 - the options of one class in a configuration
         self,
         manifest: str,
-        label: str = "label",
+        label: list[str] | str = "label",
         split: str | None = DEFAULT_SPLIT,
         classes: list[str] | None = None,
         val_fraction: float = DEFAULT_FRACTION,
@@ -93,6 +94,7 @@ class TableData(FusionData):
             )
         self.manifest = os.fspath(manifest)
         self.label = label
+        self.label_columns = label if isinstance(label, list) else [label]
         self.split = split
         self.split_file = splits
         self.configured_classes = classes
@@ -121,16 +123,16 @@ class TableData(FusionData):
             UserError: if no classes are configured and the manifest has no labels.
         """
         if self.configured_classes is None:
-            raise_problems(self.manifest, check_label_column(self.table, self.label))
+            raise_problems(self.manifest, check_label_columns(self.table, self.label_columns, self.task))
         if not self._classes:
-            raise_problems(self.manifest, [Problem("every label is empty", column=self.label)])
+            raise_problems(self.manifest, [Problem("every label is empty", column=self.label_columns[0])])
         return list(self._classes)
 
     @cached_property
     def class_counts(self) -> list[int]:
         """Number of training samples per class, in the order of ``classes``."""
         targets = self.targets[self._splits.used_rows["train"]]
-        counts: list[int] = np.bincount(targets, minlength=len(self._classes)).tolist()
+        counts: list[int] = self.task.count_classes(targets, len(self._classes)).tolist()
         return counts
 
     @property
@@ -138,7 +140,7 @@ class TableData(FusionData):
         """Dictionary from each inferred class that may be a typing error to a message; empty if classes are given."""
         if self.configured_classes is not None:
             return {}
-        counts = np.bincount(self.targets[self.targets >= 0], minlength=len(self._classes))
+        counts = self.task.count_classes(self.targets, len(self._classes))
         return find_misspelt_classes(self._classes, counts.tolist())
 
     @property
@@ -189,21 +191,30 @@ class TableData(FusionData):
     def _classes(self) -> list[str]:
         if self.configured_classes is not None:
             return self.configured_classes
-        return infer_classes(self.table.factorize(self.label)[1] if self._has_labels else [])
+        return self.task.infer_classes(self.labels) if self.has_labels else []
 
     @property
-    def _has_labels(self) -> bool:
-        return self.label in self.table.columns and self.table.is_text(self.label)
+    def has_labels(self) -> bool:
+        """Whether the table has the label columns, in types that the task reads."""
+        return has_label_columns(self.table, self.label_columns, self.task)
+
+    @cached_property
+    def labels(self) -> list[LabelColumn]:
+        """The label columns; they must exist."""
+        return [read_label_column(self.table, name) for name in self.label_columns]
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
-        """Class index of each row; -1 if it has no class."""
-        return find_targets(self.table, self.label, self._classes)
+        """Target of each row; negative if it has none."""
+        return self.task.read_targets(self.labels, self._classes)
 
     @cached_property
     def _splits(self) -> TableSplits:
         dropped = self._empty_rows if self.drop_empty else np.zeros(len(self.table), bool)
-        return TableSplits(self.table, self.targets, self.label, self._split_options, dropped, self._checkpoint_record)
+        strata = self.task.strata(self.targets)
+        return TableSplits(
+            self.table, strata, self.label_columns, self._split_options, dropped, self._checkpoint_record
+        )
 
     @property
     @abstractmethod
@@ -218,6 +229,6 @@ class TableData(FusionData):
         """
         if distributed.is_available() and distributed.is_initialized():
             hashes: list[str | None] = [None] * distributed.get_world_size()
-            distributed.all_gather_object(hashes, self._splits.table_hash if self._has_labels else None)
+            distributed.all_gather_object(hashes, self._splits.table_hash if self.has_labels else None)
             if len(set(hashes)) > 1:
                 raise UserError(f"the processes have read different versions of {self.manifest}: start again")

@@ -37,8 +37,8 @@ class TableSplits:
     """Assignment of the rows of a table to splits."""
 
     table: Table
-    targets: NDArray[np.int64]  # class index of each row, -1 if it has no class
-    label: str  # column of the class
+    strata: NDArray[np.int64]  # index of each row, such as its class; -1 if the row is not used
+    labels: Sequence[str]  # columns of the labels
     options: SplitOptions
     dropped: NDArray[np.bool_]  # whether a row has no input; such rows have a split but are not used
     checkpoint_record: SplitRecord | None = None  # splits in the checkpoint, which drawn splits must keep
@@ -46,7 +46,7 @@ class TableSplits:
     @cached_property
     def row_hashes(self) -> NDArray[np.int64]:
         """Hash of each row without label and split, so that a row with a corrected label keeps its split."""
-        ignored = [self.label, self.options.column]
+        ignored = [*self.labels, self.options.column]
         return row_hashes(self.table, ignored_columns=[column for column in ignored if column is not None])
 
     @cached_property
@@ -68,17 +68,17 @@ class TableSplits:
     def _assign_rows(self) -> NDArray[np.int8]:
         """Return the split of each row."""
         column, options = self._column_splits, self.options
-        has_class = self.targets >= 0
+        is_used = self.strata >= 0
         if options.fold is not None:
             splits = np.full(len(self.table), NO_SPLIT, np.int8)
-            targets, keys = self.targets[has_class], self._draw_keys[has_class]
-            splits[has_class] = options.fold.splits(draw_folds(targets, keys, options.fold.total, options.seed))
+            strata, keys = self.strata[is_used], self._draw_keys[is_used]
+            splits[is_used] = options.fold.splits(draw_folds(strata, keys, options.fold.total, options.seed))
             return splits
         if options.time is None or not self.drawn:
             row_keys = self._draw_keys if self.drawn else None
-            return assign_splits(self.targets, row_keys, column, options.fractions, options.seed, self._known_splits)
+            return assign_splits(self.strata, row_keys, column, options.fractions, options.seed, self._known_splits)
         splits = np.full(len(self.table), TRAIN, np.int8) if column is None else column.copy()
-        splits[~has_class] = NO_SPLIT
+        splits[~is_used] = NO_SPLIT
         rows = np.flatnonzero(splits == TRAIN)
         known = None if self._known_splits is None else self._known_splits[rows]
         fractions = {split: options.fractions[split] for split in self.drawn}

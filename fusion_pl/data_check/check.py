@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_pl.data.checks import check_label_column
 from fusion_pl.data.columns import column_names
+from fusion_pl.data.labels import check_label_columns
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.splits import NO_SPLIT, SPLITS
 from fusion_pl.data.table import Problem, raise_problems
@@ -61,7 +61,7 @@ def check_table(data: ManifestData) -> CheckedTable:
     Raises:
         UserError: if the table cannot be read, or has no column of labels.
     """
-    raise_problems(data.manifest, check_label_column(data.table, data.label))
+    raise_problems(data.manifest, check_label_columns(data.table, data.label_columns, data.task))
     findings = _table_findings(data.find_problems("fit"), data)
     rows, splits = data.samples("predict"), data.row_splits
     known: dict[str | None, set[int]] = defaultdict(set)
@@ -79,8 +79,8 @@ def check_table(data: ManifestData) -> CheckedTable:
     statistics = compute_statistics(data, inputs, splits)
     findings += find_unbalanced(statistics, data.misspelt_classes)
     for name, text in data.misspelt_classes.items():
-        row = int(np.flatnonzero(data.targets == data.classes.index(name))[0])
-        findings.append(Finding(Kind.MISSPELT, text, row, data.label))
+        row = int(np.flatnonzero(data.task.has_class(data.targets, data.classes.index(name)))[0])
+        findings.append(Finding(Kind.MISSPELT, text, row, data.label_columns[0]))
     order = list(Kind)
     findings.sort(key=lambda finding: (order.index(finding.kind), -1 if finding.row is None else finding.row))
     return CheckedTable(data, splits, inputs, findings, statistics)
@@ -134,9 +134,11 @@ def _duplicate_findings(
     used = usable & np.any([content != 0 for content in contents], axis=0)
     pairs = find_duplicates(combine_hashes(contents), rank, used)
     is_leak = splits[pairs[:, 0]] != splits[pairs[:, 1]]
-    is_conflict = targets[pairs[:, 0]] != targets[pairs[:, 1]]
+    differs = targets[pairs[:, 0]] != targets[pairs[:, 1]]
+    is_conflict = differs if differs.ndim == 1 else differs.any(1)
     for (row, original), leaks, conflicts in zip(pairs.tolist(), is_leak.tolist(), is_conflict.tolist(), strict=True):
-        label = f", whose label is {data.classes[targets[original]]!r}" if conflicts else ""
+        names = ", ".join(map(repr, data.task.class_names(targets[original], data.classes))) or "empty"
+        label = f", whose label is {names}" if conflicts else ""
         text = f"the inputs are those of row {numbers[original]} ({SPLITS[splits[original]]}){label}"
         kind = Kind.LEAK if leaks else Kind.CONFLICT if conflicts else Kind.DUPLICATE
         fix = "correct a label, or remove a row" if conflicts else "remove one of the rows"

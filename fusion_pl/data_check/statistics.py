@@ -62,7 +62,7 @@ class Statistics:
 def compute_statistics(data: ManifestData, inputs: Sequence[InputCheck], splits: NDArray[np.int8]) -> Statistics:
     """Count classes, missing inputs and lengths in all rows that have a split."""
     targets, classes = data.targets, data.classes
-    counts = {split: np.bincount(targets[splits == i], minlength=len(classes)) for i, split in enumerate(SPLITS)}
+    counts = {split: data.task.count_classes(targets[splits == i], len(classes)) for i, split in enumerate(SPLITS)}
     missing = {check.column.input: data.input_table.is_missing(check.column.column) for check in inputs}
     return Statistics(
         rows={split: int((splits == index).sum()) for index, split in enumerate(SPLITS)},

@@ -91,14 +91,14 @@ class ProgressBar(RichProgressBar):
         super().on_test_end(trainer, pl_module)
         self._stop_progress()
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Remove the bar of ``validate``; print a line in ``fit`` if the bar is disabled."""
         super().on_validation_end(trainer, pl_module)
         if trainer.state.fn != "fit":
             self._stop_progress()
         elif self._prints_lines and not trainer.sanity_checking:
             logged = trainer.callback_metrics
-            names = [name for name in ("val/loss", "val/accuracy") if name in logged]
+            names = [name for name in ("val/loss", f"val/{pl_module.task.monitor}") if name in logged]
             metrics = "".join(f", {name} {float(logged[name]):.4f}" for name in names)
             print(f"Epoch {trainer.current_epoch}, step {trainer.global_step}{metrics}", flush=True)
 

@@ -1,47 +1,19 @@
-"""Figures for TensorBoard and for the report of ``fusion-pl compare``."""
+"""Figure of missing inputs, for TensorBoard and for the report of ``fusion-pl compare``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from fusion_pl.messages import escape_unprintable
 from fusion_pl.metrics import subsets
 
-MAX_PLOTTED_CLASSES = 60  # a larger confusion matrix is not legible
-MAX_LABELLED_CLASSES = 20  # a larger confusion matrix has no counts in its cells
 
-
-def plot_confusion_matrix(confusion: Int[Tensor, "C C"], classes: list[str], title: str) -> Figure:
-    """Plot a confusion matrix; the colour of a cell is its share of the row.
-
-    Args:
-        confusion: counts with one row per true class and one column per predicted class.
-        classes: names of the classes.
-        title: title of the figure.
-    """
-    counts = confusion.numpy()
-    size = 2.5 + 0.4 * len(classes)
-    figure = Figure(figsize=(size, size), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(counts / counts.sum(axis=1, keepdims=True).clip(min=1), cmap="Blues", vmin=0, vmax=1)
-    axes.set(title=title, xlabel="predicted", ylabel="true")
-    names = [escape_unprintable(name) for name in classes]
-    axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)  # a class name may contain $
-    axes.set_yticks(range(len(names)), names, parse_math=False)
-    if len(classes) <= MAX_LABELLED_CLASSES:
-        for row, column in zip(*counts.nonzero(), strict=True):
-            color = "white" if counts[row, column] > counts[row].sum() / 2 else "black"
-            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color)
-    return figure
-
-
-def plot_missing_inputs(accuracies: Mapping[str, float], inputs: Sequence[str], title: str) -> Figure | None:
-    r"""Plot the expected accuracy against the share q of missing cells.
+def plot_missing_inputs(
+    accuracies: Mapping[str, float], inputs: Sequence[str], title: str, score: str = "accuracy"
+) -> Figure | None:
+    r"""Plot the expected accuracy, or another score, against the share q of missing cells.
 
     The figure has one line per input, whose cells are missing, and one line for missing cells of all inputs. Return
     None if no accuracy without one of the inputs was measured.
@@ -55,6 +27,7 @@ def plot_missing_inputs(accuracies: Mapping[str, float], inputs: Sequence[str], 
         accuracies: input names joined by ``+`` in the order of ``inputs`` -> accuracy with only these, 0 to 1.
         inputs: names of all inputs of the model.
         title: title of the figure.
+        score: name of the score, such as ``exact_match``.
     """
     by_subset = {subset: accuracies.get("+".join(subset)) for subset in subsets(inputs)}
     with_all = by_subset[tuple(inputs)]
@@ -72,7 +45,7 @@ def plot_missing_inputs(accuracies: Mapping[str, float], inputs: Sequence[str], 
         weights = [share ** (len(inputs) - len(subset)) * (1 - share) ** (len(subset) - 1) for subset in by_subset]
         mean = sum(weight * (value or 0.0) for weight, value in zip(weights, by_subset.values(), strict=True))
         axes.plot(100 * share, 100 * mean / sum(weights), color="black", linestyle="--", label="any missing")
-    axes.set(xlabel="share of missing cells in %", ylabel="accuracy in %")
+    axes.set(xlabel="share of missing cells in %", ylabel=f"{score.replace('_', ' ')} in %")
     axes.set_title(title, parse_math=False)
     for text in axes.legend().get_texts():
         text.set_parse_math(False)

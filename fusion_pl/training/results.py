@@ -13,11 +13,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fusion_pl.files import atomic_write
-from fusion_pl.metrics import per_class_metrics
 from fusion_pl.training.best import BestCheckpoint, find_checkpoint_callback
 from fusion_pl.training.console import print_results
 from fusion_pl.training.run_files import run_folder
-from fusion_pl.training.stage_metrics import evaluation_stage, stage_confusion_matrix
+from fusion_pl.training.stage_metrics import evaluation_stage, metrics_of_stage
 from fusion_pl.training.states import InvalidStateError, check_number
 
 PACKAGES = ("fusion-pl", "lightning", "torch", "torchmetrics", "torchvision", "torchaudio", "transformers")
@@ -50,15 +49,16 @@ class WriteResults(Callback):
         """Start the timer."""
         self.start_time = time.monotonic()
 
-    def _reset_confusion_matrix(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        stage_confusion_matrix(trainer, pl_module).reset()
+    def _reset_outcomes(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics_of_stage(trainer, pl_module).reset_outcomes()
 
-    on_validation_start = on_test_start = _reset_confusion_matrix
+    on_validation_start = on_test_start = _reset_outcomes
 
     def _compute_per_class(self, trainer: Trainer, pl_module: Any) -> None:
-        matrix = stage_confusion_matrix(trainer, pl_module).compute().cpu()  # on every process, because it synchronizes
-        self.per_class = per_class_metrics(matrix, pl_module.classes)
-        self.samples = {evaluation_stage(trainer): int(matrix.sum())}
+        metrics = metrics_of_stage(trainer, pl_module)
+        outcomes = metrics.outcomes.compute().cpu()  # on every process, because it synchronizes
+        self.per_class = pl_module.task.per_class(outcomes, pl_module.classes)
+        self.samples = {evaluation_stage(trainer): int(metrics.samples.compute())}
 
     on_validation_epoch_end = on_test_epoch_end = _compute_per_class
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 
-from fusion_pl.metrics import classification_metrics, confusion_matrix, subsets
+from fusion_pl.metrics import subsets
+from fusion_pl.tasks import Task
 from fusion_pl.types import Batch, Encoded, Fused
 
 MANY_INPUTS = 5  # models with fewer inputs are evaluated with every subset of their inputs
@@ -34,7 +34,7 @@ class Mean(Metric):
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, total: Tensor, count: Tensor | int) -> None:
+    def update(self, total: Tensor | int, count: Tensor | int) -> None:
         """Add the sum and the number of the values of a batch."""
         self.total += total
         self.count += count
@@ -44,42 +44,65 @@ class Mean(Metric):
         return self.total / self.count
 
 
+class Count(Mean):
+    """Number of samples."""
+
+    def compute(self) -> Tensor:
+        """Return the number of samples."""
+        return self.count
+
+
 class StageMetrics(nn.Module):
     """Metrics of validation or test.
 
     Args:
         stage: ``val`` or ``test``, the prefix of all metric names.
+        task: the task, which has the metrics of its predictions.
         num_classes: number of classes.
         hidden_layers: input name -> indices of the hidden layers that its encoder mixes; usually none.
     """
 
-    def __init__(self, stage: str, num_classes: int, hidden_layers: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, stage: str, task: Task, num_classes: int, hidden_layers: Mapping[str, Sequence[int]]) -> None:
         super().__init__()
         self.stage = stage
+        self._task = [task]  # in a list, so that it is a module of the model only
         self.hidden_layers = {name: list(layers) for name, layers in hidden_layers.items()}
         self.subsets = proper_subsets(list(hidden_layers))
         self.loss = Mean()
-        self.classification = classification_metrics(num_classes, f"{stage}/")
-        self.confusion = confusion_matrix(num_classes)
+        self.samples = Count()
+        self.predictions = task.metrics(num_classes, f"{stage}/")
+        self.outcomes = task.outcomes(num_classes)
         self.weights = nn.ModuleDict({name: Mean() for name in hidden_layers})
         self.by_inputs = nn.ModuleDict({"+".join(subset): Mean() for subset in self.subsets})
         layer_keys = (f"{name}/{layer}" for name, layers in self.hidden_layers.items() for layer in layers)
         self.layer_weights = nn.ModuleDict({key: Mean() for key in layer_keys})
 
+    @property
+    def task(self) -> Task:
+        """The task of the model."""
+        return self._task[0]
+
+    def reset_outcomes(self) -> None:
+        """Reset the metrics that are not logged."""
+        self.outcomes.reset()
+        self.samples.reset()
+
     def update(self, fused: Fused, encoded: Mapping[str, Encoded], batch: Batch) -> dict[str, Metric]:
         """Update the metrics with a batch, and return the updated metrics by name, for logging.
 
-        The loss is the cross-entropy without label smoothing and class weights, so that runs can be compared. The
+        The loss is the negative log-likelihood, without label smoothing and weights, so that runs can be compared. The
         weight of an input is averaged over all samples and is 0 if the input is missing; the weight of a hidden layer
         is averaged over the samples that have the input.
         """
         assert batch.target is not None
         logits, size = fused.logits.float(), len(batch.ids)
-        self.loss.update(cross_entropy(logits, batch.target, reduction="sum"), size)
-        self.classification.update(logits.softmax(-1), batch.target)
-        self.confusion.update(logits, batch.target)
+        probabilities = self.task.probabilities(logits)
+        self.loss.update(*self.task.sum_losses(logits, batch.target))
+        self.samples.update(0, size)
+        self.predictions.update(probabilities, batch.target)
+        self.outcomes.update(probabilities, batch.target)
         metrics: dict[str, Metric] = {f"{self.stage}/loss": self.loss}
-        metrics |= dict(self.classification.items(keep_base=False, copy_state=False))
+        metrics |= dict(self.predictions.items(keep_base=False, copy_state=False))
         if fused.weights is not None:
             for (name, mean), weight in zip(self.weights.items(), fused.weights.float().sum(0), strict=True):
                 metrics |= self._update_mean(f"weight/{name}", mean, weight, size)
@@ -94,12 +117,12 @@ class StageMetrics(nn.Module):
         return metrics
 
     def update_subset(self, subset: Sequence[str], fused: Fused, batch: Batch) -> dict[str, Metric]:
-        """Update the accuracy for a subset of the inputs; count only samples that have an input of the subset."""
+        """Update the score for a subset of the inputs; count only samples that have an input of the subset."""
         assert batch.target is not None
         has_any = torch.stack([batch.present[name] for name in subset]).any(0)
-        correct = (fused.logits.argmax(-1) == batch.target) & has_any
+        correct = self.task.is_correct(fused.logits, batch.target) & has_any
         key = "+".join(subset)
-        return self._update_mean(f"accuracy/{key}", self.by_inputs[key], correct.sum(), has_any.sum())
+        return self._update_mean(f"{self.task.score}/{key}", self.by_inputs[key], correct.sum(), has_any.sum())
 
     def _update_mean(self, name: str, mean: nn.Module, total: Tensor, count: Tensor | int) -> dict[str, Metric]:
         assert isinstance(mean, Mean)
@@ -121,11 +144,17 @@ def proper_subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
     return [*combinations(names, 1), *combinations(names, len(names) - 1)]
 
 
-def accuracy_by_inputs(metrics: Mapping[str, float], stage: str, inputs: Sequence[str]) -> dict[str, float]:
-    """Return the accuracy of each measured subset of the inputs, including all inputs; names are joined by ``+``."""
-    prefix = f"{stage}/accuracy/"
+def scores_by_inputs(metrics: Mapping[str, float], score: str, inputs: Sequence[str]) -> dict[str, float]:
+    """Return the score of each measured subset of the inputs, including all inputs; names are joined by ``+``.
+
+    Args:
+        metrics: dictionary from the name of a logged metric to its value.
+        score: name of the score with the stage, such as ``test/accuracy``.
+        inputs: names of all inputs of the model.
+    """
+    prefix = f"{score}/"
     by_subset = {name.removeprefix(prefix): value for name, value in metrics.items() if name.startswith(prefix)}
-    return by_subset | {"+".join(inputs): metrics[f"{stage}/accuracy"]}
+    return by_subset | {"+".join(inputs): metrics[score]}
 
 
 def evaluation_stage(trainer: Trainer) -> str:
@@ -133,7 +162,7 @@ def evaluation_stage(trainer: Trainer) -> str:
     return "test" if trainer.testing else "val"
 
 
-def stage_confusion_matrix(trainer: Trainer, module: Any) -> Metric:
-    """Return the confusion matrix of the stage that a Trainer evaluates."""
-    metric: Metric = module.stage_metrics[evaluation_stage(trainer)].confusion
-    return metric
+def metrics_of_stage(trainer: Trainer, module: Any) -> StageMetrics:
+    """Return the metrics of the stage that a Trainer evaluates."""
+    stage_metrics: StageMetrics = module.stage_metrics[evaluation_stage(trainer)]
+    return stage_metrics

@@ -9,9 +9,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 
 from fusion_pl.training.best import find_checkpoint_callback
-from fusion_pl.training.figures import MAX_PLOTTED_CLASSES, plot_confusion_matrix, plot_missing_inputs
+from fusion_pl.training.figures import plot_missing_inputs
 from fusion_pl.training.loggers import TensorBoard, chart_name
-from fusion_pl.training.stage_metrics import accuracy_by_inputs, evaluation_stage, stage_confusion_matrix
+from fusion_pl.training.stage_metrics import evaluation_stage, metrics_of_stage, scores_by_inputs
 
 
 class TensorBoardFigures(Callback):
@@ -29,23 +29,25 @@ class TensorBoardFigures(Callback):
         if isinstance(trainer.logger, TensorBoard):
             trainer.logger.logs_metrics = stage == "fit"
 
-    def _plot_confusion_matrix(self, trainer: Trainer, pl_module: Any) -> None:
+    def _plot_outcomes(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking:
             return
-        matrix = stage_confusion_matrix(trainer, pl_module).compute().cpu()  # on every process, because it synchronizes
-        if _should_log(trainer) and len(matrix) <= MAX_PLOTTED_CLASSES:
-            figure = plot_confusion_matrix(matrix, pl_module.classes, evaluation_stage(trainer))
-            _add_figure(trainer, "confusion", figure)
+        outcomes = metrics_of_stage(trainer, pl_module).outcomes.compute().cpu()  # on every process: it synchronizes
+        if _should_log(trainer):
+            _add_figure(
+                trainer, "confusion", pl_module.task.plot(outcomes, pl_module.classes, evaluation_stage(trainer))
+            )
 
-    on_validation_epoch_end = on_test_epoch_end = _plot_confusion_matrix
+    on_validation_epoch_end = on_test_epoch_end = _plot_outcomes
 
     def _plot_missing_inputs(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking or not _should_log(trainer):
             return
         stage, inputs = evaluation_stage(trainer), list(pl_module.encoders)
-        prefix = f"{stage}/accuracy"
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
-        _add_figure(trainer, "missing", plot_missing_inputs(accuracy_by_inputs(metrics, stage, inputs), inputs, stage))
+        score = f"{stage}/{pl_module.task.score}"
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(score)}
+        scores = scores_by_inputs(metrics, score, inputs)
+        _add_figure(trainer, "missing", plot_missing_inputs(scores, inputs, stage, pl_module.task.score))
 
     on_validation_end = on_test_end = _plot_missing_inputs
 

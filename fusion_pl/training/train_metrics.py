@@ -7,22 +7,29 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
+from fusion_pl.tasks import Task
 from fusion_pl.training.stage_metrics import Mean
 from fusion_pl.training.states import InvalidStateError, describe
 from fusion_pl.types import Batch, Fused, UserError
 
 
 class TrainMetrics(nn.ModuleDict):
-    """Mean loss and accuracy over the training samples of an epoch, computed while the model is trained on them."""
+    """Mean loss and score over the training samples of an epoch, computed while the model is trained on them.
 
-    def __init__(self) -> None:
-        super().__init__({"loss": Mean(), "accuracy": Mean()})
+    Args:
+        task: the task, which tells whether a prediction is correct.
+    """
+
+    def __init__(self, task: Task) -> None:
+        super().__init__({"loss": Mean(), task.score: Mean()})
+        self._task = [task]  # in a list, so that it is a module of the model only
 
     def update_batch(self, loss: Tensor, fused: Fused, batch: Batch) -> None:
         """Add a batch and its mean loss."""
         assert batch.target is not None
         size = len(batch.ids)
-        sums = {"loss": loss.detach() * size, "accuracy": fused.logits.argmax(-1).eq(batch.target).sum()}
+        (task,) = self._task
+        sums = {"loss": loss.detach() * size, task.score: task.is_correct(fused.logits, batch.target).sum()}
         for name, total in sums.items():
             self[name].update(total, size)  # type: ignore[operator]
 

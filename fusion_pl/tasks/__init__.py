@@ -1,0 +1,6 @@
+"""Tasks: what the label of a sample is, how it is read, trained, decided and measured."""
+
+from fusion_pl.tasks.base import LabelColumn, Task
+from fusion_pl.tasks.multi_class import MultiClass
+
+__all__ = ["LabelColumn", "MultiClass", "Task"]

@@ -1,0 +1,152 @@
+"""Base class of the tasks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+
+from fusion_pl.config import Configurable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Targets = NDArray[np.int64]  # one element or one row per row of a table
+Logits = Float[Tensor, "B _"]
+Probabilities = Float[Tensor, "B C"]
+Target = Int[Tensor, "B *K"]  # class index per sample; or per class 1, 0 or -1 (unknown)
+
+
+class LabelColumn(NamedTuple):
+    """A column of labels: the distinct cells, and which of them each row has.
+
+    Attributes:
+        name: name of the column.
+        codes: index of each row's cell in ``cells``; -1 = the cell is empty.
+        cells: distinct cells; the cells of a column of lists are tuples.
+    """
+
+    name: str
+    codes: NDArray[np.int64]
+    cells: list[str | tuple[str, ...]]
+
+
+class Task(Configurable, nn.Module, ABC):
+    """What a target is: how labels are read, and how logits are trained, decided and measured.
+
+    The data module reads labels with the first group of methods, on distinct cells instead of rows. The model uses the
+    others. A subclass whose state depends on the classes creates it in ``set_num_classes``.
+
+    Attributes:
+        exclusive_classes: whether every sample has exactly one class.
+        uses_softmax: whether there is one logit per class, and the softmax of the logits is their probabilities.
+        several_columns: whether the labels may be in several columns.
+        monitor: name of the metric that chooses the checkpoint, without the prefix of the stage.
+        mode: whether that metric is to be maximised or minimised.
+        score: name of the mean of ``is_correct`` over samples.
+        prediction_fields: fields of a ``Prediction`` that contain the decision.
+    """
+
+    exclusive_classes: bool = True
+    uses_softmax: bool = True
+    several_columns: bool = False
+    monitor: str = "accuracy"
+    mode: Literal["max", "min"] = "max"
+    score: str = "accuracy"
+    prediction_fields: tuple[str, ...] = ("label", "probability")
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def infer_classes(self, columns: Sequence[LabelColumn]) -> list[str]:
+        """Return the names of the classes that the labels contain, in the order of the targets."""
+
+    @abstractmethod
+    def read_targets(self, columns: Sequence[LabelColumn], classes: Sequence[str]) -> Targets:
+        """Return the target of each row; negative numbers where it is invalid or unknown."""
+
+    @abstractmethod
+    def find_invalid(self, column: LabelColumn, classes: Sequence[str]) -> NDArray[np.bool_]:
+        """Return for each row whether its cell is invalid."""
+
+    @abstractmethod
+    def explain_invalid(self, cell: str | tuple[str, ...] | None, classes: Sequence[str]) -> str:
+        """Return what is wrong with an invalid cell, and what to do."""
+
+    @abstractmethod
+    def is_known(self, targets: Targets) -> NDArray[np.bool_]:
+        """Return for each row whether it has a target; the others are not used."""
+
+    @abstractmethod
+    def has_class(self, targets: Targets, index: int) -> NDArray[np.bool_]:
+        """Return for each row whether it has a class."""
+
+    @abstractmethod
+    def count_classes(self, targets: Targets, num_classes: int) -> NDArray[np.int64]:
+        """Return the number of rows per class."""
+
+    @abstractmethod
+    def strata(self, targets: Targets) -> NDArray[np.int64]:
+        """Return an index of each row; drawn splits have a training row of each. Negative: the row is not used."""
+
+    @abstractmethod
+    def class_names(self, target: Any, classes: Sequence[str]) -> list[str]:
+        """Return the names of the classes of one row, whose target is known."""
+
+    def set_num_classes(self, num_classes: int) -> None:
+        """Create state that depends on the number of classes; the model calls this method once."""
+
+    def num_logits(self, num_classes: int) -> int:
+        """Return the number of logits of a sample, which a fusion head gets as its number of classes."""
+        return num_classes
+
+    @abstractmethod
+    def probabilities(self, logits: Logits) -> Probabilities:
+        """Return the probability of each class."""
+
+    @abstractmethod
+    def decide(self, probabilities: Probabilities) -> Target:
+        """Return the predicted target of each sample."""
+
+    @abstractmethod
+    def is_correct(self, logits: Logits, target: Target) -> Bool[Tensor, " B"]:
+        """Return whether the prediction of each sample is correct."""
+
+    @abstractmethod
+    def sum_losses(self, logits: Logits, target: Target) -> tuple[Float[Tensor, ""], Tensor | int]:
+        """Return the sum of the negative log-likelihoods and their number, for validation and test."""
+
+    @abstractmethod
+    def metrics(self, num_classes: int, prefix: str) -> MetricCollection:
+        """Return the metrics of a stage, which get ``probabilities`` and targets; exact for several processes."""
+
+    @abstractmethod
+    def outcomes(self, num_classes: int) -> Metric:
+        """Return a metric that counts right and wrong predictions, for ``per_class`` and ``plot``."""
+
+    @abstractmethod
+    def per_class(self, outcomes: Tensor, classes: list[str]) -> dict[str, dict[str, float]]:
+        """Return class -> its metrics, at least ``f1`` and ``samples``, from computed ``outcomes``."""
+
+    @abstractmethod
+    def plot(self, outcomes: Tensor, classes: list[str], title: str) -> Figure | None:
+        """Plot computed ``outcomes``; None if there are too many classes."""
+
+    @abstractmethod
+    def prediction(self, probabilities: Float[Tensor, " C"], classes: Sequence[str]) -> dict[str, Any]:
+        """Return the values of ``prediction_fields`` for one sample."""
+
+    @abstractmethod
+    def matches(self, names: Sequence[str], target: Any, classes: Sequence[str]) -> bool:
+        """Return whether the predicted names of one sample are those of its known target."""
+
+    def format_decision(self, value: Any) -> Any:
+        """Return a value of ``prediction_fields`` as a cell of a table."""
+        return value

@@ -1,0 +1,129 @@
+"""Task with one class per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torchmetrics import Metric, MetricCollection
+
+from fusion_pl.messages import did_you_mean, join_names
+from fusion_pl.metrics import classification_metrics, confusion_matrix, per_class_metrics
+from fusion_pl.tasks.base import LabelColumn, Logits, Probabilities, Target, Targets, Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class MultiClass(Task):
+    """Decide for one of C classes: the cell of the label column is the name of a class.
+
+    The logits are trained by the cross-entropy of their softmax. The decision is the most probable class. The metrics
+    are accuracy, macro-F1, one-vs-rest macro AUROC and expected calibration error; accuracy chooses the checkpoint.
+    """
+
+    def infer_classes(self, columns: Sequence[LabelColumn]) -> list[str]:
+        """Return the distinct labels, in numeric order if all are integers, else in alphabetical order."""
+        return sorted_classes(_text(cell) for cell in columns[0].cells)
+
+    def read_targets(self, columns: Sequence[LabelColumn], classes: Sequence[str]) -> Targets:
+        """Return the class index of each row, -1 if its label is not one of the classes."""
+        index = {name: target for target, name in enumerate(classes)}
+        (column,) = columns
+        return np.array([*(index.get(_text(cell), -1) for cell in column.cells), -1], np.int64)[column.codes]
+
+    def find_invalid(self, column: LabelColumn, classes: Sequence[str]) -> NDArray[np.bool_]:
+        """Return for each row whether its label is empty or not one of the classes."""
+        return self.read_targets([column], classes) < 0
+
+    def explain_invalid(self, cell: str | tuple[str, ...] | None, classes: Sequence[str]) -> str:
+        """Return what is wrong with a label, and what to do."""
+        if not (label := _text(cell or "")):
+            return "the label is empty: give the row a class, or remove it"
+        return f"{label!r} is not one of the classes {join_names(classes)}{did_you_mean(label, classes)}"
+
+    def is_known(self, targets: Targets) -> NDArray[np.bool_]:
+        """Return for each row whether it has a class."""
+        return targets >= 0
+
+    def has_class(self, targets: Targets, index: int) -> NDArray[np.bool_]:
+        """Return for each row whether it has a class."""
+        is_class: NDArray[np.bool_] = targets == index
+        return is_class
+
+    def count_classes(self, targets: Targets, num_classes: int) -> NDArray[np.int64]:
+        """Return the number of rows per class."""
+        return np.bincount(targets[targets >= 0], minlength=num_classes)
+
+    def strata(self, targets: Targets) -> NDArray[np.int64]:
+        """Return the class index of each row."""
+        return targets
+
+    def class_names(self, target: Any, classes: Sequence[str]) -> list[str]:
+        """Return the class of one row."""
+        return [classes[int(target)]]
+
+    def probabilities(self, logits: Logits) -> Probabilities:
+        """Return the softmax of the logits."""
+        return logits.softmax(-1)
+
+    def decide(self, probabilities: Probabilities) -> Target:
+        """Return the index of the most probable class."""
+        return probabilities.argmax(-1)
+
+    def is_correct(self, logits: Logits, target: Target) -> Bool[Tensor, " B"]:
+        """Return whether the class with the largest logit is that of the sample."""
+        return logits.argmax(-1) == target
+
+    def sum_losses(self, logits: Logits, target: Target) -> tuple[Float[Tensor, ""], Tensor | int]:
+        """Return the sum of the cross-entropies, and the number of samples."""
+        return cross_entropy(logits, target, reduction="sum"), len(target)
+
+    def metrics(self, num_classes: int, prefix: str) -> MetricCollection:
+        """Return accuracy, macro-F1, macro AUROC and expected calibration error."""
+        return classification_metrics(num_classes, prefix)
+
+    def outcomes(self, num_classes: int) -> Metric:
+        """Return the confusion matrix."""
+        return confusion_matrix(num_classes)
+
+    def per_class(self, outcomes: Tensor, classes: list[str]) -> dict[str, dict[str, float]]:
+        """Return precision, recall, F1 and number of samples per class."""
+        return per_class_metrics(outcomes, classes)
+
+    def plot(self, outcomes: Tensor, classes: list[str], title: str) -> Figure | None:
+        """Plot the confusion matrix."""
+        from fusion_pl.tasks.figures import plot_confusion_matrix
+
+        return plot_confusion_matrix(outcomes, classes, title)
+
+    def prediction(self, probabilities: Float[Tensor, " C"], classes: Sequence[str]) -> dict[str, Any]:
+        """Return the most probable class and its probability."""
+        index = int(self.decide(probabilities.unsqueeze(0)))
+        return {"label": classes[index], "probability": float(probabilities[index])}
+
+    def matches(self, names: Sequence[str], target: Any, classes: Sequence[str]) -> bool:
+        """Return whether the predicted class is that of the sample."""
+        return list(names) == self.class_names(target, classes)
+
+
+def sorted_classes(names: Iterable[str]) -> list[str]:
+    """Return distinct names that are not empty, in numeric order if all are integers, else in alphabetical order.
+
+    Example:
+        >>> sorted_classes(["10", "9", "", "10"])
+        ['9', '10']
+    """
+    distinct = set(names) - {""}
+    if all(name.removeprefix("-").isdecimal() for name in distinct):
+        return sorted(distinct, key=lambda name: (int(name), name))
+    return sorted(distinct)
+
+
+def _text(cell: str | tuple[str, ...]) -> str:
+    return cell.strip() if isinstance(cell, str) else ", ".join(cell)
