@@ -198,6 +198,8 @@ def test_every_number_out_of_its_range_is_refused(config, without_training, caps
         ("--trainer.logger.save_dir afile", "--trainer.logger.save_dir: afile is a file, expected a folder"),
         ("--cache afile/below", "--cache: afile is a file, expected a folder"),
         ("--model.optimizer.lr fast", "model.optimizer.lr is fast, expected a number"),
+        ("--data.classes cat dog", "data.classes is cat, expected a list such as '[a, b]' or null"),
+        ("--data.classes a b", "data.classes is a, expected a list such as '[a, b]' or null"),
         ("--model.fusion Concta", "there is no class 'Concta'; did you mean Concat?"),
         ("--model.fusion fusion_pl.fusion.Concta", "there is no class 'fusion_pl.fusion.Concta'; did you mean Concat?"),
         ("--model.fusion TinyText", "model.fusion: there is no class 'TinyText'"),

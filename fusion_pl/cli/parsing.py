@@ -201,7 +201,10 @@ def _type_error(messages: Sequence[str], key: str, option: Option) -> str | None
     """Return the message for a value of a wrong type, with the expected types."""
     detail = _innermost_message(messages)
     values = re.findall(r"(?:Given value|Got value): (.+?)$", detail, re.MULTILINE)
-    types = re.findall(r"(?:Expected an? |Not of type )(.+?)(?:\. Got value.*|: .*)?$", detail, re.MULTILINE)
+    # jsonargparse removes the value from the text, so that "a" is lost if it is the value, too.
+    types = re.findall(
+        r"(?:Expected an? |Expected (?=<class )|Not of type )(.+?)(?:\. Got value.*|: .*)?$", detail, re.MULTILINE
+    )
     types = [name for name in types if name != "Path" and "path but" not in name]  # jsonargparse lists str as well
     expected = [_type_name(name) for name in types if option.bases or not name.startswith("dot import path")]
     if not values or not expected:

@@ -108,7 +108,9 @@ class FeatureProcessor(Processor):
             raise UserError(f"{name} has no vectors: replace it or leave this input out")
 
     def _check_finite(self, numbers: Tensor, missing: Tensor | None, name: str) -> None:
-        wrong = ~(numbers.abs() <= MAX_MAGNITUDE)
+        wrong = ~(numbers.abs() <= MAX_MAGNITUDE)  # also NaN, and with it missing numbers
+        if not bool(wrong.any()):
+            return
         if missing is not None:
             if bool(missing.any()) and not self.has_flags:
                 raise UserError(
