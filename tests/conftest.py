@@ -6,10 +6,8 @@ import csv
 import gc
 import logging
 import math
-import os
 import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +15,12 @@ import soundfile
 import torch
 from PIL import Image
 
+from fusion_pl.data import ManifestData
+from fusion_pl.data.collate import Collate
 from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
 from fusion_pl.fusion import Weighted
 from fusion_pl.module import FusionClassifier
-from tests.texts import fit, write_config
+from tests.texts import fit_in, write_config
 
 CLASSES = ["high", "low"]
 gc.disable()  # while tests and libraries are imported
@@ -96,17 +96,24 @@ def model(encoders):
     return FusionClassifier(encoders, Weighted, CLASSES)
 
 
+@pytest.fixture
+def batch(manifest, encoders):
+    """The 24 training rows, the same ones each time; some inputs are missing."""
+    data = ManifestData(str(manifest), batch_size=12, num_workers=0)
+    data.processors = {name: encoder.processor for name, encoder in encoders.items()}
+    data.setup("fit")
+    samples = data.samples("train")
+    found = Collate(data.processors, training=True)([samples[row] for row in range(24)])
+    assert not all(present.all() for present in found.present.values()), "the tests need a missing input"
+    return found
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """A folder in which two epochs were trained on short texts."""
-    folder, before, arguments = tmp_path_factory.mktemp("trained"), Path.cwd(), sys.argv
+    folder = tmp_path_factory.mktemp("trained")
     write_config(folder)
-    os.chdir(folder)
-    try:
-        assert fit() == 0
-    finally:
-        os.chdir(before)
-        sys.argv = arguments
+    assert fit_in(folder) == 0
     return folder
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from fusion_pl.module import FusionClassifier
 from fusion_pl.predict import Predictor
 from fusion_pl.types import UserError
 from tests.test_module import quiet_trainer
-from tests.texts import BEST, LAST
+from tests.texts import BEST, LAST, fit_in
 
 COLUMNS = ["temperature", "humidity", "pressure"]
 ENCODERS = {
@@ -61,14 +60,9 @@ def write_folder(folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder in which two epochs were trained."""
-    folder, before, arguments = tmp_path_factory.mktemp("numbers"), Path.cwd(), sys.argv
+    folder = tmp_path_factory.mktemp("numbers")
     write_folder(folder)
-    os.chdir(folder)
-    try:
-        assert run("fit", ["--config", "config.yaml"]) == 0
-    finally:
-        os.chdir(before)
-        sys.argv = arguments
+    assert fit_in(folder) == 0
     return folder
 
 

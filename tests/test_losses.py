@@ -9,8 +9,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fusion_pl import fusion
-from fusion_pl.data import ManifestData
-from fusion_pl.data.collate import Collate
 from fusion_pl.fusion import Concat, Fusion, Stacking, Vote
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training import Loss
@@ -28,17 +26,6 @@ class Doubled(Concat):
 
     def held_out_mask(self, batch):
         return torch.arange(len(batch.ids)) < 2
-
-
-@pytest.fixture
-def batch(manifest, encoders):
-    data = ManifestData(str(manifest), batch_size=12, num_workers=0)
-    data.processors = {name: encoder.processor for name, encoder in encoders.items()}
-    data.setup("fit")
-    samples = data.samples("train")
-    found = Collate(data.processors, training=True)([samples[row] for row in range(12)])  # the same ones each time
-    assert not all(present.all() for present in found.present.values()), "the test needs a missing input"
-    return found
 
 
 def classifier(encoders, head, **loss):

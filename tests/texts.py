@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
@@ -41,6 +43,14 @@ def fit(*arguments):
     from fusion_pl.cli.run import run  # when it is needed: most tests are not about commands
 
     return run("fit", ["--config", "config.yaml", *arguments])
+
+
+def fit_in(folder):
+    """Run fit in a folder, and leave the current folder and the arguments of this process as they were."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", sys.argv)
+        return fit()
 
 
 def load(path):

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from fusion_pl import fusion
 from fusion_pl.data import ManifestData
-from fusion_pl.data.collate import Collate
 from fusion_pl.encoders import TinyImage, TinyText
 from fusion_pl.fusion import Concat, SelfAttention, Stacking
 from fusion_pl.module import FusionClassifier
@@ -19,15 +18,6 @@ from fusion_pl.types import Batch, Encoded, UserError
 from tests.conftest import CLASSES
 
 HEADS = [getattr(fusion, name) for name in fusion.__all__ if name != "Fusion"]
-
-
-@pytest.fixture
-def batch(manifest, encoders):
-    data = ManifestData(str(manifest), batch_size=12, num_workers=0)
-    data.processors = {name: encoder.processor for name, encoder in encoders.items()}
-    data.setup("fit")
-    samples = data.samples("train")
-    return Collate(data.processors)([samples[row] for row in range(24)])
 
 
 def in_training_without_dropout(encoders, head, missing="mask", **loss):
