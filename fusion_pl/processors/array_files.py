@@ -34,12 +34,13 @@ ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, Valu
 HEADER_ERRORS = (ValueError, TypeError, SyntaxError, LookupError, RecursionError, MemoryError, tokenize.TokenError)
 
 
-def read_array(source: Source, key: str | None = None) -> Tensor:
+def read_array(source: Source, key: str | None = None, max_rows: int | None = None) -> Tensor:
     """Read an array of numbers from the path or the content of a file, whose format is recognised by its content.
 
     Args:
         source: path or content of an .npy, .npz, .pt or .safetensors file.
         key: name of the array in a file of several arrays; None if the file has only one.
+        max_rows: number of rows of an array (T, F) that are needed; the others of an .npy file are not read.
 
     Raises:
         UserError: if the file is missing or damaged, is no array of numbers, or contains code.
@@ -52,7 +53,7 @@ def read_array(source: Source, key: str | None = None) -> Tensor:
             start, size = file.read(9), file.seek(0, io.SEEK_END)
             file.seek(0)
             if start.startswith(NPY_MAGIC):
-                return _read_npy(file, size, name)
+                return _read_npy(file, size, name, max_rows)
             if start.startswith(ZIP_MAGIC):
                 with zipfile.ZipFile(file) as archive:
                     if not any(member.endswith("/data.pkl") for member in archive.namelist()):
@@ -74,7 +75,7 @@ def _damaged(name: str, reason: str) -> UserError:
     return UserError(f"{name} cannot be read as an array ({reason}): expected .npy, .npz, .pt or .safetensors; {HINT}")
 
 
-def _read_npy(file: Any, size: int, name: str) -> Tensor:
+def _read_npy(file: Any, size: int, name: str, max_rows: int | None = None) -> Tensor:
     """Read an .npy file of ``size`` bytes; its header is checked before memory is allocated."""
     try:
         version = np.lib.format.read_magic(file)
@@ -90,6 +91,9 @@ def _read_npy(file: Any, size: int, name: str) -> Tensor:
     if min(shape, default=0) < 0 or num_bytes > size - file.tell():
         raise _damaged(name, f"it is truncated: its header promises shape {shape}")
     _check_size(num_bytes, name)
+    if max_rows is not None and len(shape) == 2 and not is_fortran:
+        shape = (min(max_rows, shape[0]), shape[1])
+        num_bytes = math.prod(shape) * dtype.itemsize
     content = bytearray(file.read(num_bytes))
     if len(content) < num_bytes:
         raise _damaged(name, f"it is truncated: its header promises shape {shape}")
@@ -106,7 +110,7 @@ def _read_npz(archive: zipfile.ZipFile, key: str | None, name: str) -> Tensor:
     members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
     key = _select(members, key, name)
     with archive.open(members[key]) as file:
-        return _read_npy(file, members[key].file_size, f"{name}, array {key!r},")
+        return _read_npy(file, members[key].file_size, f"{name}, array {key!r},")  # whole, for its checksum
 
 
 def _read_torch(source: Source, key: str | None, name: str) -> Tensor:

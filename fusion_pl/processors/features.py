@@ -71,18 +71,25 @@ class FeatureProcessor(Processor):
             training: not used.
 
         Returns:
-            A floating-point tensor; missing numbers are NaN.
+            A floating-point tensor; missing numbers are NaN. Of an .npy file, ``max_tokens`` vectors are read.
 
         Raises:
             UserError: if a file cannot be read, the shape is wrong, a number is infinite, or one is NaN in an array.
         """
         del training
+        return self._open(value, self.max_tokens)
+
+    def open_whole(self, value: Any) -> Float[Tensor, "*T F"]:
+        """Open all vectors of a sequence."""
+        return self._open(value, None)
+
+    def _open(self, value: Any, max_rows: int | None) -> Float[Tensor, "*T F"]:
         source = to_source(value)
         missing: Tensor | None = None
         name = "the input"
         if source is not None:
             name = describe_source(source, "array")
-            numbers = read_array(source, self.key)
+            numbers = read_array(source, self.key, max_rows)
         elif isinstance(value, Tensor):
             numbers = value.detach().cpu()
         elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":

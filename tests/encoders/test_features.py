@@ -189,6 +189,24 @@ def test_long_sequences_are_truncated():
 
 
 @pytest.mark.parametrize(
+    ("save", "order", "is_read"), [(np.save, "C", False), (np.save, "F", True), (np.savez, "C", True)]
+)
+def test_of_a_long_file_only_the_vectors_that_the_encoder_reads_are_read(tmp_path, save, order, is_read):
+    """The data check opens all of them, and finds a wrong number after the last one that is read."""
+    vectors = np.arange(40.0).reshape(10, 4)
+    vectors[7, 2] = math.nan
+    with (tmp_path / "a").open("wb") as file:
+        save(file, np.asarray(vectors, order=order))
+    processor = build(max_tokens=3).processor
+    for open_file in (processor.open_whole, *([processor.open] if is_read else [])):
+        with pytest.raises(UserError, match="has nan as number 3 of vector 8"):
+            open_file(tmp_path / "a")
+    if not is_read:
+        for source in (tmp_path / "a", (tmp_path / "a").read_bytes()):
+            np.testing.assert_array_equal(processor.open(source), vectors[:3])
+
+
+@pytest.mark.parametrize(
     "value",
     [
         np.array([1, 2, 3, 4]),
