@@ -510,7 +510,7 @@ def test_ids_that_are_empty_are_row_numbers_and_must_differ_from_the_others(toy,
 
 def test_many_problems_are_counted_without_describing_each(toy, processors, monkeypatch):
     described = []
-    monkeypatch.setattr("fusion_pl.data.checks.did_you_mean", lambda *names: described.append(names) or "")
+    monkeypatch.setattr("fusion_pl.tasks.multi_class.did_you_mean", lambda *names: described.append(names) or "")
     for record in toy.records:
         record["label"] = record["id"]
     data = ManifestData(toy.write(), num_workers=0, classes=["a", "b"])
