@@ -7,7 +7,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -35,6 +35,9 @@ commands:
   data check
             open every row and file before training, and report what is damaged, duplicated or cut off:
                         fusion-pl data check --config configs/own.yaml --output reports/check
+  data shard
+            write a table and its files to a few large files, for clusters and object stores:
+                        fusion-pl data shard --config configs/own.yaml --output data/shards
 
 options:
   --help               show this text; after a command: its main options, for the data set in use
@@ -49,7 +52,7 @@ Every value of a configuration can be given on the command line. An option overr
   fusion-pl fit --config configs/keypad.yaml --ckpt_path last        # resume the newest run
 """
 IMPORTERS = {"jsonargparse._util", "fusion_pl.config"}  # modules that import classes by their class path
-COMMANDS = ("fit", "validate", "test", "predict", "compare", "data check")
+COMMANDS = ("fit", "validate", "test", "predict", "compare", "data check", "data shard")
 
 
 def main() -> int:
@@ -85,10 +88,13 @@ def _run_subcommand(subcommand: str, arguments: list[str]) -> int:
     with _exit_on_interrupt(), without_garbage_collection():
         from fusion_pl.cli.run import run, run_reporting_errors
 
+        command: Callable[[list[str]], int | None] | None = None
         if subcommand == "compare":
-            from fusion_pl.analysis.compare import compare_command
-        if subcommand == "data check":
-            from fusion_pl.data_check.command import check_command
+            from fusion_pl.analysis.compare import compare_command as command
+        elif subcommand == "data check":
+            from fusion_pl.data_check.command import check_command as command
+        elif subcommand == "data shard":
+            from fusion_pl.cli.shard import shard_command as command
         if subcommand == "--completion":
             from fusion_pl.cli.completion import completion_script
 
@@ -97,10 +103,8 @@ def _run_subcommand(subcommand: str, arguments: list[str]) -> int:
             from fusion_pl.cli.help import help_text
 
             return _print_text(help_text(subcommand, arguments, everything="--help-all" in arguments) + "\n")
-    if subcommand == "compare":
-        return run_reporting_errors(lambda: compare_command(arguments))
-    if subcommand == "data check":
-        return run_reporting_errors(lambda: check_command(arguments))
+    if command is not None:
+        return run_reporting_errors(lambda: command(arguments))
     return run(subcommand, arguments)
 
 

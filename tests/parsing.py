@@ -11,9 +11,11 @@ from fusion_pl.analysis.arguments import read_arguments
 from fusion_pl.analysis.plan import plan_runs, read_base_config
 from fusion_pl.cli.fusion_cli import FusionCLI
 from fusion_pl.cli.run import run, run_reporting_errors
+from fusion_pl.cli.shard import shard_command
 from fusion_pl.data_check.command import check_command
 
 ROOT = Path(__file__).parents[1]
+DATA_COMMANDS = {"data check": check_command, "data shard": shard_command}
 
 
 class ParsedError(Exception):
@@ -40,8 +42,8 @@ def parse(subcommand, *arguments):
         patch.setattr(FusionCLI, "before_instantiate_classes", stop_training)
         patch.setattr("fusion_pl.cli.predict.find_checkpoint", stop_predicting)
         try:
-            if subcommand == "data check":
-                code = run_reporting_errors(lambda: check_command(list(arguments)))
+            if subcommand in DATA_COMMANDS:
+                code = run_reporting_errors(lambda: DATA_COMMANDS[subcommand](list(arguments)))
             else:
                 code = run(subcommand, list(arguments))
         except ParsedError as parsed:

@@ -18,6 +18,7 @@ from fusion_pl.analysis.arguments import compare_parser
 from fusion_pl.cli.options import Option, all_options, cli_options, options_of, options_of_class
 from fusion_pl.cli.predict import predict_parser
 from fusion_pl.cli.run import command_parser
+from fusion_pl.cli.shard import shard_parser
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data_check.command import check_parser
 
@@ -36,6 +37,9 @@ DESCRIPTIONS = {
     "images that look alike, silent sounds, black images, wrong endings, imbalanced classes, missing inputs, and what "
     "the encoders would cut off. The exit code is 1 if there are errors, 0 if there are only warnings, 2 if an option "
     "is wrong.",
+    "data shard": "Write the table and its files to shards, a few large files that fusion_pl.data.ShardData reads from "
+    "a folder or a URL: for file systems and object stores that are slow with many small files. The table is checked "
+    "first; the split and the hash of every row are kept. The same command goes on after it was stopped.",
 }
 EXAMPLES = {
     "fit": "--config configs/keypad.yaml --data.batch_size 16 --trainer.max_epochs 5 --model.fusion CrossAttention",
@@ -44,12 +48,13 @@ EXAMPLES = {
     "predict": "--ckpt_path best.ckpt --data.manifest new.csv --output predictions.csv",
     "compare": "--config configs/keypad.yaml --fusions Concat,LowRank --output reports/keypad",
     "data check": "--config configs/own.yaml --output reports/check --cleaned data/cleaned.csv",
+    "data shard": "--config configs/own.yaml --output data/shards",
 }
 RUN_OPTIONS = (
     *("ckpt_path", "seed_everything", "trainer.logger.name", "trainer.logger.save_dir", "cache", "threads", "dry_run"),
 )
-CHECK_OPTIONS = ("output", "cleaned")
-TRAINING_DATA_OPTIONS = {  # without effect on data check, which takes the configuration of fit
+DATA_COMMAND_OPTIONS = {"data check": ("output", "cleaned"), "data shard": ("output", "shard_size", "shuffle")}
+TRAINING_DATA_OPTIONS = {  # without effect on the commands of data, which take the configuration of fit
     *("data.batch_size", "data.sampling", "data.bucket_by_length", "data.augment", "data.input_dropout"),
     "data.on_bad_file",
 }
@@ -99,7 +104,8 @@ def sections(subcommand: str, arguments: Sequence[str], everything: bool = False
         parser = predict_parser() if subcommand == "predict" else compare_parser()
         yield "options", list(options_of(parser).values())
         return
-    parser = check_parser() if subcommand == "data check" else command_parser(subcommand)
+    data_parsers = {"data check": check_parser, "data shard": shard_parser}
+    parser = data_parsers[subcommand]() if subcommand in data_parsers else command_parser(subcommand)
     if everything:
         yield from _all_sections(parser)
         return
@@ -108,12 +114,12 @@ def sections(subcommand: str, arguments: Sequence[str], everything: bool = False
         options.setdefault(option.key, option)
     data = selected_data_class(options["data"], arguments)
     data_options = [options["data"], *options_of_class(data, options["data"]).values()]
-    if subcommand == "data check":
-        yield "options", [CONFIG_OPTION, *(options[key] for key in CHECK_OPTIONS)]
+    if subcommand in data_parsers:
+        yield "options", [CONFIG_OPTION, *(options[key] for key in DATA_COMMAND_OPTIONS[subcommand])]
         data_options = [option for option in data_options if option.key not in TRAINING_DATA_OPTIONS]
     title = f"data ({data.__name__}: {_first_sentence(data.__doc__ or '')})"
     yield textwrap.shorten(title, MAX_WIDTH, placeholder=" …"), data_options
-    if subcommand == "data check":
+    if subcommand in data_parsers:
         yield "model", [options["model.encoders"]]
         return
     yield "model", [options[key] for key in MODEL_OPTIONS]

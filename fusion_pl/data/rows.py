@@ -134,15 +134,18 @@ class ManifestRows(Dataset[Sample]):
         inputs: list[dict[str, Any]] = [{} for _ in indices]
         for column in self.columns:
             for index, values in zip(indices, inputs, strict=True):
-                cell = None if index in self.errors else column.cells[index]
-                if cell is not None:
-                    values[column.input] = self._open(column, cell, index)
+                if index not in self.errors and (value := self._open(column, index)) is not None:
+                    values[column.input] = value
         return [self._make_sample(index, values) for index, values in zip(indices, inputs, strict=True)]
 
-    def _open(self, column: InputColumn, cell: Any, index: int) -> Any:
-        """Open and augment a cell; return an error if it cannot be opened."""
+    def _open(self, column: InputColumn, index: int) -> Any:
+        """Open and augment a cell; return None if it is missing, an error if it cannot be opened."""
         try:
+            if (cell := column.cells[index]) is None:
+                return None
             value = column.open(cell)
+        except LoadError:  # not about this value alone
+            raise
         except OPEN_ERRORS as error:
             load_error = LoadError(f"{self.place(column, index)}: {error}")
             load_error.__cause__ = error

@@ -26,10 +26,15 @@ class Sampling:
     Attributes:
         weights: weight of each sample, in proportion to which it is drawn, with replacement; None = every sample once.
         lengths: length of each sample, in any unit, for batches of similar length; None = batches of any lengths.
+        shards: index of the shard of each sample, from 0, to draw all samples of a few shards before those of others;
+            None = samples in any order.
+        window: number of shards whose samples are mixed.
     """
 
     weights: NDArray[np.float64] | None = None
     lengths: NDArray[np.float64] | None = None
+    shards: NDArray[np.int64] | None = None
+    window: int = 1
 
     def draw(self, size: int, total: int, batch_size: int, rng: Generator) -> NDArray[np.int64]:
         """Draw the samples of an epoch.
@@ -48,6 +53,9 @@ class Sampling:
             rows = np.resize(rng.permutation(size), total)
         else:
             rows = rng.choice(size, total, p=self.weights / self.weights.sum())
+        if self.shards is not None:
+            windows = rng.permutation(self.shards.max() + 1) // self.window
+            rows = rows[np.argsort(windows[self.shards[rows]], kind="stable")]
         return rows if self.lengths is None else rows[_order_by_length(self.lengths[rows], batch_size, rng)]
 
 
@@ -117,8 +125,8 @@ def _input_lengths(column: InputColumn, size: int) -> NDArray[np.float64]:
     """Return the length of each cell, 0 if it is missing or unreadable; the headers of files are read in threads."""
 
     def length(index: int) -> float:
-        cell = column.cells[index]
         with suppress(*OPEN_ERRORS):  # the loader reports a file that cannot be read
+            cell = column.cells[index]
             return 0.0 if cell is None else column.open_local(cell, column.processor.estimate_length)
         return 0.0
 

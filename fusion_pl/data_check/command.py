@@ -8,15 +8,15 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
 from rich import get_console
 
-from fusion_pl.cli.fusion_cli import FusionCLI
+from fusion_pl.cli.data_cli import DataCLI
 from fusion_pl.cli.parsing import refuse_repeated_options
 from fusion_pl.cli.run import ParserOnly, build_cli, build_parsers
 from fusion_pl.data.manifest import ManifestData
+from fusion_pl.data.shard_data import ShardData
 from fusion_pl.data_check.check import CheckedTable, check_table
 from fusion_pl.data_check.cleaned import FORMATS, write_cleaned
 from fusion_pl.data_check.report import write_report
@@ -28,17 +28,11 @@ from fusion_pl.types import UserError
 MAX_SHOWN = 10  # findings per kind on the console
 
 
-class CheckCLI(FusionCLI):
-    """Command line of ``fusion-pl fit`` with the options of the check; it builds data and model, but no trainer."""
+class CheckCLI(DataCLI):
+    """Command line of ``fusion-pl data check``."""
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Return the one command whose options are those of the check."""
-        return {"fit": FusionCLI.subcommands()["fit"]}
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options of the check to those of ``fit``."""
-        super().add_arguments_to_parser(parser)
+    def add_options(self, parser: LightningArgumentParser) -> None:
+        """Add the options of the check."""
         parser.add_argument("--output", type=str, required=True, help="Folder of report.html and report.json.")
         parser.add_argument(
             "--cleaned",
@@ -47,26 +41,15 @@ class CheckCLI(FusionCLI):
             "error left out; the suffix selects the format, such as .csv or .parquet.",
         )
 
-    def _set_seed(self) -> None:
-        """Do nothing: nothing is random."""
+    def check_options(self) -> None:
+        """Raise an error for files that cannot be written."""
+        _check_paths(Path(self.options.output), self.options.cleaned and Path(self.options.cleaned))
 
-    def instantiate_classes(self) -> None:
-        """Build the data and the model, whose processors the data gets."""
-        options = self.config.fit
-        _check_paths(Path(options.output), options.cleaned and Path(options.cleaned))
-        self.config_init = self.parser.instantiate_classes(self.config)
-        self.datamodule = self._get(self.config_init, "data")
-        self.datamodule.processors = self._get(self.config_init, "model").processors
-
-    def _run_subcommand(self, subcommand: str) -> None:
+    def run_command(self, data: ManifestData) -> None:
         """Check the data."""
-        del subcommand
-        data: Any = self.datamodule
-        if not isinstance(data, ManifestData):
-            name = type(data).__name__
-            raise UserError(f"data check reads a table, but {name} has none: use fusion-pl fit --dry_run for its files")
-        data.prepare_data()
-        if (path := self.config.fit.cleaned) and Path(path).exists() and Path(path).samefile(data.manifest):
+        if (path := self.options.cleaned) and isinstance(data, ShardData):
+            raise UserError(f"--cleaned {path}: shards cannot be cleaned; clean the table and write them again")
+        if path and Path(path).exists() and Path(path).samefile(data.manifest):
             raise UserError(f"--cleaned {path} is the manifest itself: give it another name")
         self.checked = check_table(data)
 

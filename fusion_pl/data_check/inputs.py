@@ -12,7 +12,9 @@ from torch.utils.data import Dataset
 from fusion_pl.data.rows import InputColumn
 from fusion_pl.data.table import Cells
 from fusion_pl.data.workers import iterate_in_workers
+from fusion_pl.data_check.findings import Kind
 from fusion_pl.data_check.values import GREY_SIZE, Flaw, Inspection, inspect_cell
+from fusion_pl.types import UserError
 
 
 @dataclass
@@ -94,8 +96,13 @@ class DistinctCells(Dataset[Inspection]):
 
     def __getitem__(self, index: int) -> Inspection:
         """Open and inspect a cell."""
-        column, value = self.locate(index)
-        return inspect_cell(self.columns[column], self.columns[column].cells[int(self.rows[column][value])])
+        part, value = self.locate(index)
+        column = self.columns[part]
+        try:
+            cell = column.cells[int(self.rows[part][value])]
+        except UserError as error:  # a damaged shard
+            return Inspection(Flaw(Kind.UNREADABLE, str(error)))
+        return inspect_cell(column, cell)
 
 
 def check_inputs(columns: Sequence[InputColumn], unusable: Sequence[set[int]], num_workers: int) -> list[InputCheck]:
