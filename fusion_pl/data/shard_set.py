@@ -127,13 +127,24 @@ class ShardSet:
             LoadError: if the shard is missing or damaged, or the content has another hash.
         """
         shard = int(np.searchsorted(self.starts, row, side="right")) - 1
+        path, index = self._path(self.names[shard]), row - int(self.starts[shard])
         try:
-            content: bytes | None = self._open(shard)[column][row - int(self.starts[shard])].as_py()
+            try:
+                return self._read(shard, column, index, content_hash)
+            except UserError:
+                if not is_url(path):
+                    raise
+                self.remote.fetch(path, refresh=True)  # the copy may be one of former shards
+                self._opened.pop(shard, None)
+                return self._read(shard, column, index, content_hash)
         except UserError as error:
             raise LoadError(str(error)) from error
+
+    def _read(self, shard: int, column: str, index: int, content_hash: str) -> bytes:
+        content: bytes | None = self._open(shard)[column][index].as_py()
         if content is None or hash_bytes(content) != content_hash:
-            text = f"the file in column {column!r} of its row {row - int(self.starts[shard]) + 1} has another content"
-            raise LoadError(f"{self._path(self.names[shard])} is damaged ({text}): copy it again")
+            text = f"the file in column {column!r} of its row {index + 1} has another content"
+            raise UserError(f"{self._path(self.names[shard])} is damaged ({text}): copy it again")
         return content
 
     def _open(self, shard: int) -> Any:
@@ -191,6 +202,10 @@ class ShardCells(Cells):
         content_hash = self.table.cell(self.column, row)
         assert self.shards is not None
         return None if content_hash is None else self.shards.read(self.column, row, content_hash)
+
+    def distinct(self) -> NDArray[np.int64]:
+        """Return a number per cell, -1 = missing; equal files have different numbers, as only one may be damaged."""
+        return np.where(self.table.is_missing(self.column)[self.rows], -1, np.arange(len(self.rows)))
 
 
 def hash_bytes(content: bytes) -> str:
