@@ -1,7 +1,7 @@
-"""Samples per second of fusion-pl's loader and of decoding alone by Pillow and soundfile.
+"""Samples per second of fusion-pl's loader, from files and from shards, and of decoding alone by Pillow and soundfile.
 
-Both read the same files in a ``DataLoader`` with the same number of workers. Decode-only returns arrays; fusion-pl also
-checks, resizes, pads and collates a batch with its masks.
+All read the same files in a ``DataLoader`` with the same number of workers. Decode-only returns arrays; fusion-pl also
+checks, resizes, pads and collates a batch with its masks. The shards are shuffled in windows of 4 of about 20.
 
     python -m benchmarks.loading [--rounds 5] [--workers 1]
 """
@@ -21,10 +21,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import Measurements, print_table, ratio_row, run_alternating, send
-from fusion_pl.data import ManifestData
+from fusion_pl.data import ManifestData, ShardData
+from fusion_pl.data.shard_writer import ShardWriter
 from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
 
 BATCH, TARGET = 32, 0.9
+KINDS = ("decode", "fusion-pl", "shards")
 # case -> (image suffix, image size in pixels, audio suffix, seconds, sample rate, rows)
 CASES = {
     "28 px PNG, 0.5 s 8 kHz WAV": (".png", 28, ".wav", 0.5, 8000, 1600),
@@ -68,7 +70,7 @@ def write(folder: Path, case: str) -> list[dict[str, str]]:
 
 
 def make_loader(folder: Path, case: str, workers: int, only: str) -> DataLoader:
-    """Return one of the two loaders over the training rows."""
+    """Return one of the three loaders over the training rows."""
     if only == "decode":
         with (folder / "manifest.csv").open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
@@ -77,8 +79,16 @@ def make_loader(folder: Path, case: str, workers: int, only: str) -> DataLoader:
             dataset=DecodeOnly(folder, rows), batch_size=BATCH, shuffle=True, num_workers=workers, collate_fn=list,
             persistent_workers=workers > 0, generator=generator,
         )  # fmt: skip
+    if only == "shards":
+        data: ManifestData = ShardData(str(folder / "shards"), shuffle_window=4, batch_size=BATCH, num_workers=workers)
+    else:
+        data = ManifestData(manifest=str(folder / "manifest.csv"), batch_size=BATCH, num_workers=workers)
+    return set_up(data, case).train_dataloader()
+
+
+def set_up(data: ManifestData, case: str) -> ManifestData:
+    """Give the data its processors."""
     _, size, _, seconds, rate, _ = CASES[case]
-    data = ManifestData(manifest=str(folder / "manifest.csv"), batch_size=BATCH, num_workers=workers)
     encoders = {
         "text": TinyText(),
         "image": TinyImage(image_size=size, channels=3 if size > 28 else 1),
@@ -86,7 +96,7 @@ def make_loader(folder: Path, case: str, workers: int, only: str) -> DataLoader:
     }
     data.processors = {name: encoder.processor for name, encoder in encoders.items()}
     data.setup("fit")
-    return data.train_dataloader()
+    return data
 
 
 def measure(case: str, folder: Path, workers: int, only: str) -> Measurements:
@@ -107,7 +117,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--case", choices=list(CASES))
     parser.add_argument("--folder", type=Path, help="of the files (internal)")
-    parser.add_argument("--only", choices=["decode", "fusion-pl"], help="one run in this process (internal)")
+    parser.add_argument("--only", choices=KINDS, help="one run in this process (internal)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.only:
@@ -117,11 +127,16 @@ def main() -> None:
     for case in [args.case] if args.case else CASES:
         with tempfile.TemporaryDirectory() as name:
             write(Path(name), case)
+            data = set_up(ManifestData(str(Path(name) / "manifest.csv")), case)
+            size = sum(path.stat().st_size for path in Path(name).iterdir())
+            ShardWriter(data, Path(name) / "shards", size // 20, shuffle=True).write()
             command = ["-m", "benchmarks.loading", "--case", case, "--folder", name, "--workers", str(args.workers)]
-            commands = {only: [*command, "--only", only] for only in ("decode", "fusion-pl")}
+            commands = {only: [*command, "--only", only] for only in KINDS}
             results = run_alternating(commands, args.rounds)
-        rows.append(ratio_row(f"{case}, {args.workers} workers", results["fusion-pl"], results["decode"], TARGET))
-    header = ["case", "decode only, samples/s", "fusion-pl, samples/s", "ratio (range)", "target", "met"]
+        name = f"{case}, {args.workers} workers"
+        rows.append(ratio_row(name, results["fusion-pl"], results["decode"], TARGET))
+        rows.append(ratio_row(f"{name}, shards and files", results["shards"], results["fusion-pl"], TARGET))
+    header = ["case", "reference, samples/s", "fusion-pl, samples/s", "ratio (range)", "target", "met"]
     print_table("loading", header, rows)
 
 

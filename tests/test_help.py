@@ -170,7 +170,7 @@ def test_the_script_completes_commands_options_and_values(tmp_path):
     assert complete("fusion-pl", "fit", "--config", "comp") == ["completion.bash"]
     assert complete("fusion-pl", "compare", "--fus") == ["--fusions"]
     assert complete("fusion-pl", "da") == ["data"]
-    assert complete("fusion-pl", "data", "") == ["check"]
+    assert complete("fusion-pl", "data", "") == ["check", "shard"]
     assert complete("fusion-pl", "data", "check", "--clea") == ["--cleaned"]
 
 
