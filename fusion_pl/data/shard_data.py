@@ -34,7 +34,7 @@ class ShardData(ManifestData):
     Args:
         shards: folder of the shards, or its URL.
         inputs: dictionary from input name to column; by default that with which the shards were written.
-        label: column with the class names; by default that with which the shards were written.
+        label: column with the class names, or columns with 0 and 1; by default that with which the shards were written.
         classes: names of the classes; by default those of the shards, unless another ``label`` is given.
         shuffle_window: number of shards whose rows are mixed, at least 1.
         kwargs: arguments of ``ManifestData``, except those about paths: ``root``, ``check_files``, ``allow_outside``.
@@ -52,7 +52,7 @@ class ShardData(ManifestData):
         self,
         shards: str,
         inputs: dict[str, list[str] | str] | None = None,
-        label: str | None = None,
+        label: list[str] | str | None = None,
         classes: list[str] | None = None,
         shuffle_window: int = 16,
         **kwargs: Any,

@@ -44,7 +44,7 @@ class ShardManifest:
         index_hash: ``hash_file`` of the index.
         file_columns: columns whose files the shards contain.
         inputs: name of the input -> its column or columns.
-        label: name of the label column.
+        label: label column, or columns.
         classes: names of the classes.
     """
 
@@ -53,7 +53,7 @@ class ShardManifest:
     index_hash: str
     file_columns: list[str]
     inputs: dict[str, list[str] | str]
-    label: str
+    label: list[str] | str
     classes: list[str]
 
     def to_json(self) -> str:
