@@ -27,7 +27,13 @@ from fusion_pl.training.feature_cache import CacheOptions, FeatureCache
 from fusion_pl.training.loss import Loss
 from fusion_pl.training.mixup import draw_pairs
 from fusion_pl.training.model_checks import check_classes, check_inputs, check_same_task
-from fusion_pl.training.optimisation import WarmupCosine, enable_fused_optimizer, parameter_groups, parameter_ndims
+from fusion_pl.training.optimisation import (
+    WarmupCosine,
+    count_steps,
+    enable_fused_optimizer,
+    parameter_groups,
+    parameter_ndims,
+)
 from fusion_pl.training.stage_metrics import Mean, StageMetrics
 from fusion_pl.training.statistics import fit_statistics
 from fusion_pl.training.train_metrics import TrainMetrics
@@ -257,7 +263,7 @@ class FusionClassifier(LightningModule):
         scheduler = self.lr_scheduler(optimizer)
         if isinstance(scheduler, WarmupCosine):
             if scheduler.total_steps is None:
-                scheduler.set_total_steps(self.trainer.estimated_stepping_batches)
+                scheduler.set_total_steps(count_steps(self.trainer))
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
 
@@ -278,7 +284,7 @@ class FusionClassifier(LightningModule):
         checkpoint["fusion_pl"] = self.config() | {
             "files": {name: encoder.files() for name, encoder in self._encoders()},
             "columns": dict(getattr(data, "columns", {name: name for name in self.encoders})),
-            "label": data.label if isinstance(data, ManifestData) else None,
+            "label": getattr(data, "label", None),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -53,22 +53,25 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None or isinstance(fault, int):
             self.send_error(404 if content is None else int(fault))
             return
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+        first, _, last = asked.removeprefix("bytes=").partition("-") if asked else ("0", "", "")
+        start, stop = int(first), min(int(last or len(content)) + 1, len(content))
         if fault in {"without range", "chunked"}:
-            start = 0
+            start, stop = 0, len(content)
         if start and start >= len(content):
             self.send_error(416)
             return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        is_part = start > 0 or stop < len(content)
+        self.send_response(206 if is_part else 200)
+        if is_part:
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
         if fault == "chunked":
             self.send_header("Transfer-Encoding", "chunked")
             content = b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content)
+            stop = len(content)
         else:
-            self.send_header("Content-Length", str(len(content) - start))
+            self.send_header("Content-Length", str(stop - start))
         self.end_headers()
-        rest = content[start:]
+        rest = content[start:stop]
         if fault in {"stalls", "breaks off"}:
             rest = rest[: len(rest) // 2]
         for i in range(0, len(rest), size := len(rest) // 4 + 1 if fault == "slow" else len(rest) + 1):

@@ -40,6 +40,7 @@ from fusion_pl.training.console import console_callbacks
 from fusion_pl.training.dry_run import DryRun
 from fusion_pl.training.hardware import choose_num_threads, choose_precision, reuse_freed_memory
 from fusion_pl.training.interrupt import SaveWhenStopped, StoppedBySignal
+from fusion_pl.training.last_step import ValidateLastStep
 from fusion_pl.training.loggers import LogInterval
 from fusion_pl.training.plateau import ResumePlateau
 from fusion_pl.training.results import WriteResults
@@ -208,7 +209,7 @@ class FusionCLI(LightningCLI):
                 self.datamodule.load_state_dict(record)
         self.stopper = SaveWhenStopped()
         options = self._get(self.config_init, "trainer")
-        callbacks = [self.stopper, CheckTrainingState(), SaveTrainMetrics(), ResumePlateau()]
+        callbacks = [self.stopper, CheckTrainingState(), SaveTrainMetrics(), ResumePlateau(), ValidateLastStep()]
         callbacks += [WriteSplits(), WriteResults()]
         if config.dry_run:
             callbacks = [self.stopper, CheckTrainingState(), DryRun()]

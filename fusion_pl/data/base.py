@@ -69,6 +69,7 @@ class FusionData(LightningDataModule, ABC):
         UserError: if a number is out of range.
     """
 
+    is_stream: ClassVar[bool] = False  # whether samples are read one after another, and their number is unknown
     cached_by_processors: ClassVar[tuple[str, ...]] = ()  # cached properties that depend on the processors
 
     def __init__(  # noqa: PLR0913 - the options of one class in a configuration
@@ -120,8 +121,8 @@ class FusionData(LightningDataModule, ABC):
 
     @property
     @abstractmethod
-    def class_counts(self) -> list[int]:
-        """Number of training samples per class, in the order of ``classes``."""
+    def class_counts(self) -> list[int] | None:
+        """Number of training samples per class, in the order of ``classes``; None if it is unknown."""
 
     @property
     def train_sampling(self) -> Sampling | None:
@@ -130,7 +131,10 @@ class FusionData(LightningDataModule, ABC):
 
     @abstractmethod
     def samples(self, split: Split | Literal["predict"]) -> Dataset[Sample]:
-        """Return the samples of a split as a map-style data set that can be pickled for the loader's workers."""
+        """Return the samples of a split as a map-style data set that can be pickled for the loader's workers.
+
+        A stream returns an iterable, and overrides the loaders.
+        """
 
     @property
     def processors(self) -> Mapping[str, Processor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from fusion_pl.data.checks import (
 )
 from fusion_pl.data.remote import RemoteFiles
 from fusion_pl.data.table import Cells, Problem, Table
+from fusion_pl.messages import join_names
 from fusion_pl.processors import Processor
 
 Columns = str | list[str]  # a column, or several columns of one input
@@ -149,6 +150,13 @@ class TableInputs:
 def column_names(columns: Columns) -> Sequence[str]:
     """Return the columns of an input in the manifest."""
     return [columns] if isinstance(columns, str) else columns
+
+
+def check_input_names(inputs: Iterable[str], processors: Iterable[str]) -> Iterator[Problem]:
+    """Check that the inputs whose columns are given are inputs of the model."""
+    known = set(processors)
+    for name in sorted(set(inputs) - known):
+        yield Problem(f"data.inputs has the input {name!r}, but the model's inputs are {join_names(processors)}")
 
 
 def check_input_columns(manifest: Table, name: str, columns: Columns) -> Iterator[Problem]:

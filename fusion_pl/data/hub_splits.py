@@ -85,6 +85,31 @@ def select_splits(dataset: str, parts: Mapping[str, Any], split_names: Mapping[s
     return {split: parts[found[0]] for split, found in names.items() if found}
 
 
+def to_stream(part: Any, name: str) -> Any:
+    """Return a split as a ``datasets.IterableDataset`` with known features, for which its first row may be read.
+
+    Args:
+        part: ``datasets.Dataset`` or ``IterableDataset``.
+        name: data set and split, for messages.
+
+    Raises:
+        UserError: if the first row cannot be read.
+    """
+    import datasets
+
+    if isinstance(part, datasets.Dataset):
+        return part.to_iterable_dataset(num_shards=max(1, min(len(part.cache_files), len(part))))
+    if part.features is not None:
+        return part
+    try:
+        first = next(iter(part.with_format("arrow").iter(1)), None)
+    except Exception as error:  # each format and each file system has its own classes of errors
+        raise UserError(f"{name} cannot be read ({error_reason(error)}): {LOAD_HINT}") from error
+    if first is None:
+        raise UserError(f"{name} has no rows: a split needs one row per sample")
+    return part.cast(datasets.Features.from_arrow_schema(first.schema))
+
+
 def find_class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return a dictionary from each column of classes to their names."""
     from datasets import ClassLabel

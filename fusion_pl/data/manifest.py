@@ -20,7 +20,7 @@ from fusion_pl.data.checks import (
     check_splits,
     check_text_column,
 )
-from fusion_pl.data.columns import Columns, TableInputs, check_input_columns
+from fusion_pl.data.columns import Columns, TableInputs, check_input_columns, check_input_names
 from fusion_pl.data.labels import check_label_columns, check_labels
 from fusion_pl.data.read_table import read_table, table_files
 from fusion_pl.data.remote import RemoteFiles, is_url, strip_query
@@ -147,7 +147,7 @@ class ManifestData(TableData):
             UserError: lists the first ten problems with row and column.
         """
         if stage == "predict":
-            self._check_prediction_columns([*self.table.problems, *self._find_unknown_inputs()])
+            self._check_prediction_columns([*self.table.problems, *check_input_names(self.inputs, self.processors)])
             return
         self._check_versions()
         raise_problems(self.manifest, self.find_problems(stage))
@@ -164,7 +164,8 @@ class ManifestData(TableData):
         Args:
             stage: ``fit``, ``validate`` or ``test``, see ``setup``.
         """
-        problems = [*self.table.problems, *self._find_unknown_inputs(), *self._check_rows()]
+        names = check_input_names(self.inputs, self.processors)
+        problems = [*self.table.problems, *names, *self._check_rows()]
         if self.has_labels:
             if option_problems := list(self._splits.check_options()):
                 return problems + option_problems  # the rows cannot be assigned to splits
@@ -176,12 +177,6 @@ class ManifestData(TableData):
                 problems += check_weights(self.table, self.sample_weight, self._splits.used_rows["train"])
             problems += self._check_paths(SPLITS if stage == "fit" else required)
         return problems
-
-    def _find_unknown_inputs(self) -> Iterator[Problem]:
-        for name in sorted(self.inputs.keys() - self.processors.keys()):
-            yield Problem(
-                f"data.inputs has the input {name!r}, but the model's inputs are {join_names(self.processors)}"
-            )
 
     def _check_prediction_columns(self, problems: list[Problem]) -> None:
         missing = self._inputs.missing_columns

@@ -129,6 +129,8 @@ class FeatureCache:
             reason = f"{finetuning[0]} may unfreeze encoders"
         elif self.trainer.strategy.restore_checkpoint_after_setup:
             reason = f"{type(self.trainer.strategy).__name__} distributes the weights of the encoders"
+        elif self.data.is_stream:
+            reason = f"the samples of {type(self.data).__name__} are not stored either"
         else:
             try:
                 self.options.folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +151,7 @@ class FeatureCache:
         splits = [split for split in splits if limits[split] == 1]
         if trainer.max_steps > 0 and "train" in splits:
             step = self.data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
-            if trainer.max_steps * step < sum(self.data.class_counts):
+            if trainer.max_steps * step < sum(self.data.class_counts or []):
                 splits.remove("train")
         return splits
 

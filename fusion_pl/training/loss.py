@@ -81,7 +81,8 @@ class Loss:
         counts = getattr(data, "class_counts", None)
         if counts is None:
             raise UserError(
-                "class_weights: balanced counts the training samples of a FusionData; give one number per class"
+                "class_weights: balanced counts the training samples of a FusionData, which a stream does not know: "
+                "give one number per class"
             )
         return balanced_class_weights(counts)
 

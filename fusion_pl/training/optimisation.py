@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -65,7 +66,7 @@ class WarmupCosine(LRScheduler):
         """
         if not 0 <= total_steps < math.inf:
             raise UserError(
-                "the number of training steps is unknown (trainer.max_epochs is -1, or the loader has no length), but "
+                "the number of training steps is unknown (trainer.max_epochs is -1, or the data is a stream), but "
                 "the learning rate schedule depends on it: give trainer.max_steps, or "
                 "model.lr_scheduler.init_args.total_steps"
             )
@@ -76,6 +77,16 @@ class WarmupCosine(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Return the state without ``total_steps``, which may change on resume."""
         return {key: value for key, value in super().state_dict().items() if key != "total_steps"}
+
+
+def count_steps(trainer: Trainer) -> int | float:
+    """Return the number of optimizer steps of a run; negative or infinite if it is unknown.
+
+    The Trainer would build the loader of a stream to count its batches, and begin to read before it restores the epoch.
+    """
+    if getattr(trainer.datamodule, "is_stream", False):  # type: ignore[attr-defined]
+        return trainer.max_steps
+    return trainer.estimated_stepping_batches
 
 
 def parameter_ndims(model: nn.Module) -> dict[str, int]:

@@ -81,7 +81,8 @@ class CheckTrainingState(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End a finished epoch: its number of batches is compared with that of this run's batch size."""
         batches = trainer.fit_loop.epoch_loop.batch_progress
-        if trainer.fit_loop.restarting and batches.is_last_batch:
+        is_counted = trainer.num_training_batches < math.inf  # a stream ends by its last batch alone
+        if trainer.fit_loop.restarting and batches.is_last_batch and is_counted:
             batches.current.load_state_dict(
                 dict.fromkeys(batches.current.state_dict(), int(trainer.num_training_batches))
             )

@@ -1,0 +1,124 @@
+"""A run on streamed rows that is stopped at any moment and resumed is bit for bit the run that was never stopped."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import sys
+
+import datasets
+import pytest
+import yaml
+from datasets import ClassLabel, Dataset, Features, Value
+
+from tests.test_exact_resume import (
+    ACCUMULATE,
+    DDP,
+    EPOCH,
+    EVERY_STEP,
+    PLATEAU,
+    ROWS,
+    TWO_VALIDATIONS,
+    VAL_ROWS,
+    assert_same,
+    in_new_process,
+    in_process,
+    outcome,
+    resume,
+    write,
+)
+
+from .test_exact_resume import trained_on  # noqa: F401 - a fixture
+
+STEPS = ["--trainer.max_steps", str(3 * EPOCH)]
+WORKERS = ["--data.num_workers", "2"]
+CONSTANT = ["--model.lr_scheduler", "ConstantLR"]  # needs no number of steps
+
+
+def write_stream(folder, stop=None):
+    """Write the rows of the table as Parquet files, two of them with training rows, and stream them."""
+    write(folder, stop)
+    with (folder / "rows.csv").open() as file:
+        rows = [{**row, "label": int(row["label"])} for row in csv.DictReader(file)]
+    assert len(rows) == ROWS + VAL_ROWS
+    features = Features({**dict.fromkeys(["title", "text", "split"], Value("string")), "label": ClassLabel(2)})
+    datasets.disable_progress_bars()
+    for name, part in (("train-0", rows[:7]), ("train-1", rows[7:ROWS]), ("validation-0", rows[ROWS:])):
+        (folder / "rows").mkdir(exist_ok=True)
+        Dataset.from_list(part, features).to_parquet(folder / "rows" / f"{name}.parquet")
+    datasets.enable_progress_bars()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    options = config["data"]["init_args"] | {"dataset": "rows", "shuffle_buffer": 4}
+    del options["manifest"]
+    config["data"] = {"class_path": "fusion_pl.data.HubStream", "init_args": options}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """Options -> outcome of the run that is never stopped."""
+    argv, outcomes = sys.argv, {}
+
+    def train(fit, *options):
+        if options not in outcomes:
+            folder = write_stream(tmp_path_factory.mktemp("reference"))
+            assert fit(folder, *options) == 0
+            outcomes[options] = outcome(folder)
+        return outcomes[options]
+
+    yield train
+    sys.argv = argv
+
+
+@pytest.mark.parametrize(
+    ("stop", "options"),
+    [
+        ({"batches": 0}, STEPS),
+        ({"batches": EPOCH + 2}, STEPS),
+        ({"batches": EPOCH + 2}, [*STEPS, *WORKERS]),
+        ({"batches": EPOCH - 1}, STEPS),  # in the last batch of an epoch
+        ({"batches": EPOCH, "in_validation": True}, STEPS),
+        ({"batches": EPOCH + 2}, ["--trainer.max_steps", "13"]),  # the last step is within an epoch
+        ({"batches": EPOCH + 2, "in_validation": True}, [*STEPS, *TWO_VALIDATIONS]),
+        ({"batches": EPOCH + 2}, [*CONSTANT, *ACCUMULATE]),  # the first batch of two
+        ({"batches": 2 * EPOCH, "in_validation": True}, CONSTANT),
+        ({"batches": 4 + 2}, [*CONSTANT, "--trainer.limit_train_batches", "4"]),
+    ],
+    ids=lambda value: "-".join(map(str, value.items() if isinstance(value, dict) else value)),
+)
+def test_a_terminated_run(stop, options, reference, tmp_path):
+    expected = reference(in_process, *(STEPS if options[-2:] == WORKERS else options))
+    folder = write_stream(tmp_path / "stopped", stop)
+    assert_same(resume(folder, in_process, 128 + signal.SIGTERM, *options), expected)
+
+
+@pytest.mark.parametrize(
+    ("stop", "options"),
+    [
+        ({"batches": EPOCH + 2}, [*STEPS, *EVERY_STEP]),
+        ({"batches": EPOCH, "in_validation": True}, [*STEPS, *EVERY_STEP]),  # after the last batch of an epoch
+        ({"batches": EPOCH + 1}, [*EVERY_STEP, *PLATEAU]),
+    ],
+    ids=lambda value: "-".join(map(str, value.items() if isinstance(value, dict) else value)),
+)
+def test_a_killed_run(stop, options, reference, tmp_path):
+    folder = write_stream(tmp_path / "stopped", stop | {"signum": int(signal.SIGKILL)})
+    assert in_new_process(folder, "--config", "stop.yaml", *options) == -signal.SIGKILL
+    assert in_process(folder, "--ckpt_path", "last", *options) == 0
+    assert_same(outcome(folder), reference(in_process, *[one for one in options if one not in EVERY_STEP]))
+
+
+def test_two_processes(reference, tmp_path):
+    options = [*DDP, "--trainer.max_steps", "9", "--data.num_workers", "1"]
+    folder = write_stream(tmp_path / "stopped", {"batches": 3 + 1})
+    expected = reference(in_new_process, *options)
+    assert expected["steps"] == 9
+    assert_same(resume(folder, in_new_process, 128 + signal.SIGTERM, *options), expected)
+
+
+def test_one_process_continues_the_epoch_of_two(trained_on, tmp_path):  # noqa: F811
+    folder = write_stream(tmp_path / "stopped", {"batches": 0})
+    assert in_new_process(folder, "--config", "stop.yaml", *DDP, *CONSTANT) == 128 + signal.SIGTERM
+    assert in_process(folder, "--ckpt_path", "last", "--trainer.max_epochs", "1", *CONSTANT) == 0
+    assert len(trained_on) == len(set(trained_on)) == ROWS - 6
