@@ -24,9 +24,9 @@ from fusion_pl.layers import fill_missing, mark_missing, scatter_rows
 from fusion_pl.processors import Processor
 from fusion_pl.tasks import MultiClass, Task
 from fusion_pl.training.feature_cache import CacheOptions, FeatureCache
-from fusion_pl.training.loss import Loss
+from fusion_pl.training.loss import Loss, TrainingLoss, total_loss
 from fusion_pl.training.mixup import draw_pairs
-from fusion_pl.training.model_checks import check_classes, check_inputs, check_same_task
+from fusion_pl.training.model_checks import check_classes, check_head, check_inputs, check_same_task
 from fusion_pl.training.optimisation import (
     WarmupCosine,
     count_steps,
@@ -85,7 +85,6 @@ class FusionClassifier(LightningModule):
     ) -> None:
         super().__init__()
         self.loss = loss or Loss()
-        self.loss.check_class_weights(classes)
         check_inputs(encoders)
         check_classes(classes)
         self.classes = list(classes)
@@ -95,6 +94,7 @@ class FusionClassifier(LightningModule):
         dims = {name: encoder.dim for name, encoder in encoders.items()}
         num_logits = self.task.num_logits(len(classes))
         self.fusion = fusion(dims, num_logits)
+        check_head(type(self.fusion), self.task)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.pretrained_lr_factor = pretrained_lr_factor
         self.missing = missing
@@ -104,7 +104,7 @@ class FusionClassifier(LightningModule):
         if self.loss.auxiliary_weight:  # unimodal classifiers, used in training only
             for name, dim in dims.items():
                 self.auxiliary_heads[name] = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_logits))
-        self.register_buffer("loss_weights", None, persistent=False)
+        self.training_loss = TrainingLoss(self.loss, self.task, self.classes)
         hidden_layers = {name: encoder.hidden_layers for name, encoder in encoders.items()}
         self.stage_metrics = nn.ModuleDict(
             {stage: StageMetrics(stage, self.task, len(classes), hidden_layers) for stage in ("val", "test")}
@@ -144,8 +144,7 @@ class FusionClassifier(LightningModule):
         self._set_up_features(stage)
         if stage != "fit":
             return
-        weights = self.loss.class_weight_tensor(getattr(self._trainer, "datamodule", None))
-        self.loss_weights = None if weights is None else weights.to(self.device)
+        self.training_loss.set_up(getattr(self._trainer, "datamodule", None), self.device)
         for name, encoder in self._encoders():
             if self.training:
                 encoder.update_frozen_modes()  # a callback or the user may have frozen modules
@@ -197,8 +196,8 @@ class FusionClassifier(LightningModule):
         """Encode the inputs of a batch and apply the fusion head."""
         return self.fuse(self.encode(batch))
 
-    def compute_loss(self, batch: Batch) -> tuple[Tensor, Fused]:
-        """Return the training loss of a batch with targets, and the output of the fusion head."""
+    def compute_losses(self, batch: Batch) -> tuple[dict[str, Tensor], Fused]:
+        """Return the terms of the training loss of a batch with targets, and the output of the fusion head."""
         encoded, pairs = self.encode(batch), None
         if self.loss.mixup and self.training:
             pairs = draw_pairs(batch, self.fusion.held_out_mask(batch), self.loss.mixup)
@@ -206,11 +205,11 @@ class FusionClassifier(LightningModule):
         fused = self.fuse(encoded)
         auxiliary_logits = {name: classify(encoded[name].embedding) for name, classify in self.auxiliary_heads.items()}
 
-        def compute(batch: Batch) -> Tensor:
-            return self.loss.compute(self.fusion, fused, auxiliary_logits, batch, self.loss_weights)
+        def compute(batch: Batch) -> dict[str, Tensor]:
+            losses: dict[str, Tensor] = self.training_loss(self.fusion, fused, auxiliary_logits, batch)
+            return losses
 
-        loss = pairs.mix_losses(compute, batch) if pairs else compute(batch)
-        return loss, fused
+        return (pairs.mix_losses(compute, batch) if pairs else compute(batch)), fused
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by the seed of the run, epoch, batch and process, so that a resumed run has the same numbers."""
@@ -219,16 +218,23 @@ class FusionClassifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the training loss of a batch, log it, and update the metrics of the epoch."""
-        loss, fused = self.compute_loss(batch)
-        self.train_metrics.update_batch(loss, fused, batch)
+        losses, fused = self.compute_losses(batch)
+        loss = total_loss(losses)
+        self.train_metrics.update_batch(losses, fused, batch)
         self.log("train/loss_step", loss, prog_bar=True, batch_size=len(batch.ids))  # not synchronised over processes
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Log loss and accuracy of the epoch, also if all of its batches were trained on before a resume."""
+        """Log losses and score of the epoch, also if all of its batches were trained on before a resume."""
         for name, metric in self.train_metrics.items():
             if isinstance(metric, Mean) and metric.update_called:
                 self.log(f"train/{name}", metric)
+        for name, value in self.train_metrics.compute_terms().items():
+            self.log(f"train/loss/{name}", value)
+
+    def on_validation_epoch_start(self) -> None:
+        """Tell the task whether the validation is part of a training."""
+        self.task.start_validation(self.trainer.state.fn == "fit" and not self.trainer.sanity_checking)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the validation metrics."""

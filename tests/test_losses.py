@@ -22,7 +22,7 @@ class Doubled(Concat):
     """Asks for twice the cross-entropy, and keeps the first two samples of a batch from the encoders."""
 
     def loss(self, fused, batch, cross_entropy):
-        return 2 * cross_entropy(fused.logits)
+        return {"fused": 2 * cross_entropy(fused.logits)}
 
     def held_out_mask(self, batch):
         return torch.arange(len(batch.ids)) < 2

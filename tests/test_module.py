@@ -207,7 +207,7 @@ def test_a_loss_out_of_range_is_refused(change, match):
 def test_balanced_weights_come_from_the_training_split(encoders, data, tmp_path):
     model = FusionClassifier(encoders, Concat, CLASSES, loss=Loss(class_weights="balanced"))
     quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(model, datamodule=data)
-    assert model.loss_weights.tolist() == [1.0, 1.0]
+    assert model.training_loss.weights.tolist() == [1.0, 1.0]
 
 
 def test_norms_have_no_weight_decay_and_pretrained_weights_a_lower_rate(model, tmp_path):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from fusion_pl.module import FusionClassifier
+from fusion_pl.training.loss import total_loss
 from fusion_pl.types import Batch
 
 MIN_TIMING_SECONDS = 0.3  # minimum duration of each timing
@@ -25,7 +26,7 @@ def measure_costs(model: FusionClassifier, batch: Batch) -> dict[str, Any]:
     """
 
     def loss() -> Tensor:
-        return model.compute_loss(batch)[0]
+        return total_loss(model.compute_losses(batch)[0])
 
     def step() -> None:
         loss().backward()  # type: ignore[no-untyped-call]

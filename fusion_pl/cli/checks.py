@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,22 @@ MIN_VALUES = {
     "early_stopping.patience": 0,
     "model.pretrained_lr_factor": 0,
 }
+
+
+PREFIXES = ("val/weight/", "val/layer_weight/", "train/loss/")  # of metrics whose names depend on the model
+AUTO = "auto"  # value of an option that follows the task
+
+
+def choose_monitor(config: Namespace) -> None:
+    """Set ``checkpoint.monitor`` and ``checkpoint.mode``, where they are ``auto``, to those of the task."""
+    task: Any = pydoc.locate(config.model.task.class_path) if config.model.task else MultiClass
+    if config.checkpoint.monitor == AUTO:
+        config.checkpoint.monitor = f"val/{task.monitor}"
+    if config.checkpoint.mode == AUTO:
+        is_loss = str(config.checkpoint.monitor).startswith(("val/loss", "train/loss"))
+        config.checkpoint.mode = (
+            "min" if is_loss else task.mode if config.checkpoint.monitor == f"val/{task.monitor}" else "max"
+        )
 
 
 @contextmanager
@@ -81,7 +98,7 @@ def check_monitor(option: str, metric: str | None, model: FusionClassifier) -> N
     assert isinstance(stage_metrics, StageMetrics)
     logged = map(str, stage_metrics.predictions.keys(keep_base=False))
     known = ["val/loss", *logged, "train/loss", "train/loss_step", f"train/{model.task.score}"]
-    if metric is not None and metric not in known and not metric.startswith(("val/weight/", "val/layer_weight/")):
+    if metric is not None and metric not in known and not metric.startswith(PREFIXES):
         raise UserError(
             f"{option}: no run measures {metric!r}" + (did_you_mean(metric, known) or f"; there are {', '.join(known)}")
         )

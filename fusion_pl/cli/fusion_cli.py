@@ -21,10 +21,12 @@ from yaml import YAMLError
 
 from fusion_pl.cli import runs
 from fusion_pl.cli.checks import (
+    AUTO,
     build,
     check_monitor,
     check_optimizer,
     check_options,
+    choose_monitor,
     convert_constructor_errors,
     read_matching_checkpoint,
 )
@@ -127,8 +129,8 @@ class FusionCLI(LightningCLI):
                 "early_stopping.patience": 10,
                 # check after validation: a resumed run may end an epoch without validating
                 "early_stopping.check_on_train_epoch_end": False,
-                "checkpoint.monitor": "val/accuracy",
-                "checkpoint.mode": "max",
+                "checkpoint.monitor": AUTO,
+                "checkpoint.mode": AUTO,
                 "checkpoint.filename": "best",
                 "checkpoint.save_last": True,
                 "checkpoint.auto_insert_metric_name": False,
@@ -165,6 +167,7 @@ class FusionCLI(LightningCLI):
         """Check the options, resolve ``--ckpt_path best`` or ``last`` to a file, and set the seed."""
         config = self.config[self.config.subcommand]
         check_options(config)
+        choose_monitor(config)
         logger = config.trainer.logger
         if name := config.ckpt_path or (None if self.config.subcommand == "fit" else "best"):
             config.ckpt_path = runs.find_checkpoint(name, runs.runs_folder(logger), runs.checkpoints_folder(config))

@@ -60,8 +60,8 @@ TRAINING_DATA_OPTIONS = {  # without effect on the commands of data, which take 
 }
 HARDWARE_OPTIONS = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.precision")
 MODEL_OPTIONS = (
-    *("model.encoders", "model.fusion", "model.missing", "model.pretrained_lr_factor"),
-    *("model.loss.label_smoothing", "model.loss.class_weights", "model.loss.auxiliary_weight"),
+    *("model.encoders", "model.fusion", "model.task", "model.missing", "model.pretrained_lr_factor"),
+    *("model.loss.criterion", "model.loss.label_smoothing", "model.loss.class_weights", "model.loss.auxiliary_weight"),
 )
 TRAINING_OPTIONS = (
     *("trainer.max_epochs", "model.optimizer", "model.optimizer.lr", "model.optimizer.weight_decay"),

@@ -92,13 +92,11 @@ class FusionData(LightningDataModule, ABC):
             raise UserError(f"num_workers must be 0 or more, or null to choose it from the cores, got {num_workers}")
         if seed < 0:
             raise UserError(f"seed must be 0 or more, got {seed}")
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.batch_size, self.num_workers = batch_size, num_workers
         self.seed = seed
         self.augment = augment or {}
         self.on_bad_file: OnBadFile = on_bad_file
-        self.allow_outside = allow_outside
-        self.drop_empty = drop_empty
+        self.allow_outside, self.drop_empty = allow_outside, drop_empty
         self.input_dropout = input_dropout or {}
         self.task = task or MultiClass()
         for name, probability in self.input_dropout.items():

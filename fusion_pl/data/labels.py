@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from fusion_pl.data.arrow_cells import is_text
 from fusion_pl.data.checks import check_text_column, row_problems
 from fusion_pl.data.table import Problem, Table
-from fusion_pl.messages import did_you_mean
+from fusion_pl.messages import did_you_mean, join_names
 from fusion_pl.tasks import LabelColumn, Task
+from fusion_pl.tasks.base import Targets
+from fusion_pl.types import UserError
 
+MAX_DECIMAL_CLASSES = 20  # more classes that are decimal numbers are quantities
 MAX_ROWS_OF_TYPO = 2  # of a class that may be a misspelt label of another class
 SEPARATOR = "\x1f"  # between the items of a list, which are joined to find distinct lists
+
+
+def check_label_option(names: Sequence[str], classes: Sequence[str] | None, task: Task) -> None:
+    """Raise a ``UserError`` if the task does not read so many label columns, or they do not match ``data.classes``."""
+    several = len(names) > 1
+    if not names or (several and not task.several_columns):
+        expected = "at least one column" if not names else "one column"
+        fix = "; for one column of 1 and 0 per label, give --model.task MultiLabel" * several
+        raise UserError(f"data.label is {list(names)}, but {type(task).__name__} reads {expected}{fix}")
+    if len(set(names)) < len(names):
+        raise UserError(f"data.label contains {Counter(names).most_common(1)[0][0]!r} more than once")
+    if several and classes is not None and set(classes) != set(names):
+        raise UserError(
+            f"data.classes is {list(classes)}, but with several label columns the classes are their names: leave it out"
+        )
 
 
 def check_label_columns(table: Table, names: Sequence[str], task: Task) -> Iterator[Problem]:
@@ -61,13 +80,69 @@ def is_list(table: Table, name: str) -> bool:
 
 def check_labels(table: Table, columns: Sequence[LabelColumn], classes: Sequence[str], task: Task) -> Iterator[Problem]:
     """Find labels that are empty or not one of the classes."""
-    for column in columns:
+    for column, is_invalid in zip(columns, task.find_invalid(columns, classes), strict=True):
 
         def describe(row: int, column: LabelColumn = column) -> str:
             code = int(column.codes[row])
-            return task.explain_invalid(column.cells[code] if code >= 0 else None, classes)
+            return task.explain_invalid(column.cells[code] if code >= 0 else None, classes, len(columns) > 1)
 
-        yield from row_problems(table, np.flatnonzero(task.find_invalid(column, classes)), column.name, describe)
+        yield from row_problems(table, np.flatnonzero(is_invalid), column.name, describe)
+
+
+def find_untrained_classes(
+    table: Table, column: str, task: Task, targets: Targets, counts: Mapping[str, int]
+) -> Iterator[Problem]:
+    """Find classes without a training sample.
+
+    Args:
+        table: the table.
+        column: label column, for the messages.
+        task: the task.
+        targets: target of each row.
+        counts: class -> number of its training samples.
+    """
+    trained = [name for name, count in counts.items() if count]
+    for index, name in enumerate(counts):
+        if name not in trained:
+            rows = np.flatnonzero(task.has_class(targets, index))
+            first = f" (its first row is row {table.row_numbers[rows[0]]})" if rows.size else ""
+            hint = did_you_mean(name, trained) if rows.size else ""
+            yield Problem(f"the class {name!r} has no training sample{first}{hint}", column=column)
+
+
+def unsuitable_labels(
+    table: Table, columns: Sequence[str], classes: Sequence[str], has_problems: bool
+) -> list[Problem]:
+    """Return a problem if the inferred classes are like quantities, or, if there are other problems, like ids.
+
+    Args:
+        table: the table.
+        columns: label columns.
+        classes: the inferred classes.
+        has_problems: whether splits or classes lack rows.
+    """
+    is_quantity = (
+        len(classes) > MAX_DECIMAL_CLASSES and all(map(_is_number, classes)) and any("." in c for c in classes)
+    )
+    if not is_quantity and not (has_problems and len(classes) * 2 > len(table)):
+        return []
+    others = join_names(repr(name) for name in table.columns if name not in columns)
+    kind = "like quantities" if is_quantity else "like ids or numbers"
+    text = (
+        f"the label column {columns[0]!r} has {len(classes)} different values in {len(table)} rows, {kind}: give a "
+        f"column of classes with data.label (the other columns are {others}); fusion-pl predicts one class per row "
+        "(MultiClass), several labels (MultiLabel) or ordered classes (Ordinal), so put numbers into classes, such as "
+        "low and high"
+    )
+    return [Problem(f"{text}, or list them in data.classes" if is_quantity else text)]
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
 
 
 def find_misspelt_classes(classes: Sequence[str], counts: Sequence[int]) -> dict[str, str]:

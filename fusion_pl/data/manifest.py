@@ -21,7 +21,7 @@ from fusion_pl.data.checks import (
     check_text_column,
 )
 from fusion_pl.data.columns import Columns, TableInputs, check_input_columns, check_input_names
-from fusion_pl.data.labels import check_label_columns, check_labels
+from fusion_pl.data.labels import check_label_columns, check_labels, find_untrained_classes, unsuitable_labels
 from fusion_pl.data.read_table import read_table, table_files
 from fusion_pl.data.remote import RemoteFiles, is_url, strip_query
 from fusion_pl.data.rows import InputColumn, ManifestRows
@@ -36,7 +36,7 @@ from fusion_pl.data.splits import SPLITS, Split
 from fusion_pl.data.table import Problem, Table, raise_problems
 from fusion_pl.data.table_data import DEFAULT_SPLIT, TableData
 from fusion_pl.files import cache_folder
-from fusion_pl.messages import did_you_mean, join_names
+from fusion_pl.messages import join_names
 from fusion_pl.types import UserError
 
 REQUIRED_SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
@@ -93,6 +93,11 @@ class ManifestData(TableData):
         self.inputs = dict(inputs or {})
         if sampling is not None and sample_weight is not None:
             raise UserError("data.sampling and data.sample_weight exclude each other: give only one of them")
+        if sampling is not None and not self.task.exclusive_classes:
+            raise UserError(
+                f"data.sampling {sampling} needs classes that exclude each other, which {type(self.task).__name__} "
+                "lacks: use data.sample_weight, or the criterion BinaryCrossEntropy with positive_weights: balanced"
+            )
         self.sampling, self.sample_weight, self.bucket_by_length = sampling, sample_weight, bucket_by_length
         folder = self.manifest if os.path.isdir(self.manifest) else os.path.dirname(strip_query(self.manifest))
         self.root = root or folder or os.curdir
@@ -214,28 +219,16 @@ class ManifestData(TableData):
             if not self._splits.used_rows[split].size
         ]
         if "train" in required_splits:
-            column = self.label_columns[0]
-            problems += [
-                Problem(f"the class {name!r} has no training sample{self._hint_of_class(name)}", column=column)
-                for name, count in zip(self._classes, self.class_counts, strict=True)
-                if not count
-            ]
-        if problems and self.configured_classes is None and len(self._classes) * 2 > len(self.table):
-            others = join_names(repr(name) for name in self.table.columns if name not in self.label_columns)
-            text = (
-                f"the label column {self.label!r} has {len(self._classes)} different values in {len(self.table)} rows, "
-                f"like ids or numbers: give a column of classes with data.label (the other columns are {others})"
+            problems += find_untrained_classes(
+                self.table,
+                self.label_columns[0],
+                self.task,
+                self.targets,
+                dict(zip(self.classes, self.class_counts, strict=True)),
             )
-            return [Problem(text)]
+        if self.configured_classes is None:
+            return unsuitable_labels(self.table, self.label_columns, self._classes, bool(problems)) or problems
         return problems
-
-    def _hint_of_class(self, name: str) -> str:
-        """Return the first row of a class without training samples, and the similar class that may be meant."""
-        rows = np.flatnonzero(self.task.has_class(self.targets, self._classes.index(name)))
-        if not rows.size:
-            return ""
-        trained = [known for known, count in zip(self._classes, self.class_counts, strict=True) if count]
-        return f" (its first row is row {self.table.row_numbers[rows[0]]}){did_you_mean(name, trained)}"
 
     def _check_paths(self, splits: Sequence[Split]) -> Iterator[Problem]:
         rows = np.concatenate([self._splits.used_rows[split] for split in splits])

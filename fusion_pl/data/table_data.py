@@ -16,7 +16,13 @@ from torch import distributed
 
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.folds import parse_fold
-from fusion_pl.data.labels import check_label_columns, find_misspelt_classes, has_label_columns, read_label_column
+from fusion_pl.data.labels import (
+    check_label_columns,
+    check_label_option,
+    find_misspelt_classes,
+    has_label_columns,
+    read_label_column,
+)
 from fusion_pl.data.read_table import read_table, table_files
 from fusion_pl.data.split_file import write_split_file
 from fusion_pl.data.split_record import SplitRecord
@@ -95,6 +101,7 @@ class TableData(FusionData):
         self.manifest = os.fspath(manifest)
         self.label = label
         self.label_columns = label if isinstance(label, list) else [label]
+        check_label_option(self.label_columns, classes, self.task)
         self.split = split
         self.split_file = splits
         self.configured_classes = classes
@@ -133,6 +140,13 @@ class TableData(FusionData):
         """Number of training samples per class, in the order of ``classes``."""
         targets = self.targets[self._splits.used_rows["train"]]
         counts: list[int] = self.task.count_classes(targets, len(self._classes)).tolist()
+        return counts
+
+    @property
+    def absent_counts(self) -> list[int]:
+        """Number of training samples per class that are known not to have it."""
+        targets = self.targets[self._splits.used_rows["train"]]
+        counts: list[int] = self.task.count_absent(targets, len(self._classes)).tolist()
         return counts
 
     @property

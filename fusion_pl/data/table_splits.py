@@ -231,6 +231,8 @@ class TableSplits:
         path, drawn, previous = self.table.path, self.drawn, self.checkpoint_record
         if self.dropped.any():
             yield f"{path}: left out {self.dropped.sum()} of {len(self.table)} rows, which have no input"
+        if unused := int((self.strata < 0).sum()):
+            yield f"{path}: left out {unused} of {len(self.table)} rows, whose labels are all unknown"
         if previous and (change := previous.describe_table_change(self.table_hash, self.row_hashes)):
             yield f"{path} {change}" + ("; the other rows keep their split" if drawn else "")
         if not drawn:

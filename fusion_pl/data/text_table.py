@@ -23,7 +23,8 @@ JSON_LINES = (".jsonl", ".ndjson")
 CHUNK_ROWS = 10_000
 MAX_EXPONENT = 1023  # a larger integer is no floating-point number
 
-TEXT, EMPTY_LIST, VECTOR, MATRIX = range(4)  # kinds of JSON cells: text or number, [], list of numbers, list of lists
+# Kinds of JSON cells: text or number, [], list of numbers, list of lists of numbers, list of texts.
+TEXT, EMPTY_LIST, VECTOR, MATRIX, TEXTS = range(5)
 
 Cell = str | list[Any] | None
 Chunk = tuple[Sequence[int], Mapping[str, Sequence[Cell]]]  # row numbers, and the cells of each column
@@ -82,13 +83,15 @@ def _build_table(path: str, chunks: Iterator[Chunk], problems: list[Problem]) ->
 
 
 def _column_array(cells: Sequence[Cell]) -> Any:
-    """Return an Arrow array of texts, or of the nested lists of numbers that a column of JSON Lines has."""
+    """Return an Arrow array of texts, or of the lists that a column of JSON Lines has."""
     import pyarrow as pa
 
     first = next((cell for cell in cells if cell), None)
     if first is None:  # missing cells, or empty texts or lists
         return pa.array(cells)
     if isinstance(first, list):
+        if isinstance(first[0], str):
+            return pa.array(cells, pa.list_(pa.string()))
         vector = pa.list_(pa.float64())
         return pa.array(cells, pa.list_(vector) if isinstance(first[0], list) else vector)
     try:
@@ -184,21 +187,25 @@ def _parse_line(line: str, number: int, problems: list[Problem]) -> dict[str, An
 
 
 def _parse_cell(value: Any, name: str, number: int, kinds: dict[str, int], problems: list[Problem]) -> Cell:
-    """Return a cell as text or as nested lists of numbers; all cells of a column have the kind of its first one."""
+    """Return a cell as text or as a list; all cells of a column have the kind of its first one."""
     if value is None or (isinstance(value, str) and kinds.setdefault(name, TEXT) == TEXT):
         return value
     if isinstance(value, float) and math.isnan(value):
         return None
     kind = _cell_kind(value)
     expected = kinds.get(name, TEXT if kind is None else kind)
-    if kind and expected and EMPTY_LIST in (kind, expected):  # it may be a list of numbers or of lists
+    if kind and expected and EMPTY_LIST in (kind, expected):  # it may be a list of numbers, of lists or of texts
         kind = expected = max(kind, expected)
     if kind != expected:
-        wanted = ("text or a number", "a list", "a list of numbers", "a list of lists of numbers")[expected]
+        wanted = ("text or a number", "a list", "a list of numbers", "a list of lists of numbers", "a list of texts")[
+            expected
+        ]
         found = "list" if isinstance(value, list) else type(value).__name__
-        problems.append(Problem(f"the cell is a {found}, expected {wanted}", number, name))
+        problems.append(Problem(f"the cell is a {found}, expected {wanted[expected]}", number, name))
         return None
     kinds[name] = expected
+    if kind == TEXTS:
+        return list(value)
     return _to_floats(value) if kind else json.dumps(value)  # a number or boolean
 
 
@@ -210,6 +217,8 @@ def _cell_kind(value: Any) -> int | None:
         return EMPTY_LIST
     if all(item is None or _is_number(item) for item in value):
         return VECTOR
+    if all(isinstance(item, str) for item in value):
+        return TEXTS
     return MATRIX if all(_cell_kind(item) in (EMPTY_LIST, VECTOR) for item in value) else None
 
 

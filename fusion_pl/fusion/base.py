@@ -29,8 +29,8 @@ class FusedEmbedding(NamedTuple):
 
 
 @runtime_checkable
-class CrossEntropyFunction(Protocol):
-    """The cross-entropy of a batch, with the label smoothing and class weights of the configuration."""
+class LossOfLogits(Protocol):
+    """The loss of logits with the targets of a batch, as ``model.loss`` configures it, such as the cross-entropy."""
 
     def __call__(self, logits: Float[Tensor, "B C"], mask: Bool[Tensor, " B"] | None = None) -> Float[Tensor, ""]:
         """Return the mean loss over the batch; a sample with ``mask`` False has loss 0."""
@@ -51,12 +51,15 @@ class Fusion(Configurable, nn.Module, ABC):
     Attributes:
         reads_tokens: whether ``forward`` reads tokens. If not, features of frozen encoders are stored without tokens,
             and each embedding is the only token of its sample.
+        needs_softmax: whether the head takes the softmax of its logits, so that it needs a task with one logit per
+            class of classes that exclude each other.
 
     Raises:
         UserError: if there is no input.
     """
 
     reads_tokens: bool = True
+    needs_softmax: bool = False
 
     def __init__(self, dims: dict[str, int], num_classes: int) -> None:
         super().__init__()
@@ -73,16 +76,19 @@ class Fusion(Configurable, nn.Module, ABC):
             inputs: name of the input -> output of its encoder, with the same names as ``dims``.
         """
 
-    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropyFunction) -> Float[Tensor, ""]:
-        """Return the training loss: the cross-entropy of the logits, unless a head adds terms.
+    def loss(self, fused: Fused, batch: Batch, criterion: LossOfLogits) -> dict[str, Float[Tensor, ""]]:
+        """Return the terms of the training loss by name: the loss of the logits, unless a head adds terms.
+
+        Their sum is minimised. ``fused`` is the loss of the fused logits, ``unimodal/<input>`` that of the prediction
+        from one input; the names of other terms begin with ``head/``. The names are the same for every batch.
 
         Args:
             fused: output of ``forward`` for the batch.
             batch: the batch, including its targets.
-            cross_entropy: function that computes the cross-entropy of logits with the targets of the batch.
+            criterion: function that computes the loss of logits with the targets of the batch.
         """
         del batch
-        return cross_entropy(fused.logits)
+        return {"fused": criterion(fused.logits)}
 
     def held_out_mask(self, batch: Batch) -> Bool[Tensor, " B"] | None:
         """Return a mask that is True for samples that must not train the encoders; None if all samples train them."""
@@ -205,6 +211,7 @@ class LateFusion(Fusion):
     """
 
     reads_tokens = False
+    needs_softmax = True
 
     def __init__(self, dims: dict[str, int], num_classes: int, dim: int = 128, dropout: float = 0.1) -> None:
         super().__init__(dims, num_classes)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import one_hot, softplus
 
-from fusion_pl.fusion.base import CrossEntropyFunction, LateFusion
+from fusion_pl.fusion.base import LateFusion, LossOfLogits
 from fusion_pl.layers import log_softplus, masked_softmax, upcast
 from fusion_pl.types import Batch, Encoded, Fused, UserError
 
@@ -64,16 +63,17 @@ class Evidential(LateFusion):
         weights = masked_softmax(log_certainty, present)
         return Fused(logits, None, weights, self.logits_by_input((evidence + 1).log()))
 
-    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropyFunction) -> Tensor:
-        """Return the sum of the cross-entropies of all predictions and of the weighted KL divergences of all inputs."""
+    def loss(self, fused: Fused, batch: Batch, criterion: LossOfLogits) -> dict[str, Tensor]:
+        """Return the losses of all predictions, and the weighted KL divergences of all inputs."""
         assert batch.target is not None
-        losses = [cross_entropy(fused.logits)]
+        losses = {"fused": criterion(fused.logits)}
         for name in self.names:
             present, alpha = batch.present[name], fused.input_logits[name].exp()
             wrong_alpha = alpha.masked_fill(one_hot(batch.target, self.num_classes).bool(), 1.0)
             divergence = kl_from_uniform(wrong_alpha).masked_fill(~present, 0.0).mean()
-            losses.append(cross_entropy(fused.input_logits[name], present) + self.kl_weight * divergence)
-        return torch.stack(losses).sum()
+            losses[f"unimodal/{name}"] = criterion(fused.input_logits[name], present)
+            losses[f"head/kl/{name}"] = self.kl_weight * divergence
+        return losses
 
 
 def kl_from_uniform(alpha: Float[Tensor, "B C"]) -> Float[Tensor, " B"]:

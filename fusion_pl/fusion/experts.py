@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fusion_pl.fusion.base import CrossEntropyFunction, EmbeddingFusion, Embeddings, FusedEmbedding, PresenceMask
+from fusion_pl.fusion.base import EmbeddingFusion, Embeddings, FusedEmbedding, LossOfLogits, PresenceMask
 from fusion_pl.layers import mlp
 from fusion_pl.types import Batch, Fused, UserError
 
@@ -71,10 +71,11 @@ class Experts(EmbeddingFusion):
         embedding = (gates.unsqueeze(-1) * outputs).sum(1)
         return FusedEmbedding(embedding, extra={"router_probabilities": probabilities})
 
-    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropyFunction) -> Tensor:
-        """Return the cross-entropy plus the load-balancing loss."""
+    def loss(self, fused: Fused, batch: Batch, criterion: LossOfLogits) -> dict[str, Tensor]:
+        """Return the loss of the logits and the load-balancing loss."""
         del batch
         probabilities = fused.extra["router_probabilities"]
         num_experts = probabilities.shape[-1]
         load = nn.functional.one_hot(probabilities.argmax(-1), num_experts).to(probabilities.dtype).mean(0)
-        return cross_entropy(fused.logits) + self.balance * num_experts * (load * probabilities.mean(0)).sum()
+        balance = self.balance * num_experts * (load * probabilities.mean(0)).sum()
+        return {"fused": criterion(fused.logits), "head/balance": balance}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from fusion_pl.fusion.base import CrossEntropyFunction, LateFusion
+from fusion_pl.fusion.base import LateFusion, LossOfLogits
 from fusion_pl.layers import log_softplus, masked_softmax, upcast
 from fusion_pl.types import Batch, Encoded, Fused, UserError
 
@@ -59,10 +58,10 @@ class QualityAware(LateFusion):
         logits = (weights.unsqueeze(-1) * input_logits).sum(1)
         return Fused(logits, None, weights, self.logits_by_input(input_logits))
 
-    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropyFunction) -> Tensor:
-        """Return the sum of the cross-entropies of all predictions and of the weighted ranking losses of all inputs."""
+    def loss(self, fused: Fused, batch: Batch, criterion: LossOfLogits) -> dict[str, Tensor]:
+        """Return the losses of all predictions, and the weighted ranking losses of all inputs."""
         assert batch.target is not None
-        losses = [cross_entropy(fused.logits)]
+        losses = {"fused": criterion(fused.logits)}
         for name in self.names:
             logits, present = fused.input_logits[name], batch.present[name]
             probability = logits.detach().softmax(-1).gather(-1, batch.target.unsqueeze(-1)).squeeze(-1)
@@ -70,5 +69,6 @@ class QualityAware(LateFusion):
             # Differences between each sample and the sample before it.
             margin, difference = probability - probability.roll(1), confidence - confidence.roll(1)
             ranking = (margin.abs() - margin.sign() * difference).relu().masked_fill(~(present & present.roll(1)), 0.0)
-            losses.append(cross_entropy(logits, present) + self.rank * ranking.mean())
-        return torch.stack(losses).sum()
+            losses[f"unimodal/{name}"] = criterion(logits, present)
+            losses[f"head/rank/{name}"] = self.rank * ranking.mean()
+        return losses

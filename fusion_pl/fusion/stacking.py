@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fusion_pl.fusion.base import CrossEntropyFunction, LateFusion
+from fusion_pl.fusion.base import LateFusion, LossOfLogits
 from fusion_pl.layers import mlp
 from fusion_pl.types import Batch, Encoded, Fused, UserError, hash_ids
 
@@ -65,8 +65,11 @@ class Stacking(LateFusion):
             hashes = hash_ids(batch.ids).to(next(iter(batch.present.values())).device)
         return hashes % 1000 < 1000 * self.held_out
 
-    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropyFunction) -> Tensor:
-        """Return the meta-classifier's loss on held-out samples plus the unimodal classifiers' losses on all others."""
+    def loss(self, fused: Fused, batch: Batch, criterion: LossOfLogits) -> dict[str, Tensor]:
+        """Return the meta-classifier's loss on held-out samples, and the unimodal classifiers' losses on all others."""
         held_out = self.held_out_mask(batch)
-        losses = [cross_entropy(fused.input_logits[name], batch.present[name] & ~held_out) for name in self.names]
-        return torch.stack([*losses, cross_entropy(fused.extra["detached_logits"], held_out)]).sum()
+        losses = {
+            f"unimodal/{name}": criterion(fused.input_logits[name], batch.present[name] & ~held_out)
+            for name in self.names
+        }
+        return losses | {"fused": criterion(fused.extra["detached_logits"], held_out)}

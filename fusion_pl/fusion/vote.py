@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fusion_pl.fusion.base import CrossEntropyFunction, LateFusion
+from fusion_pl.fusion.base import LateFusion, LossOfLogits
 from fusion_pl.layers import masked_mean, upcast
 from fusion_pl.types import Batch, Encoded, Fused
 
@@ -36,6 +36,7 @@ class Vote(LateFusion):
         scores = torch.where(present.any(-1, keepdim=True), scores, 1.0)
         return Fused(scores.log().log_softmax(-1), input_logits=self.logits_by_input(input_logits))
 
-    def loss(self, fused: Fused, batch: Batch, cross_entropy: CrossEntropyFunction) -> Tensor:
-        """Return the sum of the classifiers' losses."""
-        return torch.stack([cross_entropy(fused.input_logits[name], batch.present[name]) for name in self.names]).sum()
+    def loss(self, fused: Fused, batch: Batch, criterion: LossOfLogits) -> dict[str, Tensor]:
+        """Return the loss of each input's classifier."""
+        logits, present = fused.input_logits, batch.present
+        return {f"unimodal/{name}": criterion(logits[name], present[name]) for name in self.names}

@@ -2,5 +2,6 @@
 
 from fusion_pl.tasks.base import LabelColumn, Task
 from fusion_pl.tasks.multi_class import MultiClass
+from fusion_pl.tasks.multi_label import MultiLabel
 
-__all__ = ["LabelColumn", "MultiClass", "Task"]
+__all__ = ["LabelColumn", "MultiClass", "MultiLabel", "Task"]

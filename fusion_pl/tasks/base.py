@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from fusion_pl.config import Configurable
+from fusion_pl.losses import Criterion, CrossEntropy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,6 +48,7 @@ class Task(Configurable, nn.Module, ABC):
         exclusive_classes: whether every sample has exactly one class.
         uses_softmax: whether there is one logit per class, and the softmax of the logits is their probabilities.
         several_columns: whether the labels may be in several columns.
+        default_criterion: criterion of the training, unless ``model.loss.criterion`` is given.
         monitor: name of the metric that chooses the checkpoint, without the prefix of the stage.
         mode: whether that metric is to be maximised or minimised.
         score: name of the mean of ``is_correct`` over samples.
@@ -56,6 +58,7 @@ class Task(Configurable, nn.Module, ABC):
     exclusive_classes: bool = True
     uses_softmax: bool = True
     several_columns: bool = False
+    default_criterion: type[Criterion] = CrossEntropy
     monitor: str = "accuracy"
     mode: Literal["max", "min"] = "max"
     score: str = "accuracy"
@@ -73,12 +76,12 @@ class Task(Configurable, nn.Module, ABC):
         """Return the target of each row; negative numbers where it is invalid or unknown."""
 
     @abstractmethod
-    def find_invalid(self, column: LabelColumn, classes: Sequence[str]) -> NDArray[np.bool_]:
-        """Return for each row whether its cell is invalid."""
+    def find_invalid(self, columns: Sequence[LabelColumn], classes: Sequence[str]) -> list[NDArray[np.bool_]]:
+        """Return for each column, and in it for each row, whether the cell is invalid."""
 
     @abstractmethod
-    def explain_invalid(self, cell: str | tuple[str, ...] | None, classes: Sequence[str]) -> str:
-        """Return what is wrong with an invalid cell, and what to do."""
+    def explain_invalid(self, cell: str | tuple[str, ...] | None, classes: Sequence[str], several_columns: bool) -> str:
+        """Return what is wrong with an invalid cell, of one or of several label columns, and what to do."""
 
     @abstractmethod
     def is_known(self, targets: Targets) -> NDArray[np.bool_]:
@@ -91,6 +94,10 @@ class Task(Configurable, nn.Module, ABC):
     @abstractmethod
     def count_classes(self, targets: Targets, num_classes: int) -> NDArray[np.int64]:
         """Return the number of rows per class."""
+
+    @abstractmethod
+    def count_absent(self, targets: Targets, num_classes: int) -> NDArray[np.int64]:
+        """Return the number of rows per class that are known not to have it."""
 
     @abstractmethod
     def strata(self, targets: Targets) -> NDArray[np.int64]:
@@ -106,6 +113,17 @@ class Task(Configurable, nn.Module, ABC):
     def num_logits(self, num_classes: int) -> int:
         """Return the number of logits of a sample, which a fusion head gets as its number of classes."""
         return num_classes
+
+    def start_validation(self, in_training: bool) -> None:
+        """Prepare for a validation, which may be part of a training."""
+
+    def class_scores(self, logits: Logits) -> Float[Tensor, "B C"]:
+        """Return the scores of the classes, which the criterion gets."""
+        return logits
+
+    @abstractmethod
+    def total_weight(self, target: Target, weights: Float[Tensor, " C"] | None) -> Tensor | int:
+        """Return the denominator of the mean loss of a batch: the number of its targets, or the sum of weights."""
 
     @abstractmethod
     def probabilities(self, logits: Logits) -> Probabilities:

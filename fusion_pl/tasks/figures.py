@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 from jaxtyping import Int
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -35,4 +38,27 @@ def plot_confusion_matrix(confusion: Int[Tensor, "C C"], classes: list[str], tit
         for row, column in zip(*counts.nonzero(), strict=True):
             color = "white" if counts[row, column] > counts[row].sum() / 2 else "black"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color)
+    return figure
+
+
+def plot_labels(per_class: Mapping[str, Mapping[str, float]], title: str) -> Figure | None:
+    """Plot precision, recall and F1 of each label as bars; None if there are too many labels.
+
+    Args:
+        per_class: label -> its precision, recall, F1 and number of samples.
+        title: title of the figure.
+    """
+    if len(per_class) > MAX_PLOTTED_CLASSES:
+        return None
+    figure = Figure(figsize=(6, 1.5 + 0.5 * len(per_class)), layout="constrained")
+    axes = figure.subplots()
+    rows = np.arange(len(per_class))
+    for offset, metric in zip((-0.27, 0.0, 0.27), ("precision", "recall", "f1"), strict=True):
+        axes.barh(rows + offset, [100 * values[metric] for values in per_class.values()], height=0.25, label=metric)
+    names = [f"{escape_unprintable(name)} (n = {values['samples']})" for name, values in per_class.items()]
+    axes.set_yticks(rows, names, parse_math=False)
+    axes.invert_yaxis()
+    axes.set(xlabel="in %", xlim=(0, 100))
+    axes.set_title(title, parse_math=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure

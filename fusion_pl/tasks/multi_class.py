@@ -37,15 +37,18 @@ class MultiClass(Task):
         (column,) = columns
         return np.array([*(index.get(_text(cell), -1) for cell in column.cells), -1], np.int64)[column.codes]
 
-    def find_invalid(self, column: LabelColumn, classes: Sequence[str]) -> NDArray[np.bool_]:
+    def find_invalid(self, columns: Sequence[LabelColumn], classes: Sequence[str]) -> list[NDArray[np.bool_]]:
         """Return for each row whether its label is empty or not one of the classes."""
-        return self.read_targets([column], classes) < 0
+        return [self.read_targets(columns, classes) < 0]
 
-    def explain_invalid(self, cell: str | tuple[str, ...] | None, classes: Sequence[str]) -> str:
+    def explain_invalid(self, cell: str | tuple[str, ...] | None, classes: Sequence[str], several_columns: bool) -> str:
         """Return what is wrong with a label, and what to do."""
         if not (label := _text(cell or "")):
             return "the label is empty: give the row a class, or remove it"
-        return f"{label!r} is not one of the classes {join_names(classes)}{did_you_mean(label, classes)}"
+        text = f"{label!r} is not one of the classes {join_names(classes)}{did_you_mean(label, classes)}"
+        if set(label.split("|")) <= set(classes):
+            return f"{text}; for several labels per row, give --model.task MultiLabel (in Python task=MultiLabel())"
+        return text
 
     def is_known(self, targets: Targets) -> NDArray[np.bool_]:
         """Return for each row whether it has a class."""
@@ -58,7 +61,12 @@ class MultiClass(Task):
 
     def count_classes(self, targets: Targets, num_classes: int) -> NDArray[np.int64]:
         """Return the number of rows per class."""
-        return np.bincount(targets[targets >= 0], minlength=num_classes)
+        return np.bincount(targets[targets >= 0], minlength=num_classes).astype(np.int64)
+
+    def count_absent(self, targets: Targets, num_classes: int) -> NDArray[np.int64]:
+        """Return the number of rows of other classes, per class."""
+        counts = self.count_classes(targets, num_classes)
+        return np.asarray(counts.sum() - counts)
 
     def strata(self, targets: Targets) -> NDArray[np.int64]:
         """Return the class index of each row."""
@@ -67,6 +75,13 @@ class MultiClass(Task):
     def class_names(self, target: Any, classes: Sequence[str]) -> list[str]:
         """Return the class of one row."""
         return [classes[int(target)]]
+
+    def total_weight(self, target: Target, weights: Float[Tensor, " C"] | None) -> Tensor | int:
+        """Return the number of samples, or the sum of the weights of their classes."""
+        if weights is None:
+            return len(target)
+        total = weights[target].sum()
+        return total.where(total > 0, 1.0)  # avoids 0 / 0 if all weights in the batch are 0
 
     def probabilities(self, logits: Logits) -> Probabilities:
         """Return the softmax of the logits."""

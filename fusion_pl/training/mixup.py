@@ -44,11 +44,14 @@ class Pairs(NamedTuple):
         """Mix the outputs of the encoders; masks stay the same."""
         return {name: self._mix_input(value) for name, value in encoded.items()}
 
-    def mix_losses(self, loss: Callable[[Batch], Float[Tensor, ""]], batch: Batch) -> Float[Tensor, ""]:
-        """Return the weighted mean of the losses with the samples' and with their partners' targets."""
+    def mix_losses(
+        self, losses: Callable[[Batch], dict[str, Float[Tensor, ""]]], batch: Batch
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Return the weighted means of the named losses with the samples' and with their partners' targets."""
         assert batch.target is not None
         partners = batch._replace(target=batch.target[self.partner])
-        return torch.lerp(loss(batch), loss(partners), 1 - self.weight)
+        own, other = losses(batch), losses(partners)
+        return {name: torch.lerp(own[name], other[name], 1 - self.weight) for name in own}
 
     def _mix_input(self, encoded: Encoded) -> Encoded:
         both = encoded.mask & encoded.mask[self.partner]

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+import fusion_pl.fusion
 from fusion_pl.config import config_of
 from fusion_pl.data.base import FusionData
 from fusion_pl.encoders.base import Encoder
+from fusion_pl.fusion.base import Fusion
+from fusion_pl.messages import join_names
 from fusion_pl.processors import Processor
 from fusion_pl.tasks import Task
 from fusion_pl.types import UserError
@@ -42,4 +45,15 @@ def check_same_task(task: Task, data: object) -> None:
         raise UserError(
             f"the model has the task {type(task).__name__}, and the data {type(data.task).__name__} or other arguments "
             "of it: build both with the same task, such as FusionClassifier(…, task=data.task)"
+        )
+
+
+def check_head(head: type[Fusion], task: Task) -> None:
+    """Raise a ``UserError`` if a fusion head does not fit a task; the message contains heads that do."""
+    if head.needs_softmax and not task.uses_softmax:
+        known = (getattr(fusion_pl.fusion, name) for name in fusion_pl.fusion.__all__)
+        fitting = join_names(cls.__name__ for cls in known if cls is not Fusion and not cls.needs_softmax)
+        raise UserError(
+            f"the fusion head {head.__name__} takes the softmax of one logit per class, which {type(task).__name__} "
+            f"does not have: give model.fusion one of {fitting}"
         )

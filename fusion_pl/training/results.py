@@ -88,8 +88,8 @@ class WriteResults(Callback):
         callback = self._update_best_result(trainer)
         if not self.best:
             return
-        counts = getattr(trainer.datamodule, "class_counts", None)  # type: ignore[attr-defined]
-        train = {"train": sum(counts)} if counts else {}
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        train = {"train": len(data.samples("train"))} if getattr(data, "class_counts", None) else {}
         result = self.best | {"samples": train | self.best["samples"], "epochs": trainer.current_epoch}
         self._write(trainer, result, callback.best_model_path if callback else None)
 

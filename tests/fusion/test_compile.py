@@ -19,6 +19,7 @@ from torch.nn import functional as F
 import fusion_pl.fusion
 from fusion_pl.data.collate import Collate
 from fusion_pl.encoders import TinyImage, TinyText
+from fusion_pl.training.loss import total_loss
 from fusion_pl.types import Encoded, Sample
 
 DIMS = {"title": 6, "photo": 10}
@@ -45,7 +46,7 @@ for name in sys.argv[1:]:
             return (losses if mask is None else losses.masked_fill(~mask, 0.0)).mean()
 
         held_out = head.held_out_mask(batch)
-        return head.loss(head(inputs), batch, cross_entropy) + (0 if held_out is None else held_out.sum())
+        return total_loss(head.loss(head(inputs), batch, cross_entropy)) + (0 if held_out is None else held_out.sum())
 
     torch.compiler.reset()
     compiled = torch.compile(step, backend="eager", fullgraph=True)

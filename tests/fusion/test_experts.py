@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fusion_pl.fusion import Experts
+from fusion_pl.training.loss import total_loss
 from fusion_pl.types import Batch, Fused, UserError
 
 from .reference import PRESENT, gelu, linear, mlp, projected_embeddings, randomised, zeros
@@ -58,7 +59,7 @@ def test_loss_is_the_cross_entropy_plus_the_balancing_loss(dims, make):
         balancing += EXPERTS * first * sum(one[k] for one in probabilities) / len(probabilities)
     cross = sum(-math.log(softmax(row)[label]) for row, label in zip(fused.logits, target, strict=True)) / len(target)
     cross_entropy = lambda logits, mask=None: torch.nn.functional.cross_entropy(logits, target)  # noqa: E731
-    loss = head.loss(fused, BATCH, cross_entropy)
+    loss = total_loss(head.loss(fused, BATCH, cross_entropy))
     torch.testing.assert_close(loss, torch.tensor(cross + 0.3 * balancing).double())
 
 
@@ -80,7 +81,7 @@ def contexts(head, inputs):
 def test_balancing_loss_ranges_from_1_to_the_number_of_experts(dims, routed, expected):
     head = Experts(dims, num_classes=4, num_experts=EXPERTS, balance=1.0)
     fused = Fused(torch.zeros(EXPERTS, 4), extra={"router_probabilities": routed})
-    assert head.loss(fused, BATCH, lambda logits, mask=None: logits.sum()).item() == expected
+    assert total_loss(head.loss(fused, BATCH, lambda logits, mask=None: logits.sum())).item() == expected
 
 
 def test_the_cross_entropy_has_a_gradient_for_the_router(dims, make):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fusion_pl.fusion import QualityAware
+from fusion_pl.training.loss import total_loss
 from fusion_pl.types import UserError
 
 from .reference import randomised
@@ -80,7 +81,7 @@ def test_loss_equals_its_formula(dims, make, rank):
         order = ranked(mine, target)
         assert order > 0, "the test needs a pair in the wrong order"
         expected = expected + alone + rank * order
-    torch.testing.assert_close(head.loss(fused, batch_of(inputs, target), cross_entropy), expected)
+    torch.testing.assert_close(total_loss(head.loss(fused, batch_of(inputs, target), cross_entropy)), expected)
 
 
 def ranking_loss(decisions, dims, make, target):
@@ -90,7 +91,7 @@ def ranking_loss(decisions, dims, make, target):
     for rank in (1.0, 0.0):
         head = QualityAware({name: dims[name]}, num_classes=4, rank=rank)
         head.unimodal = FixedLogits(decisions.unsqueeze(1))
-        losses.append(head.loss(head(inputs), batch_of(inputs, target), cross_entropy_of(target)))
+        losses.append(total_loss(head.loss(head(inputs), batch_of(inputs, target), cross_entropy_of(target))))
     return losses[0] - losses[1]
 
 
@@ -112,7 +113,8 @@ def test_ranking_loss_has_no_gradient_for_the_probability(dims, make):
     name = next(iter(dims))
     head, inputs = QualityAware({name: dims[name]}, num_classes=4, rank=1.0), make([[1], [1]])
     head.unimodal = FixedLogits(decisions.unsqueeze(1))
-    head.loss(head(inputs), batch_of(inputs, [0, 0]), lambda logits, mask=None: 0 * logits.sum()).backward()
+    losses = head.loss(head(inputs), batch_of(inputs, [0, 0]), lambda logits, mask=None: 0 * logits.sum())
+    total_loss(losses).backward()
     # Up where it is right, down where it is wrong, and each class by no more than its share in log Σ exp.
     gradient = head.unimodal.logits.grad.squeeze(1)
     assert (gradient[0] < 0).all()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fusion_pl.fusion import Stacking
+from fusion_pl.training.loss import total_loss
 from fusion_pl.types import UserError
 
 from .reference import mlp, randomised
@@ -59,7 +60,7 @@ def test_equals_its_formula(dims, make):
 def test_loss_equals_its_formula_on_disjoint_samples(trained):
     head, inputs, target, ids = trained
     base, top, _ = parts(head, inputs, target, ids)
-    loss = head.loss(head(inputs), batch_of(inputs, target, ids), cross_entropy_of(target))
+    loss = total_loss(head.loss(head(inputs), batch_of(inputs, target, ids), cross_entropy_of(target)))
     torch.testing.assert_close(loss, base + top)
 
     loss.backward()
@@ -82,7 +83,7 @@ def test_held_out_samples_have_no_gradient_for_the_encoders(trained):
     *_, held = parts(head, inputs, target, ids)
     for one in inputs.values():
         one.embedding.requires_grad_()
-    head.loss(head(inputs), batch_of(inputs, target, ids), cross_entropy_of(target)).backward()
+    total_loss(head.loss(head(inputs), batch_of(inputs, target, ids), cross_entropy_of(target))).backward()
     for one in inputs.values():
         for row, out in enumerate(held):
             assert one.embedding.grad[row].any() == (bool(one.mask[row].any()) and not out)
@@ -107,6 +108,7 @@ def test_another_process_holds_out_the_same_samples(dims, make):
     code = """
 import torch
 from fusion_pl.fusion import Stacking
+from fusion_pl.training.loss import total_loss
 from fusion_pl.types import Batch
 present = {"a": torch.ones(40, dtype=torch.bool)}
 batch = Batch({"a": {}}, present, None, [f"s{row}" for row in range(40)], [()] * 40)

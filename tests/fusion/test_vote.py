@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fusion_pl.fusion import Vote
+from fusion_pl.training.loss import total_loss
 from fusion_pl.types import UserError
 
 from .reference import randomised
@@ -57,7 +58,7 @@ def test_the_logit_of_a_class_without_probability_is_finite(dims, make):
 
 def test_each_classifier_is_trained_on_the_samples_that_have_its_input(dims, make):
     head, inputs, target = randomised(Vote(dims, num_classes=4, dim=7)), make(PRESENT), [2, 0, 1, 3]
-    loss = head.loss(head(inputs), batch_of(inputs, target), cross_entropy_of(target))
+    loss = total_loss(head.loss(head(inputs), batch_of(inputs, target), cross_entropy_of(target)))
     own = [unimodal_logits(head.unimodal, inputs, row) for row in range(4)]
     expected = sum(-softmax(one[name])[target[row]].log() for row, one in enumerate(own) for name in one) / 4
     torch.testing.assert_close(loss, expected)

@@ -119,7 +119,7 @@ class Detached(Mean):
     """A head whose loss has no gradient."""
 
     def loss(self, fused, batch, cross_entropy):
-        return super().loss(fused, batch, cross_entropy).detach()
+        return {name: loss.detach() for name, loss in super().loss(fused, batch, cross_entropy).items()}
 
 
 class Normalized(Mean):

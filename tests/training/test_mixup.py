@@ -13,6 +13,7 @@ from fusion_pl.encoders import TinyImage, TinyText
 from fusion_pl.fusion import Concat, SelfAttention, Stacking
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training import Loss
+from fusion_pl.training.loss import total_loss
 from fusion_pl.training.mixup import Pairs, draw_pairs
 from fusion_pl.types import Batch, Encoded, UserError
 from tests.conftest import CLASSES
@@ -50,7 +51,7 @@ def mixed_slowly(encoded, partner, weight):
 
 
 def replay(model, batch, seed):
-    """Return the pairs that ``compute_loss`` draws after this seed."""
+    """Return the pairs that ``compute_losses`` draws after this seed."""
     torch.manual_seed(seed)
     return draw_pairs(batch, model.fusion.held_out_mask(batch), model.loss.mixup)
 
@@ -60,7 +61,7 @@ def test_the_loss_is_the_cross_entropy_with_soft_targets(encoders, batch):
     smoothing, class_weights = 0.1, torch.tensor([1.0, 3.0])
     loss = {"label_smoothing": smoothing, "class_weights": class_weights.tolist(), "auxiliary_weight": 0.7}
     model = in_training_without_dropout(encoders, SelfAttention, mixup=1.0, **loss)
-    model.loss_weights = class_weights
+    model.training_loss.weights = class_weights
     encoded, (partner, weight) = model.encode(batch), replay(model, batch, 3)
     assert 0.5 < weight < 0.95
     assert (partner != torch.arange(24)).any()
@@ -78,7 +79,8 @@ def test_the_loss_is_the_cross_entropy_with_soft_targets(encoders, batch):
         assert name == "text" or len(rows) < 24
         expected = expected + 0.7 * summed(classify(mixed[name].embedding), rows)
     torch.manual_seed(3)
-    torch.testing.assert_close(model.compute_loss(batch)[0], expected / class_weights[batch.target].sum())
+    found = total_loss(model.compute_losses(batch)[0])
+    torch.testing.assert_close(found, expected / class_weights[batch.target].sum())
 
 
 @pytest.mark.parametrize("missing", ["mask", "token"])
@@ -88,13 +90,15 @@ def test_the_loss_of_every_head_is_the_weighted_mean_over_both_targets(encoders,
     pairs = replay(model, batch, 3)
     fused = model.fuse(mixed_slowly(model.encode(batch), *pairs))
     own, partners = (
-        model.fusion.loss(
-            fused, batch._replace(target=target), lambda logits, mask=None, target=target: ce(logits, target, mask)
+        total_loss(
+            model.fusion.loss(
+                fused, batch._replace(target=target), lambda logits, mask=None, target=target: ce(logits, target, mask)
+            )
         )
         for target in (batch.target, batch.target[pairs.partner])
     )
     torch.manual_seed(3)
-    found = model.compute_loss(batch)[0]
+    found = total_loss(model.compute_losses(batch)[0])
     torch.testing.assert_close(found, pairs.weight * own + (1 - pairs.weight) * partners)
     found.backward()
     assert all(one.grad is not None and one.grad.isfinite().all() for one in model.fusion.parameters())
@@ -115,10 +119,10 @@ def test_weight_one_leaves_samples_as_they_are(encoders, batch):
 
 def test_nothing_is_mixed_in_validation_or_with_mixup_0(encoders, batch):
     plain, mixup = (in_training_without_dropout(encoders, Concat, mixup=alpha) for alpha in (0.0, 1.0))
-    in_validation = mixup.eval().compute_loss(batch)[0]
-    assert torch.equal(plain.eval().compute_loss(batch)[0], in_validation)
+    in_validation = total_loss(mixup.eval().compute_losses(batch)[0])
+    assert torch.equal(total_loss(plain.eval().compute_losses(batch)[0]), in_validation)
     state = torch.get_rng_state()
-    assert torch.equal(plain.train(False).compute_loss(batch)[0], in_validation)
+    assert torch.equal(total_loss(plain.train(False).compute_losses(batch)[0]), in_validation)
     assert torch.equal(torch.get_rng_state(), state), "no random number may be drawn"
 
 
