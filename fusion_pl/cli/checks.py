@@ -49,10 +49,9 @@ def choose_monitor(config: Namespace) -> None:
     if config.checkpoint.monitor == AUTO:
         config.checkpoint.monitor = f"val/{task.monitor}"
     if config.checkpoint.mode == AUTO:
-        is_loss = str(config.checkpoint.monitor).startswith(("val/loss", "train/loss"))
-        config.checkpoint.mode = (
-            "min" if is_loss else task.mode if config.checkpoint.monitor == f"val/{task.monitor}" else "max"
-        )
+        monitor = str(config.checkpoint.monitor)
+        is_minimised = task.mode == "min" if monitor == f"val/{task.monitor}" else "loss" in monitor
+        config.checkpoint.mode = "min" if is_minimised else "max"
 
 
 @contextmanager

@@ -197,9 +197,7 @@ def _parse_cell(value: Any, name: str, number: int, kinds: dict[str, int], probl
     if kind and expected and EMPTY_LIST in (kind, expected):  # it may be a list of numbers, of lists or of texts
         kind = expected = max(kind, expected)
     if kind != expected:
-        wanted = ("text or a number", "a list", "a list of numbers", "a list of lists of numbers", "a list of texts")[
-            expected
-        ]
+        wanted = ("text or a number", "a list", "a list of numbers", "a list of lists of numbers", "a list of texts")
         found = "list" if isinstance(value, list) else type(value).__name__
         problems.append(Problem(f"the cell is a {found}, expected {wanted[expected]}", number, name))
         return None

@@ -1,0 +1,189 @@
+"""A table with several labels per row through fit, test, validate and predict, as a user runs them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from fusion_pl import FusionClassifier, Predictor
+from fusion_pl.cli.run import run
+from fusion_pl.data import ManifestData
+from fusion_pl.encoders import TinyText
+from fusion_pl.fusion import Concat
+from fusion_pl.losses import Focal
+from fusion_pl.tasks import MultiLabel
+from fusion_pl.training import Loss
+from fusion_pl.types import UserError
+
+TAGS = ["crime", "drama", "war"]
+
+
+def write_table(path):
+    """Texts that contain the names of their labels; the words are in random order."""
+    rng = np.random.default_rng(0)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "tags", "split"])
+        for row in range(240):
+            tags = [name for name in TAGS if rng.random() < 0.4]
+            words = rng.permutation([*tags, "the", "film"])
+            writer.writerow([" ".join(words), "|".join(tags), ("train", "train", "val", "test")[row % 4]])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder in which a model with thresholds of the validation was trained."""
+    folder, before, arguments = tmp_path_factory.mktemp("labels"), Path.cwd(), sys.argv
+    write_table(folder / "rows.csv")
+    content = {
+        "model": {
+            "encoders": {"text": {"class_path": "fusion_pl.encoders.TinyText", "init_args": {"dim": 32}}},
+            "fusion": {"class_path": "fusion_pl.fusion.Concat", "init_args": {"dim": 32}},
+            "task": {"class_path": "MultiLabel", "init_args": {"threshold": "validation"}},
+            "loss": {"auxiliary_weight": 0.5, "criterion": {"class_path": "Asymmetric"}},
+        },
+        "data": {
+            "class_path": "fusion_pl.data.ManifestData",
+            "init_args": {"manifest": "rows.csv", "label": "tags", "batch_size": 8, "num_workers": 0},
+        },
+        "trainer": {"max_epochs": 4, "accelerator": "cpu", "enable_progress_bar": False},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    os.chdir(folder)
+    try:
+        assert run("fit", ["--config", "config.yaml"]) == 0
+        assert run("test", ["--config", "config.yaml"]) == 0
+    finally:
+        os.chdir(before)
+        sys.argv = arguments
+    return folder
+
+
+@pytest.fixture
+def here(folder, monkeypatch):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def results(version):
+    return json.loads(Path(f"lightning_logs/version_{version}/metrics.json").read_text())
+
+
+def test_the_checkpoint_is_chosen_by_average_precision_and_contains_thresholds(here):
+    fitted, tested = results(0), results(1)
+    best = torch.load("lightning_logs/version_0/checkpoints/best.ckpt", weights_only=True)
+    thresholds = best["state_dict"]["task.thresholds"]
+    assert thresholds.tolist() != [0.5] * 3
+    for metrics in (fitted, tested):  # the test uses the thresholds of the checkpoint
+        found = [metrics["per_class"][name]["threshold"] for name in TAGS]
+        assert found == pytest.approx(thresholds.tolist(), abs=1e-4)
+    config = yaml.safe_load(Path("lightning_logs/version_0/config.yaml").read_text())
+    assert (config["checkpoint"]["monitor"], config["checkpoint"]["mode"]) == ("val/average_precision", "max")
+    assert fitted["samples"] == {"train": 120, "val": 60}
+    assert tested["metrics"]["test/average_precision"] > 0.9
+
+
+def test_validate_reports_what_fit_reported(here):
+    assert run("validate", ["--config", "config.yaml", "--trainer.logger.name", "again", "--ckpt_path", BEST]) == 0
+    found = json.loads(Path("lightning_logs/again/version_0/metrics.json").read_text())
+    names = [name for name in found["metrics"] if name in results(0)["metrics"]]
+    assert {"val/f1", "val/exact_match", "val/loss"} <= set(names)
+    for name in names:
+        assert found["metrics"][name] == pytest.approx(results(0)["metrics"][name], abs=1e-6)
+    assert found["per_class"] == results(0)["per_class"]
+
+
+BEST = "lightning_logs/version_0/checkpoints/best.ckpt"
+
+
+def test_predictions_have_labels_above_their_thresholds(here, capsys):
+    arguments = ["--ckpt_path", BEST, "--data.manifest", "rows.csv", "--data.num_workers", "0", "--overwrite"]
+    assert run("predict", [*arguments, "--output", "p.csv"]) == 0
+    printed = capsys.readouterr().err
+    assert run("predict", [*arguments, "--output", "p.jsonl"]) == 0
+    thresholds = torch.load(BEST, weights_only=True)["state_dict"]["task.thresholds"].tolist()
+    with open("p.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
+    with open("rows.csv", newline="") as file:
+        truth = [set(filter(None, row["tags"].split("|"))) for row in csv.DictReader(file)]
+    assert list(rows[0]) == ["id", "labels", "p(crime)", "p(drama)", "p(war)", "error"]
+    for row, line in zip(rows, lines, strict=True):
+        expected = [name for name, limit in zip(TAGS, thresholds, strict=True) if line["probabilities"][name] >= limit]
+        assert line["labels"] == expected
+        assert row["labels"] == "|".join(expected)
+        assert "label" not in line
+    match = np.mean([set(line["labels"]) == labels for line, labels in zip(lines, truth, strict=True)])
+    assert f"exact match {match:.4f} (240 rows with a known label)" in printed
+
+
+def test_terms_of_the_loss_are_logged_and_sum_to_the_loss(here):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator("lightning_logs/version_0")
+    events.Reload()
+    values = {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert len(values["train/loss"]) == 4
+    terms = np.add(values["train/loss/fused"], values["train/loss/auxiliary/text"])
+    np.testing.assert_allclose(terms, values["train/loss"], rtol=1e-5)
+    assert "Validation/confusion" in events.Tags()["images"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--model.fusion", "Vote"], "the fusion head Vote takes the softmax of one logit per class, which MultiLabel"),
+        (
+            ["--model.loss.criterion", "CrossEntropy"],
+            "CrossEntropy does not fit the task MultiLabel: give one of Binary",
+        ),
+        (
+            ["--model.loss.label_smoothing", "0.1"],
+            "not supported by the criterion Asymmetric: set it to 0, or use Binary",
+        ),
+        (["--model.task", "MultiClass"], "Asymmetric does not fit the task MultiClass: give one of CrossEntropy"),
+        (["--checkpoint.monitor", "val/accuracy"], "no run measures 'val/accuracy'"),
+        (["--ckpt_path", BEST, "--model.task", "MultiClass", "--model.loss.criterion", "null"], "other task"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(arguments, text, here, capsys):
+    assert run("fit", ["--config", "config.yaml", *arguments]) == 2
+    assert text in " ".join(capsys.readouterr().err.split())
+
+
+def test_training_in_python_needs_the_task_once(tmp_path):
+    write_table(tmp_path / "rows.csv")
+    seed_everything(0)
+    data = ManifestData(str(tmp_path / "rows.csv"), label="tags", num_workers=0, task=MultiLabel())
+    model = FusionClassifier(
+        {"text": TinyText(dim=16)}, Concat, data.classes, task=data.task, loss=Loss(criterion=Focal())
+    )
+    data.processors = model.processors
+    best = ModelCheckpoint(tmp_path, monitor="val/average_precision", mode="max", save_weights_only=True)
+    trainer = Trainer(
+        max_epochs=1,
+        callbacks=[best],
+        logger=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, datamodule=data)
+    predictor = Predictor.from_checkpoint(best.best_model_path)
+    prediction = predictor.predict({"text": "the war drama"})
+    assert prediction.label is None
+    assert prediction.labels == [name for name in TAGS if prediction.probabilities[name] >= 0.5]
+    other = FusionClassifier({"text": TinyText(dim=16)}, Concat, data.classes)
+    with pytest.raises(UserError, match="the model has the task MultiClass, and the data MultiLabel"):
+        trainer.fit(other, datamodule=data)
