@@ -131,9 +131,9 @@ def test_extreme_logits_have_finite_losses_and_gradients(criterion):
 @pytest.mark.parametrize(
     ("build", "text"),
     [
-        (lambda: Focal(gamma=-1), "Focal was given gamma=-1, expected a number that is 0 or more"),
-        (lambda: Focal(alpha=2), "alpha=2, expected a number from 0 to 1"),
-        (lambda: Asymmetric(margin=1), "margin=1, expected a probability below 1"),
+        (lambda: Focal(gamma=-1.0), "Focal was given gamma=-1.0, expected a number that is 0 or more"),
+        (lambda: Focal(alpha=2.0), "alpha=2.0, expected a number from 0 to 1"),
+        (lambda: Asymmetric(margin=1.0), "margin=1.0, expected a probability below 1"),
         (lambda: LogitAdjusted(math.nan), "tau=nan, expected a number that is 0 or more"),
         (lambda: BinaryCrossEntropy([1.0, -2.0]), "positive_weights=-2.0, expected"),
         (

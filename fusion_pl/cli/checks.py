@@ -173,8 +173,8 @@ def _describe_class_differences(saved: list[str], current: list[str], data: Fusi
 
 def _architecture(config: dict[str, Any]) -> dict[str, Any]:
     return {
+        "task": config.get("task", config_of(MultiClass()))["class_path"],  # older checkpoints have no task
         "classes": config["classes"],
         "encoders": {name: part["class_path"] for name, part in config["encoders"].items()},
         "fusion": config["fusion"]["class_path"],
-        "task": config.get("task", config_of(MultiClass()))["class_path"],  # older checkpoints have no task
     }

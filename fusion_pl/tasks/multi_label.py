@@ -69,8 +69,6 @@ class MultiLabel(Task):
         super().__init__()
         if not separator.strip():
             raise UserError(f"MultiLabel was given separator={separator!r}, expected characters such as |")
-        if isinstance(threshold, str) and threshold != "validation":
-            raise UserError(f"MultiLabel was given threshold={threshold!r}, expected a number or validation")
         if not isinstance(threshold, str) and not 0 < threshold < 1:
             raise UserError(f"MultiLabel was given threshold={threshold}, expected a probability above 0 and below 1")
         self.separator, self.empty, self.threshold = separator, empty, threshold

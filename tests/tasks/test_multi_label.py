@@ -109,7 +109,6 @@ def test_options_that_do_not_fit_are_refused(options, text):
     [
         ({"separator": " "}, "separator"),
         ({"threshold": 1.0}, "probability above 0"),
-        ({"threshold": "best"}, "validation"),
     ],
 )
 def test_invalid_arguments_are_named(arguments, text):

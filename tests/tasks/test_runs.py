@@ -170,7 +170,7 @@ def test_training_in_python_needs_the_task_once(tmp_path):
         {"text": TinyText(dim=16)}, Concat, data.classes, task=data.task, loss=Loss(criterion=Focal())
     )
     data.processors = model.processors
-    best = ModelCheckpoint(tmp_path, monitor="val/average_precision", mode="max", save_weights_only=True)
+    best = ModelCheckpoint(tmp_path / "run", monitor="val/average_precision", mode="max", save_weights_only=True)
     trainer = Trainer(
         max_epochs=1,
         callbacks=[best],
