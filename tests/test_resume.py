@@ -64,6 +64,19 @@ def test_last_is_the_last_epoch_without_a_validation(fresh):
     assert len(values("val/loss")) == 2
 
 
+def test_a_run_that_ends_within_an_epoch_is_validated_and_goes_on(fresh):
+    constant = ["--model.lr_scheduler", "ConstantLR"]
+    assert fit(*constant, "--trainer.max_steps", "3") == 0  # of five per epoch
+    assert results()["samples"]["val"] == 12
+    assert [load(path)["global_step"] for path in (BEST, LAST)] == [3, 3]
+    assert fit(*constant, "--trainer.max_steps", "7", "--ckpt_path", "last") == 0
+    assert len(values("val/loss")) == 3  # after the steps 3, 5 and 7
+    resumed = load(LAST)["state_dict"]
+    shutil.rmtree("lightning_logs")
+    assert fit(*constant, "--trainer.max_steps", "7") == 0
+    torch.testing.assert_close(resumed, load(LAST)["state_dict"], rtol=0, atol=0)
+
+
 def test_best_is_the_lowest_loss_among_equal_accuracies(fresh):
     """Compared with the curves in TensorBoard."""
     assert fit("--trainer.max_epochs", "8") == 0

@@ -32,8 +32,8 @@ class HubData(ManifestData):
 
     Images and audio are opened by the model's processors, like files of a table; the ``datasets`` library decodes
     nothing. Labels of the type ``ClassLabel`` become the names of their classes. The library keeps a data set in its
-    cache, from which it is used without a connection. In messages, the rows of all splits are counted from 1, in the
-    order train, val, test. Needs ``pip install 'fusion-pl[hub]'``.
+    cache, from which it is used without a connection; ``HubStream`` stores no rows. In messages, the rows of all splits
+    are counted from 1, in the order train, val, test. Needs ``pip install 'fusion-pl[hub]'``.
 
     Args:
         dataset: name of the data set on the hub, folder that ``save_to_disk`` wrote, or a folder of data files that

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gc
 import itertools
+import shutil
 import threading
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from fusion_pl.data.row_stream import StreamSampler, read_ahead
 from fusion_pl.data.rows import LoadError
 from fusion_pl.data_check.command import check_command
 from fusion_pl.encoders import FeatureEncoder, TinyText
+from fusion_pl.tasks import MultiLabel
 from fusion_pl.types import UserError
 from tests.file_server import FileServer
 from tests.texts import results
@@ -390,3 +392,29 @@ def test_features_of_frozen_encoders_are_not_stored(in_run, capsys):
         "features of frozen encoders are not stored, because the samples of HubStream are not"
         in capsys.readouterr().err
     )
+
+
+def test_several_labels_per_row(tmp_path, processors):
+    columns = {"text": ["a", "b", "c"], "sad": [0, 1, 1], "funny": [1, 0, 1]}
+    DatasetDict(train=Dataset.from_dict(columns)).save_to_disk(str(tmp_path / "films"))
+    data = HubStream(str(tmp_path / "films"), label=["sad", "funny"], task=MultiLabel(), num_workers=0)
+    data.processors = {"text": processors["text"]}
+    assert data.classes == ["sad", "funny"]
+    assert [sample.target for sample in data.samples("train")] == [[0, 1], [1, 0], [1, 1]]
+
+
+def test_a_folder_of_images_per_class(toy, processors):
+    for record in toy.records:
+        folder = toy.folder / "pets" / record["split"] / record["label"]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(toy.folder / record["image"], folder)
+    data = build({"image": processors["image"]}, str(toy.folder / "pets"))
+    stored = HubData(str(toy.folder / "pets"), num_workers=0)
+    stored.processors = data.processors
+    assert data.classes == ["cat", "dog"]
+    for split in SPLIT_NAMES:
+        grey = [
+            [(np.asarray(one.inputs["image"]).mean(), one.target) for one in source.samples(split)]
+            for source in (data, stored)
+        ]
+        assert grey[0] == grey[1] != []
