@@ -3,5 +3,6 @@
 from fusion_pl.tasks.base import LabelColumn, Task
 from fusion_pl.tasks.multi_class import MultiClass
 from fusion_pl.tasks.multi_label import MultiLabel
+from fusion_pl.tasks.ordinal import Ordinal
 
-__all__ = ["LabelColumn", "MultiClass", "MultiLabel", "Task"]
+__all__ = ["LabelColumn", "MultiClass", "MultiLabel", "Ordinal", "Task"]
