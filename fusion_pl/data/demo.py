@@ -147,6 +147,6 @@ class Street(_DemoData):
         found = street.best_exact_match({column for column in self.columns.values() if isinstance(column, str)})
         best_two = max(street.best_exact_match(set(street.INPUTS) - {name}) for name in street.INPUTS)
         rank_zero_info(
-            f"The inputs of this model allow an exact match of at most {found:.1%} on the Street data (alone: {ceilings}; "
-            f"two inputs at most {best_two:.1%}, all three 100%)"
+            f"The inputs of this model allow an exact match of at most {found:.1%} on the Street data (alone: "
+            f"{ceilings}; two inputs at most {best_two:.1%}, all three 100%)"
         )

@@ -47,7 +47,8 @@ def best_exact_match(inputs: Collection[str]) -> float:
         observed = tuple(value and shown for value, shown in zip(labels, is_shown, strict=True))
         answers.setdefault(observed, Counter())[labels] += weight
     best = sum(max(counts.values()) for counts in answers.values())
-    return best / (PRESENT_ODDS + ABSENT_ODDS) ** len(LABELS)
+    total: int = (PRESENT_ODDS + ABSENT_ODDS) ** len(LABELS)
+    return best / total
 
 
 def generate_sample(index: int, rng: Generator) -> SyntheticSample:
@@ -79,24 +80,24 @@ def _draw_image(present: Collection[str], rng: Generator) -> Image.Image:
     if "rain" in present:
         for x, y in rng.uniform(0, SIDE, (25, 2)):
             canvas.line((x, y, x + 1.5, y + 5), fill=(225, 230, 240))
-    noisy = np.asarray(image) + rng.normal(0, 8, (SIDE, SIDE, 3))
+    noisy = np.asarray(image) + rng.normal(0, rng.uniform(10, 60), (SIDE, SIDE, 3))
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
 def _record(present: Collection[str], rng: Generator) -> Int16[np.ndarray, " N"]:
     """Synthesise a bell as a decaying tone, a siren as a rising tone, and rain as noise, over quieter noise."""
     time = np.arange(int(SECONDS * RATE)) / RATE
-    signal = rng.normal(0, 0.05, len(time))
+    signal = rng.normal(0, rng.uniform(0.05, 0.4), len(time))
     if "bell" in present:
         start = rng.uniform(0, 0.5 * SECONDS)
         decay = np.exp(-20 * (time - start)) * (time >= start)
-        signal = signal + decay * np.sin(2 * np.pi * rng.uniform(0.97, 1.03) * BELL * time)
+        signal = signal + 0.5 * decay * np.sin(2 * np.pi * rng.uniform(0.97, 1.03) * BELL * time)
     if "siren" in present:
         low, high = SIREN
         phase = low * time + (high - low) * time**2 / (2 * SECONDS)
-        signal = signal + 0.7 * np.sin(2 * np.pi * rng.uniform(0.97, 1.03) * phase)
+        signal = signal + 0.2 * np.sin(2 * np.pi * rng.uniform(0.97, 1.03) * phase)
     if "rain" in present:
-        signal = signal + rng.normal(0, 0.5, len(time))
+        signal = signal + rng.normal(0, 0.6, len(time))
     level = rng.uniform(0.2, 0.3)
     samples: Int16[np.ndarray, " N"] = ((level * signal).clip(-1, 1) * 32767).astype(np.int16)
     return samples

@@ -49,8 +49,8 @@ class Ordinal(MultiClass):
         classes = super().infer_classes(columns)
         if classes and not all(name.removeprefix("-").isdecimal() for name in classes):
             raise UserError(
-                f"the order of the classes {join_names(map(repr, classes))} in the column {columns[0].name!r} is unknown"
-                ": give them from lowest to highest, such as --data.classes '[low, medium, high]'"
+                f"the order of the classes {join_names(map(repr, classes))} in the column {columns[0].name!r} is "
+                "unknown: give them from lowest to highest, such as --data.classes '[low, medium, high]'"
             )
         return classes
 
