@@ -15,10 +15,12 @@ from fusion_pl.analysis.result import RunResult
 from fusion_pl.analysis.run import CACHE_FOLDER, CACHE_LIMIT_GIB
 from fusion_pl.analysis.scheduler import Scheduler
 from fusion_pl.analysis.summary import Summary
+from fusion_pl.cli.checks import task_class
 from fusion_pl.cli.parsing import parse
 from fusion_pl.cli.run import command_parser
 from fusion_pl.data.shards import folder_bytes
 from fusion_pl.messages import escape_unprintable
+from fusion_pl.tasks import Task
 from fusion_pl.types import UserError
 
 
@@ -34,9 +36,9 @@ def compare_command(arguments: list[str]) -> None:
     output = Path(options.output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output: {output} is a file, expected a folder")
-    _check_fit_arguments(options.config, extra)
+    task = _check_fit_arguments(options.config, extra)
     table = table_hash(base["data"], extra)
-    runs = plan_runs(base, options.fusions, options.inputs, options.seeds, extra, table)
+    runs = plan_runs(base, options.fusions, options.inputs, options.seeds, extra, table, task.uses_softmax)
     output.mkdir(parents=True, exist_ok=True)
     results = Scheduler(runs, output, extra, options.jobs).execute()
 
@@ -64,25 +66,27 @@ def compare_command(arguments: list[str]) -> None:
 
 
 def best_head_lines(summary: Summary) -> list[str]:
-    """Return the best head with its test accuracy, and the command that trains it."""
+    """Return the best head with its test score, and the command that trains it."""
     if (best := summary.best) is None:
         return [summary.headline()]
-    seeds = f"mean ± sd over {best.test_accuracy.count} seeds" if best.test_accuracy.count > 1 else "1 seed"
+    seeds = f"mean ± sd over {best.test_score.count} seeds" if best.test_score.count > 1 else "1 seed"
     samples = f"n = {best.test_set_sizes[0]:,} test samples"
     return [
-        f"Best on validation: {best.label}, test accuracy {best.test_accuracy.format_percent()} % ({seeds}, {samples})",
+        f"Best on validation: {best.label}, test {best.names[0]} {best.test_score.format_percent()} % "
+        f"({seeds}, {samples})",
         f"Train it: {best.runs[min(best.runs)].command}",
     ]
 
 
-def _check_fit_arguments(config: str, extra: list[str]) -> None:
-    """Parse the arguments of the runs once, so that errors are reported before the first run.
+def _check_fit_arguments(config: str, extra: list[str]) -> type[Task]:
+    """Parse the arguments of the runs once, so that errors are reported before the first run, and return the task.
 
     Raises:
         UserError: If an argument is invalid, or a run would use more than one device.
     """
     arguments = ["--model.fusion", BASELINE_HEAD, "--config", config, *extra]
-    devices = parse(command_parser("fit"), arguments).trainer.devices
+    parsed = parse(command_parser("fit"), arguments)
+    devices = parsed.trainer.devices
     if isinstance(devices, str):  # "2", "0,3" or "auto"
         devices = int(devices) if devices.isdigit() else [part for part in devices.split(",") if part]
     count = devices if isinstance(devices, int) else len(devices)
@@ -91,3 +95,4 @@ def _check_fit_arguments(config: str, extra: list[str]) -> None:
             f"trainer.devices asks for {count} devices: set it to 1, since compare measures each run in one process, "
             "and pass --jobs for several runs at the same time, on separate devices"
         )
+    return task_class(parsed)

@@ -24,7 +24,7 @@ def train_and_test(arguments: list[str]) -> dict[str, Any]:
     """Run ``fusion-pl fit`` with ``arguments``, test the model, and return the measured fields of a ``RunResult``."""
     recorder = SampleRecorder()
     cli = run_trainer("fit", arguments, [recorder])
-    trainer, model = cli.trainer, cli.model
+    trainer, model, task = cli.trainer, cli.model, cli.model.task
     report = json.loads((Path(str(trainer.log_dir)) / "metrics.json").read_text(encoding="utf-8"))
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     # The test must not overwrite the result files and figures of the training.
@@ -33,7 +33,7 @@ def train_and_test(arguments: list[str]) -> dict[str, Any]:
         model, datamodule=cli.datamodule, ckpt_path=report["checkpoint"], weights_only=True, verbose=False
     )
     names = list(model.encoders)
-    subsets = scores_by_inputs(metrics, f"test/{model.task.score}", names)
+    subsets = scores_by_inputs(metrics, f"test/{task.score}", names)
     assert recorder.first_batch is not None
     batch = recorder.first_batch
     if any(isinstance(value, Encoded) for value in batch.inputs.values()):  # the encoders are to be measured, too
@@ -41,10 +41,14 @@ def train_and_test(arguments: list[str]) -> dict[str, Any]:
         batch = Collate(cli.datamodule.processors)([samples[index] for index in range(len(batch.ids))])
     batch = apply_to_collection(batch, Tensor, Tensor.clone)  # autograd cannot use inference tensors
     return {
-        "validation_accuracy": report["metrics"]["val/accuracy"],
+        "score": task.score,
+        "metric": task.monitor,
+        "mode": task.mode,
+        "validation_score": report["metrics"][f"val/{task.score}"],
+        "validation_metric": report["metrics"][f"val/{task.monitor}"],
         "validation_samples": len(recorder.validation.ids),
         "validation_hash": recorder.validation.samples_hash,
-        "test": {name: value for name, value in metrics.items() if not name.startswith("test/accuracy/")},
+        "test": {name: value for name, value in metrics.items() if not name.startswith(f"test/{task.score}/")},
         "correct": "".join(recorder.correct),
         "ids": tuple(recorder.test.ids),
         "test_hash": recorder.test.samples_hash,

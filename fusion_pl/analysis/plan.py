@@ -67,10 +67,14 @@ def read_base_config(path: str) -> dict[str, Any]:
     return {**base, "data": {"class_path": data} if isinstance(data, str) else data}
 
 
-def parse_heads(fusions: str) -> list[str]:
-    """Parse ``--fusions`` into class paths: ``all``, or names and class paths of heads separated by commas."""
+def parse_heads(fusions: str, uses_softmax: bool = True) -> list[str]:
+    """Parse ``--fusions`` into class paths: ``all``, or names and class paths of heads separated by commas.
+
+    ``all`` is all heads that fit the task, whose attribute is ``uses_softmax``.
+    """
     known = [name for name in fusion_pl.fusion.__all__ if name != "Fusion"]
-    names = known if fusions == "all" else [name.strip() for name in fusions.split(",") if name.strip()]
+    fitting = [name for name in known if uses_softmax or not getattr(fusion_pl.fusion, name).needs_softmax]
+    names = fitting if fusions == "all" else [name.strip() for name in fusions.split(",") if name.strip()]
     for name in names:
         if "." not in name and name not in known:
             raise UserError(
@@ -100,7 +104,13 @@ def parse_input_sets(value: str, names: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def plan_runs(
-    base: dict[str, Any], fusions: str, inputs: str, seeds: int, extra: Sequence[str] = (), table_hash: str = ""
+    base: dict[str, Any],
+    fusions: str,
+    inputs: str,
+    seeds: int,
+    extra: Sequence[str] = (),
+    table_hash: str = "",
+    uses_softmax: bool = True,
 ) -> list[Run]:
     """Return all runs: for each seed, every head on all inputs, and the baseline head on fewer inputs.
 
@@ -111,9 +121,10 @@ def plan_runs(
         seeds: Number of seeds, at least 1.
         extra: Further arguments of every ``fusion-pl fit``.
         table_hash: Hash of the data table, see ``fusion_pl.analysis.keys.table_hash``.
+        uses_softmax: Attribute of the task, see ``parse_heads``.
     """
     names = tuple(base["model"]["encoders"])
-    heads = parse_heads(fusions)
+    heads = parse_heads(fusions, uses_softmax)
     baseline = BASELINE_HEAD if BASELINE_HEAD in heads or len(heads) > 1 else heads[0]
     return [
         make_run(base, head, input_set, seed, extra, table_hash)

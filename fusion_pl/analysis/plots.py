@@ -1,4 +1,4 @@
-"""Figures of a comparison: accuracy against cost, and accuracy per subset of inputs."""
+"""Figures of a comparison: score against cost, and score per subset of inputs."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from fusion_pl.analysis.summary import Row, measured_subsets
 COST_LABELS = {"parameters": "trainable parameters", "latency_ms": "ms per batch"}
 
 
-def plot_accuracy_against_cost(rows: Sequence[Row], cost: Literal["parameters", "latency_ms"]) -> Figure | None:
-    """Plot validation accuracy against a cost, with the Pareto front; None if no cost was measured.
+def plot_score_against_cost(rows: Sequence[Row], cost: Literal["parameters", "latency_ms"]) -> Figure | None:
+    """Plot the mean validation score against a cost, with the Pareto front; None if no cost was measured.
 
-    The plot shows validation accuracy, not test accuracy, because readers use the plot to select a head.
+    The plot shows the validation score, not the test score, because readers use the plot to select a head.
     """
-    points = {row.label: (100 * row.validation_accuracy.mean, row.costs[cost]) for row in rows if cost in row.costs}
+    points = {row.label: (100 * row.validation_score.mean, row.costs[cost]) for row in rows if cost in row.costs}
     if not points:
         return None
     front = sorted(pareto_front(points), key=lambda name: points[name][1])
     figure = Figure(figsize=(8, max(3.5, 1 + 0.22 * len(points))), layout="constrained")
     axes = figure.subplots()
     axes.plot([points[name][1] for name in front], [points[name][0] for name in front], "-", color="tab:blue", lw=1)
-    for name, (accuracy, value) in points.items():
-        axes.plot(value, accuracy, "o", color="tab:blue" if name in front else "silver", ms=6)
+    for name, (score, value) in points.items():
+        axes.plot(value, score, "o", color="tab:blue" if name in front else "silver", ms=6)
     values = [value for _, value in points.values()]
     if min(values) > 0 and max(values) > 10 * min(values):
         axes.set_xscale("log")
-    axes.set(xlabel=COST_LABELS[cost], ylabel="validation accuracy in %")
+    axes.set(xlabel=COST_LABELS[cost], ylabel=f"validation {rows[0].names[0]} in %")
     axes.margins(0.08)
     _annotate_points(axes, points, front)
     return figure
 
 
 def _annotate_points(axes: Axes, points: dict[str, tuple[float, float]], front: Sequence[str]) -> None:
-    """Write the point labels in a column on the right, sorted by accuracy, so that they do not overlap."""
+    """Write the point labels in a column on the right, sorted by score, so that they do not overlap."""
     order = sorted(points, key=lambda name: (points[name][0], -points[name][1]))
     for index, name in enumerate(order):
-        accuracy, value = points[name]
+        score, value = points[name]
         axes.annotate(
             name,
-            xy=(value, accuracy),
+            xy=(value, score),
             xytext=(1.04, (index + 0.5) / len(order)),
             textcoords="axes fraction",
             va="center",
@@ -59,8 +59,8 @@ def _annotate_points(axes: Axes, points: dict[str, tuple[float, float]], front: 
         )
 
 
-def plot_accuracy_by_subset(rows: Sequence[Row], all_inputs: Sequence[str]) -> Figure | None:
-    """Plot a heatmap of test accuracy per row and subset of inputs; None if no subset was tested."""
+def plot_score_by_subset(rows: Sequence[Row], all_inputs: Sequence[str]) -> Figure | None:
+    """Plot a heatmap of the mean test score per row and subset of inputs; None if no subset was tested."""
     rows = [row for row in rows if row.subsets]
     subsets = measured_subsets(rows, all_inputs)
     if not subsets:

@@ -11,8 +11,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fusion_pl.analysis.page import PICTURES, Picture, Section, Table, render
-from fusion_pl.analysis.plots import plot_accuracy_against_cost, plot_accuracy_by_subset, to_svg
-from fusion_pl.analysis.result import ACCURACY, RunResult
+from fusion_pl.analysis.plots import plot_score_against_cost, plot_score_by_subset, to_svg
+from fusion_pl.analysis.result import RunResult
 from fusion_pl.analysis.statistics import wilson_interval
 from fusion_pl.analysis.summary import COSTS, Row, Summary, group_by_label, summarise
 from fusion_pl.analysis.tables import EMPTY_CELL, failure_table, ranking_table, subset_table, unranked_table
@@ -22,14 +22,14 @@ from fusion_pl.training.figures import plot_missing_inputs
 TERM_EXPLANATIONS = (
     (
         "best",
-        "the row with the highest validation accuracy; the checkpoint of each run is selected on validation as well. "
+        "the row with the best validation {metric}; the checkpoint of each run is selected on validation as well. "
         "The test split is used once per run, at its end. Only rows measured on the same validation and test samples "
         "are ranked; the other rows are in a separate table",
     ),
     ("±", "the standard deviation over seeds; omitted for one seed"),
     (
         "95 % interval",
-        "the confidence interval of the test accuracy. One seed: Wilson's interval, over the samples. Several seeds: a "
+        "the confidence interval of the test {score}. One seed: Wilson's interval, over the samples. Several seeds: a "
         "bootstrap (2,000 resamples, with a fixed seed) over both samples and seeds, widened to Wilson's interval; "
         "with two or three seeds it underestimates the variation between seeds. Overlapping intervals do not mean that "
         "two rows are equally good: rows share their samples, so the paired p-value is more sensitive",
@@ -52,22 +52,22 @@ TERM_EXPLANATIONS = (
 )
 UNRANKED_TEXT = (
     "These runs were validated and tested on other samples than the ranked ones: a run on fewer inputs leaves out the "
-    "samples that have none of them. Accuracies on different samples cannot be compared, so none of these rows is the "
+    "samples that have none of them. Numbers on different samples cannot be compared, so none of these rows is the "
     "best. "
 )
-SAME_SAMPLES_TEXT = "The last column has the accuracy of the best row on the test samples of the same line."
+SAME_SAMPLES_TEXT = "The last column has the {score} of the best row on the test samples of the same line."
 COST_CAPTION = (
-    "Validation accuracy against {}. Blue: the Pareto front. The figure shows validation accuracy, because a head "
-    "selected on test accuracy would have an optimistic test accuracy. It has only rows measured on the same samples."
+    "Validation {score} against {cost}. Blue: the Pareto front. The figure shows validation {score}, because a head "
+    "selected on test {score} would have an optimistic test {score}. It has only rows measured on the same samples."
 )
 SUBSETS_TEXT = (
     "Each trained head, tested with only some of its inputs: mean over seeds, over the test samples that have at least "
     f"one of them; the first line has their number. {EMPTY_CELL}: the head was not trained on all of these inputs."
 )
-SUBSETS_CAPTION = "Test accuracy in % per head (row) and set of inputs (column)."
+SUBSETS_CAPTION = "Test {score} in % per head (row) and set of inputs (column)."
 MISSING_CAPTION = (
-    "Expected test accuracy of {} when cells are missing at random. Each straight line connects the measured "
-    "accuracies with all inputs and without one; the dashed curve, for cells of every input, is a mixture of all "
+    "Expected test {score} of {head} when cells are missing at random. Each straight line connects the measured "
+    "values with all inputs and without one; the dashed curve, for cells of every input, is a mixture of all "
     "subsets of inputs. Both are exact if every test sample has all inputs."
 )
 
@@ -108,20 +108,22 @@ def _sections(results: Sequence[RunResult], summary: Summary, all_inputs: Sequen
         for result in group
         if result.command
     ]
-    explanations = Table(("", "meaning"), TERM_EXPLANATIONS, text=True) if finished else None
-    unranked_text = UNRANKED_TEXT + SAME_SAMPLES_TEXT * bool(summary.ranked)
+    score, metric = finished[0].names if finished else ("accuracy", "accuracy")
+    terms = [(term, meaning.format(score=score, metric=metric)) for term, meaning in TERM_EXPLANATIONS]
+    explanations = Table(("", "meaning"), terms, text=True) if finished else None
+    unranked_text = UNRANKED_TEXT + SAME_SAMPLES_TEXT.format(score=score) * bool(summary.ranked)
     sections = [
         Section("Results", table=ranking_table(summary.ranked)),
         Section("Measured on other samples", unranked_text, unranked_table(summary)),
         Section("How to read it", table=explanations),
         Section("Failed runs", table=failure_table(summary.rows)),
         Section(
-            "Accuracy per set of inputs",
+            f"{score.capitalize()} per set of inputs",
             SUBSETS_TEXT,
             subset_table(finished, all_inputs),
-            _svg_pictures(("inputs", SUBSETS_CAPTION, plot_accuracy_by_subset(finished, all_inputs))),
+            _svg_pictures(("inputs", SUBSETS_CAPTION.format(score=score), plot_score_by_subset(finished, all_inputs))),
         ),
-        Section("Accuracy against cost", pictures=_cost_pictures(summary.ranked)),
+        Section(f"{score.capitalize()} against cost", pictures=_cost_pictures(summary.ranked)),
         Section("Missing inputs", pictures=_missing_pictures(summary.ranked, all_inputs)),
         Section("Command of each run", commands=commands),
     ]
@@ -140,19 +142,23 @@ def _overview_text(results: Sequence[RunResult], summary: Summary) -> str:
 
 
 def _cost_pictures(rows: Sequence[Row]) -> list[Picture]:
-    latency = COST_CAPTION.format("milliseconds per forward pass of one batch")
+    score = rows[0].names[0] if rows else ""
+    parameters = COST_CAPTION.format(score=score, cost="trainable parameters")
+    latency = COST_CAPTION.format(score=score, cost="milliseconds per forward pass of one batch")
     return _svg_pictures(
-        ("parameters", COST_CAPTION.format("trainable parameters"), plot_accuracy_against_cost(rows, "parameters")),
-        ("latency", latency, plot_accuracy_against_cost(rows, "latency_ms")),
+        ("parameters", parameters, plot_score_against_cost(rows, "parameters")),
+        ("latency", latency, plot_score_against_cost(rows, "latency_ms")),
     )
 
 
 def _missing_pictures(rows: Sequence[Row], all_inputs: Sequence[str]) -> list[Picture]:
-    best = next((row for row in rows if len(row.inputs) > 1), None)  # rows are sorted by validation accuracy
+    best = next((row for row in rows if len(row.inputs) > 1), None)  # rows are sorted by validation metric
     if best is None:
         return []
-    figure = plot_missing_inputs(best.subsets, [name for name in all_inputs if name in best.inputs], best.label)
-    return _svg_pictures(("missing", MISSING_CAPTION.format(best.label), figure))
+    score = best.names[0]
+    inputs = [name for name in all_inputs if name in best.inputs]
+    figure = plot_missing_inputs(best.subsets, inputs, best.label, score)
+    return _svg_pictures(("missing", MISSING_CAPTION.format(score=score, head=best.label), figure))
 
 
 def _svg_pictures(*figures: tuple[str, str, Figure | None]) -> list[Picture]:
@@ -163,15 +169,17 @@ def _csv_text(results: Sequence[RunResult], summary: Summary, all_inputs: Sequen
     ranked = {row.label for row in summary.ranked}
     metrics = sorted({name for result in results for name in result.test})
     subsets = sorted({subset for result in results for subset in result.subsets})
+    score = next((result.score for result in results if result.status == "done"), "accuracy")
     lines: list[dict[str, Any]] = [
         {
             "label": label, "fusion": result.head, "class_path": result.class_path, "inputs": "+".join(result.inputs),
             "seed": result.seed, "status": result.status, "reason": result.reason, "version": result.version,
-            "config": result.key, "validation": result.validation_accuracy,
+            "config": result.key, "validation": result.validation_score,
+            "validation_metric": result.validation_metric,
             **{metric: result.test.get(metric) for metric in metrics},
-            **{f"test/accuracy({subset})": result.subsets.get(subset) for subset in subsets},
+            **{f"test/{score}({subset})": result.subsets.get(subset) for subset in subsets},
             "test_samples": len(result.correct) or None, "validation_samples": result.validation_samples,
-            "ranked": result.status == "done" and label in ranked, **_wilson_columns(result),
+            "ranked": result.status == "done" and label in ranked, **_wilson_columns(result, score),
             **{cost: getattr(result, cost) for cost in COSTS},
             "batch_size": result.batch_size, "command": result.command,
         }
@@ -185,6 +193,6 @@ def _csv_text(results: Sequence[RunResult], summary: Summary, all_inputs: Sequen
     return text.getvalue()
 
 
-def _wilson_columns(result: RunResult) -> dict[str, float | None]:
-    ends = wilson_interval(result.test[ACCURACY], len(result.correct)) if result.status == "done" else (None, None)
-    return {f"{ACCURACY}/{name}": end for name, end in zip(("low", "high"), ends, strict=True)}
+def _wilson_columns(result: RunResult, score: str) -> dict[str, float | None]:
+    ends = wilson_interval(result.test_score, len(result.correct)) if result.status == "done" else (None, None)
+    return {f"test/{score}/{name}": end for name, end in zip(("low", "high"), ends, strict=True)}

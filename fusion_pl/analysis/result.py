@@ -15,8 +15,6 @@ from fusion_pl.cli.parsing import explain_parse_error
 from fusion_pl.files import atomic_write
 from fusion_pl.types import UserError
 
-ACCURACY = "test/accuracy"
-
 
 @dataclass(frozen=True)
 class RunResult:
@@ -31,15 +29,19 @@ class RunResult:
         version: Version of fusion-pl.
         key: Hash of configuration, table and library versions, see ``fusion_pl.analysis.keys``.
         command: Command that reproduces this run.
-        validation_accuracy: Validation accuracy of the selected checkpoint, 0 to 1.
+        score: Name of the task's score of a sample, such as ``accuracy`` or ``exact_match``.
+        metric: Name of the task's metric, by which rows are ranked.
+        mode: Whether a larger or a smaller metric is better.
+        validation_score: Mean score of the validation samples with the selected checkpoint, 0 to 1.
+        validation_metric: The metric of the validation samples.
         validation_samples: Number of validation samples.
         validation_hash: Hash of the ids and classes of the validation samples; only runs with equal hashes are ranked.
         test: Test metrics of the selected checkpoint, such as ``test/accuracy``.
-        correct: One character per test sample: 1 if it is classified correctly, else 0.
+        correct: One character per test sample, its score: 1 if it is classified correctly, else 0.
         ids: Ids of the test samples, in the same order as ``correct``.
         test_hash: Hash of the ids and classes of the test samples.
-        subsets: Test accuracy per subset of inputs, over the samples that have at least one of them. The subset's names
-            are joined by ``+`` in the order of the configuration; the full set is included.
+        subsets: Mean test score per subset of inputs, over the samples that have at least one of them. The names are
+            joined by ``+`` in the order of the configuration; the full set is included.
         subset_samples: Number of test samples per subset of inputs.
         seconds: Training time in seconds.
         parameters: Number of trainable parameters of the model.
@@ -59,7 +61,11 @@ class RunResult:
     version: str = ""
     key: str = ""
     command: str = ""
-    validation_accuracy: float | None = None
+    score: str = "accuracy"
+    metric: str = "accuracy"
+    mode: Literal["max", "min"] = "max"
+    validation_score: float | None = None
+    validation_metric: float | None = None
     validation_samples: int | None = None
     validation_hash: str = ""
     test: dict[str, float] = field(default_factory=dict)
@@ -83,9 +89,12 @@ class RunResult:
             raise UserError(f"{run} has no inputs")
         if self.status == "failed":
             return
-        for name, value in {"validation": self.validation_accuracy, ACCURACY: self.test.get(ACCURACY)}.items():
+        test_score = f"test/{self.score}"
+        for name, value in {"validation": self.validation_score, test_score: self.test.get(test_score)}.items():
             if value is None or not 0 <= value <= 1:  # also false for NaN
-                raise UserError(f"{run} has {name} = {value}; expected an accuracy from 0 to 1")
+                raise UserError(f"{run} has {name} = {value}; expected a number from 0 to 1")
+        if self.validation_metric is None or f"test/{self.metric}" not in self.test:
+            raise UserError(f"{run} has no {self.metric}")
         if not self.correct or set(self.correct) - {"0", "1"}:
             raise UserError(f"{run} has a field correct that is empty, or not a text of 0 and 1")
         if len(self.ids) != len(self.correct) or not self.validation_samples:
@@ -95,6 +104,11 @@ class RunResult:
     def head(self) -> str:
         """Class name of the head, such as ``Concat``."""
         return self.class_path.rpartition(".")[2]
+
+    @property
+    def test_score(self) -> float:
+        """Mean score of the test samples; requires a finished run."""
+        return self.test[f"test/{self.score}"]
 
     def write(self, path: Path) -> None:
         """Write the result as JSON."""

@@ -99,9 +99,9 @@ class Scheduler:
             rows.setdefault((run.class_path, run.inputs), []).append(run)
         for (class_path, inputs), runs in rows.items():
             results = [self.results[run] for run in runs if run in self.results]
-            accuracies = [result.validation_accuracy for result in results if result.validation_accuracy is not None]
+            scores = [result.validation_score for result in results if result.validation_score is not None]
             counts = sorted({result.validation_samples or 0 for result in results if result.status == "done"})
-            mean = f"{100 * fmean(accuracies):.1f} % of {' to '.join(map(str, counts))}" if counts else ""
+            mean = f"{100 * fmean(scores):.1f} % of {' to '.join(map(str, counts))}" if counts else ""
             error = next((result.reason for result in results if result.status == "failed"), "")
             state = error or ("done" if len(results) == len(runs) else "")
             cells = (class_path.rpartition(".")[2], " + ".join(inputs), f"{len(results)} of {len(runs)}", mean, state)
@@ -110,6 +110,6 @@ class Scheduler:
 
 
 def _outcome_text(result: RunResult) -> str:
-    if result.validation_accuracy is None:
+    if result.validation_score is None:
         return result.reason
-    return f"{100 * result.validation_accuracy:.1f} % of {result.validation_samples} validation samples"
+    return f"{100 * result.validation_score:.1f} % of {result.validation_samples} validation samples"

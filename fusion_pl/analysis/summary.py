@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Shaped
 from numpy.typing import NDArray
 
-from fusion_pl.analysis.result import ACCURACY, RunResult, run_label
+from fusion_pl.analysis.result import RunResult, run_label
 from fusion_pl.analysis.statistics import accuracy_interval, holm_correction, signed_rank_p_value
 from fusion_pl.metrics import subsets
 from fusion_pl.types import UserError
@@ -22,7 +22,7 @@ COSTS = ("parameters", "head_parameters", "flops", "latency_ms", "step_ms", "sec
 
 @dataclass(frozen=True)
 class MeanStd:
-    """Mean and sample standard deviation (n − 1; 0 for one seed) of an accuracy over ``count`` seeds."""
+    """Mean and sample standard deviation (n − 1; 0 for one seed) of a number over ``count`` seeds."""
 
     mean: float
     std: float
@@ -59,25 +59,47 @@ class Row:
         return sorted({run.validation_samples or 0 for run in self.runs.values()})
 
     @property
-    def validation_accuracy(self) -> MeanStd:
-        """Validation accuracy, 0 to 1; requires a finished run."""
-        return _mean_std([run.validation_accuracy for run in self.runs.values() if run.validation_accuracy is not None])
+    def names(self) -> tuple[str, str]:
+        """Names of the score of a sample and of the metric that ranks; requires a finished run."""
+        run = next(iter(self.runs.values()))
+        return run.score.replace("_", " "), run.metric.replace("_", " ")
 
     @property
-    def test_accuracy(self) -> MeanStd:
-        """Test accuracy, 0 to 1; requires a finished run."""
-        return _mean_std([run.test[ACCURACY] for run in self.runs.values()])
+    def validation_score(self) -> MeanStd:
+        """Mean score of the validation samples, 0 to 1; requires a finished run."""
+        return _mean_std([run.validation_score for run in self.runs.values() if run.validation_score is not None])
+
+    @property
+    def validation_metric(self) -> MeanStd:
+        """The metric of the validation samples; requires a finished run."""
+        return _mean_std([run.validation_metric for run in self.runs.values() if run.validation_metric is not None])
+
+    @property
+    def test_score(self) -> MeanStd:
+        """Mean score of the test samples, 0 to 1; requires a finished run."""
+        return _mean_std([run.test_score for run in self.runs.values()])
+
+    @property
+    def test_metric(self) -> MeanStd:
+        """The metric of the test samples; requires a finished run."""
+        return _mean_std([run.test[f"test/{run.metric}"] for run in self.runs.values()])
+
+    @property
+    def rank_key(self) -> tuple[float, float, str]:
+        """Key by which rows are sorted, best first: validation metric, number of parameters, label."""
+        sign = -1 if next(iter(self.runs.values())).mode == "max" else 1
+        return sign * self.validation_metric.mean, self.costs.get("parameters", float("inf")), self.label
 
     @cached_property
-    def test_accuracy_interval(self) -> tuple[float, float] | None:
-        """95 % confidence interval of the test accuracy; None if the runs differ in samples."""
+    def test_score_interval(self) -> tuple[float, float] | None:
+        """95 % confidence interval of the mean test score; None if the runs differ in samples."""
         return (
             accuracy_interval(np.stack([*map(correct_predictions, self.runs.values())])) if self.split_hashes else None
         )
 
     @property
     def subsets(self) -> dict[str, float]:
-        """Mean test accuracy per subset of inputs, whose names are joined by ``+``."""
+        """Mean test score per subset of inputs, whose names are joined by ``+``."""
         runs = self.runs.values()
         names = dict.fromkeys(name for run in runs for name in run.subsets)
         return {name: fmean(run.subsets[name] for run in runs if name in run.subsets) for name in names}
@@ -108,8 +130,8 @@ class Summary:
     """The rows of a comparison.
 
     Attributes:
-        ranked: Rows measured on the same validation and test samples, sorted by *validation* accuracy, never by test
-            accuracy; ties are sorted by the number of parameters.
+        ranked: Rows measured on the same validation and test samples, sorted by the *validation* metric, never by a
+            test metric; ties are sorted by the number of parameters.
         unranked: Rows measured on other samples; their accuracies are not comparable with those in ``ranked``.
         failed: Rows without a finished run.
     """
@@ -125,7 +147,7 @@ class Summary:
 
     @property
     def best(self) -> Row | None:
-        """The row with the highest validation accuracy; None if no rows are ranked."""
+        """The row with the best validation metric; None if no rows are ranked."""
         return self.ranked[0] if self.ranked else None
 
     def headline(self) -> str:
@@ -154,7 +176,7 @@ def summarise(results: Sequence[RunResult], all_inputs: Sequence[str]) -> Summar
         rows.append(Row(label, group[0].inputs, runs, failed))
     done = sorted(
         (row for row in rows if row.runs),
-        key=lambda row: (-row.validation_accuracy.mean, row.costs.get("parameters", float("inf")), row.label),
+        key=lambda row: row.rank_key,
     )
     counts = Counter(row.split_hashes for row in done if row.split_hashes and set(row.inputs) == set(all_inputs))
     common = done[0].split_hashes if len({row.split_hashes for row in done}) == 1 else None
@@ -214,8 +236,8 @@ def paired_p_values(rows: Sequence[Row]) -> dict[str, float]:
     return holm_correction(p_values)
 
 
-def accuracy_on_same_samples(best_row: Row, other_row: Row) -> float | None:
-    """Return the accuracy of the best row on the test samples of another row, averaged over the best row's seeds.
+def score_on_same_samples(best_row: Row, other_row: Row) -> float | None:
+    """Return the mean score of the best row on the test samples of another row, averaged over the best row's seeds.
 
     None if the best row was not tested on all of these samples, or if ids are not unique.
     """

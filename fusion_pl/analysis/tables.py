@@ -1,14 +1,13 @@
-"""Tables of the report: ranked rows, rows measured on other samples, failures, accuracy per subset of inputs."""
+"""Tables of the report: ranked rows, rows measured on other samples, failures, score per subset of inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from fusion_pl.analysis.page import Table
-from fusion_pl.analysis.summary import Row, Summary, accuracy_on_same_samples, measured_subsets, paired_p_values
+from fusion_pl.analysis.summary import MeanStd, Row, Summary, measured_subsets, paired_p_values, score_on_same_samples
 
 EMPTY_CELL = "–"
-ACCURACY_HEADER = ("head", "seeds", "test samples", "test accuracy in %", "95 % interval", "validation accuracy in %")
 COSTS_HEADER = (
     "parameters", "of the head", "FLOPs per sample", "ms per batch (samples)", "training in s", "memory in MB"
 )  # fmt: skip
@@ -18,26 +17,26 @@ def ranking_table(rows: Sequence[Row]) -> Table | None:
     """Return the table of ``Summary.ranked``, with the best row highlighted."""
     if not rows:
         return None
-    header = (*ACCURACY_HEADER, "p-value against the best", *COSTS_HEADER)
+    header = (*_score_header(rows[0]), "p-value against the best", *COSTS_HEADER)
     p_values = paired_p_values(rows)
     cells = ["best", *(_format_p_value(p_values.get(row.label)) for row in rows[1:])]
-    lines = [(*_accuracy_cells(row), cell, *_cost_cells(row)) for row, cell in zip(rows, cells, strict=True)]
+    lines = [(*_score_cells(row), cell, *_cost_cells(row)) for row, cell in zip(rows, cells, strict=True)]
     return Table(header, lines, best=True)
 
 
 def unranked_table(summary: Summary) -> Table | None:
     """Return the table of the rows that are not ranked because they were measured on other samples than the best row.
 
-    Each also has the accuracy of the best head on its samples.
+    Each also has the score of the best head on its samples.
     """
     if not summary.unranked:
         return None
-    header = [*ACCURACY_HEADER, "validation samples"]
-    lines = [[*_accuracy_cells(row), _format_counts(row.validation_set_sizes)] for row in summary.unranked]
+    header = [*_score_header(summary.unranked[0]), "validation samples"]
+    lines = [[*_score_cells(row), _format_counts(row.validation_set_sizes)] for row in summary.unranked]
     if best := summary.best:
         header.append(f"{best.label} on the same test samples, in %")
         for row, line in zip(summary.unranked, lines, strict=True):
-            line.append(_format_number(accuracy_on_same_samples(best, row), digits=2, scale=100.0))
+            line.append(_format_number(score_on_same_samples(best, row), digits=2, scale=100.0))
     return Table(tuple(header), [tuple(line) for line in lines])
 
 
@@ -52,31 +51,46 @@ def failure_table(rows: Sequence[Row]) -> Table | None:
 
 
 def subset_table(rows: Sequence[Row], all_inputs: Sequence[str]) -> Table | None:
-    """Return the table of test accuracy per subset of inputs, over the samples that have at least one of them."""
+    """Return the table of the mean test score per subset of inputs, over the samples that have at least one of them."""
     if not (subsets := measured_subsets(rows, all_inputs)):
         return None
-    accuracies = [
+    scores = [
         (row.label, *(_format_number(row.subsets.get(name), scale=100.0) for name in subsets))
         for row in rows
         if row.subsets
     ]
     runs = [run for row in rows for run in row.runs.values()]
     counts = [sorted({run.subset_samples[name] for run in runs if name in run.subset_samples}) for name in subsets]
-    lines = [("test samples", *map(_format_counts, counts)), *accuracies]
-    return Table(("test accuracy in %", *(name.replace("+", " + ") for name in subsets)), lines)
+    lines = [("test samples", *map(_format_counts, counts)), *scores]
+    name = next(row.names[0] for row in rows if row.subsets)
+    return Table((f"test {name} in %", *(name.replace("+", " + ") for name in subsets)), lines)
 
 
-def _accuracy_cells(row: Row) -> tuple[str, ...]:
+def _score_header(row: Row) -> tuple[str, ...]:
+    """Return the header of ``_score_cells``; a metric that is the score itself has no columns."""
+    score, metric = row.names
+    others = () if metric == score else (f"validation {metric}", f"test {metric}")
+    return ("head", "seeds", "test samples", f"test {score} in %", "95 % interval", f"validation {score} in %", *others)
+
+
+def _score_cells(row: Row) -> tuple[str, ...]:
+    score, metric = row.names
+    others = () if metric == score else (_format_mean(row.validation_metric), _format_mean(row.test_metric))
     return (
         row.label,
         f"{len(row.runs)} of {len(row.runs) + len(row.failed)}" if row.failed else str(len(row.runs)),
         _format_counts(row.test_set_sizes),
-        row.test_accuracy.format_percent(),
+        row.test_score.format_percent(),
         EMPTY_CELL
-        if row.test_accuracy_interval is None
-        else " to ".join(f"{100 * end:.1f}" for end in row.test_accuracy_interval),
-        row.validation_accuracy.format_percent(),
+        if row.test_score_interval is None
+        else " to ".join(f"{100 * end:.1f}" for end in row.test_score_interval),
+        row.validation_score.format_percent(),
+        *others,
     )
+
+
+def _format_mean(value: MeanStd) -> str:
+    return f"{value.mean:.4f}" + (f" ± {value.std:.4f}" if value.count > 1 else "")
 
 
 def _cost_cells(row: Row) -> tuple[str, ...]:

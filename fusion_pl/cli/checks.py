@@ -22,7 +22,7 @@ from fusion_pl.data.manifest import ManifestData
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.messages import did_you_mean, join_names, truncate
 from fusion_pl.module import FusionClassifier
-from fusion_pl.tasks import MultiClass
+from fusion_pl.tasks import MultiClass, Task
 from fusion_pl.training.stage_metrics import StageMetrics
 from fusion_pl.types import UserError
 
@@ -43,9 +43,16 @@ PREFIXES = ("val/weight/", "val/layer_weight/", "train/loss/")  # of metrics who
 AUTO = "auto"  # value of an option that follows the task
 
 
+def task_class(config: Namespace) -> type[Task]:
+    """Return the class of the task in a parsed configuration."""
+    cls: Any = pydoc.locate(config.model.task.class_path) if config.model.task else MultiClass
+    assert isinstance(cls, type)
+    return cls
+
+
 def choose_monitor(config: Namespace) -> None:
     """Set ``checkpoint.monitor`` and ``checkpoint.mode``, where they are ``auto``, to those of the task."""
-    task: Any = pydoc.locate(config.model.task.class_path) if config.model.task else MultiClass
+    task = task_class(config)
     if config.checkpoint.monitor == AUTO:
         config.checkpoint.monitor = f"val/{task.monitor}"
     if config.checkpoint.mode == AUTO:

@@ -22,6 +22,7 @@ def done(
         "test": {"test/accuracy": accuracy, "test/f1": accuracy / 2},
         "ids": tuple(f"s{index}" for index in range(len(correct))),
         "test_hash": f"{len(correct)} test samples",
+        "validation_metric": validation,
         "validation_samples": 50,
         "validation_hash": "50 validation samples",
         "subset_samples": {key: len(correct) for key in keys},
@@ -35,7 +36,7 @@ def done(
         "memory_mb": 512.0,
     }
     return RunResult(
-        inputs=inputs, seed=seed, status="done", validation_accuracy=validation, correct=correct, **(defaults | fields)
+        inputs=inputs, seed=seed, status="done", validation_score=validation, correct=correct, **(defaults | fields)
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fusion_pl.analysis.plots import plot_accuracy_against_cost, plot_accuracy_by_subset, to_svg
+from fusion_pl.analysis.plots import plot_score_against_cost, plot_score_by_subset, to_svg
 from fusion_pl.analysis.report import write_report
 from fusion_pl.analysis.result import RunResult
 from fusion_pl.analysis.summary import summarise
@@ -213,7 +213,7 @@ def test_heads_on_samples_of_their_own_have_no_best(tmp_path: Path) -> None:
 
 def test_the_front_is_drawn_through_what_nobody_beats() -> None:
     runs = [done("A", 0, 0.7, "01"), done("BB", 0, 0.6, "01"), done("CCC", 0, 0.9, "01")]
-    figure = plot_accuracy_against_cost(summarise(runs, INPUTS).ranked, "latency_ms")
+    figure = plot_score_against_cost(summarise(runs, INPUTS).ranked, "latency_ms")
     assert figure is not None
     (axes,) = figure.axes
     assert axes.lines[0].get_xydata() == pytest.approx(np.array([[3.0, 70.0], [9.0, 90.0]]))
@@ -225,8 +225,8 @@ def test_dollar_signs_in_names_are_not_math() -> None:
     subsets = {"$price$": 0.5, "x_$1": 0.5, "$price$+x_$1": 0.9}
     rows = summarise([done("$\\bad", seed, 0.7, "01", names, subsets=subsets) for seed in SEEDS], names).ranked
     figures = (
-        plot_accuracy_against_cost(rows, "parameters"),
-        plot_accuracy_by_subset(rows, names),
+        plot_score_against_cost(rows, "parameters"),
+        plot_score_by_subset(rows, names),
         plot_missing_inputs(subsets, names, rows[0].label),
     )
     for figure in figures:

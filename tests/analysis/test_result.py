@@ -61,7 +61,7 @@ def test_a_file_that_is_not_a_json_object_is_refused(tmp_path, content):
         ("status", "running", "status is running, expected one of 'done', 'failed'"),
         ("inputs", [], "the run of Mean with seed 1 has no inputs"),
         ("inputs", "text", "inputs is text, expected a list"),
-        ("validation_accuracy", "high", "validation_accuracy is high, expected a number or null"),
+        ("validation_score", "high", "validation_score is high, expected a number or null"),
         ("test", [1], r"test is \[1\], expected a dictionary"),
         ("test", {"test/accuracy": "high"}, "test is high, expected a number"),
         ("class_path", 3, "class_path is 3, expected text"),
@@ -79,14 +79,14 @@ def test_a_field_of_another_type_is_named(read_changed, field, value, message):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"validation_accuracy": None},
-        {"validation_accuracy": float("nan")},
+        {"validation_score": None},
+        {"validation_score": float("nan")},
         {"test": {}},
         {"test": {"test/accuracy": 97.0}},
     ],
 )
 def test_a_finished_run_needs_its_accuracies(fields):
-    with pytest.raises(UserError, match=r"the run of Mean with seed 1 has .*expected an accuracy from 0 to 1"):
+    with pytest.raises(UserError, match=r"the run of Mean with seed 1 has .*expected a number from 0 to 1"):
         replace(done("Mean", 1, 0.5, "0110"), **fields)
 
 

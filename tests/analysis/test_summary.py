@@ -11,10 +11,10 @@ import pytest
 
 from fusion_pl.analysis.result import run_label
 from fusion_pl.analysis.summary import (
-    accuracy_on_same_samples,
     group_by_label,
     measured_subsets,
     paired_p_values,
+    score_on_same_samples,
     summarise,
 )
 from fusion_pl.types import UserError
@@ -45,9 +45,9 @@ def test_mean_and_standard_deviation() -> None:
     (row,) = summarise([*runs, failed("Mean", 2, "broke")], INPUTS).rows
     assert (list(row.runs), row.failed, row.batch_size) == ([0, 1], {2: "broke"}, 8)
     assert (row.test_set_sizes, row.validation_set_sizes) == ([4], [50])
-    assert row.validation_accuracy is not None
-    assert row.test_accuracy is not None
-    validation, test = row.validation_accuracy, row.test_accuracy
+    assert row.validation_score is not None
+    assert row.test_score is not None
+    validation, test = row.validation_score, row.test_score
     assert (validation.mean, validation.std) == pytest.approx((0.7, statistics.stdev([0.5, 0.9])))
     assert (test.mean, test.std, test.count) == pytest.approx((0.5, np.std([0.75, 0.25], ddof=1), 2))
     assert row.costs["seconds"] == pytest.approx(10.5)
@@ -57,8 +57,8 @@ def test_mean_and_standard_deviation() -> None:
 
 def test_one_seed_has_no_standard_deviation() -> None:
     (row,) = summarise([done("Mean", 0, 0.5, "0111")], INPUTS).rows
-    assert row.test_accuracy is not None
-    assert (row.test_accuracy.std, row.test_accuracy.count) == (0, 1)
+    assert row.test_score is not None
+    assert (row.test_score.std, row.test_score.count) == (0, 1)
 
 
 def test_rows_are_ranked_by_validation_not_by_test() -> None:
@@ -96,8 +96,8 @@ def test_rows_on_other_samples_are_not_ranked() -> None:
     assert summary.best is summary.ranked[0]
     assert paired_p_values(summary.ranked).keys() == {"Sum"}
     text, image = summary.unranked
-    assert [accuracy_on_same_samples(row, text) for row in summary.ranked[:2]] == [0, 1]
-    assert accuracy_on_same_samples(text, image) is None  # it was not tested on all of them
+    assert [score_on_same_samples(row, text) for row in summary.ranked[:2]] == [0, 1]
+    assert score_on_same_samples(text, image) is None  # it was not tested on all of them
 
 
 def test_a_single_input_can_be_best_if_every_sample_has_it() -> None:
@@ -118,7 +118,7 @@ def test_rows_whose_seeds_have_different_samples_are_not_ranked() -> None:
     summary = summarise([*runs, done("Sum", 0, 0.8, "0111", test_hash="split 0")], INPUTS)
     assert [row.label for row in summary.ranked] == ["Sum"]
     (row,) = summary.unranked
-    assert (row.split_hashes, row.test_accuracy_interval) == (None, None)
+    assert (row.split_hashes, row.test_score_interval) == (None, None)
 
 
 def signed_rank(differences: list[int]) -> float:

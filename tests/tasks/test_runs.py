@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fusion_pl import FusionClassifier, Predictor
+from fusion_pl.analysis.plan import parse_heads
 from fusion_pl.cli.run import run
 from fusion_pl.data import ManifestData
 from fusion_pl.encoders import TinyText
@@ -187,3 +189,42 @@ def test_training_in_python_needs_the_task_once(tmp_path):
     other = FusionClassifier({"text": TinyText(dim=16)}, Concat, data.classes)
     with pytest.raises(UserError, match="the model has the task MultiClass, and the data MultiLabel"):
         Trainer(max_epochs=1, logger=False, accelerator="cpu", enable_checkpointing=False).fit(other, datamodule=data)
+
+
+def test_compare_ranks_by_average_precision_and_tests_exact_match(tmp_path, monkeypatch):
+    """In a fresh process, because each run has its own."""
+    write_table(tmp_path / "rows.csv")
+    inputs = {"text": "text", "again": "text"}
+    content = {
+        "model": {
+            "encoders": {
+                name: {"class_path": "fusion_pl.encoders.TinyText", "init_args": {"dim": 16}} for name in inputs
+            },
+            "task": {"class_path": "fusion_pl.tasks.MultiLabel"},
+        },
+        "data": {
+            "class_path": "fusion_pl.data.ManifestData",
+            "init_args": {"manifest": "rows.csv", "label": "tags", "inputs": inputs, "num_workers": 0},
+        },
+        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "fusion_pl", "compare", "--config", "config.yaml", "--fusions", "Mean,Vote"]
+    arguments = ["--seeds", "1", "--inputs", "all", "--output", "out"]
+    ran = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "Best on validation: Mean, test exact match" in ran.stdout
+    result = json.loads((tmp_path / "out/runs/Mean-again+text-0/result.json").read_text())
+    assert result["correct"].count("1") / 60 == pytest.approx(result["test"]["test/exact_match"])
+    assert result["subsets"]["again+text"] == pytest.approx(result["test"]["test/exact_match"])
+    report = (tmp_path / "out/report.md").read_text()
+    for text in ("test exact match in %", "validation average precision", "test average precision", "softmax of one"):
+        assert text in report
+    assert "accuracy" not in report
+    with (tmp_path / "out/results.csv").open(newline="") as file:
+        rows = {row["fusion"]: row for row in csv.DictReader(file)}
+    assert float(rows["Mean"]["test/exact_match(text)"]) == pytest.approx(result["subsets"]["text"])
+    assert rows["Vote"]["status"] == "failed"
+    heads = parse_heads("all", uses_softmax=False)
+    assert "fusion_pl.fusion.Concat" in heads
+    assert not {f"fusion_pl.fusion.{name}" for name in ("Vote", "Average", "Stacking")} & set(heads)
