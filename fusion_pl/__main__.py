@@ -15,7 +15,7 @@ from types import FrameType, ModuleType
 
 from fusion_pl import __version__
 from fusion_pl.messages import did_you_mean
-from fusion_pl.processes import without_garbage_collection
+from fusion_pl.processes import exit_without_abandoned_threads, without_garbage_collection
 
 HELP = """\
 usage: fusion-pl COMMAND [options]
@@ -73,7 +73,9 @@ def main() -> int:
         shell = " ".join(arguments[1:])
         print(f"fusion-pl: error: --completion {shell}: expected bash; zsh reads the bash script too", file=sys.stderr)
         return 2
-    return _run_subcommand(subcommand, arguments[1:])
+    code = _run_subcommand(subcommand, arguments[1:])
+    exit_without_abandoned_threads(code)
+    return code
 
 
 def _run_subcommand(subcommand: str, arguments: list[str]) -> int:

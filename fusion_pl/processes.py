@@ -7,10 +7,13 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+_abandoned: list[threading.Thread] = []
 
 
 @contextmanager
@@ -32,6 +35,24 @@ def call_pickled(function: bytes, *arguments: Any) -> None:
     with without_garbage_collection():
         unpickled = pickle.loads(function)
     unpickled(*arguments)
+
+
+def abandon(thread: threading.Thread) -> None:
+    """Note that nothing waits for a daemon thread any more, although it may still read from a broken connection."""
+    _abandoned[:] = [one for one in (*_abandoned, thread) if one.is_alive()]
+
+
+def exit_without_abandoned_threads(code: int) -> None:
+    """End this process if an abandoned thread is still running after a second, otherwise do nothing.
+
+    Python's own exit would abort the process when such a thread returns from a library's native code.
+    """
+    for thread in _abandoned:
+        thread.join(1)
+        if thread.is_alive():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
 
 
 def init_worker(worker_id: int = 0) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
 import signal
+import subprocess
 import sys
+import time
 
 import datasets
 import pytest
 import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 
+from tests.file_server import FileServer
 from tests.test_exact_resume import (
     ACCUMULATE,
     DDP,
@@ -27,6 +32,7 @@ from tests.test_exact_resume import (
     resume,
     write,
 )
+from tests.texts import RUN
 
 from .test_exact_resume import trained_on  # noqa: F401 - a fixture
 
@@ -122,3 +128,38 @@ def test_one_process_continues_the_epoch_of_two(trained_on, tmp_path):  # noqa: 
     assert in_new_process(folder, "--config", "stop.yaml", *DDP, *CONSTANT) == 128 + signal.SIGTERM
     assert in_process(folder, "--ckpt_path", "last", "--trainer.max_epochs", "1", *CONSTANT) == 0
     assert len(trained_on) == len(set(trained_on)) == ROWS - 6
+
+
+def wait_until(happened, process):
+    while not happened():
+        assert process.poll() is None
+        time.sleep(0.1)
+
+
+def test_a_second_ctrl_c_ends_a_run_whose_connection_stalls(tmp_path):
+    folder = write_stream(tmp_path / "run")
+    with FileServer() as server, (folder / "messages").open("w+") as messages:
+        server.files = {f"/{path.name}": path.read_bytes() for path in (folder / "rows").iterdir()}
+        files = {split: f"{server.url}/{split}{end}.parquet" for split, end in (("train", "-0"), ("validation", "-0"))}
+        options = ["--data.dataset", "parquet", "--data.data_files", json.dumps(files), *CONSTANT]
+        command = [sys.executable, "-m", "fusion_pl", "fit", "--config", "config.yaml", *options]
+        process = subprocess.Popen(
+            [*command, "--trainer.max_epochs", "100000"],
+            cwd=folder,
+            stdout=messages,
+            stderr=messages,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        )
+        try:
+            wait_until((folder / RUN / "checkpoints/last.ckpt").exists, process)
+            server.faults["/train-0.parquet"] = ["stalls"] * 1000
+            seen = len(server.requests)
+            wait_until(lambda: any(path == "/train-0.parquet" for path, _ in server.requests[seen:]), process)
+            process.send_signal(signal.SIGINT)
+            wait_until(lambda: "press Ctrl-C again" in (folder / "messages").read_text(), process)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(40) == 128 + signal.SIGINT  # the server stalls for 60 s
+        finally:
+            process.kill()
+        assert "Stopped at once, without saving." in (folder / "messages").read_text()
+        assert "Fatal" not in (folder / "messages").read_text()

@@ -6,10 +6,11 @@ same for any number of loader workers, and a run that is resumed leaves out the 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain, cycle, islice
+from queue import Empty, Queue
+from threading import Event, Thread
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from fusion_pl.data.arrow_file import simplify
 from fusion_pl.data.hub_splits import find_class_names, write_class_names
 from fusion_pl.data.table import Table
 from fusion_pl.messages import error_reason
+from fusion_pl.processes import abandon
 from fusion_pl.types import UserError
 
 CHUNK_ROWS = 32  # rows that are read, and passed to the main thread, at once
@@ -180,19 +182,32 @@ class StreamSampler(DistributedSampler[StreamRow]):
 
 
 def read_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield items that a background thread takes from an iterator, at most ``CHUNKS_AHEAD`` chunks in advance.
+    """Yield items that a background thread takes from an iterator, a few chunks in advance.
 
-    The thread ends with this iterator. Errors are raised here.
+    Its errors are raised here. The thread ends after this iterator; it does not delay the end of the process, because
+    ``datasets`` tries a broken connection for minutes.
     """
-    with ThreadPoolExecutor(1, "read-ahead") as thread:
+    chunks: Queue[list[T] | Exception] = Queue(CHUNKS_AHEAD)
+    is_closed = Event()
 
-        def request() -> Future[list[T]]:
-            return thread.submit(lambda: list(islice(items, CHUNK_ROWS)))
-
-        pending = deque(request() for _ in range(CHUNKS_AHEAD))
+    def read() -> None:
         try:
-            while chunk := pending.popleft().result():
-                pending.append(request())
-                yield from chunk
-        finally:
-            thread.shutdown(cancel_futures=True)
+            while (chunk := list(islice(items, CHUNK_ROWS))) and not is_closed.is_set():
+                chunks.put(chunk)
+            chunks.put([])
+        except Exception as error:  # the main thread raises it
+            chunks.put(error)
+
+    thread = Thread(target=read, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        while chunk := chunks.get():
+            if isinstance(chunk, Exception):
+                raise chunk
+            yield from chunk
+    finally:
+        is_closed.set()
+        with suppress(Empty):  # the thread may wait for space
+            while True:
+                chunks.get_nowait()
+        abandon(thread)

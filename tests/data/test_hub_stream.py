@@ -165,8 +165,20 @@ def test_rows_are_read_ahead_within_bounds_and_not_after_the_loader_ends():
     assert [next(rows) for _ in range(3)] == [0, 1, 2]
     (thread,) = set(threading.enumerate()) - before
     rows.close()
+    thread.join(10)
     assert not thread.is_alive()
     assert 3 <= len(taken) <= 1000
+
+
+def test_an_error_of_the_background_thread_is_raised():
+    def read():
+        yield from range(50)
+        raise UserError("broken")
+
+    rows = read_ahead(read())
+    assert [next(rows) for _ in range(32)] == list(range(32))
+    with pytest.raises(UserError, match="broken"):
+        list(rows)
 
 
 def test_a_row_of_a_stream_holds_no_other_row(tmp_path, processors):
