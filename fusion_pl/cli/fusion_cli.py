@@ -30,7 +30,7 @@ from fusion_pl.cli.checks import (
     convert_constructor_errors,
     read_matching_checkpoint,
 )
-from fusion_pl.cli.parsing import explain_parse_error
+from fusion_pl.cli.parsing import explain_parse_error, refuse_linked_options
 from fusion_pl.cli.seed import choose_seed
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.manifest import ManifestData
@@ -141,6 +141,7 @@ class FusionCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line; raise a ``UserError`` if it is invalid."""
+        refuse_linked_options(sys.argv[2:])
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:

@@ -18,6 +18,8 @@ from torch import Tensor
 # Types whose values are given directly on the command line, not by a class path.
 PLAIN_TYPES = (str, int, float, bool, type(None), Path, timedelta, dict, list, tuple, Tensor)
 
+LINKED_OPTIONS = {"data.task": "model.task"}  # option -> option that sets it
+
 
 class Option(NamedTuple):
     """An option of a command.
@@ -75,6 +77,7 @@ def options_of_class(cls: type, option: Option) -> dict[str, Option]:
     key = f"{option.key}.NAME" if get_origin(option.type) is dict else option.key
     options = dict(_constructor_options(cls, key, len(positional)))
     default = option.default if isinstance(option.default, dict) else {}
+    options = {name: inner for name, inner in options.items() if name not in LINKED_OPTIONS}
     is_default = default.get("class_path", "").rpartition(".")[2] == cls.__name__
     for name, value in (default.get("init_args") or {} if is_default else {}).items():
         if (full := f"{key}.{name}") in options:

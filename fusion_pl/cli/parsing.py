@@ -13,7 +13,7 @@ from typing import get_origin
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from fusion_pl.cli.options import Option, cli_options, options_of, options_of_class
+from fusion_pl.cli.options import LINKED_OPTIONS, Option, cli_options, options_of, options_of_class
 from fusion_pl.config import RENAMED_ARGUMENTS, missing_module_message
 from fusion_pl.messages import did_you_mean, one_line
 from fusion_pl.types import UserError
@@ -56,6 +56,25 @@ def refuse_repeated_options(arguments: Iterable[str], repeatable: Iterable[str] 
             if key in seen:
                 raise UserError(f"--{key} is given twice ({seen[key]} and {value}): give it once")
             seen[key] = value
+
+
+def refuse_linked_options(arguments: Iterable[str]) -> None:
+    """Raise a ``UserError`` for an option, on the command line or in a file, that another option would override."""
+    for key, value in cli_options(arguments):
+        content: object = None
+        if key in REPEATABLE_OPTIONS and Path(value).is_file():
+            with contextlib.suppress(yaml.YAMLError, UnicodeDecodeError):  # reported when the file is parsed
+                content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+        for linked, source in LINKED_OPTIONS.items():
+            owner, _, name = linked.partition(".")
+            section = content.get(owner) if isinstance(content, dict) else None
+            given = section.get("init_args") if isinstance(section, dict) else None
+            if (
+                key == linked
+                or key.startswith(f"{linked}.")
+                or (isinstance(given, dict) and given.get(name) is not None)
+            ):
+                raise UserError(f"{linked} is set by {source}: give {source} instead")
 
 
 def explain_parse_error(error: ArgumentError, parser: ArgumentParser, arguments: Sequence[str]) -> str:

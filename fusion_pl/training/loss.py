@@ -38,8 +38,8 @@ class Loss:
             training, after the encoders and in all inputs alike; a common value is 0.2. 0 = samples are not mixed.
             Training accuracy then refers to the class of the sample with the larger weight. See
             ``fusion_pl.training.mixup.Pairs``.
-        criterion: loss of logits with targets, such as ``Focal``; by default that of the task: ``CrossEntropy`` for
-            exclusive classes, ``BinaryCrossEntropy`` for several labels.
+        criterion: loss of logits with targets; by default that of the task: ``CrossEntropy`` for exclusive classes,
+            ``BinaryCrossEntropy`` for several labels.
 
     Raises:
         UserError: if a value is out of range.

@@ -155,6 +155,7 @@ def test_terms_of_the_loss_are_logged_and_sum_to_the_loss(here):
             "not supported by the criterion Asymmetric: set it to 0, or use Binary",
         ),
         (["--model.task", "MultiClass"], "Asymmetric does not fit the task MultiClass: give one of CrossEntropy"),
+        (["--data.task", "MultiClass"], "data.task is set by model.task: give model.task instead"),
         (["--checkpoint.monitor", "val/accuracy"], "no run measures 'val/accuracy'"),
         (["--ckpt_path", BEST, "--model.task", "MultiClass", "--model.loss.criterion", "null"], "other task"),
     ],
@@ -228,3 +229,54 @@ def test_compare_ranks_by_average_precision_and_tests_exact_match(tmp_path, monk
     heads = parse_heads("all", uses_softmax=False)
     assert "fusion_pl.fusion.Concat" in heads
     assert not {f"fusion_pl.fusion.{name}" for name in ("Vote", "Average", "Stacking")} & set(heads)
+
+
+def test_two_processes_choose_the_thresholds_of_all_samples(here):
+    """With 59 validation samples, of which one process has one more, and with unknown labels."""
+    with open("rows.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows[::7]:
+        row["tags"] = ""
+    with open("unknown.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows[:2] + rows[3:])
+    options = ["--config", "config.yaml", "--data.manifest", "unknown.csv", "--model.task.empty", "unknown"]
+    options += ["--trainer.logger.name", "ddp"]
+    processes = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.max_epochs", "2"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "fusion_pl", "fit", *options, *processes], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "rows, whose labels are all unknown" in ran.stderr
+    assert run("validate", options) == 0
+    two, one = (json.loads(Path(f"lightning_logs/ddp/version_{number}/metrics.json").read_text()) for number in (0, 1))
+    assert two["samples"]["val"] == one["samples"]["val"]
+    assert two["samples"]["val"] % 2 == 1
+    for name, value in two["metrics"].items():
+        assert one["metrics"][name] == pytest.approx(value, abs=1e-6)
+    assert one["per_class"] == two["per_class"]
+
+
+def terms(name):
+    """Return the curves of the terms of the loss, over all files of a run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(f"lightning_logs/{name}/version_0")
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("train/loss/")]
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in tags}
+
+
+def test_terms_of_the_loss_are_those_of_the_whole_epoch_after_a_resume(here):
+    options = ["--config", "config.yaml", "--trainer.max_epochs", "2", "--early_stopping.patience", "9"]
+    options += ["--model.lr_scheduler", "ConstantLR", "--model.lr_scheduler.factor", "1.0"]
+    stopped = [*options, "--trainer.logger.name", "stopped"]
+    assert run("fit", [*options, "--trainer.logger.name", "whole"]) == 0
+    steps = ["--trainer.max_steps", "20", "--checkpoint.every_n_train_steps", "20"]  # in the second epoch of 15 steps
+    assert run("fit", [*stopped, *steps]) == 0
+    assert run("fit", [*stopped, "--ckpt_path", "last"]) == 0
+    whole, resumed = terms("whole"), terms("stopped")
+    assert whole.keys() == resumed.keys() == {"train/loss/fused", "train/loss/auxiliary/text"}
+    for name, values in whole.items():
+        assert resumed[name][-1] == pytest.approx(values[-1], rel=1e-5)
