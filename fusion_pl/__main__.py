@@ -30,6 +30,8 @@ commands:
                         fusion-pl test --config configs/keypad.yaml
   predict   classify the rows of a manifest with a checkpoint alone:
                         fusion-pl predict --ckpt_path best.ckpt --data.manifest new.csv --output predictions.csv
+  explain   report why: which inputs, words, parts of a picture and moments of a sound matter:
+                        fusion-pl explain --ckpt_path best.ckpt --data.manifest new.csv --output reports/why
   compare   train every fusion head, and every input alone, and report which is best:
                         fusion-pl compare --config configs/keypad.yaml --output reports/keypad
   data check
@@ -52,7 +54,7 @@ Every value of a configuration can be given on the command line. An option overr
   fusion-pl fit --config configs/keypad.yaml --ckpt_path last        # resume the newest run
 """
 IMPORTERS = {"jsonargparse._util", "fusion_pl.config"}  # modules that import classes by their class path
-COMMANDS = ("fit", "validate", "test", "predict", "compare", "data check", "data shard")
+COMMANDS = ("fit", "validate", "test", "predict", "explain", "compare", "data check", "data shard")
 
 
 def main() -> int:
@@ -93,6 +95,8 @@ def _run_subcommand(subcommand: str, arguments: list[str]) -> int:
         command: Callable[[list[str]], int | None] | None = None
         if subcommand == "compare":
             from fusion_pl.analysis.compare import compare_command as command
+        elif subcommand == "explain":
+            from fusion_pl.explain.command import explain_command as command
         elif subcommand == "data check":
             from fusion_pl.data_check.command import check_command as command
         elif subcommand == "data shard":

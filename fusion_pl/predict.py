@@ -122,7 +122,7 @@ class Predictor:
         """
         if isinstance(samples, Mapping):
             return self.predict([samples], batch_size, open_paths)[0]
-        opened = [self._open_sample(str(row), sample, open_paths) for row, sample in enumerate(samples)]
+        opened = [self.open_sample(str(row), sample, open_paths) for row, sample in enumerate(samples)]
         collate = Collate(self.processors)
         batches = (collate(opened[i : i + batch_size]) for i in range(0, len(opened), batch_size))
         return list(self.predict_batches(batches))
@@ -149,7 +149,8 @@ class Predictor:
                     decision = self.task.prediction(probabilities[row], self.classes)
                     yield Prediction(sample_id, **decision, probabilities=classes, weights=inputs)
 
-    def _open_sample(self, sample_id: str, values: Mapping[str, Any], open_paths: bool) -> Sample:
+    def open_sample(self, sample_id: str, values: Mapping[str, Any], open_paths: bool = True) -> Sample:
+        """Open the values of one sample, see ``predict``; errors are in ``bad_files``."""
         opened: dict[str, Any] = {}
         try:
             for name, value in values.items():

@@ -13,9 +13,10 @@ from fusion_pl.cli.fusion_cli import FusionCLI
 from fusion_pl.cli.run import run, run_reporting_errors
 from fusion_pl.cli.shard import shard_command
 from fusion_pl.data_check.command import check_command
+from fusion_pl.explain.command import explain_command
 
 ROOT = Path(__file__).parents[1]
-DATA_COMMANDS = {"data check": check_command, "data shard": shard_command}
+COMMANDS = {"explain": explain_command, "data check": check_command, "data shard": shard_command}
 
 
 class ParsedError(Exception):
@@ -42,8 +43,8 @@ def parse(subcommand, *arguments):
         patch.setattr(FusionCLI, "before_instantiate_classes", stop_training)
         patch.setattr("fusion_pl.cli.predict.find_checkpoint", stop_predicting)
         try:
-            if subcommand in DATA_COMMANDS:
-                code = run_reporting_errors(lambda: DATA_COMMANDS[subcommand](list(arguments)))
+            if subcommand in COMMANDS:
+                code = run_reporting_errors(lambda: COMMANDS[subcommand](list(arguments)))
             else:
                 code = run(subcommand, list(arguments))
         except ParsedError as parsed:

@@ -21,6 +21,7 @@ from fusion_pl.cli.run import command_parser
 from fusion_pl.cli.shard import shard_parser
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data_check.command import check_parser
+from fusion_pl.explain.command import explain_parser
 
 DESCRIPTIONS = {
     "fit": "Train a model with a configuration. An option overrides the --config files before it, a --config overrides "
@@ -29,6 +30,10 @@ DESCRIPTIONS = {
     "test": "Evaluate a checkpoint on the test split, with the configuration of its training.",
     "predict": "Classify the rows of a table with a checkpoint file alone, without a configuration or the hub. The "
     "exit code is 0 if at least one row could be predicted, 1 if none could, 2 if an option is wrong.",
+    "explain": "Explain the predictions for the rows of a table with a checkpoint file alone: how much each input "
+    "contributes (Shapley values), whether inputs are needed together, and which words, parts of a picture and moments "
+    "of a sound matter. The result is a page, explanation.html, and explanations.jsonl. The exit code is that of "
+    "predict.",
     "compare": "Train heads and single inputs with one configuration over several seeds, and report which is best. "
     "Options of fusion-pl fit (--trainer.max_epochs 5) apply to every run.",
     "data check": "Open every row and file of a table in parallel, before anything is trained, with the configuration "
@@ -46,6 +51,7 @@ EXAMPLES = {
     "validate": "--config configs/keypad.yaml",
     "test": "--config configs/keypad.yaml --ckpt_path best",
     "predict": "--ckpt_path best.ckpt --data.manifest new.csv --output predictions.csv",
+    "explain": "--ckpt_path best.ckpt --data.manifest new.csv --output reports/why",
     "compare": "--config configs/keypad.yaml --fusions Concat,LowRank --output reports/keypad",
     "data check": "--config configs/own.yaml --output reports/check --cleaned data/cleaned.csv",
     "data shard": "--config configs/own.yaml --output data/shards",
@@ -68,6 +74,8 @@ TRAINING_OPTIONS = (
     *("model.lr_scheduler", "model.lr_scheduler.warmup", "trainer.accumulate_grad_batches"),
     *("trainer.gradient_clip_val", "early_stopping.monitor", "early_stopping.patience", "checkpoint.monitor"),
 )
+# Commands whose options are not those of fit.
+STANDALONE_PARSERS = {"predict": predict_parser, "explain": explain_parser, "compare": compare_parser}
 CONFIG_OPTION = Option("config", str, None, "YAML file of options, which override those given before it", False)
 MAX_WIDTH, KEY_WIDTH = 120, 46  # of the text and of its first column, in characters
 
@@ -91,7 +99,7 @@ def help_text(subcommand: str, arguments: Sequence[str], everything: bool = Fals
     ]
     for title, options in sections(subcommand, arguments, everything):
         lines += [f"{title}:", *(line for option in options for line in _option_lines(option, everything)), ""]
-    if subcommand in {"predict", "compare"}:
+    if subcommand in STANDALONE_PARSERS:
         return "\n".join(lines)
     note = "In YAML, --a.b 1 is written a: {b: 1}, and the options of a class are under init_args."
     note = note if everything else f"--help-all shows all options, and those of every class. {note}"
@@ -100,9 +108,8 @@ def help_text(subcommand: str, arguments: Sequence[str], everything: bool = Fals
 
 def sections(subcommand: str, arguments: Sequence[str], everything: bool = False) -> Iterator[tuple[str, list[Option]]]:
     """Yield the title and the options of each section of a command's help."""
-    if subcommand in {"predict", "compare"}:
-        parser = predict_parser() if subcommand == "predict" else compare_parser()
-        yield "options", list(options_of(parser).values())
+    if subcommand in STANDALONE_PARSERS:
+        yield "options", list(options_of(STANDALONE_PARSERS[subcommand]()).values())
         return
     data_parsers = {"data check": check_parser, "data shard": shard_parser}
     parser = data_parsers[subcommand]() if subcommand in data_parsers else command_parser(subcommand)

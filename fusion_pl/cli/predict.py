@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -59,12 +59,6 @@ class Counts:
 def predict_parser() -> ArgumentParser:
     """Return the parser of ``fusion-pl predict``."""
     parser = ArgumentParser(prog="fusion-pl predict", exit_on_error=False, allow_abbrev=False)
-    parser.add_argument(
-        "--ckpt_path",
-        type=str,
-        required=True,
-        help="a file that fusion-pl fit wrote, or best or last of the newest run",
-    )
     parser.add_argument("--output", type=str, required=True, help="the .csv or .jsonl file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an output file that exists")
     parser.add_argument(
@@ -72,6 +66,18 @@ def predict_parser() -> ArgumentParser:
         type=list[str] | str,
         default=[],
         help="columns of the table to copy to the output, separated by commas, such as text,split",
+    )
+    add_model_options(parser)
+    return parser
+
+
+def add_model_options(parser: ArgumentParser) -> None:
+    """Add the options of the checkpoint, of the device and of the table."""
+    parser.add_argument(
+        "--ckpt_path",
+        type=str,
+        required=True,
+        help="a file that fusion-pl fit wrote, or best or last of the newest run",
     )
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--trust", type=str, default=[], help="packages whose encoders and heads may run", nargs="*")
@@ -83,7 +89,17 @@ def predict_parser() -> ArgumentParser:
             help="folder or name of the runs of fit, for --ckpt_path best or last",
         )
     parser.add_class_arguments(ManifestData, "data", skip=TRAINING_OPTIONS)
-    return parser
+
+
+def load_model(config: Namespace) -> tuple[Predictor, ManifestData]:
+    """Return the model of the checkpoint, and the table with the processors of the model."""
+    logger = config.trainer.logger
+    path = find_checkpoint(config.ckpt_path, Path(logger.save_dir, logger.name))
+    predictor = Predictor.from_checkpoint(path, config.device, config.trust)
+    data = ManifestData(**config.data.as_dict() | {"inputs": predictor.columns | (config.data.inputs or {})})
+    data.processors = predictor.processors
+    data.setup("predict")
+    return predictor, data
 
 
 def predict_command(arguments: list[str]) -> int:
@@ -96,12 +112,7 @@ def predict_command(arguments: list[str]) -> int:
     refuse_repeated_options(arguments, repeatable=())
     config = parse(predict_parser(), arguments)
     _check_output(Path(config.output), config.overwrite, config.data.manifest)
-    logger = config.trainer.logger
-    path = find_checkpoint(config.ckpt_path, Path(logger.save_dir, logger.name))
-    predictor = Predictor.from_checkpoint(path, config.device, config.trust)
-    data = ManifestData(**config.data.as_dict() | {"inputs": predictor.columns | (config.data.inputs or {})})
-    data.processors = predictor.processors
-    data.setup("predict")
+    predictor, data = load_model(config)
     columns = _select_columns(data.table, config.columns)
     loader: Any = data.predict_dataloader()
     console = Console(stderr=True)

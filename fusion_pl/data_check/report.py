@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
-import math
-from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-import soundfile
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from fusion_pl import __version__
@@ -22,12 +16,13 @@ from fusion_pl.data.splits import NO_SPLIT, SPLITS
 from fusion_pl.data_check.check import CheckedTable
 from fusion_pl.data_check.findings import Finding
 from fusion_pl.files import atomic_write
+from fusion_pl.html import image_url, render_page, sound_url
 from fusion_pl.processors.base import OPEN_ERRORS
 from fusion_pl.types import Waveform
 
 MAX_SHOWN = 24  # findings per kind in the HTML file
 THUMBNAIL = 160  # pixels
-MAX_CLIP_SECONDS, CLIP_RATE = 5, 16_000  # of the sounds in the HTML file
+MAX_CLIP_SECONDS = 5  # of the sounds in the HTML file
 
 
 @dataclass(frozen=True)
@@ -55,14 +50,8 @@ def write_report(checked: CheckedTable, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "report.json") as file:
         _write_json(checked, file)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    page = environment.get_template("report.html.jinja").render(
+    page = render_page(
+        Path(__file__).with_name("report.html.jinja"),
         manifest=checked.data.manifest,
         errors=len(checked.errors),
         warnings=len(checked.findings) - len(checked.errors),
@@ -146,26 +135,7 @@ def preview(value: Any, caption: str) -> Preview:
     if isinstance(value, Image.Image):
         image = value.convert("RGB")
         image.thumbnail((THUMBNAIL, THUMBNAIL))
-        return Preview(caption, image=_data_url("image/png", _encode_image(image)))
+        return Preview(caption, image=image_url(image))
     if isinstance(value, Waveform):
-        return Preview(caption, sound=_data_url("audio/wav", _encode_sound(value)))
+        return Preview(caption, sound=sound_url(value, MAX_CLIP_SECONDS))
     return Preview(caption, text=value[:300] if isinstance(value, str) else f"{type(value).__name__}")
-
-
-def _encode_image(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _encode_sound(clip: Waveform) -> bytes:
-    samples = clip.samples.numpy()[: MAX_CLIP_SECONDS * clip.rate]
-    step = max(1, math.floor(clip.rate / CLIP_RATE))
-    samples = samples[: len(samples) // step * step].reshape(-1, step).mean(axis=1)  # a rough low-pass filter
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.clip(samples, -1, 1), clip.rate // step, format="WAV", subtype="PCM_16")
-    return buffer.getvalue()
-
-
-def _data_url(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{b64encode(content).decode()}"

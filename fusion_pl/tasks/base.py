@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -128,6 +129,12 @@ class Task(Configurable, nn.Module, ABC):
     @abstractmethod
     def probabilities(self, logits: Logits) -> Probabilities:
         """Return the probability of each class."""
+
+    def log_odds(self, logits: Logits, index: int) -> Float[Tensor, " B"]:
+        """Return ``log p - log(1 - p)`` of one class, also where p rounds to 1, in double precision."""
+        probabilities = self.probabilities(logits.double()).clamp(min=torch.finfo(torch.double).tiny)
+        others = probabilities.index_fill(-1, torch.tensor(index, device=logits.device), 0.0)
+        return probabilities[..., index].log() - others.sum(-1).log()
 
     @abstractmethod
     def decide(self, probabilities: Probabilities) -> Target:

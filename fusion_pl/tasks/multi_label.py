@@ -180,6 +180,10 @@ class MultiLabel(Task):
         """Return the sigmoid of the logits."""
         return logits.sigmoid()
 
+    def log_odds(self, logits: Logits, index: int) -> Float[Tensor, " B"]:
+        """Return the logit of one label."""
+        return logits[..., index].double()
+
     def decide(self, probabilities: Probabilities) -> Target:
         """Return 1 for each label whose probability reaches its threshold, else 0."""
         return (probabilities >= self.thresholds.to(probabilities.device)).long()

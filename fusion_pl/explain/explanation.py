@@ -1,0 +1,144 @@
+"""What is known about the reasons for one prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fusion_pl.predict import Prediction
+
+SIMILAR = 0.25  # share of the log-odds below which inputs are said to contribute independently
+NEGLIGIBLE = 0.05  # share of the largest Shapley value below which a negative one is not mentioned
+
+
+@dataclass(frozen=True)
+class InputExplanation:
+    """The effect of one input on the log-odds of the explained class.
+
+    Attributes:
+        shapley: Shapley value.
+        standard_error: standard error of the Shapley value; None if it is exact.
+        alone: probability of the class with this input only.
+        decides_alone: whether the decision with this input only is the explained class.
+        gain: log-odds with this input only, minus those without any input.
+        without: probability of the class without this input.
+        loss: log-odds with all inputs, minus those without this input.
+        spans: parts of the value and the effect of each; empty if they were not computed.
+        note: sentence that says why there are no spans; empty if there are.
+        rest: effect that belongs to no span, such as that of special tokens; None unless the effects have a sum.
+        sum_error: absolute difference between the sum of the effects and the change of the log-odds that the method
+            promises; None if it promises none.
+    """
+
+    shapley: float
+    standard_error: float | None
+    alone: float
+    decides_alone: bool
+    gain: float
+    without: float
+    loss: float
+    spans: list[tuple[Any, float]] = field(default_factory=list)
+    note: str = ""
+    rest: float | None = None
+    sum_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a model gives a class its probability.
+
+    Attributes:
+        id: id of the sample.
+        prediction: the prediction.
+        target: name of the explained class.
+        probability: its probability.
+        log_odds: its log-odds.
+        log_odds_none: its log-odds if all inputs are missing.
+        inputs: name of the input -> its effect, for the inputs that the sample has.
+        interactions: pair of inputs -> Shapley interaction index.
+        interaction_errors: pair of inputs -> standard error; empty if the interactions are exact.
+        error: message that says why there is no explanation; None if there is one.
+    """
+
+    id: str
+    prediction: Prediction
+    target: str = ""
+    probability: float = 0.0
+    log_odds: float = 0.0
+    log_odds_none: float = 0.0
+    inputs: dict[str, InputExplanation] = field(default_factory=dict)
+    interactions: dict[tuple[str, str], float] = field(default_factory=dict)
+    interaction_errors: dict[tuple[str, str], float] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def synergy(self) -> float:
+        """Log-odds that the inputs add together, beyond the sum of what each adds alone."""
+        return self.log_odds - self.log_odds_none - sum(effect.gain for effect in self.inputs.values())
+
+    @property
+    def kind(self) -> str:
+        """``single``: one input; ``independent``, ``synergy`` or ``redundancy``: how several inputs contribute.
+
+        The synergy is compared with the sum of the inputs' absolute gains, and with the gain of all inputs: at most a
+        quarter of the larger one is ``independent``.
+        """
+        if len(self.inputs) == 1:
+            return "single"
+        gains = sum(abs(effect.gain) for effect in self.inputs.values())
+        if abs(self.synergy) <= SIMILAR * max(gains, abs(self.log_odds - self.log_odds_none)):
+            return "independent"
+        return "synergy" if self.synergy * (self.log_odds - self.log_odds_none) > 0 else "redundancy"
+
+    @property
+    def summary(self) -> str:
+        """One sentence about the inputs."""
+        if self.error is not None:
+            return self.error
+        total = self.log_odds - self.log_odds_none
+        gains = ", ".join(f"{name} {effect.gain:+.2f}" for name, effect in self.inputs.items())
+        if self.kind == "single":
+            name = next(iter(self.inputs))
+            return f"{name} is the only input; it changes the log-odds of {self.target} by {total:+.2f}."
+        alone = [name for name, effect in self.inputs.items() if effect.decides_alone]
+        deciding = f"{_join(alone)} alone {'gives' if len(alone) == 1 else 'give'}" if alone else "no input alone gives"
+        if len(alone) > 1:
+            deciding = f"{_join(alone)} each give"
+        relation = {
+            "independent": "the inputs contribute independently",
+            "synergy": "the inputs are needed together",
+            "redundancy": "the inputs repeat each other",
+        }[self.kind]
+        largest = max(abs(effect.shapley) for effect in self.inputs.values())
+        opposed = [name for name, effect in self.inputs.items() if effect.shapley < -NEGLIGIBLE * largest]
+        against = f"; {_join(opposed)} {'lowers' if len(opposed) == 1 else 'lower'} its probability" if opposed else ""
+        text = (
+            f"{relation}: alone they change the log-odds by {gains}, together by {total:+.2f}; {deciding} "
+            f"{self.target}{against}."
+        )
+        return text[0].upper() + text[1:]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the explanation as plain data, for JSON."""
+        if self.error is not None:
+            return {"id": self.id, "error": self.error}
+        return {
+            "id": self.id,
+            "label": self.prediction.label if self.prediction.labels is None else self.prediction.labels,
+            "explained_class": self.target,
+            "probability": self.probability,
+            "log_odds": self.log_odds,
+            "log_odds_without_inputs": self.log_odds_none,
+            "kind": self.kind,
+            "synergy": self.synergy,
+            "summary": self.summary,
+            "inputs": {name: vars(effect) for name, effect in self.inputs.items()},
+            "interactions": [
+                {"inputs": list(pair), "value": value, "standard_error": self.interaction_errors.get(pair)}
+                for pair, value in self.interactions.items()
+            ],
+        }
+
+
+def _join(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

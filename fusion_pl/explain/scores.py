@@ -1,0 +1,88 @@
+"""Scores of one sample without some of its inputs, or with another value of an input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fusion_pl.data.collate import Collate, process_values
+from fusion_pl.predict import Predictor
+from fusion_pl.types import Encoded, Sample
+
+MAX_ROWS = 64  # number of rows that an encoder or a head gets at once
+
+
+@dataclass(frozen=True)
+class SampleScores:
+    """Logits of one sample, for any subset of its inputs or other values of one input; the others are encoded once.
+
+    Attributes:
+        predictor: trained model.
+        sample: opened values of the sample.
+        encoded: output of each encoder, one row.
+        names: names of the inputs that the sample has.
+    """
+
+    predictor: Predictor
+    sample: Sample
+    encoded: dict[str, Encoded]
+    names: list[str]
+
+    @classmethod
+    def encode(cls, predictor: Predictor, sample: Sample) -> SampleScores:
+        """Encode the inputs of a sample."""
+        batch = Collate(predictor.processors)([sample]).to(predictor.device)
+        with torch.inference_mode():
+            encoded = predictor.model.encode(batch)
+        return cls(predictor, sample, encoded, [name for name in predictor.processors if name in sample.inputs])
+
+    def of_subsets(self, subsets: Bool[Tensor, "S M"]) -> Float[Tensor, "S L"]:
+        """Return the logits with subsets of the inputs ``names``, True = the head gets the input."""
+        logits = []
+        for start in range(0, len(subsets), MAX_ROWS):
+            rows = subsets[start : start + MAX_ROWS].to(self.predictor.device)
+            keep = dict(zip(self.names, rows.unbind(1), strict=True))
+            none = rows.new_zeros(len(rows))
+            with torch.inference_mode():
+                inputs = {name: _repeat(value, keep.get(name, none)) for name, value in self.encoded.items()}
+                logits.append(self.predictor.model.fuse(inputs).logits.cpu())
+        return torch.cat(logits)
+
+    def of_values(self, name: str, values: Sequence[Any]) -> Float[Tensor, "S L"]:
+        """Return the logits with other opened values of one input."""
+        logits, processor = [], self.predictor.processors[name]
+        for start in range(0, len(values), MAX_ROWS):
+            chunk = values[start : start + MAX_ROWS]
+            rows: Any = process_values(processor, name, chunk, [self.sample.id])
+            tensors = {key: tensor.to(self.predictor.device) for key, tensor in rows.items()}
+            with torch.inference_mode():
+                replaced = self.predictor.model.encoders[name](**tensors)
+                logits.append(self.fuse_with(name, replaced).cpu())
+        return torch.cat(logits)
+
+    def fuse_with(self, name: str, replaced: Encoded) -> Float[Tensor, "S L"]:
+        """Return the logits with S outputs of the encoder of one input."""
+        keep = torch.ones(len(replaced.embedding), dtype=torch.bool, device=replaced.embedding.device)
+        inputs = {other: replaced if other == name else _repeat(value, keep) for other, value in self.encoded.items()}
+        logits: Tensor = self.predictor.model.fuse(inputs).logits
+        return logits
+
+    def log_odds(self, logits: Float[Tensor, "S L"], index: int) -> Float[Tensor, " S"]:
+        """Return the log-odds of a class."""
+        return self.predictor.task.log_odds(logits, index)
+
+
+def _repeat(encoded: Encoded, keep: Bool[Tensor, " S"]) -> Encoded:
+    """Repeat one row of an encoder's output, as a missing input where ``keep`` is False."""
+
+    def repeat(rows: Tensor) -> Tensor:
+        shape = [1] * (rows.dim() - 1)
+        return rows.expand(len(keep), *rows.shape[1:]).masked_fill(~keep.view(-1, *shape), 0)
+
+    tokens, mask, embedding, weights = encoded
+    return Encoded(repeat(tokens), repeat(mask), repeat(embedding), None if weights is None else repeat(weights))
