@@ -69,6 +69,11 @@ def mark_missing(encoded: Encoded) -> Encoded:
     return _map_tensors(encoded, torch.zeros_like)
 
 
+def keep_rows(encoded: Encoded, rows: Bool[Tensor, " B"]) -> Encoded:
+    """Zero an encoder's output of the samples outside a mask, as if the input were missing in them."""
+    return _map_tensors(encoded, lambda tensor: tensor * rows.reshape(-1, *[1] * (tensor.ndim - 1)).to(tensor.dtype))
+
+
 def _map_tensors(encoded: Encoded, function: Callable[[Tensor], Tensor]) -> Encoded:
     tokens, mask, embedding, weights = encoded
     weights = None if weights is None else function(weights)

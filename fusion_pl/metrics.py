@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassAUROC,
@@ -16,6 +16,7 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
     MulticlassF1Score,
 )
+from torchmetrics.utilities.data import dim_zero_cat
 
 
 def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:
@@ -37,6 +38,69 @@ def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:
         },
         prefix=prefix,
     )
+
+
+class EqualMassCalibrationError(Metric):
+    r"""Expected calibration error with bins that have the same number of samples.
+
+    :math:`\sum_b \frac{n_b}{n} |\bar{o}_b - \bar{c}_b|` over the bins b, with the mean confidence :math:`\bar{c}_b` and
+    the share :math:`\bar{o}_b` of true predictions. NaN without samples.
+
+    Bins of equal width, as in torchmetrics, have few samples where the model is uncertain, and their error is mostly
+    noise. Source: "Verified Uncertainty Calibration", arXiv:1909.10155; "Measuring Calibration in Deep Learning",
+    arXiv:1904.01685. Deviation: samples with equal confidence count with their common share of true predictions, so
+    that the result does not depend on the order of the samples.
+
+    Args:
+        num_bins: number of bins; their sizes differ by at most one sample.
+    """
+
+    confidences: list[Tensor]
+    outcomes: list[Tensor]
+    full_state_update = False
+
+    def __init__(self, num_bins: int = 15) -> None:
+        super().__init__()
+        self.num_bins = num_bins
+        self.add_state("confidences", [], dist_reduce_fx="cat")
+        self.add_state("outcomes", [], dist_reduce_fx="cat")
+
+    def update(self, confidences: Float[Tensor, " N"], outcomes: Bool[Tensor, " N"]) -> None:
+        """Add predictions: the probability of each predicted event, and whether it is true."""
+        self.confidences.append(confidences)
+        self.outcomes.append(outcomes)
+
+    def compute(self) -> Tensor:
+        """Return the error of all samples of all processes."""
+        return calibration_error(*self.bins())
+
+    def bins(self) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"], Int[Tensor, " K"]]:
+        """Return the mean confidence, the share of true predictions and the number of samples of each bin."""
+        if not self.confidences:
+            return torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.long)
+        return equal_mass_bins(dim_zero_cat(self.confidences), dim_zero_cat(self.outcomes), self.num_bins)
+
+
+def equal_mass_bins(
+    confidences: Float[Tensor, " N"], outcomes: Bool[Tensor, " N"], num_bins: int = 15
+) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"], Int[Tensor, " K"]]:
+    """Return the mean confidence, the share of true outcomes and the number of samples of bins of equal size."""
+    distinct, index, counts = torch.unique(confidences.double(), return_inverse=True, return_counts=True)
+    shares = torch.zeros_like(distinct).index_add_(0, index, outcomes.double()) / counts
+    ordered = index.sort().values
+    parts = [part for part in ordered.tensor_split(num_bins) if len(part)]
+    sizes = torch.tensor([len(part) for part in parts], dtype=torch.long, device=confidences.device)
+    if not parts:
+        return distinct, shares, sizes
+    confidence, share = (torch.stack([values[part].mean() for part in parts]) for values in (distinct, shares))
+    return confidence, share, sizes
+
+
+def calibration_error(
+    confidences: Float[Tensor, " K"], shares: Float[Tensor, " K"], sizes: Int[Tensor, " K"]
+) -> Float[Tensor, ""]:
+    """Return the expected calibration error of bins; NaN without samples."""
+    return (sizes * (confidences - shares).abs()).sum() / sizes.sum()
 
 
 def confusion_matrix(num_classes: int) -> MulticlassConfusionMatrix:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from fusion_pl.calibration import Calibration, Method, read_calibration
 from fusion_pl.config import config_of
-from fusion_pl.data.base import FusionData
 from fusion_pl.data.hashes import stable_hash
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.order import global_seed, seed_generators
@@ -23,7 +24,9 @@ from fusion_pl.fusion.base import Fusion
 from fusion_pl.layers import fill_missing, mark_missing, scatter_rows
 from fusion_pl.processors import Processor
 from fusion_pl.tasks import MultiClass, Task
-from fusion_pl.training.feature_cache import CacheOptions, FeatureCache
+from fusion_pl.training.calibrate import FitCalibration, ValidationOutputs
+from fusion_pl.training.evaluation import evaluate_batch
+from fusion_pl.training.feature_cache import CacheOptions, FeatureCache, create_cache
 from fusion_pl.training.loss import Loss, TrainingLoss, total_loss
 from fusion_pl.training.mixup import draw_pairs
 from fusion_pl.training.model_checks import check_classes, check_head, check_inputs, check_same_task
@@ -34,7 +37,7 @@ from fusion_pl.training.optimisation import (
     parameter_groups,
     parameter_ndims,
 )
-from fusion_pl.training.stage_metrics import Mean, StageMetrics
+from fusion_pl.training.stage_metrics import StageMetrics
 from fusion_pl.training.statistics import fit_statistics
 from fusion_pl.training.train_metrics import TrainMetrics
 from fusion_pl.types import Batch, Encoded, Fused
@@ -58,6 +61,9 @@ class FusionClassifier(LightningModule):
         missing: how missing inputs are handled. ``mask``: the head masks them. ``token``: a learned embedding replaces
             them; learning it needs missing inputs in training (empty cells, or ``data.input_dropout``).
         task: what a label is, how it is decided and measured; by default ``MultiClass``, one class per sample.
+        calibration: how the probabilities are calibrated on the validation split in ``fit``, for ``test`` and
+            ``predict``. ``temperature``: the logits are divided by a number, also one per subset of the inputs, which
+            changes no decision between classes. ``vector``: each logit has a scale and a shift. ``none``: not at all.
 
     Raises:
         UserError: for an invalid name of an input, fewer than two classes, or options that do not match the classes.
@@ -82,6 +88,7 @@ class FusionClassifier(LightningModule):
         missing: Literal["mask", "token"] = "mask",
         *,
         task: Task | None = None,
+        calibration: Method = "temperature",
     ) -> None:
         super().__init__()
         self.loss = loss or Loss()
@@ -110,6 +117,8 @@ class FusionClassifier(LightningModule):
             {stage: StageMetrics(stage, self.task, len(classes), hidden_layers) for stage in ("val", "test")}
         )
         self.train_metrics = TrainMetrics(self.task)
+        self.calibration_method, self.validation_outputs = calibration, ValidationOutputs()
+        self.calibration: Calibration | None = None
         self.parameter_ndims: dict[str, int] = {}
         self.cache: CacheOptions | None = None
         self.features: FeatureCache | None = None
@@ -141,7 +150,7 @@ class FusionClassifier(LightningModule):
     def setup(self, stage: str) -> None:
         """Before training, compute class weights, and load pretrained weights that are not loaded yet."""
         check_same_task(self.task, getattr(self._trainer, "datamodule", None))
-        self._set_up_features(stage)
+        self.features = create_cache(self, stage)
         if stage != "fit":
             return
         self.training_loss.set_up(getattr(self._trainer, "datamodule", None), self.device)
@@ -153,15 +162,6 @@ class FusionClassifier(LightningModule):
                 fit_statistics(encoder, name, self._trainer)
                 encoder.has_weights = True
         self.parameter_ndims = parameter_ndims(self)  # before a strategy flattens the parameters
-
-    def _set_up_features(self, stage: str) -> None:
-        self.features = None
-        data = getattr(self._trainer, "datamodule", None)
-        if not isinstance(data, FusionData):
-            return
-        if self.cache is not None and stage != "predict" and not getattr(self.trainer, "fast_dev_run", False):
-            self.features = FeatureCache(self.cache, self.trainer, dict(self._encoders()), self.fusion.reads_tokens)
-        data.feature_source = self.features
 
     def teardown(self, stage: str) -> None:
         """Let the data open its inputs again."""
@@ -226,11 +226,8 @@ class FusionClassifier(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log losses and score of the epoch, also if all of its batches were trained on before a resume."""
-        for name, metric in self.train_metrics.items():
-            if isinstance(metric, Mean) and metric.update_called:
-                self.log(f"train/{name}", metric)
-        for name, value in self.train_metrics.compute_terms().items():
-            self.log(f"train/loss/{name}", value)
+        for name, value in self.train_metrics.results().items():
+            self.log(f"train/{name}", value)
 
     def on_validation_epoch_start(self) -> None:
         """Tell the task whether the validation is part of a training."""
@@ -238,23 +235,16 @@ class FusionClassifier(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Update the validation metrics."""
-        self._evaluate(batch, "val")
+        evaluate_batch(self, batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Update the test metrics, and return the logits for callbacks that write one row per sample."""
-        return self._evaluate(batch, "test")
+        return evaluate_batch(self, batch, "test")
 
-    def _evaluate(self, batch: Batch, stage: Literal["val", "test"]) -> Tensor:
-        encoded = self.encode(batch)
-        fused = self.fuse(encoded)
-        stage_metrics = self.stage_metrics[stage]
-        assert isinstance(stage_metrics, StageMetrics)
-        for name, metric in stage_metrics.update(fused, encoded, batch).items():
-            self.log(name, metric, prog_bar=name == f"{stage}/loss")
-        if self.trainer.state.fn != "fit":  # too slow after every training epoch
-            for subset in stage_metrics.subsets:
-                self.log_dict(stage_metrics.update_subset(subset, self.fuse(encoded, subset=subset), batch))
-        return fused.logits.float()
+    def configure_callbacks(self) -> list[Callback]:
+        """Add the callback that fits the calibration, unless the Trainer has it."""
+        has_it = any(isinstance(callback, FitCalibration) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if has_it else [FitCalibration()]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build optimizer and scheduler; pretrained encoders have ``pretrained_lr_factor`` times the learning rate."""
@@ -291,10 +281,13 @@ class FusionClassifier(LightningModule):
             "files": {name: encoder.files() for name, encoder in self._encoders()},
             "columns": dict(getattr(data, "columns", {name: name for name in self.encoders})),
             "label": getattr(data, "label", None),
+            "calibration": None if self.calibration is None else asdict(self.calibration),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the splits of a data class with another name; Lightning restores those of the same name."""
+        """Restore the calibration, and the splits of a data class with another name than that of the run."""
+        if self.calibration_method != "none":
+            self.calibration = read_calibration(checkpoint["fusion_pl"], list(self.encoders), self.task)
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, ManifestData) and type(data).__qualname__ not in checkpoint:
             data.load_state_dict(find_split_record(checkpoint, type(data)) or {})

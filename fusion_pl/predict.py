@@ -132,7 +132,10 @@ class Predictor:
         for batch in batches:
             with torch.inference_mode():
                 fused = self.model(batch.to(self.device))
-            probabilities = self.task.probabilities(fused.logits.float()).cpu()
+            logits, calibration = fused.logits.float(), self.model.calibration
+            if calibration is not None:
+                logits = calibration.apply(logits, batch.present)
+            probabilities = self.task.probabilities(logits).cpu()
             weights = None if fused.weights is None else fused.weights.float().cpu()
             present = torch.stack([batch.present[name] for name in self.processors], dim=-1).any(-1)
             for row, sample_id in enumerate(batch.ids):

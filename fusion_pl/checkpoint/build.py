@@ -8,6 +8,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
+from fusion_pl.calibration import read_calibration
 from fusion_pl.checkpoint.budget import MemoryBudget
 from fusion_pl.config import config_of, import_class
 from fusion_pl.encoders.base import Encoder
@@ -48,6 +49,7 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
                 task=task(**task_config["init_args"]),
             )
         model.load_state_dict(weights)
+        model.calibration = read_calibration(config, list(encoders), model.task)
     except BaseException as error:  # constructors may raise anything on wrong arguments
         if not is_failure(error) or (not isinstance(error, UserError) and _is_raised_by_trusted_package(error, trust)):
             raise

@@ -37,6 +37,7 @@ from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.split_record import find_split_record
 from fusion_pl.files import cache_folder
 from fusion_pl.training.best import BestCheckpoint
+from fusion_pl.training.calibrate import FitCalibration
 from fusion_pl.training.checkpoints import add_checkpoint_io
 from fusion_pl.training.console import console_callbacks
 from fusion_pl.training.dry_run import DryRun
@@ -214,7 +215,7 @@ class FusionCLI(LightningCLI):
         self.stopper = SaveWhenStopped()
         options = self._get(self.config_init, "trainer")
         callbacks = [self.stopper, CheckTrainingState(), SaveTrainMetrics(), ResumePlateau(), ValidateLastStep()]
-        callbacks += [WriteSplits(), WriteResults()]
+        callbacks += [FitCalibration(), WriteSplits(), WriteResults()]
         if config.dry_run:
             callbacks = [self.stopper, CheckTrainingState(), DryRun()]
             kwargs["fast_dev_run"] = 1

@@ -145,8 +145,31 @@ class Task(Configurable, nn.Module, ABC):
         """Return whether the prediction of each sample is correct."""
 
     @abstractmethod
-    def sum_losses(self, logits: Logits, target: Target) -> tuple[Float[Tensor, ""], Tensor | int]:
-        """Return the sum of the negative log-likelihoods and their number, for validation and test."""
+    def sum_losses(
+        self, logits: Logits, target: Target, smoothing: float = 0.0
+    ) -> tuple[Float[Tensor, ""], Tensor | int]:
+        """Return the sum of the negative log-likelihoods and their number, for validation, test and calibration.
+
+        Args:
+            logits: logits of the samples.
+            target: their targets.
+            smoothing: share of the target probability that is distributed over all classes.
+        """
+
+    @abstractmethod
+    def confidences(
+        self, probabilities: Probabilities, target: Target
+    ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]:
+        """Return the probabilities whose calibration is measured, and whether each predicted event is true."""
+
+    @abstractmethod
+    def sum_squared_errors(
+        self, probabilities: Probabilities, target: Target
+    ) -> tuple[Float[Tensor, ""], Tensor | int]:
+        """Return the sum of the Brier scores and their number."""
+
+    def choose_thresholds(self, probabilities: Probabilities, target: Target) -> None:
+        """Choose the thresholds of the decision, if it has any, with all calibrated predictions of the validation."""
 
     @abstractmethod
     def metrics(self, num_classes: int, prefix: str) -> MetricCollection:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 from torchmetrics import Metric, MetricCollection
 
 from fusion_pl.messages import did_you_mean, join_names
@@ -95,9 +95,24 @@ class MultiClass(Task):
         """Return whether the class with the largest logit is that of the sample."""
         return logits.argmax(-1) == target
 
-    def sum_losses(self, logits: Logits, target: Target) -> tuple[Float[Tensor, ""], Tensor | int]:
+    def sum_losses(
+        self, logits: Logits, target: Target, smoothing: float = 0.0
+    ) -> tuple[Float[Tensor, ""], Tensor | int]:
         """Return the sum of the cross-entropies, and the number of samples."""
-        return cross_entropy(logits, target, reduction="sum"), len(target)
+        return cross_entropy(logits, target, reduction="sum", label_smoothing=smoothing), len(target)
+
+    def confidences(
+        self, probabilities: Probabilities, target: Target
+    ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]:
+        """Return the probability of each sample's most probable class, and whether that class is its target."""
+        highest, predicted = probabilities.max(-1)
+        return highest, predicted == target
+
+    def sum_squared_errors(
+        self, probabilities: Probabilities, target: Target
+    ) -> tuple[Float[Tensor, ""], Tensor | int]:
+        """Return the sum over samples of the squared errors of the probabilities of all classes."""
+        return (probabilities - one_hot(target, probabilities.shape[-1])).square().sum(), len(target)
 
     def metrics(self, num_classes: int, prefix: str) -> MetricCollection:
         """Return accuracy, macro-F1, macro AUROC and expected calibration error."""

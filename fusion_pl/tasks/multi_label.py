@@ -199,10 +199,30 @@ class MultiLabel(Task):
         total = (known if weights is None else known * weights).sum()
         return total.where(total > 0, 1.0)
 
-    def sum_losses(self, logits: Logits, target: Target) -> tuple[Float[Tensor, ""], Tensor | int]:
+    def sum_losses(
+        self, logits: Logits, target: Target, smoothing: float = 0.0
+    ) -> tuple[Float[Tensor, ""], Tensor | int]:
         """Return the sum of the binary cross-entropies of the known labels, and their number."""
-        losses = binary_cross_entropy_with_logits(logits, target.clamp(min=0).to(logits.dtype), reduction="none")
+        smoothed = target.clamp(min=0).to(logits.dtype) * (1 - smoothing) + smoothing / 2
+        losses = binary_cross_entropy_with_logits(logits, smoothed, reduction="none")
         return losses.masked_fill(target < 0, 0.0).sum(), (target >= 0).sum()
+
+    def confidences(
+        self, probabilities: Probabilities, target: Target
+    ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]:
+        """Return the probability of every known label of every sample, and whether the sample has it."""
+        return probabilities[target >= 0], target[target >= 0] == 1
+
+    def sum_squared_errors(
+        self, probabilities: Probabilities, target: Target
+    ) -> tuple[Float[Tensor, ""], Tensor | int]:
+        """Return the sum of the squared errors of the probabilities of all known labels, and their number."""
+        return (probabilities - target).square().masked_fill(target < 0, 0.0).sum(), (target >= 0).sum()
+
+    def choose_thresholds(self, probabilities: Probabilities, target: Target) -> None:
+        """Choose the threshold of each label with the largest F1, if they are chosen on validation."""
+        if self.threshold == "validation":
+            self.thresholds.copy_(best_thresholds(probabilities, target))
 
     def metrics(self, num_classes: int, prefix: str) -> MetricCollection:
         """Return macro average precision, macro AUROC, macro- and micro-F1, and exact match."""

@@ -21,6 +21,7 @@ from rich.text import Text
 from torch import nn
 
 from fusion_pl.messages import escape_unprintable
+from fusion_pl.training.calibration_report import calibration_line
 
 # Regular expressions of warnings that a user cannot act on.
 IGNORED_WARNINGS = (
@@ -155,6 +156,8 @@ def print_results(result: dict[str, Any], path: Path | None) -> None:
         for name, row in result["per_class"].items():
             table.add_row(Text(escape_unprintable(f"F1 of {name} (n = {row['samples']})")), f"{row['f1']:.4f}")
     console.print(table)
+    line = calibration_line(result["calibration"], samples.rpartition(", ")[2])
+    console.print(escape_unprintable(line), highlight=False, soft_wrap=True)
     for name, file in (("results", path), ("checkpoint", result["checkpoint"])):
         if file:  # in one line, so that it can be copied
             console.print(Text(f"{name}: {escape_unprintable(str(file))}"), soft_wrap=True)

@@ -219,3 +219,15 @@ class FeatureCache:
 
 def _log_not_stored(reason: str) -> None:
     rank_zero_info(f"Cache: features of frozen encoders are not stored, because {reason}.")
+
+
+def create_cache(model: Any, stage: str) -> FeatureCache | None:
+    """Return the cache of a model with its trainer's data, which reads it; None if the stage uses none."""
+    data = getattr(model._trainer, "datamodule", None)
+    if not isinstance(data, FusionData):
+        return None
+    cache = None
+    if model.cache is not None and stage != "predict" and not getattr(model.trainer, "fast_dev_run", False):
+        cache = FeatureCache(model.cache, model.trainer, dict(model._encoders()), model.fusion.reads_tokens)
+    data.feature_source = cache
+    return cache

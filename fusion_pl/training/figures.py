@@ -1,4 +1,4 @@
-"""Figure of missing inputs, for TensorBoard and for the report of ``fusion-pl compare``."""
+"""Figures of missing inputs and of calibration, for TensorBoard and for the report of ``fusion-pl compare``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from fusion_pl.metrics import subsets
+from fusion_pl.metrics import calibration_error, subsets
 
 
 def plot_missing_inputs(
@@ -49,4 +50,28 @@ def plot_missing_inputs(
     axes.set_title(title, parse_math=False)
     for text in axes.legend().get_texts():
         text.set_parse_math(False)
+    return figure
+
+
+def plot_reliability(bins: Mapping[str, tuple[Tensor, Tensor, Tensor]], title: str) -> Figure | None:
+    """Plot the share of true predictions against their mean probability, in bins of equal size; None without samples.
+
+    Args:
+        bins: ``before`` and ``after`` calibration -> mean probability, share and number of samples of each bin.
+        title: title of the figure.
+    """
+    measured = {moment: values for moment, values in bins.items() if len(values[0])}
+    if not measured:
+        return None
+    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 100], [0, 100], color="grey", linewidth=1)
+    for moment, (confidences, shares, sizes) in measured.items():
+        error = float(calibration_error(confidences, shares, sizes))
+        axes.plot(
+            100 * confidences.cpu().numpy(), 100 * shares.cpu().numpy(), marker="o", label=f"{moment}: ECE {error:.1%}"
+        )
+    axes.set(xlabel="predicted probability in %", ylabel="true predictions in %")
+    axes.set_title(title, parse_math=False)
+    axes.legend()
     return figure

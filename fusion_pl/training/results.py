@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fusion_pl.files import atomic_write
 from fusion_pl.training.best import BestCheckpoint, find_checkpoint_callback
+from fusion_pl.training.calibration_report import describe_calibration
 from fusion_pl.training.console import print_results
 from fusion_pl.training.run_files import run_folder
 from fusion_pl.training.stage_metrics import evaluation_stage, metrics_of_stage
@@ -59,10 +60,11 @@ class WriteResults(Callback):
         outcomes = metrics.outcomes.compute().cpu()  # on every process, because it synchronizes
         self.per_class = pl_module.task.per_class(outcomes, pl_module.classes)
         self.samples = {evaluation_stage(trainer): int(metrics.samples.compute())}
+        self.calibration = metrics.calibration.compute()
 
     on_validation_epoch_end = on_test_epoch_end = _compute_per_class
 
-    def _add_result(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _add_result(self, trainer: Trainer, pl_module: Any) -> None:
         """Store the validation result and the step in ``fit``; write the result in ``validate`` and ``test``."""
         if trainer.sanity_checking:
             return
@@ -70,6 +72,8 @@ class WriteResults(Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
         defined = {name: value for name, value in metrics.items() if not math.isnan(value)}  # NaN = no samples
         result = {"metrics": defined, "per_class": self.per_class, "samples": self.samples}
+        inputs = "+".join(pl_module.encoders)
+        result["calibration"] = describe_calibration(pl_module.calibration, self.calibration, inputs)
         if trainer.state.fn != "fit":
             self._write(trainer, result)
             return
@@ -139,6 +143,7 @@ def _validate_result(result: Any) -> dict[str, Any]:
             },
             "samples": {str(name): check_number(count, name) for name, count in result["samples"].items()},
             "epoch": check_number(result["epoch"], "epoch"),
+            "calibration": dict(result.get("calibration", {"method": "none"})),
         }
     except (AttributeError, KeyError, TypeError, InvalidStateError):
         return {}

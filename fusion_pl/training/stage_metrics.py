@@ -11,8 +11,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from fusion_pl.calibration import Calibration
 from fusion_pl.metrics import subsets
 from fusion_pl.tasks import Task
+from fusion_pl.training.calibration_report import CalibrationReport
 from fusion_pl.types import Batch, Encoded, Fused
 
 MANY_INPUTS = 5  # models with fewer inputs are evaluated with every subset of their inputs
@@ -74,6 +76,7 @@ class StageMetrics(nn.Module):
         self.outcomes = task.outcomes(num_classes)
         self.weights = nn.ModuleDict({name: Mean() for name in hidden_layers})
         self.by_inputs = nn.ModuleDict({"+".join(subset): Mean() for subset in self.subsets})
+        self.calibration = CalibrationReport()
         layer_keys = (f"{name}/{layer}" for name, layers in self.hidden_layers.items() for layer in layers)
         self.layer_weights = nn.ModuleDict({key: Mean() for key in layer_keys})
 
@@ -86,6 +89,22 @@ class StageMetrics(nn.Module):
         """Reset the metrics that are not logged."""
         self.outcomes.reset()
         self.samples.reset()
+        self.calibration = CalibrationReport()
+
+    def calibrate(
+        self, fused: Fused, calibration: Calibration | None, batch: Batch, subset: Sequence[str] | None = None
+    ) -> Fused:
+        """Return the output with calibrated logits, and measure the calibration before and after.
+
+        A subset of the inputs is measured on the samples that have an input of it.
+        """
+        assert batch.target is not None
+        logits = {"before": fused.logits.float()}
+        if calibration is not None:
+            logits["after"] = calibration.apply(fused.logits, batch.present, subset)
+        rows = None if subset is None else _has_any(batch, subset)
+        self.calibration.update("+".join(subset or self.weights), self.task, logits, batch.target, rows)
+        return fused._replace(logits=logits.get("after", logits["before"]))
 
     def update(self, fused: Fused, encoded: Mapping[str, Encoded], batch: Batch) -> dict[str, Metric]:
         """Update the metrics with a batch, and return the updated metrics by name, for logging.
@@ -119,7 +138,7 @@ class StageMetrics(nn.Module):
     def update_subset(self, subset: Sequence[str], fused: Fused, batch: Batch) -> dict[str, Metric]:
         """Update the score for a subset of the inputs; count only samples that have an input of the subset."""
         assert batch.target is not None
-        has_any = torch.stack([batch.present[name] for name in subset]).any(0)
+        has_any = _has_any(batch, subset)
         correct = self.task.is_correct(fused.logits, batch.target) & has_any
         key = "+".join(subset)
         return self._update_mean(f"{self.task.score}/{key}", self.by_inputs[key], correct.sum(), has_any.sum())
@@ -128,6 +147,11 @@ class StageMetrics(nn.Module):
         assert isinstance(mean, Mean)
         mean.update(total, count)
         return {f"{self.stage}/{name}": mean}
+
+
+def _has_any(batch: Batch, subset: Sequence[str]) -> Tensor:
+    """Return whether each sample has an input of the subset."""
+    return torch.stack([batch.present[name] for name in subset]).any(0)
 
 
 def proper_subsets(names: Sequence[str]) -> list[tuple[str, ...]]:

@@ -9,13 +9,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 
 from fusion_pl.training.best import find_checkpoint_callback
-from fusion_pl.training.figures import plot_missing_inputs
+from fusion_pl.training.figures import plot_missing_inputs, plot_reliability
 from fusion_pl.training.loggers import TensorBoard, chart_name
 from fusion_pl.training.stage_metrics import evaluation_stage, metrics_of_stage, scores_by_inputs
 
 
 class TensorBoardFigures(Callback):
-    """Write plots of the confusion matrix and of missing inputs, and the hyperparameters with the best metric.
+    """Plot the confusion matrix, calibration and missing inputs, and write the hyperparameters with the best metric.
 
     Args:
         hyperparameters: configuration of the run.
@@ -33,7 +33,9 @@ class TensorBoardFigures(Callback):
         if trainer.sanity_checking:
             return
         outcomes = metrics_of_stage(trainer, pl_module).outcomes.compute().cpu()  # on every process: it synchronizes
+        bins = metrics_of_stage(trainer, pl_module).calibration.bins("+".join(pl_module.encoders))
         if _should_log(trainer):
+            _add_figure(trainer, "calibration", plot_reliability(bins, evaluation_stage(trainer)))
             _add_figure(
                 trainer, "confusion", pl_module.task.plot(outcomes, pl_module.classes, evaluation_stage(trainer))
             )

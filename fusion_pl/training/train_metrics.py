@@ -51,11 +51,13 @@ class TrainMetrics(nn.ModuleDict):
             self.terms[name] = Mean().to(device)
         return self.terms[name]
 
-    def compute_terms(self) -> dict[str, Tensor]:
-        """Return the mean of each term over the epoch, and reset them."""
-        values = {name: metric.compute() for name, metric in self.terms.items() if metric.update_called}
-        for metric in self.terms.values():
-            metric.reset()
+    def results(self) -> dict[str, Tensor | Mean]:
+        """Return the metrics of the epoch for logging, and the mean of each term of the loss, which is reset."""
+        values: dict[str, Tensor | Mean] = {name: mean for name, mean in self.all_means().items() if mean.update_called}
+        for name, metric in self.terms.items():
+            if metric.update_called:
+                values[f"{TERM}{name}"] = metric.compute()
+                metric.reset()
         return values
 
     def all_means(self) -> dict[str, Mean]:

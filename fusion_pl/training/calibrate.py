@@ -1,0 +1,90 @@
+"""Fit the calibration of a model in every validation of a training; a checkpoint contains that of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+
+from fusion_pl.calibration import Outputs, fit_calibration
+from fusion_pl.layers import keep_rows
+from fusion_pl.types import Batch, Encoded, hash_ids
+
+
+class ValidationOutputs(Metric):
+    """Outputs of a validation, gathered from all processes."""
+
+    logits: list[Tensor]
+    target: list[Tensor]
+    present: list[Tensor]
+    complete: list[Tensor]
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in Outputs._fields:
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, target: Tensor, present: Tensor, complete: Tensor) -> None:
+        """Add samples, see ``Outputs``."""
+        self.logits.append(logits.float())
+        self.target.append(target)
+        self.present.append(present.byte())
+        self.complete.append(complete.byte())
+
+    def compute(self) -> Outputs:
+        """Return the samples of all processes, on the CPU."""
+        logits, target, present, complete = (dim_zero_cat(getattr(self, name)).cpu() for name in Outputs._fields)
+        return Outputs(logits, target, present.bool(), complete.bool())
+
+
+class FitCalibration(Callback):
+    """Fit the calibration after each validation of a training, before the checkpoint is saved.
+
+    The callback runs when all metrics are computed, so that a validation during training measures the model without
+    calibration. A task that chooses thresholds chooses those of the calibrated probabilities.
+    """
+
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Discard the outputs of the previous validation."""
+        pl_module.validation_outputs.reset()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Fit the calibration; all processes have that of rank 0."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not pl_module.validation_outputs.update_called:
+            return
+        pl_module.calibration = None
+        if pl_module.calibration_method == "none":
+            return
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            outputs = pl_module.validation_outputs.compute()
+            outputs = Outputs(*(values.clone() for values in outputs))  # a gradient needs tensors of no inference mode
+            fitted = fit_calibration(pl_module.task, outputs, list(pl_module.encoders), pl_module.calibration_method)
+        pl_module.calibration = trainer.strategy.broadcast(fitted)
+        whole = outputs.select(outputs.complete)
+        present = dict(zip(pl_module.encoders, whole.present.unbind(1), strict=True))
+        calibrated = pl_module.calibration.apply(whole.logits, present)
+        pl_module.task.choose_thresholds(pl_module.task.probabilities(calibrated), whole.target)
+        pl_module.validation_outputs.reset()
+
+
+def drop_inputs(
+    encoded: Mapping[str, Encoded], batch: Batch, subsets: Sequence[Sequence[str]]
+) -> tuple[dict[str, Encoded], Tensor, Tensor]:
+    """Keep one subset of the inputs of each sample, chosen by the sample's id, as if the others were missing.
+
+    Returns:
+        The outputs of the encoders; the presence of each input, of shape (B, M); and whether the sample has some, but
+        not all of its inputs, of shape (B,).
+    """
+    present = torch.stack([batch.present[name] for name in encoded], dim=1)
+    hashes = batch.id_hashes if batch.id_hashes is not None else hash_ids(batch.ids)
+    members = torch.tensor([[name in subset for name in encoded] for subset in subsets], device=present.device)
+    kept = present & members[hashes.to(present.device) % len(subsets)]
+    reduced = {name: keep_rows(value, kept[:, index]) for index, (name, value) in enumerate(encoded.items())}
+    return reduced, kept, kept.any(1) & (kept != present).any(1)

@@ -1,0 +1,137 @@
+"""Measure the calibration of a validation or test, before and after calibration, for every subset of the inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fusion_pl.calibration import Calibration
+from fusion_pl.metrics import EqualMassCalibrationError, calibration_error
+from fusion_pl.tasks import Task
+
+
+class CalibrationScores(EqualMassCalibrationError):  # noqa: N818 - a metric, no exception
+    """Calibration error, Brier score and NLL of predictions; exact for several processes."""
+
+    sums: Tensor
+    counts: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(2), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(3, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, task: Task, logits: Float[Tensor, "B L"], target: Tensor) -> None:  # type: ignore[override]
+        """Add the predictions of a batch."""
+        probabilities = task.probabilities(logits)
+        super().update(*task.confidences(probabilities, target))
+        brier, brier_count = task.sum_squared_errors(probabilities, target)
+        nll, nll_count = task.sum_losses(logits, target)
+        self.sums += torch.stack([brier, nll])
+        self.counts += torch.tensor([int(brier_count), int(nll_count), len(target)], device=self.counts.device)
+
+    def compute(self) -> dict[str, float]:  # type: ignore[override]
+        """Return the scores and the number of samples; NaN without samples."""
+        brier, nll = (self.sums / self.counts[:2]).tolist()
+        error = float(calibration_error(*self.bins()))
+        return {"ece": error, "brier": brier, "nll": nll, "samples": int(self.counts[2])}
+
+
+class CalibrationReport:
+    """Calibration of an evaluation: input names joined by ``+`` -> scores ``before`` and ``after`` calibration.
+
+    The metrics exist during an evaluation only. Every process evaluates the same subsets in the same order.
+    """
+
+    def __init__(self) -> None:
+        self.scores: dict[str, dict[str, CalibrationScores]] = {}
+
+    def update(
+        self,
+        inputs: str,
+        task: Task,
+        logits: Mapping[str, Float[Tensor, "B L"]],
+        target: Tensor,
+        rows: Bool[Tensor, " B"] | None = None,
+    ) -> None:
+        """Add a batch: ``logits`` are those ``before`` and, if the model is calibrated, ``after`` calibration."""
+        for moment, values in logits.items():
+            metrics = self.scores.setdefault(inputs, {})
+            if moment not in metrics:
+                metrics[moment] = CalibrationScores().to(values.device)
+            kept = slice(None) if rows is None else rows
+            metrics[moment].update(task, values.float()[kept], target[kept])
+
+    def compute(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Return the scores of all processes; call it on every process."""
+        return {
+            inputs: {moment: metric.compute() for moment, metric in metrics.items()}
+            for inputs, metrics in self.scores.items()
+        }
+
+    def bins(self, inputs: str) -> dict[str, tuple[Float[Tensor, " K"], Float[Tensor, " K"], Int[Tensor, " K"]]]:
+        """Return mean confidence, share of true predictions and size of each bin, before and after calibration."""
+        metrics = self.scores.get(inputs, {})
+        bins = {}
+        for moment, metric in metrics.items():
+            with metric.sync_context():
+                bins[moment] = metric.bins()
+        return bins
+
+
+def describe_calibration(
+    calibration: Calibration | None, measured: Mapping[str, Mapping[str, Mapping[str, float]]], inputs: str
+) -> dict[str, Any]:
+    """Return the calibration of a run for ``metrics.json``.
+
+    Args:
+        calibration: calibration of the model.
+        measured: result of ``CalibrationReport.compute``; empty in ``fit``, which measures it while fitting.
+        inputs: names of all inputs, joined by ``+``.
+    """
+    if calibration is None:
+        content: dict[str, Any] = {"method": "none"}
+    else:
+        temperature = calibration.temperature
+        numbers = {"scale": calibration.scale, "shift": calibration.shift}
+        content = {
+            "method": calibration.method,
+            **(numbers if temperature is None else {"temperature": temperature}),
+            "temperatures": {"+".join(names): value for names, value in calibration.temperatures},
+            "validation_samples": calibration.samples,
+            **({"reason": calibration.reason} if calibration.reason else {}),
+            "before": calibration.before,
+            "after": calibration.after,
+        }
+    if measured:
+        content |= measured[inputs]
+        content["by_inputs"] = {name: scores for name, scores in measured.items() if name != inputs}
+    return content
+
+
+def calibration_line(content: Mapping[str, Any], samples: str) -> str:
+    """Return one line about the calibration of a run.
+
+    Args:
+        content: result of ``describe_calibration``.
+        samples: number of samples and split, such as ``500 val``.
+    """
+    before, after = content.get("before") or {}, content.get("after") or {}
+    method = content["method"]
+    if "temperature" in content:
+        method += f" {content['temperature']:.2f}"
+    if subsets := len(content.get("temperatures", ())):
+        method += f", {subsets} for subsets of the inputs"
+    if reason := content.get("reason"):
+        method = f"none, because {reason}" if not subsets else f"{method}; no common one, because {reason}"
+    if not before or math.isnan(before["nll"]):
+        return f"calibration: {method}"
+    error, nll = f"{100 * before['ece']:.1f} %", f"{before['nll']:.2f}"
+    if after and after != before:
+        error, nll = f"{error} -> {100 * after['ece']:.1f} %", f"{nll} -> {after['nll']:.2f}"
+    return f"calibration: {method}, ECE {error}, NLL {nll} ({samples} samples)"

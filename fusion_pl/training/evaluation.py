@@ -1,0 +1,54 @@
+"""Evaluate a batch of validation or test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from fusion_pl.training.calibrate import drop_inputs
+from fusion_pl.training.stage_metrics import StageMetrics
+from fusion_pl.types import Batch, Encoded
+
+if TYPE_CHECKING:
+    from fusion_pl.module import FusionClassifier
+
+
+def evaluate_batch(model: FusionClassifier, batch: Batch, stage: Literal["val", "test"]) -> Tensor:
+    """Update and log the metrics of a batch, and return its logits.
+
+    A validation during training measures the model without calibration, and collects what ``FitCalibration`` needs.
+    Otherwise the metrics are those of the calibrated model, also with every subset of the inputs.
+    """
+    assert batch.target is not None
+    metrics = model.stage_metrics[stage]
+    assert isinstance(metrics, StageMetrics)
+    encoded = model.encode(batch)
+    fused = model.fuse(encoded)
+    in_training = model.trainer.state.fn == "fit"
+    if in_training:
+        _collect_outputs(model, encoded, fused.logits, batch, metrics)
+    else:
+        fused = metrics.calibrate(fused, model.calibration, batch)
+    for name, metric in metrics.update(fused, encoded, batch).items():
+        model.log(name, metric, prog_bar=name == f"{stage}/loss")
+    for subset in [] if in_training else metrics.subsets:  # too slow after every training epoch
+        reduced = metrics.calibrate(model.fuse(encoded, subset=subset), model.calibration, batch, subset)
+        model.log_dict(metrics.update_subset(subset, reduced, batch))
+    return fused.logits.float()
+
+
+def _collect_outputs(
+    model: FusionClassifier, encoded: dict[str, Encoded], logits: Tensor, batch: Batch, metrics: StageMetrics
+) -> None:
+    """Keep the logits of all samples, and those with one subset of the inputs of each sample."""
+    assert batch.target is not None
+    if model.calibration_method == "none" or model.trainer.sanity_checking:
+        return
+    present = torch.stack([batch.present[name] for name in encoded], dim=1)
+    model.validation_outputs.update(logits, batch.target, present, torch.ones_like(present[:, 0]))
+    if metrics.subsets:
+        reduced, kept, is_reduced = drop_inputs(encoded, batch, metrics.subsets)
+        values = (model.fuse(reduced).logits, batch.target, kept, torch.zeros_like(is_reduced))
+        model.validation_outputs.update(*(value[is_reduced] for value in values))

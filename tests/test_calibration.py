@@ -1,0 +1,189 @@
+"""Calibration of synthetic logits whose right temperature is known, and the equal-mass calibration error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import log_softmax
+
+from fusion_pl.calibration import MIN_SAMPLES, Calibration, Outputs, fit_calibration, read_calibration
+from fusion_pl.metrics import EqualMassCalibrationError
+from fusion_pl.tasks import MultiClass, MultiLabel
+from fusion_pl.types import UserError
+
+INPUTS = ["text", "image"]
+
+
+def draw(samples, temperature, classes=4, seed=0):
+    """Return logits of which the softmax, at this temperature, is the distribution of the returned targets."""
+    random = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(samples, classes, generator=random)
+    target = (logits.double() / temperature).softmax(-1).multinomial(1, generator=random).squeeze(1)
+    return logits, target
+
+
+def outputs(logits, target, present=(True, True), complete=True):
+    count = len(logits)
+    return Outputs(logits, target, torch.tensor([present] * count), torch.full((count,), complete))
+
+
+def join(*parts):
+    return Outputs(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def smoothed_nll(logits, target):
+    """The objective, restated: one more sample of each kind has a random class."""
+    smoothing = 1 / (len(target) + 1)
+    log_p = log_softmax(logits, axis=1)
+    chosen = log_p[np.arange(len(target)), target]
+    return -((1 - smoothing) * chosen + smoothing * log_p.mean(1)).mean()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.5])
+def test_temperature_is_that_of_a_slow_search_and_near_the_true_one(temperature):
+    logits, target = draw(2000, temperature)
+    fitted = fit_calibration(MultiClass(), outputs(logits, target), INPUTS, "temperature")
+    z, y = logits.double().numpy(), target.numpy()
+    found = minimize_scalar(
+        lambda t: smoothed_nll(z / t, y), bounds=(0.05, 20), method="bounded", options={"xatol": 1e-9}
+    )
+    assert fitted.temperature == pytest.approx(found.x, rel=1e-4)
+    assert fitted.temperature == pytest.approx(temperature, rel=0.1)
+    assert fitted.after["nll"] < fitted.before["nll"]
+    assert fitted.after["ece"] < fitted.before["ece"] / 2
+
+
+def test_vector_scaling_is_that_of_a_slow_search():
+    logits, target = draw(1500, 1.0)
+    wrong = 2 * logits + torch.tensor([1.0, 0.0, -1.0, 0.5])
+    fitted = fit_calibration(MultiClass(), outputs(wrong, target), INPUTS, "vector")
+    z, y = wrong.double().numpy(), target.numpy()
+    found = minimize(lambda x: smoothed_nll(z * np.exp(x[:4]) + x[4:], y), np.zeros(8), method="BFGS")
+    shift = np.array(fitted.shift) - np.mean(fitted.shift)  # a softmax does not depend on a common shift
+    assert fitted.scale == pytest.approx(np.exp(found.x[:4]), rel=1e-3)
+    assert shift == pytest.approx(found.x[4:] - found.x[4:].mean(), abs=1e-3)
+    assert fitted.temperature is None
+
+
+def test_labels_have_a_temperature_of_their_sigmoid_and_unknown_ones_count_nowhere():
+    random = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(800, 3, generator=random)
+    target = (torch.rand(800, 3, generator=random) < (logits / 3).sigmoid()).long()
+    task = MultiLabel()
+    task.set_num_classes(3)
+    known = fit_calibration(task, outputs(logits[:, :2], target[:, :2]), INPUTS, "temperature")
+    assert known.temperature == pytest.approx(3, rel=0.15)
+    target[:, 2] = -1
+    fitted = fit_calibration(task, outputs(logits, target), INPUTS, "temperature")
+    assert fitted.temperature == pytest.approx(known.temperature, rel=1e-6)
+    for moment in ("before", "after"):
+        assert getattr(fitted, moment) == pytest.approx(getattr(known, moment), rel=1e-6)
+
+
+def test_a_model_without_errors_does_not_become_certain():
+    """Without smoothing, the best temperature would be 0, and one error would cost any number of nats."""
+    target = torch.arange(300) % 4
+    logits = torch.nn.functional.one_hot(target, 4) * 3.0
+    fitted = fit_calibration(MultiClass(), outputs(logits, target), INPUTS, "temperature")
+    error = 1 - float((logits[0] / fitted.temperature).softmax(-1).max())
+    assert error == pytest.approx(0.75 / 301, rel=1e-3)  # one sample more, with a random class of four
+
+
+@pytest.mark.parametrize(
+    ("samples", "damage", "reason"),
+    [
+        (MIN_SAMPLES - 1, False, f"only {MIN_SAMPLES - 1} validation samples"),
+        (200, True, "NaN or infinite"),
+        (200, False, "would not lower"),
+    ],
+)
+def test_a_calibration_that_cannot_help_is_left_out_with_a_reason(samples, damage, reason):
+    logits, target = draw(samples, 1.0)
+    logits[3, 1] = math.nan if damage else logits[3, 1]
+    fitted = fit_calibration(MultiClass(), outputs(logits, target), INPUTS, "temperature")
+    assert reason in fitted.reason
+    assert (fitted.scale, fitted.shift, fitted.temperatures) == ([1.0], [0.0], [])
+
+
+def test_a_subset_with_enough_samples_has_its_temperature():
+    whole = outputs(*draw(300, 1.5))
+    often = outputs(*draw(MIN_SAMPLES + 50, 5, seed=1), present=(True, False), complete=False)
+    rare = outputs(*draw(MIN_SAMPLES - 1, 5, seed=2), present=(False, True), complete=False)
+    fitted = fit_calibration(MultiClass(), join(whole, often, rare), INPUTS, "temperature")
+    alone = fit_calibration(MultiClass(), outputs(*draw(MIN_SAMPLES + 50, 5, seed=1)), INPUTS, "temperature")
+    assert fitted.temperature == fit_calibration(MultiClass(), whole, INPUTS, "temperature").temperature
+    assert fitted.temperatures == [(["text"], pytest.approx(alone.temperature))]
+    assert fitted.samples == 300
+
+
+def test_logits_are_scaled_by_the_inputs_that_are_present():
+    calibration = Calibration("temperature", [0.5], [0.0], [(["text"], 4.0)])
+    logits = torch.tensor([[1.0, -2.0], [3.0, 0.5]])
+    present = {"text": torch.tensor([True, True]), "image": torch.tensor([True, False])}
+    assert torch.equal(calibration.apply(logits, present), torch.stack([logits[0] / 2, logits[1] / 4]))
+    assert torch.equal(calibration.apply(logits, present, subset=["text"]), logits / 4)
+    assert torch.equal(calibration.apply(logits, present, subset=["image"]), logits / 2)
+
+
+def test_a_calibration_is_plain_data_and_back():
+    calibration = fit_calibration(MultiClass(), outputs(*draw(300, 2.0)), INPUTS, "temperature")
+    config = {"classes": list("abcd"), "calibration": asdict(calibration)}
+    assert read_calibration(config, INPUTS, MultiClass()) == calibration
+    assert read_calibration({"classes": list("abcd")}, INPUTS, MultiClass()) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"scale": [0.0]},
+        {"scale": [math.nan]},
+        {"scale": [1.0, 1.0]},
+        {"shift": []},
+        {"scale": "text"},
+        {"temperatures": [(["sound"], 1.0)]},
+        {"temperatures": [(["text"], -1.0)]},
+        {"temperatures": 3},
+        {"before": None},
+        {"samples": 10**400},
+    ],
+)
+def test_a_damaged_calibration_is_refused(damage):
+    config = {"classes": list("abcd"), "calibration": asdict(Calibration("temperature")) | damage}
+    with pytest.raises(UserError, match="its calibration is damaged"):
+        read_calibration(config, INPUTS, MultiClass())
+
+
+def slow_calibration_error(confidences, outcomes, num_bins):
+    """Sort, cut into bins whose sizes differ by at most one, and average; equal confidences share their outcomes."""
+    shared = [np.mean([o for c, o in zip(confidences, outcomes, strict=True) if c == one]) for one in confidences]
+    rows = sorted(zip(confidences, shared, strict=True))
+    error, start = 0.0, 0
+    for index in range(num_bins):
+        size = len(rows) // num_bins + (index < len(rows) % num_bins)
+        part = rows[start : start + size]
+        start += size
+        error += abs(sum(c for c, _ in part) - sum(o for _, o in part))
+    return error / len(rows)
+
+
+@pytest.mark.parametrize(("samples", "num_bins"), [(100, 15), (97, 10), (4, 15), (1, 1)])
+def test_calibration_error_equals_a_slow_restatement(samples, num_bins):
+    rng = np.random.default_rng(samples)
+    confidences = rng.random(samples).round(1)  # many are equal
+    outcomes = rng.random(samples) < confidences**2
+    metric = EqualMassCalibrationError(num_bins)
+    order = rng.permutation(samples)  # the result does not depend on the order, or on batches
+    for part in np.array_split(order, 3):
+        metric.update(torch.tensor(confidences[part]), torch.tensor(outcomes[part]))
+    assert metric.compute().item() == pytest.approx(slow_calibration_error(confidences, outcomes, num_bins))
+
+
+def test_calibration_error_of_no_samples_is_undefined():
+    metric = EqualMassCalibrationError()
+    metric.update(torch.zeros(0), torch.zeros(0, dtype=torch.bool))
+    assert metric.compute().isnan()
