@@ -63,7 +63,7 @@ class FusionClassifier(LightningModule):
         task: what a label is, how it is decided and measured; by default ``MultiClass``, one class per sample.
         calibration: how the probabilities are calibrated on the validation split in ``fit``, for ``test`` and
             ``predict``. ``temperature``: the logits are divided by a number, also one per subset of the inputs, which
-            changes no decision between classes. ``vector``: each logit has a scale and a shift. ``none``: not at all.
+            changes no decision of ``MultiClass``. ``vector``: each logit has a scale and a shift. ``none``: not at all.
 
     Raises:
         UserError: for an invalid name of an input, fewer than two classes, or options that do not match the classes.

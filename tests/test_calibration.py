@@ -13,7 +13,7 @@ from scipy.special import log_softmax
 
 from fusion_pl.calibration import MIN_SAMPLES, Calibration, Outputs, fit_calibration, read_calibration
 from fusion_pl.metrics import EqualMassCalibrationError
-from fusion_pl.tasks import MultiClass, MultiLabel
+from fusion_pl.tasks import MultiClass, MultiLabel, Ordinal
 from fusion_pl.types import UserError
 
 INPUTS = ["text", "image"]
@@ -83,6 +83,19 @@ def test_labels_have_a_temperature_of_their_sigmoid_and_unknown_ones_count_nowhe
     assert fitted.temperature == pytest.approx(known.temperature, rel=1e-6)
     for moment in ("before", "after"):
         assert getattr(fitted, moment) == pytest.approx(getattr(known, moment), rel=1e-6)
+
+
+def test_ordered_classes_have_a_temperature_of_their_conditional_logits():
+    random = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(2000, 3, generator=random)
+    task = Ordinal()
+    target = task.probabilities(logits.double() / 2.5).multinomial(1, generator=random).squeeze(1)
+    fitted = fit_calibration(task, outputs(logits, target), INPUTS, "temperature")
+    assert fitted.temperature == pytest.approx(2.5, rel=0.1)
+    p, median = task.probabilities(logits).numpy(), task.decide(task.probabilities(logits)).numpy()
+    assert fitted.before["nll"] == pytest.approx(-np.log(p[range(2000), target]).mean(), rel=1e-5)
+    slow = slow_calibration_error(p[range(2000), median].tolist(), (median == target.numpy()).tolist(), 15)
+    assert fitted.before["ece"] == pytest.approx(slow, rel=1e-5)
 
 
 def test_a_model_without_errors_does_not_become_certain():

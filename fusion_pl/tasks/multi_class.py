@@ -104,9 +104,9 @@ class MultiClass(Task):
     def confidences(
         self, probabilities: Probabilities, target: Target
     ) -> tuple[Float[Tensor, " N"], Bool[Tensor, " N"]]:
-        """Return the probability of each sample's most probable class, and whether that class is its target."""
-        highest, predicted = probabilities.max(-1)
-        return highest, predicted == target
+        """Return the probability of each sample's predicted class, and whether that class is its target."""
+        predicted = self.decide(probabilities)
+        return probabilities.gather(-1, predicted.unsqueeze(-1)).squeeze(-1), predicted == target
 
     def sum_squared_errors(
         self, probabilities: Probabilities, target: Target

@@ -58,7 +58,8 @@ class MultiLabel(Task):
     monitor = "average_precision"
     score = "exact_match"
     prediction_fields = ("labels",)
-    thresholds: Tensor
+    thresholds: Tensor  # of calibrated probabilities
+    training_thresholds: Tensor  # of the probabilities during training, which are not calibrated
 
     def __init__(
         self,
@@ -164,7 +165,8 @@ class MultiLabel(Task):
     def set_num_classes(self, num_classes: int) -> None:
         """Create the thresholds."""
         threshold = 0.5 if isinstance(self.threshold, str) else self.threshold
-        self.register_buffer("thresholds", torch.full((num_classes,), threshold))
+        for name in ("thresholds", "training_thresholds"):
+            self.register_buffer(name, torch.full((num_classes,), threshold))
 
     def start_validation(self, in_training: bool) -> None:
         """Choose thresholds in validations during training only."""
@@ -172,9 +174,10 @@ class MultiLabel(Task):
 
     def current_thresholds(self, probabilities: Probabilities, target: Target) -> Float[Tensor, " C"]:
         """Return the thresholds; during training, first choose them with all predictions of the validation."""
-        if self.chooses_thresholds:
-            self.thresholds.copy_(best_thresholds(probabilities, target))
-        return self.thresholds
+        if not self.chooses_thresholds:
+            return self.thresholds
+        self.training_thresholds.copy_(best_thresholds(probabilities, target))
+        return self.training_thresholds
 
     def probabilities(self, logits: Logits) -> Probabilities:
         """Return the sigmoid of the logits."""
@@ -186,7 +189,8 @@ class MultiLabel(Task):
 
     def decide(self, probabilities: Probabilities) -> Target:
         """Return 1 for each label whose probability reaches its threshold, else 0."""
-        return (probabilities >= self.thresholds.to(probabilities.device)).long()
+        thresholds = self.training_thresholds if self.training else self.thresholds
+        return (probabilities >= thresholds.to(probabilities.device)).long()
 
     def is_correct(self, logits: Logits, target: Target) -> Bool[Tensor, " B"]:
         """Return whether all known labels of each sample are predicted correctly."""

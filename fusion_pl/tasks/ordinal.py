@@ -77,9 +77,13 @@ class Ordinal(MultiClass):
         """Return whether the median is the class of the sample."""
         return self.decide(self.probabilities(logits.float())) == target
 
-    def sum_losses(self, logits: Logits, target: Target) -> tuple[Float[Tensor, ""], Tensor | int]:
+    def sum_losses(
+        self, logits: Logits, target: Target, smoothing: float = 0.0
+    ) -> tuple[Float[Tensor, ""], Tensor | int]:
         """Return the sum of the negative log-probabilities, and the number of samples."""
-        return nll_loss(self.class_scores(logits), target, reduction="sum"), len(target)
+        scores = self.class_scores(logits)
+        total = nll_loss(scores, target, reduction="sum")
+        return (torch.lerp(total, -scores.mean(-1).sum(), smoothing) if smoothing else total), len(target)
 
     def metrics(self, num_classes: int, prefix: str) -> MetricCollection:
         """Return accuracy, mean absolute error, and Cohen's kappa with quadratic weights."""

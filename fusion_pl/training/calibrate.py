@@ -58,19 +58,19 @@ class FitCalibration(Callback):
         """Fit the calibration; all processes have that of rank 0."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or not pl_module.validation_outputs.update_called:
             return
-        pl_module.calibration = None
-        if pl_module.calibration_method == "none":
-            return
-        with torch.inference_mode(mode=False), torch.enable_grad():
-            outputs = pl_module.validation_outputs.compute()
-            outputs = Outputs(*(values.clone() for values in outputs))  # a gradient needs tensors of no inference mode
-            fitted = fit_calibration(pl_module.task, outputs, list(pl_module.encoders), pl_module.calibration_method)
-        pl_module.calibration = trainer.strategy.broadcast(fitted)
-        whole = outputs.select(outputs.complete)
-        present = dict(zip(pl_module.encoders, whole.present.unbind(1), strict=True))
-        calibrated = pl_module.calibration.apply(whole.logits, present)
-        pl_module.task.choose_thresholds(pl_module.task.probabilities(calibrated), whole.target)
+        outputs, task, method = pl_module.validation_outputs.compute(), pl_module.task, pl_module.calibration_method
         pl_module.validation_outputs.reset()
+        pl_module.calibration = None
+        if method != "none":
+            with torch.inference_mode(mode=False), torch.enable_grad():
+                copies = Outputs(*(values.clone() for values in outputs))  # those of inference mode have no gradient
+                fitted = fit_calibration(task, copies, list(pl_module.encoders), method)
+            pl_module.calibration = trainer.strategy.broadcast(fitted)
+        whole = outputs.select(outputs.complete)
+        present, logits = dict(zip(pl_module.encoders, whole.present.unbind(1), strict=True)), whole.logits
+        if pl_module.calibration is not None:
+            logits = pl_module.calibration.apply(logits, present)
+        task.choose_thresholds(task.probabilities(logits), whole.target)
 
 
 def drop_inputs(

@@ -44,11 +44,11 @@ def _collect_outputs(
 ) -> None:
     """Keep the logits of all samples, and those with one subset of the inputs of each sample."""
     assert batch.target is not None
-    if model.calibration_method == "none" or model.trainer.sanity_checking:
+    if model.trainer.sanity_checking:
         return
     present = torch.stack([batch.present[name] for name in encoded], dim=1)
     model.validation_outputs.update(logits, batch.target, present, torch.ones_like(present[:, 0]))
-    if metrics.subsets:
+    if metrics.subsets and model.calibration_method != "none":
         reduced, kept, is_reduced = drop_inputs(encoded, batch, metrics.subsets)
         values = (model.fuse(reduced).logits, batch.target, kept, torch.zeros_like(is_reduced))
         model.validation_outputs.update(*(value[is_reduced] for value in values))

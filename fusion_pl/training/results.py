@@ -55,14 +55,13 @@ class WriteResults(Callback):
 
     on_validation_start = on_test_start = _reset_outcomes
 
-    def _compute_per_class(self, trainer: Trainer, pl_module: Any) -> None:
+    def _compute_outcomes(self, trainer: Trainer, pl_module: Any) -> None:
         metrics = metrics_of_stage(trainer, pl_module)
-        outcomes = metrics.outcomes.compute().cpu()  # on every process, because it synchronizes
-        self.per_class = pl_module.task.per_class(outcomes, pl_module.classes)
+        self.outcomes = metrics.outcomes.compute().cpu()  # on every process, because it synchronizes
         self.samples = {evaluation_stage(trainer): int(metrics.samples.compute())}
         self.calibration = metrics.calibration.compute()
 
-    on_validation_epoch_end = on_test_epoch_end = _compute_per_class
+    on_validation_epoch_end = on_test_epoch_end = _compute_outcomes
 
     def _add_result(self, trainer: Trainer, pl_module: Any) -> None:
         """Store the validation result and the step in ``fit``; write the result in ``validate`` and ``test``."""
@@ -71,7 +70,8 @@ class WriteResults(Callback):
         prefix = f"{evaluation_stage(trainer)}/"
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
         defined = {name: value for name, value in metrics.items() if not math.isnan(value)}  # NaN = no samples
-        result = {"metrics": defined, "per_class": self.per_class, "samples": self.samples}
+        per_class = pl_module.task.per_class(self.outcomes, pl_module.classes)
+        result = {"metrics": defined, "per_class": per_class, "samples": self.samples}
         inputs = "+".join(pl_module.encoders)
         result["calibration"] = describe_calibration(pl_module.calibration, self.calibration, inputs)
         if trainer.state.fn != "fit":

@@ -194,7 +194,10 @@ def test_thresholds_are_chosen_in_validations_of_a_training_only():
     before = measure(task, [(probabilities, labels)])
     assert task.thresholds.tolist() == [0.5] * 3
     after = measure(task, [(probabilities, labels)], in_training=True)
-    torch.testing.assert_close(task.thresholds, best_thresholds(probabilities, labels))
+    torch.testing.assert_close(task.training_thresholds, best_thresholds(probabilities, labels))
+    assert task.thresholds.tolist() == [0.5] * 3  # of calibrated probabilities
+    task.choose_thresholds(probabilities, labels)
+    assert torch.equal(task.thresholds, task.training_thresholds)
     assert after["f1"] > before["f1"]
     assert after["average_precision"] == before["average_precision"]
     right = (task.decide(probabilities) == labels) | (labels < 0)

@@ -101,7 +101,9 @@ def test_validate_reports_what_fit_reported(here):
     found = json.loads(Path("lightning_logs/again/version_0/metrics.json").read_text())
     names = [name for name in found["metrics"] if name in results(0)["metrics"]]
     assert {"val/f1", "val/exact_match", "val/loss"} <= set(names)
-    for name in names:
+    after = results(0)["calibration"]["after"]["nll"]  # validate measures what predict gives, fit what it trains
+    assert found["metrics"].pop("val/loss") == pytest.approx(after, rel=1e-4)
+    for name in set(names) - {"val/loss"}:
         assert found["metrics"][name] == pytest.approx(results(0)["metrics"][name], abs=1e-6)
     assert found["per_class"] == results(0)["per_class"]
 
