@@ -163,10 +163,11 @@ class MultiLabel(Task):
         return [name for name, value in zip(classes, target, strict=True) if value == 1]
 
     def set_num_classes(self, num_classes: int) -> None:
-        """Create the thresholds."""
+        """Create the thresholds; a checkpoint contains those that are chosen, not those of the configuration."""
         threshold = 0.5 if isinstance(self.threshold, str) else self.threshold
+        is_chosen = isinstance(self.threshold, str)
         for name in ("thresholds", "training_thresholds"):
-            self.register_buffer(name, torch.full((num_classes,), threshold))
+            self.register_buffer(name, torch.full((num_classes,), threshold), persistent=is_chosen)
 
     def start_validation(self, in_training: bool) -> None:
         """Choose thresholds in validations during training only."""

@@ -132,6 +132,22 @@ def test_predictions_have_labels_above_their_thresholds(here, capsys):
     assert f"exact match {match:.4f} (240 rows with a known label)" in printed
 
 
+def test_other_thresholds_than_those_of_the_checkpoint_are_not_ignored(here, capsys):
+    """Those that were chosen belong to the checkpoint; a number belongs to the configuration."""
+    options = ["--config", "config.yaml", "--ckpt_path"]
+    assert run("test", [*options, BEST, "--model.task.threshold", "0.9"]) == 2
+    assert "do not fit this configuration: use the config.yaml of its run" in capsys.readouterr().err
+    fixed = ["--trainer.logger.name", "fixed"]
+    assert (
+        run("fit", ["--config", "config.yaml", "--model.task.threshold", "0.5", "--trainer.max_epochs", "1", *fixed])
+        == 0
+    )
+    path = "lightning_logs/fixed/version_0/checkpoints/best.ckpt"
+    assert run("test", [*options, path, "--model.task.threshold", "0.9", *fixed]) == 0
+    metrics = json.loads(Path("lightning_logs/fixed/version_1/metrics.json").read_text())
+    assert {row["threshold"] for row in metrics["per_class"].values()} == {0.9}
+
+
 def test_terms_of_the_loss_are_logged_and_sum_to_the_loss(here):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
