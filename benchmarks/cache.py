@@ -31,8 +31,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 from benchmarks.finetune import BATCH, complete_rows, minilm, mobilenet
 from benchmarks.measure import Measurements, StepTimer, fit, print_table, ratio_row, run_alternating, send, trainer_yaml
+from fusion_pl.data.feature_shards import FeatureShards
 from fusion_pl.data.features import FeatureStore
-from fusion_pl.data.shards import Shards
 from fusion_pl.types import Encoded
 
 HEADS = {"Concat": 50.0, "SelfAttention": 15.0}  # a head that reads embeddings, one that reads tokens; targets
@@ -120,7 +120,7 @@ def features_in_memory(args: argparse.Namespace) -> tuple[nn.Module, Features]:
     inputs: dict[str, Encoded] = {}
     for folder in sorted((args.folder / "cache").iterdir()):
         if folder.name != "files":
-            store = FeatureStore(Shards(folder))
+            store = FeatureStore(FeatureShards(folder))
             if ("tokens" in store.shards.tensors[0]) == (args.head == "SelfAttention"):
                 count = min(len(store.shards), args.rows * 4 // 5)
                 inputs[folder.name] = store(list(range(count)))

@@ -18,7 +18,7 @@ from fusion_pl.analysis.summary import Summary
 from fusion_pl.cli.checks import task_class
 from fusion_pl.cli.parsing import parse
 from fusion_pl.cli.run import command_parser
-from fusion_pl.data.shards import folder_bytes
+from fusion_pl.data.feature_shards import folder_bytes
 from fusion_pl.messages import escape_unprintable
 from fusion_pl.tasks import Task
 from fusion_pl.types import UserError

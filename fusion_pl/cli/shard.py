@@ -74,8 +74,7 @@ def shard_command(arguments: list[str]) -> None:
     cli = build_cli(ShardCLI)
     shards, folder = cli.manifest.shards, cli.options.output
     options = shlex.join(["--data", "fusion_pl.data.ShardData", "--data.shards", folder])
-    for line in (
-        f"{sum(shards.values()):,} rows in {len(shards):,} shards of up to {cli.manifest.shard_bytes / 2**20:.3g} MiB",
-        f"Train with them: {options}",
-    ):
+    number = f"{len(shards):,} shards" if len(shards) > 1 else "1 shard"
+    size = cli.manifest.shard_bytes / 2**20
+    for line in (f"{sum(shards.values()):,} rows in {number} of up to {size:.3g} MiB", f"Train with them: {options}"):
         get_console().print(line, highlight=False, markup=False, soft_wrap=True)

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fusion_pl.data.shards import KEYS, Keys, Shards, write_shard
+from fusion_pl.data.feature_shards import KEYS, FeatureShards, Keys, write_shard
 from fusion_pl.processors import Processor
 from fusion_pl.types import Encoded, UserError
 
@@ -48,7 +48,7 @@ class FeatureStore(Processor):
         shards: shards as ``write_features`` writes them, with at least one row.
     """
 
-    def __init__(self, shards: Shards) -> None:
+    def __init__(self, shards: FeatureShards) -> None:
         self.shards = shards
 
     def open(self, value: int | str, training: bool = False) -> int:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fusion_pl.data.table import Table
 
 CHUNK_ROWS = 10_000  # number of rows whose cells are Python objects at the same time
+ROW_HASH = "fusion_pl.row_hash"  # column of the index of shards
 
 
 def stable_hash(text: str) -> int:
@@ -41,8 +42,10 @@ def row_hashes(table: Table, ignored_columns: Collection[str]) -> NDArray[np.int
     """Return one hash per row: of its ``id``, or of its other cells if the ``id`` is empty.
 
     The hash does not depend on empty cells, on the order of the columns, or on ``ignored_columns``. Rows with the same
-    content have the same hash.
+    content have the same hash. The index of shards contains the hashes of the rows from which it was written.
     """
+    if ROW_HASH in table.columns:
+        return np.asarray(table.data[ROW_HASH], np.int64)
     names = sorted(set(table.columns) - {"id", *ignored_columns})
     return stable_hashes(_id_or_content(table, names))
 

@@ -18,6 +18,7 @@ from fusion_pl.types import MissingFileError, UserError
 
 ARROW = (".arrow", ".feather")
 PARQUET = ".parquet"
+SHARD_MANIFEST, SHARD_INDEX = "manifest.json", "index.arrow"  # of a folder that ``fusion-pl data shard`` wrote
 FORMATS = "a .csv, .tsv, .jsonl, .ndjson, .parquet, .arrow or .feather file, or a folder of .parquet files"
 INDEX_COLUMN = re.compile(r"(__index_level_\d+__)?")  # index of a saved data frame, which has no name
 MAX_PARQUET_BYTES = 2**28  # a larger decompressed table is memory-mapped from a temporary file
@@ -32,6 +33,8 @@ def read_table(path: str) -> Table:
         UserError: if the file is missing, has another suffix, is damaged, or has no header or no rows.
     """
     suffix = os.path.splitext(path)[1].lower()
+    if all(os.path.isfile(os.path.join(path, name)) for name in (SHARD_MANIFEST, SHARD_INDEX)):
+        raise UserError(f"{path} contains shards: read them with --data fusion_pl.data.ShardData --data.shards {path}")
     if os.path.isdir(path):
         table = _read_parquet(path, table_files(path))
     elif suffix not in (*DELIMITERS, *JSON_LINES, *ARROW, PARQUET):

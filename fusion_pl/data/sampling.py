@@ -50,13 +50,17 @@ class Sampling:
             Index of each drawn sample; consecutive ``batch_size`` samples are a step.
         """
         if self.weights is None:
-            rows = np.resize(rng.permutation(size), total)
+            rows = np.resize(self._order_by_window(rng.permutation(size), rng), total)
         else:
-            rows = rng.choice(size, total, p=self.weights / self.weights.sum())
-        if self.shards is not None:
-            windows = rng.permutation(self.shards.max() + 1) // self.window
-            rows = rows[np.argsort(windows[self.shards[rows]], kind="stable")]
+            rows = self._order_by_window(rng.choice(size, total, p=self.weights / self.weights.sum()), rng)
         return rows if self.lengths is None else rows[_order_by_length(self.lengths[rows], batch_size, rng)]
+
+    def _order_by_window(self, rows: NDArray[np.int64], rng: Generator) -> NDArray[np.int64]:
+        """Return rows in random order so that those of a window of shards follow one another."""
+        if self.shards is None:
+            return rows
+        windows = rng.permutation(self.shards.max() + 1) // self.window
+        return rows[np.argsort(windows[self.shards[rows]], kind="stable")]
 
 
 def _order_by_length(lengths: NDArray[np.float64], batch_size: int, rng: Generator) -> NDArray[np.int64]:

@@ -65,6 +65,7 @@ class ShardData(ManifestData):
         written = self.shards.manifest
         self.inputs = dict(inputs or written.inputs)
         self.label = label or written.label
+        self.label_columns = self.label if isinstance(self.label, list) else [self.label]
         self.configured_classes = classes or (written.classes if self.label == written.label else None)
         self.shuffle_window = shuffle_window
 
@@ -87,7 +88,7 @@ class ShardData(ManifestData):
         return [Path(self.shards.index_path())]
 
     def setup(self, stage: str) -> None:
-        """Check the index, and that the cache of files at a URL has room for a window of shards.
+        """Check the index, the options about windows, and that the cache of files at a URL has room for a window.
 
         Raises:
             UserError: lists the first ten problems with row and column.
@@ -99,25 +100,25 @@ class ShardData(ManifestData):
                 f"{LOW:.0%} of the cache: raise data.remote_cache_limit, or lower data.shuffle_window"
             )
         super().setup(stage)
+        if stage == "fit" and self.bucket_by_length and (shards := self._train_shards) is not None:
+            raise UserError(
+                f"data.bucket_by_length mixes the rows of all {shards.max() + 1} shards: set data.shuffle_window to at "
+                "least as many, or leave it out"
+            )
 
     @cached_property
     def train_sampling(self) -> Sampling | None:
-        """How the training samples of an epoch are drawn: in windows, if there are more shards than a window has.
+        """How the training samples of an epoch are drawn: in windows, if there are more shards than a window has."""
+        sampling, shards = super().train_sampling, self._train_shards
+        return (
+            sampling if shards is None else replace(sampling or Sampling(), shards=shards, window=self.shuffle_window)
+        )
 
-        Raises:
-            UserError: if batches of similar length are wanted, too.
-        """
-        sampling = super().train_sampling
-        shards = self.shards.shard_of(self._splits.used_rows["train"])
-        number, shards = np.unique(shards, return_inverse=True)
-        if len(number) <= self.shuffle_window:
-            return sampling
-        if sampling is not None and sampling.lengths is not None:
-            raise UserError(
-                f"data.bucket_by_length mixes the rows of all {len(number)} shards: set data.shuffle_window to at "
-                "least as many, or leave it out"
-            )
-        return replace(sampling or Sampling(), shards=shards, window=self.shuffle_window)
+    @property
+    def _train_shards(self) -> NDArray[np.int64] | None:
+        """Index of the shard of each training sample among those that have any; None if one window has them all."""
+        numbers, shards = np.unique(self.shards.shard_of(self._splits.used_rows["train"]), return_inverse=True)
+        return shards if len(numbers) > self.shuffle_window else None
 
     @cached_property
     def _inputs(self) -> TableInputs:

@@ -15,7 +15,8 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion_pl.data.arrow_file import open_arrow
+from fusion_pl.data.read_table import SHARD_INDEX, SHARD_MANIFEST
 from fusion_pl.data.remote import RemoteFiles, is_url
 from fusion_pl.data.rows import LoadError
 from fusion_pl.data.table import Cells
@@ -30,7 +32,6 @@ from fusion_pl.messages import error_reason
 from fusion_pl.types import MissingFileError, UserError
 
 FORMAT = 1
-MANIFEST, INDEX = "manifest.json", "index.arrow"
 MAX_OPEN = 64  # shards that a process keeps memory-mapped
 
 
@@ -72,7 +73,9 @@ class ShardManifest:
                 content = json.load(file)
             if content.pop("format") != FORMAT:
                 raise UserError(f"{path} was written by another version of fusion-pl: write the shards again")
-            return cls(**content)
+            manifest = cls(**content)
+            sum(manifest.shards.values(), start=manifest.shard_bytes)  # fails if they are no numbers
+            return manifest
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
@@ -93,9 +96,9 @@ class ShardSet:
     def __init__(self, folder: str, remote: RemoteFiles) -> None:
         self.folder, self.remote = folder.rstrip("/"), remote
         try:
-            self.manifest = ShardManifest.read(self._local_path(MANIFEST, refresh=True))
+            self.manifest = ShardManifest.read(self._local_path(SHARD_MANIFEST, refresh=True))
         except MissingFileError as error:
-            raise UserError(f"{folder} contains no {MANIFEST}: write shards with fusion-pl data shard") from error
+            raise UserError(f"{folder} contains no {SHARD_MANIFEST}: write shards with fusion-pl data shard") from error
         self.names = list(self.manifest.shards)
         self.starts = np.cumsum([0, *self.manifest.shards.values()])  # first row of each shard, and the number of rows
         self._opened: OrderedDict[int, Any] = OrderedDict()
@@ -109,11 +112,12 @@ class ShardSet:
         Raises:
             UserError: if it does not belong to the manifest.
         """
-        path = self._local_path(INDEX)
+        path = self._local_path(SHARD_INDEX)
         if hash_file(path) != self.manifest.index_hash:
-            path = self._local_path(INDEX, refresh=True)  # the shards at a URL were written again
+            path = self._local_path(SHARD_INDEX, refresh=True)  # the shards at a URL were written again
             if hash_file(path) != self.manifest.index_hash:
-                raise UserError(f"{self._path(INDEX)} is damaged: its content is not that of {MANIFEST}; copy it again")
+                index = self._path(SHARD_INDEX)
+                raise UserError(f"{index} is damaged: its hash is not that in {SHARD_MANIFEST}; copy it again")
         return path
 
     def shard_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -148,18 +152,19 @@ class ShardSet:
         return content
 
     def _open(self, shard: int) -> Any:
-        """Return the Arrow table of a shard, which is memory-mapped."""
-        if shard not in self._opened:
+        """Return the Arrow table of a shard, which is memory-mapped; several threads may call this method."""
+        if (table := self._opened.pop(shard, None)) is None:
             path, rows = self._path(self.names[shard]), int(self.starts[shard + 1] - self.starts[shard])
 
-            def open_shard(local: str) -> Any:
-                return _open_shard(local, self.manifest.file_columns, rows)
+            def open_copy(local: str) -> Any:
+                return open_shard(local, self.manifest.file_columns, rows)
 
-            self._opened[shard] = self.remote.open(path, open_shard) if is_url(path) else open_shard(path)
-            if len(self._opened) > MAX_OPEN:
+            table = self.remote.open(path, open_copy) if is_url(path) else open_copy(path)
+        self._opened[shard] = table
+        if len(self._opened) > MAX_OPEN:
+            with suppress(KeyError):
                 self._opened.popitem(last=False)
-        self._opened.move_to_end(shard)
-        return self._opened[shard]
+        return table
 
     def _path(self, name: str) -> str:
         return f"{self.folder}/{name}"
@@ -176,17 +181,30 @@ class ShardSet:
         return self.__dict__ | {"_opened": OrderedDict()}  # other processes open the shards themselves
 
 
-def _open_shard(path: str, columns: list[str], rows: int) -> Any:
+def open_shard(path: str, columns: Collection[str], rows: int | None = None) -> Any:
+    """Return the Arrow table of a shard, which is memory-mapped.
+
+    Args:
+        path: local path.
+        columns: columns that it must have.
+        rows: number of rows that it must have; None = any.
+
+    Raises:
+        MissingFileError: if the shard does not exist.
+        UserError: if it cannot be read, is damaged, or belongs to others.
+    """
     import pyarrow as pa
 
     try:
         table = open_arrow(path)[0]
         table.validate(full=True)  # damaged offsets would end the process
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path} does not exist: copy the complete folder of shards") from error
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise MissingFileError(f"{path} does not exist: copy the complete folder of shards") from error
-        raise UserError(f"{path} is damaged ({error_reason(error)}): copy it again") from error
-    if len(table) != rows or not set(columns) <= set(table.column_names):
+        if getattr(error, "errno", None) is None:  # an error of Arrow, not of the operating system
+            raise UserError(f"{path} is damaged ({error_reason(error)}): copy it again") from error
+        raise UserError(f"{path} cannot be read ({error_reason(error)}): check your access and the disk") from error
+    if (rows is not None and len(table) != rows) or not set(columns) <= set(table.column_names):
         raise UserError(f"{path} does not belong to these shards: it has other rows or columns; copy it again")
     return table
 

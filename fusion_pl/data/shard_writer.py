@@ -5,22 +5,27 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from rich import get_console
-from rich.progress import track
+from rich.progress import Progress
 
 from fusion_pl.data.arrow_cells import is_media, is_string
-from fusion_pl.data.arrow_file import open_arrow, write_arrow
-from fusion_pl.data.checks import MAX_THREADS
-from fusion_pl.data.hashes import row_hashes
+from fusion_pl.data.arrow_file import write_arrow
+from fusion_pl.data.hashes import ROW_HASH, table_hash
 from fusion_pl.data.manifest import ManifestData
+from fusion_pl.data.read_table import SHARD_INDEX, SHARD_MANIFEST
 from fusion_pl.data.rows import InputColumn
-from fusion_pl.data.shard_set import INDEX, MANIFEST, ShardManifest, hash_bytes, hash_file
+from fusion_pl.data.shard_set import ShardManifest, hash_bytes, hash_file, open_shard
 from fusion_pl.data.splits import NO_SPLIT, SPLITS
 from fusion_pl.data.table import Table
 from fusion_pl.data.table_data import DEFAULT_SPLIT
@@ -28,15 +33,19 @@ from fusion_pl.files import atomic_path, atomic_write
 from fusion_pl.processors.base import OPEN_ERRORS
 from fusion_pl.types import UserError
 
-READ_AHEAD = 256  # rows whose files are read at the same time
-PLAN = b"fusion_pl.plan"  # key of a shard's metadata
+LOCK = ".lock"
+READ_AHEAD = 32  # rows whose files are read at the same time
+# Keys of a shard's metadata: what decides its content, and the hash of each file.
+PLAN, HASHES = b"fusion_pl.plan", b"fusion_pl.hashes"
 Contents = dict[str, bytes | None]  # column -> content of the file of one row; None = missing
 
 
 class ShardWriter:
     """Write the rows of a table that belong to a split to a folder of shards, see ``shard_set``.
 
-    A writer that is killed goes on with the next shard when it is started again with the same table and options.
+    A writer that was killed goes on after the last complete shard when it is started again with the same table and
+    options; the files must not change in between. The memory that it needs is that of a shard and of the files of
+    ``READ_AHEAD`` rows.
 
     Args:
         data: data module of the table, with its processors; ``setup("fit")`` has checked it.
@@ -46,7 +55,7 @@ class ShardWriter:
             not, they keep the order of the table.
 
     Raises:
-        UserError: if the folder contains something else.
+        UserError: if no input reads files, or the folder contains shards already.
     """
 
     def __init__(self, data: ManifestData, folder: Path, shard_bytes: int, shuffle: bool) -> None:
@@ -54,22 +63,29 @@ class ShardWriter:
         self.rows = _order_rows(data.row_splits, data.seed if shuffle else None)
         columns = data.samples("predict").columns  # all rows
         self.columns = {one.column: one for one in columns if one.reads_paths and _has_files(data.table, one.column)}
-        self.plan = self._describe_plan()
-        self.hashes = {name: np.full(len(self.rows), None, object) for name in self.columns}
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / MANIFEST).exists():
+        if not self.columns:
+            raise UserError(f"no input of {data.manifest} reads files: train with the table itself")
+        self.hashes: dict[str, list[str | None]] = {name: [] for name in self.columns}
+        if (folder / SHARD_MANIFEST).exists():
             raise UserError(f"{folder} contains shards already: give another folder, or remove it")
+        folder.mkdir(parents=True, exist_ok=True)
 
     def write(self) -> ShardManifest:
         """Write the shards, then the index and the manifest.
 
         Raises:
-            UserError: if a file cannot be read, or the disk is full; shards that are complete are kept.
+            UserError: if a file cannot be read, the disk is full, or another process writes to the folder; shards that
+                are complete are kept.
         """
-        shards, start = self._find_complete()
+        for column in self.columns.values():
+            self._check_processor(column)
         try:
-            shards |= self._write_shards(len(shards), start)
-            return self._write_index(shards)
+            with FileLock(self.folder / LOCK, timeout=0):
+                shards = self._find_complete()
+                self._write_shards(shards)
+                return self._write_index(shards)
+        except Timeout as error:
+            raise UserError(f"another process writes shards to {self.folder}: start only one") from error
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -78,69 +94,92 @@ class ShardWriter:
                 "shards that are complete"
             ) from error
 
-    def _describe_plan(self) -> bytes:
-        """Return a hash of what decides the content of the shards: rows, their order, columns and options."""
-        digest = hashlib.sha256(row_hashes(self.data.table, ignored_columns=())[self.rows].tobytes())
-        for column in self.columns:
-            codes, texts = self.data.table.factorize(column)
-            digest.update(codes.tobytes() + json.dumps([column, texts]).encode())
-        digest.update(json.dumps([self.shard_bytes, self.data.root]).encode())
-        return digest.hexdigest().encode()
+    def _check_processor(self, column: InputColumn) -> None:
+        """Raise an error if a processor opens the path of the first file, but not its content."""
+        present = ~self.data.input_table.is_missing(column.column)[self.rows]
+        if not present.any():
+            return
+        cell = column.cells[row := int(self.rows[present][0])]
+        content = self._read_file(column, row)
+        try:
+            column.open_local(cell, column.processor.open)
+        except OPEN_ERRORS:
+            return  # the file is damaged
+        try:
+            column.processor.open(content)
+        except OPEN_ERRORS as error:
+            name = type(column.processor).__name__
+            raise UserError(
+                f"{name}.open, of the input {column.input!r}, opens paths but not the content of files as bytes "
+                f"({error}), which shards contain: extend it"
+            ) from error
 
-    def _find_complete(self) -> tuple[dict[str, int], int]:
-        """Return the name and number of rows of each shard that an earlier writer completed, and their sum."""
+    @cached_property
+    def _plan(self) -> bytes:
+        """Hash of what decides the content of the shards: cells, rows, columns and options."""
+        options = [table_hash(self.data.table), sorted(self.columns), self.shard_bytes, self.data.root]
+        return hashlib.sha256(json.dumps(options).encode() + self.rows.tobytes()).hexdigest().encode()
+
+    def _find_complete(self) -> dict[str, int]:
+        """Return name and number of rows of the shards that an earlier writer completed, and keep their hashes."""
         shards: dict[str, int] = {}
-        start = 0
         while (path := self.folder / _shard_name(len(shards))).exists():
-            table = open_arrow(str(path))[0]
-            if (table.schema.metadata or {}).get(PLAN) != self.plan:
+            try:
+                table = open_shard(str(path), self.columns)
+            except UserError:
+                break  # damaged: it is written again
+            metadata = table.schema.metadata or {}
+            if metadata.get(PLAN) != self._plan:
                 raise UserError(
                     f"{path} was written for another table or with other options: give another folder, or remove it"
                 )
+            hashes = json.loads(metadata[HASHES])
+            found = {name: [_hash(content.as_py()) for content in table[name]] for name in self.columns}
+            if found != hashes:
+                break
             for name in self.columns:
-                for row, content in enumerate(table[name]):
-                    self._keep_hash(name, start + row, content.as_py())
+                self.hashes[name] += hashes[name]
             shards[path.name] = len(table)
-            start += len(table)
-        return shards, start
+        return shards
 
-    def _write_shards(self, number: int, start: int) -> dict[str, int]:
-        shards: dict[str, int] = {}
+    def _write_shards(self, shards: dict[str, int]) -> None:
         contents: list[Contents] = []
         size = 0
-        for content in self._read_files(start):
+        for content in self._read_files(sum(shards.values())):
             contents.append(content)
             size += sum(len(value) for value in content.values() if value is not None)
             if size >= self.shard_bytes:
-                name = _shard_name(number + len(shards))
-                shards[name], start = self._write_shard(name, contents, start), start + len(contents)
+                self._write_shard(shards, contents)
                 contents, size = [], 0
         if contents:
-            name = _shard_name(number + len(shards))
-            shards[name] = self._write_shard(name, contents, start)
-        return shards
+            self._write_shard(shards, contents)
 
-    def _write_shard(self, name: str, contents: Sequence[Contents], start: int) -> int:
+    def _write_shard(self, shards: dict[str, int], contents: Sequence[Contents]) -> None:
         import pyarrow as pa
 
-        schema = pa.schema([(column, pa.large_binary()) for column in self.columns], metadata={PLAN: self.plan})
-        for column in self.columns:
-            for row, content in enumerate(contents, start):
-                self._keep_hash(column, row, content[column])
+        hashes = {name: [_hash(content[name]) for content in contents] for name in self.columns}
+        metadata = {PLAN: self._plan, HASHES: json.dumps(hashes).encode()}
+        schema = pa.schema([(name, pa.large_binary()) for name in self.columns], metadata=metadata)
+        name = _shard_name(len(shards))
         with atomic_path(self.folder / name) as partial:
             write_arrow(str(partial), schema, [pa.Table.from_pylist(contents, schema=schema)])
-        return len(contents)
-
-    def _keep_hash(self, column: str, row: int, content: bytes | None) -> None:
-        if content is not None:
-            self.hashes[column][row] = hash_bytes(content)
+        shards[name] = len(contents)
+        for column, found in hashes.items():
+            self.hashes[column] += found
 
     def _read_files(self, start: int) -> Iterator[Contents]:
         """Yield the content of the files of each row from ``start`` on, read in parallel threads."""
-        parts = [self.rows[first : first + READ_AHEAD] for first in range(start, len(self.rows), READ_AHEAD)]
-        with ThreadPoolExecutor(MAX_THREADS) as threads:
-            for part in track(parts, "Writing shards", console=get_console(), transient=True):
-                yield from threads.map(self._read_row, part.tolist())
+        rows, pending = iter(self.rows[start:].tolist()), deque[Future[Contents]]()
+        with ThreadPoolExecutor(READ_AHEAD) as threads, Progress(console=get_console(), transient=True) as bar:
+            task = bar.add_task("Writing shards", total=len(self.rows), completed=start)
+            try:
+                pending.extend(threads.submit(self._read_row, row) for row in islice(rows, READ_AHEAD))
+                while pending:
+                    yield pending.popleft().result()
+                    bar.advance(task)
+                    pending.extend(threads.submit(self._read_row, row) for row in islice(rows, 1))
+            finally:
+                threads.shutdown(cancel_futures=True)
 
     def _read_row(self, row: int) -> Contents:
         return {name: self._read_file(column, row) for name, column in self.columns.items()}
@@ -158,24 +197,29 @@ class ShardWriter:
     def _write_index(self, shards: Mapping[str, int]) -> ShardManifest:
         import pyarrow as pa
 
-        table = self.data.table
-        columns = {name: table.data[name].take(pa.array(self.rows)) for name in table.columns}
-        columns |= {name: pa.array(hashes, pa.string()) for name, hashes in self.hashes.items()}
-        columns["id"] = pa.array([table.sample_id(row) for row in self.rows.tolist()])
-        columns[DEFAULT_SPLIT] = pa.array(np.array(SPLITS)[self.data.row_splits[self.rows]])
-        index = pa.table(columns)
-        with atomic_path(self.folder / INDEX) as partial:
-            write_arrow(str(partial), index.schema, [index])
+        data, table, rows = self.data, self.data.table, pa.array(self.rows)
+        index = {
+            name: _large(table.data[name]).take(rows)
+            for name in table.columns
+            if name not in self.columns and not _has_bytes(table, name)
+        }
+        index |= {name: pa.array(hashes, pa.string()) for name, hashes in self.hashes.items()}
+        index["id"] = pa.array([table.sample_id(row) for row in self.rows.tolist()])
+        index[DEFAULT_SPLIT] = pa.array(np.array(SPLITS)[data.row_splits[self.rows]])
+        index[ROW_HASH] = pa.array(data.row_hashes[self.rows])
+        content = pa.table(index)
+        with atomic_path(self.folder / SHARD_INDEX) as partial:
+            write_arrow(str(partial), content.schema, [content])
         manifest = ShardManifest(
             shards=shards,
             shard_bytes=max((self.folder / name).stat().st_size for name in shards),
-            index_hash=hash_file(str(self.folder / INDEX)),
+            index_hash=hash_file(str(self.folder / SHARD_INDEX)),
             file_columns=list(self.columns),
-            inputs=dict(self.data.columns),
-            label=self.data.label,
-            classes=self.data.classes,
+            inputs=dict(data.columns),
+            label=data.label,
+            classes=data.classes,
         )
-        with atomic_write(self.folder / MANIFEST) as file:
+        with atomic_write(self.folder / SHARD_MANIFEST) as file:
             file.write(manifest.to_json())
         return manifest
 
@@ -190,10 +234,26 @@ def _order_rows(splits: NDArray[np.int8], seed: int | None) -> NDArray[np.int64]
 
 def _has_files(table: Table, column: str) -> bool:
     """Return whether the cells of a column are paths or contents of files; those of others may be lists of numbers."""
+    return is_string(table.data[column].type) or _has_bytes(table, column)
+
+
+def _has_bytes(table: Table, column: str) -> bool:
+    """Return whether the cells of a column are contents of files."""
     from pyarrow import types
 
     kind = table.data[column].type
-    return is_string(kind) or is_media(kind) or types.is_binary(kind) or types.is_large_binary(kind)
+    return is_media(kind) or types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _large(column: Any) -> Any:
+    """Return a column of texts with 64-bit offsets, since ``take`` makes one array of 2 GiB at most without them."""
+    from pyarrow import types
+
+    return column.cast("large_string") if types.is_string(column.type) else column
+
+
+def _hash(content: bytes | None) -> str | None:
+    return None if content is None else hash_bytes(content)
 
 
 def _shard_name(number: int) -> str:

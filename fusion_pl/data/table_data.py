@@ -196,6 +196,11 @@ class TableData(FusionData):
             return np.full(len(self.table), NO_SPLIT, np.int8)
         return self._splits.row_splits
 
+    @property
+    def row_hashes(self) -> NDArray[np.int64]:
+        """Hash of each row, by which its split is drawn; it does not depend on the label and the split."""
+        return self._splits.row_hashes
+
     def write_splits(self, path: str | Path) -> None:
         """Write a CSV file with the row number, id, hash and split of each used row, in the order of the table."""
         splits = self._splits

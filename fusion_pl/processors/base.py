@@ -38,12 +38,12 @@ class Processor(ABC):
     A subclass may open anything. The package has processors of texts, images and audio; to open other files:
 
     Example:
-        >>> import numpy, torch
+        >>> import io, numpy, torch
         >>> class ArrayFile(Processor):
         ...     reads_files = True
         ...
         ...     def open(self, value, training=False):
-        ...         return numpy.load(value)
+        ...         return numpy.load(io.BytesIO(value) if isinstance(value, bytes) else value)
         ...
         ...     def placeholder(self):
         ...         return numpy.zeros(3, "float32")
@@ -76,8 +76,8 @@ class Processor(ABC):
         """Open a cell of a table or a value in memory.
 
         Args:
-            value: cell of the input's column, with an absolute path if the processor reads files; or any other value
-                that the processor accepts, such as an array.
+            value: cell of the input's column, with an absolute path if the processor reads files; the content of a
+                file as bytes, from a table or a shard; or any other value that the processor accepts, such as an array.
             training: whether the value is opened for training, where a part of it may be selected at random.
 
         Returns:

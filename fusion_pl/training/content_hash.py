@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion_pl.data.shards import KEY_BYTES
+from fusion_pl.data.feature_shards import KEY_BYTES
 
 
 def hash_content(value: Any) -> bytes:

@@ -18,9 +18,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from fusion_pl.data.base import FusionData
+from fusion_pl.data.feature_shards import folder_bytes
 from fusion_pl.data.manifest import REQUIRED_SPLITS
 from fusion_pl.data.rows import ManifestRows
-from fusion_pl.data.shards import folder_bytes
 from fusion_pl.data.splits import Split
 from fusion_pl.encoders.base import Encoder, is_frozen
 from fusion_pl.files import cache_folder

@@ -15,9 +15,9 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import distributed
 
+from fusion_pl.data.feature_shards import FeatureShards, find_shards, folder_bytes, unique_keys
 from fusion_pl.data.features import FeatureStore, StoredCells, bytes_per_value, write_features
 from fusion_pl.data.rows import LoadError, ManifestRows
-from fusion_pl.data.shards import Shards, find_shards, folder_bytes, unique_keys
 from fusion_pl.data.splits import Split
 from fusion_pl.training.encoding import EncodingPass, InputValueDataset
 from fusion_pl.types import Encoded, UserError
@@ -70,7 +70,7 @@ class StoredInput:
         assert values.keys is not None
         self.keys = values.keys.keys
         self.first, self.inverse = unique_keys(self.keys)  # the distinct values
-        self.shards = Shards(folder, [])
+        self.shards = FeatureShards(folder, [])
         self._open_shards()
 
     def _open_shards(self) -> None:
@@ -78,7 +78,7 @@ class StoredInput:
         trainer = self.encoding.trainer
         names = find_shards(self.folder, self.shards.names) if trainer.local_rank == 0 else None
         of_nodes = {node: names for node, names in _gather_objects((trainer.node_rank, names)) if names is not None}
-        self.shards = Shards(self.folder, of_nodes[trainer.node_rank])
+        self.shards = FeatureShards(self.folder, of_nodes[trainer.node_rank])
         self.rows = self.shards.find(self.keys[self.first])  # of the distinct values; -1 if they have no features
 
     @property

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Int
 from numpy.typing import NDArray
 
+from fusion_pl.data.feature_shards import KEY_BYTES, KEYS, FeatureShards, Keys, join_keys, write_shard
 from fusion_pl.data.remote import is_url
-from fusion_pl.data.shards import KEY_BYTES, KEYS, Keys, Shards, join_keys, write_shard
 from fusion_pl.training.content_hash import hash_content
 
 FILES_FOLDER = "files"  # shards with the hashes of files
@@ -77,7 +77,7 @@ def file_signature(path: str) -> tuple[int, int]:
 def _file_hashes(paths: Sequence[str], signatures: Int[NDArray[Any], "N 2"], folder: Path) -> list[bytes]:
     """Return a hash of the content of each file; of a file that cannot be read, a random one."""
     quick = join_keys(hash_content(key) for key in zip(paths, *signatures.T.tolist(), strict=True))
-    known = Shards(folder / FILES_FOLDER)
+    known = FeatureShards(folder / FILES_FOLDER)
     rows = known.find(quick)
     hashes = [b""] * len(paths)
     if len(known):

@@ -18,9 +18,9 @@ import torch
 from fusion_pl.data import ManifestData
 from fusion_pl.data.collate import Collate
 from fusion_pl.data.feature_rows import FeatureRows
+from fusion_pl.data.feature_shards import KEYS, FeatureShards, folder_bytes, unique_keys, write_shard
 from fusion_pl.data.features import FeatureStore, StoredCells, bytes_per_value, write_features
 from fusion_pl.data.rows import ManifestRows
-from fusion_pl.data.shards import KEYS, Shards, folder_bytes, unique_keys, write_shard
 from fusion_pl.types import Encoded, UserError
 
 DIM = 5
@@ -57,7 +57,7 @@ def write(folder, numbers, with_tokens=True, dtype=torch.float32, weights=True):
 def test_rows_are_gathered_in_any_order_from_any_shard(tmp_path, with_tokens, weights, pickled):
     for numbers in ([3, 1, 4, 15, 9], [2], [6, 5, 35, 8, 7, 0, 14]):
         write(tmp_path, numbers, with_tokens, weights=weights)
-    shards = Shards(tmp_path)
+    shards = FeatureShards(tmp_path)
     store = FeatureStore(pickle.loads(pickle.dumps(shards)) if pickled else shards)
     for wanted in ([2], [9, 3], [35, 1, 2, 35, 8, 0], [0], [14, 7], list(range(10))):
         rows = shards.find(keys_of(wanted))
@@ -80,7 +80,7 @@ def test_rows_are_gathered_in_any_order_from_any_shard(tmp_path, with_tokens, we
 def test_16_bits_round_the_numbers_and_need_half_the_space(tmp_path, dtype):
     numbers = list(range(40))
     assert write(tmp_path / "half", numbers, dtype=dtype) < 0.7 * write(tmp_path / "full", numbers)
-    shards = Shards(tmp_path / "half")
+    shards = FeatureShards(tmp_path / "half")
     found = FeatureStore(shards)(shards.find(keys_of(numbers)).tolist())
     assert found.tokens.dtype == found.embedding.dtype == torch.float32
     assert torch.equal(found.embedding, encoded(numbers).embedding.to(dtype).float())
@@ -98,10 +98,10 @@ def test_a_missing_value_has_no_row(tmp_path):
     cells = StoredCells(np.array([2, -1, 0, 0]), {3: "a.png is damaged"})
     assert list(cells) == [2, None, 0, "a.png is damaged"]
     with pytest.raises(UserError, match=r"a\.png is damaged"):
-        FeatureStore(Shards(tmp_path)).open(cells[3])
-    assert Shards(tmp_path / "empty").find(keys_of([1, 2])).tolist() == [-1, -1]
+        FeatureStore(FeatureShards(tmp_path)).open(cells[3])
+    assert FeatureShards(tmp_path / "empty").find(keys_of([1, 2])).tolist() == [-1, -1]
     write(tmp_path, [1])
-    assert Shards(tmp_path).find(keys_of([2, 1])).tolist() == [-1, 0]
+    assert FeatureShards(tmp_path).find(keys_of([2, 1])).tolist() == [-1, 0]
 
 
 def test_a_gathered_batch_equals_the_collated_samples(manifest, tmp_path, processors):
@@ -111,7 +111,7 @@ def test_a_gathered_batch_equals_the_collated_samples(manifest, tmp_path, proces
     data.setup("fit")
     rows = data.samples("train")
     write(tmp_path, list(range(len(rows))))
-    shards = Shards(tmp_path)
+    shards = FeatureShards(tmp_path)
     columns = []
     for seed, column in enumerate(rows.columns):
         stored = shards.find(keys_of(np.random.default_rng(seed).permutation(len(rows))))
@@ -154,17 +154,17 @@ def test_a_flipped_byte_never_changes_a_value(tmp_path):
         damaged = bytearray(content)
         damaged[place] ^= int(generator.integers(1, 256))
         path.write_bytes(damaged)
-        shards = Shards(tmp_path)
+        shards = FeatureShards(tmp_path)
         assert (shards.find(keys_of([1, 2, 3, 4, 5])) < 0).tolist() == [True, True, True, False, False]
         assert torch.equal(FeatureStore(shards)([0, 1]).embedding, encoded([4, 5]).embedding)
     for damaged in (content[:-1], content[: len(content) // 2], b"", content + b"\0"):
         path.write_bytes(damaged)
-        assert len(Shards(tmp_path)) == 2
+        assert len(FeatureShards(tmp_path)) == 2
     path.write_bytes(content)
-    assert len(Shards(tmp_path)) == 5
+    assert len(FeatureShards(tmp_path)) == 5
     (tmp_path / "other").mkdir()
     path.rename(tmp_path / "other" / path.name)
-    assert len(Shards(tmp_path / "other")) == 0
+    assert len(FeatureShards(tmp_path / "other")) == 0
 
 
 ROWS = 20_000  # of a shard that is written while the process is killed
@@ -198,7 +198,7 @@ def test_killed_and_simultaneous_writers_leave_only_complete_shards(tmp_path):
                 time.sleep(0.0005)
             os.kill(writer, signal.SIGKILL)
             os.waitpid(writer, 0)
-        shards = Shards(tmp_path)
+        shards = FeatureShards(tmp_path)
         counts.append(len(shards))
         stored = torch.cat([tensors[KEYS] for tensors in shards.tensors]).numpy()[:, :8].copy().view(np.int64).ravel()
         some = np.random.default_rng(turn).permutation(stored)[:200]
@@ -209,11 +209,11 @@ def test_killed_and_simultaneous_writers_leave_only_complete_shards(tmp_path):
     assert counts[-1] % ROWS == 0
     assert counts[-1] > 0
     assert list(tmp_path.glob("*.partial")), "no writer was killed while it wrote"
-    Shards(tmp_path)
+    FeatureShards(tmp_path)
     assert list(tmp_path.glob("*.partial"))  # the process may still write
     for partial in tmp_path.glob("*.partial"):
         os.utime(partial, (0, 0))
-    Shards(tmp_path)
+    FeatureShards(tmp_path)
     assert not list(tmp_path.glob("*.partial"))
 
 

@@ -13,16 +13,22 @@ import sys
 import time
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 from fusion_pl.__main__ import main
 from fusion_pl.cli.run import run
 from fusion_pl.data import ManifestData, ShardData, remote
 from fusion_pl.data.order import EpochSampler
+from fusion_pl.data.read_table import read_table
 from fusion_pl.data.rows import LoadError
 from fusion_pl.data.sampling import Sampling
+from fusion_pl.data.shard_writer import ShardWriter
+from fusion_pl.processors import Processor
 from fusion_pl.types import UserError
 from tests.data_check.test_command import data_check
 from tests.disk import small_disk
@@ -182,8 +188,8 @@ def test_an_epoch_draws_from_a_window_of_shards_at_a_time(total, processes, weig
     if not weighted:
         assert set(rows.tolist()) == set(range(1000))
     visited = shards[rows]
-    last = {shard: at for at, shard in enumerate(visited.tolist())}
-    open_shards = [len({shard for shard in visited[:at].tolist() if last[shard] >= at}) for at in range(0, total, 10)]
+    last = {shard: at for at, shard in enumerate(visited[:1000].tolist())}
+    open_shards = [len({shard for shard in visited[:at].tolist() if last[shard] >= at}) for at in range(0, 1000, 10)]
     assert max(open_shards) <= 3  # no shard outside the window is needed again
 
 
@@ -202,6 +208,15 @@ def test_the_order_is_a_function_of_seed_and_epoch_and_reaches_every_row_once(sh
             assert set(rows) == set(range(len(samples)))
             orders[processes, epoch] = rows[: len(samples)]
     assert orders[1, 0] == orders[2, 0][: len(orders[1, 0])] != orders[1, 1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_fewer_processes_continue_the_epoch_without_losing_a_row(seed):
+    """Two processes draw 162 of 161 rows; the repeated one comes last, so that a stop is a prefix of the same order."""
+    sampling = Sampling(shards=np.repeat(np.arange(23), 7), window=3)
+    two, one = (sampling.draw(161, total, 6, np.random.default_rng(seed)) for total in (162, 161))
+    assert two[:161].tolist() == one.tolist()
+    assert set(one.tolist()) == set(range(161))
 
 
 def test_a_run_that_goes_on_within_an_epoch_has_the_weights_of_one_that_was_not_stopped(
@@ -287,16 +302,18 @@ def test_a_folder_that_is_not_one_of_shards(shards, copied, tmp_path, processors
         ShardData(str(copied))
     shutil.copy(shards / "manifest.json", copied)
     damage(copied / "index.arrow")
-    with pytest.raises(UserError, match=r"index.arrow is damaged: its content is not that of manifest.json"):
+    with pytest.raises(UserError, match=r"index.arrow is damaged: its hash is not that in manifest.json"):
         build(ShardData(str(copied)), processors)
 
 
 def test_options_that_exclude_each_other(shards, processors):
     with pytest.raises(UserError, match=r"data.shuffle_window must be at least 1, not 0"):
         ShardData(str(shards), shuffle_window=0)
-    data = build(ShardData(str(shards), shuffle_window=2, bucket_by_length=True), processors)
     with pytest.raises(UserError, match=r"bucket_by_length mixes the rows of all \d+ shards: set .*shuffle_window"):
-        data.train_sampling  # noqa: B018
+        build(ShardData(str(shards), shuffle_window=2, bucket_by_length=True), processors)
+    assert build(
+        ShardData(str(shards), shuffle_window=99, bucket_by_length=True), processors
+    ).train_sampling.lengths.any()
     with pytest.raises(UserError, match="column 'image': it holds files, but the input 'text' reads no files"):
         build(ShardData(str(shards), inputs={"text": "image"}), processors)
     with pytest.raises(UserError, match="column 'text': the shards lack its files for the input 'image'"):
@@ -305,7 +322,7 @@ def test_options_that_exclude_each_other(shards, processors):
 
 # --------------------------------------------------------------------------------------------------------------- writer
 def listing(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 def test_a_killed_writer_goes_on(folder, tmp_path):
@@ -326,6 +343,22 @@ def test_a_killed_writer_goes_on(folder, tmp_path):
     assert listing(tmp_path / "killed") == listing(tmp_path / "whole")
 
 
+def test_a_second_writer_is_refused(folder, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out/.lock"):
+        assert data_shard(folder, tmp_path / "out") == 2
+    assert "another process writes shards to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [damage, lambda path: os.truncate(path, 900), lambda path: os.truncate(path, 0)])
+def test_a_writer_that_goes_on_writes_damaged_shards_again(change, folder, shards, copied):
+    (copied / "manifest.json").unlink()
+    (copied / "index.arrow").unlink()
+    change(copied / "shard-00002.arrow")
+    assert data_shard(folder, copied, "--shard_size", TINY, "--shuffle", "false") == 0
+    assert listing(copied) == listing(shards)
+
+
 def test_a_folder_with_other_content_is_refused(folder, shards, copied, capsys):
     assert data_shard(folder, shards) == 2
     assert "contains shards already: give another folder, or remove it" in capsys.readouterr().err
@@ -341,6 +374,104 @@ def test_a_full_disk(folder, tmp_path, capsys):
         assert "is full: make room there, and repeat the command" in error
         assert not [path for path in (small / "shards").iterdir() if path.name.endswith(".partial")]
         assert len([*(small / "shards").iterdir()]) > 2
+
+
+def bytes_table(manifest, path, **changes):
+    """Twelve rows with an id and a picture as bytes."""
+    with manifest.open() as file:
+        records = [record for record in csv.DictReader(file) if record["image"]][:12]
+    records = [record | {"image": (manifest.parent / record["image"]).read_bytes()} for record in records]
+    columns = {name: [record[name] for record in records] for name in ("id", "image", "label")}
+    splits = ["train"] * 6 + ["val"] * 3 + ["test"] * 3
+    pq.write_table(pa.table(columns | {"split": splits} | changes), path)
+    return path
+
+
+def write_shards(data, processors, output, shard_bytes=2000):
+    return ShardWriter(build(data, processors), output, shard_bytes, shuffle=False).write()
+
+
+def test_files_that_the_table_contains(manifest, processors, tmp_path):
+    """A column of bytes that is no input is left out; other bytes under the same ids are other shards."""
+    images = {"image": processors["image"]}
+    extra = [b"x" * 1000] * 12
+    path = bytes_table(manifest, tmp_path / "rows.parquet", scan=extra)
+    write_shards(ManifestData(str(path), num_workers=0), images, tmp_path / "out")
+    assert "scan" not in read_table(str(tmp_path / "out/index.arrow")).columns
+    data, table = (
+        build(cls(str(place), num_workers=0), images)
+        for cls, place in ((ShardData, tmp_path / "out"), (ManifestData, path))
+    )
+    for split in SPLITS:
+        for sample, expected in zip(data.samples(split), table.samples(split), strict=True):
+            assert_same_sample(sample, expected)
+    (tmp_path / "out/manifest.json").unlink()
+    other = bytes_table(manifest, tmp_path / "rows.parquet", image=extra)
+    with pytest.raises(UserError, match="was written for another table"):
+        write_shards(ManifestData(str(other), num_workers=0), images, tmp_path / "out")
+
+
+def test_another_label(manifest, processors, tmp_path):
+    images = {"image": processors["image"]}
+    path = bytes_table(manifest, tmp_path / "rows.parquet", species=["cat", "dog"] * 6)
+    write_shards(ManifestData(str(path), label="species", num_workers=0), images, tmp_path / "out")
+    data = build(ShardData(str(tmp_path / "out"), num_workers=0), images)
+    assert (data.classes, data.class_counts) == (["cat", "dog"], [3, 3])
+    other = build(ShardData(str(tmp_path / "out"), label="label", num_workers=0), images)
+    assert other.classes == ["high", "low"]
+
+
+def test_splits_are_drawn_as_for_the_table(table, folder, manifest, shards, processors):
+    """By the hash of a row, which shards keep, although the table has no ids."""
+    for options in ({"split": None, "seed": 3}, {"split": None, "fold": "2/3"}):
+        expected = ManifestData(str(folder / "rows.csv"), root=str(manifest.parent), **options)
+        found = build(ShardData(str(shards), **options), processors)
+        rows = table.row_splits != -1
+        assert np.array_equal(found.row_splits, build(expected, processors).row_splits[rows])
+
+
+def test_shards_of_rows_that_were_trained_on_are_not_tested(folder, shards, tmp_path, monkeypatch, capfd):
+    """With the checkpoint of a run on the table, splits that are drawn with another seed are those of the run."""
+    monkeypatch.chdir(tmp_path)
+    config = ["--config", str(folder / "config.yaml")]
+    options = ["--data", "fusion_pl.data.ShardData", "--data.shards", str(shards), "--data.split", "null"]
+    assert run("fit", config) == 0
+    assert run("test", [*config, *options, "--data.seed", "5", "--ckpt_path", "best"]) == 0
+    splits = [(tmp_path / f"lightning_logs/version_{run}/splits.csv").read_text().splitlines() for run in (0, 1)]
+    assert [row.partition(",")[2] for row in splits[1]] == [row.partition(",")[2] for row in splits[0]]
+
+
+class PathsOnly(Processor):
+    """Opens paths, not the content of files."""
+
+    reads_files = True
+
+    def open(self, value, training=False):
+        with open(value, "rb") as file:
+            return file.read()
+
+    def placeholder(self):
+        return b""
+
+    def __call__(self, values, training=False):
+        return {"size": torch.tensor([len(value) for value in values])}
+
+
+def test_a_processor_that_cannot_open_contents_is_refused_by_the_writer(folder, manifest, tmp_path):
+    data = ManifestData(str(folder / "rows.csv"), root=str(manifest.parent), drop_empty=True)
+    with pytest.raises(UserError, match=r"PathsOnly.open, of the input 'audio', opens paths but not the content"):
+        write_shards(data, {"audio": PathsOnly()}, tmp_path / "out")
+
+
+def test_a_table_without_files_is_refused(folder, processors, tmp_path):
+    data = ManifestData(str(folder / "rows.csv"), num_workers=0)
+    with pytest.raises(UserError, match=r"no input of .*rows.csv reads files: train with the table itself"):
+        write_shards(data, {"text": processors["text"]}, tmp_path / "out")
+
+
+def test_shards_in_the_place_of_a_table(shards):
+    with pytest.raises(UserError, match=r"contains shards: read them with --data fusion_pl.data.ShardData"):
+        ManifestData(str(shards)).classes  # noqa: B018
 
 
 @pytest.mark.parametrize(

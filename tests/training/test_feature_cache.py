@@ -23,9 +23,9 @@ from torch import nn
 from torch.utils.data import Subset
 
 from fusion_pl.cli.run import run
-from fusion_pl.data import ManifestData, shards
+from fusion_pl.data import ManifestData, feature_shards
+from fusion_pl.data.feature_shards import FeatureShards, folder_bytes
 from fusion_pl.data.rows import InputColumn
-from fusion_pl.data.shards import Shards, folder_bytes
 from fusion_pl.encoders import AudioEncoder, Encoder, ImageEncoder, TextEncoder, TinyAudio, TinyText
 from fusion_pl.encoders.base import is_frozen
 from fusion_pl.fusion import Average, BiLSTM, Concat, CrossAttention
@@ -368,7 +368,7 @@ def test_a_full_disk_does_not_stop_the_run(folders, manifest, small, caplog, mon
     torch.testing.assert_close(found, reference, rtol=1e-4, atol=1e-5)
     assert "No space left on device" in caplog.text
     for folder in small.iterdir():
-        Shards(folder)
+        FeatureShards(folder)
         assert not list(folder.glob("*.partial"))
 
 
@@ -465,7 +465,7 @@ class RecordChecks(Callback):
     """Write the name of each shard of features that a process checks to a file."""
 
     def __init__(self) -> None:
-        original = shards._has_right_checksum
+        original = feature_shards._has_right_checksum
 
         def check(folder, name):
             if folder.name != "files":  # of the hashes of files
@@ -473,7 +473,7 @@ class RecordChecks(Callback):
                     file.write(f"{name}\n")
             return original(folder, name)
 
-        shards._has_right_checksum = check
+        feature_shards._has_right_checksum = check
 
 
 class RefusingProcessor(TextProcessor):

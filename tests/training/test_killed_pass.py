@@ -17,7 +17,7 @@ from lightning.pytorch import Callback
 
 from fusion_pl.cli.run import run
 from fusion_pl.data import shards
-from fusion_pl.data.shards import Shards
+from fusion_pl.data.feature_shards import FeatureShards
 from fusion_pl.training import encoding
 from tests.texts import load
 
@@ -109,7 +109,7 @@ def test_a_killed_run_encodes_only_what_lacks(moment, count, stored, undisturbed
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr
     stores = list((folder / "cache").iterdir())
-    assert sum(len(Shards(store)) for store in stores) == stored
+    assert sum(len(FeatureShards(store)) for store in stores) == stored
     assert len(list(folder.glob("cache/*/*.partial"))) == (moment == "write")
     encoded, run_encoder = [], encoding.EncodingPass._run_encoder
     monkeypatch.setattr(

@@ -59,7 +59,7 @@ def find_shards(folder: Path, checked: Collection[str] = ()) -> list[str]:
         return [name for name, valid in zip(found, is_valid, strict=True) if valid]
 
 
-class Shards:
+class FeatureShards:
     """Memory-mapped shards of a folder, as one long table whose rows are found by key.
 
     A damaged shard is left out. A pickled object contains only the names of the shards, which were checked before.
@@ -79,7 +79,7 @@ class Shards:
         return int(self.starts[-1])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Shards, (self.folder, self.names)
+        return FeatureShards, (self.folder, self.names)
 
     def find(self, keys: Keys) -> Int[NDArray[Any], " N"]:
         """Return the row of each key; -1 if no shard contains the key."""
