@@ -22,7 +22,7 @@ from fusion_pl.types import Waveform
 
 MAX_SHOWN = 24  # findings per kind in the HTML file
 THUMBNAIL = 160  # pixels
-MAX_CLIP_SECONDS = 5  # of the sounds in the HTML file
+MAX_CLIP_SECONDS = 5.0  # of the sounds in the HTML file
 
 
 @dataclass(frozen=True)
