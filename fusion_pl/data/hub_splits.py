@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,25 +111,44 @@ def to_stream(part: Any, name: str) -> Any:
 
 
 def find_class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return a dictionary from each column of classes to their names."""
+    """Return a dictionary from each column of classes, or of lists of classes, to their names."""
     from datasets import ClassLabel
 
-    return {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
+    items = {name: getattr(feature, "feature", feature) for name, feature in features.items()}  # those of a list
+    return {name: item.names for name, item in items.items() if isinstance(item, ClassLabel)}
 
 
 def write_class_names(data: Any, class_names: Mapping[str, list[str]]) -> Any:
     """Return a ``pyarrow.Table`` with the name of the class in place of its index; null if there is no such class."""
+    import pyarrow as pa
+
     for name, classes in class_names.items():
-        codes = data[name].fill_null(-1).to_numpy()
-        is_known = (codes >= 0) & (codes < len(classes))
-        data = set_text_column(data, name, np.array([*classes, None], object)[np.where(is_known, codes, len(classes))])
+        if pa.types.is_nested(data[name].type):
+            lists = data[name].combine_chunks().take(pa.array(np.arange(len(data))))  # its offsets begin at 0
+            column = pa.ListArray.from_arrays(lists.offsets, _names_of(lists.values, classes), mask=lists.is_null())
+        else:
+            column = _names_of(data[name], classes)
+        data = set_column(data, name, column)
     return data
+
+
+def _names_of(indices: Any, classes: Sequence[str]) -> Any:
+    """Return an Arrow array of the names of classes; null if there is no such class."""
+    import pyarrow as pa
+
+    codes = indices.fill_null(-1).to_numpy(zero_copy_only=False)
+    is_known = (codes >= 0) & (codes < len(classes))
+    return pa.array(np.array([*classes, None], object)[np.where(is_known, codes, len(classes))], pa.string())
 
 
 def set_text_column(data: Any, name: str, cells: Any) -> Any:
     """Return a ``pyarrow.Table`` with a new column of text, or with a replaced one."""
     import pyarrow as pa
 
-    column = pa.array(cells, pa.string())
+    return set_column(data, name, pa.array(cells, pa.string()))
+
+
+def set_column(data: Any, name: str, column: Any) -> Any:
+    """Return a ``pyarrow.Table`` with a new column, or with a replaced one."""
     index = data.column_names.index(name) if name in data.column_names else None
     return data.append_column(name, column) if index is None else data.set_column(index, name, column)

@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
 from fusion_pl.cli.run import run
 from fusion_pl.data import HubData, ManifestData
+from fusion_pl.tasks import MultiLabel
 from fusion_pl.types import UserError
 from tests.texts import results
 
@@ -304,3 +305,14 @@ def test_a_data_set_of_the_hub_is_used_from_the_cache_without_a_connection(toy, 
     command = [sys.executable, "-W", "ignore", "-c", script, str(toy.folder / "hub")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.stdout.split("\n")[0] == f"12 ['cat', 'dog'] 3 {tmp_path / 'cache'}", done.stderr
+
+
+def test_lists_of_class_labels_are_several_labels(tmp_path):
+    names = ["war", "drama", "crime"]
+    features = Features({"text": Value("string"), "tags": List(ClassLabel(names=names))})
+    tags = [[0, 2], [], *([row % 3] for row in range(10))]
+    part = Dataset.from_dict({"text": [f"text {row}" for row in range(12)], "tags": tags}, features=features)
+    part.save_to_disk(tmp_path / "set")
+    data = HubData(str(tmp_path / "set"), label="tags", task=MultiLabel(), num_workers=0)
+    assert data.classes == sorted(names)
+    assert data.targets.tolist() == [[int(names.index(name) in row) for name in data.classes] for row in tags]
