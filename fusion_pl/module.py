@@ -13,7 +13,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from fusion_pl.calibration import Calibration, Method, read_calibration
 from fusion_pl.config import config_of
 from fusion_pl.data.hashes import stable_hash
 from fusion_pl.data.manifest import ManifestData
@@ -24,7 +23,7 @@ from fusion_pl.fusion.base import Fusion
 from fusion_pl.layers import fill_missing, mark_missing, scatter_rows
 from fusion_pl.processors import Processor
 from fusion_pl.tasks import MultiClass, Task
-from fusion_pl.training.calibrate import FitCalibration, ValidationOutputs
+from fusion_pl.training.calibrate import FitCalibration, StoredOutputs
 from fusion_pl.training.evaluation import evaluate_batch
 from fusion_pl.training.feature_cache import CacheOptions, FeatureCache, create_cache
 from fusion_pl.training.loss import Loss, TrainingLoss, total_loss
@@ -41,6 +40,8 @@ from fusion_pl.training.stage_metrics import StageMetrics
 from fusion_pl.training.statistics import fit_statistics
 from fusion_pl.training.train_metrics import TrainMetrics
 from fusion_pl.types import Batch, Encoded, Fused
+from fusion_pl.uncertainty.calibration import Calibration, Method, read_calibration
+from fusion_pl.uncertainty.validation_scores import ValidationScores, read_validation_scores
 
 FusionFactory = Callable[[dict[str, int], int], Fusion]
 CHECKPOINT_FORMAT = 2
@@ -117,8 +118,9 @@ class FusionClassifier(LightningModule):
             {stage: StageMetrics(stage, self.task, len(classes), hidden_layers) for stage in ("val", "test")}
         )
         self.train_metrics = TrainMetrics(self.task)
-        self.calibration_method, self.validation_outputs = calibration, ValidationOutputs()
+        self.calibration_method, self.outputs = calibration, StoredOutputs()
         self.calibration: Calibration | None = None
+        self.validation_scores: ValidationScores | None = None
         self.parameter_ndims: dict[str, int] = {}
         self.cache: CacheOptions | None = None
         self.features: FeatureCache | None = None
@@ -282,12 +284,14 @@ class FusionClassifier(LightningModule):
             "columns": dict(getattr(data, "columns", {name: name for name in self.encoders})),
             "label": getattr(data, "label", None),
             "calibration": None if self.calibration is None else asdict(self.calibration),
+            "validation_scores": None if self.validation_scores is None else self.validation_scores.to_config(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the calibration, and the splits of a data class with another name than that of the run."""
         if self.calibration_method != "none":
             self.calibration = read_calibration(checkpoint["fusion_pl"], list(self.encoders), self.task)
+            self.validation_scores = read_validation_scores(checkpoint["fusion_pl"])
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, ManifestData) and type(data).__qualname__ not in checkpoint:
             data.load_state_dict(find_split_record(checkpoint, type(data)) or {})

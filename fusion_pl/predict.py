@@ -14,6 +14,8 @@ from fusion_pl.data.collate import Collate
 from fusion_pl.module import FusionClassifier
 from fusion_pl.processors.base import OPEN_ERRORS, check_path
 from fusion_pl.types import Batch, Sample, UserError
+from fusion_pl.uncertainty.doubt import Doubt
+from fusion_pl.uncertainty.rules import DecisionRules, decision_rules
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Prediction:
         probability: probability of the predicted class.
         labels: names of the predicted labels, if the task decides for several.
         probabilities: class name -> probability.
+        set: names of the classes in the prediction set; None without ``coverage``.
+        abstained: whether the model has too much doubt for a label; None without ``abstain``.
         weights: input name -> input weight; None if the fusion head returns none. A missing input has weight 0, unless
             the model was trained with ``missing: token``, which gives its learned embedding a weight.
         error: message that says why there is no prediction; None if there is a prediction.
@@ -36,6 +40,8 @@ class Prediction:
     probability: float | None = None
     labels: list[str] | None = None
     probabilities: dict[str, float] | None = None
+    set: list[str] | None = None
+    abstained: bool | None = None
     weights: dict[str, float] | None = None
     error: str | None = None
 
@@ -88,11 +94,13 @@ class Predictor:
         return cls(build_model(checkpoint, path, trust), device, config["columns"], config.get("label"))
 
     @overload
-    def predict(self, samples: Mapping[str, Any], batch_size: int = 32, open_paths: bool = True) -> Prediction: ...
+    def predict(
+        self, samples: Mapping[str, Any], batch_size: int = 32, open_paths: bool = True, **rules: Any
+    ) -> Prediction: ...
 
     @overload
     def predict(
-        self, samples: Sequence[Mapping[str, Any]], batch_size: int = 32, open_paths: bool = True
+        self, samples: Sequence[Mapping[str, Any]], batch_size: int = 32, open_paths: bool = True, **rules: Any
     ) -> list[Prediction]: ...
 
     def predict(
@@ -100,6 +108,7 @@ class Predictor:
         samples: Mapping[str, Any] | Sequence[Mapping[str, Any]],
         batch_size: int = 32,
         open_paths: bool = True,
+        **rules: Any,
     ) -> Prediction | list[Prediction]:
         """Classify one sample or many.
 
@@ -110,6 +119,7 @@ class Predictor:
             batch_size: number of samples per batch.
             open_paths: whether a ``str`` may be the path of a file. False for samples from untrusted sources, which
                 could name any file of this machine otherwise.
+            rules: arguments of ``rules``, such as ``coverage=0.9``.
 
         Example:
             >>> from fusion_pl.encoders import TinyText
@@ -121,14 +131,37 @@ class Predictor:
             "this model has no input 'photo'; it takes: title"
         """
         if isinstance(samples, Mapping):
-            return self.predict([samples], batch_size, open_paths)[0]
+            return self.predict([samples], batch_size, open_paths, **rules)[0]
         opened = [self.open_sample(str(row), sample, open_paths) for row, sample in enumerate(samples)]
         collate = Collate(self.processors)
         batches = (collate(opened[i : i + batch_size]) for i in range(0, len(opened), batch_size))
-        return list(self.predict_batches(batches))
+        return list(self.predict_batches(batches, self.rules(**rules)))
 
-    def predict_batches(self, batches: Iterable[Batch]) -> Iterator[Prediction]:
+    def rules(
+        self,
+        coverage: float | None = None,
+        coverage_by_class: bool = False,
+        abstain: float | None = None,
+        doubt: Doubt = "probability",
+    ) -> DecisionRules:
+        """Return rules for prediction sets and abstention, from the validation scores in the checkpoint.
+
+        Args:
+            coverage: probability that the prediction set of a sample contains its class; None = no sets.
+            coverage_by_class: whether the sets have that probability in each class.
+            abstain: share of the validation samples that would get a label, those with the least doubt; a sample with
+                more doubt has no label. None = every sample has a label.
+            doubt: score of doubt: ``probability`` (1 - the largest one), ``entropy``, ``energy``, or ``evidential``.
+
+        Raises:
+            UserError: if the task or the checkpoint does not fit, or a number is out of range.
+        """
+        scores, num_classes = self.model.validation_scores, len(self.classes)
+        return decision_rules(self.task, scores, num_classes, coverage, coverage_by_class, abstain, doubt)
+
+    def predict_batches(self, batches: Iterable[Batch], rules: DecisionRules | None = None) -> Iterator[Prediction]:
         """Classify batches and yield one prediction per sample, in the order of the loader."""
+        rules = rules or DecisionRules()
         for batch in batches:
             with torch.inference_mode():
                 fused = self.model(batch.to(self.device))
@@ -136,6 +169,7 @@ class Predictor:
             if calibration is not None:
                 logits = calibration.apply(logits, batch.present)
             probabilities = self.task.probabilities(logits).cpu()
+            fields = rules.fields(self.task, fused.logits.float().cpu(), probabilities, self.classes)
             weights = None if fused.weights is None else fused.weights.float().cpu()
             present = torch.stack([batch.present[name] for name in self.processors], dim=-1).any(-1)
             for row, sample_id in enumerate(batch.ids):
@@ -149,7 +183,7 @@ class Predictor:
                 else:
                     classes = dict(zip(self.classes, probabilities[row].tolist(), strict=True))
                     inputs = None if weights is None else dict(zip(self.processors, weights[row].tolist(), strict=True))
-                    decision = self.task.prediction(probabilities[row], self.classes)
+                    decision = self.task.prediction(probabilities[row], self.classes) | fields[row]
                     yield Prediction(sample_id, **decision, probabilities=classes, weights=inputs)
 
     def open_sample(self, sample_id: str, values: Mapping[str, Any], open_paths: bool = True) -> Sample:

@@ -8,7 +8,6 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any
 
-from fusion_pl.calibration import read_calibration
 from fusion_pl.checkpoint.budget import MemoryBudget
 from fusion_pl.config import config_of, import_class
 from fusion_pl.encoders.base import Encoder
@@ -17,6 +16,8 @@ from fusion_pl.messages import error_reason, is_failure
 from fusion_pl.module import FusionClassifier
 from fusion_pl.tasks import MultiClass, Task
 from fusion_pl.types import UserError
+from fusion_pl.uncertainty.calibration import read_calibration
+from fusion_pl.uncertainty.validation_scores import read_validation_scores
 
 
 def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[str] = ()) -> FusionClassifier:
@@ -50,6 +51,7 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
             )
         model.load_state_dict(weights)
         model.calibration = read_calibration(config, list(encoders), model.task)
+        model.validation_scores = read_validation_scores(config)
     except BaseException as error:  # constructors may raise anything on wrong arguments
         if not is_failure(error) or (not isinstance(error, UserError) and _is_raised_by_trusted_package(error, trust)):
             raise

@@ -37,12 +37,14 @@ TRAINING_OPTIONS = {
     *("sampling", "sample_weight", "bucket_by_length"),
 }
 
+RULES = ("coverage", "coverage_by_class", "abstain", "doubt")  # options of sets and abstention
+
 Columns = dict[str, Cells]  # column name -> one cell per row
 
 
 @dataclass
 class Counts:
-    """Numbers of failed rows, of rows with a known label, and of correct predictions among the latter.
+    """Numbers of failed rows, of abstentions, of other rows with a known label, and of correct predictions among these.
 
     Attributes:
         first_failed: index of the first failed row.
@@ -50,6 +52,7 @@ class Counts:
     """
 
     failed: int = 0
+    abstained: int = 0
     labelled: int = 0
     correct: int = 0
     first_failed: int = 0
@@ -67,6 +70,7 @@ def predict_parser() -> ArgumentParser:
         default=[],
         help="columns of the table to copy to the output, separated by commas, such as text,split",
     )
+    parser.add_method_arguments(Predictor, "rules")
     add_model_options(parser)
     return parser
 
@@ -113,25 +117,30 @@ def predict_command(arguments: list[str]) -> int:
     config = parse(predict_parser(), arguments)
     _check_output(Path(config.output), config.overwrite, config.data.manifest)
     predictor, data = load_model(config)
+    rules = predictor.rules(**{name: config[name] for name in RULES})
     columns = _select_columns(data.table, config.columns)
     loader: Any = data.predict_dataloader()
     console = Console(stderr=True)
     batches = track(loader, description="Predicting", total=len(loader), console=console, transient=True)
     counts = Counts()
     targets = _read_targets(predictor, data.table)
-    predictions = _update_counts(predictor.predict_batches(batches), targets, predictor, counts)
+    predictions = _update_counts(predictor.predict_batches(batches, rules), targets, predictor, counts)
     write = _write_csv if Path(config.output).suffix.lower() == ".csv" else _write_json_lines
+    fields = [name for name, option in (("set", config.coverage), ("abstained", config.abstain)) if option is not None]
     with atomic_write(config.output) as file:
-        write(file, predictions, predictor, columns)
+        write(file, predictions, predictor, columns, fields)
     total, failed, labelled = len(loader.dataset), counts.failed, counts.labelled
     lines = [f"{total - failed} of {total} rows predicted, written to {config.output}"]
     if failed:
         lines.append(f"{failed} could not be predicted, see the error column; the first: {counts.first_error}")
         lines += _root_hint(loader.dataset, counts.first_failed, data.root)
+    if config.abstain is not None:
+        lines.append(f"{counts.abstained} of {total - failed} have no label, because the model abstains")
     if labelled:
         rows = "1 row" if labelled == 1 else f"{labelled} rows"
         score = predictor.task.score.replace("_", " ")
-        lines.append(f"{score} {counts.correct / labelled:.4f} ({rows} with a known label)")
+        answered = " that the model does not abstain from" if counts.abstained else ""
+        lines.append(f"{score} {counts.correct / labelled:.4f} ({rows} with a known label{answered})")
     console.print(escape_unprintable("\n".join(lines)), highlight=False, markup=False, soft_wrap=True)
     return 1 if failed == total else 0
 
@@ -189,14 +198,21 @@ def _update_counts(
             if not counts.failed:
                 counts.first_failed, counts.first_error = row, prediction.error
             counts.failed += 1
+        elif prediction.abstained:
+            counts.abstained += 1
         elif targets is not None and known is not None and known[row]:
             counts.labelled += 1
             counts.correct += task.matches(prediction.names, targets[row], predictor.classes)
         yield prediction
 
 
-def _write_csv(file: TextIO, predictions: Iterable[Prediction], predictor: Predictor, columns: Columns) -> None:
-    """Write one row per sample, with one column per input weight if the fusion head returns input weights."""
+def _write_csv(
+    file: TextIO, predictions: Iterable[Prediction], predictor: Predictor, columns: Columns, fields: list[str]
+) -> None:
+    """Write one row per sample, with one column per input weight if the fusion head returns input weights.
+
+    ``fields`` are the fields of a ``Prediction`` that its rules fill: ``set`` and ``abstained``.
+    """
     task, classes = predictor.task, predictor.classes
     predictions, first = iter(predictions), list[Prediction]()
     for prediction in predictions:  # until a prediction shows whether the fusion head returns input weights
@@ -205,7 +221,7 @@ def _write_csv(file: TextIO, predictions: Iterable[Prediction], predictor: Predi
             break
     inputs = list(first[-1].weights or {}) if first else []
     decision = task.prediction_fields
-    names = [*decision, *(f"p({name})" for name in classes), *(f"weight({name})" for name in inputs)]
+    names = [*decision, *fields, *(f"p({name})" for name in classes), *(f"weight({name})" for name in inputs)]
     output = {"id", *names, "error"}
     copied = [f"table({name})" if name in output else name for name in columns]
     writer = csv.writer(file)
@@ -213,15 +229,24 @@ def _write_csv(file: TextIO, predictions: Iterable[Prediction], predictor: Predi
     for row, prediction in enumerate(chain(first, predictions)):
         probabilities, weights = prediction.probabilities or {}, prediction.weights or {}
         decided = (task.format_decision(getattr(prediction, name)) for name in decision)
-        values = [*decided, *map(probabilities.get, classes), *map(weights.get, inputs)]
+        ruled = (_format_field(getattr(prediction, name)) for name in fields)
+        values = [*decided, *ruled, *map(probabilities.get, classes), *map(weights.get, inputs)]
         formatted = (f"{value:.6g}" if isinstance(value, float) else value for value in values)
         cells = [cells[row] for cells in columns.values()]
         writer.writerow([prediction.id, *cells, *formatted, prediction.error])
 
 
-def _write_json_lines(file: TextIO, predictions: Iterable[Prediction], predictor: Predictor, columns: Columns) -> None:
+def _format_field(value: list[str] | bool | None) -> str | None:
+    """Return a set or whether the model abstained as a cell of a table."""
+    return "|".join(value) if isinstance(value, list) else None if value is None else str(value).lower()
+
+
+def _write_json_lines(
+    file: TextIO, predictions: Iterable[Prediction], predictor: Predictor, columns: Columns, fields: list[str]
+) -> None:
     """Write one JSON object per sample; the copied columns are under ``columns``."""
-    unused = {"label", "probability", "labels"}.difference(predictor.task.prediction_fields)
+    optional = {"label", "probability", "labels", "set", "abstained"}
+    unused = optional.difference(predictor.task.prediction_fields, fields)
     for row, prediction in enumerate(predictions):
         copied = {"columns": {name: cells[row] for name, cells in columns.items()}} if columns else {}
         values = {name: value for name, value in asdict(prediction).items() if name not in unused}

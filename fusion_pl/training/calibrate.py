@@ -1,4 +1,4 @@
-"""Fit the calibration of a model in every validation of a training; a checkpoint contains that of its weights."""
+"""Calibrate a model, and score its samples, in every validation of a training; a checkpoint contains the results."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
-from fusion_pl.calibration import Outputs, fit_calibration
+from fusion_pl.fusion.evidential import Evidential
 from fusion_pl.layers import keep_rows
 from fusion_pl.types import Batch, Encoded, hash_ids
+from fusion_pl.uncertainty.calibration import Outputs, fit_calibration
+from fusion_pl.uncertainty.validation_scores import ValidationScores
 
 
-class ValidationOutputs(Metric):
-    """Outputs of a validation, gathered from all processes."""
+class StoredOutputs(Metric):
+    """Outputs of an evaluation, gathered from all processes."""
 
     logits: list[Tensor]
     target: list[Tensor]
@@ -50,16 +52,18 @@ class FitCalibration(Callback):
     calibration. A task that chooses thresholds chooses those of the calibrated probabilities.
     """
 
-    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Discard the outputs of the previous validation."""
-        pl_module.validation_outputs.reset()
+    def _discard_outputs(self, trainer: Trainer, pl_module: Any) -> None:
+        """Discard the outputs of the previous evaluation."""
+        pl_module.outputs.reset()
+
+    on_validation_start = on_test_start = _discard_outputs
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Fit the calibration; all processes have that of rank 0."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking or not pl_module.validation_outputs.update_called:
+        """Fit the calibration, and store the scores of the samples; all processes have the calibration of rank 0."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not pl_module.outputs.update_called:
             return
-        outputs, task, method = pl_module.validation_outputs.compute(), pl_module.task, pl_module.calibration_method
-        pl_module.validation_outputs.reset()
+        outputs, task, method = pl_module.outputs.compute(), pl_module.task, pl_module.calibration_method
+        pl_module.outputs.reset()
         pl_module.calibration = None
         if method != "none":
             with torch.inference_mode(mode=False), torch.enable_grad():
@@ -67,10 +71,23 @@ class FitCalibration(Callback):
                 fitted = fit_calibration(task, copies, list(pl_module.encoders), method)
             pl_module.calibration = trainer.strategy.broadcast(fitted)
         whole = outputs.select(outputs.complete)
-        present, logits = dict(zip(pl_module.encoders, whole.present.unbind(1), strict=True)), whole.logits
-        if pl_module.calibration is not None:
-            logits = pl_module.calibration.apply(logits, present)
-        task.choose_thresholds(task.probabilities(logits), whole.target)
+        probabilities = task.probabilities(calibrate_outputs(pl_module, whole))
+        task.choose_thresholds(probabilities, whole.target)
+        pl_module.validation_scores = None
+        if task.exclusive_classes and probabilities.isfinite().all():
+            pl_module.validation_scores = ValidationScores.measure(
+                task.class_scores(whole.logits), probabilities, whole.target, isinstance(pl_module.fusion, Evidential)
+            )
+
+
+def calibrate_outputs(model: Any, outputs: Outputs) -> Tensor:
+    """Return the calibrated logits of stored outputs."""
+    if model.calibration is None:
+        return outputs.logits
+    calibrated: Tensor = model.calibration.apply(
+        outputs.logits, dict(zip(model.encoders, outputs.present.unbind(1), strict=True))
+    )
+    return calibrated
 
 
 def drop_inputs(

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fusion_pl.calibration import Calibration
 from fusion_pl.metrics import EqualMassCalibrationError, calibration_error
 from fusion_pl.tasks import Task
+from fusion_pl.uncertainty.calibration import Calibration
 
 
 class CalibrationScores(EqualMassCalibrationError):  # noqa: N818 - a metric, no exception

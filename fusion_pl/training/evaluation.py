@@ -27,9 +27,9 @@ def evaluate_batch(model: FusionClassifier, batch: Batch, stage: Literal["val", 
     encoded = model.encode(batch)
     fused = model.fuse(encoded)
     in_training = model.trainer.state.fn == "fit"
-    if in_training:
-        _collect_outputs(model, encoded, fused.logits, batch, metrics)
-    else:
+    if not model.trainer.sanity_checking:
+        _store_outputs(model, encoded, fused.logits, batch, metrics)
+    if not in_training:
         fused = metrics.calibrate(fused, model.calibration, batch)
     for name, metric in metrics.update(fused, encoded, batch).items():
         model.log(name, metric, prog_bar=name == f"{stage}/loss")
@@ -39,16 +39,14 @@ def evaluate_batch(model: FusionClassifier, batch: Batch, stage: Literal["val", 
     return fused.logits.float()
 
 
-def _collect_outputs(
+def _store_outputs(
     model: FusionClassifier, encoded: dict[str, Encoded], logits: Tensor, batch: Batch, metrics: StageMetrics
 ) -> None:
-    """Keep the logits of all samples, and those with one subset of the inputs of each sample."""
+    """Store the logits of all samples; in training also those with one subset of the inputs of each sample."""
     assert batch.target is not None
-    if model.trainer.sanity_checking:
-        return
     present = torch.stack([batch.present[name] for name in encoded], dim=1)
-    model.validation_outputs.update(logits, batch.target, present, torch.ones_like(present[:, 0]))
-    if metrics.subsets and model.calibration_method != "none":
+    model.outputs.update(logits, batch.target, present, torch.ones_like(present[:, 0]))
+    if metrics.subsets and model.calibration_method != "none" and model.trainer.state.fn == "fit":
         reduced, kept, is_reduced = drop_inputs(encoded, batch, metrics.subsets)
         values = (model.fuse(reduced).logits, batch.target, kept, torch.zeros_like(is_reduced))
-        model.validation_outputs.update(*(value[is_reduced] for value in values))
+        model.outputs.update(*(value[is_reduced] for value in values))

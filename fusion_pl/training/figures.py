@@ -1,4 +1,4 @@
-"""Figures of missing inputs and of calibration, for TensorBoard and for the report of ``fusion-pl compare``."""
+"""Figures of missing inputs, calibration and doubt, for TensorBoard and for the report of ``fusion-pl compare``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fusion_pl.metrics import calibration_error, subsets
+from fusion_pl.uncertainty.doubt import area_under_risk_coverage, risk_coverage
 
 
 def plot_missing_inputs(
@@ -72,6 +73,26 @@ def plot_reliability(bins: Mapping[str, tuple[Tensor, Tensor, Tensor]], title: s
             100 * confidences.cpu().numpy(), 100 * shares.cpu().numpy(), marker="o", label=f"{moment}: ECE {error:.1%}"
         )
     axes.set(xlabel="predicted probability in %", ylabel="true predictions in %")
+    axes.set_title(title, parse_math=False)
+    axes.legend()
+    return figure
+
+
+def plot_risk_coverage(doubts: Mapping[str, Tensor], wrong: Tensor, title: str) -> Figure:
+    """Plot the share of wrong predictions among the samples with the least doubt against their share of all samples.
+
+    Args:
+        doubts: name -> scores of doubt.
+        wrong: whether each prediction is wrong.
+        title: title of the figure.
+    """
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    coverage = 100 * np.arange(1, len(wrong) + 1) / len(wrong)
+    for name, values in doubts.items():
+        area = area_under_risk_coverage(values, wrong)
+        axes.plot(coverage, 100 * risk_coverage(values, wrong).numpy(), label=f"{name}: AURC {100 * area:.2f} %")
+    axes.set(xlabel="samples with a label in %", ylabel="wrong labels in %")
     axes.set_title(title, parse_math=False)
     axes.legend()
     return figure

@@ -16,6 +16,7 @@ from fusion_pl.files import atomic_write
 from fusion_pl.training.best import BestCheckpoint, find_checkpoint_callback
 from fusion_pl.training.calibration_report import describe_calibration
 from fusion_pl.training.console import print_results
+from fusion_pl.training.decision_report import describe_decisions
 from fusion_pl.training.run_files import run_folder
 from fusion_pl.training.stage_metrics import evaluation_stage, metrics_of_stage
 from fusion_pl.training.states import InvalidStateError, check_number
@@ -60,6 +61,9 @@ class WriteResults(Callback):
         self.outcomes = metrics.outcomes.compute().cpu()  # on every process, because it synchronizes
         self.samples = {evaluation_stage(trainer): int(metrics.samples.compute())}
         self.calibration = metrics.calibration.compute()
+        self.decisions: dict[str, Any] = {}
+        if trainer.testing and pl_module.outputs.update_called:
+            self.decisions = describe_decisions(pl_module, pl_module.outputs.compute())
 
     on_validation_epoch_end = on_test_epoch_end = _compute_outcomes
 
@@ -75,7 +79,7 @@ class WriteResults(Callback):
         inputs = "+".join(pl_module.encoders)
         result["calibration"] = describe_calibration(pl_module.calibration, self.calibration, inputs)
         if trainer.state.fn != "fit":
-            self._write(trainer, result)
+            self._write(trainer, result | self.decisions)
             return
         self.latest = result | {"epoch": trainer.current_epoch}
         self.latest_step = trainer.global_step

@@ -11,11 +11,11 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from fusion_pl.calibration import Calibration
 from fusion_pl.metrics import subsets
 from fusion_pl.tasks import Task
 from fusion_pl.training.calibration_report import CalibrationReport
 from fusion_pl.types import Batch, Encoded, Fused
+from fusion_pl.uncertainty.calibration import Calibration
 
 MANY_INPUTS = 5  # models with fewer inputs are evaluated with every subset of their inputs
 

@@ -9,7 +9,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 
 from fusion_pl.training.best import find_checkpoint_callback
-from fusion_pl.training.figures import plot_missing_inputs, plot_reliability
+from fusion_pl.training.calibrate import calibrate_outputs
+from fusion_pl.training.decision_report import doubts_of
+from fusion_pl.training.figures import plot_missing_inputs, plot_reliability, plot_risk_coverage
 from fusion_pl.training.loggers import TensorBoard, chart_name
 from fusion_pl.training.stage_metrics import evaluation_stage, metrics_of_stage, scores_by_inputs
 
@@ -33,6 +35,12 @@ class TensorBoardFigures(Callback):
         if trainer.sanity_checking:
             return
         outcomes = metrics_of_stage(trainer, pl_module).outcomes.compute().cpu()  # on every process: it synchronizes
+        if trainer.testing and pl_module.task.exclusive_classes and pl_module.outputs.update_called:
+            outputs = pl_module.outputs.compute()
+            wrong = ~pl_module.task.is_correct(calibrate_outputs(pl_module, outputs), outputs.target)
+            figure = plot_risk_coverage(doubts_of(pl_module, outputs), wrong, evaluation_stage(trainer))
+            if _should_log(trainer):
+                _add_figure(trainer, "risk_coverage", figure)
         bins = metrics_of_stage(trainer, pl_module).calibration.bins("+".join(pl_module.encoders))
         if _should_log(trainer):
             _add_figure(trainer, "calibration", plot_reliability(bins, evaluation_stage(trainer)))

@@ -11,10 +11,10 @@ import torch
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax
 
-from fusion_pl.calibration import MIN_SAMPLES, Calibration, Outputs, fit_calibration, read_calibration
 from fusion_pl.metrics import EqualMassCalibrationError
 from fusion_pl.tasks import MultiClass, MultiLabel, Ordinal
 from fusion_pl.types import UserError
+from fusion_pl.uncertainty.calibration import MIN_SAMPLES, Calibration, Outputs, fit_calibration, read_calibration
 
 INPUTS = ["text", "image"]
 

@@ -19,7 +19,6 @@ Method = Literal["none", "temperature", "vector"]
 # With 50 samples, 10 classes and 75 % accuracy, the standard error of log T is 0.3; it falls with the square root.
 MIN_SAMPLES = 50
 MAX_SAMPLES = 20_000  # the standard error is below 2 %
-NATS_PER_PARAMETER = 1.0  # Akaike's criterion
 
 
 class Outputs(NamedTuple):
@@ -104,8 +103,8 @@ def fit_calibration(task: Task, outputs: Outputs, inputs: Sequence[str], method:
 
     The targets are smoothed by 1 / (n + 1), as if one more sample had a random class: if all n predictions are right,
     the share of errors among new samples is still not 0, and the temperature must not approach 0. A fit is used only if
-    it lowers the sum of the NLL by more than 1 nat per fitted number, so that by Akaike's criterion it also lowers the
-    NLL of new samples.
+    it lowers the sum of the NLL by more than log(n) / 2 per fitted number (Schwarz's criterion, BIC): a smaller gain is
+    probably that of chance, and would be a loss for new samples.
 
     Samples with only some of their inputs have a temperature of this subset, if there are at least 50 of them and if
     by the same criterion it is better for them than the common calibration. Otherwise they have the common one.
@@ -132,7 +131,7 @@ def fit_calibration(task: Task, outputs: Outputs, inputs: Sequence[str], method:
     before = _sum_nll(task, whole, whole.logits.double())
     gain = before - _sum_nll(task, whole, whole.logits * scale + shift)
     reason, parameters = "", size if method == "temperature" else 2 * size
-    if not gain > NATS_PER_PARAMETER * parameters:
+    if not gain > parameters * math.log(samples) / 2:
         reason = f"by {samples} validation samples, it would not lower the negative log-likelihood of new ones"
         scale, shift = torch.ones(1).double(), torch.zeros(1).double()
     temperatures = _fit_subsets(task, outputs, inputs, (scale, shift))
@@ -156,7 +155,7 @@ def _fit_subsets(
         rows = outputs.select((outputs.present == pattern).all(1))
         scale, _ = _minimise_nll(task, rows, 1)
         gain = _sum_nll(task, rows, rows.logits * common[0] + common[1]) - _sum_nll(task, rows, rows.logits * scale)
-        if gain > NATS_PER_PARAMETER:
+        if gain > math.log(len(rows.logits)) / 2:
             names = [name for name, is_present in zip(inputs, pattern.tolist(), strict=True) if is_present]
             temperatures.append((names, 1 / scale.item()))
     return temperatures

@@ -1,0 +1,1 @@
+"""Probabilities and decisions worth trusting: calibration, prediction sets, abstention."""

@@ -1,0 +1,74 @@
+"""Scores of the validation samples, which a checkpoint contains for prediction sets and abstention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fusion_pl.types import UserError
+from fusion_pl.uncertainty.conformal import conformity_scores
+from fusion_pl.uncertainty.doubt import doubt_scores
+
+
+@dataclass(frozen=True)
+class ValidationScores:
+    """Scores of N validation samples, with all inputs that they have.
+
+    Attributes:
+        conformity: conformity score of the class of each sample, see ``conformity_scores``.
+        target: its class.
+        doubts: name -> scores of doubt, see ``doubt_scores``.
+    """
+
+    conformity: Float[Tensor, " N"]
+    target: Int[Tensor, " N"]
+    doubts: dict[str, Float[Tensor, " N"]]
+
+    @classmethod
+    def measure(
+        cls, logits: Float[Tensor, "N C"], probabilities: Float[Tensor, "N C"], target: Tensor, evidential: bool
+    ) -> ValidationScores:
+        """Compute the scores from logits without calibration and calibrated probabilities."""
+        conformity = conformity_scores(probabilities).gather(-1, target.unsqueeze(-1)).squeeze(-1)
+        return cls(conformity, target, doubt_scores(logits, probabilities, evidential))
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the content for a checkpoint."""
+        return {"conformity": self.conformity, "target": self.target, "doubts": dict(self.doubts)}
+
+
+def read_validation_scores(config: Mapping[str, Any]) -> ValidationScores | None:
+    """Return the scores in the configuration of a checkpoint; None if it has none.
+
+    Raises:
+        UserError: if they are damaged.
+    """
+    content = config.get("validation_scores")
+    if content is None:
+        return None
+    try:
+        doubts = {str(name): values for name, values in content["doubts"].items()}
+        conformity, target = content["conformity"], content["target"]
+        count, num_classes = len(target), len(config["classes"])
+        is_valid = all(_is_vector(values, torch.float64, count) for values in (conformity, *doubts.values()))
+        is_valid &= count > 0 and _is_vector(target, torch.int64, count)
+        is_valid = is_valid and bool(((target >= 0) & (target < num_classes)).all())
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"its validation scores are damaged ({type(error).__name__})") from error
+    if not is_valid:
+        raise UserError("its validation scores are damaged (a number is missing or not finite)")
+    return ValidationScores(conformity, target, doubts)
+
+
+def _is_vector(values: Any, dtype: torch.dtype, count: int) -> bool:
+    if type(values) is not Tensor or values.layout != torch.strided or values.is_meta:
+        return False
+    is_complete = (
+        values.shape == (count,) and values.dtype == dtype and values.nbytes <= values.untyped_storage().nbytes()
+    )
+    return is_complete and bool(values.isfinite().all())
