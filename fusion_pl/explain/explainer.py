@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fusion_pl.data.collate import Collate
 from fusion_pl.explain.explanation import Explanation, InputExplanation
+from fusion_pl.explain.occlusion import occlusion
 from fusion_pl.explain.scores import SampleScores
 from fusion_pl.explain.shapley import shapley
 from fusion_pl.messages import did_you_mean, join_names
@@ -84,6 +85,7 @@ class Explainer:
                 gain=log_odds[i].item() - none,
                 without=probabilities[count + i, index].item(),
                 loss=full - log_odds[count + i].item(),
+                parts=occlusion(scores, name, index),
             )
             for i, name in enumerate(scores.names)
         }

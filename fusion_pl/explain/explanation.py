@@ -6,9 +6,33 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fusion_pl.predict import Prediction
+from fusion_pl.processors.base import Span
 
 SIMILAR = 0.25  # share of the log-odds below which inputs are said to contribute independently
 NEGLIGIBLE = 0.05  # share of the largest Shapley value below which a negative one is not mentioned
+
+
+@dataclass(frozen=True)
+class PartEffects:
+    """Effects of the parts of a value on the log-odds of the explained class.
+
+    Attributes:
+        spans: part of the value -> effect, see ``Processor.spans``.
+        note: sentence that says why there are no effects; empty if there are.
+        remainder: effect that belongs to no part, such as that of special tokens.
+        error: absolute difference between the sum of the effects and the change of the log-odds to which the method
+            promises to add up; None if it promises nothing.
+    """
+
+    spans: dict[Span, float] = field(default_factory=dict)
+    note: str = ""
+    remainder: float = 0.0
+    error: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the effects as plain data, for JSON."""
+        spans = [{"span": span, "effect": effect} for span, effect in self.spans.items()]
+        return vars(self) | {"spans": spans}
 
 
 @dataclass(frozen=True)
@@ -23,11 +47,7 @@ class InputExplanation:
         gain: log-odds with this input only, minus those without any input.
         without: probability of the class without this input.
         loss: log-odds with all inputs, minus those without this input.
-        spans: parts of the value and the effect of each; empty if they were not computed.
-        note: sentence that says why there are no spans; empty if there are.
-        rest: effect that belongs to no span, such as that of special tokens; None unless the effects have a sum.
-        sum_error: absolute difference between the sum of the effects and the change of the log-odds that the method
-            promises; None if it promises none.
+        parts: effect of each part of the value.
     """
 
     shapley: float
@@ -37,10 +57,7 @@ class InputExplanation:
     gain: float
     without: float
     loss: float
-    spans: list[tuple[Any, float]] = field(default_factory=list)
-    note: str = ""
-    rest: float | None = None
-    sum_error: float | None = None
+    parts: PartEffects
 
 
 @dataclass(frozen=True)
@@ -132,7 +149,7 @@ class Explanation:
             "kind": self.kind,
             "synergy": self.synergy,
             "summary": self.summary,
-            "inputs": {name: vars(effect) for name, effect in self.inputs.items()},
+            "inputs": {name: vars(effect) | {"parts": effect.parts.as_dict()} for name, effect in self.inputs.items()},
             "interactions": [
                 {"inputs": list(pair), "value": value, "standard_error": self.interaction_errors.get(pair)}
                 for pair, value in self.interactions.items()

@@ -46,11 +46,11 @@ class SampleScores:
         logits = []
         for start in range(0, len(subsets), MAX_ROWS):
             rows = subsets[start : start + MAX_ROWS].to(self.predictor.device)
-            keep = dict(zip(self.names, rows.unbind(1), strict=True))
-            none = rows.new_zeros(len(rows))
+            given = dict(zip(self.names, rows.unbind(1), strict=True))
+            present = {name: given.get(name, rows.new_zeros(len(rows))) for name in self.encoded}
             with torch.inference_mode():
-                inputs = {name: _repeat(value, keep.get(name, none)) for name, value in self.encoded.items()}
-                logits.append(self.predictor.model.fuse(inputs).logits.cpu())
+                inputs = {name: _repeat(value, present[name]) for name, value in self.encoded.items()}
+                logits.append(self._fuse(inputs, present).cpu())
         return torch.cat(logits)
 
     def of_values(self, name: str, values: Sequence[Any]) -> Float[Tensor, "S L"]:
@@ -67,10 +67,15 @@ class SampleScores:
 
     def fuse_with(self, name: str, replaced: Encoded) -> Float[Tensor, "S L"]:
         """Return the logits with S outputs of the encoder of one input."""
-        keep = torch.ones(len(replaced.embedding), dtype=torch.bool, device=replaced.embedding.device)
-        inputs = {other: replaced if other == name else _repeat(value, keep) for other, value in self.encoded.items()}
-        logits: Tensor = self.predictor.model.fuse(inputs).logits
-        return logits
+        rows = torch.ones(len(replaced.embedding), dtype=torch.bool, device=replaced.embedding.device)
+        present = {other: rows & (other in self.names) for other in self.encoded}
+        inputs = {other: _repeat(value, present[other]) for other, value in self.encoded.items()}
+        return self._fuse(inputs | {name: replaced}, present)
+
+    def _fuse(self, inputs: dict[str, Encoded], present: dict[str, Bool[Tensor, " S"]]) -> Float[Tensor, "S L"]:
+        """Return the logits of the head, calibrated as for predictions with these inputs."""
+        logits, calibration = self.predictor.model.fuse(inputs).logits.float(), self.predictor.model.calibration
+        return logits if calibration is None else calibration.apply(logits, present)
 
     def log_odds(self, logits: Float[Tensor, "S L"], index: int) -> Float[Tensor, " S"]:
         """Return the log-odds of a class."""

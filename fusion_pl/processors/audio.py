@@ -6,7 +6,7 @@ import io
 import os
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fusion_pl.files import check_regular_file
-from fusion_pl.processors.base import OPEN_ERRORS, Processor, Source, describe_source, describe_type, to_source
+from fusion_pl.processors.base import OPEN_ERRORS, Processor, Source, Span, describe_source, describe_type, to_source
 from fusion_pl.types import UserError, Waveform
 
 # (number of audio samples, rate in Hz) -> index of the first audio sample to read, and index after the last one
@@ -33,6 +33,7 @@ TRUNCATION_NOTE = re.compile(r"^ *(?:data|Data Size|SSND|riff) *: (\d+) \(should
 OGG_TRUNCATION_NOTES = ("Junk after the last page", "lacks an end-of-stream bit")
 # Xing header in the first frame of an MP3 file: flags, number of frames, number of bytes.
 MP3_HEADER = re.compile(rb"(?:Xing|Info)(.{12})", re.DOTALL)
+MAX_WINDOWS, MIN_WINDOW = 16, 0.05  # spans of a clip: their number, and their length in seconds
 HINT = "replace it or empty its cell"
 INT_BITS = {"int16": 16, "int32": 32}
 
@@ -41,6 +42,7 @@ class AudioProcessor(Processor):
     """Base class of the processors of audio, whose opened values are ``Waveform``."""
 
     reads_files = True
+    spans_are_units = False
 
     def open(self, value: Any, training: bool = False) -> Waveform:
         """Open audio as one channel.
@@ -81,6 +83,19 @@ class AudioProcessor(Processor):
             return 0.0
         start, end = self.crop(header.frames, header.samplerate, training=False)
         return float((end - start) / header.samplerate)
+
+    def spans(self, value: Waveform, limit: int = 64) -> list[Span]:
+        """Return the seconds of consecutive windows of equal length, at least 50 ms each, at most 16 windows."""
+        seconds = len(value.samples) / value.rate
+        count = max(1, min(limit, MAX_WINDOWS, round(seconds / MIN_WINDOW)))
+        return [((seconds * i / count, seconds * (i + 1) / count),) for i in range(count)]
+
+    def occlude(self, value: Waveform, spans: Sequence[Span]) -> Waveform:
+        """Return the clip with silence in some windows."""
+        samples = value.samples.clone()
+        for ((start, end),) in spans:
+            samples[round(start * value.rate) : round(end * value.rate)] = 0
+        return Waveform(samples, value.rate)
 
     def placeholder(self) -> Waveform:
         """Return one second of silence, which is longer than the first window of any encoder."""

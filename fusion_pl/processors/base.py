@@ -15,6 +15,8 @@ from torch import Tensor
 from fusion_pl.types import UserError
 
 Source = str | os.PathLike[str] | bytes  # path or content of a file
+# A part of an opened value: start and end on each of its axes, such as characters, rows and columns, or seconds.
+Span = tuple[tuple[float, float], ...]
 OPEN_ERRORS = (ValueError, OSError, EOFError)  # errors of Processor.open for a value that cannot be opened
 
 
@@ -59,9 +61,12 @@ class Processor(ABC):
         columns_needed: whether an input may be several columns of numbers, whose cell is a list of their texts (None
             for a missing number), and whether it is missing unless ``all`` or ``any`` of its cells are present; None =
             an input is one column.
+        spans_are_units: whether each of the ``spans`` is a unit, such as a word; otherwise they are pieces of a
+            continuous signal, which ``fusion-pl explain`` leaves out together with their neighbours.
     """
 
     reads_files: ClassVar[bool] = False
+    spans_are_units: ClassVar[bool] = True
     columns_needed: Literal["all", "any"] | None = None
 
     def is_missing(self, value: Any) -> bool:
@@ -108,6 +113,20 @@ class Processor(ABC):
         """
         del value
         return 0.0
+
+    def spans(self, value: Any, limit: int = 64) -> list[Span]:
+        """Return the parts of an opened value whose effects ``fusion-pl explain`` measures; none by default.
+
+        Args:
+            value: opened value.
+            limit: maximum number of parts.
+        """
+        del value, limit
+        return []
+
+    def occlude(self, value: Any, spans: Sequence[Span]) -> Any:
+        """Return a copy of an opened value without some of its ``spans``."""
+        raise NotImplementedError(f"{type(self).__name__} has spans, but no method occlude")
 
     @abstractmethod
     def placeholder(self) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fusion_pl.processors.array_files import read_array, to_tensor
-from fusion_pl.processors.base import Length, Processor, describe_source, describe_type, to_source
+from fusion_pl.processors.base import Length, Processor, Span, describe_source, describe_type, to_source
 from fusion_pl.types import UserError
 
 MAX_MAGNITUDE = torch.finfo(torch.float32).max
@@ -135,6 +137,19 @@ class FeatureProcessor(Processor):
     def length(self, value: Tensor) -> Length | None:
         """Return the number of vectors of a sequence, and the largest one that is read."""
         return Length(len(value), self.max_tokens, "vectors") if value.dim() == 2 else None
+
+    def spans(self, value: Tensor, limit: int = 64) -> list[Span]:
+        """Return each number of a vector, or each vector of a sequence; several each if there are too many."""
+        starts = range(0, len(value), math.ceil(len(value) / limit))
+        return [((start, end),) for start, end in pairwise([*starts, len(value)])]
+
+    def occlude(self, value: Tensor, spans: Sequence[Span]) -> Tensor:
+        """Return the vector or the sequence with the means of the training in place of some numbers or vectors."""
+        occluded = value.clone()
+        for ((start, end),) in spans:
+            rows = slice(int(start), int(end))
+            occluded[rows] = (self.mean[rows] if value.dim() == 1 else self.mean).to(value.dtype)
+        return occluded
 
     def placeholder(self) -> Float[Tensor, " F"]:
         """Return the mean."""

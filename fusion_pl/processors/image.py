@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageStat, UnidentifiedImageError
 from torch import Tensor
 
 from fusion_pl.files import check_regular_file
-from fusion_pl.processors.base import Processor, Source, describe_source, describe_type, read_bytes, to_source
+from fusion_pl.processors.base import (
+    Processor,
+    Source,
+    Span,
+    describe_source,
+    describe_type,
+    read_bytes,
+    to_source,
+)
 from fusion_pl.types import UserError
 
 # Supported formats. To read other formats, Pillow may start programs, such as Ghostscript for EPS.
@@ -30,6 +41,7 @@ class ImageProcessor(Processor):
     """Base class of the processors of images, whose opened values are ``PIL.Image.Image`` of mode L or RGB."""
 
     reads_files = True
+    spans_are_units = False
 
     def open(self, value: Any, training: bool = False) -> Image.Image:
         """Open an image.
@@ -45,6 +57,21 @@ class ImageProcessor(Processor):
         del training
         source = None if isinstance(value, Image.Image) else to_source(value)
         return _convert_image(value) if source is None else read_image(source)
+
+    def spans(self, value: Image.Image, limit: int = 64) -> list[Span]:
+        """Return the rows and columns of pixels of each cell of a grid, of 8 x 8 cells or fewer."""
+        cells = max(1, min(math.isqrt(limit), value.height, value.width))
+        rows, columns = ([round(i * size / cells) for i in range(cells + 1)] for size in (value.height, value.width))
+        return [(row, column) for row in pairwise(rows) for column in pairwise(columns)]
+
+    def occlude(self, value: Image.Image, spans: Sequence[Span]) -> Image.Image:
+        """Return the image with its mean colour in some cells."""
+        occluded = value.copy()
+        mean: Any = tuple(round(number) for number in ImageStat.Stat(value).mean)
+        for (top, bottom), (left, right) in spans:
+            colour = mean if len(mean) > 1 else mean[0]
+            occluded.paste(colour, (int(left), int(top), int(right), int(bottom)))
+        return occluded
 
     def placeholder(self) -> Image.Image:
         """Return a black image."""

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Sequence
+from itertools import pairwise
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from fusion_pl.processors.base import Processor, describe_type
+from fusion_pl.processors.base import Processor, Span, describe_type
 from fusion_pl.types import UserError
+
+# One character of Chinese or Japanese, or the characters between two spaces.
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\s\u3040-\u30ff\u3400-\u9fff]+")
 
 
 class TextProcessor(Processor):
@@ -34,6 +41,23 @@ class TextProcessor(Processor):
     def estimate_length(self, value: Any) -> float:
         """Return the number of characters."""
         return float(len(value)) if isinstance(value, str) else 0.0
+
+    def spans(self, value: str, limit: int = 64) -> list[Span]:
+        """Return the characters of each word, with the spaces after it; several words each if there are too many.
+
+        In Chinese and Japanese, which have no spaces, each character counts as a word.
+        """
+        starts = [match.start() for match in WORD.finditer(value)]
+        starts = starts[:: math.ceil(len(starts) / limit) or 1]
+        return [((start, end),) for start, end in pairwise([*starts, len(value)])]
+
+    def occlude(self, value: str, spans: Sequence[Span]) -> str:
+        """Return the text without the characters of some spans."""
+        kept, end = [], 0
+        for ((start, stop),) in sorted(spans):
+            kept.append(value[end : int(start)])
+            end = int(stop)
+        return "".join([*kept, value[end:]])
 
     def placeholder(self) -> str:
         """Return an empty text."""
