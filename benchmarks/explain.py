@@ -1,6 +1,6 @@
 """Do the methods of ``fusion-pl explain`` find evidence that was planted in texts, images and sounds?
 
-Prints docs/explain.md's table: python -m benchmarks.explain --samples 100 --seeds 3
+Prints the table of docs/explain.md: python -m benchmarks.explain
 """
 
 from __future__ import annotations
@@ -80,15 +80,29 @@ def train(seed=0, size=384, epochs=12):
     return Predictor(model, device="cpu")
 
 
-def contains(evidence, span):
-    """Return whether the centre of a span lies in the evidence, on every axis."""
+def is_evidence(evidence, span):
+    """Return whether the centre of a span lies in the evidence, or, of a word, whether it has a part of it."""
+    if isinstance(span[0][0], int) and len(span) == 1:
+        return span[0][0] < evidence[0][1] and evidence[0][0] < span[0][1]
     centres = [(start + end) / 2 for start, end in span]
     return all(start <= centre < end for (start, end), centre in zip(evidence, centres, strict=True))
 
 
-def covers(evidence, span):
-    """Return whether a span and the evidence have a common part."""
-    return all(low < end and start < high for (start, end), (low, high) in zip(evidence, span, strict=True))
+def deletion_area(predictor, name, value, target, effects):
+    """Return the mean probability of a class while the spans are left out, the one with the greatest effect first.
+
+    Source: "RISE", arXiv:1806.07421.
+    """
+    spans = sorted(effects, key=effects.get, reverse=True)
+    processor = predictor.processors[name]
+    values = [processor.occlude(value, spans[:count]) for count in range(len(spans) + 1)]
+    return mean(prediction.probabilities[target] for prediction in predictor.predict([{name: v} for v in values]))
+
+
+def random_order_area(predictor, name, value, target, effects, seed):
+    """Return the area of a random order."""
+    numbers = np.random.default_rng(seed).random(len(effects))
+    return deletion_area(predictor, name, value, target, dict(zip(effects, numbers, strict=True)))
 
 
 def main():
@@ -96,30 +110,41 @@ def main():
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
+    rows = {name: [] for name in ("text", "image", "audio")}
     for seed in range(options.seeds):
-        begin = time.perf_counter()
-        predictor = train(seed)
-        print(f"trained {time.perf_counter() - begin:.1f} s")
-        rng = np.random.default_rng(1000 + seed)
-        explainer = Explainer(predictor)
-        for name in ("text", "image", "audio"):
-            hits, chance, right, seconds = [], [], [], 0.0
-            for row in range(options.samples):
-                inputs, evidence = draw(rng, row % 2)
+        predictor, untrained = train(seed), train(seed + 1000, epochs=0)
+        rng, explainer = np.random.default_rng(2000 + seed), Explainer(predictor)
+        for row in range(options.samples):
+            inputs, evidence = draw(rng, row % 2)
+            for name, results in rows.items():
                 begin = time.perf_counter()
                 explanation = explainer.explain({name: inputs[name]})
-                seconds += time.perf_counter() - begin
-                effects = explanation.inputs[name].parts.spans
-                on = contains if name != "text" else covers
-                hits.append(on(evidence[name], max(effects, key=effects.get)))
-                chance.append(mean(on(evidence[name], span) for span in effects))
-                right.append(explanation.prediction.label == CLASSES[row % 2])
-            print(
-                seed,
-                name,
-                f"hit {mean(hits):.2f} chance {mean(chance):.2f} accuracy {mean(right):.2f}",
-                f"{1000 * seconds / options.samples:.0f} ms",
-            )
+                seconds = time.perf_counter() - begin
+                effects, target = explanation.inputs[name].parts.spans, explanation.target
+                other = Explainer(untrained, target).explain({name: inputs[name]}).inputs[name].parts.spans
+                arguments = (predictor, name, inputs[name], target, effects)
+                results.append(
+                    (
+                        is_evidence(evidence[name], max(effects, key=effects.get)),
+                        mean(is_evidence(evidence[name], span) for span in effects),
+                        rank_correlation(effects, other),
+                        deletion_area(*arguments),
+                        random_order_area(*arguments, seed=row),
+                        1000 * seconds,
+                    )
+                )
+    print("| input | greatest effect on the evidence | at random | rank correlation with random weights |", end="")
+    print(" deletion | deletion, random order | ms per sample |\n|---|---|---|---|---|---|---|")
+    for name, results in rows.items():
+        hit, chance, correlation, area, random_area, time_ms = map(mean, zip(*results, strict=True))
+        print(f"| {name} | {hit:.1%} | {chance:.1%} | {correlation:.2f} |", end="")
+        print(f" {area:.2f} | {random_area:.2f} | {time_ms:.0f} |")
+
+
+def rank_correlation(effects, others):
+    """Return Spearman's correlation of the absolute effects of two models."""
+    ranks = [np.argsort(np.argsort(np.abs(list(values.values())))) for values in (effects, others)]
+    return float(np.corrcoef(*ranks)[0, 1])
 
 
 if __name__ == "__main__":

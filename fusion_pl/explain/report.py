@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fusion_pl.explain.explanation import Explanation
+from fusion_pl.explain.views import View, make_view
 from fusion_pl.files import atomic_write
 from fusion_pl.html import render_page
 from fusion_pl.types import Sample
@@ -25,14 +25,18 @@ class Section:
 
     explanation: Explanation
     scale: float
-    views: dict[str, Any]
+    views: dict[str, View]
 
 
 def make_section(explanation: Explanation, sample: Sample) -> Section:
     """Return what the page shows of a sample, with pictures and sounds as data URLs."""
-    del sample
-    effects = [abs(effect.shapley) for effect in explanation.inputs.values()]
-    return Section(explanation, max(effects, default=0.0) or 1.0, {})
+    values = [abs(effect.shapley) for effect in explanation.inputs.values()]
+    effects = [abs(value) for effect in explanation.inputs.values() for value in effect.parts.spans.values()]
+    strongest = max(effects, default=0.0) or 1.0
+    views = {
+        name: make_view(sample.inputs[name], effect.parts, strongest) for name, effect in explanation.inputs.items()
+    }
+    return Section(explanation, max(values, default=0.0) or 1.0, views)
 
 
 def write_page(path: Path, manifest: str, sections: Sequence[Section], total: int) -> None:

@@ -16,7 +16,7 @@ from fusion_pl.types import UserError
 
 Source = str | os.PathLike[str] | bytes  # path or content of a file
 # A part of an opened value: start and end on each of its axes, such as characters, rows and columns, or seconds.
-Span = tuple[tuple[float, float], ...]
+Span = tuple[tuple[int | float, int | float], ...]
 OPEN_ERRORS = (ValueError, OSError, EOFError)  # errors of Processor.open for a value that cannot be opened
 
 

@@ -69,12 +69,16 @@ def test_every_row_has_the_class_and_the_inputs_of_its_prediction(output, checkp
         assert (record["label"], record["explained_class"]) == (prediction.label, prediction.label)
         assert record["probability"] == pytest.approx(prediction.probability, abs=1e-5)
         assert set(record["inputs"]) == {"text", *files}
+        assert all(effect["parts"]["spans"] for effect in record["inputs"].values())
         total = sum(effect["shapley"] for effect in record["inputs"].values())
         assert total == pytest.approx(record["log_odds"] - record["log_odds_without_inputs"], abs=1e-4)
 
 
 def test_the_page_is_self_contained(output):
     page = (output / "explanation.html").read_text()
+    images, sounds = page.count("data:image/png"), page.count("data:audio/wav")
+    assert (images, sounds) == (2 * 5, 5)  # one row lacks its image, another one its sound
+    assert page.count("<polygon") == 5
     assert page.count("<section") == 6
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page)
     assert not re.search(r"https?://(?!www\.w3\.org)", page)
