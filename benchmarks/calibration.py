@@ -1,4 +1,4 @@
-"""Calibration error and negative log-likelihood on test, before and after calibration, over several seeds.
+"""Calibration error and negative log-likelihood on test, coverage of prediction sets, and accuracy by doubt.
 
 Runs ``fusion-pl fit`` and ``fusion-pl test`` with each configuration. The calibration is fitted on validation only.
 
@@ -49,28 +49,47 @@ def row(name: str, runs: list[dict]) -> str:
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
+def decisions_row(name: str, runs: list[dict]) -> str:
+    """Return a Markdown row: coverage and size of the sets with coverage 0.9, AURC, and accuracy by doubt."""
+    sets = [run["prediction_sets"]["0.9"] for run in runs]
+    doubts = [run["doubt"]["probability"] for run in runs]
+    columns = [
+        [100 * found["coverage"] for found in sets],
+        [found["mean_size"] for found in sets],
+        [100 * found["aurc"] for found in doubts],
+        *([100 * found["accuracy_of_share"][share] for found in doubts] for share in ("0.7", "1.0")),
+    ]
+    cells = [f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}" for values in columns]
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
 def main() -> None:
     """Print a Markdown row per data set and subset of the inputs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--configs", nargs="+", default=[f"configs/{name}.yaml" for name in ("keypad", "ask", "digits")]
     )
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="2 or more")
     parser.add_argument("--data", metavar="FOLDER")
     parser.add_argument("--method", default="temperature", choices=["temperature", "vector"])
     args = parser.parse_args()
     names = [f"{label} {moment}" for label, _ in SCORES.values() for moment in ("before", "after")]
     print("| data, inputs | " + " | ".join(names) + " |\n|" + " --- |" * (len(names) + 1))
+    decisions = []
     for path in args.configs:
-        runs = []
+        results = []
         for seed in range(args.seeds):
             config = read_config(path, args.data if Path(path).stem == "digits" else None)
             with tempfile.TemporaryDirectory() as folder:
-                runs.append(fit_and_test(config, seed, args.method, Path(folder))["calibration"])
+                results.append(fit_and_test(config, seed, args.method, Path(folder)))
+        decisions.append(decisions_row(Path(path).stem, results))
+        runs = [result["calibration"] for result in results]
         each = ", ".join(f"{run.get('temperature', 1):.2f}" for run in runs)
         print(row(f"{Path(path).stem}, all (T {each})", runs), flush=True)
         for inputs in runs[0]["by_inputs"]:
             print(row(f"{Path(path).stem}, {inputs}", [run["by_inputs"][inputs] for run in runs]), flush=True)
+    names = ["coverage of sets in %", "mean size", "AURC in %", "accuracy of the surest 70 %", "accuracy of all"]
+    print("\n| data | " + " | ".join(names) + " |\n|" + " --- |" * (len(names) + 1), *decisions, sep="\n")
 
 
 if __name__ == "__main__":

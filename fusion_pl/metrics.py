@@ -76,7 +76,7 @@ class EqualMassCalibrationError(Metric):
 
     def bins(self) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"], Int[Tensor, " K"]]:
         """Return the mean confidence, the share of true predictions and the number of samples of each bin."""
-        if not self.confidences:
+        if not len(self.confidences):  # a tensor after processes have exchanged it
             return torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.long)
         return equal_mass_bins(dim_zero_cat(self.confidences), dim_zero_cat(self.outcomes), self.num_bins)
 

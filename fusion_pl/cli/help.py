@@ -66,7 +66,8 @@ TRAINING_DATA_OPTIONS = {  # without effect on the commands of data, which take 
 }
 HARDWARE_OPTIONS = ("trainer.accelerator", "trainer.devices", "trainer.strategy", "trainer.precision")
 MODEL_OPTIONS = (
-    *("model.encoders", "model.fusion", "model.task", "model.missing", "model.pretrained_lr_factor"),
+    *("model.encoders", "model.fusion", "model.task", "model.missing", "model.calibration"),
+    "model.pretrained_lr_factor",
     *("model.loss.criterion", "model.loss.label_smoothing", "model.loss.class_weights", "model.loss.auxiliary_weight"),
 )
 TRAINING_OPTIONS = (

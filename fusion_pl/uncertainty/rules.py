@@ -77,6 +77,10 @@ def decision_rules(
     Raises:
         UserError: if the task or the checkpoint does not fit, or a number is out of range.
     """
+    if coverage_by_class and coverage is None:
+        raise UserError("coverage_by_class needs a coverage, such as coverage 0.9")
+    if doubt != "probability" and abstain is None:
+        raise UserError(f"doubt {doubt} needs abstain, the share of samples that get a label, such as abstain 0.7")
     if coverage is None and abstain is None:
         return DecisionRules()
     option = "abstain" if coverage is None else "coverage"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,7 @@ def folder(tmp_path_factory):
     with (folder / "rows.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["first", "second", "label", "split"])
-        for row in range(640):
+        for row in range(639):
             label = row % 3
             words = [("red", "green", "blue")[label if rng.random() < 0.7 else rng.integers(3)] for _ in range(2)]
             texts = [f"{word} {rng.integers(40)}" if rng.random() < 0.9 else "" for word in words]
@@ -197,6 +199,31 @@ def test_the_picture_of_the_test_is_in_tensorboard(here):
     assert {"test/calibration", "test/risk_coverage"} <= set(events.Tags()["images"])
 
 
+def test_two_processes_fit_and_measure_what_one_does(here):
+    """With 239 test samples; the outputs of all processes are gathered."""
+    config = ["--config", "lightning_logs/version_0/config.yaml", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    both = [*config, "--trainer.logger.init_args.save_dir", "two"]
+    fitting = [*both, "--trainer.max_epochs", "1", "--checkpoint.dirpath", "two/checkpoints"]
+    for arguments in (["fit", *fitting], ["test", *both, "--ckpt_path", str(BEST)]):
+        done = subprocess.run(
+            [sys.executable, "-m", "fusion_pl", *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    fitted, tested = results(0, "two"), results(1, "two")
+    assert fitted["calibration"]["before"]["nll"] == pytest.approx(fitted["metrics"]["val/loss"], rel=1e-5)
+    assert fitted["calibration"]["validation_samples"] == fitted["samples"]["val"] == 240
+    arguments = ["--config", "lightning_logs/version_0/config.yaml", "--ckpt_path", str(BEST)]
+    assert run("test", [*arguments, "--trainer.logger.init_args.save_dir", "one"]) == 0
+    one = results(0, "one")
+    assert tested["samples"] == one["samples"] == {"test": 239}
+    for moment in ("before", "after"):
+        assert tested["calibration"][moment] == pytest.approx(one["calibration"][moment], rel=1e-4)
+        for subset in ("first", "second"):
+            found, expected = (run["calibration"]["by_inputs"][subset][moment] for run in (tested, one))
+            assert found == pytest.approx(expected, rel=1e-4)
+    assert tested["prediction_sets"] == one["prediction_sets"]
+
+
 def predict(output, *options):
     arguments = ["--ckpt_path", str(BEST), *DATA, "--overwrite", "--output", output, *options]
     return run("predict", arguments)
@@ -247,7 +274,7 @@ def test_abstention_leaves_a_label_to_the_asked_share_of_the_validation(doubt, h
     assert answered == pytest.approx(0.7 * len(rows), abs=2)  # samples with equal texts have equal doubt
     printed = capsys.readouterr().err
     silent = sum(row["abstained"] == "true" for row in found)
-    assert f"{silent} of 640 have no label, because the model abstains" in printed
+    assert f"{silent} of 639 have no label, because the model abstains" in printed
     right = [row["label"] == truth["label"] for row, truth in zip(found, table(), strict=True) if row["label"]]
     known = f"({len(right)} rows with a known label that the model does not abstain from)"
     assert f"accuracy {sum(right) / len(right):.4f} {known}" in printed
@@ -258,6 +285,8 @@ def test_abstention_leaves_a_label_to_the_asked_share_of_the_validation(doubt, h
     [
         (["--coverage", "1.5"], "coverage is 1.5, expected a share above 0 and below 1"),
         (["--abstain", "0"], "abstain is 0.0, expected a share above 0 and below 1"),
+        (["--coverage_by_class", "true"], "coverage_by_class needs a coverage"),
+        (["--doubt", "entropy"], "doubt entropy needs abstain"),
         (["--coverage", "0.999"], "a coverage of 0.999 needs at least 999 validation samples"),
         (["--abstain", "0.7", "--doubt", "evidential"], "doubt is 'evidential', and the checkpoint has the scores of"),
     ],
