@@ -2,79 +2,28 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fusion_pl import Predictor
+from fusion_pl import FusionClassifier, Predictor
 from fusion_pl.checkpoint import build_model, read_checkpoint
 from fusion_pl.cli.run import run
+from fusion_pl.data import ManifestData
 from fusion_pl.data.collate import Collate
-from fusion_pl.types import Sample, UserError
+from fusion_pl.encoders import TinyText
+from fusion_pl.fusion import Concat
+from fusion_pl.training.calibrate import FitCalibration
+from fusion_pl.types import Sample
+from tests.calibrated import best, fit, results, table
 from tests.texts import BEST, load
 from tests.texts import fit as fit_texts
-
-DATA = ["--data.manifest", "rows.csv", "--data.num_workers", "0"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A model of two inputs that are right in 80 % of the rows; its best checkpoint has the highest validation loss."""
-    folder = tmp_path_factory.mktemp("calibrated")
-    rng = np.random.default_rng(0)
-    with (folder / "rows.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["first", "second", "label", "split"])
-        for row in range(639):
-            label = row % 3
-            words = [("red", "green", "blue")[label if rng.random() < 0.7 else rng.integers(3)] for _ in range(2)]
-            texts = [f"{word} {rng.integers(40)}" if rng.random() < 0.9 else "" for word in words]
-            split = ("train", "val", "test")[0 if row < 160 else 1 + row % 2]
-            writer.writerow([texts[0] or "none", texts[1], "xyz"[label], split])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert fit() == 0
-    return folder
-
-
-def fit(*arguments, epochs=6):
-    encoder = {"class_path": "fusion_pl.encoders.TinyText", "init_args": {"dim": 16, "max_tokens": 12}}
-    model = ["--model.encoders", json.dumps({"first": encoder, "second": encoder}), "--model.fusion", "Concat"]
-    model += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-2"]
-    trainer = [
-        "--trainer.max_epochs",
-        str(epochs),
-        "--trainer.accelerator",
-        "cpu",
-        "--trainer.enable_progress_bar",
-        "false",
-    ]
-    data = ["--data", "ManifestData", *DATA]
-    return run(
-        "fit", [*model, *data, *trainer, "--checkpoint.monitor", "val/loss", "--checkpoint.mode", "max", *arguments]
-    )
-
-
-@pytest.fixture
-def here(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def results(version, folder="lightning_logs"):
-    return json.loads(Path(f"{folder}/version_{version}/metrics.json").read_text())
-
-
-def best(folder):
-    return Path(folder) / "version_0/checkpoints/best.ckpt"
 
 
 def restated_scores(logits, target):
@@ -83,11 +32,6 @@ def restated_scores(logits, target):
     hot = torch.nn.functional.one_hot(torch.tensor(target), probabilities.shape[1])
     nll = -probabilities.log()[torch.arange(len(target)), target].mean()
     return {"brier": float((probabilities - hot).square().sum(1).mean()), "nll": float(nll)}
-
-
-def table():
-    with open("rows.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def predict_rows(rows, calibrated):
@@ -224,117 +168,20 @@ def test_two_processes_fit_and_measure_what_one_does(here):
     assert tested["prediction_sets"] == one["prediction_sets"]
 
 
-def predict(output, *options):
-    arguments = ["--ckpt_path", str(BEST), *DATA, "--overwrite", "--output", output, *options]
-    return run("predict", arguments)
-
-
-def validation_rows():
-    return [index for index, row in enumerate(table()) if row["split"] == "val"]
-
-
-def test_sets_contain_the_label_of_the_asked_share_of_the_validation(here):
-    assert predict("sets.csv", "--coverage", "0.9") == 0
-    assert predict("sets.jsonl", "--coverage", "0.9") == 0
-    with open("sets.csv", newline="") as file:
-        found = list(csv.DictReader(file))
-    lines = [json.loads(line) for line in Path("sets.jsonl").read_text().splitlines()]
-    assert [row["set"].split("|") for row in found] == [line["set"] for line in lines]
-    assert "abstained" not in lines[0]
-    sizes = {len(line["set"]) for line in lines}
-    assert min(sizes) >= 1 < max(sizes)
-    rows = validation_rows()
-    covered = sum(table()[row]["label"] in lines[row]["set"] for row in rows)
-    assert covered == math.ceil(0.9 * (len(rows) + 1))  # exact, because no two scores are equal
-    assert all(line["label"] in line["set"] for line in lines)
-    predictor = Predictor.from_checkpoint(BEST, device="cpu")
-    sample = {"first": table()[0]["first"], "second": table()[0]["second"] or None}
-    assert predictor.predict(sample, coverage=0.9).set == lines[0]["set"]
-    assert predictor.predict(sample).set is None
-
-
-def test_sets_by_class_contain_each_class_in_that_share(here):
-    assert predict("classes.jsonl", "--coverage", "0.9", "--coverage_by_class", "true") == 0
-    lines = [json.loads(line) for line in Path("classes.jsonl").read_text().splitlines()]
-    for name in "xyz":
-        rows = [row for row in validation_rows() if table()[row]["label"] == name]
-        assert sum(name in lines[row]["set"] for row in rows) == math.ceil(0.9 * (len(rows) + 1))
-
-
-@pytest.mark.parametrize("doubt", ["probability", "entropy", "energy"])
-def test_abstention_leaves_a_label_to_the_asked_share_of_the_validation(doubt, here, capsys):
-    assert predict("doubt.csv", "--abstain", "0.7", "--doubt", doubt) == 0
-    with open("doubt.csv", newline="") as file:
-        found = list(csv.DictReader(file))
-    assert {row["abstained"] for row in found} == {"true", "false"}
-    assert all((row["label"] == "") == (row["probability"] == "") == (row["abstained"] == "true") for row in found)
-    assert all(row["p(x)"] for row in found)
-    rows = validation_rows()
-    answered = sum(found[row]["abstained"] == "false" for row in rows)
-    assert answered == pytest.approx(0.7 * len(rows), abs=2)  # samples with equal texts have equal doubt
-    printed = capsys.readouterr().err
-    silent = sum(row["abstained"] == "true" for row in found)
-    assert f"{silent} of 639 have no label, because the model abstains" in printed
-    right = [row["label"] == truth["label"] for row, truth in zip(found, table(), strict=True) if row["label"]]
-    known = f"({len(right)} rows with a known label that the model does not abstain from)"
-    assert f"accuracy {sum(right) / len(right):.4f} {known}" in printed
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--coverage", "1.5"], "coverage is 1.5, expected a share above 0 and below 1"),
-        (["--abstain", "0"], "abstain is 0.0, expected a share above 0 and below 1"),
-        (["--coverage_by_class", "true"], "coverage_by_class needs a coverage"),
-        (["--doubt", "entropy"], "doubt entropy needs abstain"),
-        (["--coverage", "0.999"], "a coverage of 0.999 needs at least 999 validation samples"),
-        (["--abstain", "0.7", "--doubt", "evidential"], "doubt is 'evidential', and the checkpoint has the scores of"),
-    ],
-)
-def test_rules_that_cannot_be_followed_are_refused(options, message, here, capsys):
-    assert predict("refused.csv", *options) == 2
-    assert message in capsys.readouterr().err
-    assert not Path("refused.csv").exists()
-
-
-def test_a_checkpoint_without_scores_says_what_to_do(here):
-    checkpoint = read_checkpoint(BEST)
-    checkpoint["fusion_pl"].pop("validation_scores")
-    predictor = Predictor(build_model(checkpoint, BEST), device="cpu")
-    with pytest.raises(UserError, match="the checkpoint has none: train with fusion-pl fit"):
-        predictor.predict({"first": "red 1"}, coverage=0.9)
-
-
-@pytest.mark.parametrize(
-    "damage", [{"conformity": 3}, {"target": torch.tensor([7])}, {"conformity": torch.full((240,), math.nan)}]
-)
-def test_damaged_scores_are_refused(damage, here):
-    checkpoint = read_checkpoint(BEST)
-    checkpoint["fusion_pl"]["validation_scores"] |= damage
-    with pytest.raises(UserError, match="its validation scores are damaged"):
-        build_model(checkpoint, BEST)
-
-
-def test_the_test_reports_realised_coverage_and_risk(here):
-    arguments = ["--config", "lightning_logs/version_0/config.yaml", "--ckpt_path", str(BEST)]
-    assert run("test", [*arguments, "--trainer.logger.init_args.save_dir", "sets"]) == 0
-    measured = results(0, "sets")
-    assert predict("sets.jsonl", "--coverage", "0.9") == 0
-    lines = [json.loads(line) for line in Path("sets.jsonl").read_text().splitlines()]
-    rows = [(line, row) for line, row in zip(lines, table(), strict=True) if row["split"] == "test"]
-    covered = [row["label"] in line["set"] for line, row in rows]
-    found = measured["prediction_sets"]["0.9"]
-    assert found["coverage"] == pytest.approx(np.mean(covered))
-    assert found["mean_size"] == pytest.approx(np.mean([len(line["set"]) for line, _ in rows]))
-    assert found["interval"][0] < found["coverage"] < found["interval"][1]
-    for name in "xyz":
-        own = [is_covered for is_covered, (_, row) in zip(covered, rows, strict=True) if row["label"] == name]
-        assert found["by_class"][name]["coverage"] == pytest.approx(np.mean(own))
-    alone = [is_covered for is_covered, (_, row) in zip(covered, rows, strict=True) if not row["second"]]
-    assert found["by_inputs"]["first"]["samples"] == len(alone)
-    assert found["by_inputs"]["first"]["coverage"] == pytest.approx(np.mean(alone))
-    doubt = measured["doubt"]
-    assert set(doubt) == {"probability", "entropy", "energy"}
-    assert doubt["probability"]["accuracy_of_share"]["1.0"] == pytest.approx(measured["metrics"]["test/accuracy"])
-    assert doubt["probability"]["accuracy_of_share"]["0.5"] > measured["metrics"]["test/accuracy"]
-    assert 0 < doubt["probability"]["aurc"] < 1 - measured["metrics"]["test/accuracy"]
+def test_a_trainer_in_python_calibrates_as_well(here):
+    data = ManifestData("rows.csv", batch_size=32, num_workers=0)
+    model = FusionClassifier({"first": TinyText(dim=16), "second": TinyText(dim=16)}, Concat, data.classes)
+    data.processors = model.processors
+    saved = ModelCheckpoint("python", monitor="val/accuracy", mode="max", filename="best", save_weights_only=True)
+    options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = Trainer(max_epochs=1, callbacks=[saved], **options)
+    trainer.fit(model, datamodule=data)
+    fitted = model.calibration
+    trainer.test(model, datamodule=data, ckpt_path="best", weights_only=True, verbose=False)
+    predictor = Predictor.from_checkpoint(saved.best_model_path, device="cpu")
+    assert predictor.model.calibration == model.calibration == fitted
+    assert fitted.samples == 240
+    after = trainer.callback_metrics["test/loss"].item()
+    assert sum(isinstance(callback, FitCalibration) for callback in trainer.callbacks) == 1
+    assert predictor.predict({"first": "red 1"}, coverage=0.9).set
+    assert after != pytest.approx(fitted.before["nll"])
