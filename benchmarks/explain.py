@@ -17,6 +17,7 @@ from fusion_pl import FusionClassifier, Predictor
 from fusion_pl.data.collate import Collate
 from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
 from fusion_pl.explain import Explainer
+from fusion_pl.explain.explainer import METHODS
 from fusion_pl.fusion import Concat
 from fusion_pl.types import Sample, Waveform
 
@@ -107,37 +108,45 @@ def random_order_area(predictor, name, value, target, effects, seed):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    rows = {name: [] for name in ("text", "image", "audio")}
+    rows = {}
     for seed in range(options.seeds):
         predictor, untrained = train(seed), train(seed + 1000, epochs=0)
-        rng, explainer = np.random.default_rng(2000 + seed), Explainer(predictor)
-        for row in range(options.samples):
-            inputs, evidence = draw(rng, row % 2)
-            for name, results in rows.items():
-                begin = time.perf_counter()
-                explanation = explainer.explain({name: inputs[name]})
-                seconds = time.perf_counter() - begin
-                effects, target = explanation.inputs[name].parts.spans, explanation.target
-                other = Explainer(untrained, target).explain({name: inputs[name]}).inputs[name].parts.spans
-                arguments = (predictor, name, inputs[name], target, effects)
-                results.append(
-                    (
-                        is_evidence(evidence[name], max(effects, key=effects.get)),
-                        mean(is_evidence(evidence[name], span) for span in effects),
-                        rank_correlation(effects, other),
-                        deletion_area(*arguments),
-                        random_order_area(*arguments, seed=row),
-                        1000 * seconds,
-                    )
-                )
-    print("| input | greatest effect on the evidence | at random | rank correlation with random weights |", end="")
-    print(" deletion | deletion, random order | ms per sample |\n|---|---|---|---|---|---|---|")
-    for name, results in rows.items():
-        hit, chance, correlation, area, random_area, time_ms = map(mean, zip(*results, strict=True))
-        print(f"| {name} | {hit:.1%} | {chance:.1%} | {correlation:.2f} |", end="")
+        for method in METHODS:
+            rng, explainer = np.random.default_rng(2000 + seed), Explainer(predictor, method=method)
+            for row in range(options.samples):
+                inputs, evidence = draw(rng, row % 2)
+                for name, value in inputs.items():
+                    begin = time.perf_counter()
+                    explanation = explainer.explain({name: value})
+                    seconds = time.perf_counter() - begin
+                    parts, target = explanation.inputs[name].parts, explanation.target
+                    results = rows.setdefault((method, name), [])
+                    if parts.spans:
+                        other = Explainer(untrained, target, method).explain({name: value}).inputs[name].parts.spans
+                        arguments = (predictor, name, value, target, parts.spans)
+                        figures = (
+                            is_evidence(evidence[name], max(parts.spans, key=parts.spans.get)),
+                            mean(is_evidence(evidence[name], span) for span in parts.spans),
+                            rank_correlation(parts.spans, other) if other else float("nan"),
+                            deletion_area(*arguments),
+                            random_order_area(*arguments, seed=row),
+                            1000 * seconds,
+                        )
+                        results.append(figures)
+    total = options.seeds * options.samples
+    print("| method | input | samples | on the evidence | at random | random weights | deletion |", end="")
+    print(" deletion, random order | ms per sample |\n|---|---|---|---|---|---|---|---|---|")
+    for (method, name), results in rows.items():
+        if not results:
+            print(f"| {method} | {name} | 0 of {total} |")
+            continue
+        hit, chance, correlation, area, random_area, time_ms = np.nanmean(np.array(results, float), axis=0)
+        print(
+            f"| {method} | {name} | {len(results)} of {total} | {hit:.1%} | {chance:.1%} | {correlation:.2f} |", end=""
+        )
         print(f" {area:.2f} | {random_area:.2f} | {time_ms:.0f} |")
 
 

@@ -57,6 +57,15 @@ class Encoder(Configurable, nn.Module, ABC):
             **inputs: tensors that ``processor`` returns.
         """
 
+    def differentiable_input(self) -> str | nn.Module | None:
+        """Return what ``fusion-pl explain`` computes gradients of: an argument of ``forward``, or a module's output.
+
+        Returns:
+            Name of an argument (P, K, S, S) that may be a float tensor, such as pixels; the module that embeds tokens,
+            whose output is (P, T, D); or None if gradients are not supported.
+        """
+        return None
+
     def load_pretrained(self) -> None:
         """Load pretrained weights; called once before training, and never for a model from a checkpoint."""
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Real, UInt8
 from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -46,6 +48,17 @@ class ResizeAndCrop(ImageProcessor):
         """Process P images of any mode and size."""
         del training
         return {"pixel_values": torch.stack([self._resize(image) for image in values])}
+
+    def positions(self, value: Image.Image) -> list[NDArray[np.float64]]:
+        """Return the rows and columns of the original image that each pixel covers."""
+        axes = []
+        for size, other in ((value.height, value.width), (value.width, value.height)):
+            used = size if self.edge is None else min(size, other * MAX_ASPECT_RATIO)
+            resized = self.size if self.edge is None else int(self.edge * used / min(used, other))
+            first = max(0, resized - self.size) // 2
+            edges = max(0, size - used) // 2 + (first + np.arange(self.size + 1)) * used / resized
+            axes.append(np.stack([edges[:-1], edges[1:]], 1))
+        return axes
 
     def _resize(self, image: Image.Image) -> UInt8[Tensor, "3 S S"]:
         from torchvision.transforms.v2 import functional as tv
@@ -175,7 +188,11 @@ class ImageEncoder(PretrainedEncoder):
         options = {"interpolate_pos_encoding": True} if self.interpolate_positions else {}
         return self._run_model(pixel_values=pixels, hidden_states=hidden_states, **options)
 
-    def forward(self, pixel_values: UInt8[Tensor, "B 3 S S"]) -> Encoded:  # type: ignore[override]
+    def differentiable_input(self) -> str:
+        """Return the name of the pixels."""
+        return "pixel_values"
+
+    def forward(self, pixel_values: Real[Tensor, "B 3 S S"]) -> Encoded:  # type: ignore[override]
         """Encode P images.
 
         Args:

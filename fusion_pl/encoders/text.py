@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fusion_pl.encoders.hub import read_pretrained, serialize_files
@@ -39,6 +41,16 @@ class SubwordTokenizer(TextProcessor):
         with _explained_errors():
             ids = self.tokenizer(value, truncation=False, verbose=False)["input_ids"]
         return Length(len(ids), self.max_tokens, "tokens")
+
+    def positions(self, value: str) -> list[NDArray[np.float64]]:
+        """Return the characters of each token, none of special tokens; empty if the tokenizer does not tell."""
+        if not self.tokenizer.is_fast:
+            return []
+        with _explained_errors():
+            offsets = self.tokenizer(value, truncation=True, max_length=self.max_tokens, return_offsets_mapping=True)[
+                "offset_mapping"
+            ]
+        return [np.array(offsets or [(0, 0)], np.float64)]
 
     def __call__(self, values: Sequence[str], training: bool = False) -> dict[str, Tensor]:
         """Tokenize P strings; an empty string has at least one token.
@@ -138,6 +150,12 @@ class TextEncoder(PretrainedEncoder):
             if isinstance(module, nn.Embedding) and name.endswith(("position_embeddings", "position_embedding")):
                 return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
         return None
+
+    def differentiable_input(self) -> nn.Module:
+        """Return the module that embeds tokens."""
+        model: Any = self.model
+        embedding: nn.Module = model.get_input_embeddings()
+        return embedding
 
     def forward(self, input_ids: Int[Tensor, "B T"], attention_mask: Tensor) -> Encoded:  # type: ignore[override]
         """Encode P texts.

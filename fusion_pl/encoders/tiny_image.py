@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fusion_pl.encoders.convolution import SmallEncoder
@@ -31,6 +32,11 @@ class PixelProcessor(ImageProcessor):
             raise UserError(f"TinyImage(image_size={image_size}): expected at least 8 pixels")
         self.image_size = image_size
         self.mode = "L" if channels == 1 else "RGB"
+
+    def positions(self, value: Any) -> list[NDArray[np.float64]]:
+        """Return the rows and columns of the original image that each pixel covers."""
+        edges = np.arange(self.image_size + 1) / self.image_size
+        return [np.stack([edges[:-1], edges[1:]], 1) * size for size in (value.height, value.width)]
 
     def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
         """Return ``pixels``, (P, channels, image_size, image_size)."""
@@ -74,10 +80,14 @@ class TinyImage(SmallEncoder):
         )
         self._add_pooling([dim // 2, dim, dim], combine, dropout, has_feature_maps=True)
 
-    def forward(self, pixels: UInt8[Tensor, "P K S S"]) -> Encoded:  # type: ignore[override]
+    def differentiable_input(self) -> str:
+        """Return the name of the pixels."""
+        return "pixels"
+
+    def forward(self, pixels: Real[Tensor, "P K S S"]) -> Encoded:  # type: ignore[override]
         """Encode P images as one token per patch, row by row."""
         dtype = self.pool.projection.weight.dtype
-        values = pixels.to(dtype, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+        values = pixels.to(dtype, memory_format=torch.contiguous_format).div(127.5).sub_(1)
         states = []
         for layer in self.layers:
             values = layer(_add_coordinates(values) if self.coordinates else values)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fusion_pl.encoders.convolution import MaskedConv, SmallEncoder
@@ -32,6 +34,11 @@ class ByteTokenizer(TextProcessor):
     def length(self, value: str) -> Length:
         """Return the number of tokens of a text."""
         return Length(1 + len(value.encode()), self.max_tokens, "tokens")
+
+    def positions(self, value: str) -> list[NDArray[np.float64]]:
+        """Return the character of each byte; the begin token has none."""
+        ends = [(i, i + 1) for i, character in enumerate(value) for _ in character.encode()]
+        return [np.array([(0, 0), *ends][: self.max_tokens], np.float64)]
 
     def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
         """Return ``ids`` and ``mask``, both (P, T)."""
@@ -67,6 +74,10 @@ class TinyText(SmallEncoder):
         self.embedding = nn.Embedding(BEGIN_TOKEN + 1, dim)
         self.layers = nn.ModuleList(MaskedConv(dim, dim) for _ in range(num_layers))
         self._add_pooling([dim] * (1 + num_layers), combine, dropout)
+
+    def differentiable_input(self) -> nn.Module:
+        """Return the module that embeds bytes."""
+        return self.embedding
 
     def forward(self, ids: Int[Tensor, "P T"], mask: Bool[Tensor, "P T"]) -> Encoded:  # type: ignore[override]
         """Encode P texts as one token per byte."""

@@ -14,7 +14,7 @@ from rich.progress import track
 from fusion_pl.cli.parsing import parse, refuse_repeated_options
 from fusion_pl.cli.predict import add_model_options, load_model
 from fusion_pl.data.rows import ManifestRows
-from fusion_pl.explain.explainer import Explainer
+from fusion_pl.explain.explainer import Explainer, Method
 from fusion_pl.explain.explanation import Explanation
 from fusion_pl.explain.report import Section, make_section, write_page
 from fusion_pl.files import atomic_write
@@ -43,6 +43,12 @@ def explain_parser() -> ArgumentParser:
         help="class to explain in all rows, also where another one is predicted; by default the predicted one, or the "
         "most probable one if several or no labels are predicted",
     )
+    parser.add_argument(
+        "--method",
+        type=Method,
+        default="occlusion",
+        help="how the effects of words and other parts are computed; integrated_gradients: of texts and images only",
+    )
     add_model_options(parser)
     return parser
 
@@ -58,7 +64,7 @@ def explain_command(arguments: list[str]) -> int:
     if config.limit < 1:
         raise UserError(f"--limit is {config.limit}, expected a number of rows of at least 1")
     predictor, data = load_model(config)
-    explainer = Explainer(predictor, config.target)
+    explainer = Explainer(predictor, config.target, config.method)
     samples: Any = data.predict_dataloader().dataset
     rows = _select_rows(samples, config.ids, config.limit)
     console = Console(stderr=True)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from fusion_pl.data.collate import Collate
 from fusion_pl.explain.explanation import Explanation, InputExplanation
+from fusion_pl.explain.gradients import check_captum, integrated_gradients
 from fusion_pl.explain.occlusion import occlusion
 from fusion_pl.explain.scores import SampleScores
 from fusion_pl.explain.shapley import shapley
 from fusion_pl.messages import did_you_mean, join_names
 from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.types import Sample, UserError
+
+Method = Literal["occlusion", "integrated_gradients"]
+METHODS = {"occlusion": occlusion, "integrated_gradients": integrated_gradients}
 
 
 class Explainer:
@@ -43,12 +47,17 @@ class Explainer:
         True
     """
 
-    def __init__(self, predictor: Predictor, target: str | None = None) -> None:
+    def __init__(self, predictor: Predictor, target: str | None = None, method: str = "occlusion") -> None:
         if target is not None and target not in predictor.classes:
             hint = did_you_mean(target, predictor.classes)
             raise UserError(f"{target!r} is not one of the classes {join_names(predictor.classes)}{hint}")
+        if method not in METHODS:
+            raise UserError(f"there is no method {method!r}: expected one of {join_names(METHODS)}")
+        if method == "integrated_gradients":
+            check_captum()
         self.predictor = predictor
         self.target = target
+        self.method = METHODS[method]
 
     def explain(self, sample: Mapping[str, Any], open_paths: bool = True) -> Explanation:
         """Explain the prediction for one sample.
@@ -85,7 +94,7 @@ class Explainer:
                 gain=log_odds[i].item() - none,
                 without=probabilities[count + i, index].item(),
                 loss=full - log_odds[count + i].item(),
-                parts=occlusion(scores, name, index),
+                parts=self.method(scores, name, index),
             )
             for i, name in enumerate(scores.names)
         }

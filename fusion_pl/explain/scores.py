@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fusion_pl.data.collate import Collate, process_values
+from fusion_pl.encoders import Encoder
 from fusion_pl.predict import Predictor
 from fusion_pl.types import Encoded, Sample
 
@@ -37,9 +38,15 @@ class SampleScores:
     def encode(cls, predictor: Predictor, sample: Sample) -> SampleScores:
         """Encode the inputs of a sample."""
         batch = Collate(predictor.processors)([sample]).to(predictor.device)
-        with torch.inference_mode():
+        with torch.no_grad():
             encoded = predictor.model.encode(batch)
         return cls(predictor, sample, encoded, [name for name in predictor.processors if name in sample.inputs])
+
+    def encoder(self, name: str) -> Encoder:
+        """Return the encoder of an input."""
+        encoder = self.predictor.model.encoders[name]
+        assert isinstance(encoder, Encoder)
+        return encoder
 
     def of_subsets(self, subsets: Bool[Tensor, "S M"]) -> Float[Tensor, "S L"]:
         """Return the logits with subsets of the inputs ``names``, True = the head gets the input."""
@@ -48,7 +55,7 @@ class SampleScores:
             rows = subsets[start : start + MAX_ROWS].to(self.predictor.device)
             given = dict(zip(self.names, rows.unbind(1), strict=True))
             present = {name: given.get(name, rows.new_zeros(len(rows))) for name in self.encoded}
-            with torch.inference_mode():
+            with torch.no_grad():
                 inputs = {name: _repeat(value, present[name]) for name, value in self.encoded.items()}
                 logits.append(self._fuse(inputs, present).cpu())
         return torch.cat(logits)
@@ -60,8 +67,8 @@ class SampleScores:
             chunk = values[start : start + MAX_ROWS]
             rows: Any = process_values(processor, name, chunk, [self.sample.id])
             tensors = {key: tensor.to(self.predictor.device) for key, tensor in rows.items()}
-            with torch.inference_mode():
-                replaced = self.predictor.model.encoders[name](**tensors)
+            with torch.no_grad():
+                replaced = self.encoder(name)(**tensors)
                 logits.append(self.fuse_with(name, replaced).cpu())
         return torch.cat(logits)
 

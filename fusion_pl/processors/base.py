@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fusion_pl.types import UserError
@@ -127,6 +128,16 @@ class Processor(ABC):
     def occlude(self, value: Any, spans: Sequence[Span]) -> Any:
         """Return a copy of an opened value without some of its ``spans``."""
         raise NotImplementedError(f"{type(self).__name__} has spans, but no method occlude")
+
+    def positions(self, value: Any) -> list[NDArray[np.float64]]:
+        """Return which part of an opened value each position of the processed tensor is; empty if it is unknown.
+
+        Returns:
+            For each axis of the value, start and end of each position, (positions, 2): of the characters of each token;
+            or of the rows and of the columns of the image. A position outside the value has equal start and end.
+        """
+        del value
+        return []
 
     @abstractmethod
     def placeholder(self) -> Any:

@@ -95,6 +95,15 @@ def test_the_console_says_which_rows_were_explained(checkpoint, manifest, tmp_pa
     assert "These are the first 1 rows; --limit 48 explains all, --ids selects rows." in message
 
 
+def test_the_method_applies_to_texts_and_images(checkpoint, manifest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert explain(checkpoint, manifest, "--limit", "1", "--method", "integrated_gradients") == 0
+    parts = {name: effect["parts"] for name, effect in read()[0]["inputs"].items()}
+    assert parts["text"]["spans"]
+    assert parts["text"]["error"] is not None
+    assert "not available for TinyAudio" in parts["audio"]["note"]
+
+
 def test_rows_that_cannot_be_explained_have_their_error(checkpoint, manifest, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("rows.csv").write_text("id,text,image,audio\na,one,,\nb,,,\nc,two,broken.png,\n")
@@ -117,6 +126,7 @@ def test_rows_that_cannot_be_explained_have_their_error(checkpoint, manifest, tm
         (["--ids", "s3,s99"], r"has no row with the id 's99'; did you mean s\d"),
         (["--target", "hihg"], "'hihg' is not one of the classes high, low; did you mean high"),
         (["--targe", "high"], "did you mean --target"),
+        (["--method", "gradients"], "occlusion.*integrated_gradients"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, match, checkpoint, manifest, tmp_path, monkeypatch, capsys):
