@@ -22,6 +22,7 @@ from fusion_pl.cli.predict import predict_parser
 from fusion_pl.cli.run import command_parser, run
 from fusion_pl.data import FusionData, Keypad, ManifestData
 from fusion_pl.encoders import Encoder
+from fusion_pl.explain.command import explain_parser
 from fusion_pl.fusion import Fusion
 from fusion_pl.types import UserError
 
@@ -119,7 +120,13 @@ def parse_error(parser, arguments):
 def test_every_option_refuses_another_type():
     """Also the options of every class that an option names; those that take any text are left out."""
     covered, wrong, small = set(), [], {}
-    for parser in (command_parser("fit"), command_parser("validate"), command_parser("test"), predict_parser()):
+    for parser in (
+        command_parser("fit"),
+        command_parser("validate"),
+        command_parser("test"),
+        predict_parser(),
+        explain_parser(),
+    ):
         own = options_of(parser).values()
         for option, cls in all_options(parser):
             takes_any = any(part is str or "Untyped" in str(part) for part in union_members(option.type))

@@ -62,6 +62,7 @@ class Counts:
 def predict_parser() -> ArgumentParser:
     """Return the parser of ``fusion-pl predict``."""
     parser = ArgumentParser(prog="fusion-pl predict", exit_on_error=False, allow_abbrev=False)
+    add_checkpoint_option(parser)
     parser.add_argument("--output", type=str, required=True, help="the .csv or .jsonl file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace an output file that exists")
     parser.add_argument(
@@ -75,14 +76,18 @@ def predict_parser() -> ArgumentParser:
     return parser
 
 
-def add_model_options(parser: ArgumentParser) -> None:
-    """Add the options of the checkpoint, of the device and of the table."""
+def add_checkpoint_option(parser: ArgumentParser) -> None:
+    """Add the option of the checkpoint, the first one in help and messages."""
     parser.add_argument(
         "--ckpt_path",
         type=str,
         required=True,
         help="a file that fusion-pl fit wrote, or best or last of the newest run",
     )
+
+
+def add_model_options(parser: ArgumentParser) -> None:
+    """Add the options of the device and of the table."""
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--trust", type=str, default=[], help="packages whose encoders and heads may run", nargs="*")
     for name in ("save_dir", "name"):

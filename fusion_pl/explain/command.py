@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from fusion_pl.cli.parsing import parse, refuse_repeated_options
-from fusion_pl.cli.predict import add_model_options, load_model
+from fusion_pl.cli.predict import add_checkpoint_option, add_model_options, load_model
 from fusion_pl.data.rows import ManifestRows
 from fusion_pl.explain.explainer import Explainer, Method
 from fusion_pl.explain.explanation import Explanation
@@ -28,6 +28,7 @@ DEFAULT_LIMIT = 20
 def explain_parser() -> ArgumentParser:
     """Return the parser of ``fusion-pl explain``."""
     parser = ArgumentParser(prog="fusion-pl explain", exit_on_error=False, allow_abbrev=False)
+    add_checkpoint_option(parser)
     parser.add_argument("--output", type=str, required=True, help="folder of explanation.html and explanations.jsonl")
     parser.add_argument("--limit", type=int, default=DEFAULT_LIMIT, help="number of rows to explain, from the first on")
     parser.add_argument(
