@@ -192,12 +192,16 @@ def test_a_killed_run(stop, options, reference, tmp_path):
     assert_same(outcome(folder), reference(in_process, *without))
 
 
-@pytest.mark.parametrize("batches", [1, 3 + 1])
-def test_two_processes(batches, reference, tmp_path):
+@pytest.mark.parametrize(
+    ("batches", "options"),
+    [(1, []), (3 + 1, ["--data.sampling", "class_balanced", "--data.bucket_by_length", "true"])],
+)
+def test_two_processes(batches, options, reference, tmp_path):
     folder = write(tmp_path / "stopped", {"batches": batches})
-    expected = reference(in_new_process, *DDP)
+    assert ROWS % 2 == 1
+    expected = reference(in_new_process, *DDP, *options)
     assert expected["steps"] == 9
-    assert_same(resume(folder, in_new_process, 128 + signal.SIGTERM, *DDP), expected)
+    assert_same(resume(folder, in_new_process, 128 + signal.SIGTERM, *DDP, *options), expected)
 
 
 @pytest.fixture

@@ -224,7 +224,7 @@ class ManifestData(TableData):
                 self.label_columns[0],
                 self.task,
                 self.targets,
-                dict(zip(self.classes, self.class_counts, strict=True)),
+                dict(zip(self._classes, self.class_counts, strict=True)),
             )
         if self.configured_classes is None:
             return unsuitable_labels(self.table, self.label_columns, self._classes, bool(problems)) or problems

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
@@ -39,9 +40,13 @@ class StoredOutputs(Metric):
         self.present.append(present.byte())
         self.complete.append(complete.byte())
 
-    def compute(self) -> Outputs:
+    def compute(self) -> tuple[NDArray[Any], ...]:
+        """Return the states of all processes; as arrays, because a metric removes the dimensions of one number."""
+        return tuple(dim_zero_cat(getattr(self, name)).cpu().numpy() for name in Outputs._fields)
+
+    def gather(self) -> Outputs:
         """Return the samples of all processes, on the CPU."""
-        logits, target, present, complete = (dim_zero_cat(getattr(self, name)).cpu() for name in Outputs._fields)
+        logits, target, present, complete = map(torch.from_numpy, self.compute())
         return Outputs(logits, target, present.bool(), complete.bool())
 
 
@@ -62,7 +67,7 @@ class FitCalibration(Callback):
         """Fit the calibration, and store the scores of the samples; all processes have the calibration of rank 0."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or not pl_module.outputs.update_called:
             return
-        outputs, task, method = pl_module.outputs.compute(), pl_module.task, pl_module.calibration_method
+        outputs, task, method = pl_module.outputs.gather(), pl_module.task, pl_module.calibration_method
         pl_module.outputs.reset()
         pl_module.calibration = None
         if method != "none":

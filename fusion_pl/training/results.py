@@ -63,7 +63,7 @@ class WriteResults(Callback):
         self.calibration = metrics.calibration.compute()
         self.decisions: dict[str, Any] = {}
         if trainer.testing and pl_module.outputs.update_called:
-            self.decisions = describe_decisions(pl_module, pl_module.outputs.compute())
+            self.decisions = describe_decisions(pl_module, pl_module.outputs.gather())
 
     on_validation_epoch_end = on_test_epoch_end = _compute_outcomes
 

@@ -176,7 +176,7 @@ def test_json_lists_are_those_of_parquet(tmp_path, monkeypatch, chunk_rows):
         ([1, 2], [True, 2], "the cell is a list, expected a list of numbers"),
         ([1, 2], [10**400, 2], "the cell is a list, expected a list of numbers"),
         ("a", [1, 2], "the cell is a list, expected text or a number"),
-        (None, ["a"], "the cell is a list, expected text or a number"),
+        ("a", ["a"], "the cell is a list, expected text or a number"),
         (None, {"a": 1}, "the cell is a dict, expected text or a number"),
     ],
 )

@@ -25,7 +25,7 @@ from fusion_pl.types import UserError
 from tests import test_exact_resume
 from tests.data.conftest import Length, Level
 from tests.data.test_order import Watch
-from tests.test_exact_resume import DDP, ROWS, assert_same, in_new_process, in_process, outcome, resume
+from tests.test_exact_resume import assert_same, in_process, outcome, resume
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory", "ignore:.*pickle-based checkpoint")
 
@@ -276,17 +276,6 @@ def test_a_run_that_is_stopped_within_an_epoch_resumes_bit_for_bit(options, plai
     assert any((expected["weights"][name] != value).any() for name, value in plain.items())
     stopped = write(tmp_path / "stopped", {"batches": EPOCH + 2})
     assert_same(resume(stopped, in_process, 128 + signal.SIGTERM, *options), expected)
-
-
-def test_two_processes_with_an_odd_number_of_samples_resume_bit_for_bit(tmp_path):
-    options = [*SAMPLINGS[-1], *DDP]
-    whole = write(tmp_path / "whole")
-    assert in_new_process(whole, *options) == 0
-    expected = outcome(whole)
-    assert ROWS % 2 == 1
-    assert expected["steps"] == 9
-    stopped = write(tmp_path / "stopped", {"batches": 3 + 1})
-    assert_same(resume(stopped, in_new_process, 128 + signal.SIGTERM, *options), expected)
 
 
 def test_another_batch_size_cannot_continue_an_epoch_of_batches_of_similar_length(tmp_path, monkeypatch, capsys):

@@ -19,7 +19,7 @@ from fusion_pl.data import ManifestData
 from fusion_pl.data.collate import Collate
 from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Concat
-from fusion_pl.training.calibrate import FitCalibration
+from fusion_pl.training.calibrate import FitCalibration, StoredOutputs
 from fusion_pl.types import Sample
 from tests.calibrated import best, fit, results, table
 from tests.texts import BEST, load
@@ -32,6 +32,12 @@ def restated_scores(logits, target):
     hot = torch.nn.functional.one_hot(torch.tensor(target), probabilities.shape[1])
     nll = -probabilities.log()[torch.arange(len(target)), target].mean()
     return {"brier": float((probabilities - hot).square().sum(1).mean()), "nll": float(nll)}
+
+
+def test_the_outputs_of_one_sample_keep_their_shapes():
+    stored = StoredOutputs()
+    stored.update(torch.zeros(1, 1), torch.tensor([0]), torch.ones(1, 1, dtype=torch.bool), torch.tensor([True]))
+    assert [list(value.shape) for value in stored.gather()] == [[1, 1], [1], [1, 1], [1]]
 
 
 def predict_rows(rows, calibrated):

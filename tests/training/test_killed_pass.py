@@ -16,7 +16,7 @@ import yaml
 from lightning.pytorch import Callback
 
 from fusion_pl.cli.run import run
-from fusion_pl.data import shards
+from fusion_pl.data import feature_shards
 from fusion_pl.data.feature_shards import FeatureShards
 from fusion_pl.training import encoding
 from tests.texts import load
@@ -34,7 +34,7 @@ class Kill(Callback):
     def __init__(self, moment: str, count: int = 0) -> None:
         encoding.SHARD_SECONDS = 0.0  # one shard per batch
         self.is_in_training, calls = moment == "training", iter(range(count))
-        run_encoder, atomic_path = encoding.EncodingPass._run_encoder, shards.atomic_path
+        run_encoder, atomic_path = encoding.EncodingPass._run_encoder, feature_shards.atomic_path
 
         def encode_or_kill(*arguments):
             if next(calls, None) is None:
@@ -52,7 +52,7 @@ class Kill(Callback):
         if moment == "encoder":
             encoding.EncodingPass._run_encoder = encode_or_kill
         if moment == "write":
-            shards.atomic_path = write_or_kill
+            feature_shards.atomic_path = write_or_kill
 
     def on_train_start(self, trainer, pl_module):
         if self.is_in_training:
