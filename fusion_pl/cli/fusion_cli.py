@@ -101,26 +101,7 @@ class FusionCLI(LightningCLI):
             default=True,
             help="When training on a CPU, keep freed memory for the next step instead of returning it to the system.",
         )
-        parser.add_argument(
-            "--cache",
-            type=str | None,
-            default="auto",
-            help="Folder for features: the outputs of frozen encoders (freeze: all), computed once for all epochs and "
-            "runs. auto: fusion-pl in the user's cache folder; null: none. Inputs that are augmented in training have "
-            "features for validation and test only; long clips are cropped to their centre.",
-        )
-        parser.add_argument(
-            "--cache_limit",
-            type=PositiveFloat | None,
-            help="Maximum size of the --cache folder in GiB; null: 10 %% of the sum of the free disk and the "
-            "folder's present size.",
-        )
-        parser.add_argument(
-            "--cache_dtype",
-            type=Literal["float32", "bfloat16", "float16"],
-            default="float32",
-            help="Type of the numbers in the --cache folder; 16 bits need half the space and round the features.",
-        )
+        _add_cache_arguments(parser)
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.set_defaults(
@@ -270,3 +251,27 @@ class FusionCLI(LightningCLI):
         # Without weights_only, loading a checkpoint could execute code.
         kwargs = super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
         return kwargs if subcommand == "fit" else kwargs | {"verbose": False}  # WriteResults prints the table
+
+
+def _add_cache_arguments(parser: LightningArgumentParser) -> None:
+    """Add the options of the features of frozen encoders."""
+    parser.add_argument(
+        "--cache",
+        type=str | None,
+        default="auto",
+        help="Folder for features: the outputs of frozen encoders (freeze: all), computed once for all epochs and "
+        "runs. auto: fusion-pl in the user's cache folder; null: none. Inputs that are augmented in training have "
+        "features for validation and test only; long clips are cropped to their centre.",
+    )
+    parser.add_argument(
+        "--cache_limit",
+        type=PositiveFloat | None,
+        help="Maximum size of the --cache folder in GiB; null: 10 %% of the sum of the free disk and the "
+        "folder's present size.",
+    )
+    parser.add_argument(
+        "--cache_dtype",
+        type=Literal["float32", "bfloat16", "float16"],
+        default="float32",
+        help="Type of the numbers in the --cache folder; 16 bits need half the space and round the features.",
+    )

@@ -47,7 +47,10 @@ def choose_num_threads(model: nn.Module, num_workers: int) -> int:
     if not _is_small_model(model):
         return cores
     threads = max(1, cores - num_workers)
-    rank_zero_info(f"Threads: {threads} of {cores} cores, the others for the data loader (--threads {cores} for all).")
+    if threads < cores:
+        rank_zero_info(
+            f"Threads: {threads} of {cores} cores, the others for the data loader (--threads {cores} for all)."
+        )
     return threads
 
 

@@ -497,13 +497,21 @@ class Versions(dict):
         return self.versions.pop(0) if path == self.path else super().get(path)
 
 
+class OwnCopies(ManifestData):
+    """Every process has a cache folder, as on several nodes; in one folder, both may read the second download."""
+
+    def setup(self, stage):
+        self.remote.folder /= str(self.trainer.global_rank)
+        super().setup(stage)
+
+
 @pytest.mark.parametrize("is_changed", [False, True])
 def test_processes_that_read_different_versions_of_a_table_are_refused(toy, processors, server, is_changed):
     serve(server, toy.folder)
     version = Path(toy.write()).read_bytes()
     changed = version.replace(b"xxx,", b"xyz,") if is_changed else version
     server.files = Versions(server.files, "/data/manifest.csv", [version, changed])
-    data = ManifestData(f"{server.url}/data/manifest.csv", num_workers=0, check_files=False)
+    data = OwnCopies(f"{server.url}/data/manifest.csv", num_workers=0, check_files=False)
     data.processors = {"text": processors["text"]}
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(

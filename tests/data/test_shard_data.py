@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +26,14 @@ from fusion_pl.cli.run import run
 from fusion_pl.data import ManifestData, ShardData, remote
 from fusion_pl.data.order import EpochSampler
 from fusion_pl.data.read_table import read_table
-from fusion_pl.data.rows import LoadError
+from fusion_pl.data.rows import InputColumn, LoadError
 from fusion_pl.data.sampling import Sampling
 from fusion_pl.data.shard_writer import ShardWriter
 from fusion_pl.processors import Processor
 from fusion_pl.types import UserError
 from tests.data_check.test_command import data_check
 from tests.disk import small_disk
+from tests.encoders.models import save_image
 from tests.file_server import FileServer
 from tests.texts import results
 
@@ -155,17 +157,35 @@ def test_metrics_are_those_of_the_table(folder, shards, tmp_path, monkeypatch):
         assert found["metrics"]
 
 
-def test_frozen_encoders_have_the_same_features(folder, shards, table, processors, tmp_path, monkeypatch):
-    """Features stand in for files in shards, too: the shards are not opened again."""
+def test_the_images_of_shards_are_encoded_once(folder, shards, tmp_path, monkeypatch):
+    """Without a cache in each epoch; with one in the first run, and never again."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "frozen.yaml").write_text("model: {encoders: {image: {init_args: {freeze: true}}}}")
-    config = ["--config", str(folder / "config.yaml"), "--data", "fusion_pl.data.ShardData"]
-    config += ["--data.shards", str(shards)]
-    metrics = []
+    save_image("resnet", tmp_path / "resnet")
+    content = yaml.safe_load((folder / "config.yaml").read_text())
+    init = {"pretrained": str(tmp_path / "resnet"), "freeze": "all"}
+    content["model"]["encoders"]["image"] = {"class_path": "fusion_pl.encoders.ImageEncoder", "init_args": init}
+    (tmp_path / "frozen.yaml").write_text(yaml.safe_dump(content))
+    config = ["--config", str(tmp_path / "frozen.yaml")]
+    config += ["--data", "fusion_pl.data.ShardData", "--data.shards", str(shards), "--data.num_workers", "0"]
+    config += ["--trainer.num_sanity_val_steps", "0"]
+    opened, original = [], InputColumn.open
+
+    def count(column, cell):
+        if not isinstance(cell, int):  # a row of the features
+            opened.append(column.input)
+        return original(column, cell)
+
+    monkeypatch.setattr(InputColumn, "open", count)
+    metrics, counts = [], []
     for cache in ("null", str(tmp_path / "cache"), str(tmp_path / "cache")):
+        opened.clear()
         assert run("fit", [*config, "--trainer.logger.name", f"v{len(metrics)}", "--cache", cache]) == 0
         metrics.append(results(tmp_path / f"lightning_logs/v{len(metrics)}/version_0")["metrics"])
-    assert metrics[1] == metrics[2] == pytest.approx(metrics[0], abs=1e-5)
+        counts.append(Counter(opened))
+    assert counts[0]["text"] == counts[1]["text"] == counts[2]["text"] > 0
+    assert [count["image"] for count in counts] == [2 * 39, 39 + 8, 0]  # in two epochs; all and 8 to measure the size
+    assert metrics[1] == metrics[2]
+    torch.testing.assert_close(metrics[1], metrics[0], rtol=1e-4, atol=1e-5)
 
 
 def test_the_check_of_the_data_opens_shards(folder, shards, copied, tmp_path, capsys):
