@@ -1,0 +1,1 @@
+"""``fusion-pl evaluate``: one page about a checkpoint."""
