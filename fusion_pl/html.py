@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from base64 import b64encode
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,30 @@ from PIL import Image
 from fusion_pl.types import Waveform
 
 CLIP_RATE = 16_000  # Hz; sounds of a higher rate are reduced
+THUMBNAIL = 160  # pixels
+MAX_CLIP_SECONDS = 5.0
+MAX_TEXT = 300  # characters
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Content of an opened value as an HTML element: a picture or a sound as data URL, or a text."""
+
+    caption: str
+    image: str = ""
+    sound: str = ""
+    text: str = ""
+
+
+def preview(value: Any, caption: str) -> Preview:
+    """Return a small picture, the first seconds of a sound, or the beginning of a text."""
+    if isinstance(value, Image.Image):
+        image = value.convert("RGB")
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        return Preview(caption, image=image_url(image))
+    if isinstance(value, Waveform):
+        return Preview(caption, sound=sound_url(value, MAX_CLIP_SECONDS))
+    return Preview(caption, text=value[:MAX_TEXT] if isinstance(value, str) else f"{type(value).__name__}")
 
 
 def render_page(template: Path, **values: Any) -> str:

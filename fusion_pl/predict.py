@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from fusion_pl.checkpoint import build_model, read_checkpoint
 from fusion_pl.data.collate import Collate
@@ -171,20 +173,33 @@ class Predictor:
             probabilities = self.task.probabilities(logits).cpu()
             fields = rules.fields(self.task, fused.logits.float().cpu(), probabilities, self.classes)
             weights = None if fused.weights is None else fused.weights.float().cpu()
-            present = torch.stack([batch.present[name] for name in self.processors], dim=-1).any(-1)
-            for row, sample_id in enumerate(batch.ids):
-                if errors := batch.bad_files[row]:
-                    yield Prediction(sample_id, error="; ".join(errors))
-                elif not present[row]:
-                    names = ", ".join(self.processors)
-                    yield Prediction(sample_id, error=f"the sample has none of the model's inputs: {names}")
-                elif not probabilities[row].isfinite().all():
-                    yield Prediction(sample_id, error="the model's output for this sample is NaN or infinite")
+            for row, (sample_id, error) in enumerate(zip(batch.ids, self.errors(batch, probabilities), strict=True)):
+                if error is not None:
+                    yield Prediction(sample_id, error=error)
                 else:
                     classes = dict(zip(self.classes, probabilities[row].tolist(), strict=True))
                     inputs = None if weights is None else dict(zip(self.processors, weights[row].tolist(), strict=True))
                     decision = self.task.prediction(probabilities[row], self.classes) | fields[row]
                     yield Prediction(sample_id, **decision, probabilities=classes, weights=inputs)
+
+    def errors(self, batch: Batch, outputs: Float[Tensor, "B _"]) -> list[str | None]:
+        """Return for each sample of a batch why it has no prediction, None if it has one.
+
+        Args:
+            batch: the samples.
+            outputs: probabilities or logits of the model.
+        """
+        present = torch.stack([batch.present[name] for name in self.processors], dim=-1).any(-1)
+        finite = outputs.isfinite().all(-1)
+        errors: list[str | None] = []
+        for row, messages in enumerate(batch.bad_files):
+            if messages:
+                errors.append("; ".join(messages))
+            elif not present[row]:
+                errors.append(f"the sample has none of the model's inputs: {', '.join(self.processors)}")
+            else:
+                errors.append(None if finite[row] else "the model's output for this sample is NaN or infinite")
+        return errors
 
     def open_sample(self, sample_id: str, values: Mapping[str, Any], open_paths: bool = True) -> Sample:
         """Open the values of one sample, see ``predict``; errors are in ``bad_files``."""

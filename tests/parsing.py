@@ -13,10 +13,16 @@ from fusion_pl.cli.fusion_cli import FusionCLI
 from fusion_pl.cli.run import run, run_reporting_errors
 from fusion_pl.cli.shard import shard_command
 from fusion_pl.data_check.command import check_command
+from fusion_pl.evaluate.command import evaluate_command
 from fusion_pl.explain.command import explain_command
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = {"explain": explain_command, "data check": check_command, "data shard": shard_command}
+COMMANDS = {
+    "explain": explain_command,
+    "evaluate": evaluate_command,
+    "data check": check_command,
+    "data shard": shard_command,
+}
 
 
 class ParsedError(Exception):

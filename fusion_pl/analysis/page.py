@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+from fusion_pl.html import Preview
 
 PICTURES = "pictures"  # folder of the SVG files, next to the Markdown file
 
@@ -23,12 +25,16 @@ class Table:
         rows: Cells of each row, one per column.
         best: Whether the first row is highlighted.
         text: Whether the cells are sentences rather than numbers.
+        caption: What the table shows, if the title of its section does not say so.
+        highlighted: Indices of further highlighted rows.
     """
 
     header: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     best: bool = False
     text: bool = False
+    caption: str = ""
+    highlighted: Collection[int] = ()
 
 
 @dataclass(frozen=True)
@@ -41,14 +47,25 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Card:
+    """A sample with a sentence about it and previews of its inputs."""
+
+    title: str
+    text: str
+    previews: Sequence[Preview] = ()
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading with an optional paragraph, table, pictures and commands."""
+    """A heading with an optional paragraph, warnings, tables, pictures, samples and commands."""
 
     title: str
     text: str = ""
-    table: Table | None = None
-    pictures: list[Picture] = field(default_factory=list)
-    commands: list[tuple[str, str]] = field(default_factory=list)  # (comment, command)
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+    commands: Sequence[tuple[str, str]] = ()  # (comment, command)
+    warnings: Sequence[str] = ()
+    cards: Sequence[Card] = ()
 
     @property
     def fence(self) -> str:

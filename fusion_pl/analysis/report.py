@@ -113,14 +113,14 @@ def _sections(results: Sequence[RunResult], summary: Summary, all_inputs: Sequen
     explanations = Table(("", "meaning"), terms, text=True) if finished else None
     unranked_text = UNRANKED_TEXT + SAME_SAMPLES_TEXT.format(score=score) * bool(summary.ranked)
     sections = [
-        Section("Results", table=ranking_table(summary.ranked)),
-        Section("Measured on other samples", unranked_text, unranked_table(summary)),
-        Section("How to read it", table=explanations),
-        Section("Failed runs", table=failure_table(summary.rows)),
+        Section("Results", tables=_tables(ranking_table(summary.ranked))),
+        Section("Measured on other samples", unranked_text, _tables(unranked_table(summary))),
+        Section("How to read it", tables=_tables(explanations)),
+        Section("Failed runs", tables=_tables(failure_table(summary.rows))),
         Section(
             f"{score.capitalize()} per set of inputs",
             SUBSETS_TEXT,
-            subset_table(finished, all_inputs),
+            _tables(subset_table(finished, all_inputs)),
             _svg_pictures(("inputs", SUBSETS_CAPTION.format(score=score), plot_score_by_subset(finished, all_inputs))),
         ),
         Section(f"{score.capitalize()} against cost", pictures=_cost_pictures(summary.ranked)),
@@ -128,7 +128,11 @@ def _sections(results: Sequence[RunResult], summary: Summary, all_inputs: Sequen
         Section("Command of each run", commands=commands),
     ]
     overview = Section("What was compared", f"{_overview_text(results, summary)} {note}".strip())
-    return [overview, *(section for section in sections if section.table or section.pictures or section.commands)]
+    return [overview, *(section for section in sections if section.tables or section.pictures or section.commands)]
+
+
+def _tables(table: Table | None) -> list[Table]:
+    return [] if table is None else [table]
 
 
 def _overview_text(results: Sequence[RunResult], summary: Summary) -> str:

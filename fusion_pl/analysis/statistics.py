@@ -64,7 +64,12 @@ def bootstrap_interval(correct: Correct) -> tuple[float, float]:
     sample_counts = generator.multinomial(samples, counts / samples, size=NUM_RESAMPLES)
     seed_counts = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=NUM_RESAMPLES)
     means = np.einsum("ds,sp,dp->d", seed_counts, columns, sample_counts, optimize=True) / (seeds * samples)
-    low, high = np.quantile(means, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
+    return percentile_interval(means)
+
+
+def percentile_interval(values: Shaped[NDArray[np.float64], " R"]) -> tuple[float, float]:
+    """Return the percentile interval of a statistic from its values in bootstrap resamples."""
+    low, high = np.quantile(values, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
     return float(low), float(high)
 
 

@@ -21,6 +21,7 @@ from fusion_pl.cli.run import command_parser
 from fusion_pl.cli.shard import shard_parser
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data_check.command import check_parser
+from fusion_pl.evaluate.command import evaluate_parser
 from fusion_pl.explain.command import explain_parser
 
 DESCRIPTIONS = {
@@ -34,6 +35,9 @@ DESCRIPTIONS = {
     "contributes (Shapley values), whether inputs are needed together, and which words, parts of a picture and moments "
     "of a sound matter. The result is a page, explanation.html, and explanations.jsonl. The exit code is that of "
     "predict.",
+    "evaluate": "Write one page about a checkpoint, on the labelled rows of a table: metrics with intervals, "
+    "confusion, calibration, the hardest and the most doubtful samples, metrics by group with a warning for groups "
+    "on which the model is worse, and a second checkpoint beside it. The same command goes on after it was stopped.",
     "compare": "Train heads and single inputs with one configuration over several seeds, and report which is best. "
     "Options of fusion-pl fit (--trainer.max_epochs 5) apply to every run.",
     "data check": "Open every row and file of a table in parallel, before anything is trained, with the configuration "
@@ -52,6 +56,7 @@ EXAMPLES = {
     "test": "--config configs/keypad.yaml --ckpt_path best",
     "predict": "--ckpt_path best.ckpt --data.manifest new.csv --output predictions.csv",
     "explain": "--ckpt_path best.ckpt --data.manifest new.csv --output reports/why",
+    "evaluate": "--ckpt_path best.ckpt --data.manifest rows.csv --output reports/best",
     "compare": "--config configs/keypad.yaml --fusions Concat,LowRank --output reports/keypad",
     "data check": "--config configs/own.yaml --output reports/check --cleaned data/cleaned.csv",
     "data shard": "--config configs/own.yaml --output data/shards",
@@ -76,7 +81,12 @@ TRAINING_OPTIONS = (
     *("trainer.gradient_clip_val", "early_stopping.monitor", "early_stopping.patience", "checkpoint.monitor"),
 )
 # Commands whose options are not those of fit.
-STANDALONE_PARSERS = {"predict": predict_parser, "explain": explain_parser, "compare": compare_parser}
+STANDALONE_PARSERS = {
+    "predict": predict_parser,
+    "explain": explain_parser,
+    "evaluate": evaluate_parser,
+    "compare": compare_parser,
+}
 CONFIG_OPTION = Option("config", str, None, "YAML file of options, which override those given before it", False)
 MAX_WIDTH, KEY_WIDTH = 120, 46  # of the text and of its first column, in characters
 

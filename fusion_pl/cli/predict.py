@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -86,8 +86,8 @@ def add_checkpoint_option(parser: ArgumentParser) -> None:
     )
 
 
-def add_model_options(parser: ArgumentParser) -> None:
-    """Add the options of the device and of the table."""
+def add_model_options(parser: ArgumentParser, unused: Collection[str] = TRAINING_OPTIONS) -> None:
+    """Add the options of the device and of the table, without its ``unused`` ones."""
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--trust", type=str, default=[], help="packages whose encoders and heads may run", nargs="*")
     for name in ("save_dir", "name"):
@@ -97,14 +97,22 @@ def add_model_options(parser: ArgumentParser) -> None:
             default=LOGGER["init_args"][name],
             help="folder or name of the runs of fit, for --ckpt_path best or last",
         )
-    parser.add_class_arguments(ManifestData, "data", skip=TRAINING_OPTIONS)
+    parser.add_class_arguments(ManifestData, "data", skip=set(unused))
+
+
+def checkpoint_path(config: Namespace, name: str) -> str:
+    """Return the path of a checkpoint, which may be ``best`` or ``last``.
+
+    Raises:
+        MissingFileError: if it does not exist.
+    """
+    logger = config.trainer.logger
+    return find_checkpoint(name, Path(logger.save_dir, logger.name))
 
 
 def load_model(config: Namespace) -> tuple[Predictor, ManifestData]:
     """Return the model of the checkpoint, and the table with the processors of the model."""
-    logger = config.trainer.logger
-    path = find_checkpoint(config.ckpt_path, Path(logger.save_dir, logger.name))
-    predictor = Predictor.from_checkpoint(path, config.device, config.trust)
+    predictor = Predictor.from_checkpoint(checkpoint_path(config, config.ckpt_path), config.device, config.trust)
     data = ManifestData(**config.data.as_dict() | {"inputs": predictor.columns | (config.data.inputs or {})})
     data.processors = predictor.processors
     data.setup("predict")

@@ -9,30 +9,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TextIO
 
-from PIL import Image
-
 from fusion_pl import __version__
 from fusion_pl.data.splits import NO_SPLIT, SPLITS
 from fusion_pl.data_check.check import CheckedTable
 from fusion_pl.data_check.findings import Finding
 from fusion_pl.files import atomic_write
-from fusion_pl.html import image_url, render_page, sound_url
+from fusion_pl.html import Preview, preview, render_page
 from fusion_pl.processors.base import OPEN_ERRORS
-from fusion_pl.types import Waveform
 
 MAX_SHOWN = 24  # findings per kind in the HTML file
-THUMBNAIL = 160  # pixels
-MAX_CLIP_SECONDS = 5.0  # of the sounds in the HTML file
-
-
-@dataclass(frozen=True)
-class Preview:
-    """Content of a cell as an HTML element: a picture or a sound as data URL, or a text."""
-
-    caption: str
-    image: str = ""
-    sound: str = ""
-    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,14 +113,3 @@ def _previews(checked: CheckedTable, finding: Finding) -> list[Preview]:
             caption = ", ".join(part for part in (f"row {number}", _split(checked, row), check.column.input) if part)
             previews.append(preview(value, caption))
     return previews
-
-
-def preview(value: Any, caption: str) -> Preview:
-    """Return a small picture, the first seconds of a sound, or the beginning of a text."""
-    if isinstance(value, Image.Image):
-        image = value.convert("RGB")
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        return Preview(caption, image=image_url(image))
-    if isinstance(value, Waveform):
-        return Preview(caption, sound=sound_url(value, MAX_CLIP_SECONDS))
-    return Preview(caption, text=value[:300] if isinstance(value, str) else f"{type(value).__name__}")

@@ -53,6 +53,7 @@ class Task(Configurable, nn.Module, ABC):
         monitor: name of the metric that chooses the checkpoint, without the prefix of the stage.
         mode: whether that metric is to be maximised or minimised.
         score: name of the mean of ``is_correct`` over samples.
+        error: name of the mean of ``sample_errors`` over samples.
         prediction_fields: fields of a ``Prediction`` that contain the decision.
     """
 
@@ -63,6 +64,7 @@ class Task(Configurable, nn.Module, ABC):
     monitor: str = "accuracy"
     mode: Literal["max", "min"] = "max"
     score: str = "accuracy"
+    error: str = "error_rate"
     prediction_fields: tuple[str, ...] = ("label", "probability")
 
     def __init__(self) -> None:
@@ -155,6 +157,15 @@ class Task(Configurable, nn.Module, ABC):
             target: their targets.
             smoothing: share of the target probability that is distributed over all classes.
         """
+
+    def sample_losses(self, logits: Logits, target: Target) -> Float[Tensor, " B"]:
+        """Return the mean negative log-likelihood of each sample."""
+        rows = (slice(row, row + 1) for row in range(len(target)))
+        return torch.stack([total / count for total, count in (self.sum_losses(logits[r], target[r]) for r in rows)])
+
+    def sample_errors(self, logits: Logits, target: Target) -> Float[Tensor, " B"]:
+        """Return how wrong the prediction of each sample is: 0 if it is correct, else by default 1."""
+        return (~self.is_correct(logits, target)).double()
 
     @abstractmethod
     def confidences(

@@ -57,6 +57,7 @@ class MultiLabel(Task):
     default_criterion = BinaryCrossEntropy
     monitor = "average_precision"
     score = "exact_match"
+    error = "hamming_loss"
     prediction_fields = ("labels",)
     thresholds: Tensor  # of calibrated probabilities
     training_thresholds: Tensor  # of the probabilities during training, which are not calibrated
@@ -197,6 +198,12 @@ class MultiLabel(Task):
         """Return whether all known labels of each sample are predicted correctly."""
         decided = self.decide(self.probabilities(logits.float()))
         return ((decided == target) | (target < 0)).all(-1)
+
+    def sample_errors(self, logits: Logits, target: Target) -> Float[Tensor, " B"]:
+        """Return the share of the known labels of each sample that are predicted wrongly."""
+        known = target >= 0
+        wrong = (self.decide(self.probabilities(logits.float())) != target) & known
+        return wrong.sum(-1).double() / known.sum(-1)
 
     def total_weight(self, target: Target, weights: Float[Tensor, " C"] | None) -> Tensor | int:
         """Return the number of known labels, or the sum of their weights."""

@@ -39,6 +39,7 @@ class Ordinal(MultiClass):
     uses_softmax = False
     monitor = "mae"
     mode: Literal["max", "min"] = "min"
+    error = "mae"
 
     def infer_classes(self, columns: Sequence[LabelColumn]) -> list[str]:
         """Return the distinct labels in numeric order.
@@ -76,6 +77,10 @@ class Ordinal(MultiClass):
     def is_correct(self, logits: Logits, target: Target) -> Bool[Tensor, " B"]:
         """Return whether the median is the class of the sample."""
         return self.decide(self.probabilities(logits.float())) == target
+
+    def sample_errors(self, logits: Logits, target: Target) -> Float[Tensor, " B"]:
+        """Return the distance of the median from the class of the sample, in classes."""
+        return (self.decide(self.probabilities(logits.float())) - target).abs().double()
 
     def sum_losses(
         self, logits: Logits, target: Target, smoothing: float = 0.0

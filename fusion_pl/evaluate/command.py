@@ -1,0 +1,117 @@
+"""``fusion-pl evaluate``, which writes one page about a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from fusion_pl.checkpoint import build_model, read_checkpoint
+from fusion_pl.cli.parsing import parse, refuse_repeated_options
+from fusion_pl.cli.predict import TRAINING_OPTIONS, add_checkpoint_option, add_model_options, checkpoint_path
+from fusion_pl.data.manifest import ManifestData
+from fusion_pl.data.split_record import SplitRecord, find_split_record
+from fusion_pl.evaluate.evaluation import Evaluation
+from fusion_pl.evaluate.overview import overview_section
+from fusion_pl.evaluate.parts import Parts
+from fusion_pl.evaluate.predict_rows import EvaluatedModel, predict_rows
+from fusion_pl.evaluate.report import write_report
+from fusion_pl.evaluate.rows import EvaluatedSplit, LabelledRows, select_rows
+from fusion_pl.evaluate.scores import metrics_section, resample
+from fusion_pl.evaluate.section import EvaluationSection
+from fusion_pl.messages import escape_unprintable
+from fusion_pl.predict import Predictor
+from fusion_pl.training.interrupt import StopSignals
+from fusion_pl.types import UserError
+
+PARTS = "partial"  # folder of what is stored until the report is written
+
+
+def evaluate_parser() -> ArgumentParser:
+    """Return the parser of ``fusion-pl evaluate``."""
+    parser = ArgumentParser(prog="fusion-pl evaluate", exit_on_error=False, allow_abbrev=False)
+    add_checkpoint_option(parser)
+    parser.add_argument("--output", type=str, required=True, help="folder of report.html, report.md and results.json")
+    parser.add_argument(
+        "--split",
+        type=EvaluatedSplit,
+        default="test",
+        help="rows to evaluate: by the split column, or, without one, by the splits that the checkpoint records",
+    )
+    parser.add_argument(
+        "--data.label",
+        type=list[str] | str | None,
+        default=None,
+        help="label column, or columns of 1 and 0; by default those of the training",
+    )
+    add_model_options(parser, TRAINING_OPTIONS - {"split"})
+    return parser
+
+
+@StopSignals().handle_signals()
+def evaluate_command(arguments: list[str]) -> int:
+    """Run ``fusion-pl evaluate``."""
+    refuse_repeated_options(arguments, repeatable=())
+    config = parse(evaluate_parser(), arguments)
+    output = Path(config.output)
+    if any(path.is_file() for path in (output, *output.parents)):
+        raise UserError(f"--output {output} is, or lies below, a file: give a folder")
+    model, record = load_evaluated_model(config, config.ckpt_path)
+    selected = select_rows(model.data, config.split, record)
+    console = Console(stderr=True)
+    parts = Parts(output / PARTS, f"{model.key} {hashlib.sha256(selected.rows.tobytes()).hexdigest()}")
+    evaluation = predict_rows(model, selected.rows, parts, console)
+    sections = make_sections(config, evaluation, selected, console)
+    write_report(output, f"Evaluation of {config.ckpt_path} on {config.data.manifest}", sections)
+    parts.remove()
+    for line in _summary(evaluation, sections, output):
+        console.print(escape_unprintable(line), highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+def load_evaluated_model(config: Namespace, checkpoint: str) -> tuple[EvaluatedModel, SplitRecord | None]:
+    """Return a model with its table, and the splits that its checkpoint records."""
+    path = checkpoint_path(config, checkpoint)
+    content = read_checkpoint(path)
+    part = content["fusion_pl"]
+    predictor = Predictor(build_model(content, path, config.trust), config.device, part["columns"], part.get("label"))
+    options = config.data.as_dict()
+    data = ManifestData(
+        **options
+        | {
+            "inputs": predictor.columns | (options["inputs"] or {}),
+            "label": options["label"] or predictor.label or "label",
+            "classes": predictor.classes,
+            "task": predictor.task,
+        }
+    )
+    data.processors = predictor.processors
+    data.setup("predict")
+    state: Any = find_split_record(content, ManifestData)
+    with open(path, "rb") as file:
+        content_hash = hashlib.file_digest(file, "sha256").hexdigest()
+    return EvaluatedModel(checkpoint, content_hash, predictor, data), SplitRecord.from_state(state) if state else None
+
+
+def make_sections(
+    config: Namespace, evaluation: Evaluation, selected: LabelledRows, console: Console
+) -> list[EvaluationSection]:
+    """Return the sections of the page, in order; the first one repeats the warnings of all."""
+    sections = [
+        metrics_section(evaluation, resample(evaluation, console)),
+    ]
+    return [overview_section(evaluation, selected, config.split, sections), *sections]
+
+
+def _summary(evaluation: Evaluation, sections: list[EvaluationSection], output: Path) -> list[str]:
+    """Return the lines to print."""
+    score = evaluation.task.score.replace("_", " ")
+    overview = sections[0]
+    return [
+        f"{score} {float(evaluation.correct.double().mean()):.4f} ({len(evaluation):,} rows)",
+        *(f"warning: {warning}" for warning in overview.warnings),
+        f"Report: {output / 'report.html'}, {output / 'report.md'}, {output / 'results.json'}",
+    ]
