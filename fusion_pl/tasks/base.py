@@ -147,10 +147,8 @@ class Task(Configurable, nn.Module, ABC):
         """Return whether the prediction of each sample is correct."""
 
     @abstractmethod
-    def sum_losses(
-        self, logits: Logits, target: Target, smoothing: float = 0.0
-    ) -> tuple[Float[Tensor, ""], Tensor | int]:
-        """Return the sum of the negative log-likelihoods and their number, for validation, test and calibration.
+    def losses(self, logits: Logits, target: Target, smoothing: float = 0.0) -> Float[Tensor, " B"]:
+        """Return the negative log-likelihood of each sample, the sum over its known labels.
 
         Args:
             logits: logits of the samples.
@@ -158,10 +156,15 @@ class Task(Configurable, nn.Module, ABC):
             smoothing: share of the target probability that is distributed over all classes.
         """
 
+    def sum_losses(
+        self, logits: Logits, target: Target, smoothing: float = 0.0
+    ) -> tuple[Float[Tensor, ""], Tensor | int]:
+        """Return the sum of ``losses`` and the number of labels, for validation, test and calibration."""
+        return self.losses(logits, target, smoothing).sum(), len(target)
+
     def sample_losses(self, logits: Logits, target: Target) -> Float[Tensor, " B"]:
-        """Return the mean negative log-likelihood of each sample."""
-        rows = (slice(row, row + 1) for row in range(len(target)))
-        return torch.stack([total / count for total, count in (self.sum_losses(logits[r], target[r]) for r in rows)])
+        """Return the mean negative log-likelihood of the known labels of each sample."""
+        return self.losses(logits, target)
 
     def sample_errors(self, logits: Logits, target: Target) -> Float[Tensor, " B"]:
         """Return how wrong the prediction of each sample is: 0 if it is correct, else by default 1."""

@@ -95,11 +95,9 @@ class MultiClass(Task):
         """Return whether the class with the largest logit is that of the sample."""
         return logits.argmax(-1) == target
 
-    def sum_losses(
-        self, logits: Logits, target: Target, smoothing: float = 0.0
-    ) -> tuple[Float[Tensor, ""], Tensor | int]:
-        """Return the sum of the cross-entropies, and the number of samples."""
-        return cross_entropy(logits, target, reduction="sum", label_smoothing=smoothing), len(target)
+    def losses(self, logits: Logits, target: Target, smoothing: float = 0.0) -> Float[Tensor, " B"]:
+        """Return the cross-entropy of each sample."""
+        return cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
 
     def confidences(
         self, probabilities: Probabilities, target: Target

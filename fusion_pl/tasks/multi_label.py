@@ -199,6 +199,10 @@ class MultiLabel(Task):
         decided = self.decide(self.probabilities(logits.float()))
         return ((decided == target) | (target < 0)).all(-1)
 
+    def sample_losses(self, logits: Logits, target: Target) -> Float[Tensor, " B"]:
+        """Return the mean of the binary cross-entropies of the known labels of each sample."""
+        return self.losses(logits, target) / (target >= 0).sum(-1)
+
     def sample_errors(self, logits: Logits, target: Target) -> Float[Tensor, " B"]:
         """Return the share of the known labels of each sample that are predicted wrongly."""
         known = target >= 0
@@ -211,13 +215,17 @@ class MultiLabel(Task):
         total = (known if weights is None else known * weights).sum()
         return total.where(total > 0, 1.0)
 
+    def losses(self, logits: Logits, target: Target, smoothing: float = 0.0) -> Float[Tensor, " B"]:
+        """Return the sum of the binary cross-entropies of the known labels of each sample."""
+        smoothed = target.clamp(min=0).to(logits.dtype) * (1 - smoothing) + smoothing / 2
+        losses = binary_cross_entropy_with_logits(logits, smoothed, reduction="none")
+        return losses.masked_fill(target < 0, 0.0).sum(-1)
+
     def sum_losses(
         self, logits: Logits, target: Target, smoothing: float = 0.0
     ) -> tuple[Float[Tensor, ""], Tensor | int]:
         """Return the sum of the binary cross-entropies of the known labels, and their number."""
-        smoothed = target.clamp(min=0).to(logits.dtype) * (1 - smoothing) + smoothing / 2
-        losses = binary_cross_entropy_with_logits(logits, smoothed, reduction="none")
-        return losses.masked_fill(target < 0, 0.0).sum(), (target >= 0).sum()
+        return self.losses(logits, target, smoothing).sum(), (target >= 0).sum()
 
     def confidences(
         self, probabilities: Probabilities, target: Target

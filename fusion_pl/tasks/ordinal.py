@@ -82,13 +82,11 @@ class Ordinal(MultiClass):
         """Return the distance of the median from the class of the sample, in classes."""
         return (self.decide(self.probabilities(logits.float())) - target).abs().double()
 
-    def sum_losses(
-        self, logits: Logits, target: Target, smoothing: float = 0.0
-    ) -> tuple[Float[Tensor, ""], Tensor | int]:
-        """Return the sum of the negative log-probabilities, and the number of samples."""
+    def losses(self, logits: Logits, target: Target, smoothing: float = 0.0) -> Float[Tensor, " B"]:
+        """Return the negative log-probability of each sample."""
         scores = self.class_scores(logits)
-        total = nll_loss(scores, target, reduction="sum")
-        return (torch.lerp(total, -scores.mean(-1).sum(), smoothing) if smoothing else total), len(target)
+        losses = nll_loss(scores, target, reduction="none")
+        return torch.lerp(losses, -scores.mean(-1), smoothing) if smoothing else losses
 
     def metrics(self, num_classes: int, prefix: str) -> MetricCollection:
         """Return accuracy, mean absolute error, and Cohen's kappa with quadratic weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,11 @@ from torchmetrics.utilities.data import dim_zero_cat
 from fusion_pl.fusion.evidential import Evidential
 from fusion_pl.layers import keep_rows
 from fusion_pl.types import Batch, Encoded, hash_ids
-from fusion_pl.uncertainty.calibration import Outputs, fit_calibration
+from fusion_pl.uncertainty.calibration import Outputs
+from fusion_pl.uncertainty.calibration_fit import fit_calibration
 from fusion_pl.uncertainty.validation_scores import ValidationScores
+
+SUBSET_SAMPLES = 500  # of each subset of the inputs; with 80, a temperature of a subset is often worse for new samples
 
 
 class StoredOutputs(Metric):
@@ -96,9 +100,15 @@ def calibrate_outputs(model: Any, outputs: Outputs) -> Tensor:
 
 
 def drop_inputs(
-    encoded: Mapping[str, Encoded], batch: Batch, subsets: Sequence[Sequence[str]]
+    encoded: Mapping[str, Encoded], batch: Batch, subsets: Sequence[Sequence[str]], shift: int = 0
 ) -> tuple[dict[str, Encoded], Tensor, Tensor]:
     """Keep one subset of the inputs of each sample, chosen by the sample's id, as if the others were missing.
+
+    Args:
+        encoded: outputs of the encoders.
+        batch: the batch.
+        subsets: names of the inputs of each subset.
+        shift: number that is added to the index of the subset, for other subsets of the same samples.
 
     Returns:
         The outputs of the encoders; the presence of each input, of shape (B, M); and whether the sample has some, but
@@ -107,6 +117,18 @@ def drop_inputs(
     present = torch.stack([batch.present[name] for name in encoded], dim=1)
     hashes = batch.id_hashes if batch.id_hashes is not None else hash_ids(batch.ids)
     members = torch.tensor([[name in subset for name in encoded] for subset in subsets], device=present.device)
-    kept = present & members[hashes.to(present.device) % len(subsets)]
+    kept = present & members[(hashes.to(present.device) + shift) % len(subsets)]
     reduced = {name: keep_rows(value, kept[:, index]) for index, (name, value) in enumerate(encoded.items())}
     return reduced, kept, kept.any(1) & (kept != present).any(1)
+
+
+def subsets_per_sample(num_subsets: int, num_samples: int | float) -> int:
+    """Return with how many subsets of its inputs each validation sample is predicted.
+
+    Each subset has about 500 samples, or all of a smaller validation; a larger one costs no more than that.
+
+    Example:
+        >>> subsets_per_sample(6, 200), subsets_per_sample(6, 1500), subsets_per_sample(6, 100_000)
+        (6, 2, 1)
+    """
+    return min(num_subsets, max(1, math.ceil(SUBSET_SAMPLES * num_subsets / max(num_samples, 1))))

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torchmetrics.utilities.data import dim_zero_cat
 
-from fusion_pl.metrics import EqualMassCalibrationError, calibration_error
+from fusion_pl.metrics import EqualMassCalibrationError, calibration_error, chance_calibration_error
 from fusion_pl.tasks import Task
 from fusion_pl.uncertainty.calibration import Calibration
 
@@ -36,10 +37,11 @@ class CalibrationScores(EqualMassCalibrationError):  # noqa: N818 - a metric, no
         self.counts += torch.tensor([int(brier_count), int(nll_count), len(target)], device=self.counts.device)
 
     def compute(self) -> dict[str, float]:  # type: ignore[override]
-        """Return the scores and the number of samples; NaN without samples."""
+        """Return the scores, the error of a perfectly calibrated model, and the number of samples; NaN without any."""
         brier, nll = (self.sums / self.counts[:2]).tolist()
         error = float(calibration_error(*self.bins()))
-        return {"ece": error, "brier": brier, "nll": nll, "samples": int(self.counts[2])}
+        chance = chance_calibration_error(dim_zero_cat(self.confidences)) if len(self.confidences) else math.nan
+        return {"ece": error, "ece_by_chance": chance, "brier": brier, "nll": nll, "samples": int(self.counts[2])}
 
 
 class CalibrationReport:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from fusion_pl.training.calibrate import drop_inputs
+from fusion_pl.training.calibrate import drop_inputs, subsets_per_sample
 from fusion_pl.training.stage_metrics import StageMetrics
 from fusion_pl.types import Batch, Encoded
 
@@ -42,11 +42,15 @@ def evaluate_batch(model: FusionClassifier, batch: Batch, stage: Literal["val", 
 def _store_outputs(
     model: FusionClassifier, encoded: dict[str, Encoded], logits: Tensor, batch: Batch, metrics: StageMetrics
 ) -> None:
-    """Store the logits of all samples; in training also those with one subset of the inputs of each sample."""
+    """Store the logits of all samples; in training also those with some subsets of the inputs of each sample."""
     assert batch.target is not None
     present = torch.stack([batch.present[name] for name in encoded], dim=1)
     model.outputs.update(logits, batch.target, present, torch.ones_like(present[:, 0]))
-    if metrics.subsets and model.calibration_method != "none" and model.trainer.state.fn == "fit":
-        reduced, kept, is_reduced = drop_inputs(encoded, batch, metrics.subsets)
+    if not metrics.subsets or model.calibration_method == "none" or model.trainer.state.fn != "fit":
+        return
+    (num_batches,) = model.trainer.num_val_batches[:1]
+    count = subsets_per_sample(len(metrics.subsets), num_batches * len(batch.ids) * model.trainer.world_size)
+    for shift in range(count):
+        reduced, kept, is_reduced = drop_inputs(encoded, batch, metrics.subsets, shift)
         values = (model.fuse(reduced).logits, batch.target, kept, torch.zeros_like(is_reduced))
         model.outputs.update(*(value[is_reduced] for value in values))

@@ -16,9 +16,7 @@ from fusion_pl.tasks import Task
 from fusion_pl.types import UserError
 
 Method = Literal["none", "temperature", "vector"]
-# With 50 samples, 10 classes and 75 % accuracy, the standard error of log T is 0.3; it falls with the square root.
-MIN_SAMPLES = 50
-MAX_SAMPLES = 20_000  # the standard error is below 2 %
+MAX_SAMPLES = 20_000  # of a fit; the standard error of log T is below 2 %
 
 
 class Outputs(NamedTuple):
@@ -96,92 +94,6 @@ class Calibration:
             rows = torch.stack(masks).all(0).to(logits.device)
             calibrated = torch.where(rows.unsqueeze(-1), logits.float() / temperature, calibrated)
         return calibrated
-
-
-def fit_calibration(task: Task, outputs: Outputs, inputs: Sequence[str], method: Method) -> Calibration:
-    r"""Fit a calibration that minimises the negative log-likelihood (NLL) of validation samples, in float64.
-
-    The targets are smoothed by 1 / (n + 1), as if one more sample had a random class: if all n predictions are right,
-    the share of errors among new samples is still not 0, and the temperature must not approach 0. A fit is used only if
-    it lowers the sum of the NLL by more than log(n) / 2 per fitted number (Schwarz's criterion, BIC): a smaller gain is
-    probably that of chance, and would be a loss for new samples.
-
-    Samples with only some of their inputs have a temperature of this subset, if there are at least 50 of them and if
-    by the same criterion it is better for them than the common calibration. Otherwise they have the common one.
-
-    Source: "On Calibration of Modern Neural Networks", arXiv:1706.04599; "Probabilistic Outputs for Support Vector
-    Machines", Platt 1999, for the smoothing (there 1 / (n_c + 2) of class c). Deviations: smoothing and criterion;
-    positive scales.
-
-    Args:
-        task: task that has the likelihood.
-        outputs: outputs of the model.
-        inputs: names of the inputs, in the order of the columns of ``outputs.present``.
-        method: ``temperature`` or ``vector``.
-    """
-    whole = outputs.select(outputs.complete)
-    samples = len(whole.logits)
-    if samples < MIN_SAMPLES:
-        reason = f"only {samples} validation samples, and a calibration needs at least {MIN_SAMPLES}"
-        return Calibration(method, samples=samples, reason=reason)
-    if not outputs.logits.isfinite().all():
-        return Calibration(method, samples=samples, reason="some logits of the validation are NaN or infinite")
-    size = whole.logits.shape[-1] if method == "vector" else 1
-    scale, shift = _minimise_nll(task, whole, size)
-    before = _sum_nll(task, whole, whole.logits.double())
-    gain = before - _sum_nll(task, whole, whole.logits * scale + shift)
-    reason, parameters = "", size if method == "temperature" else 2 * size
-    if not gain > parameters * math.log(samples) / 2:
-        reason = f"by {samples} validation samples, it would not lower the negative log-likelihood of new ones"
-        scale, shift = torch.ones(1).double(), torch.zeros(1).double()
-    temperatures = _fit_subsets(task, outputs, inputs, (scale, shift))
-    common = Calibration(method, scale.tolist(), shift.tolist(), temperatures, samples, reason=reason)
-    present = dict(zip(inputs, whole.present.unbind(1), strict=True))
-    measured = {
-        "before": calibration_scores(task, whole.logits, whole.target),
-        "after": calibration_scores(task, common.apply(whole.logits, present), whole.target),
-    }
-    return Calibration(**vars(common) | measured)
-
-
-def _fit_subsets(
-    task: Task, outputs: Outputs, inputs: Sequence[str], common: tuple[Tensor, Tensor]
-) -> list[tuple[list[str], float]]:
-    """Return the temperatures of subsets of the inputs that are better than the common calibration."""
-    temperatures = []
-    for pattern, count in zip(*torch.unique(outputs.present, dim=0, return_counts=True), strict=True):
-        if count < MIN_SAMPLES or not pattern.any():
-            continue
-        rows = outputs.select((outputs.present == pattern).all(1))
-        scale, _ = _minimise_nll(task, rows, 1)
-        gain = _sum_nll(task, rows, rows.logits * common[0] + common[1]) - _sum_nll(task, rows, rows.logits * scale)
-        if gain > math.log(len(rows.logits)) / 2:
-            names = [name for name, is_present in zip(inputs, pattern.tolist(), strict=True) if is_present]
-            temperatures.append((names, 1 / scale.item()))
-    return temperatures
-
-
-def _sum_nll(task: Task, outputs: Outputs, logits: Float[Tensor, "N L"]) -> float:
-    return float(task.sum_losses(logits.double(), outputs.target)[0])
-
-
-def _minimise_nll(task: Task, outputs: Outputs, size: int) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
-    """Return the scales, and the shifts, that minimise the smoothed NLL; the shift of a single scale is 0."""
-    logits, smoothing = outputs.logits.double(), 1 / (len(outputs.logits) + 1)
-    log_scale = torch.zeros(size, dtype=torch.float64, requires_grad=True)
-    shift = torch.zeros(size, dtype=torch.float64, requires_grad=size > 1)
-    parameters = [log_scale, shift] if size > 1 else [log_scale]
-    optimizer = torch.optim.LBFGS(parameters, max_iter=200, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        total, count = task.sum_losses(logits * log_scale.exp() + shift, outputs.target, smoothing)
-        loss = total / max(int(count), 1)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return log_scale.detach().exp(), shift.detach()
 
 
 def calibration_scores(task: Task, logits: Float[Tensor, "N L"], target: Tensor) -> dict[str, float]:

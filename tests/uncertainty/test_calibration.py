@@ -10,11 +10,13 @@ import pytest
 import torch
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax
+from scipy.stats import binom
 
-from fusion_pl.metrics import EqualMassCalibrationError
+from fusion_pl.metrics import EqualMassCalibrationError, chance_calibration_error
 from fusion_pl.tasks import MultiClass, MultiLabel, Ordinal
 from fusion_pl.types import UserError
-from fusion_pl.uncertainty.calibration import MIN_SAMPLES, Calibration, Outputs, fit_calibration, read_calibration
+from fusion_pl.uncertainty.calibration import Calibration, Outputs, read_calibration
+from fusion_pl.uncertainty.calibration_fit import MIN_SAMPLES, fit_calibration
 
 INPUTS = ["text", "image"]
 
@@ -112,7 +114,7 @@ def test_a_model_without_errors_does_not_become_certain():
     [
         (MIN_SAMPLES - 1, False, f"only {MIN_SAMPLES - 1} validation samples"),
         (200, True, "NaN or infinite"),
-        (200, False, "would not lower"),
+        (200, False, "not more than the standard error"),
     ],
 )
 def test_a_calibration_that_cannot_help_is_left_out_with_a_reason(samples, damage, reason):
@@ -121,6 +123,45 @@ def test_a_calibration_that_cannot_help_is_left_out_with_a_reason(samples, damag
     fitted = fit_calibration(MultiClass(), outputs(logits, target), INPUTS, "temperature")
     assert reason in fitted.reason
     assert (fitted.scale, fitted.shift, fitted.temperatures) == ([1.0], [0.0], [])
+
+
+def restated_gains(logits, target, folds=5):
+    """Fit with scipy on four folds, and measure the fifth, in the folds that the docstring describes."""
+    fold = torch.randperm(len(target), generator=torch.Generator().manual_seed(0)).numpy() % folds
+    z, y = logits.double().numpy(), target.numpy()
+    gains = np.zeros(len(y))
+    for index in range(folds):
+        rest, held = fold != index, fold == index
+        objective = lambda log_t: smoothed_nll(z[rest] / np.exp(log_t), y[rest])  # noqa: E731, B023
+        t = np.exp(minimize_scalar(objective, bounds=(-4, 4), method="bounded", options={"xatol": 1e-10}).x)
+        rows = np.flatnonzero(held)
+        gains[held] = log_softmax(z[rows] / t, axis=1)[range(len(rows)), y[rows]]
+        gains[held] -= log_softmax(z[rows], axis=1)[range(len(rows)), y[rows]]
+    return gains
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_fit_is_used_if_it_helps_held_out_samples_by_more_than_a_standard_error(seed):
+    logits, target = draw(120, 1.25, seed=seed)
+    fitted = fit_calibration(MultiClass(), outputs(logits, target), INPUTS, "temperature")
+    gains = restated_gains(logits, target)
+    error = gains.std(ddof=1) / math.sqrt(len(gains))
+    assert (fitted.temperature != 1) == (gains.mean() > error)
+    if fitted.temperature == 1:
+        assert f"by {gains.mean():.4f}, which is not more than the standard error of {error:.4f}" in fitted.reason
+
+
+def test_one_sure_mistake_does_not_make_a_model_unsure():
+    """It improves the likelihood of the samples of the fit by far, and that of new samples not at all."""
+    target = torch.arange(100) % 4
+    logits = torch.nn.functional.one_hot(target, 4) * 5.0 + 0.1 * torch.randn(100, 4, generator=torch.manual_seed(0))
+    logits[7] = torch.nn.functional.one_hot(torch.tensor(0), 4) * 30.0  # sure of class 0, and its class is 3
+    fitted = fit_calibration(MultiClass(), outputs(logits, target), INPUTS, "temperature")
+    best = minimize_scalar(lambda t: smoothed_nll(logits.double().numpy() / t, target.numpy()), bounds=(0.1, 20))
+    gain = smoothed_nll(logits.double().numpy(), target.numpy()) - best.fun
+    assert 100 * gain > math.log(100) / 2  # what Schwarz's criterion asks
+    assert fitted.temperature == 1
+    assert "not more than the standard error" in fitted.reason
 
 
 def test_a_subset_with_enough_samples_has_its_temperature():
@@ -200,3 +241,29 @@ def test_calibration_error_of_no_samples_is_undefined():
     metric = EqualMassCalibrationError()
     metric.update(torch.zeros(0), torch.zeros(0, dtype=torch.bool))
     assert metric.compute().isnan()
+
+
+@pytest.mark.parametrize(("samples", "confidence"), [(495, 0.8), (1500, 0.5)])
+def test_the_error_by_chance_is_the_mean_deviation_of_a_binomial_number(samples, confidence):
+    """15 bins of n samples with equal confidence: the mean of |k - n p| / n over all k."""
+    size = samples // 15
+    counts = np.arange(size + 1)
+    expected = (binom.pmf(counts, size, confidence) * np.abs(counts / size - confidence)).sum()
+    assert chance_calibration_error(torch.full((samples,), confidence)) == pytest.approx(expected, rel=0.05)
+
+
+def test_the_error_by_chance_is_that_of_models_that_are_calibrated():
+    errors = []
+    for seed in range(200):
+        logits, target = draw(300, 1.0, seed=seed)
+        confidence, predicted = logits.double().softmax(-1).max(-1)
+        metric = EqualMassCalibrationError()
+        metric.update(confidence, predicted == target)
+        errors.append([metric.compute().item(), chance_calibration_error(confidence, draws=5)])
+    measured, expected = np.mean(errors, axis=0)
+    assert measured == pytest.approx(expected, rel=0.05)
+
+
+def test_the_error_by_chance_of_no_samples_is_undefined_and_of_certain_ones_zero():
+    assert math.isnan(chance_calibration_error(torch.zeros(0)))
+    assert chance_calibration_error(torch.tensor([1.0, 0.0, 1.0])) == 0

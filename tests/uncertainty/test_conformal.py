@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from mapie.classification import SplitConformalClassifier
 from scipy.stats import beta, binom
+from sklearn.base import BaseEstimator, ClassifierMixin
 
 from fusion_pl.types import UserError
 from fusion_pl.uncertainty.conformal import (
@@ -61,6 +63,41 @@ def test_sets_are_those_of_a_slow_restatement(coverage):
 
 def own_scores(probabilities, target):
     return conformity_scores(probabilities).gather(1, target.unsqueeze(1)).squeeze(1)
+
+
+class GivenProbabilities(ClassifierMixin, BaseEstimator):
+    """A classifier of mapie whose features are the probabilities."""
+
+    def fit(self, x, y):
+        self.classes_ = np.arange(x.shape[1])
+        return self
+
+    def predict(self, x):
+        return x.argmax(1)
+
+    def predict_proba(self, x):
+        return x
+
+
+class Ones(np.random.RandomState):
+    """APS subtracts a random share of the class's own probability from its score; our score is without all of it."""
+
+    def uniform(self, low=0.0, high=1.0, size=None):
+        return np.ones(size)
+
+
+@pytest.mark.parametrize("coverage", [0.7, 0.8, 0.95])
+def test_sets_are_those_of_mapie(coverage):
+    (validation, target), (probabilities, _) = draw(200), draw(300, seed=1)
+    validation, probabilities = validation.double(), probabilities.double()
+    thresholds = set_thresholds(own_scores(validation, target), target, 6, coverage, by_class=False)
+    found = prediction_sets(probabilities, thresholds)
+    model = GivenProbabilities().fit(validation.numpy(), target.numpy())
+    other = SplitConformalClassifier(model, confidence_level=coverage, conformity_score="aps", random_state=Ones())
+    other.conformalize(validation.numpy(), target.numpy())
+    _, sets = other.predict_set(probabilities.numpy(), conformity_score_params={"include_last_label": "randomized"})
+    assert found.tolist() == sets[:, :, 0].tolist()
+    assert len(set(found.sum(1).tolist())) > 2
 
 
 def test_coverage_of_ten_random_divisions_is_within_the_binomial_interval():
