@@ -52,9 +52,10 @@ def fit_calibration(task: Task, outputs: Outputs, inputs: Sequence[str], method:
     common, reason = _minimise_nll(task, whole, size), ""
     gains = _cross_fitted_gains(task, whole, whole.logits.double(), common)
     if not _is_positive(gains):
+        error = _standard_error(gains)
         reason = (
             f"fitted on four fifths of {samples} validation samples, it lowers the negative log-likelihood of the "
-            f"other fifth by {gains.mean():.4f}, which is not more than the standard error of {_standard_error(gains):.4f}"
+            f"other fifth by {gains.mean():.4f}, which is not more than the standard error of {error:.4f}"
         )
         common = torch.ones(1).double(), torch.zeros(1).double()
     temperatures = _fit_subsets(task, outputs, inputs, common)
