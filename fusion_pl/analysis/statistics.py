@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -50,17 +51,17 @@ def wilson_interval(accuracy: float, num_samples: int) -> tuple[float, float]:
     return max(0.0, (center - margin) / scale), min(1.0, (center + margin) / scale)
 
 
-def bootstrap_interval(correct: Correct) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean of ``correct``, resampling both seeds and samples.
+def bootstrap_interval(values: Shaped[NDArray[Any], "S N"]) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean of values, resampling both seeds and samples.
 
     Source: Owen 2007, *The pigeonhole bootstrap* (arXiv:0712.1111). Samples with the same results in all seeds (equal
-    columns of ``correct``) are interchangeable, so this draws how often each distinct column occurs: the same
+    columns of ``values``) are interchangeable, so this draws how often each distinct column occurs: the same
     distribution as that of ``scipy.stats.bootstrap``, 100 times as fast for 10,000 samples. The random generator has a
     fixed seed: equal runs give equal intervals.
     """
     generator = np.random.default_rng(0)
-    seeds, samples = correct.shape
-    columns, counts = np.unique(correct, axis=1, return_counts=True)
+    seeds, samples = values.shape
+    columns, counts = np.unique(values, axis=1, return_counts=True)
     sample_counts = generator.multinomial(samples, counts / samples, size=NUM_RESAMPLES)
     seed_counts = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=NUM_RESAMPLES)
     means = np.einsum("ds,sp,dp->d", seed_counts, columns, sample_counts, optimize=True) / (seeds * samples)

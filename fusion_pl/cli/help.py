@@ -56,7 +56,7 @@ EXAMPLES = {
     "test": "--config configs/keypad.yaml --ckpt_path best",
     "predict": "--ckpt_path best.ckpt --data.manifest new.csv --output predictions.csv",
     "explain": "--ckpt_path best.ckpt --data.manifest new.csv --output reports/why",
-    "evaluate": "--ckpt_path best.ckpt --data.manifest rows.csv --output reports/best",
+    "evaluate": "--ckpt_path best.ckpt --data.manifest rows.csv --groups speaker,source --output reports/best",
     "compare": "--config configs/keypad.yaml --fusions Concat,LowRank --output reports/keypad",
     "data check": "--config configs/own.yaml --output reports/check --cleaned data/cleaned.csv",
     "data shard": "--config configs/own.yaml --output data/shards",

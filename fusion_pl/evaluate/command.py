@@ -14,18 +14,23 @@ from fusion_pl.cli.parsing import parse, refuse_repeated_options
 from fusion_pl.cli.predict import TRAINING_OPTIONS, add_checkpoint_option, add_model_options, checkpoint_path
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.split_record import SplitRecord, find_split_record
+from fusion_pl.evaluate.against import against_section, check_comparable
+from fusion_pl.evaluate.curves import calibration_section, class_section, doubt_section, precision_recall_section
 from fusion_pl.evaluate.evaluation import Evaluation
+from fusion_pl.evaluate.group_section import group_section
+from fusion_pl.evaluate.groups import groupings, parse_columns
 from fusion_pl.evaluate.overview import overview_section
 from fusion_pl.evaluate.parts import Parts
 from fusion_pl.evaluate.predict_rows import EvaluatedModel, predict_rows
 from fusion_pl.evaluate.report import write_report
 from fusion_pl.evaluate.rows import EvaluatedSplit, LabelledRows, select_rows
+from fusion_pl.evaluate.samples import doubtful_section, hardest_section
 from fusion_pl.evaluate.scores import metrics_section, resample
 from fusion_pl.evaluate.section import EvaluationSection
 from fusion_pl.messages import escape_unprintable
 from fusion_pl.predict import Predictor
 from fusion_pl.training.interrupt import StopSignals
-from fusion_pl.types import UserError
+from fusion_pl.types import MissingFileError, UserError
 
 PARTS = "partial"  # folder of what is stored until the report is written
 
@@ -40,6 +45,18 @@ def evaluate_parser() -> ArgumentParser:
         type=EvaluatedSplit,
         default="test",
         help="rows to evaluate: by the split column, or, without one, by the splits that the checkpoint records",
+    )
+    parser.add_argument(
+        "--groups",
+        type=list[str] | str,
+        default=[],
+        help="columns of the table by which metrics are reported, separated by commas, such as speaker,source",
+    )
+    parser.add_argument(
+        "--against",
+        type=str | None,
+        default=None,
+        help="second checkpoint, which is compared with the first on the same rows",
     )
     parser.add_argument(
         "--data.label",
@@ -60,13 +77,17 @@ def evaluate_command(arguments: list[str]) -> int:
     if any(path.is_file() for path in (output, *output.parents)):
         raise UserError(f"--output {output} is, or lies below, a file: give a folder")
     model, record = load_evaluated_model(config, config.ckpt_path)
+    columns = parse_columns(config.groups, model.data.table)
     selected = select_rows(model.data, config.split, record)
+    other = None if config.against is None else load_other_model(config, model)
     console = Console(stderr=True)
-    parts = Parts(output / PARTS, f"{model.key} {hashlib.sha256(selected.rows.tobytes()).hexdigest()}")
-    evaluation = predict_rows(model, selected.rows, parts, console)
-    sections = make_sections(config, evaluation, selected, console)
+    parts = [rows_parts(output, one, selected) for one in (model, other) if one is not None]
+    evaluation = predict_rows(model, selected.rows, parts[0], console)
+    other_evaluation = None if other is None else predict_rows(other, selected.rows, parts[1], console)
+    sections = make_sections(evaluation, columns, other_evaluation, console)
+    sections = [overview_section(evaluation, selected, config.split, sections), *sections]
     write_report(output, f"Evaluation of {config.ckpt_path} on {config.data.manifest}", sections)
-    parts.remove()
+    parts[0].remove()
     for line in _summary(evaluation, sections, output):
         console.print(escape_unprintable(line), highlight=False, markup=False, soft_wrap=True)
     return 0
@@ -96,14 +117,43 @@ def load_evaluated_model(config: Namespace, checkpoint: str) -> tuple[EvaluatedM
     return EvaluatedModel(checkpoint, content_hash, predictor, data), SplitRecord.from_state(state) if state else None
 
 
+def load_other_model(config: Namespace, model: EvaluatedModel) -> EvaluatedModel:
+    """Return the model of ``--against``."""
+    try:
+        other, _ = load_evaluated_model(config, config.against)
+    except MissingFileError as error:
+        raise MissingFileError(f"--against: {error}") from error
+    check_comparable(model, other)
+    return other
+
+
+def rows_parts(output: Path, model: EvaluatedModel, selected: LabelledRows) -> Parts:
+    """Return the stored parts of a model's predictions of the rows."""
+    return Parts(output / PARTS, f"{model.key} {hashlib.sha256(selected.rows.tobytes()).hexdigest()}")
+
+
 def make_sections(
-    config: Namespace, evaluation: Evaluation, selected: LabelledRows, console: Console
+    evaluation: Evaluation, columns: list[str], other: Evaluation | None, console: Console
 ) -> list[EvaluationSection]:
-    """Return the sections of the page, in order; the first one repeats the warnings of all."""
-    sections = [
+    """Return the sections of the page, in order.
+
+    Args:
+        evaluation: predictions of the checkpoint.
+        columns: columns of ``--groups``.
+        other: predictions of ``--against``.
+        console: console of the progress bars.
+    """
+    return [
         metrics_section(evaluation, resample(evaluation, console)),
+        class_section(evaluation),
+        precision_recall_section(evaluation),
+        calibration_section(evaluation),
+        doubt_section(evaluation),
+        group_section(evaluation, groupings(evaluation, columns)),
+        *([] if other is None else [against_section(evaluation, other, console)]),
+        hardest_section(evaluation),
+        doubtful_section(evaluation),
     ]
-    return [overview_section(evaluation, selected, config.split, sections), *sections]
 
 
 def _summary(evaluation: Evaluation, sections: list[EvaluationSection], output: Path) -> list[str]:

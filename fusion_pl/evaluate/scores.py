@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from fusion_pl.analysis.page import Table
 from fusion_pl.analysis.statistics import accuracy_interval, percentile_interval
@@ -29,16 +30,20 @@ METRICS_TEXT = (
 )
 
 
-def measure(task: Task, logits: Float[Tensor, "N L"], target: Tensor) -> dict[str, float]:
+def measure(
+    task: Task, logits: Float[Tensor, "N L"], target: Tensor, collection: MetricCollection | None = None
+) -> dict[str, float]:
     """Return all metrics of the task for calibrated logits, and the means of negative log-likelihood and Brier score.
 
     Args:
         task: task on the device of the logits.
         logits: calibrated logits.
         target: targets.
+        collection: metrics of the task, to construct them once for many calls.
     """
     probabilities = task.probabilities(logits)
-    collection = task.metrics(probabilities.shape[-1], prefix="")
+    collection = collection or task.metrics(probabilities.shape[-1], prefix="")
+    collection.reset()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of torchmetrics, about classes without samples
         collection.update(probabilities, target)
@@ -59,8 +64,9 @@ def resample(evaluation: Evaluation, console: Console | None = None) -> Samples:
     """
     draws = draw_resamples(evaluation.target.numpy(), evaluation.task.exclusive_classes)
     tracked = track(draws, "Bootstrap", NUM_RESAMPLES, console=console, transient=True, disable=console is None)
+    collection = evaluation.task.metrics(len(evaluation.classes), prefix="")
     measured = [
-        measure(evaluation.task, evaluation.logits[rows], evaluation.target[rows])
+        measure(evaluation.task, evaluation.logits[rows], evaluation.target[rows], collection)
         for rows in map(torch.from_numpy, tracked)
     ]
     return {name: np.array([values[name] for values in measured]) for name in (measured[0] if measured else {})}

@@ -13,5 +13,5 @@ def evaluated(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated")
     table = write_table(folder / "rows.csv", request.param)
     checkpoint = fit_model(table, folder, request.param)
-    assert evaluate(checkpoint, table, output=folder / "out") == 0
+    assert evaluate(checkpoint, table, "--groups", "speaker,age,note", output=folder / "out") == 0
     return folder, request.param

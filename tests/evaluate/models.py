@@ -37,7 +37,7 @@ def write_table(path, task="MultiClass", rows=480, spoilt=SPOILT, seed=0):
             texts[row % 2] = "" if row % 7 == 0 else texts[row % 2]
             name = {"MultiClass": "xyz"[label], "Ordinal": str(label), "MultiLabel": ("", "a", "a|b")[label]}[task]
             split = ("train", "val", "test", "test")[row % 4]
-            writer.writerow([*texts, name, split, speaker, rng.integers(20, 80), ["few", ""][row % 40 > 0]])
+            writer.writerow([*texts, name, split, speaker, rng.integers(20, 80), ["few", ""][row % 60 != 2]])
     return path
 
 
