@@ -1,159 +1,170 @@
-"""Do the methods of ``fusion-pl explain`` find evidence that was planted in texts, images and sounds?
+"""Do methods that explain predictions find evidence that was planted in texts, images and sounds?
 
-Prints the table of docs/explain.md: python -m benchmarks.explain
+Prints the tables of docs/explain.md: of the methods of ``fusion-pl explain``, and of those that were left out.
+
+    python -m benchmarks.explain
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable, Iterator
 from statistics import mean
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from PIL import Image
 
-from fusion_pl import FusionClassifier, Predictor
-from fusion_pl.data.collate import Collate
-from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
+from benchmarks.explain_candidates import ATTENTION_HEADS, CANDIDATES, attention_rollout
+from benchmarks.planted import draw, is_evidence, train
 from fusion_pl.explain import Explainer
 from fusion_pl.explain.explainer import METHODS
 from fusion_pl.fusion import Concat
-from fusion_pl.types import Sample, Waveform
 
-WORDS = ["the", "a", "of", "on", "in", "at", "film", "dog", "tree", "house", "river", "stone", "cloud", "green"]
-CLASSES = ["low", "high", "neither"]  # samples of the last class have no evidence, so that both others need theirs
-KEYWORDS = ("great", "awful")  # of the two classes
-COLOURS = ((220, 60, 40), (40, 80, 220))
-TONES = (500.0, 1500.0)  # Hz
-SIZE, PATCH, RATE, SECONDS, TONE = 32, 8, 8000, 1.0, 0.25
+INPUTS = ("text", "image", "audio")
 
 
-def draw(rng, label):
-    """Return a sample, and the place of the evidence of each input."""
-    words = list(rng.choice(WORDS, 9))
-    keyword = KEYWORDS[label] if label < 2 else str(rng.choice(WORDS))
-    words.insert(rng.integers(10), keyword)
-    text = " ".join(words)
-    start = text.index(keyword)
-    pixels = rng.normal(128, 30, (SIZE, SIZE, 3)).clip(0, 255)
-    top, left = rng.integers(0, SIZE - PATCH + 1, 2)
-    if label < 2:
-        pixels[top : top + PATCH, left : left + PATCH] = COLOURS[label]
-    count, length = int(SECONDS * RATE), int(TONE * RATE)
-    samples = rng.normal(0, 0.05, count)
-    first = int(rng.integers(0, count - length + 1))
-    if label < 2:
-        samples[first : first + length] += 0.2 * np.sin(2 * np.pi * TONES[label] * np.arange(length) / RATE)
-    inputs = {
-        "text": text,
-        "image": Image.fromarray(pixels.astype(np.uint8)),
-        "audio": Waveform(torch.from_numpy(samples.astype(np.float32)), RATE),
-    }
-    evidence = {
-        "text": ((start, start + len(keyword)),),
-        "image": ((top, top + PATCH), (left, left + PATCH)),
-        "audio": ((first / RATE, (first + length) / RATE),),
-    }
-    return inputs, evidence
+class Row(NamedTuple):
+    """One row of the tables: a method, the head of the model, and the inputs that it applies to."""
+
+    method: str
+    function: Callable
+    head: type
+    inputs: tuple[str, ...]
 
 
-def train(seed=0, size=384, epochs=12):
-    """Train a model with tiny encoders on samples that each have only some of the inputs."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    encoders = {"text": TinyText(dim=16), "image": TinyImage(dim=32), "audio": TinyAudio(dim=16, num_layers=1)}
-    model = FusionClassifier(encoders, Concat, CLASSES)
-    samples = []
-    for row in range(size):
-        inputs, _ = draw(rng, row % 3)
-        names = [name for name in inputs if rng.random() < 0.5] or [str(rng.choice(list(inputs)))]
-        samples.append(Sample(str(row), {name: inputs[name] for name in names}, row % 3))
-    collate = Collate(model.processors)
-    batches = [collate(samples[start : start + 32]) for start in range(0, size, 32)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(epochs):
-        for batch in batches:
-            loss = torch.nn.functional.cross_entropy(model(batch).logits, batch.target)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return Predictor(model, device="cpu")
+class Figures(NamedTuple):
+    """Figures of one sample; the areas are means of the probability of the explained class."""
+
+    on_evidence: float
+    on_evidence_by_chance: float
+    random_weights: float
+    deletion: float
+    deletion_random: float
+    insertion: float
+    insertion_random: float
+    milliseconds: float
 
 
-def is_evidence(evidence, span):
-    """Return whether the centre of a span lies in the evidence, or, of a word, whether it has a part of it."""
-    if isinstance(span[0][0], int) and len(span) == 1:
-        return span[0][0] < evidence[0][1] and evidence[0][0] < span[0][1]
-    centres = [(start + end) / 2 for start, end in span]
-    return all(start <= centre < end for (start, end), centre in zip(evidence, centres, strict=True))
+KEPT = [Row(method, function, Concat, INPUTS) for method, function in METHODS.items()]
+LEFT_OUT = [
+    *(Row(method, function, Concat, inputs) for method, (function, inputs) in CANDIDATES.items()),
+    *(Row(f"attention roll-out, {head.__name__}", attention_rollout, head, INPUTS) for head in ATTENTION_HEADS),
+]
 
 
-def deletion_area(predictor, name, value, target, effects):
-    """Return the mean probability of a class while the spans are left out, the one with the greatest effect first.
+def areas(predictor, name, value, target, order):
+    """Return the areas under the deletion and the insertion curve of an order of the spans of a value.
 
-    Source: "RISE", arXiv:1806.07421.
+    Both are means of the probability of a class: while the spans are left out one after the other, and while they
+    return in the same order to a value in which all of them are left out.
+
+    Source: "RISE", arXiv:1806.07421, section 4.3; parts instead of pixels, and means instead of the trapezoidal rule.
     """
-    spans = sorted(effects, key=effects.get, reverse=True)
-    processor = predictor.processors[name]
-    values = [processor.occlude(value, spans[:count]) for count in range(len(spans) + 1)]
-    return mean(prediction.probabilities[target] for prediction in predictor.predict([{name: v} for v in values]))
+    occlude, counts = predictor.processors[name].occlude, range(len(order) + 1)
+    values = [occlude(value, order[:count]) for count in counts] + [occlude(value, order[count:]) for count in counts]
+    probabilities = [one.probabilities[target] for one in predictor.predict([{name: one} for one in values])]
+    return mean(probabilities[: len(counts)]), mean(probabilities[len(counts) :])
 
 
-def random_order_area(predictor, name, value, target, effects, seed):
-    """Return the area of a random order."""
-    numbers = np.random.default_rng(seed).random(len(effects))
-    return deletion_area(predictor, name, value, target, dict(zip(effects, numbers, strict=True)))
+def by_effect(effects):
+    """Return the spans, the one with the greatest effect first."""
+    return sorted(effects, key=effects.get, reverse=True)
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--samples", type=int, default=20)
-    parser.add_argument("--seeds", type=int, default=3)
-    options = parser.parse_args()
-    rows = {}
-    for seed in range(options.seeds):
-        predictor, untrained = train(seed), train(seed + 1000, epochs=0)
-        for method in METHODS:
-            rng, explainer = np.random.default_rng(2000 + seed), Explainer(predictor, method=method)
-            for row in range(options.samples):
-                inputs, evidence = draw(rng, row % 2)
-                for name, value in inputs.items():
-                    begin = time.perf_counter()
-                    explanation = explainer.explain({name: value})
-                    seconds = time.perf_counter() - begin
-                    parts, target = explanation.inputs[name].parts, explanation.target
-                    results = rows.setdefault((method, name), [])
-                    if parts.spans:
-                        other = Explainer(untrained, target, method).explain({name: value}).inputs[name].parts.spans
-                        arguments = (predictor, name, value, target, parts.spans)
-                        figures = (
-                            is_evidence(evidence[name], max(parts.spans, key=parts.spans.get)),
-                            mean(is_evidence(evidence[name], span) for span in parts.spans),
-                            rank_correlation(parts.spans, other) if other else float("nan"),
-                            deletion_area(*arguments),
-                            random_order_area(*arguments, seed=row),
-                            1000 * seconds,
-                        )
-                        results.append(figures)
-    total = options.seeds * options.samples
-    print("| method | input | samples | on the evidence | at random | random weights | deletion |", end="")
-    print(" deletion, random order | ms per sample |\n|---|---|---|---|---|---|---|---|---|")
-    for (method, name), results in rows.items():
-        if not results:
-            print(f"| {method} | {name} | 0 of {total} |")
-            continue
-        hit, chance, correlation, area, random_area, time_ms = np.nanmean(np.array(results, float), axis=0)
-        print(
-            f"| {method} | {name} | {len(results)} of {total} | {hit:.1%} | {chance:.1%} | {correlation:.2f} |", end=""
-        )
-        print(f" {area:.2f} | {random_area:.2f} | {time_ms:.0f} |")
+def at_random(effects, seed):
+    """Return the spans in a random order."""
+    spans = list(effects)
+    return [spans[i] for i in np.random.default_rng(seed).permutation(len(spans))]
 
 
 def rank_correlation(effects, others):
     """Return Spearman's correlation of the absolute effects of two models."""
     ranks = [np.argsort(np.argsort(np.abs(list(values.values())))) for values in (effects, others)]
     return float(np.corrcoef(*ranks)[0, 1])
+
+
+def explain(predictor, function, sample, target=None):
+    """Return the explained class and the effects of the parts of the only input of a sample."""
+    explainer = Explainer(predictor, target)
+    explainer.method = function
+    explanation = explainer.explain(sample)
+    (effect,) = explanation.inputs.values()
+    return explanation.target, effect.parts.spans
+
+
+def measure(predictor, untrained, function, name, samples) -> Iterator[Figures | None]:
+    """Yield the figures of one method and input for each sample; None if the method has no result."""
+    for number, (inputs, evidence) in enumerate(samples):
+        value = inputs[name]
+        begin = time.perf_counter()
+        target, effects = explain(predictor, function, {name: value})
+        milliseconds = 1000 * (time.perf_counter() - begin)
+        if not effects:
+            yield None
+            continue
+        _, others = explain(untrained, function, {name: value}, target)
+        yield Figures(
+            is_evidence(evidence[name], by_effect(effects)[0]),
+            mean(is_evidence(evidence[name], span) for span in effects),
+            rank_correlation(effects, others) if others else float("nan"),
+            *(
+                area
+                for pair in zip(
+                    areas(predictor, name, value, target, by_effect(effects)),
+                    areas(predictor, name, value, target, at_random(effects, number)),
+                    strict=True,
+                )
+                for area in pair
+            ),
+            milliseconds,
+        )
+
+
+def print_table(rows, seeds, count, head_models):
+    """Measure and print one table."""
+    print("| method | input | samples | on the evidence, per seed | at random | random weights |", end="")
+    print(
+        " deletion (random order) | insertion (random order) | ms per sample |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    for row in rows:
+        for name in row.inputs:
+            by_seed = []
+            for seed in range(seeds):
+                rng = np.random.default_rng(2000 + seed)
+                samples = [draw(rng, number % 2) for number in range(count)]
+                by_seed.append([*measure(*head_models(row.head, seed), row.function, name, samples)])
+            found = [[figures for figures in results if figures is not None] for results in by_seed]
+            figures = [one for results in found for one in results]
+            if not figures:
+                continue
+            hits = ", ".join(f"{100 * mean(one.on_evidence for one in results):.0f}" for results in found if results)
+            one = Figures(*np.nanmean(np.array(figures, float), axis=0))
+            print(
+                f"| {row.method} | {name} | {len(figures)} of {seeds * count} | {hits} % |"
+                f" {one.on_evidence_by_chance:.1%} | {one.random_weights:.2f} |"
+                f" {one.deletion:.2f} ({one.deletion_random:.2f}) | {one.insertion:.2f} ({one.insertion_random:.2f}) |"
+                f" {one.milliseconds:.0f} |",
+                flush=True,
+            )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=20, help="samples per seed")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    trained = {}
+
+    def head_models(head, seed):
+        if (head, seed) not in trained:
+            trained[head, seed] = train(seed, head=head), train(seed + 1000, epochs=0, head=head)
+        return trained[head, seed]
+
+    print("The methods of fusion-pl explain:\n")
+    print_table(KEPT, options.seeds, options.samples, head_models)
+    print("\nMethods that were left out:\n")
+    print_table(LEFT_OUT, options.seeds, options.samples, head_models)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.explain import deletion_area, draw, is_evidence, random_order_area, rank_correlation, train
+from benchmarks.explain import areas, at_random, by_effect, explain, rank_correlation
+from benchmarks.planted import draw, is_evidence, train
 from fusion_pl.encoders import FeatureEncoder, TinyAudio, TinyImage, TinyText
 from fusion_pl.explain import Explainer
+from fusion_pl.explain.explainer import METHODS
 from fusion_pl.types import Waveform
 
 INPUTS = ("text", "image", "audio")
@@ -81,54 +83,88 @@ def predictor():
 
 
 @pytest.fixture(scope="module")
-def explained(predictor):
-    """Name of the input -> evidence, value and explanation of 30 samples that have this input only."""
-    rng, explainer = np.random.default_rng(7), Explainer(predictor)
-    found = {name: [] for name in INPUTS}
-    for row in range(30):
+def untrained():
+    return train(seed=1, epochs=0)
+
+
+# Number of samples of each method and input; integrated gradients take seconds.
+CASES = [("occlusion", "text", 30), ("occlusion", "image", 30), ("occlusion", "audio", 30)]
+CASES += [("integrated_gradients", "text", 10), ("integrated_gradients", "image", 10)]
+every_case = pytest.mark.parametrize("explained", CASES, indirect=True, ids=lambda case: f"{case[0]}-{case[1]}")
+
+
+@pytest.fixture(scope="module")
+def explained(request, predictor):
+    """Function and input of a method; evidence, value, explained class and effects of samples with this input only."""
+    method, name, count = request.param
+    rng, found = np.random.default_rng(7), []
+    for row in range(count):
         inputs, evidence = draw(rng, row % 2)
-        for name in INPUTS:
-            found[name].append((evidence[name], inputs[name], explainer.explain({name: inputs[name]})))
-    return found
+        found.append((evidence[name], inputs[name], *explain(predictor, METHODS[method], {name: inputs[name]})))
+    return METHODS[method], name, found
 
 
-@pytest.mark.parametrize("name", INPUTS)
-def test_the_greatest_effect_is_on_planted_evidence(name, explained):
-    hits, chance = [], []
-    for evidence, _, explanation in explained[name]:
-        effects = explanation.inputs[name].parts.spans
-        hits.append(is_evidence(evidence, max(effects, key=effects.get)))
-        chance.append(mean(is_evidence(evidence, span) for span in effects))
+def test_every_method_is_tested_with_every_input_that_it_supports(predictor):
+    inputs, _ = draw(np.random.default_rng(0), 0)
+    supported = {
+        (method, name)
+        for method, function in METHODS.items()
+        for name in INPUTS
+        if explain(predictor, function, {name: inputs[name]})[1]
+    }
+    assert supported == {(method, name) for method, name, _ in CASES}
+
+
+@every_case
+def test_the_greatest_effect_is_on_planted_evidence(explained):
+    _, _, found = explained
+    hits = [is_evidence(evidence, by_effect(effects)[0]) for evidence, _, _, effects in found]
+    chance = [mean(is_evidence(evidence, span) for span in effects) for evidence, _, _, effects in found]
     assert mean(hits) >= 0.9
     assert mean(chance) < 0.4
 
 
-@pytest.mark.parametrize("name", INPUTS)
-def test_effects_of_a_model_with_random_weights_are_others(name, predictor, explained):
+@every_case
+def test_effects_of_a_model_with_random_weights_are_others(explained, untrained):
     """The sanity check of arXiv:1810.03292: the rank correlation with the effects of the trained model is low."""
-    untrained = train(seed=1, epochs=0)
+    function, name, found = explained
     correlations = []
-    for _, value, explanation in explained[name]:
-        trained_effects = explanation.inputs[name].parts.spans
-        other = Explainer(untrained, explanation.target).explain({name: value}).inputs[name].parts.spans
-        correlations.append(rank_correlation(trained_effects, other))
+    for _, value, target, effects in found:
+        _, others = explain(untrained, function, {name: value}, target)
+        correlations += [rank_correlation(effects, others)] if others else []
+    assert len(correlations) >= len(found) / 2
     assert mean(correlations) < 0.5
 
 
-@pytest.mark.parametrize("name", INPUTS)
-def test_deleting_parts_by_their_effects_lowers_the_probability_faster_than_at_random(name, predictor, explained):
-    areas, random_areas = [], []
-    for row, (_, value, explanation) in enumerate(explained[name][:10]):
-        effects = explanation.inputs[name].parts.spans
-        areas.append(deletion_area(predictor, name, value, explanation.target, effects))
-        random_areas.append(random_order_area(predictor, name, value, explanation.target, effects, seed=row))
-    assert mean(areas) < 0.8 * mean(random_areas)
+@every_case
+def test_deletion_and_insertion_by_effects_beat_a_random_order(explained, predictor):
+    _, name, found = explained
+    by_effects, random = [], []
+    for row, (_, value, target, effects) in enumerate(found[:10]):
+        by_effects.append(areas(predictor, name, value, target, by_effect(effects)))
+        random.append(areas(predictor, name, value, target, at_random(effects, row)))
+    (deletion, insertion), (random_deletion, random_insertion) = (
+        map(mean, zip(*pairs, strict=True)) for pairs in (by_effects, random)
+    )
+    assert deletion < 0.8 * random_deletion
+    assert 1 - insertion < 0.8 * (1 - random_insertion)
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_an_effect_is_the_difference_of_two_predictions(name, predictor, explained):
+def test_parts_inserted_in_an_order_are_those_deleted_in_the_reverse_order(name, predictor):
+    value = draw(np.random.default_rng(5), 1)[0][name]
+    order = at_random(dict.fromkeys(predictor.processors[name].spans(value)), seed=0)
+    deletion, insertion = areas(predictor, name, value, "high", order)
+    assert areas(predictor, name, value, "high", order[::-1]) == pytest.approx((insertion, deletion), abs=1e-5)
+    whole = predictor.predict({name: value}).probabilities["high"]
+    assert areas(predictor, name, value, "high", []) == pytest.approx((whole, whole), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_an_effect_is_the_difference_of_two_predictions(name, predictor):
     """Of the last span, with its neighbours if it is a piece of a signal."""
-    _, value, explanation = explained[name][0]
+    value = draw(np.random.default_rng(7), 0)[0][name]
+    explanation = Explainer(predictor).explain({name: value})
     processor, effects = predictor.processors[name], explanation.inputs[name].parts.spans
     spans = list(effects)
     block = {"text": spans[-1:], "audio": spans[-2:], "image": [spans[i] for i in (-10, -9, -2, -1)]}[name]
