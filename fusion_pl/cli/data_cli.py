@@ -15,11 +15,6 @@ from fusion_pl.types import UserError
 class DataCLI(FusionCLI):
     """Command line of ``fusion-pl fit`` that builds the data and the model's processors, but no trainer."""
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Return the one command to which ``add_options`` adds options."""
-        return {"fit": FusionCLI.subcommands()["fit"]}
-
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the command to those of ``fit``."""
         super().add_arguments_to_parser(parser)

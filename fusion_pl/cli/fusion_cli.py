@@ -58,14 +58,20 @@ class FusionCLI(LightningCLI):
     """LightningCLI with this project's defaults, callbacks, checks and run folders.
 
     It passes the classes from the data to the model, and the processors of the encoders from the model to the data.
+
+    Args:
+        subcommand: the command to run, fit, validate or test; its parser alone is built.
+        arguments: of LightningCLI.
     """
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Return the commands, each with the arguments of the Trainer's method that are not command-line options."""
-        hidden = {"model", "datamodule", "weights_only"}
-        evaluation = hidden | {"dataloaders", "verbose"}
-        return {"fit": hidden | {"train_dataloaders", "val_dataloaders"}, "validate": evaluation, "test": evaluation}
+    def __init__(self, subcommand: str, *arguments: Any, **keyword_arguments: Any) -> None:
+        self._command = subcommand
+        super().__init__(*arguments, **keyword_arguments)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the command, with the arguments of the Trainer's method that are not command-line options."""
+        data = {"train_dataloaders", "val_dataloaders"} if self._command == "fit" else {"dataloaders", "verbose"}
+        return {self._command: {"model", "datamodule", "weights_only"} | data}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add ``--seed_everything`` as Lightning does, but limited to the seeds that numpy accepts."""

@@ -70,12 +70,13 @@ def run_trainer(subcommand: str, arguments: list[str], callbacks: Sequence[Callb
     """
     configure_logging()
     sys.argv[1:] = [subcommand, *arguments]  # Lightning starts other processes with these arguments
-    return build_cli(FusionCLI, callbacks)
+    return build_cli(FusionCLI, subcommand, callbacks)
 
 
-def build_cli(cls: type[CLI], callbacks: Sequence[Callback] = ()) -> CLI:
+def build_cli(cls: type[CLI], subcommand: str = "fit", callbacks: Sequence[Callback] = ()) -> CLI:
     """Construct a ``FusionCLI``, whose constructor runs the command."""
     return cls(
+        subcommand,
         FusionClassifier,
         FusionData,
         subclass_mode_data=True,
@@ -89,28 +90,29 @@ def build_cli(cls: type[CLI], callbacks: Sequence[Callback] = ()) -> CLI:
 
 
 class _ParserReadyError(Exception):
-    """Raised when the parsers are complete, so that the constructor of LightningCLI ends before it runs the command."""
+    """Raised when the parser is complete, so that the constructor of LightningCLI ends before it runs the command."""
 
 
 class ParserOnly(FusionCLI):
-    """Command line that ends when its parsers are complete, see ``build_parsers``."""
+    """Command line that ends when its parser is complete, see ``build_parser``."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """End the constructor."""
         del parser, args
-        raise _ParserReadyError(self._subcommand_parsers)
+        (ready,) = self._subcommand_parsers.values()
+        raise _ParserReadyError(ready)
 
 
-def build_parsers(cls: type[ParserOnly]) -> dict[str, LightningArgumentParser]:
-    """Return the parsers of a command line by subcommand."""
+def build_parser(cls: type[ParserOnly], subcommand: str = "fit") -> LightningArgumentParser:
+    """Return the parser of a command."""
     try:
-        build_cli(cls)
+        build_cli(cls, subcommand)
     except _ParserReadyError as ready:
-        parsers: dict[str, LightningArgumentParser] = ready.args[0]
-    return parsers
+        parser: LightningArgumentParser = ready.args[0]
+    return parser
 
 
 @functools.cache
 def command_parser(subcommand: str) -> LightningArgumentParser:
     """Return the argument parser of fit, validate or test."""
-    return build_parsers(ParserOnly)[subcommand]
+    return build_parser(ParserOnly, subcommand)

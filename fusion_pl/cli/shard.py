@@ -12,7 +12,7 @@ from rich import get_console
 
 from fusion_pl.cli.data_cli import DataCLI
 from fusion_pl.cli.parsing import refuse_repeated_options
-from fusion_pl.cli.run import ParserOnly, build_cli, build_parsers
+from fusion_pl.cli.run import ParserOnly, build_cli, build_parser
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.shard_data import ShardData
 from fusion_pl.data.shard_writer import ShardWriter
@@ -62,7 +62,7 @@ class _ShardParser(ParserOnly, ShardCLI):
 @functools.cache
 def shard_parser() -> LightningArgumentParser:
     """Return the parser of ``fusion-pl data shard``."""
-    return build_parsers(_ShardParser)["fit"]
+    return build_parser(_ShardParser)
 
 
 @StopSignals().handle_signals()

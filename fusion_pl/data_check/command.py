@@ -14,7 +14,7 @@ from rich import get_console
 
 from fusion_pl.cli.data_cli import DataCLI
 from fusion_pl.cli.parsing import refuse_repeated_options
-from fusion_pl.cli.run import ParserOnly, build_cli, build_parsers
+from fusion_pl.cli.run import ParserOnly, build_cli, build_parser
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.shard_data import ShardData
 from fusion_pl.data_check.check import CheckedTable, check_table
@@ -61,7 +61,7 @@ class _CheckParser(ParserOnly, CheckCLI):
 @functools.cache
 def check_parser() -> LightningArgumentParser:
     """Return the parser of ``fusion-pl data check``."""
-    return build_parsers(_CheckParser)["fit"]
+    return build_parser(_CheckParser)
 
 
 @StopSignals().handle_signals()
