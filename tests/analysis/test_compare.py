@@ -37,35 +37,44 @@ class Broken(Mean):
         raise RuntimeError("no head for [cat] and [dog] of /data/[/b]/x.png\x1b[2J")
 
 
-def synchronise(name, other, seconds):
-    """Wait until the other head has been called as often."""
-    calls = len(list(Path().glob(f"{name}-*")))
-    Path(f"{name}-{calls}").touch()
-    while not Path(f"{other}-{calls}").exists() and seconds > 0:
-        time.sleep(0.1)
-        seconds -= 0.1
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_running(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class Deadly(Mean):
-    """Killed, as by the system when memory runs out, while the other run is active."""
+    """Killed, as by the system when memory runs out, the first time while the other run is active."""
 
     def forward(self, inputs):
-        synchronise("deadly", "innocent", seconds=3)
+        if not os.path.islink("deadly"):
+            os.symlink(str(os.getpid()), "deadly")
+            wait_until(Path("innocent-0").exists)
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Innocent(Mean):
-    """Still active when the other run is killed."""
+    """Still active when the command has seen that the other run was killed."""
 
     def __init__(self, dims, num_classes):
         super().__init__(dims, num_classes)
-        self.synchronised = False
+        self.is_first = True
 
     def forward(self, inputs):
-        if not self.synchronised:
-            self.synchronised = True
-            synchronise("innocent", "deadly", seconds=20)
-            time.sleep(1)
+        if self.is_first:
+            self.is_first = False
+            Path(f"innocent-{len(list(Path().glob('innocent-*')))}").touch()
+            wait_until(lambda: os.path.islink("deadly"))
+            wait_until(lambda: not is_running(int(os.readlink("deadly"))))
         return super().forward(inputs)
 
 

@@ -185,6 +185,18 @@ def write_until_killed(folder, start):
     os._exit(0)
 
 
+def stopped_while_it_writes(writer, folder, left):
+    """Stop a process if it has an unfinished shard besides those that are left of others; return whether it has."""
+    if not set(folder.glob("*.partial")) - left:
+        return False
+    os.kill(writer, signal.SIGSTOP)
+    os.waitpid(writer, os.WUNTRACED)
+    if set(folder.glob("*.partial")) - left:
+        return True
+    os.kill(writer, signal.SIGCONT)  # it has finished that shard
+    return False
+
+
 def test_killed_and_simultaneous_writers_leave_only_complete_shards(tmp_path):
     """Two processes that write to the same folder, killed at ten moments; the next start removes what is left."""
     torch.set_num_threads(1)  # a forked process has none of OpenMP's threads, and would wait for them without end
@@ -193,8 +205,10 @@ def test_killed_and_simultaneous_writers_leave_only_complete_shards(tmp_path):
         writers = [write_until_killed(tmp_path, (2 * turn + number) * 100 * ROWS) for number in range(2)]
         for number, writer in enumerate(writers):
             time.sleep(generator.uniform(0.02, 0.1))
+            while turn == number == 0 and not list(tmp_path.glob("*.safetensors")):  # however slow the machine is
+                time.sleep(0.001)
             left = set(tmp_path.glob("*.partial"))
-            while number and not set(tmp_path.glob("*.partial")) - left:  # the second one is killed while it writes
+            while number and not stopped_while_it_writes(writer, tmp_path, left):
                 time.sleep(0.0005)
             os.kill(writer, signal.SIGKILL)
             os.waitpid(writer, 0)

@@ -44,7 +44,6 @@ def server():
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch, tmp_path):
     monkeypatch.setattr(remote, "WAIT", 0.001)
-    monkeypatch.setattr(remote, "TIMEOUT", 0.3)
     monkeypatch.setenv("FUSION_PL_CACHE", str(tmp_path / "caches"))
     remote._filesystem.cache_clear()
     yield
@@ -102,7 +101,9 @@ def test_a_file_is_downloaded_once(server, files):
 
 
 @pytest.mark.parametrize("fault", [500, 503, 429, 408, "breaks off", "stalls"])
-def test_a_transient_failure_is_repeated(server, files, fault):
+def test_a_transient_failure_is_repeated(server, files, fault, monkeypatch):
+    if fault == "stalls":
+        monkeypatch.setattr(remote, "TIMEOUT", 1.0)
     content = bytes(range(256)) * 40
     server.files["/a.bin"] = content
     server.faults["/a.bin"] = [fault] * 2
@@ -113,7 +114,8 @@ def test_a_transient_failure_is_repeated(server, files, fault):
 @pytest.mark.parametrize(
     ("fault", "reason"), [(503, "the server answers 503"), ("breaks off", ""), ("stalls", "no data for 0.3 s")]
 )
-def test_a_lasting_failure_is_one_sentence(server, files, fault, reason):
+def test_a_lasting_failure_is_one_sentence(server, files, fault, reason, monkeypatch):
+    monkeypatch.setattr(remote, "TIMEOUT", 0.3)
     server.files["/a.bin"] = bytes(10_000)
     server.faults["/a.bin"] = [fault] * 9
     with pytest.raises(UserError, match=rf"^http://.*/a.bin cannot be read \({reason}.*\): check .*connection$"):
@@ -463,7 +465,6 @@ def test_a_limit_must_be_positive():
 # ----------------------------------------------------------------------------------------------------------- a real run
 def test_metrics_are_those_of_the_local_files(manifest, server, tmp_path, monkeypatch):
     serve(server, manifest.parent)
-    monkeypatch.setattr(remote, "TIMEOUT", 30.0)
     encoders = {name: {"class_path": f"fusion_pl.encoders.Tiny{name.title()}"} for name in ("text", "image", "audio")}
     found = []
     for number, path in enumerate((str(manifest), f"{server.url}/data/manifest.csv")):

@@ -535,7 +535,7 @@ def test_the_command_that_is_printed_trains(folder, tmp_path, capsys, monkeypatc
 @pytest.fixture
 def server(shards, monkeypatch, tmp_path):
     monkeypatch.setattr(remote, "WAIT", 0.001)
-    monkeypatch.setattr(remote, "TIMEOUT", 0.3)
+    monkeypatch.setattr(remote, "TIMEOUT", 2.0)
     monkeypatch.setenv("FUSION_PL_CACHE", str(tmp_path / "caches"))
     remote._filesystem.cache_clear()
     with FileServer() as server:
