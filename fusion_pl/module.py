@@ -23,7 +23,7 @@ from fusion_pl.fusion.base import Fusion
 from fusion_pl.layers import fill_missing, mark_missing, scatter_rows
 from fusion_pl.processors import Processor
 from fusion_pl.tasks import MultiClass, Task
-from fusion_pl.training.calibrate import FitCalibration, StoredOutputs
+from fusion_pl.training.calibrate import FitCalibration, StoredEmbeddings, StoredOutputs
 from fusion_pl.training.evaluation import evaluate_batch
 from fusion_pl.training.feature_cache import CacheOptions, FeatureCache, create_cache
 from fusion_pl.training.loss import Loss, TrainingLoss, total_loss
@@ -41,6 +41,7 @@ from fusion_pl.training.statistics import fit_statistics
 from fusion_pl.training.train_metrics import TrainMetrics
 from fusion_pl.types import Batch, Encoded, Fused
 from fusion_pl.uncertainty.calibration import Calibration, Method, read_calibration
+from fusion_pl.uncertainty.outliers import OutlierDetector, detectors_config, read_detectors
 from fusion_pl.uncertainty.validation_scores import ValidationScores, read_validation_scores
 
 FusionFactory = Callable[[dict[str, int], int], Fusion]
@@ -99,13 +100,12 @@ class FusionClassifier(LightningModule):
         self.task = task or MultiClass()
         self.task.set_num_classes(len(classes))
         self.encoders = nn.ModuleDict(encoders)
-        dims = {name: encoder.dim for name, encoder in encoders.items()}
+        self.dims = dims = {name: encoder.dim for name, encoder in encoders.items()}
         num_logits = self.task.num_logits(len(classes))
         self.fusion = fusion(dims, num_logits)
         check_head(type(self.fusion), self.task)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.pretrained_lr_factor = pretrained_lr_factor
-        self.missing = missing
+        self.pretrained_lr_factor, self.missing = pretrained_lr_factor, missing
         self.missing_embeddings, self.auxiliary_heads = nn.ParameterDict(), nn.ModuleDict()
         if missing == "token":
             self.missing_embeddings.update({name: torch.randn(dim) * 0.02 for name, dim in dims.items()})
@@ -118,9 +118,10 @@ class FusionClassifier(LightningModule):
             {stage: StageMetrics(stage, self.task, len(classes), hidden_layers) for stage in ("val", "test")}
         )
         self.train_metrics = TrainMetrics(self.task)
-        self.calibration_method, self.outputs = calibration, StoredOutputs()
+        self.calibration_method, self.outputs, self.embeddings = calibration, StoredOutputs(), StoredEmbeddings()
         self.calibration: Calibration | None = None
         self.validation_scores: ValidationScores | None = None
+        self.outlier_detectors: dict[str, OutlierDetector] = {}
         self.parameter_ndims: dict[str, int] = {}
         self.cache: CacheOptions | None = None
         self.features: FeatureCache | None = None
@@ -285,6 +286,7 @@ class FusionClassifier(LightningModule):
             "label": getattr(data, "label", None),
             "calibration": None if self.calibration is None else asdict(self.calibration),
             "validation_scores": None if self.validation_scores is None else self.validation_scores.to_config(),
+            "outlier_detectors": detectors_config(self.outlier_detectors),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -292,6 +294,7 @@ class FusionClassifier(LightningModule):
         if self.calibration_method != "none":
             self.calibration = read_calibration(checkpoint["fusion_pl"], list(self.encoders), self.task)
             self.validation_scores = read_validation_scores(checkpoint["fusion_pl"])
+        self.outlier_detectors = read_detectors(checkpoint["fusion_pl"], self.dims)
         data = getattr(self._trainer, "datamodule", None)
         if isinstance(data, ManifestData) and type(data).__qualname__ not in checkpoint:
             data.load_state_dict(find_split_record(checkpoint, type(data)) or {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,8 +15,9 @@ from fusion_pl.checkpoint import build_model, read_checkpoint
 from fusion_pl.data.collate import Collate
 from fusion_pl.module import FusionClassifier
 from fusion_pl.processors.base import OPEN_ERRORS, check_path
-from fusion_pl.types import Batch, Sample, UserError
+from fusion_pl.types import Batch, Encoded, Fused, Sample, UserError
 from fusion_pl.uncertainty.doubt import Doubt
+from fusion_pl.uncertainty.outliers import embeddings_of
 from fusion_pl.uncertainty.rules import DecisionRules, decision_rules
 
 
@@ -32,6 +33,8 @@ class Prediction:
         probabilities: class name -> probability.
         set: names of the classes in the prediction set; None without ``coverage``.
         abstained: whether the model has too much doubt for a label; None without ``abstain``.
+        outlier_p_values: input name -> p-value, near 0 if the input is unlike those of the validation split, None if it
+            is missing; and all names joined by ``+`` -> p-value of the fused embedding. None without ``outliers``.
         weights: input name -> input weight; None if the fusion head returns none. A missing input has weight 0, unless
             the model was trained with ``missing: token``, which gives its learned embedding a weight.
         error: message that says why there is no prediction; None if there is a prediction.
@@ -44,6 +47,7 @@ class Prediction:
     probabilities: dict[str, float] | None = None
     set: list[str] | None = None
     abstained: bool | None = None
+    outlier_p_values: dict[str, float | None] | None = None
     weights: dict[str, float] | None = None
     error: str | None = None
 
@@ -145,8 +149,9 @@ class Predictor:
         coverage_by_class: bool = False,
         abstain: float | None = None,
         doubt: Doubt = "probability",
+        outliers: bool = False,
     ) -> DecisionRules:
-        """Return rules for prediction sets and abstention, from the validation scores in the checkpoint.
+        """Return rules for prediction sets, abstention and outliers, from the validation scores in the checkpoint.
 
         Args:
             coverage: probability that the prediction set of a sample contains its class; None = no sets.
@@ -154,24 +159,36 @@ class Predictor:
             abstain: share of the validation samples that would get a label, those with the least doubt; a sample with
                 more doubt has no label. None = every sample has a label.
             doubt: score of doubt: ``probability`` (1 - the largest one), ``entropy``, ``energy``, or ``evidential``.
+            outliers: whether each input, and all of them together, have a p-value: the share of validation samples
+                that are at least as far from the others. Below 0.01, the input is unlike the data of the training.
 
         Raises:
             UserError: if the task or the checkpoint does not fit, or a number is out of range.
         """
         scores, num_classes = self.model.validation_scores, len(self.classes)
-        return decision_rules(self.task, scores, num_classes, coverage, coverage_by_class, abstain, doubt)
+        rules = decision_rules(self.task, scores, num_classes, coverage, coverage_by_class, abstain, doubt)
+        if outliers and not self.model.outlier_detectors:
+            raise UserError(
+                "outliers needs statistics of at least 50 validation samples, and the checkpoint has none: train with "
+                "fusion-pl fit of this version and a validation split of this size"
+            )
+        return replace(rules, outliers=outliers)
 
     def predict_batches(self, batches: Iterable[Batch], rules: DecisionRules | None = None) -> Iterator[Prediction]:
         """Classify batches and yield one prediction per sample, in the order of the loader."""
         rules = rules or DecisionRules()
         for batch in batches:
             with torch.inference_mode():
-                fused = self.model(batch.to(self.device))
+                encoded = self.model.encode(batch := batch.to(self.device))
+                fused = self.model.fuse(encoded)
             logits, calibration = fused.logits.float(), self.model.calibration
             if calibration is not None:
                 logits = calibration.apply(logits, batch.present)
             probabilities = self.task.probabilities(logits).cpu()
             fields = rules.fields(self.task, fused.logits.float().cpu(), probabilities, self.classes)
+            p_values: Sequence[dict[str, float | None] | None] = [None] * len(batch.ids)
+            if rules.outliers:
+                p_values = self._outlier_p_values(encoded, fused, batch)
             weights = None if fused.weights is None else fused.weights.float().cpu()
             for row, (sample_id, error) in enumerate(zip(batch.ids, self.errors(batch, probabilities), strict=True)):
                 if error is not None:
@@ -180,7 +197,24 @@ class Predictor:
                     classes = dict(zip(self.classes, probabilities[row].tolist(), strict=True))
                     inputs = None if weights is None else dict(zip(self.processors, weights[row].tolist(), strict=True))
                     decision = self.task.prediction(probabilities[row], self.classes) | fields[row]
-                    yield Prediction(sample_id, **decision, probabilities=classes, weights=inputs)
+                    yield Prediction(
+                        sample_id, **decision, probabilities=classes, outlier_p_values=p_values[row], weights=inputs
+                    )
+
+    def _outlier_p_values(
+        self, encoded: dict[str, Encoded], fused: Fused, batch: Batch
+    ) -> Sequence[dict[str, float | None] | None]:
+        """Return the p-values of each sample of a batch by name; None for a missing input."""
+        rows: list[dict[str, float | None]] = [{} for _ in batch.ids]
+        embeddings = embeddings_of(encoded, fused)
+        for name, detector in self.model.outlier_detectors.items():
+            if name not in embeddings or embeddings[name].shape[1] != len(detector.whitening):
+                raise UserError(f"the outlier detector of {name} does not fit the model: the checkpoint is damaged")
+            present = batch.present[name].tolist() if name in batch.present else [True] * len(rows)
+            p_values = detector.p_values(embeddings[name]).tolist()
+            for row, p_value, is_present in zip(rows, p_values, present, strict=True):
+                row[name] = p_value if is_present else None
+        return rows
 
     def errors(self, batch: Batch, outputs: Float[Tensor, "B _"]) -> list[str | None]:
         """Return for each sample of a batch why it has no prediction, None if it has one.

@@ -17,6 +17,7 @@ from fusion_pl.module import FusionClassifier
 from fusion_pl.tasks import MultiClass, Task
 from fusion_pl.types import UserError
 from fusion_pl.uncertainty.calibration import read_calibration
+from fusion_pl.uncertainty.outliers import read_detectors
 from fusion_pl.uncertainty.validation_scores import read_validation_scores
 
 
@@ -52,6 +53,7 @@ def build_model(checkpoint: dict[str, Any], path: str | Path, trust: Collection[
         model.load_state_dict(weights)
         model.calibration = read_calibration(config, list(encoders), model.task)
         model.validation_scores = read_validation_scores(config)
+        model.outlier_detectors = read_detectors(config, model.dims)
     except BaseException as error:  # constructors may raise anything on wrong arguments
         if not is_failure(error) or (not isinstance(error, UserError) and _is_raised_by_trusted_package(error, trust)):
             raise

@@ -37,7 +37,7 @@ TRAINING_OPTIONS = {
     *("sampling", "sample_weight", "bucket_by_length"),
 }
 
-RULES = ("coverage", "coverage_by_class", "abstain", "doubt")  # options of sets and abstention
+RULES = ("coverage", "coverage_by_class", "abstain", "doubt", "outliers")  # options of Predictor.rules
 
 Columns = dict[str, Cells]  # column name -> one cell per row
 
@@ -139,7 +139,8 @@ def predict_command(arguments: list[str]) -> int:
     targets = _read_targets(predictor, data.table)
     predictions = _update_counts(predictor.predict_batches(batches, rules), targets, predictor, counts)
     write = _write_csv if Path(config.output).suffix.lower() == ".csv" else _write_json_lines
-    fields = [name for name, option in (("set", config.coverage), ("abstained", config.abstain)) if option is not None]
+    options = {"set": config.coverage, "abstained": config.abstain, "outlier_p_values": config.outliers or None}
+    fields = [name for name, option in options.items() if option is not None]
     with atomic_write(config.output) as file:
         write(file, predictions, predictor, columns, fields)
     total, failed, labelled = len(loader.dataset), counts.failed, counts.labelled
@@ -224,7 +225,7 @@ def _write_csv(
 ) -> None:
     """Write one row per sample, with one column per input weight if the fusion head returns input weights.
 
-    ``fields`` are the fields of a ``Prediction`` that its rules fill: ``set`` and ``abstained``.
+    ``fields`` are the fields of a ``Prediction`` that its rules fill: ``set``, ``abstained`` and ``outlier_p_values``.
     """
     task, classes = predictor.task, predictor.classes
     predictions, first = iter(predictions), list[Prediction]()
@@ -233,8 +234,10 @@ def _write_csv(
         if prediction.error is None:
             break
     inputs = list(first[-1].weights or {}) if first else []
-    decision = task.prediction_fields
-    names = [*decision, *fields, *(f"p({name})" for name in classes), *(f"weight({name})" for name in inputs)]
+    detectors = list(predictor.model.outlier_detectors) if "outlier_p_values" in fields else []
+    decision, rules = task.prediction_fields, [name for name in fields if name != "outlier_p_values"]
+    names = [*decision, *rules, *(f"p({name})" for name in classes), *(f"weight({name})" for name in inputs)]
+    names += [f"outlier_p_value({name})" for name in detectors]
     output = {"id", *names, "error"}
     copied = [f"table({name})" if name in output else name for name in columns]
     writer = csv.writer(file)
@@ -242,8 +245,9 @@ def _write_csv(
     for row, prediction in enumerate(chain(first, predictions)):
         probabilities, weights = prediction.probabilities or {}, prediction.weights or {}
         decided = (task.format_decision(getattr(prediction, name)) for name in decision)
-        ruled = (_format_field(getattr(prediction, name)) for name in fields)
+        ruled = (_format_field(getattr(prediction, name)) for name in rules)
         values = [*decided, *ruled, *map(probabilities.get, classes), *map(weights.get, inputs)]
+        values += map((prediction.outlier_p_values or {}).get, detectors)
         formatted = (f"{value:.6g}" if isinstance(value, float) else value for value in values)
         cells = [cells[row] for cells in columns.values()]
         writer.writerow([prediction.id, *cells, *formatted, prediction.error])
@@ -258,7 +262,7 @@ def _write_json_lines(
     file: TextIO, predictions: Iterable[Prediction], predictor: Predictor, columns: Columns, fields: list[str]
 ) -> None:
     """Write one JSON object per sample; the copied columns are under ``columns``."""
-    optional = {"label", "probability", "labels", "set", "abstained"}
+    optional = {"label", "probability", "labels", "set", "abstained", "outlier_p_values"}
     unused = optional.difference(predictor.task.prediction_fields, fields)
     for row, prediction in enumerate(predictions):
         copied = {"columns": {name: cells[row] for name, cells in columns.items()}} if columns else {}

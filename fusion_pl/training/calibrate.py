@@ -18,6 +18,7 @@ from fusion_pl.layers import keep_rows
 from fusion_pl.types import Batch, Encoded, hash_ids
 from fusion_pl.uncertainty.calibration import Outputs
 from fusion_pl.uncertainty.calibration_fit import fit_calibration
+from fusion_pl.uncertainty.outliers import OutlierDetector, fit_detectors
 from fusion_pl.uncertainty.validation_scores import ValidationScores
 
 SUBSET_SAMPLES = 500  # of each subset of the inputs; with 80, a temperature of a subset is often worse for new samples
@@ -54,8 +55,41 @@ class StoredOutputs(Metric):
         return Outputs(logits, target, present.bool(), complete.bool())
 
 
+class StoredEmbeddings(Metric):
+    """Embeddings of a validation, gathered from all processes."""
+
+    embeddings: list[Tensor]
+    target: list[Tensor]
+    present: list[Tensor]
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dims: dict[str, int] = {}
+        for name in ("embeddings", "target", "present"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, embeddings: Mapping[str, Tensor], target: Tensor, present: Tensor) -> None:
+        """Add samples: see ``embeddings_of``; classes, or 0; and one column per input, whether it is present."""
+        self.dims = {name: values.shape[1] for name, values in embeddings.items()}
+        self.embeddings.append(torch.cat([*embeddings.values()], dim=1))
+        self.target.append(target)
+        self.present.append(present.byte())
+
+    def compute(self) -> tuple[NDArray[Any], ...]:
+        """Return the states of all processes, as ``StoredOutputs`` does."""
+        return tuple(dim_zero_cat(state).cpu().numpy() for state in (self.embeddings, self.target, self.present))
+
+    def fit_detectors(self, inputs: Sequence[str]) -> dict[str, OutlierDetector]:
+        """Fit outlier detectors on the samples of all processes."""
+        embeddings, target, present = map(torch.from_numpy, self.compute())
+        parts = torch.split(embeddings, list(self.dims.values()), dim=1)
+        by_name = dict(zip(self.dims, parts, strict=True))
+        return fit_detectors(by_name, dict(zip(inputs, present.bool().unbind(1), strict=True)), target)
+
+
 class FitCalibration(Callback):
-    """Fit the calibration after each validation of a training, before the checkpoint is saved.
+    """Fit calibration and outlier detectors after each validation of a training, before the checkpoint is saved.
 
     The callback runs when all metrics are computed, so that a validation during training measures the model without
     calibration. A task that chooses thresholds chooses those of the calibrated probabilities.
@@ -64,6 +98,7 @@ class FitCalibration(Callback):
     def _discard_outputs(self, trainer: Trainer, pl_module: Any) -> None:
         """Discard the outputs of the previous evaluation."""
         pl_module.outputs.reset()
+        pl_module.embeddings.reset()
 
     on_validation_start = on_test_start = _discard_outputs
 
@@ -82,6 +117,8 @@ class FitCalibration(Callback):
         whole = outputs.select(outputs.complete)
         probabilities = task.probabilities(calibrate_outputs(pl_module, whole))
         task.choose_thresholds(probabilities, whole.target)
+        pl_module.outlier_detectors = pl_module.embeddings.fit_detectors(list(pl_module.encoders))
+        pl_module.embeddings.reset()
         pl_module.validation_scores = None
         if task.exclusive_classes and probabilities.isfinite().all():
             pl_module.validation_scores = ValidationScores.measure(

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fusion_pl.training.calibrate import drop_inputs, subsets_per_sample
 from fusion_pl.training.stage_metrics import StageMetrics
-from fusion_pl.types import Batch, Encoded
+from fusion_pl.types import Batch, Encoded, Fused
+from fusion_pl.uncertainty.outliers import embeddings_of
 
 if TYPE_CHECKING:
     from fusion_pl.module import FusionClassifier
@@ -28,7 +29,7 @@ def evaluate_batch(model: FusionClassifier, batch: Batch, stage: Literal["val", 
     fused = model.fuse(encoded)
     in_training = model.trainer.state.fn == "fit"
     if not model.trainer.sanity_checking:
-        _store_outputs(model, encoded, fused.logits, batch, metrics)
+        _store_outputs(model, encoded, fused, batch, metrics)
     if not in_training:
         fused = metrics.calibrate(fused, model.calibration, batch)
     for name, metric in metrics.update(fused, encoded, batch).items():
@@ -40,13 +41,17 @@ def evaluate_batch(model: FusionClassifier, batch: Batch, stage: Literal["val", 
 
 
 def _store_outputs(
-    model: FusionClassifier, encoded: dict[str, Encoded], logits: Tensor, batch: Batch, metrics: StageMetrics
+    model: FusionClassifier, encoded: dict[str, Encoded], fused: Fused, batch: Batch, metrics: StageMetrics
 ) -> None:
-    """Store the logits of all samples; in training also those with some subsets of the inputs of each sample."""
+    """Store the logits of all samples; in training also embeddings, and logits with some subsets of the inputs."""
     assert batch.target is not None
     present = torch.stack([batch.present[name] for name in encoded], dim=1)
-    model.outputs.update(logits, batch.target, present, torch.ones_like(present[:, 0]))
-    if not metrics.subsets or model.calibration_method == "none" or model.trainer.state.fn != "fit":
+    model.outputs.update(fused.logits, batch.target, present, torch.ones_like(present[:, 0]))
+    if model.trainer.state.fn != "fit":
+        return
+    classes = batch.target if model.task.exclusive_classes else batch.target.new_zeros(len(batch.target))
+    model.embeddings.update(embeddings_of(encoded, fused), classes, present)
+    if not metrics.subsets or model.calibration_method == "none":
         return
     (num_batches,) = model.trainer.num_val_batches[:1]
     count = subsets_per_sample(len(metrics.subsets), num_batches * len(batch.ids) * model.trainer.world_size)

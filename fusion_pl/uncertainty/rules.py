@@ -25,11 +25,13 @@ class DecisionRules:
         thresholds: largest conformity score of each class in a set; None = no sets.
         doubt: name of the score of doubt.
         max_doubt: largest doubt of a prediction that has a class; None = every prediction has one.
+        outliers: whether predictions have the p-values of the outlier detectors.
     """
 
     thresholds: Float[Tensor, " C"] | None = None
     doubt: Doubt = "probability"
     max_doubt: float | None = None
+    outliers: bool = False
 
     def fields(
         self, task: Task, logits: Float[Tensor, "B L"], probabilities: Float[Tensor, "B C"], classes: Sequence[str]

@@ -1,0 +1,172 @@
+"""Detect samples that are unlike the data of the training: Mahalanobis distance of embeddings, and its p-value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fusion_pl.types import Encoded, Fused, UserError
+
+MIN_SAMPLES = 50
+MAX_SAMPLES = 5000  # of the statistics
+MAX_DIM = 2048  # channels; the matrix has 16 MB
+NUM_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class OutlierDetector:
+    r"""Compare embeddings x with those of validation samples.
+
+    The score is the squared Mahalanobis distance to the nearest class, with the means :math:`\mu_c` of the classes and
+    the covariance :math:`\Sigma` within the classes:
+
+    :math:`s(x) = \min_c (x - \mu_c)^T \Sigma^{-1} (x - \mu_c) = \min_c \|W x - W \mu_c\|^2,\ W^T W = \Sigma^{-1}`
+
+    The p-value of a new sample is :math:`(1 + |\{i: s_i \ge s\}|) / (n + 1)` with the scores :math:`s_i` of n
+    validation samples: of samples that are drawn as these are, a share of at most α has a p-value of at most α.
+
+    Source: "A Simple Unified Framework for Detecting Out-of-Distribution Samples", arXiv:1807.03888; oracle
+    approximating shrinkage of the covariance, arXiv:0907.4698. Deviations: one layer; no perturbation of the input;
+    shrinkage; the statistics are those of the validation samples instead of the training samples, because they are
+    computed in the validation that precedes each checkpoint, without a further pass over the training data. The
+    scores :math:`s_i` are cross-fitted: each is computed with the statistics of the other four of five random folds.
+
+    Attributes:
+        whitening: W.
+        means: W μ of the K classes that have samples.
+        scores: cross-fitted scores of the validation samples.
+    """
+
+    whitening: Float[Tensor, "D D"]
+    means: Float[Tensor, "K D"]
+    scores: Float[Tensor, " N"]
+
+    @classmethod
+    def fit(cls, embeddings: Float[Tensor, "N D"], target: Int[Tensor, " N"]) -> OutlierDetector:
+        """Fit the statistics on validation samples, of which at most 5,000 are used.
+
+        Args:
+            embeddings: their embeddings.
+            target: their classes; all 0 for one common mean.
+        """
+        step = -(-len(target) // MAX_SAMPLES)
+        embeddings, target = embeddings[::step].double(), target[::step]
+        folds = torch.randperm(len(target), generator=torch.Generator().manual_seed(0)) % NUM_FOLDS
+        scores = torch.empty(len(target), dtype=torch.float64)
+        for fold in range(NUM_FOLDS):
+            statistics = _fit_statistics(embeddings[folds != fold], target[folds != fold])
+            scores[folds == fold] = _squared_distances(embeddings[folds == fold], *statistics)
+        whitening, means = _fit_statistics(embeddings, target)
+        return cls(whitening.float(), means.float(), scores)
+
+    def p_values(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+        """Return the p-value of each sample: near 0 if it is unlike the validation samples."""
+        distances = _squared_distances(embeddings.cpu().double(), self.whitening.double(), self.means.double())
+        ordered = self.scores.sort().values
+        return (1 + len(ordered) - torch.searchsorted(ordered, distances)) / (len(ordered) + 1)
+
+
+def embeddings_of(encoded: Mapping[str, Encoded], fused: Fused) -> dict[str, Float[Tensor, "B _"]]:
+    """Return the embeddings of a batch by name: each input, and, if the head has one, the fused embedding.
+
+    The name of the fused embedding is that of all inputs, joined by ``+``.
+    """
+    embeddings = {name: value.embedding.float() for name, value in encoded.items()}
+    if fused.embedding is not None and len(encoded) > 1:
+        embeddings["+".join(encoded)] = fused.embedding.float()
+    return embeddings
+
+
+def fit_detectors(
+    embeddings: Mapping[str, Float[Tensor, "N _"]], present: Mapping[str, Bool[Tensor, " N"]], target: Tensor
+) -> dict[str, OutlierDetector]:
+    """Fit a detector per embedding, unless it has too few samples, too many channels, or numbers that are not finite.
+
+    Args:
+        embeddings: name -> embeddings of the validation samples.
+        present: name -> whether each sample has the embedding; a name without mask: all have it.
+        target: classes of the samples; all 0 for one common mean.
+    """
+    detectors = {}
+    for name, values in embeddings.items():
+        rows = present.get(name, torch.ones(len(values), dtype=torch.bool))
+        if int(rows.sum()) >= MIN_SAMPLES and values.shape[1] <= MAX_DIM and values[rows].isfinite().all():
+            detectors[name] = OutlierDetector.fit(values[rows], target[rows])
+    return detectors
+
+
+def _fit_statistics(
+    embeddings: Float[Tensor, "N D"], target: Int[Tensor, " N"]
+) -> tuple[Float[Tensor, "D D"], Float[Tensor, "K D"]]:
+    """Return W and W μ."""
+    _, index, counts = torch.unique(target, return_inverse=True, return_counts=True)
+    means = torch.zeros(len(counts), embeddings.shape[1], dtype=torch.float64).index_add_(0, index, embeddings)
+    means = means / counts.unsqueeze(1)
+    covariance = shrunk_covariance(embeddings - means[index])
+    identity = torch.eye(len(covariance), dtype=torch.float64)
+    whitening = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), identity, upper=False)
+    return whitening, means @ whitening.T
+
+
+def shrunk_covariance(residuals: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
+    r"""Return the covariance of residuals with mean 0, :math:`(1 - \rho) S + \rho\, \mathrm{tr}(S) / D\; I`.
+
+    ρ is that of oracle approximating shrinkage, in the form of scikit-learn. A tiny share of I keeps the result
+    positive definite if all residuals are 0.
+    """
+    count, dim = residuals.shape
+    covariance = residuals.T @ residuals / count
+    mean_square, variance = covariance.square().mean(), covariance.trace() / dim
+    denominator = (count + 1) * (mean_square - variance**2 / dim)
+    shrinkage = ((mean_square + variance**2) / denominator).clamp(max=1) if denominator > 0 else torch.tensor(1.0)
+    identity = torch.eye(dim, dtype=covariance.dtype)
+    return (1 - shrinkage) * covariance + (shrinkage * variance + 1e-12) * identity
+
+
+def _squared_distances(
+    embeddings: Float[Tensor, "B D"], whitening: Float[Tensor, "D D"], means: Float[Tensor, "K D"]
+) -> Float[Tensor, " B"]:
+    """Return the squared distance of each whitened embedding to the nearest mean."""
+    return torch.cdist(embeddings @ whitening.T, means).min(-1).values.square()
+
+
+def detectors_config(detectors: Mapping[str, OutlierDetector]) -> dict[str, dict[str, Tensor]]:
+    """Return the content for a checkpoint."""
+    return {name: dict(vars(detector)) for name, detector in detectors.items()}
+
+
+def read_detectors(config: Mapping[str, Any], dims: Mapping[str, int]) -> dict[str, OutlierDetector]:
+    """Return the detectors in the configuration of a checkpoint; empty if it has none.
+
+    Args:
+        config: configuration of the model.
+        dims: name of the input -> channels of its embedding.
+
+    Raises:
+        UserError: if they are damaged.
+    """
+    detectors = {}
+    try:
+        for name, content in (config.get("outlier_detectors") or {}).items():
+            dim = dims.get(name, len(content["whitening"]))  # the model tells that of the fused embedding later
+            is_valid = name in {*dims, "+".join(dims)} and _is_tensor(content["whitening"], torch.float32, (dim, dim))
+            is_valid = is_valid and _is_tensor(content["means"], torch.float32, (len(content["means"]), dim))
+            is_valid = is_valid and _is_tensor(content["scores"], torch.float64, (len(content["scores"]),))
+            if not is_valid or 0 in (len(content["means"]), len(content["scores"])):
+                raise UserError("its outlier detectors are damaged (a number is missing or not finite)")
+            detectors[name] = OutlierDetector(content["whitening"], content["means"], content["scores"])
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"its outlier detectors are damaged ({type(error).__name__})") from error
+    return detectors
+
+
+def _is_tensor(value: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    if type(value) is not Tensor or value.layout != torch.strided or value.is_meta:
+        return False
+    is_complete = value.shape == shape and value.dtype == dtype and value.nbytes <= value.untyped_storage().nbytes()
+    return is_complete and bool(value.isfinite().all())
