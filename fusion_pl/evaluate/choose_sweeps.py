@@ -39,6 +39,30 @@ def corruptions_of(value: Any) -> tuple[Corruption, ...]:
     return ()
 
 
+def parse_sweeps(option: bool | list[str] | str, inputs: Sequence[str]) -> list[str] | None:
+    """Return the names of the inputs and corruptions to measure; an empty list = all, None = nothing is measured.
+
+    Args:
+        option: value of ``--sweeps``.
+        inputs: names of the inputs of the model.
+
+    Raises:
+        UserError: if there is no input or corruption of a name.
+    """
+    if isinstance(option, bool):
+        return [] if option else None
+    wanted = [name.strip() for name in (option.split(",") if isinstance(option, str) else option)]
+    names = dict.fromkeys(corruption.name for corruption in CORRUPTIONS)
+    for name in wanted:
+        if name not in names and name not in inputs:
+            known = [*inputs, *names]
+            raise UserError(
+                f"--sweeps: there is no input or corruption {name!r}{did_you_mean(name, known)}; expected true, false, "
+                f"inputs ({join_names(inputs)}) or corruptions ({', '.join(names)})"
+            )
+    return wanted
+
+
 def choose_sweeps(
     samples: ManifestRows, rows: Sequence[int], inputs: Sequence[str], wanted: Sequence[str] = ()
 ) -> tuple[list[Sweep], dict[str, str]]:
@@ -52,18 +76,8 @@ def choose_sweeps(
 
     Returns:
         The sweeps, and for each input without one the sentence that says why.
-
-    Raises:
-        UserError: if there is no input or corruption of a name.
     """
     names = dict.fromkeys(corruption.name for corruption in CORRUPTIONS)
-    for name in wanted:
-        if name not in names and name not in inputs:
-            known = [*inputs, *names]
-            raise UserError(
-                f"--sweeps: there is no input or corruption {name!r}{did_you_mean(name, known)}; expected true, false, "
-                f"inputs ({join_names(inputs)}) or corruptions ({', '.join(names)})"
-            )
     wanted_inputs = [name for name in inputs if name in wanted] or inputs
     wanted_names = [name for name in names if name in wanted] or list(names)
     sweeps, notes = [], {}

@@ -15,6 +15,7 @@ from fusion_pl.cli.predict import TRAINING_OPTIONS, add_checkpoint_option, add_m
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.split_record import SplitRecord, find_split_record
 from fusion_pl.evaluate.against import against_section, check_comparable
+from fusion_pl.evaluate.choose_sweeps import parse_sweeps
 from fusion_pl.evaluate.curves import calibration_section, class_section, doubt_section, precision_recall_section
 from fusion_pl.evaluate.evaluation import Evaluation
 from fusion_pl.evaluate.group_section import group_section
@@ -23,6 +24,7 @@ from fusion_pl.evaluate.overview import overview_section
 from fusion_pl.evaluate.parts import Parts
 from fusion_pl.evaluate.predict_rows import EvaluatedModel, predict_rows
 from fusion_pl.evaluate.report import write_report
+from fusion_pl.evaluate.robustness_section import robustness_sections
 from fusion_pl.evaluate.rows import EvaluatedSplit, LabelledRows, select_rows
 from fusion_pl.evaluate.samples import doubtful_section, hardest_section
 from fusion_pl.evaluate.scores import metrics_section, resample
@@ -59,6 +61,19 @@ def evaluate_parser() -> ArgumentParser:
         help="second checkpoint, which is compared with the first on the same rows",
     )
     parser.add_argument(
+        "--sweeps",
+        type=bool | list[str] | str,
+        default=True,
+        help="whether to measure corrupted and missing inputs; or the names of inputs and corruptions to measure, "
+        "separated by commas, such as image,noise,blur",
+    )
+    parser.add_argument(
+        "--max_samples",
+        type=int,
+        default=500,
+        help="maximum number of rows, drawn with a fixed seed, on which corrupted and missing inputs are measured",
+    )
+    parser.add_argument(
         "--data.label",
         type=list[str] | str | None,
         default=None,
@@ -76,15 +91,21 @@ def evaluate_command(arguments: list[str]) -> int:
     output = Path(config.output)
     if any(path.is_file() for path in (output, *output.parents)):
         raise UserError(f"--output {output} is, or lies below, a file: give a folder")
+    if config.max_samples < 1:
+        raise UserError(f"--max_samples is {config.max_samples}, expected a number of rows of at least 1")
     model, record = load_evaluated_model(config, config.ckpt_path)
     columns = parse_columns(config.groups, model.data.table)
     selected = select_rows(model.data, config.split, record)
-    other = None if config.against is None else load_other_model(config, model)
+    models = [model, *([] if config.against is None else [load_other_model(config, model)])]
+    wanted = parse_sweeps(config.sweeps, list(model.predictor.processors))
     console = Console(stderr=True)
-    parts = [rows_parts(output, one, selected) for one in (model, other) if one is not None]
-    evaluation = predict_rows(model, selected.rows, parts[0], console)
-    other_evaluation = None if other is None else predict_rows(other, selected.rows, parts[1], console)
-    sections = make_sections(evaluation, columns, other_evaluation, console)
+    parts = [rows_parts(output, one, selected) for one in models]
+    evaluations = [predict_rows(one, selected.rows, part, console) for one, part in zip(models, parts, strict=True)]
+    evaluation = evaluations[0]
+    sections = make_sections(evaluation, columns, evaluations[1] if len(evaluations) > 1 else None, console)
+    if wanted is not None:
+        pairs = list(zip(models, evaluations, strict=True))
+        sections += robustness_sections(pairs, wanted, config.max_samples, output / PARTS, console)
     sections = [overview_section(evaluation, selected, config.split, sections), *sections]
     write_report(output, f"Evaluation of {config.ckpt_path} on {config.data.manifest}", sections)
     parts[0].remove()

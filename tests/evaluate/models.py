@@ -56,8 +56,9 @@ def fit_model(table, folder, task="MultiClass", seed=0, epochs=8, inputs=("first
 
 
 def evaluate(checkpoint, table, *arguments, output="out"):
-    """Run the command in this process, and return its exit code."""
+    """Run the command in this process, by default without sweeps, and return its exit code."""
     words = ["--ckpt_path", checkpoint, "--data.manifest", table, "--output", output, "--device", "cpu"]
+    words += [] if "--sweeps" in arguments else ["--sweeps", "false"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             sys, "argv", ["fusion-pl", "evaluate", *map(str, [*words, "--data.num_workers", "0", *arguments])]
