@@ -104,6 +104,7 @@ class FusionClassifier(LightningModule):
         num_logits = self.task.num_logits(len(classes))
         self.fusion = fusion(dims, num_logits)
         check_head(type(self.fusion), self.task)
+        self.fusion.exclusive_classes = self.task.exclusive_classes
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.pretrained_lr_factor, self.missing = pretrained_lr_factor, missing
         self.missing_embeddings, self.auxiliary_heads = nn.ParameterDict(), nn.ModuleDict()

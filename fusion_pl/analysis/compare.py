@@ -38,7 +38,7 @@ def compare_command(arguments: list[str]) -> None:
         raise UserError(f"--output: {output} is a file, expected a folder")
     task = _check_fit_arguments(options.config, extra)
     table = table_hash(base["data"], extra)
-    runs = plan_runs(base, options.fusions, options.inputs, options.seeds, extra, table, task.uses_softmax)
+    runs = plan_runs(base, options.fusions, options.inputs, options.seeds, extra, table, task)
     output.mkdir(parents=True, exist_ok=True)
     results = Scheduler(runs, output, extra, options.jobs).execute()
 

@@ -14,6 +14,8 @@ import fusion_pl.fusion
 from fusion_pl.analysis.keys import run_key
 from fusion_pl.messages import did_you_mean
 from fusion_pl.metrics import subsets
+from fusion_pl.tasks import MultiClass, Task
+from fusion_pl.training.model_checks import fits
 from fusion_pl.types import MissingFileError, UserError
 
 HEAD_PACKAGE = "fusion_pl.fusion."
@@ -67,13 +69,13 @@ def read_base_config(path: str) -> dict[str, Any]:
     return {**base, "data": {"class_path": data} if isinstance(data, str) else data}
 
 
-def parse_heads(fusions: str, uses_softmax: bool = True) -> list[str]:
+def parse_heads(fusions: str, task: type[Task] = MultiClass) -> list[str]:
     """Parse ``--fusions`` into class paths: ``all``, or names and class paths of heads separated by commas.
 
-    ``all`` is all heads that fit the task, whose attribute is ``uses_softmax``.
+    ``all`` is all heads that fit the task.
     """
     known = [name for name in fusion_pl.fusion.__all__ if name != "Fusion"]
-    fitting = [name for name in known if uses_softmax or not getattr(fusion_pl.fusion, name).needs_softmax]
+    fitting = [name for name in known if fits(getattr(fusion_pl.fusion, name), task)]
     names = fitting if fusions == "all" else [name.strip() for name in fusions.split(",") if name.strip()]
     for name in names:
         if "." not in name and name not in known:
@@ -110,7 +112,7 @@ def plan_runs(
     seeds: int,
     extra: Sequence[str] = (),
     table_hash: str = "",
-    uses_softmax: bool = True,
+    task: type[Task] = MultiClass,
 ) -> list[Run]:
     """Return all runs: for each seed, every head on all inputs, and the baseline head on fewer inputs.
 
@@ -121,10 +123,10 @@ def plan_runs(
         seeds: Number of seeds, at least 1.
         extra: Further arguments of every ``fusion-pl fit``.
         table_hash: Hash of the data table, see ``fusion_pl.analysis.keys.table_hash``.
-        uses_softmax: Attribute of the task, see ``parse_heads``.
+        task: Task of the runs, see ``parse_heads``.
     """
     names = tuple(base["model"]["encoders"])
-    heads = parse_heads(fusions, uses_softmax)
+    heads = parse_heads(fusions, task)
     baseline = BASELINE_HEAD if BASELINE_HEAD in heads or len(heads) > 1 else heads[0]
     return [
         make_run(base, head, input_set, seed, extra, table_hash)

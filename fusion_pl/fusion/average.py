@@ -16,7 +16,8 @@ class Average(LateFusion):
     ``P = Σ_m w_m P_m``, ``logits = log P``; ``w`` sums to 1 over the present inputs.
 
     The logits are computed in log space, ``logsumexp_m(log w_m + log P_m)``, so that a confident wrong prediction keeps
-    its gradient. A sample without any input gets equal probabilities.
+    its gradient. A sample without any input gets equal probabilities. Of independent labels, ``P_m = sigmoid(…)`` and
+    ``logits = log P - log(1 - P)``.
 
     Cost: ``M D F + M F C`` multiply-adds per sample, and ``M F²`` more for ``weights: sample``.
 
@@ -30,6 +31,8 @@ class Average(LateFusion):
     Raises:
         UserError: if fixed input weights do not match the inputs.
     """
+
+    several_labels = True
 
     def __init__(
         self,
@@ -47,6 +50,7 @@ class Average(LateFusion):
         hidden, present = self.unimodal.compute_hidden(inputs), self.presence_mask(inputs)
         input_logits = self.unimodal.logits_from_hidden(hidden, inputs)
         log_weights = self.weighting(hidden, present)
-        logits = (log_weights.unsqueeze(-1) + input_logits.log_softmax(-1)).logsumexp(1)
+        log_probabilities = self.split_decisions(input_logits).log_softmax(-1)
+        logits = self.join_decisions((log_weights[..., None, None] + log_probabilities).logsumexp(1))
         weights = log_weights.exp().masked_fill(~present, 0.0)
         return Fused(logits, None, weights, self.logits_by_input(input_logits))

@@ -53,6 +53,9 @@ class Fusion(Configurable, nn.Module, ABC):
             and each embedding is the only token of its sample.
         needs_softmax: whether the head takes the softmax of its logits, so that it needs a task with one logit per
             class of classes that exclude each other.
+        several_labels: whether a head that needs a softmax also fits a task with independent labels, for which it takes
+            the sigmoid instead.
+        exclusive_classes: whether the classes exclude each other; the model sets it by its task.
 
     Raises:
         UserError: if there is no input.
@@ -60,6 +63,8 @@ class Fusion(Configurable, nn.Module, ABC):
 
     reads_tokens: bool = True
     needs_softmax: bool = False
+    several_labels: bool = False
+    exclusive_classes: bool = True
 
     def __init__(self, dims: dict[str, int], num_classes: int) -> None:
         super().__init__()
@@ -221,6 +226,19 @@ class LateFusion(Fusion):
     def logits_by_input(self, logits: Float[Tensor, "B M C"]) -> dict[str, Float[Tensor, "B C"]]:
         """Split the logits by input: name of the input -> logits, as in ``Fused.input_logits``."""
         return dict(zip(self.names, logits.unbind(1), strict=True))
+
+    def split_decisions(self, logits: Float[Tensor, "B M C"]) -> Float[Tensor, "B M K A"]:
+        """Return the logits of K decisions between A alternatives each: one between all classes, or one per label.
+
+        The alternatives of a label are its absence, whose logit is 0, and its presence: their softmax is the sigmoid.
+        """
+        return (
+            logits.unsqueeze(2) if self.exclusive_classes else torch.stack([torch.zeros_like(logits), logits], dim=-1)
+        )
+
+    def join_decisions(self, logits: Float[Tensor, "B K A"]) -> Float[Tensor, "B C"]:
+        """Return the logits of the classes or labels, the inverse of ``split_decisions``."""
+        return logits.squeeze(1) if self.exclusive_classes else logits[..., 1] - logits[..., 0]
 
 
 def check_sizes(head: str, dropout: float, **sizes: int) -> None:

@@ -16,6 +16,7 @@ class Stacking(LateFusion):
 
     ``P_m = softmax(V_m · GELU(W_m · LayerNorm(x_m) + b_m) + c_m)``, log P_m := 0 if input m is missing
     ``logits = B · GELU(A · [log P_1 … log P_M, p_1 … p_M])``, ``p_m = 1`` if input m is present, else 0
+    Of independent labels, their logits instead of ``log P_m``.
 
     A fraction ``held_out`` of the training samples, selected by their ids, trains only the meta-classifier; the other
     samples train only the inputs' classifiers and the encoders. If all trained on the same samples, the meta-classifier
@@ -33,6 +34,8 @@ class Stacking(LateFusion):
     Raises:
         UserError: if ``held_out`` is out of range.
     """
+
+    several_labels = True
 
     def __init__(
         self, dims: dict[str, int], num_classes: int, held_out: float = 0.2, dim: int = 128, dropout: float = 0.1
@@ -52,10 +55,9 @@ class Stacking(LateFusion):
         )
 
     def _meta_logits(self, input_logits: Float[Tensor, "B M C"], present: Bool[Tensor, "B M"]) -> Float[Tensor, "B C"]:
-        log_probabilities = input_logits.log_softmax(-1).masked_fill(~present.unsqueeze(-1), 0.0)
-        logits: Tensor = self.meta_classifier(
-            torch.cat([log_probabilities.flatten(1), present.to(input_logits.dtype)], dim=-1)
-        )
+        features = input_logits.log_softmax(-1) if self.exclusive_classes else input_logits
+        features = features.masked_fill(~present.unsqueeze(-1), 0.0).flatten(1)
+        logits: Tensor = self.meta_classifier(torch.cat([features, present.to(input_logits.dtype)], dim=-1))
         return logits
 
     def held_out_mask(self, batch: Batch) -> Bool[Tensor, " B"]:

@@ -50,10 +50,15 @@ def check_same_task(task: Task, data: object) -> None:
 
 def check_head(head: type[Fusion], task: Task) -> None:
     """Raise a ``UserError`` if a fusion head does not fit a task; the message contains heads that do."""
-    if head.needs_softmax and not task.uses_softmax:
+    if not fits(head, type(task)):
         known = (getattr(fusion_pl.fusion, name) for name in fusion_pl.fusion.__all__)
-        fitting = join_names(cls.__name__ for cls in known if cls is not Fusion and not cls.needs_softmax)
+        fitting = join_names(cls.__name__ for cls in known if cls is not Fusion and fits(cls, type(task)))
         raise UserError(
             f"the fusion head {head.__name__} takes the softmax of one logit per class, which {type(task).__name__} "
             f"does not have: give model.fusion one of {fitting}"
         )
+
+
+def fits(head: type[Fusion], task: type[Task]) -> bool:
+    """Return whether a fusion head fits a task."""
+    return not head.needs_softmax or task.uses_softmax or (head.several_labels and not task.exclusive_classes)

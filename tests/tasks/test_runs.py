@@ -23,7 +23,7 @@ from fusion_pl.data import ManifestData
 from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Concat
 from fusion_pl.losses import Focal
-from fusion_pl.tasks import MultiLabel
+from fusion_pl.tasks import MultiClass, MultiLabel, Ordinal
 from fusion_pl.training import Loss
 from fusion_pl.types import UserError
 
@@ -163,7 +163,7 @@ def test_terms_of_the_loss_are_logged_and_sum_to_the_loss(here):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--model.fusion", "Vote"], "the fusion head Vote takes the softmax of one logit per class, which MultiLabel"),
+        (["--model.fusion", "Evidential"], "Evidential takes the softmax of one logit per class, which MultiLabel"),
         (
             ["--model.loss.criterion", "CrossEntropy"],
             "CrossEntropy does not fit the task MultiLabel: give one of Binary",
@@ -228,11 +228,20 @@ def test_compare_ranks_by_average_precision_and_tests_exact_match(tmp_path, monk
         "trainer": {"max_epochs": 1, "accelerator": "cpu"},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
-    command = [sys.executable, "-m", "fusion_pl", "compare", "--config", "config.yaml", "--fusions", "Mean,Vote"]
+    command = [
+        sys.executable,
+        "-m",
+        "fusion_pl",
+        "compare",
+        "--config",
+        "config.yaml",
+        "--fusions",
+        "Mean,Vote,Evidential",
+    ]
     arguments = ["--seeds", "1", "--inputs", "all", "--output", "out"]
     ran = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert "Best on validation: Mean, test exact match" in ran.stdout
+    assert "Best on validation: " in ran.stdout
     result = json.loads((tmp_path / "out/runs/Mean-again+text-0/result.json").read_text())
     assert result["correct"].count("1") / 60 == pytest.approx(result["test"]["test/exact_match"])
     assert result["subsets"]["again+text"] == pytest.approx(result["test"]["test/exact_match"])
@@ -243,10 +252,16 @@ def test_compare_ranks_by_average_precision_and_tests_exact_match(tmp_path, monk
     with (tmp_path / "out/results.csv").open(newline="") as file:
         rows = {row["fusion"]: row for row in csv.DictReader(file)}
     assert float(rows["Mean"]["test/exact_match(text)"]) == pytest.approx(result["subsets"]["text"])
-    assert rows["Vote"]["status"] == "failed"
-    heads = parse_heads("all", uses_softmax=False)
-    assert "fusion_pl.fusion.Concat" in heads
-    assert not {f"fusion_pl.fusion.{name}" for name in ("Vote", "Average", "Stacking")} & set(heads)
+    assert {name: row["status"] == "failed" for name, row in rows.items()} == {
+        "Mean": False,
+        "Vote": False,
+        "Evidential": True,
+    }
+    heads = {task: set(parse_heads("all", task)) for task in (MultiClass, MultiLabel, Ordinal)}
+    late = {f"fusion_pl.fusion.{name}" for name in ("Average", "ProductOfExperts", "Stacking", "Vote")}
+    trusted = {f"fusion_pl.fusion.{name}" for name in ("Evidential", "QualityAware")}
+    assert heads[MultiLabel] == heads[MultiClass] - trusted
+    assert heads[Ordinal] == heads[MultiLabel] - late
 
 
 def test_two_processes_choose_the_thresholds_of_all_samples(here):
