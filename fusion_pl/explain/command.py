@@ -81,7 +81,7 @@ def explain_command(arguments: list[str]) -> int:
         ):
             file.write(json.dumps(explanation.as_dict(), ensure_ascii=False) + "\n")
             sections.append(section)
-    write_page(output / "explanation.html", data.manifest, sections, len(samples))
+    write_page(output / "explanation.html", data.manifest, sections, len(samples), config.method)
     for line in _summary(sections, len(samples), output, bool(config.ids)):
         console.print(escape_unprintable(line), highlight=False, markup=False, soft_wrap=True)
     return int(all(section.explanation.error is not None for section in sections))

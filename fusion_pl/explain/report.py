@@ -39,7 +39,7 @@ def make_section(explanation: Explanation, sample: Sample) -> Section:
     return Section(explanation, max(values, default=0.0) or 1.0, views)
 
 
-def write_page(path: Path, manifest: str, sections: Sequence[Section], total: int) -> None:
+def write_page(path: Path, manifest: str, sections: Sequence[Section], total: int, method: str) -> None:
     """Write the page.
 
     Args:
@@ -47,9 +47,9 @@ def write_page(path: Path, manifest: str, sections: Sequence[Section], total: in
         manifest: path of the table.
         sections: one per explained sample.
         total: number of rows of the table.
+        method: name of the method of the parts' effects.
     """
-    page = render_page(
-        Path(__file__).with_name("explanation.html.jinja"), manifest=manifest, sections=sections, total=total
-    )
+    template = Path(__file__).with_name("explanation.html.jinja")
+    page = render_page(template, manifest=manifest, sections=sections, total=total, method=method)
     with atomic_write(path) as file:
         file.write(page)

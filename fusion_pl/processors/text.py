@@ -45,9 +45,11 @@ class TextProcessor(Processor):
     def spans(self, value: str, limit: int = 64) -> list[Span]:
         """Return the characters of each word, with the spaces after it; several words each if there are too many.
 
-        In Chinese and Japanese, which have no spaces, each character counts as a word.
+        In Chinese and Japanese, which have no spaces, each character counts as a word, as in a text of one word.
         """
         starts = [match.start() for match in WORD.finditer(value)]
+        if len(starts) == 1:
+            starts = [*range(starts[0], len(value.rstrip()))]
         starts = starts[:: math.ceil(len(starts) / limit) or 1]
         return [((start, end),) for start, end in pairwise([*starts, len(value)])]
 

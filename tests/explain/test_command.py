@@ -102,6 +102,9 @@ def test_the_method_applies_to_texts_and_images(checkpoint, manifest, tmp_path, 
     assert parts["text"]["spans"]
     assert parts["text"]["error"] is not None
     assert "not available for TinyAudio" in parts["audio"]["note"]
+    page = Path("why/explanation.html").read_text()
+    assert "are integrated gradients" in page
+    assert "effects of leaving them out" not in page
 
 
 def test_rows_that_cannot_be_explained_have_their_error(checkpoint, manifest, tmp_path, monkeypatch, capsys):

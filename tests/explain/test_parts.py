@@ -77,6 +77,13 @@ def test_words_of_a_long_text_are_grouped():
     assert spans[-1] == ((1475, 1500),)
 
 
+def test_a_text_of_one_word_consists_of_its_characters():
+    """Such as a name, a number or a code: whether the word counts is what the effect of the input says."""
+    assert TinyText().processor.spans(" three ") == [((i, i + 1),) for i in range(1, 5)] + [((5, 7),)]
+    assert TinyText().processor.spans("x" * 100) == [((2 * i, 2 * i + 2),) for i in range(50)]
+    assert TinyText().processor.spans("  ") == TinyText().processor.spans("") == []
+
+
 @pytest.fixture(scope="module")
 def predictor():
     return train(seed=0, size=288)
