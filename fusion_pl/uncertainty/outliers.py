@@ -64,11 +64,14 @@ class OutlierDetector:
         whitening, means = _fit_statistics(embeddings, target)
         return cls(whitening.float(), means.float(), scores)
 
+    def distances(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+        """Return the score s of each sample."""
+        return _squared_distances(embeddings.cpu().double(), self.whitening.double(), self.means.double())
+
     def p_values(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
         """Return the p-value of each sample: near 0 if it is unlike the validation samples."""
-        distances = _squared_distances(embeddings.cpu().double(), self.whitening.double(), self.means.double())
         ordered = self.scores.sort().values
-        return (1 + len(ordered) - torch.searchsorted(ordered, distances)) / (len(ordered) + 1)
+        return (1 + len(ordered) - torch.searchsorted(ordered, self.distances(embeddings))) / (len(ordered) + 1)
 
 
 def embeddings_of(encoded: Mapping[str, Encoded], fused: Fused) -> dict[str, Float[Tensor, "B _"]]:
