@@ -15,6 +15,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from fusion_pl.fusion.evidential import Evidential
 from fusion_pl.layers import keep_rows
+from fusion_pl.training.calibration_report import Bins, reliability_bins
 from fusion_pl.types import Batch, Encoded, hash_ids
 from fusion_pl.uncertainty.calibration import Outputs
 from fusion_pl.uncertainty.calibration_fit import fit_calibration
@@ -93,7 +94,13 @@ class FitCalibration(Callback):
 
     The callback runs when all metrics are computed, so that a validation during training measures the model without
     calibration. A task that chooses thresholds chooses those of the calibrated probabilities.
+
+    Attributes:
+        reliability: bins of the latest validation of the training, before and after calibration.
     """
+
+    def __init__(self) -> None:
+        self.reliability: dict[str, Bins] = {}
 
     def _discard_outputs(self, trainer: Trainer, pl_module: Any) -> None:
         """Discard the outputs of the previous evaluation."""
@@ -115,7 +122,11 @@ class FitCalibration(Callback):
                 fitted = fit_calibration(task, copies, list(pl_module.encoders), method)
             pl_module.calibration = trainer.strategy.broadcast(fitted)
         whole = outputs.select(outputs.complete)
-        probabilities = task.probabilities(calibrate_outputs(pl_module, whole))
+        calibrated = calibrate_outputs(pl_module, whole)
+        after = {} if pl_module.calibration is None else {"after": calibrated}
+        is_finite = bool(whole.logits.isfinite().all())
+        self.reliability = reliability_bins(task, {"before": whole.logits} | after, whole.target) if is_finite else {}
+        probabilities = task.probabilities(calibrated)
         task.choose_thresholds(probabilities, whole.target)
         pl_module.outlier_detectors = pl_module.embeddings.fit_detectors(list(pl_module.encoders))
         pl_module.embeddings.reset()

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics.utilities.data import dim_zero_cat
 
-from fusion_pl.metrics import EqualMassCalibrationError, calibration_error, chance_calibration_error
+from fusion_pl.metrics import (
+    EqualMassCalibrationError,
+    calibration_error,
+    chance_calibration_error,
+    equal_mass_bins,
+)
 from fusion_pl.tasks import Task
 from fusion_pl.uncertainty.calibration import Calibration
+
+
+class Bins(NamedTuple):
+    """Bins of a reliability diagram: mean confidence, share of true predictions, and number of samples."""
+
+    confidences: Float[Tensor, " K"]
+    shares: Float[Tensor, " K"]
+    sizes: Int[Tensor, " K"]
 
 
 class CalibrationScores(EqualMassCalibrationError):  # noqa: N818 - a metric, no exception
@@ -76,14 +89,42 @@ class CalibrationReport:
             for inputs, metrics in self.scores.items()
         }
 
-    def bins(self, inputs: str) -> dict[str, tuple[Float[Tensor, " K"], Float[Tensor, " K"], Int[Tensor, " K"]]]:
-        """Return mean confidence, share of true predictions and size of each bin, before and after calibration."""
+    def bins(self, inputs: str) -> dict[str, Bins]:
+        """Return the bins before and after calibration."""
         metrics = self.scores.get(inputs, {})
         bins = {}
         for moment, metric in metrics.items():
             with metric.sync_context():
-                bins[moment] = metric.bins()
+                bins[moment] = Bins(*metric.bins())
         return bins
+
+
+def reliability_bins(task: Task, logits: Mapping[str, Float[Tensor, "N L"]], target: Tensor) -> dict[str, Bins]:
+    """Return the bins of samples with logits ``before`` and ``after`` calibration."""
+    probabilities = {moment: task.probabilities(values.float()) for moment, values in logits.items()}
+    confidences = {moment: task.confidences(values, target) for moment, values in probabilities.items()}
+    return {moment: Bins(*equal_mass_bins(*values)) for moment, values in confidences.items()}
+
+
+def describe_bins(bins: Mapping[str, Bins]) -> dict[str, dict[str, list[float]]]:
+    """Return bins as plain data."""
+    return {moment: {name: values.tolist() for name, values in one._asdict().items()} for moment, one in bins.items()}
+
+
+def read_bins(content: Any) -> dict[str, Bins]:
+    """Return the bins of ``describe_bins``.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: if they are damaged.
+    """
+    bins = {}
+    for moment, values in content.items():
+        confidences, shares = (torch.tensor([float(one) for one in values[name]]) for name in ("confidences", "shares"))
+        sizes = torch.tensor([int(one) for one in values["sizes"]], dtype=torch.long)
+        if not len(confidences) == len(shares) == len(sizes):
+            raise ValueError("the numbers of bins differ")
+        bins[str(moment)] = Bins(confidences, shares, sizes)
+    return bins
 
 
 def describe_calibration(

@@ -11,12 +11,17 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 
 from fusion_pl.files import atomic_write
 from fusion_pl.training.best import BestCheckpoint, find_checkpoint_callback
-from fusion_pl.training.calibration_report import describe_calibration
+from fusion_pl.training.calibrate import FitCalibration
+from fusion_pl.training.calibration_report import describe_bins, describe_calibration, read_bins
 from fusion_pl.training.console import print_results
 from fusion_pl.training.decision_report import describe_decisions
+from fusion_pl.training.figures import plot_reliability
+from fusion_pl.training.loggers import chart_name
 from fusion_pl.training.run_files import run_folder
 from fusion_pl.training.stage_metrics import evaluation_stage, metrics_of_stage
 from fusion_pl.training.states import InvalidStateError, check_number
@@ -61,6 +66,7 @@ class WriteResults(Callback):
         self.outcomes = metrics.outcomes.compute().cpu()  # on every process, because it synchronizes
         self.samples = {evaluation_stage(trainer): int(metrics.samples.compute())}
         self.calibration = metrics.calibration.compute()
+        self.reliability = metrics.calibration.bins("+".join(pl_module.encoders))
         self.decisions: dict[str, Any] = {}
         if trainer.testing and pl_module.outputs.update_called:
             self.decisions = describe_decisions(pl_module, pl_module.outputs.gather())
@@ -78,6 +84,9 @@ class WriteResults(Callback):
         result = {"metrics": defined, "per_class": per_class, "samples": self.samples}
         inputs = "+".join(pl_module.encoders)
         result["calibration"] = describe_calibration(pl_module.calibration, self.calibration, inputs)
+        if trainer.state.fn == "fit":
+            self.reliability = next(c.reliability for c in trainer.callbacks if isinstance(c, FitCalibration))  # type: ignore[attr-defined]
+        result["calibration"]["reliability"] = describe_bins(self.reliability)
         if trainer.state.fn != "fit":
             self._write(trainer, result | self.decisions)
             return
@@ -100,6 +109,9 @@ class WriteResults(Callback):
         train = {"train": len(data.samples("train"))} if getattr(data, "class_counts", None) else {}
         result = self.best | {"samples": train | self.best["samples"], "epochs": trainer.current_epoch}
         self._write(trainer, result, callback.best_model_path if callback else None)
+        figure = _plot_result(trainer, self.best)
+        if figure is not None and trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.experiment.add_figure(chart_name("val/calibration"), figure, self.best_step)
 
     def _update_best_result(self, trainer: Trainer) -> BestCheckpoint | None:
         """Set the best result to the latest result if a new best checkpoint was written, and return the callback."""
@@ -130,12 +142,21 @@ class WriteResults(Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as file:
                 file.write(json.dumps(content, indent=2, default=str) + "\n")
+            if (figure := _plot_result(trainer, result)) is not None:
+                figure.savefig(path.with_name("calibration.png"), dpi=120)
         print_results(content, path)
+
+
+def _plot_result(trainer: Trainer, result: dict[str, Any]) -> Figure | None:
+    """Plot the reliability of a result; None without samples."""
+    stage = "test" if trainer.state.fn == "test" else "val"
+    return plot_reliability(read_bins(result["calibration"].get("reliability", {})), stage)
 
 
 def _validate_result(result: Any) -> dict[str, Any]:
     """Return a result from a checkpoint if it has the expected structure, otherwise an empty dictionary."""
     try:
+        read_bins(result.get("calibration", {}).get("reliability", {}))
         return {
             "metrics": {
                 str(name): float(check_number(value, name, allow_infinite=True))
@@ -149,5 +170,5 @@ def _validate_result(result: Any) -> dict[str, Any]:
             "epoch": check_number(result["epoch"], "epoch"),
             "calibration": dict(result.get("calibration", {"method": "none"})),
         }
-    except (AttributeError, KeyError, TypeError, InvalidStateError):
+    except (AttributeError, KeyError, TypeError, ValueError, InvalidStateError):
         return {}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fusion_pl import FusionClassifier, Predictor
@@ -19,7 +22,10 @@ from fusion_pl.data import ManifestData
 from fusion_pl.data.collate import Collate
 from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Concat
+from fusion_pl.metrics import equal_mass_bins
 from fusion_pl.training.calibrate import FitCalibration, StoredOutputs
+from fusion_pl.training.calibration_report import Bins, describe_bins, read_bins
+from fusion_pl.training.results import _validate_result
 from fusion_pl.types import Sample
 from tests.calibrated import best, fit, results, table
 from tests.texts import BEST, load
@@ -141,12 +147,33 @@ def test_a_resumed_run_has_the_calibration_of_its_best_checkpoint(here):
     assert (fitted["before"], fitted["after"]) == (saved["before"], saved["after"])
 
 
+def test_fit_leaves_the_reliability_of_its_best_checkpoint_as_numbers_and_pictures(here):
+    """The numbers are those of the predictions of best.ckpt for the validation rows."""
+    rows = [row for row in table() if row["split"] == "val"]
+    for moment, calibrated in (("before", False), ("after", True)):
+        predictions = predict_rows(rows, calibrated)
+        right = [one.label == row["label"] for one, row in zip(predictions, rows, strict=True)]
+        expected = equal_mass_bins(torch.tensor([one.probability for one in predictions]), torch.tensor(right))
+        found = results(0)["calibration"]["reliability"][moment]
+        for name, values in zip(("confidences", "shares", "sizes"), expected, strict=True):
+            assert found[name] == pytest.approx(values.tolist(), abs=1e-5)
+        assert sum(found["sizes"]) == len(rows)
+    with Image.open("lightning_logs/version_0/calibration.png") as picture:
+        assert min(picture.size) > 400
+    events = EventAccumulator("lightning_logs/version_0")
+    events.Reload()
+    assert "Validation/calibration" in events.Tags()["images"]
+
+
 def test_the_picture_of_the_test_is_in_tensorboard(here):
     arguments = ["--config", "lightning_logs/version_0/config.yaml", "--ckpt_path", str(BEST)]
     assert run("test", [*arguments, "--trainer.logger.init_args.save_dir", "picture"]) == 0
     events = EventAccumulator("picture/version_0")
     events.Reload()
     assert {"test/calibration", "test/risk_coverage"} <= set(events.Tags()["images"])
+    assert Path("picture/version_0/calibration.png").is_file()
+    sizes = results(0, "picture")["calibration"]["reliability"]["after"]["sizes"]
+    assert sum(sizes) == results(0, "picture")["samples"]["test"]
 
 
 def test_two_processes_fit_and_measure_what_one_does(here):
@@ -191,3 +218,18 @@ def test_a_trainer_in_python_calibrates_as_well(here):
     assert sum(isinstance(callback, FitCalibration) for callback in trainer.callbacks) == 1
     assert predictor.predict({"first": "red 1"}, coverage=0.9).set
     assert after != pytest.approx(fitted.before["nll"])
+
+
+def test_bins_are_plain_data_and_back():
+    bins = {"before": Bins(torch.tensor([0.5, 0.75]), torch.tensor([0.25, 1.0]), torch.tensor([4, 3]))}
+    content = json.loads(json.dumps(describe_bins(bins)))
+    for found, expected in zip(read_bins(content)["before"], bins["before"], strict=True):
+        assert torch.equal(found, expected)
+    damaged = [3, {"before": 3}, {"before": content["before"] | {"sizes": [1]}}, {"before": {"sizes": []}}]
+    for one in [*damaged, {"before": content["before"] | {"shares": ["x", "y"]}}]:
+        assert _validate_result(RESULT | {"calibration": {"reliability": one}}) == {}
+    assert _validate_result(RESULT | {"calibration": {"reliability": content}})
+    assert _validate_result(RESULT)
+
+
+RESULT = {"metrics": {"val/loss": 1.0}, "per_class": {}, "samples": {"val": 7}, "epoch": 1}
