@@ -34,7 +34,8 @@ def overview_section(
     if evaluation.failed:
         row, message = next(iter(evaluation.failed.items()))
         sample = evaluation.data.table.sample_id(row)
-        warnings.append(f"{len(evaluation.failed):,} rows could not be predicted; the first, {sample}: {message}")
+        count = "1 row" if len(evaluation.failed) == 1 else f"{len(evaluation.failed):,} rows"
+        warnings.append(f"{count} could not be predicted; the first, {sample}: {message}")
     warnings += [warning for section in sections for warning in section.warnings]
     results = {
         "fusion_pl": __version__,

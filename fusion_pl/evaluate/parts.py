@@ -37,8 +37,8 @@ class Parts:
     def load(self, name: str) -> Arrays | None:
         """Return a part; None if it is not stored, or its file is damaged."""
         try:
-            with np.load(self.path(name), allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
+            with self.path(name).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in arrays.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             return None
 

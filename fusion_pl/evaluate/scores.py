@@ -72,19 +72,16 @@ def resample(evaluation: Evaluation, console: Console | None = None) -> Samples:
     return {name: np.array([values[name] for values in measured]) for name in (measured[0] if measured else {})}
 
 
-def draw_resamples(
-    target: NDArray[np.int64], exclusive_classes: bool, count: int = NUM_RESAMPLES
-) -> Iterator[NDArray[np.int64]]:
+def draw_resamples(target: NDArray[np.int64], exclusive_classes: bool) -> Iterator[NDArray[np.int64]]:
     """Yield the indices of resamples with replacement, from a generator with a fixed seed.
 
     Args:
         target: targets of the rows.
         exclusive_classes: whether the targets are classes, all of which each resample has.
-        count: number of resamples.
     """
     generator = np.random.default_rng(0)
     num_classes = len(np.unique(target)) if exclusive_classes else 0
-    for _ in range(count):
+    for _ in range(NUM_RESAMPLES):
         for _ in range(MAX_DRAWS):
             rows = generator.integers(len(target), size=len(target))
             if not exclusive_classes or len(np.unique(target[rows])) == num_classes:

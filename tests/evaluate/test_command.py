@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import re
+import shutil
+import subprocess
+import sys
+import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
+import torch
 
+from fusion_pl import FusionClassifier
+from fusion_pl.data import ManifestData
+from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
+from fusion_pl.evaluate import scores
+from fusion_pl.evaluate.parts import Parts
+from fusion_pl.fusion import Concat
 from fusion_pl.predict import Predictor
-from tests.evaluate.models import SPOILT, read, results
+from tests.analysis.test_report import Page
+from tests.evaluate.models import SPOILT, evaluate, fit_model, read, results, write_table
+from tests.test_module import quiet_trainer
+
+only_multi_class = pytest.mark.parametrize("evaluated", ["MultiClass"], indirect=True)
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(scores, "NUM_RESAMPLES", 20)
 
 
 def test_the_metrics_are_those_of_the_predictions(evaluated):
@@ -61,3 +84,198 @@ def test_every_row_is_in_one_group_of_each_column(evaluated):
     lengths = {name: groups for name, groups in found["groups"].items() if name.startswith("length of ")}
     assert set(lengths) == {"length of first (characters)", "length of second (characters)"}
     assert {group["name"] for group in lengths["length of first (characters)"]} > {"(empty)"}
+
+
+def test_the_hardest_samples_are_those_with_the_least_probable_label(evaluated):
+    folder, task = evaluated
+    found = results(folder / "out")
+    samples = found["hardest"]["samples"]
+    losses = [sample["loss"] for sample in samples]
+    assert losses == sorted(losses, reverse=True)
+    rows = {str(number): row for number, row in enumerate(read(folder / "rows.csv"), start=2)}
+    for sample in samples:
+        assert sample["target"] == list(filter(None, rows[sample["id"]]["label"].split("|")))
+        probabilities = torch.tensor([sample["probabilities"][name] for name in found["overview"]["classes"]]).double()
+        has = torch.tensor([name in sample["target"] for name in found["overview"]["classes"]])
+        likelihoods = torch.where(has, probabilities, 1 - probabilities) if task == "MultiLabel" else probabilities[has]
+        assert sample["loss"] == pytest.approx(-float(likelihoods.log().mean()), abs=1e-4)
+    doubts = [sample["doubt"] for sample in found["doubtful"]["samples"]]
+    assert doubts == sorted(doubts, reverse=True)
+    assert max(losses) >= found["metrics"]["nll"]["value"]
+
+
+@pytest.fixture(scope="module")
+def pictures(manifest, tmp_path_factory):
+    """The evaluation of a model of texts, images and sounds."""
+    torch.manual_seed(0)
+    encoders = {
+        "text": TinyText(dim=8),
+        "image": TinyImage(dim=16, image_size=16, channels=1),
+        "audio": TinyAudio(dim=8, num_layers=1),
+    }
+    model = FusionClassifier(encoders, Concat, ["high", "low"])
+    data = ManifestData(str(manifest), batch_size=8, num_workers=0)
+    data.processors = model.processors
+    folder = tmp_path_factory.mktemp("pictures")
+    trainer = quiet_trainer(folder, max_epochs=1)
+    trainer.fit(model, datamodule=data)
+    trainer.save_checkpoint(folder / "best.ckpt", weights_only=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scores, "NUM_RESAMPLES", 20)
+        assert evaluate(folder / "best.ckpt", manifest, output=folder / "new/out") == 0
+    return folder / "new/out"
+
+
+def test_the_page_is_self_contained(pictures):
+    text = (pictures / "report.html").read_text()
+    page = Page(text)  # all tags are closed
+    addresses = [value or "" for _, attrs in page.tags for key, value in attrs.items() if key in {"src", "href"}]
+    assert all(address.startswith("data:") for address in addresses)
+    kinds = Counter(re.match(r"data:(\w+/[\w+]+);", address)[1] for address in addresses)
+    assert kinds["image/png"] == 2 * 10  # both lists have all twelve rows, of which two lack the image
+    assert kinds["audio/wav"] == 2 * 11
+    assert kinds["image/svg+xml"] == 4
+    assert "script" not in {tag for tag, _ in page.tags}
+    groups = results(pictures)["groups"]
+    assert set(groups) == {"length of text (characters)", "length of audio (seconds)", "present inputs"} & set(groups)
+    assert {group["name"] for group in groups["present inputs"]} >= {"text + image + audio", "text + audio"}
+
+
+def test_the_markdown_links_to_the_pictures(pictures):
+    links = re.findall(r"\((pictures/[\w-]+\.svg)\)", (pictures / "report.md").read_text())
+    assert {f"pictures/{path.name}" for path in pictures.glob("pictures/*")} == set(links)
+    assert not list(pictures.rglob("*.partial"))
+    assert not (pictures / "partial").exists()
+
+
+@only_multi_class
+def test_unlabelled_and_unreadable_rows_are_counted(evaluated, few_resamples, tmp_path, monkeypatch, capsys):
+    folder, _ = evaluated
+    monkeypatch.chdir(tmp_path)
+    lines = (folder / "rows.csv").read_text().splitlines()
+    rows = [line for line in lines if ",test," in line]
+    extra = ["red,red,,test,s1,1,", "red,red,unheard,test,s1,1,", ",,x,test,s1,1,"]
+    Path("rows.csv").write_text("\n".join([lines[0], *rows, *extra]))
+    assert evaluate(folder / "best.ckpt", "rows.csv") == 0
+    found, clean = results(), results(folder / "out")
+    assert {name: one["value"] for name, one in found["metrics"].items()} == pytest.approx(
+        {name: one["value"] for name, one in clean["metrics"].items()}
+    )
+    assert (found["overview"]["rows"], found["overview"]["failed"]) == (len(rows), 1)
+    message = capsys.readouterr().err
+    assert f"1 row is left out, whose label the model does not know; first, row {len(rows) + 3}: 'unheard'" in message
+    assert "1 row is left out, without a label" in message
+    assert "1 row could not be predicted" in message
+
+
+@only_multi_class
+def test_rows_of_the_training_are_told(evaluated, few_resamples, tmp_path, monkeypatch, capsys):
+    folder, _ = evaluated
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(folder / "best.ckpt", folder / "rows.csv", "--split", "all") == 0
+    assert results()["overview"]["rows"] == 480
+    message = capsys.readouterr().err
+    assert "the model was trained on 120 of these 480 rows" in message
+    assert "120 of these 480 rows are validation rows" in message
+
+
+def test_without_a_split_column_the_checkpoint_knows_the_test_rows(few_resamples, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = read(write_table(Path("table.csv"), rows=200))
+    with open("rows.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, [name for name in rows[0] if name != "split"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    checkpoint = fit_model(Path("rows.csv"), tmp_path, epochs=1)
+    data = ManifestData("rows.csv")
+    data.processors = Predictor.from_checkpoint(checkpoint, device="cpu").processors
+    assert evaluate(checkpoint, "rows.csv") == 0
+    assert results()["overview"]["rows"] == (data.row_splits == 2).sum()
+    capsys.readouterr()
+    Path("new.csv").write_text("first,second,label\nred,red,x\n")
+    assert evaluate(checkpoint, "new.csv") == 2
+    assert "has no column 'split' and no row that the checkpoint records as test" in capsys.readouterr().err
+    assert evaluate(checkpoint, "new.csv", "--split", "all") == 0  # one row, of one class
+    assert results()["overview"]["rows"] == 1
+
+
+@only_multi_class
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--groups", "speeker,note"], r"there is no column 'speeker' for --groups.*did you mean speaker"),
+        (["--data.label", "labels"], r"there is no column 'labels' for the label.*did you mean label"),
+        (["--data.label", "note"], r"none of the 240 rows of the split test has a label of the model.*'note'"),
+        (["--data.split", "part"], r"there is no column 'part' for the split"),
+        (["--split", "tset"], r"split is tset, expected.*train.*test"),
+        (["--against", "other.ckpt"], r"--against: there is no checkpoint other.ckpt"),
+        (["--group", "speaker"], r"no option --group; did you mean --groups"),
+    ],
+)
+def test_mistakes_are_one_sentence(evaluated, arguments, match, tmp_path, monkeypatch, capsys):
+    folder, _ = evaluated
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(folder / "best.ckpt", folder / "rows.csv", *arguments) == 2
+    message = capsys.readouterr().err
+    assert re.search(match, message)
+    assert "Traceback" not in message
+    assert not list(tmp_path.iterdir())
+
+
+@only_multi_class
+def test_an_output_that_is_a_file_is_refused(evaluated, tmp_path, monkeypatch, capsys):
+    folder, _ = evaluated
+    monkeypatch.chdir(tmp_path)
+    Path("out").write_text("mine")
+    assert evaluate(folder / "best.ckpt", folder / "rows.csv") == 2
+    assert "--output out is, or lies below, a file: give a folder" in capsys.readouterr().err
+    assert Path("out").read_text() == "mine"
+
+
+@only_multi_class
+def test_a_killed_command_goes_on(evaluated, few_resamples, tmp_path, monkeypatch):
+    """The parts that were stored before the kill are not predicted again, and the results are those without a kill."""
+    folder, _ = evaluated
+    monkeypatch.chdir(tmp_path)
+    lines = (folder / "rows.csv").read_text().splitlines()
+    Path("rows.csv").write_text("\n".join([lines[0], *[line for line in lines if ",test," in line] * 6]))
+    shutil.copy(folder / "best.ckpt", "best.ckpt")
+    options = ["--data.batch_size", "4", "--split", "all"]
+    command = [sys.executable, "-m", "fusion_pl", "evaluate", "--ckpt_path", "best.ckpt", "--data.manifest", "rows.csv"]
+    command += ["--output", "out", "--device", "cpu", "--data.num_workers", "0", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while len(list(Path("out/partial").glob("*.npz"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.kill()
+    kept = {path.name for path in Path("out/partial").glob("*.npz")}
+    assert 2 <= len(kept) < 1440 / 32
+    assert not Path("out/report.html").exists()
+    stored = []
+    store = Parts.store
+
+    def store_and_note(self, name, arrays):
+        stored.append(self.path(name).name)
+        store(self, name, arrays)
+
+    monkeypatch.setattr(Parts, "store", store_and_note)
+    assert evaluate("best.ckpt", "rows.csv", *options) == 0
+    assert len(stored) == 1440 / 32 - len(kept)
+    assert not kept & set(stored)
+    assert evaluate("best.ckpt", "rows.csv", *options, output="whole") == 0
+    assert len(stored) == 2 * 1440 / 32 - len(kept)
+    assert results() == results("whole")
+    assert not Path("out/partial").exists()
+
+
+def test_a_damaged_part_is_computed_again(tmp_path):
+    parts = Parts(tmp_path / "partial", "key")
+    parts.store("one", {"values": torch.arange(3).numpy()})
+    assert parts.load("one")["values"].tolist() == [0, 1, 2]
+    assert Parts(tmp_path / "partial", "other").load("one") is None
+    parts.path("one").write_bytes(parts.path("one").read_bytes()[:50])
+    assert parts.load("one") is None
+    assert parts.compute("one", lambda: {"values": torch.ones(1).numpy()})["values"].tolist() == [1]
+    (tmp_path / "partial/mine.npz").write_text("mine")
+    parts.remove()
+    assert [path.name for path in (tmp_path / "partial").iterdir()] == ["mine.npz"]
