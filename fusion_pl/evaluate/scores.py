@@ -62,7 +62,7 @@ def resample(evaluation: Evaluation, console: Console | None = None) -> Samples:
     A resample that lacks one of the classes of the rows is drawn again, and left out after ``MAX_DRAWS`` draws, because
     metrics that are averaged over classes are not defined for it.
     """
-    draws = draw_resamples(evaluation.target.numpy(), evaluation.task.exclusive_classes)
+    draws = draw_resamples(evaluation.target.numpy(), evaluation.task.exclusive_classes, NUM_RESAMPLES)
     tracked = track(draws, "Bootstrap", NUM_RESAMPLES, console=console, transient=True, disable=console is None)
     collection = evaluation.task.metrics(len(evaluation.classes), prefix="")
     measured = [
@@ -72,16 +72,17 @@ def resample(evaluation: Evaluation, console: Console | None = None) -> Samples:
     return {name: np.array([values[name] for values in measured]) for name in (measured[0] if measured else {})}
 
 
-def draw_resamples(target: NDArray[np.int64], exclusive_classes: bool) -> Iterator[NDArray[np.int64]]:
+def draw_resamples(target: NDArray[np.int64], exclusive_classes: bool, count: int) -> Iterator[NDArray[np.int64]]:
     """Yield the indices of resamples with replacement, from a generator with a fixed seed.
 
     Args:
         target: targets of the rows.
         exclusive_classes: whether the targets are classes, all of which each resample has.
+        count: number of resamples.
     """
     generator = np.random.default_rng(0)
     num_classes = len(np.unique(target)) if exclusive_classes else 0
-    for _ in range(NUM_RESAMPLES):
+    for _ in range(count):
         for _ in range(MAX_DRAWS):
             rows = generator.integers(len(target), size=len(target))
             if not exclusive_classes or len(np.unique(target[rows])) == num_classes:

@@ -43,16 +43,15 @@ def test_the_interval_of_the_score_is_wilsons(evaluation):
     assert found["interval"] == pytest.approx((ends.low, ends.high))
 
 
-def test_resamples_have_every_class_and_a_fixed_seed(monkeypatch):
-    monkeypatch.setattr(scores, "NUM_RESAMPLES", 50)
+def test_resamples_have_every_class_and_a_fixed_seed():
     target = np.array([0] * 10 + [1, 2])
-    drawn = list(draw_resamples(target, exclusive_classes=True))
+    drawn = list(draw_resamples(target, True, 50))
     assert len(drawn) == 50
     assert all(set(target[rows]) == {0, 1, 2} for rows in drawn)
-    assert all(map(np.array_equal, drawn, draw_resamples(target, exclusive_classes=True)))
+    assert all(map(np.array_equal, drawn, draw_resamples(target, True, 50)))
     rare = np.arange(12)
-    assert not list(draw_resamples(rare, exclusive_classes=True))  # a resample with all of them is a permutation
-    assert len(list(draw_resamples(rare, exclusive_classes=False))) == 50
+    assert not list(draw_resamples(rare, True, 50))  # a resample with all of them is a permutation
+    assert len(list(draw_resamples(rare, False, 50))) == 50
 
 
 def test_metrics_without_resamples_have_no_interval():
