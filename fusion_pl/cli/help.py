@@ -33,8 +33,9 @@ DESCRIPTIONS = {
     "exit code is 0 if at least one row could be predicted, 1 if none could, 2 if an option is wrong.",
     "explain": "Explain the predictions for the rows of a table with a checkpoint file alone: how much each input "
     "contributes (Shapley values), whether inputs are needed together, and which words, parts of a picture and moments "
-    "of a sound matter. The result is a page, explanation.html, and explanations.jsonl. The exit code is that of "
-    "predict.",
+    "of a sound matter. Effects are changes of the log-odds of the explained class: +0.69 doubles its odds. The result "
+    "is a page, explanation.html, and explanations.jsonl. With --ids s3,s7 --target cat it is why the model "
+    "says cat, or does not, for two rows. The exit code is that of predict.",
     "evaluate": "Write one page about a checkpoint, on the labelled rows of a table: metrics with intervals, "
     "confusion, calibration, the hardest and the most doubtful samples, metrics by group with a warning for groups "
     "on which the model is worse, and a second checkpoint beside it. The same command goes on after it was stopped.",
