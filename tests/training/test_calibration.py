@@ -23,10 +23,11 @@ from fusion_pl.data.collate import Collate
 from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Concat
 from fusion_pl.metrics import equal_mass_bins
-from fusion_pl.training.calibrate import FitCalibration, StoredOutputs
+from fusion_pl.training.calibrate import FitCalibration, StoredOutputs, drop_inputs, subsets_per_sample
 from fusion_pl.training.calibration_report import Bins, describe_bins, read_bins
 from fusion_pl.training.results import _validate_result
-from fusion_pl.types import Sample
+from fusion_pl.training.stage_metrics import proper_subsets
+from fusion_pl.types import Batch, Encoded, Sample
 from tests.calibrated import best, fit, results, table
 from tests.texts import BEST, load
 from tests.texts import fit as fit_texts
@@ -145,6 +146,27 @@ def test_a_resumed_run_has_the_calibration_of_its_best_checkpoint(here):
     fitted = results(0, "resumed")["calibration"]
     assert fitted["temperature"] == 1 / saved["scale"][0] != 1 / last["scale"][0]
     assert (fitted["before"], fitted["after"]) == (saved["before"], saved["after"])
+
+
+def test_shifts_give_each_sample_each_subset_once():
+    """With 500 samples or fewer, the temperature of a subset is that of all samples that have its inputs."""
+    names, count = ("a", "b", "c"), 20
+    parts = proper_subsets(names)
+    present = {name: torch.ones(count, dtype=torch.bool) for name in names}
+    present["c"][:5] = False
+    ids = [f"row {row}" for row in range(count)]
+    batch = Batch({}, present, None, ids, [()] * count)
+    tokens = torch.ones(count, 1, 2)
+    encoded = {name: Encoded(tokens * one[:, None, None], one[:, None], tokens[:, 0]) for name, one in present.items()}
+    seen = [set() for _ in ids]
+    for shift in range(subsets_per_sample(len(parts), count)):
+        reduced, kept, is_reduced = drop_inputs(encoded, batch, parts, shift)
+        for index, name in enumerate(names):
+            assert torch.equal(reduced[name].mask.any(1), kept[:, index])
+        for row in is_reduced.nonzero().squeeze(1).tolist():
+            seen[row].add(tuple(name for name, has in zip(names, kept[row].tolist(), strict=True) if has))
+    assert all(one == set(parts) for one in seen[5:])
+    assert all(one == {("a",), ("b",)} for one in seen[:5])
 
 
 def test_fit_leaves_the_reliability_of_its_best_checkpoint_as_numbers_and_pictures(here):
