@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -39,19 +39,28 @@ def corruptions_of(value: Any) -> tuple[Corruption, ...]:
     return ()
 
 
-def parse_sweeps(option: bool | list[str] | str, inputs: Sequence[str]) -> list[str] | None:
-    """Return the names of the inputs and corruptions to measure; an empty list = all, None = nothing is measured.
+class Choice(NamedTuple):
+    """Inputs and names of corruptions that are to be measured."""
+
+    inputs: list[str]
+    corruptions: list[str]
+
+
+def parse_sweeps(option: bool | list[str] | str, inputs: Sequence[str]) -> Choice | None:
+    """Return the inputs and corruptions to measure; None = nothing is measured.
 
     Args:
-        option: value of ``--sweeps``.
+        option: value of ``--sweeps``: names of inputs, of corruptions or of both; all inputs if none is given, and all
+            corruptions if none is given.
         inputs: names of the inputs of the model.
 
     Raises:
         UserError: if there is no input or corruption of a name.
     """
-    if isinstance(option, bool):
-        return [] if option else None
-    wanted = [name.strip() for name in (option.split(",") if isinstance(option, str) else option)]
+    if option is False:
+        return None
+    wanted = [name.strip() for name in option.split(",")] if isinstance(option, str) else option
+    wanted = [] if isinstance(wanted, bool) else wanted
     names = dict.fromkeys(corruption.name for corruption in CORRUPTIONS)
     for name in wanted:
         if name not in names and name not in inputs:
@@ -60,35 +69,32 @@ def parse_sweeps(option: bool | list[str] | str, inputs: Sequence[str]) -> list[
                 f"--sweeps: there is no input or corruption {name!r}{did_you_mean(name, known)}; expected true, false, "
                 f"inputs ({join_names(inputs)}) or corruptions ({', '.join(names)})"
             )
-    return wanted
+    chosen = [name for name in inputs if name in wanted], [name for name in names if name in wanted]
+    return Choice(chosen[0] or list(inputs), chosen[1] or list(names))
 
 
-def choose_sweeps(
-    samples: ManifestRows, rows: Sequence[int], inputs: Sequence[str], wanted: Sequence[str] = ()
-) -> tuple[list[Sweep], dict[str, str]]:
+def choose_sweeps(samples: ManifestRows, rows: Sequence[int], choice: Choice) -> tuple[list[Sweep], dict[str, str]]:
     """Return the sweeps of a table, by the type of the first value of each input.
 
     Args:
-        samples: samples of a split.
+        samples: samples of a table.
         rows: indices of the measured samples.
-        inputs: names of the inputs of the model.
-        wanted: names of inputs and of corruptions; an empty list = all.
+        choice: inputs and corruptions.
 
     Returns:
         The sweeps, and for each input without one the sentence that says why.
     """
-    names = dict.fromkeys(corruption.name for corruption in CORRUPTIONS)
-    wanted_inputs = [name for name in inputs if name in wanted] or inputs
-    wanted_names = [name for name in names if name in wanted] or list(names)
     sweeps, notes = [], {}
-    for name in wanted_inputs:
+    for name in choice.inputs:
         value = _first_value(samples, rows, name)
         if value is None:
-            notes[name] = f"No measured sample has the input {name}."
+            notes[name] = f"No measured row has the input {name}."
         elif not (corruptions := corruptions_of(value)):
             notes[name] = f"There is no corruption of {name}, whose opened values are {describe_type(value)}."
+        elif not (fitting := [corruption for corruption in corruptions if corruption.name in choice.corruptions]):
+            notes[name] = f"None of the chosen corruptions fits {name}."
         else:
-            sweeps += [Sweep(name, corruption) for corruption in corruptions if corruption.name in wanted_names]
+            sweeps += [Sweep(name, corruption) for corruption in fitting]
     return sweeps, notes
 
 

@@ -97,15 +97,15 @@ def evaluate_command(arguments: list[str]) -> int:
     columns = parse_columns(config.groups, model.data.table)
     selected = select_rows(model.data, config.split, record)
     models = [model, *([] if config.against is None else [load_other_model(config, model)])]
-    wanted = parse_sweeps(config.sweeps, list(model.predictor.processors))
+    choice = parse_sweeps(config.sweeps, list(model.predictor.processors))
     console = Console(stderr=True)
     parts = [rows_parts(output, one, selected) for one in models]
     evaluations = [predict_rows(one, selected.rows, part, console) for one, part in zip(models, parts, strict=True)]
     evaluation = evaluations[0]
     sections = make_sections(evaluation, columns, evaluations[1] if len(evaluations) > 1 else None, console)
-    if wanted is not None:
+    if choice is not None:
         pairs = list(zip(models, evaluations, strict=True))
-        sections += robustness_sections(pairs, wanted, config.max_samples, output / PARTS, console)
+        sections += robustness_sections(pairs, choice, config.max_samples, output / PARTS, console)
     sections = [overview_section(evaluation, selected, config.split, sections), *sections]
     write_report(output, f"Evaluation of {config.ckpt_path} on {config.data.manifest}", sections)
     parts[0].remove()

@@ -116,7 +116,7 @@ class _ImageChange:
 
 IMAGE_CORRUPTIONS = (
     Corruption("noise", "sigma, if white is 1", (0.08, 0.12, 0.18, 0.26, 0.38), _ImageChange(add_noise)),
-    Corruption("blur", "sigma in px, if the shorter edge has 224 px", (1.0, 2.0, 3.0, 4.0, 6.0), _ImageChange(blur)),
+    Corruption("blur", "sigma in px of an edge of 224 px", (1.0, 2.0, 3.0, 4.0, 6.0), _ImageChange(blur)),
     Corruption("occlusion", "share of the area", (0.1, 0.2, 0.3, 0.4, 0.5), _ImageChange(occlude)),
     Corruption("compression", "JPEG quality", (25.0, 18.0, 15.0, 10.0, 7.0), _ImageChange(compress)),
     Corruption("brightness", "stops, darker or brighter", (0.5, 1.0, 1.5, 2.0, 2.5), _ImageChange(change_brightness)),

@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from fusion_pl.evaluate.robustness_curves import SweepCurve, mean_interval
+
 
 def relative_robustness(curve: Sequence[float]) -> float:
     r"""Return the area :math:`\int m(s) ds` under the curve of a metric m over the severity, scaled to [0, 1].
@@ -51,3 +53,32 @@ def effective_robustness(
     values, others = np.array(curve), np.array(baseline)
     differences = (values - values[0]) - (others - others[0])
     return relative_robustness((differences if mode == "max" else -differences).tolist())
+
+
+def robustness_interval(
+    curve: SweepCurve, baseline: SweepCurve | None = None, mode: Literal["max", "min"] = "max"
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of relative robustness, or against a baseline of effective robustness.
+
+    If the metric is a mean over samples, so are both: the bootstrap is that of the areas of the samples, paired with
+    those of the baseline.
+
+    Args:
+        curve: curve of the model.
+        baseline: curve of the baseline on the same samples; None = relative robustness.
+        mode: as of ``effective_robustness``.
+
+    Returns:
+        Lower and upper bound; None if the metric is no mean over samples.
+    """
+    values = curve.samples
+    if values is None or (
+        baseline is not None and (baseline.samples is None or baseline.samples.shape != values.shape)
+    ):
+        return None
+    if baseline is None or baseline.samples is None:
+        areas = [relative_robustness(row) for row in values.tolist()]
+    else:
+        rows = zip(values.tolist(), baseline.samples.tolist(), strict=True)
+        areas = [effective_robustness(row, other, mode) for row, other in rows]
+    return mean_interval(np.array(areas))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from fusion_pl.analysis.statistics import accuracy_interval, percentile_interval
-from fusion_pl.evaluate.corruption import SEVERITIES, Sweep
+from fusion_pl.evaluate.corruption import Sweep
 from fusion_pl.evaluate.missing import MissingAtRandom, Subset
 from fusion_pl.evaluate.scores import draw_resamples
 from fusion_pl.evaluate.sweeps import Outcomes, RobustnessRun
@@ -40,10 +40,17 @@ class Estimate(NamedTuple):
 
 
 class SweepCurve(NamedTuple):
-    """Metric with the severities 0 to 5 of a corruption, on the samples that have the input."""
+    """Metric with the severities 0 to 5 of a corruption, on the n samples that have the input.
+
+    Attributes:
+        sweep: corruption and input.
+        estimates: metric with each severity.
+        samples: values whose means over the samples are the metric, (n, 6); None if the metric is no mean.
+    """
 
     sweep: Sweep
     estimates: list[Estimate]
+    samples: Float[NDArray[np.float64], "n 6"] | None
 
     @property
     def values(self) -> list[float]:
@@ -85,12 +92,22 @@ def estimate_metric(task: Task, logits: Float[Tensor, "N L"], target: Tensor, re
     value = _measure(metric, task, logits, target)
     if task.monitor == task.score:
         return Estimate(value, accuracy_interval(task.is_correct(logits, target).long().numpy()[None]), size)
-    if task.monitor == task.error:
-        return Estimate(value, mean_interval(task.sample_errors(logits, target).numpy()), size)
+    if (values := sample_values(task, logits, target)) is not None:
+        return Estimate(value, mean_interval(values), size)
     draws = draw_resamples(target.numpy(), task.exclusive_classes, resamples)
-    values = np.array([_measure(metric, task, logits[rows], target[rows]) for rows in map(torch.from_numpy, draws)])
-    finite = values[np.isfinite(values)]
+    found = np.array([_measure(metric, task, logits[rows], target[rows]) for rows in map(torch.from_numpy, draws)])
+    finite = found[np.isfinite(found)]
     return Estimate(value, percentile_interval(finite) if len(finite) > resamples / 2 else None, size)
+
+
+def sample_values(task: Task, logits: Float[Tensor, "N L"], target: Tensor) -> Float[NDArray[np.float64], " N"] | None:
+    """Return the values of the samples whose mean is the metric; None if it is no mean over samples."""
+    if task.monitor not in (task.score, task.error):
+        return None
+    is_score = task.monitor == task.score
+    values = task.is_correct(logits, target).double() if is_score else task.sample_errors(logits, target).double()
+    found: NDArray[np.float64] = values.numpy()
+    return found
 
 
 def mean_interval(values: Float[NDArray[np.float64], " N"]) -> tuple[float, float]:
@@ -121,8 +138,11 @@ def make_curves(run: RobustnessRun, outcomes: Outcomes, task: Task, target: Tens
     sweeps = []
     for index, sweep in enumerate(run.sweeps):
         rows = outcomes.present[:, inputs.index(sweep.input)]
-        logits = [outcomes.clean, *(outcomes.corrupted[:, index, number] for number in range(len(SEVERITIES)))]
-        sweeps.append(SweepCurve(sweep, [estimate_metric(task, values[rows], target[rows]) for values in logits]))
+        corrupted = outcomes.corrupted[rows, index].unbind(1)
+        logits = [outcomes.clean[rows], *corrupted]
+        estimates = [estimate_metric(task, values, target[rows]) for values in logits]
+        samples = [found for values in logits if (found := sample_values(task, values, target[rows])) is not None]
+        sweeps.append(SweepCurve(sweep, estimates, np.stack(samples, axis=1) if samples else None))
     subsets: dict[tuple[str, ...], Estimate] = {}
     rates: dict[str | None, list[Estimate]] = {}
     for index, selection in enumerate(run.selections):
@@ -136,10 +156,9 @@ def make_curves(run: RobustnessRun, outcomes: Outcomes, task: Task, target: Tens
     return Curves(sweeps, subsets, rates)
 
 
-def find_baseline(curve: SweepCurve, others: Sequence[SweepCurve]) -> list[float] | None:
-    """Return the metric of another model with the same corruption of the same input; None if it has no such input."""
+def find_baseline(curve: SweepCurve, others: Sequence[SweepCurve]) -> SweepCurve | None:
+    """Return the curve of another model with the same corruption of the same input; None if it has no such input."""
     name, corruption = curve.sweep.input, curve.sweep.corruption.name
     return next(
-        (other.values for other in others if (other.sweep.input, other.sweep.corruption.name) == (name, corruption)),
-        None,
+        (other for other in others if (other.sweep.input, other.sweep.corruption.name) == (name, corruption)), None
     )

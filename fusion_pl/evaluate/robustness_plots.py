@@ -13,12 +13,13 @@ from fusion_pl.evaluate.missing import RATES
 from fusion_pl.evaluate.robustness_curves import Estimate, SweepCurve
 from fusion_pl.messages import escape_unprintable
 
-COLUMNS = 3  # of the small multiples
+COLUMNS = 2  # of the small multiples, which are then legible on a phone
+MIN_RANGE = 0.1  # of the metric in a picture, so that small changes look small
 MAX_LINES = 10  # with more inputs, only the curve of every input is drawn
 
 
 def plot_sweeps(
-    curves: Sequence[SweepCurve], metric: str, baselines: Sequence[list[float] | None], names: tuple[str, str]
+    curves: Sequence[SweepCurve], metric: str, baselines: Sequence[SweepCurve | None], names: tuple[str, str]
 ) -> Figure:
     """Plot the metric over the severity, in one small picture per corruption of an input.
 
@@ -37,13 +38,14 @@ def plot_sweeps(
         positions = [0, *SEVERITIES]
         _plot_line(axes, positions, curve.estimates, "tab:blue", names[0])
         if baseline is not None:
-            axes.plot(positions, baseline, "s--", color="tab:orange", ms=3, lw=1, label=names[1])
+            axes.plot(positions, baseline.values, "s--", color="tab:orange", ms=3, lw=1, label=names[1])
         axes.set_title(corruption.name, fontsize=10)
         axes.set_xticks(positions, ["none", *(f"{level:g}" for level in corruption.levels)], fontsize=7)
         axes.set_xlabel(corruption.unit, fontsize=8)
         axes.grid(alpha=0.3)
     for axes in list(grid.flat)[len(curves) :]:
         axes.remove()
+    _widen_range(grid[0, 0])
     for row in grid:
         row[0].set_ylabel(metric.replace("_", " "))
     if any(baseline is not None for baseline in baselines):
@@ -53,20 +55,42 @@ def plot_sweeps(
     return figure
 
 
-def plot_missing_rates(rates: Mapping[str | None, Sequence[Estimate]], metric: str) -> Figure:
-    """Plot the metric over the rate at which every input, and each alone, is missing."""
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
+def plot_missing_rates(
+    rates: Mapping[str | None, Sequence[Estimate]], metric: str, baseline: Sequence[Estimate], name_of_baseline: str
+) -> Figure:
+    """Plot the metric over the rate at which every input, and each alone, is missing.
+
+    Args:
+        rates: input, None = every input -> metric with each rate.
+        metric: name of the metric.
+        baseline: metric of the second model if every input may be missing; empty if there is none.
+        name_of_baseline: name of the second model.
+    """
+    figure = Figure(figsize=(5.4, 3.5), layout="constrained")
     axes = figure.subplots()
     lines = {name: curve for name, curve in rates.items() if name is None or len(rates) <= MAX_LINES + 1}
     for number, (name, curve) in enumerate(lines.items()):
         label = "every input" if name is None else escape_unprintable(name)
         _plot_line(axes, [100 * rate for rate in RATES], curve, "black" if name is None else f"C{number - 1}", label)
+    if baseline:
+        label = f"every input, {escape_unprintable(name_of_baseline)}"
+        axes.plot(
+            [100 * rate for rate in RATES], [estimate.value for estimate in baseline], "--", color="grey", label=label
+        )
+    _widen_range(axes)
     axes.set(xlabel="missing in % of the samples", ylabel=metric.replace("_", " "))
     axes.grid(alpha=0.3)
-    legend = axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    legend = axes.legend(fontsize=8)
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure
+
+
+def _widen_range(axes: Axes) -> None:
+    """Show at least ``MIN_RANGE`` of the metric."""
+    low, high = axes.get_ylim()
+    if (missing := MIN_RANGE - (high - low)) > 0:
+        axes.set_ylim(low - missing, high)
 
 
 def _plot_line(axes: Axes, x: Sequence[int | float], estimates: Sequence[Estimate], color: str, label: str) -> None:

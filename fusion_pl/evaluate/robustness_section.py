@@ -15,13 +15,13 @@ from rich.console import Console
 
 from fusion_pl.analysis.page import Picture, Table
 from fusion_pl.analysis.plots import to_svg
-from fusion_pl.evaluate.choose_sweeps import choose_sweeps, draw_rows
+from fusion_pl.evaluate.choose_sweeps import Choice, choose_sweeps, draw_rows
 from fusion_pl.evaluate.corruption import SEVERITIES
 from fusion_pl.evaluate.evaluation import Evaluation
 from fusion_pl.evaluate.missing import EXACT_INPUTS, RATES, Selection, measured_subsets, missing_rates
 from fusion_pl.evaluate.parts import Parts
 from fusion_pl.evaluate.predict_rows import EvaluatedModel
-from fusion_pl.evaluate.robustness import effective_robustness, relative_robustness
+from fusion_pl.evaluate.robustness import effective_robustness, relative_robustness, robustness_interval
 from fusion_pl.evaluate.robustness_curves import Curves, Estimate, SweepCurve, find_baseline, make_curves
 from fusion_pl.evaluate.robustness_plots import plot_missing_rates, plot_sweeps
 from fusion_pl.evaluate.section import EMPTY_CELL, EvaluationSection, interval_text
@@ -35,7 +35,7 @@ SWEEPS_TEXT = (
 )
 EFFECTIVE_TEXT = (
     "Effective robustness is the area between this curve and that of {name}, moved to the same {metric} at severity 0: "
-    "above 0, the model loses less than {name}."
+    "above 0, the model loses less than {name}. Its 95 % interval is that of a paired bootstrap."
 )
 NO_BASELINE_TEXT = "Effective robustness needs a baseline: give a second checkpoint with --against."
 MISSING_TEXT = (
@@ -63,7 +63,7 @@ class MeasuredModel:
 
 def robustness_sections(
     models: Sequence[tuple[EvaluatedModel, Evaluation]],
-    wanted: Sequence[str],
+    choice: Choice,
     max_samples: int,
     folder: Path,
     console: Console,
@@ -72,20 +72,17 @@ def robustness_sections(
 
     Args:
         models: the checkpoint, and perhaps a second one as baseline, with their predictions.
-        wanted: names of inputs and corruptions; empty = all.
+        choice: inputs and corruptions to measure.
         max_samples: maximum number of rows, at least 1.
         folder: folder of the parts that are stored.
         console: console of the progress bar.
-
-    Raises:
-        UserError: if there is no input or corruption of a name.
     """
     first, evaluation = models[0]
     common = evaluation.rows
     for _, other in models[1:]:
         common = np.intersect1d(common, other.rows)
     rows = np.array(draw_rows(first.data.samples("predict"), common.tolist(), max_samples, SEED), np.int64)
-    measured = [_measure(model, one, rows, wanted, folder, console) for model, one in models]
+    measured = [_measure(model, one, rows, choice, folder, console) for model, one in models]
     task = evaluation.task
     metric = task.monitor.replace("_", " ")
     kept = f"{len(rows):,} of the {len(common):,} rows, drawn with a fixed seed (--max_samples {max_samples})."
@@ -93,7 +90,7 @@ def robustness_sections(
     common_results = {"metric": task.monitor, "mode": task.mode, "rows": len(rows), "seed": SEED}
     return [
         _sweeps_section(measured, metric, text, common_results),
-        _missing_section(measured[0], list(first.predictor.processors), metric, text, common_results),
+        _missing_section(measured, list(first.predictor.processors), metric, text, common_results),
     ]
 
 
@@ -101,13 +98,14 @@ def _measure(
     model: EvaluatedModel,
     evaluation: Evaluation,
     rows: NDArray[np.int64],
-    wanted: Sequence[str],
+    choice: Choice,
     folder: Path,
     console: Console,
 ) -> MeasuredModel:
     """Return the curves of a model."""
     inputs, samples = list(model.predictor.processors), model.data.samples("predict")
-    sweeps, notes = choose_sweeps(samples, rows.tolist(), inputs, wanted)
+    choice = choice._replace(inputs=[name for name in choice.inputs if name in inputs])
+    sweeps, notes = choose_sweeps(samples, rows.tolist(), choice)
     selections: list[Selection] = [*measured_subsets(inputs, SEED), *missing_rates(inputs, SEED)]
     data = model.data
     run = RobustnessRun(
@@ -125,7 +123,7 @@ def _sweeps_section(
 ) -> EvaluationSection:
     """Return the section of the corruptions, with one table and one picture per input."""
     first, mode = measured[0], results["mode"]
-    others = measured[1].curves.sweeps if len(measured) > 1 else []
+    others = [curve for model in measured[1:] for curve in model.curves.sweeps]
     names = (first.name, measured[1].name if len(measured) > 1 else "")
     tables, pictures, content = list[Table](), list[Picture](), dict[str, Any]()
     header = ("corruption", *map(str, (0, *SEVERITIES)), "relative", "effective", "levels")
@@ -137,10 +135,10 @@ def _sweeps_section(
             for curve, baseline in zip(curves, baselines, strict=True)
         }
         samples = curves[0].estimates[0].samples
-        caption = f"{metric} of {samples:,} rows with {name}, by severity"
+        caption = f"{metric.capitalize()} of {samples:,} rows with {name}, by severity"
         tables.append(Table(header, [_sweep_row(curve, content[name]) for curve in curves], caption=caption))
         figure = plot_sweeps(curves, metric, baselines, names)
-        caption = f"{metric} over corruptions of {name}, with 95 % intervals"
+        caption = f"{metric.capitalize()} over corruptions of {name}, with 95 % intervals"
         pictures.append(Picture(f"corruptions_{number}", caption, to_svg(figure)))
     effective = EFFECTIVE_TEXT.format(metric=metric, name=names[1]) if names[1] else NO_BASELINE_TEXT
     text = SWEEPS_TEXT.format(rows=rows, metric=metric, effective=effective)
@@ -149,7 +147,7 @@ def _sweeps_section(
     return EvaluationSection("Corrupted inputs", text, tables, pictures, key="corrupted_inputs", results=results)
 
 
-def _describe_sweep(curve: SweepCurve, baseline: list[float] | None, mode: Any) -> dict[str, Any]:
+def _describe_sweep(curve: SweepCurve, baseline: SweepCurve | None, mode: Any) -> dict[str, Any]:
     """Return a curve as plain data."""
     corruption = curve.sweep.corruption
     return {
@@ -159,36 +157,58 @@ def _describe_sweep(curve: SweepCurve, baseline: list[float] | None, mode: Any) 
         "values": curve.values,
         "intervals": [estimate.interval for estimate in curve.estimates],
         "relative_robustness": relative_robustness(curve.values),
-        "effective_robustness": None if baseline is None else effective_robustness(curve.values, baseline, mode),
-        "baseline": baseline,
+        "relative_interval": robustness_interval(curve),
+        "baseline": None if baseline is None else baseline.values,
+        "effective_robustness": None if baseline is None else effective_robustness(curve.values, baseline.values, mode),
+        "effective_interval": None if baseline is None else robustness_interval(curve, baseline, mode),
     }
 
 
 def _sweep_row(curve: SweepCurve, content: dict[str, Any]) -> tuple[str, ...]:
     corruption = curve.sweep.corruption
     described = content[corruption.name]
-    effective = described["effective_robustness"]
+    effective, interval = described["effective_robustness"], described["effective_interval"]
     levels = f"{', '.join(f'{level:g}' for level in corruption.levels)} ({corruption.unit})"
-    robustness = (f"{described['relative_robustness']:.3f}", EMPTY_CELL if effective is None else f"{effective:+.3f}")
-    return (corruption.name, *(f"{value:.3f}" for value in curve.values), *robustness, levels)
+    text = EMPTY_CELL if effective is None else f"{effective:+.3f}"
+    text += "" if interval is None else f" ({interval_text(interval, 1.0, 3)})"
+    values = (f"{value:.3f}" for value in (*curve.values, described["relative_robustness"]))
+    return (corruption.name, *values, text, levels)
 
 
 def _missing_section(
-    model: MeasuredModel, inputs: list[str], metric: str, rows: str, results: dict[str, Any]
+    measured: Sequence[MeasuredModel], inputs: list[str], metric: str, rows: str, results: dict[str, Any]
 ) -> EvaluationSection:
     """Return the section of the subsets of the inputs, and of inputs that are missing at random."""
-    subsets, rates = model.curves.subsets, model.curves.rates
+    subsets, rates = measured[0].curves.subsets, measured[0].curves.rates
+    others, unknown = measured[1:], Estimate(float("nan"), None, 0)
     lines = [
-        (" + ".join(names), *_estimate_cells(estimate), f"{estimate.samples:,}")
+        (
+            " + ".join(names),
+            *_estimate_cells(estimate),
+            f"{estimate.samples:,}",
+            *(_estimate_cells(other.curves.subsets.get(names, unknown))[0] for other in others),
+        )
         for names, estimate in sorted(subsets.items(), key=lambda item: len(item[0]))
     ]
-    table = Table(("inputs", metric, "95 % interval", "rows"), lines, caption=f"{metric} by subset of the inputs")
-    caption = f"{metric} over the rate of missing inputs"
-    picture = Picture("missing_inputs", caption, to_svg(plot_missing_rates(rates, metric)))
+    header = ("inputs", metric, "95 % interval", "rows", *(other.name for other in others))
+    table = Table(header, lines, caption=f"{metric.capitalize()} by subset of the inputs")
+    baseline, name = (others[0].curves.rates[None], others[0].name) if others else ([], "")
+    figure = plot_missing_rates(rates, metric, baseline, name)
+    picture = Picture("missing_inputs", f"{metric.capitalize()} over the rate of missing inputs", to_svg(figure))
     subsets_text = ALL_SUBSETS_TEXT if len(inputs) <= EXACT_INPUTS else SOME_SUBSETS_TEXT
     subsets_text = subsets_text.format(metric=metric, total=2 ** len(inputs) - 1, count=len(subsets))
     results = results | {
-        "subsets": {"+".join(names): estimate._asdict() for names, estimate in subsets.items()},
+        **_describe_missing(measured[0].curves),
+        "baseline": {"checkpoint": others[0].name, **_describe_missing(others[0].curves)} if others else None,
+    }
+    text = MISSING_TEXT.format(rows=rows, subsets=subsets_text)
+    return EvaluationSection("Missing inputs", text, [table], [picture], key="missing_inputs", results=results)
+
+
+def _describe_missing(curves: Curves) -> dict[str, Any]:
+    """Return the metric by subset and by rate as plain data."""
+    return {
+        "subsets": {"+".join(names): estimate._asdict() for names, estimate in curves.subsets.items()},
         "rates": [
             {
                 "input": name,
@@ -196,11 +216,9 @@ def _missing_section(
                 "values": [estimate.value for estimate in curve],
                 "intervals": [estimate.interval for estimate in curve],
             }
-            for name, curve in rates.items()
+            for name, curve in curves.rates.items()
         ],
     }
-    text = MISSING_TEXT.format(rows=rows, subsets=subsets_text)
-    return EvaluationSection("Missing inputs", text, [table], [picture], key="missing_inputs", results=results)
 
 
 def _estimate_cells(estimate: Estimate) -> tuple[str, str]:

@@ -96,6 +96,9 @@ def test_robustness_is_the_area_under_the_curve_and_0_against_the_same_model(pla
             assert curve["relative_robustness"] == pytest.approx(area)
             assert curve["effective_robustness"] == pytest.approx(0, abs=1e-9)
             assert curve["baseline"] == values
+            assert curve["effective_interval"] == pytest.approx([0, 0], abs=1e-9)
+            low, high = curve["relative_interval"]
+            assert low - 1e-9 <= area <= high + 1e-9
 
 
 def test_the_page_has_both_sections_with_pictures(planted):

@@ -55,7 +55,7 @@ def make_run(manifest, model, rows=range(20), **options):
     samples = open_table(manifest, model)
     names = list(model.processors)
     selections = [*measured_subsets(names), *missing_rates(names)]
-    found, _ = choose_sweeps(samples, list(rows), names)
+    found, _ = choose_sweeps(samples, list(rows), parse_sweeps(True, names))
     run = RobustnessRun(Predictor(model, device="cpu"), samples, list(rows), selections, found, batch_size=8)
     return replace(run, **options)
 
@@ -171,12 +171,15 @@ def test_sweeps_are_chosen_by_input_and_corruption(manifest):
     samples, rows = open_table(manifest, build()), list(range(6))
 
     def pairs(wanted):
-        return [(s.input, s.corruption.name) for s in choose_sweeps(samples, rows, INPUTS, wanted)[0]]
+        return [(s.input, s.corruption.name) for s in choose_sweeps(samples, rows, parse_sweeps(wanted, INPUTS))[0]]
 
     assert pairs(["noise"]) == [("image", "noise"), ("audio", "noise")]
     assert [name for name, _ in pairs(["image"])] == ["image"] * 5
     assert pairs(["image", "noise", "blur"]) == [("image", "noise"), ("image", "blur")]
-    assert (parse_sweeps(True, INPUTS), parse_sweeps(False, INPUTS)) == ([], None)
+    assert parse_sweeps(True, INPUTS).inputs == INPUTS
+    assert parse_sweeps(False, INPUTS) is None
+    notes = choose_sweeps(samples, rows, parse_sweeps("noise", INPUTS))[1]
+    assert notes == {"text": "None of the chosen corruptions fits text."}
     assert parse_sweeps("image, band limit", INPUTS) == parse_sweeps(["image", "band limit"], INPUTS)
     with pytest.raises(UserError, match=r"no input or corruption 'nois'; did you mean noise.*text, image, audio"):
         parse_sweeps("text,nois", INPUTS)
@@ -190,10 +193,10 @@ def test_an_input_without_values_or_without_corruption_gets_a_sentence(tmp_path)
     )
     (tmp_path / "rows.csv").write_text("text,a,b,note\none,1,2,\ntwo,3,4,\n")
     samples = open_table(tmp_path / "rows.csv", model, inputs={"x": ["a", "b"]})
-    found, notes = choose_sweeps(samples, [0, 1], list(model.processors))
+    found, notes = choose_sweeps(samples, [0, 1], parse_sweeps(True, list(model.processors)))
     assert {sweep.input for sweep in found} == {"text"}
     assert "no corruption of x, whose opened values are Tensor of shape (2,)" in notes["x"]
-    assert notes["note"] == "No measured sample has the input note."
+    assert notes["note"] == "No measured row has the input note."
     outcomes = measure(RobustnessRun(Predictor(model, device="cpu"), samples, [0, 1], [Subset(("x",))], []), tmp_path)
     assert outcomes.corrupted.shape == (2, 0, 5, 2)
 
