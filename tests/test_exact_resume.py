@@ -7,6 +7,7 @@ import csv
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,20 +128,29 @@ def assert_same(resumed, reference):
         torch.testing.assert_close(resumed[part], value, rtol=0, atol=0, equal_nan=True, msg=message)
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """Options -> outcome of the run that is never stopped."""
+def reference_runs(write, folders):
+    """Yield a function that returns the outcome of the run with some options that is never stopped.
+
+    Args:
+        write: writes the table and the configuration to a folder.
+        folders: ``tmp_path_factory``.
+    """
     argv, outcomes = sys.argv, {}
 
     def train(fit, *options):
         if options not in outcomes:
-            folder = write(tmp_path_factory.mktemp("reference"))
+            folder = write(folders.mktemp("reference"))
             assert fit(folder, *options) == 0
             outcomes[options] = outcome(folder)
         return outcomes[options]
 
     yield train
     sys.argv = argv
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    yield from reference_runs(write, tmp_path_factory)
 
 
 def resume(folder, fit, code, *options):
@@ -192,16 +202,29 @@ def test_a_killed_run(stop, options, reference, tmp_path):
     assert_same(outcome(folder), reference(in_process, *without))
 
 
-@pytest.mark.parametrize(
-    ("batches", "options"),
-    [(1, []), (3 + 1, ["--data.sampling", "class_balanced", "--data.bucket_by_length", "true"])],
-)
-def test_two_processes(batches, options, reference, tmp_path):
-    folder = write(tmp_path / "stopped", {"batches": batches})
+@pytest.fixture(scope="module")
+def stopped_pair(tmp_path_factory):
+    """The folder of a run of two processes that was stopped in its first batch."""
+    folder = write(tmp_path_factory.mktemp("pair"), {"batches": 0})
+    assert in_new_process(folder, "--config", "stop.yaml", *DDP) == 128 + signal.SIGTERM
+    return folder
+
+
+def test_two_processes(stopped_pair, reference, tmp_path):
+    folder = shutil.copytree(stopped_pair, tmp_path / "stopped")
     assert ROWS % 2 == 1
-    expected = reference(in_new_process, *DDP, *options)
+    expected = reference(in_new_process, *DDP)
     assert expected["steps"] == 9
-    assert_same(resume(folder, in_new_process, 128 + signal.SIGTERM, *DDP, *options), expected)
+    assert in_new_process(folder, "--ckpt_path", "last", *DDP) == 0
+    assert_same(outcome(folder), expected)
+
+
+def test_two_processes_with_another_order(reference, tmp_path):
+    options = [*DDP, "--data.sampling", "class_balanced", "--data.bucket_by_length", "true"]
+    folder = write(tmp_path / "stopped", {"batches": 3 + 1})
+    expected = reference(in_new_process, *options)
+    assert expected["steps"] == 9
+    assert_same(resume(folder, in_new_process, 128 + signal.SIGTERM, *options), expected)
 
 
 @pytest.fixture
@@ -249,9 +272,8 @@ def test_between_two_epochs_another_batch_size_repeats_and_leaves_out_nothing(si
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(1e-3 * 0.1)
 
 
-def test_one_process_continues_the_epoch_of_two(trained_on, tmp_path):
-    folder = write(tmp_path / "stopped", {"batches": 0})
-    assert in_new_process(folder, "--config", "stop.yaml", *DDP) == 128 + signal.SIGTERM
+def test_one_process_continues_the_epoch_of_two(stopped_pair, trained_on, tmp_path):
+    folder = shutil.copytree(stopped_pair, tmp_path / "stopped")
     assert in_process(folder, "--ckpt_path", "last", "--trainer.max_epochs", "1") == 0
     assert len(trained_on) == len(set(trained_on)) == ROWS - 6
     accuracy = curves(folder)["train/accuracy"].popitem()[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from tests.test_exact_resume import (
     in_new_process,
     in_process,
     outcome,
+    reference_runs,
     resume,
     write,
 )
@@ -63,18 +65,7 @@ def write_stream(folder, stop=None):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    """Options -> outcome of the run that is never stopped."""
-    argv, outcomes = sys.argv, {}
-
-    def train(fit, *options):
-        if options not in outcomes:
-            folder = write_stream(tmp_path_factory.mktemp("reference"))
-            assert fit(folder, *options) == 0
-            outcomes[options] = outcome(folder)
-        return outcomes[options]
-
-    yield train
-    sys.argv = argv
+    yield from reference_runs(write_stream, tmp_path_factory)
 
 
 @pytest.mark.parametrize(
@@ -115,18 +106,29 @@ def test_a_killed_run(stop, options, reference, tmp_path):
     assert_same(outcome(folder), reference(in_process, *[one for one in options if one not in EVERY_STEP]))
 
 
-def test_two_processes(reference, tmp_path):
-    options = [*DDP, "--trainer.max_steps", "9", "--data.num_workers", "1"]
-    folder = write_stream(tmp_path / "stopped", {"batches": 3 + 1})
-    expected = reference(in_new_process, *options)
+NINE_STEPS = ["--trainer.max_steps", "9"]
+PAIR = [*DDP, *NINE_STEPS, "--data.num_workers", "1"]
+
+
+@pytest.fixture(scope="module")
+def stopped_pair(tmp_path_factory):
+    """The folder of a run of two processes that was stopped in the first batch of its second epoch."""
+    folder = write_stream(tmp_path_factory.mktemp("pair"), {"batches": 3})
+    assert in_new_process(folder, "--config", "stop.yaml", *PAIR) == 128 + signal.SIGTERM
+    return folder
+
+
+def test_two_processes(stopped_pair, reference, tmp_path):
+    folder = shutil.copytree(stopped_pair, tmp_path / "stopped")
+    expected = reference(in_new_process, *PAIR)
     assert expected["steps"] == 9
-    assert_same(resume(folder, in_new_process, 128 + signal.SIGTERM, *options), expected)
+    assert in_new_process(folder, "--ckpt_path", "last", *PAIR) == 0
+    assert_same(outcome(folder), expected)
 
 
-def test_one_process_continues_the_epoch_of_two(trained_on, tmp_path):  # noqa: F811
-    folder = write_stream(tmp_path / "stopped", {"batches": 0})
-    assert in_new_process(folder, "--config", "stop.yaml", *DDP, *CONSTANT) == 128 + signal.SIGTERM
-    assert in_process(folder, "--ckpt_path", "last", "--trainer.max_epochs", "1", *CONSTANT) == 0
+def test_one_process_continues_the_epoch_of_two(stopped_pair, trained_on, tmp_path):  # noqa: F811
+    folder = shutil.copytree(stopped_pair, tmp_path / "stopped")
+    assert in_process(folder, "--ckpt_path", "last", *NINE_STEPS, "--trainer.max_epochs", "2") == 0
     assert len(trained_on) == len(set(trained_on)) == ROWS - 6
 
 
