@@ -69,16 +69,16 @@ class Terminal:
             self.raw += new
         return True
 
-    def until(self, done, seconds=120):
+    def until(self, done, seconds=180):
         """Read until ``done()``."""
         deadline = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < deadline, f"timeout: {self.text}"
             assert self.read(0.05), f"the command ended: {self.text}"
 
-    def ended(self, seconds=60):
+    def ended(self, seconds=180):
         """Wait for the command and its child processes, and return its exit code."""
         deadline = time.monotonic() + seconds
         while self.read(0.5):
             assert time.monotonic() < deadline, f"timeout: {self.text}"
-        return self.process.wait(timeout=10)
+        return self.process.wait(timeout=60)

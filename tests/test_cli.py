@@ -218,11 +218,11 @@ def test_a_terminated_run_saves_and_can_be_resumed(config, tmp_path):
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file)
     last = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 180
     while not last.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    code = process.wait(timeout=60)
+    code = process.wait(timeout=180)
     output = log.read_text()
     assert code == 128 + signal.SIGTERM, output
     assert "Stopped; saved" in output

@@ -131,7 +131,7 @@ def test_a_killed_run_leaves_the_last_epoch(fresh):
     with open("log", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 180
         while not (LAST.is_file() and load(LAST)["epoch"] >= 2) and time.monotonic() < deadline:
             assert process.poll() is None, Path("log").read_text()
             time.sleep(0.05)

@@ -54,13 +54,13 @@ def test_workers_end_with_a_killed_run(fit):
         [*fit, *ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     ) as process:
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 180
             while not LAST.exists() and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.1)
             process.send_signal(signal.SIGSTOP)  # until the workers wait for a full pipe
             time.sleep(1)
             process.kill()
-            output, _ = process.communicate(timeout=20)  # the output ends when no process has it open
+            output, _ = process.communicate(timeout=120)  # the output ends when no process has it open
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -13,7 +13,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 def test_results_are_printed_after_the_bar_is_removed(fit):  # noqa: F811
     folder = "a folder with a name that needs more than one line of eighty columns, and with [red] and [/b] in it"
     with Terminal([*fit, "--trainer.max_epochs", "2", "--trainer.logger.save_dir", folder], columns=80) as terminal:
-        assert terminal.ended(120) == 0, terminal.text
+        assert terminal.ended() == 0, terminal.text
     live, _, results = terminal.text.rpartition("fit: 24 train, 12 val samples")
     assert "Epoch 1/1" in live
     assert ESCAPES.sub("", live).endswith("\n")  # the bar's line has ended

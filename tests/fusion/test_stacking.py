@@ -108,7 +108,6 @@ def test_another_process_holds_out_the_same_samples(dims, make):
     code = """
 import torch
 from fusion_pl.fusion import Stacking
-from fusion_pl.training.loss import total_loss
 from fusion_pl.types import Batch
 present = {"a": torch.ones(40, dtype=torch.bool)}
 batch = Batch({"a": {}}, present, None, [f"s{row}" for row in range(40)], [()] * 40)

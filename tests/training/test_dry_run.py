@@ -190,5 +190,5 @@ def test_a_long_table_has_a_progress_bar(table):
     with_copies = [line.replace(",,,", f",copy{number}.png,,") for number, line in enumerate(more)]
     table.write_text("\n".join([*lines, *with_copies]) + "\n")
     with Terminal([*FUSION_PL, *DRY_RUN, "--data.manifest", str(table)], columns=100) as terminal:
-        assert terminal.ended(120) == 0, terminal.text
+        assert terminal.ended() == 0, terminal.text
     assert "Checking files" in terminal.text
