@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from jsonargparse import ArgumentError, Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt, restricted_number_type
 from lightning.pytorch import Trainer, seed_everything
@@ -17,7 +18,6 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.callbacks.throughput_monitor import ThroughputMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from yaml import YAMLError
 
 from fusion_pl.cli import runs
 from fusion_pl.cli.checks import (
@@ -168,9 +168,13 @@ class FusionCLI(LightningCLI):
         self._dump_config()  # before the model is built: jsonargparse would report an error as a wrong value
 
     def _dump_config(self) -> None:
+        """Store the configuration as plain data, as LightningCLI does, but without validating it a second time."""
+        if hasattr(self, "config_dump"):
+            return
+        options = {"skip_link_targets": False, "skip_unset": False, "skip_validation": True}
         try:
-            super()._dump_config()
-        except (ValueError, YAMLError) as error:
+            text = self.parser.dump(self.config, format="yaml", **options)
+        except (ValueError, yaml.YAMLError) as error:
             match = re.search(r"cannot represent an object', (.+?)\)", str(error))
             if match is None:
                 raise
@@ -178,6 +182,7 @@ class FusionCLI(LightningCLI):
                 f"a class in the configuration has {match[1]} as the default of an option, which config.yaml cannot "
                 "contain: set that option to text (for Timer: --trainer.callbacks.interval step)"
             ) from error
+        self.config_dump = yaml.safe_load(text)[self.config.subcommand]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Pass the processors to the data, add callbacks, and choose precision and CPU threads if they are not set."""

@@ -56,7 +56,8 @@ class WriteConfig(_RunFileCallback, SaveConfigCallback):
         backup = next(file for number in count(1) if not (file := folder / f"config-{number}.yaml").exists())
         if path.is_file():
             shutil.copyfile(path, backup)
-        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=self.multifile)
+        options = {"skip_unset": False, "overwrite": True, "multifile": self.multifile}
+        self.parser.save(self.config, path, skip_validation=True, **options)  # parsing has validated it
         if backup.is_file() and backup.read_bytes() == path.read_bytes():
             backup.unlink()
 
