@@ -154,7 +154,7 @@ class Predictor:
         """Return rules for prediction sets, abstention and outliers, from the validation scores in the checkpoint.
 
         Args:
-            coverage: probability that the prediction set of a sample contains its class; None = no sets.
+            coverage: probability that the prediction set of a sample contains its class, or all labels; None = no sets.
             coverage_by_class: whether the sets have that probability in each class.
             abstain: share of the validation samples that would get a label, those with the least doubt; a sample with
                 more doubt has no label. None = every sample has a label.

@@ -128,9 +128,6 @@ def calibration_section(evaluation: Evaluation) -> EvaluationSection:
 def doubt_section(evaluation: Evaluation) -> EvaluationSection:
     """Return the risk-coverage curve of each score of doubt, and the coverage of prediction sets."""
     described = describe_decisions(evaluation.predictor.model, evaluation.outputs)
-    if not described:
-        text = f"{type(evaluation.task).__name__} decides for several labels, for which there is no abstention."
-        return EvaluationSection("Doubt", text, key="doubt")
     doubts: dict[str, Any] = described["doubt"]
     shares = next(iter(doubts.values()))["accuracy_of_share"]
     header = ("doubt", "AURC in %", *(f"surest {percent(float(share), 0)} %" for share in shares))
@@ -147,7 +144,8 @@ def doubt_section(evaluation: Evaluation) -> EvaluationSection:
         tables.append(Table(("coverage asked", "realised", "classes per set"), rows, caption="Prediction sets"))
     text = (
         "If the model abstains from the rows with the most doubt, how often is it wrong on the others? AURC is the "
-        "mean of this risk over all shares of rows. A set contains the right class with the asked probability."
+        "mean of this risk over all shares of rows. A set contains the right class, or all labels, with the asked "
+        "probability."
     )
     caption = "Wrong predictions among the rows with the least doubt, against their share of all rows."
     wrong = ~evaluation.correct

@@ -88,11 +88,8 @@ class Evaluation:
 
     @cached_property
     def doubts(self) -> dict[str, Float[Tensor, " N"]]:
-        """Scores of doubt; of several labels, the mean entropy of their probabilities."""
-        if self.task.exclusive_classes:
-            return doubts_of(self.predictor.model, self.outputs)
-        entropies = torch.distributions.Bernoulli(self.probabilities.double()).entropy()  # type: ignore[no-untyped-call]
-        return {"entropy": entropies.mean(-1)}
+        """Scores of doubt."""
+        return doubts_of(self.predictor.model, self.outputs)
 
     @cached_property
     def decisions(self) -> list[dict[str, Any]]:

@@ -131,9 +131,10 @@ class FitCalibration(Callback):
         pl_module.outlier_detectors = pl_module.embeddings.fit_detectors(list(pl_module.encoders))
         pl_module.embeddings.reset()
         pl_module.validation_scores = None
-        if task.exclusive_classes and probabilities.isfinite().all():
+        if probabilities.isfinite().all():
+            scores, is_evidential = task.class_scores(whole.logits), isinstance(pl_module.fusion, Evidential)
             pl_module.validation_scores = ValidationScores.measure(
-                task.class_scores(whole.logits), probabilities, whole.target, isinstance(pl_module.fusion, Evidential)
+                scores, probabilities, whole.target, is_evidential, task.exclusive_classes
             )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fusion_pl.fusion.evidential import Evidential
@@ -20,20 +20,19 @@ SHARES = (0.5, 0.7, 0.9, 1.0)  # of the samples, those with the least doubt, who
 
 
 def describe_decisions(model: Any, outputs: Outputs) -> dict[str, Any]:
-    """Return realised coverage of prediction sets, and accuracy by doubt; empty if samples have several labels."""
-    if not model.task.exclusive_classes:
-        return {}
-    probabilities = model.task.probabilities(calibrate_outputs(model, outputs))
+    """Return realised coverage of prediction sets, and accuracy by doubt."""
+    logits = calibrate_outputs(model, outputs)
     return {
-        "prediction_sets": _describe_sets(model, outputs, probabilities),
-        "doubt": _describe_doubt(doubts_of(model, outputs), model.task.decide(probabilities) != outputs.target),
+        "prediction_sets": _describe_sets(model, outputs, model.task.probabilities(logits)),
+        "doubt": _describe_doubt(doubts_of(model, outputs), ~model.task.is_correct(logits, outputs.target)),
     }
 
 
 def doubts_of(model: Any, outputs: Outputs) -> dict[str, Tensor]:
     """Return the scores of doubt of stored outputs."""
-    probabilities = model.task.probabilities(calibrate_outputs(model, outputs))
-    return doubt_scores(model.task.class_scores(outputs.logits), probabilities, isinstance(model.fusion, Evidential))
+    task, is_evidential = model.task, isinstance(model.fusion, Evidential)
+    probabilities = task.probabilities(calibrate_outputs(model, outputs))
+    return doubt_scores(task.class_scores(outputs.logits), probabilities, is_evidential, task.exclusive_classes)
 
 
 def _describe_sets(model: Any, outputs: Outputs, probabilities: Float[Tensor, "N C"]) -> dict[str, Any]:
@@ -45,16 +44,22 @@ def _describe_sets(model: Any, outputs: Outputs, probabilities: Float[Tensor, "N
             thresholds = set_thresholds(scores.conformity, scores.target, len(classes), coverage, by_class=False)
         except UserError:  # too few validation samples for this coverage
             continue
-        sets = prediction_sets(probabilities, thresholds)
-        covered = sets.gather(-1, outputs.target.unsqueeze(-1)).squeeze(-1)
+        sets = prediction_sets(probabilities, thresholds, model.task.exclusive_classes)
+        has_class = _classes_of_samples(outputs.target, len(classes))
+        covered = (sets | ~has_class).all(-1)
         groups = {"+".join(names): rows for names, rows in _rows_by_inputs(outputs, inputs)}
         described[str(coverage)] = {
             **measure_coverage(covered),
             "mean_size": float(sets.sum(-1).double().mean()),
-            "by_class": {name: measure_coverage(covered[outputs.target == i]) for i, name in enumerate(classes)},
+            "by_class": {name: measure_coverage(sets[has_class[:, i], i]) for i, name in enumerate(classes)},
             "by_inputs": {name: measure_coverage(covered[rows]) for name, rows in groups.items()},
         }
     return described
+
+
+def _classes_of_samples(target: Int[Tensor, "N ..."], num_classes: int) -> Bool[Tensor, "N C"]:
+    """Return which classes each sample is known to have."""
+    return target == 1 if target.ndim == 2 else torch.nn.functional.one_hot(target, num_classes).bool()
 
 
 def _rows_by_inputs(outputs: Outputs, inputs: list[str]) -> list[tuple[list[str], Bool[Tensor, " N"]]]:

@@ -35,7 +35,7 @@ class TensorBoardFigures(Callback):
         if trainer.sanity_checking:
             return
         outcomes = metrics_of_stage(trainer, pl_module).outcomes.compute().cpu()  # on every process: it synchronizes
-        if trainer.testing and pl_module.task.exclusive_classes and pl_module.outputs.update_called:
+        if trainer.testing and pl_module.outputs.update_called:
             outputs = pl_module.outputs.gather()
             wrong = ~pl_module.task.is_correct(calibrate_outputs(pl_module, outputs), outputs.target)
             figure = plot_risk_coverage(doubts_of(pl_module, outputs), wrong, evaluation_stage(trainer))

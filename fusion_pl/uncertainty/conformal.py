@@ -1,4 +1,4 @@
-"""Prediction sets that contain the class of a sample with a given probability: split-conformal prediction."""
+"""Split-conformal prediction: sets that contain the class, or all labels, of a sample with a given probability."""
 
 from __future__ import annotations
 
@@ -13,20 +13,36 @@ from torch import Tensor
 from fusion_pl.types import UserError
 
 
-def conformity_scores(probabilities: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
-    r"""Return for each class the sum of the probabilities of all classes that are more probable: the score of APS.
+def conformity_scores(probabilities: Float[Tensor, "N C"], exclusive_classes: bool = True) -> Float[Tensor, "N C"]:
+    r"""Return the score of each class, which is in the set :math:`\{c: s_c \le q\}`.
 
-    The set :math:`\{c: s_c \le q\}` has the most probable classes, until the sum of their probabilities exceeds q; it
-    is never empty. Of equally probable classes, the first counts as more probable.
+    The score of APS: the sum of the probabilities of all classes that are more probable. A set has the most probable
+    classes, until the sum of their probabilities exceeds q; it is never empty. Of equally probable classes, the first
+    counts as more probable. If a sample may have several labels, the score is :math:`1 - p_c`, and a set may be empty.
 
     Source: adaptive prediction sets, "Classification with Valid and Adaptive Coverage", arXiv:2006.02544. Deviation: no
     randomisation, so that equal samples have equal sets. If the most probable class is right more often than the
     coverage asks, sets of one class cover more than that; otherwise the coverage is that of the paper. RAPS
     (arXiv:2009.14193) has two more numbers, which would have to be chosen on other samples.
     """
+    if not exclusive_classes:
+        return 1 - probabilities.double()
     ordered, order = probabilities.double().sort(stable=True, dim=-1, descending=True)
     before = (ordered.cumsum(-1) - ordered).clamp(min=0)
     return torch.zeros_like(before).scatter(-1, order, before)
+
+
+def sample_scores(
+    probabilities: Float[Tensor, "N C"], target: Int[Tensor, "N ..."], exclusive_classes: bool = True
+) -> Float[Tensor, " N"]:
+    """Return the largest score of the classes that each sample has; 0 if it has none, since every set covers it.
+
+    Labels that are unknown (-1) are left out.
+    """
+    scores = conformity_scores(probabilities, exclusive_classes)
+    if exclusive_classes:
+        return scores.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    return scores.where(target == 1, 0.0).amax(-1)
 
 
 def conformal_quantile(scores: Float[Tensor, " N"], coverage: float) -> float:
@@ -41,22 +57,22 @@ def conformal_quantile(scores: Float[Tensor, " N"], coverage: float) -> float:
 
 
 def set_thresholds(
-    scores: Float[Tensor, " N"], target: Int[Tensor, " N"], num_classes: int, coverage: float, by_class: bool
+    scores: Float[Tensor, " N"], target: Int[Tensor, " N"] | None, num_classes: int, coverage: float, by_class: bool
 ) -> Float[Tensor, " C"]:
     """Return the largest score of each class that is in a set.
 
     Args:
-        scores: conformity scores of the classes of the validation samples.
-        target: their classes.
+        scores: ``sample_scores`` of the validation samples.
+        target: their classes; None if a sample may have several labels.
         num_classes: number of classes C.
-        coverage: probability that a set contains the class of its sample, in (0, 1).
+        coverage: probability that a set contains the class, or all labels, of its sample, in (0, 1).
         by_class: whether this holds in each class (Mondrian). A class with too few samples is in every set.
 
     Raises:
         UserError: if the coverage is no probability, or there are too few samples for it.
     """
     check_share("coverage", coverage)
-    if by_class:
+    if by_class and target is not None:
         quantiles = [conformal_quantile(scores[target == index], coverage) for index in range(num_classes)]
     else:
         quantiles = [conformal_quantile(scores, coverage)] * num_classes
@@ -76,9 +92,11 @@ def check_share(name: str, value: float) -> None:
         raise UserError(f"{name} is {value}, expected a share above 0 and below 1, such as 0.9")
 
 
-def prediction_sets(probabilities: Float[Tensor, "N C"], thresholds: Float[Tensor, " C"]) -> Bool[Tensor, "N C"]:
+def prediction_sets(
+    probabilities: Float[Tensor, "N C"], thresholds: Float[Tensor, " C"], exclusive_classes: bool = True
+) -> Bool[Tensor, "N C"]:
     """Return which classes the set of each sample has."""
-    return conformity_scores(probabilities) <= thresholds.to(probabilities.device)
+    return conformity_scores(probabilities, exclusive_classes) <= thresholds.to(probabilities.device)
 
 
 def measure_coverage(covered: Bool[Tensor, " N"]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from fusion_pl.uncertainty.conformal import check_share
 
@@ -15,7 +16,7 @@ Doubt = Literal["probability", "entropy", "energy", "evidential"]
 
 
 def doubt_scores(
-    logits: Float[Tensor, "N C"], probabilities: Float[Tensor, "N C"], evidential: bool
+    logits: Float[Tensor, "N C"], probabilities: Float[Tensor, "N C"], evidential: bool, exclusive_classes: bool = True
 ) -> dict[str, Tensor]:
     r"""Return the scores of doubt by name, each of shape (N,); a higher score means more doubt.
 
@@ -23,14 +24,27 @@ def doubt_scores(
     :math:`-\log \sum_c \exp z_c`. ``evidential``: the uncertainty :math:`C / \sum_c \alpha_c` of the head
     ``Evidential``, whose logits are :math:`\log \alpha`; it ranks samples as the energy does.
 
+    If a sample may have several labels, which count as independent: :math:`1 - \prod_c \max(p_c, 1 - p_c)`, the
+    probability that another set of labels than the most probable one is right; the sum of the entropies of all labels;
+    and :math:`-\sum_c \log(1 + \exp z_c)`.
+
     Source: "Energy-based Out-of-distribution Detection", arXiv:2010.03759; "Trusted Multi-View Classification",
-    arXiv:2102.02051.
+    arXiv:2102.02051; of several labels: "Can multi-label classification networks know what they don't know?",
+    arXiv:2109.14162.
 
     Args:
         logits: logits without calibration.
         probabilities: calibrated probabilities.
         evidential: whether the head is ``Evidential``.
+        exclusive_classes: whether every sample has exactly one class.
     """
+    if not exclusive_classes:
+        p = probabilities.double()
+        return {
+            "probability": 1 - torch.maximum(p, 1 - p).prod(-1),
+            "entropy": (torch.special.entr(p) + torch.special.entr(1 - p)).sum(-1),
+            "energy": -softplus(logits.double()).sum(-1),
+        }
     energy = -logits.double().logsumexp(-1)
     scores = {
         "probability": 1 - probabilities.double().max(-1).values,

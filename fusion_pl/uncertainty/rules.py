@@ -46,13 +46,15 @@ class DecisionRules:
         """
         fields: list[dict[str, Any]] = [{} for _ in range(len(probabilities))]
         if self.thresholds is not None:
-            for row, members in zip(fields, prediction_sets(probabilities, self.thresholds).tolist(), strict=True):
+            sets = prediction_sets(probabilities, self.thresholds, task.exclusive_classes)
+            for row, members in zip(fields, sets.tolist(), strict=True):
                 row["set"] = [name for name, is_member in zip(classes, members, strict=True) if is_member]
         if self.max_doubt is not None:
-            doubts = doubt_scores(task.class_scores(logits), probabilities, self.doubt == "evidential")[self.doubt]
+            scores, is_evidential = task.class_scores(logits), self.doubt == "evidential"
+            doubts = doubt_scores(scores, probabilities, is_evidential, task.exclusive_classes)[self.doubt]
             for row, doubt in zip(fields, doubts.tolist(), strict=True):
                 abstains = doubt > self.max_doubt
-                row.update({"label": None, "probability": None} if abstains else {}, abstained=abstains)
+                row.update(dict.fromkeys(task.prediction_fields) if abstains else {}, abstained=abstains)
         return fields
 
 
@@ -71,7 +73,7 @@ def decision_rules(
         task: task of the model.
         scores: scores of its validation samples.
         num_classes: number of classes C.
-        coverage: probability that the set of a sample contains its class; None = no sets.
+        coverage: probability that the set of a sample contains its class, or all its labels; None = no sets.
         coverage_by_class: whether the sets have that probability in each class.
         abstain: share of the validation samples, those with the least doubt, that would get a class; None = all.
         doubt: score of doubt.
@@ -86,15 +88,14 @@ def decision_rules(
     if coverage is None and abstain is None:
         return DecisionRules()
     option = "abstain" if coverage is None else "coverage"
-    if not task.exclusive_classes:
-        raise UserError(
-            f"{option} needs one class per sample, and {type(task).__name__} has several labels: leave it out, and use "
-            "the probability of each label"
-        )
     if scores is None:
         raise UserError(
             f"{option} needs the scores of the validation samples, and the checkpoint has none: train with fusion-pl "
             "fit of this version, which writes them"
+        )
+    if coverage_by_class and scores.target is None:
+        raise UserError(
+            f"coverage_by_class needs one class per sample, and {type(task).__name__} has several labels: leave it out"
         )
     if abstain is not None and doubt not in scores.doubts:
         raise UserError(f"doubt is {doubt!r}, and the checkpoint has the scores of {join_names(scores.doubts)}")

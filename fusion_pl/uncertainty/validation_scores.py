@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fusion_pl.types import UserError
-from fusion_pl.uncertainty.conformal import conformity_scores
+from fusion_pl.uncertainty.conformal import sample_scores
 from fusion_pl.uncertainty.doubt import doubt_scores
 
 
@@ -20,22 +20,30 @@ class ValidationScores:
     """Scores of N validation samples, with all inputs that they have.
 
     Attributes:
-        conformity: conformity score of the class of each sample, see ``conformity_scores``.
-        target: its class.
+        conformity: largest conformity score of the classes of each sample, see ``sample_scores``.
+        target: its class; None if a sample may have several labels.
         doubts: name -> scores of doubt, see ``doubt_scores``.
     """
 
     conformity: Float[Tensor, " N"]
-    target: Int[Tensor, " N"]
+    target: Int[Tensor, " N"] | None
     doubts: dict[str, Float[Tensor, " N"]]
 
     @classmethod
     def measure(
-        cls, logits: Float[Tensor, "N C"], probabilities: Float[Tensor, "N C"], target: Tensor, evidential: bool
+        cls,
+        logits: Float[Tensor, "N C"],
+        probabilities: Float[Tensor, "N C"],
+        target: Int[Tensor, "N ..."],
+        evidential: bool,
+        exclusive_classes: bool = True,
     ) -> ValidationScores:
         """Compute the scores from logits without calibration and calibrated probabilities."""
-        conformity = conformity_scores(probabilities).gather(-1, target.unsqueeze(-1)).squeeze(-1)
-        return cls(conformity, target, doubt_scores(logits, probabilities, evidential))
+        return cls(
+            sample_scores(probabilities, target, exclusive_classes),
+            target if exclusive_classes else None,
+            doubt_scores(logits, probabilities, evidential, exclusive_classes),
+        )
 
     def to_config(self) -> dict[str, Any]:
         """Return the content for a checkpoint."""
@@ -54,10 +62,10 @@ def read_validation_scores(config: Mapping[str, Any]) -> ValidationScores | None
     try:
         doubts = {str(name): values for name, values in content["doubts"].items()}
         conformity, target = content["conformity"], content["target"]
-        count, num_classes = len(target), len(config["classes"])
+        count, num_classes = len(conformity), len(config["classes"])
         is_valid = all(_is_vector(values, torch.float64, count) for values in (conformity, *doubts.values()))
-        is_valid &= count > 0 and _is_vector(target, torch.int64, count)
-        is_valid = is_valid and bool(((target >= 0) & (target < num_classes)).all())
+        is_valid &= count > 0 and (target is None or _is_vector(target, torch.int64, count))
+        is_valid = is_valid and (target is None or bool(((target >= 0) & (target < num_classes)).all()))
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"its validation scores are damaged ({type(error).__name__})") from error
     if not is_valid:

@@ -15,7 +15,7 @@ from fusion_pl import Predictor
 from fusion_pl.checkpoint import build_model, read_checkpoint
 from fusion_pl.cli.run import run
 from fusion_pl.types import UserError
-from tests.calibrated import DATA, best, fit, predict, results, table
+from tests.calibrated import DATA, best, fit, predict, results, table, write_table
 from tests.texts import BEST
 
 
@@ -97,28 +97,62 @@ def test_the_head_evidential_has_its_own_doubt(here):
     assert sum(not lines[row]["abstained"] for row in rows) == pytest.approx(len(rows) / 2, abs=2)
 
 
-def test_several_labels_have_no_sets(here, capsys):
-    with open("rows.csv", newline="") as file, open("labels.csv", "w", newline="") as copy:
-        copy.write(file.read().replace(",x,", ",x|y,"))
-    options = ["--model.task", "MultiLabel", "--trainer.logger.init_args.save_dir", "labels"]
-    encoder = {"class_path": "fusion_pl.encoders.TinyText", "init_args": {"dim": 16}}
-    model = [
-        "--model.encoders",
-        json.dumps({"first": encoder}),
-        "--model.fusion",
-        "Concat",
-        "--trainer.max_epochs",
-        "1",
-    ]
-    data = ["--data", "ManifestData", "--data.manifest", "labels.csv", "--data.num_workers", "0"]
-    assert run("fit", [*model, *data, *options, "--trainer.enable_progress_bar", "false"]) == 0
-    fitted = results(0, "labels")["calibration"]
-    assert fitted["validation_samples"] == 240
-    arguments = ["--ckpt_path", str(best("labels")), "--data.manifest", "labels.csv", "--output", "labels.jsonl"]
-    for option in ("--coverage", "--abstain"):
-        capsys.readouterr()
-        assert run("predict", [*arguments, option, "0.9"]) == 2
-        assert "needs one class per sample, and MultiLabel has several labels" in capsys.readouterr().err
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    """A folder with a model of several labels: x and y appear together, z may be alone, and some rows have none."""
+    folder = tmp_path_factory.mktemp("labels")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_table(folder)
+        records = [
+            record | {"label": {"x": "x|y", "y": "y", "z": "z" if number % 3 else ""}[record["label"]]}
+            for number, record in enumerate(table())
+        ]
+        with open("labels.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, records[0])
+            writer.writeheader()
+            writer.writerows(records)
+        encoder = {"class_path": "fusion_pl.encoders.TinyText", "init_args": {"dim": 16}}
+        options = ["--model.task", "MultiLabel", "--model.encoders", json.dumps({"first": encoder})]
+        options += ["--model.fusion", "Concat", "--data", "ManifestData", "--data.manifest", "labels.csv"]
+        options += ["--data.num_workers", "0", "--trainer.max_epochs", "1", "--trainer.enable_progress_bar", "false"]
+        options += ["--trainer.logger.init_args.save_dir", "runs"]
+        assert run("fit", options) == 0
+        assert run("test", [*options, "--ckpt_path", "best"]) == 0
+    return folder, records
+
+
+def test_sets_of_several_labels_contain_all_labels_of_the_asked_share(labels, monkeypatch, capsys):
+    folder, records = labels
+    monkeypatch.chdir(folder)
+    arguments = ["--ckpt_path", str(best("runs")), "--data.manifest", "labels.csv", "--output", "sets.jsonl"]
+    assert run("predict", [*arguments, "--coverage", "0.9"]) == 0
+    lines = [json.loads(line) for line in Path("sets.jsonl").read_text().splitlines()]
+    used = [index for index, record in enumerate(records) if record["split"] == "val"]
+    covered = sum(set(records[index]["label"].split("|")) - {""} <= set(lines[index]["set"]) for index in used)
+    assert covered >= math.ceil(0.9 * (len(used) + 1))
+    smallest = min(lines[index]["probabilities"][name] for index in used for name in lines[index]["set"])
+    strict = [{n for n, p in lines[index]["probabilities"].items() if p > smallest} for index in used]
+    owned = [set(records[index]["label"].split("|")) - {""} for index in used]
+    assert sum(own <= found for own, found in zip(owned, strict, strict=True)) < math.ceil(0.9 * (len(used) + 1))
+    assert results(1, "runs")["prediction_sets"]["0.9"]["by_class"].keys() == {"x", "y", "z"}
+    capsys.readouterr()
+    assert run("predict", [*arguments, "--overwrite", "--coverage", "0.9", "--coverage_by_class", "true"]) == 2
+    assert "coverage_by_class needs one class per sample, and MultiLabel has several" in capsys.readouterr().err
+
+
+def test_abstention_from_several_labels(labels, monkeypatch):
+    folder, records = labels
+    monkeypatch.chdir(folder)
+    arguments = ["--ckpt_path", str(best("runs")), "--data.manifest", "labels.csv"]
+    for doubt in ("probability", "entropy", "energy"):
+        options = ["--output", f"{doubt}.csv", "--abstain", "0.7", "--doubt", doubt]
+        assert run("predict", [*arguments, *options]) == 0
+        with open(f"{doubt}.csv", newline="") as file:
+            found = list(csv.DictReader(file))
+        used = [row for row, record in zip(found, records, strict=True) if record["split"] == "val"]
+        assert sum(row["abstained"] == "false" for row in used) == pytest.approx(0.7 * len(used), abs=2)
+        assert not any(row["labels"] for row in found if row["abstained"] == "true")
 
 
 def test_a_checkpoint_without_scores_says_what_to_do(here):

@@ -17,6 +17,7 @@ from fusion_pl.uncertainty.conformal import (
     conformity_scores,
     measure_coverage,
     prediction_sets,
+    sample_scores,
     set_thresholds,
 )
 
@@ -161,3 +162,40 @@ def test_the_interval_is_that_of_clopper_and_pearson(count, total):
     high = 1.0 if count == total else beta.ppf(0.975, count + 1, total - count)
     assert measured["interval"] == pytest.approx([low, high])
     assert (measured["samples"], measured["coverage"]) == (total, count / total)
+
+
+# ------------------------------------------------------------------------------------------------------- several labels
+def draw_labels(samples, seed=0, labels=5):
+    """Return probabilities, and labels that are drawn from them; an eighth is unknown."""
+    random = torch.Generator().manual_seed(seed)
+    probabilities = torch.randn(samples, labels, generator=random).double().sigmoid()
+    target = (torch.rand(samples, labels, generator=random) < probabilities).long()
+    return probabilities, target.masked_fill(torch.rand(samples, labels, generator=random) < 0.125, -1)
+
+
+@pytest.mark.parametrize("coverage", [0.5, 0.9])
+def test_sets_of_labels_are_those_of_a_slow_restatement(coverage):
+    (validation, target), (probabilities, _) = draw_labels(199), draw_labels(100, seed=1)
+    thresholds = set_thresholds(sample_scores(validation, target, False), None, 5, coverage, by_class=False)
+    found = prediction_sets(probabilities, thresholds, exclusive_classes=False)
+    needed = math.ceil(200 * coverage - 1e-9)
+    for smallest in sorted({*validation.flatten().tolist(), 1.0}, reverse=True):  # the strictest that covers enough
+        sets = [[p >= smallest for p in row] for row in validation.tolist()]
+        if (
+            sum(all(m for m, t in zip(s, y, strict=True) if t == 1) for s, y in zip(sets, target, strict=True))
+            >= needed
+        ):
+            break
+    assert found.tolist() == [[p >= smallest for p in row] for row in probabilities.tolist()]
+
+
+def test_sets_of_labels_cover_on_random_divisions():
+    probabilities, target = draw_labels(4000)
+    total = 0
+    for seed in range(10):
+        order = torch.randperm(4000, generator=torch.Generator().manual_seed(seed))
+        scores = sample_scores(probabilities[order], target[order], False)
+        thresholds = set_thresholds(scores[:2000], None, 5, 0.9, by_class=False)
+        sets = prediction_sets(probabilities[order[2000:]], thresholds, exclusive_classes=False)
+        total += int((sets | (target[order[2000:]] != 1)).all(1).sum())
+    assert abs(total / 20_000 - 0.9) < 0.01

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -66,3 +67,17 @@ def test_the_area_under_the_risk_coverage_curve_equals_a_slow_restatement():
 def test_the_threshold_answers_that_share_of_the_validation(share, answered):
     doubts = torch.tensor([5.0, 1, 9, 2, 8, 3, 7, 4, 6, 0]).double()
     assert int((doubts <= abstention_threshold(doubts, share)).sum()) == answered
+
+
+def test_doubt_of_several_labels_is_that_of_all_sets_of_labels():
+    logits = torch.tensor([[2.0, -0.3, 0.1], [0.0, 5.0, -1.0]]).double()
+    p = logits.sigmoid()
+    found = doubt_scores(logits, p, evidential=False, exclusive_classes=False)
+    for row in range(2):
+        joint = [
+            math.prod(float(p[row, c] if has else 1 - p[row, c]) for c, has in enumerate(members))
+            for members in itertools.product((0, 1), repeat=3)
+        ]
+        assert float(found["probability"][row]) == pytest.approx(1 - max(joint))
+        assert float(found["entropy"][row]) == pytest.approx(-sum(q * math.log(q) for q in joint))
+        assert float(found["energy"][row]) == pytest.approx(-sum(math.log(1 + math.exp(z)) for z in logits[row]))
