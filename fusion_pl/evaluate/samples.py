@@ -23,9 +23,9 @@ def hardest_section(evaluation: Evaluation) -> EvaluationSection:
 
 def doubtful_section(evaluation: Evaluation) -> EvaluationSection:
     """Return the samples with the most doubt."""
-    name, doubts = next(iter(evaluation.doubts.items()))
-    meaning = "1 - the largest probability" if name == "probability" else "the mean entropy of the labels"
-    text = f"The samples with the most doubt ({meaning}), whether they are right or wrong."
+    decision = "class" if evaluation.task.exclusive_classes else "set of labels"
+    text = f"The samples with the most doubt (1 - the probability of the most probable {decision}), right or wrong."
+    doubts = evaluation.doubts["probability"]
     return _samples_section(evaluation, doubts, "doubt", "Most doubtful samples", text, "doubtful")
 
 
