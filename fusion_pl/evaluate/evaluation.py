@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -90,11 +89,6 @@ class Evaluation:
     def doubts(self) -> dict[str, Float[Tensor, " N"]]:
         """Scores of doubt."""
         return doubts_of(self.predictor.model, self.outputs)
-
-    @cached_property
-    def decisions(self) -> list[dict[str, Any]]:
-        """Predicted class or labels of each row."""
-        return [self.task.prediction(row, self.classes) for row in self.probabilities]
 
     def select(self, rows: NDArray[np.int64]) -> Evaluation:
         """Return the evaluation of some of the rows of the table."""

@@ -13,6 +13,8 @@ from fusion_pl.evaluate.predict_rows import predict_rows
 from fusion_pl.evaluate.rows import select_rows
 from tests.evaluate.models import TASKS, evaluate, fit_model, write_table
 
+GROUPS = ["--groups", "speaker,age,note"]
+
 
 @pytest.fixture(scope="session", params=TASKS)
 def evaluated(request, tmp_path_factory):
@@ -22,7 +24,7 @@ def evaluated(request, tmp_path_factory):
     checkpoint = fit_model(table, folder, request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scores, "NUM_RESAMPLES", 100)
-        assert evaluate(checkpoint, table, "--groups", "speaker,age,note", output=folder / "out") == 0
+        assert evaluate(checkpoint, table, *GROUPS, "--sweeps", "false", output=folder / "out") == 0
     return folder, request.param
 
 

@@ -23,10 +23,16 @@ from fusion_pl.evaluate.parts import Parts
 from fusion_pl.fusion import Concat
 from fusion_pl.predict import Predictor
 from tests.analysis.test_report import Page
-from tests.evaluate.models import SPOILT, evaluate, fit_model, read, results, write_table
+from tests.evaluate import models
+from tests.evaluate.models import SPOILT, fit_model, read, results, write_table
 from tests.test_module import quiet_trainer
 
 only_multi_class = pytest.mark.parametrize("evaluated", ["MultiClass"], indirect=True)
+
+
+def evaluate(checkpoint, table, *arguments, output="out"):
+    """Evaluate without corrupted inputs, which other tests measure."""
+    return models.evaluate(checkpoint, table, "--sweeps", "false", *arguments, output=output)
 
 
 @pytest.fixture
@@ -242,7 +248,7 @@ def test_a_killed_command_goes_on(evaluated, few_resamples, tmp_path, monkeypatc
     shutil.copy(folder / "best.ckpt", "best.ckpt")
     options = ["--data.batch_size", "4", "--split", "all"]
     command = [sys.executable, "-m", "fusion_pl", "evaluate", "--ckpt_path", "best.ckpt", "--data.manifest", "rows.csv"]
-    command += ["--output", "out", "--device", "cpu", "--data.num_workers", "0", *options]
+    command += ["--output", "out", "--device", "cpu", "--data.num_workers", "0", "--sweeps", "false", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 120
         while len(list(Path("out/partial").glob("*.npz"))) < 2 and time.monotonic() < deadline:
