@@ -100,7 +100,8 @@ def calibration_section(evaluation: Evaluation) -> EvaluationSection:
     """Return calibration error, Brier score and NLL, before and after the calibration of the checkpoint."""
     task, target = evaluation.task, evaluation.target
     logits = {"before": evaluation.outputs.logits}
-    if evaluation.predictor.model.calibration is not None:
+    calibration = evaluation.predictor.model.calibration
+    if calibration is not None:
         logits["after"] = evaluation.logits
     scores = {moment: calibration_scores(task, values, target) for moment, values in logits.items()}
     bins = {
@@ -118,8 +119,10 @@ def calibration_section(evaluation: Evaluation) -> EvaluationSection:
         "has 15 bins with equal numbers of rows. Before: the model without the calibration that fit chose on "
         "validation; after: with it, as predict uses it."
     )
-    if "after" not in logits:
+    if calibration is None:
         text += " The checkpoint has no calibration."
+    elif calibration.reason:
+        text += f" With all inputs, the checkpoint has none: {calibration.reason}."
     caption = "Share of true predictions against their mean probability, per bin."
     pictures = make_pictures(("calibration", caption, plot_reliability(bins, "")))
     return EvaluationSection("Calibration", text, [table], pictures, key="calibration", results=scores)
@@ -128,6 +131,7 @@ def calibration_section(evaluation: Evaluation) -> EvaluationSection:
 def doubt_section(evaluation: Evaluation) -> EvaluationSection:
     """Return the risk-coverage curve of each score of doubt, and the coverage of prediction sets."""
     described = describe_decisions(evaluation.predictor.model, evaluation.outputs)
+    score = evaluation.task.score.replace("_", " ").capitalize()
     doubts: dict[str, Any] = described["doubt"]
     shares = next(iter(doubts.values()))["accuracy_of_share"]
     header = ("doubt", "AURC in %", *(f"surest {percent(float(share), 0)} %" for share in shares))
@@ -135,7 +139,7 @@ def doubt_section(evaluation: Evaluation) -> EvaluationSection:
         (name, percent(values["aurc"], 2), *(percent(share) for share in values["accuracy_of_share"].values()))
         for name, values in doubts.items()
     ]
-    tables = [Table(header, lines, caption="Accuracy in % of the rows with the least doubt")]
+    tables = [Table(header, lines, caption=f"{score} in % of the rows with the least doubt")]
     if sets := described["prediction_sets"]:
         rows = [
             (f"{percent(float(asked), 0)} %", f"{percent(values['coverage'])} %", f"{values['mean_size']:.2f}")

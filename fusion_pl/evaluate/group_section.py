@@ -120,7 +120,7 @@ def _table(evaluation: Evaluation, name: str, groups: Sequence[Group]) -> Table:
     score, error = (text.replace("_", " ") for text in (evaluation.task.score, evaluation.task.error))
     has_error = evaluation.task.error != "error_rate"
     header = (
-        name,
+        "group",
         "rows",
         f"{score} in %",
         "95 % interval",
