@@ -117,13 +117,16 @@ def test_more_than_five_inputs_are_sampled():
     assert len(explanation.interaction_errors) == 21
 
 
-def test_a_label_of_several_is_explained_by_its_logit():
-    predictor = build(Concat, classes=["crime", "drama", "war"], task=MultiLabel())
+@pytest.mark.parametrize("head", [Concat, *(head for head in HEADS if head.several_labels)])
+def test_a_label_of_several_is_explained_by_its_logit(head):
+    predictor = build(head, classes=["crime", "drama", "war"], task=MultiLabel())
     explanation = Explainer(predictor).explain(SAMPLE)
     probabilities = predictor.predict(SAMPLE).probabilities
     assert explanation.target == max(probabilities, key=probabilities.get)
     odds = probabilities[explanation.target] / (1 - probabilities[explanation.target])
     assert explanation.log_odds == pytest.approx(math.log(odds), abs=1e-4)
+    values = sum(effect.shapley for effect in explanation.inputs.values())
+    assert values == pytest.approx(explanation.log_odds - explanation.log_odds_none, abs=1e-4)
 
 
 def test_certain_predictions_have_finite_log_odds():

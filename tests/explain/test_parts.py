@@ -95,7 +95,7 @@ def untrained():
 
 
 # Number of samples of each method and input; integrated gradients take seconds.
-CASES = [("occlusion", "text", 30), ("occlusion", "image", 30), ("occlusion", "audio", 30)]
+CASES = [("occlusion", "text", 20), ("occlusion", "image", 20), ("occlusion", "audio", 20)]
 CASES += [("integrated_gradients", "text", 10), ("integrated_gradients", "image", 10)]
 every_case = pytest.mark.parametrize("explained", CASES, indirect=True, ids=lambda case: f"{case[0]}-{case[1]}")
 
