@@ -19,7 +19,7 @@ from fusion_pl.training.calibration_report import Bins, reliability_bins
 from fusion_pl.types import Batch, Encoded, hash_ids
 from fusion_pl.uncertainty.calibration import Outputs
 from fusion_pl.uncertainty.calibration_fit import fit_calibration
-from fusion_pl.uncertainty.outliers import OutlierDetector, fit_detectors
+from fusion_pl.uncertainty.outliers import MAX_SAMPLES, OutlierDetector, fit_detectors
 from fusion_pl.uncertainty.validation_scores import ValidationScores
 
 SUBSET_SAMPLES = 500  # of each subset of the inputs; with 80, a temperature of a subset is often worse for new samples
@@ -57,7 +57,7 @@ class StoredOutputs(Metric):
 
 
 class StoredEmbeddings(Metric):
-    """Embeddings of a validation, gathered from all processes."""
+    """Embeddings of a validation, evenly reduced to at most 10,000 samples per process, gathered from all processes."""
 
     embeddings: list[Tensor]
     target: list[Tensor]
@@ -67,15 +67,28 @@ class StoredEmbeddings(Metric):
     def __init__(self) -> None:
         super().__init__()
         self.dims: dict[str, int] = {}
+        self.stride, self.seen, self.stored = 1, 0, 0
         for name in ("embeddings", "target", "present"):
             self.add_state(name, [], dist_reduce_fx="cat")
+
+    def reset(self) -> None:
+        """Discard the samples."""
+        super().reset()
+        self.stride, self.seen, self.stored = 1, 0, 0
 
     def update(self, embeddings: Mapping[str, Tensor], target: Tensor, present: Tensor) -> None:
         """Add samples: see ``embeddings_of``; classes, or 0; and one column per input, whether it is present."""
         self.dims = {name: values.shape[1] for name, values in embeddings.items()}
-        self.embeddings.append(torch.cat([*embeddings.values()], dim=1))
-        self.target.append(target)
-        self.present.append(present.byte())
+        rows = slice(-self.seen % self.stride, None, self.stride)  # of all samples, each stride-th one
+        self.embeddings.append(torch.cat([values[rows] for values in embeddings.values()], dim=1))
+        self.target.append(target[rows])
+        self.present.append(present[rows].byte())
+        self.seen += len(target)
+        self.stored += len(self.target[-1])
+        if self.stored > 2 * MAX_SAMPLES:
+            for states in (self.embeddings, self.target, self.present):
+                states[:] = [torch.cat(states)[::2]]
+            self.stride, self.stored = 2 * self.stride, len(self.target[0])
 
     def compute(self) -> tuple[NDArray[Any], ...]:
         """Return the states of all processes, as ``StoredOutputs`` does."""

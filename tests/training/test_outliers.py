@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from fusion_pl import Predictor
 from fusion_pl.checkpoint import build_model, read_checkpoint
 from fusion_pl.cli.run import run
+from fusion_pl.training.calibrate import StoredEmbeddings
 from fusion_pl.types import UserError
 from tests.calibrated import DATA, best, predict, table
 from tests.texts import BEST
@@ -49,6 +51,19 @@ def test_the_input_with_another_language_is_found(here):
     usual = predictor.predict([{"first": row["first"], "second": row["second"]} for row in rows], outliers=True)
     assert np.mean([p["first"] for p in found]) < 0.05
     assert [p["second"] for p in found] == [one.outlier_p_values["second"] for one in usual]
+
+
+def test_a_large_validation_is_reduced_evenly():
+    stored = StoredEmbeddings()
+    for _ in range(2):  # a reset discards everything
+        stored.reset()
+        for start in range(0, 45_000, 700):
+            rows = torch.arange(start, min(start + 700, 45_000))
+            stored.update({"text": rows.float().unsqueeze(1)}, rows, torch.ones(len(rows), 1, dtype=torch.bool))
+            assert sum(map(len, stored.target)) <= 10_000
+    embeddings, target, _ = stored.compute()
+    assert target.tolist() == list(range(0, 45_000, 8))
+    assert embeddings[:, 0].tolist() == target.tolist()
 
 
 def test_several_labels_have_outliers_too(here):
