@@ -49,7 +49,7 @@ def fit_calibration(task: Task, outputs: Outputs, inputs: Sequence[str], method:
     if not outputs.logits.isfinite().all():
         return Calibration(method, samples=samples, reason="some logits of the validation are NaN or infinite")
     size = whole.logits.shape[-1] if method == "vector" else 1
-    common, reason = _minimise_nll(task, whole, size), ""
+    common, reason = minimise_nll(task, whole, size), ""
     gains = _cross_fitted_gains(task, whole, whole.logits.double(), common)
     if not _is_positive(gains):
         error = _standard_error(gains)
@@ -77,7 +77,7 @@ def _fit_subsets(
         if count < MIN_SAMPLES or not pattern.any():
             continue
         rows = outputs.select((outputs.present == pattern).all(1))
-        fitted = _minimise_nll(task, rows, 1)
+        fitted = minimise_nll(task, rows, 1)
         if _is_positive(_cross_fitted_gains(task, rows, rows.logits * common[0] + common[1], fitted)):
             names = [name for name, is_present in zip(inputs, pattern.tolist(), strict=True) if is_present]
             temperatures.append((names, 1 / fitted[0].item()))
@@ -99,7 +99,7 @@ def _cross_fitted_gains(
     folds = torch.randperm(count, generator=torch.Generator().manual_seed(0)) % NUM_FOLDS
     calibrated = torch.empty_like(logits)
     for fold in range(NUM_FOLDS):
-        scale, shift = _minimise_nll(task, outputs.select(folds != fold), len(fitted[0]), fitted)
+        scale, shift = minimise_nll(task, outputs.select(folds != fold), len(fitted[0]), fitted)
         calibrated[folds == fold] = outputs.logits[folds == fold] * scale + shift
     return task.losses(logits, outputs.target) - task.losses(calibrated, outputs.target)
 
@@ -113,7 +113,7 @@ def _standard_error(gains: Float[Tensor, " N"]) -> float:
     return float(gains.std() / math.sqrt(len(gains)))
 
 
-def _minimise_nll(
+def minimise_nll(
     task: Task, outputs: Outputs, size: int, start: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
     """Return the scales, and the shifts, that minimise the smoothed NLL; the shift of a single scale is 0."""
