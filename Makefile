@@ -20,9 +20,9 @@ demo: install
 	@echo "  $(BIN)/fusion-pl fit --config configs/own.yaml --data.manifest your.csv   # your own files: see README.md"
 
 test: install
-	# Two processes of one thread each: threads that wait for each other's cores take several times as long.
-	# Files in alphabetical order: tests/analysis, the slowest, must not come last.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	# Processes of one thread each: threads that wait for each other's cores take several times as long. One more than
+	# two cores can run, because tests wait for commands; the last tests are shared out one by one.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 lint: install
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure

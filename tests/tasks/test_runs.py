@@ -17,8 +17,9 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fusion_pl import FusionClassifier, Predictor
+from fusion_pl.analysis.compare import compare_command
 from fusion_pl.analysis.plan import parse_heads
-from fusion_pl.cli.run import run
+from fusion_pl.cli.run import run, run_reporting_errors
 from fusion_pl.data import ManifestData
 from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Concat
@@ -210,8 +211,8 @@ def test_training_in_python_needs_the_task_once(tmp_path):
         Trainer(max_epochs=1, logger=False, accelerator="cpu", enable_checkpointing=False).fit(other, datamodule=data)
 
 
-def test_compare_ranks_by_average_precision_and_tests_exact_match(tmp_path, monkeypatch):
-    """In a fresh process, because each run has its own."""
+def test_compare_ranks_by_average_precision_and_tests_exact_match(tmp_path, monkeypatch, capfd):
+    """Each run has its own process."""
     write_table(tmp_path / "rows.csv")
     inputs = {"text": "text", "again": "text"}
     content = {
@@ -228,20 +229,10 @@ def test_compare_ranks_by_average_precision_and_tests_exact_match(tmp_path, monk
         "trainer": {"max_epochs": 1, "accelerator": "cpu"},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
-    command = [
-        sys.executable,
-        "-m",
-        "fusion_pl",
-        "compare",
-        "--config",
-        "config.yaml",
-        "--fusions",
-        "Mean,Vote,Evidential",
-    ]
-    arguments = ["--seeds", "1", "--inputs", "all", "--output", "out"]
-    ran = subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert "Best on validation: " in ran.stdout
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--fusions", "Mean,Vote,Evidential", "--seeds", "1", "--inputs", "all", "--output", "out"]
+    assert run_reporting_errors(lambda: compare_command(["--config", "config.yaml", *arguments])) == 0
+    assert "Best on validation: " in capfd.readouterr().out
     result = json.loads((tmp_path / "out/runs/Mean-again+text-0/result.json").read_text())
     assert result["correct"].count("1") / 60 == pytest.approx(result["test"]["test/exact_match"])
     assert result["subsets"]["again+text"] == pytest.approx(result["test"]["test/exact_match"])
