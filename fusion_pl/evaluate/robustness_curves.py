@@ -73,6 +73,21 @@ class Curves:
     rates: dict[str | None, list[Estimate]]
 
 
+@dataclass(frozen=True)
+class MeasuredModel:
+    """A model with its curves.
+
+    Attributes:
+        name: name of the checkpoint.
+        curves: its curves.
+        notes: input that cannot be corrupted -> sentence that says why.
+    """
+
+    name: str
+    curves: Curves
+    notes: dict[str, str]
+
+
 def estimate_metric(task: Task, logits: Float[Tensor, "N L"], target: Tensor, resamples: int = 0) -> Estimate:
     """Return the metric that chooses the checkpoint: ``task.monitor``.
 

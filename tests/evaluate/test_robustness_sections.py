@@ -58,6 +58,8 @@ def test_only_the_input_that_is_read_has_falling_curves(planted):
     assert dropped[0] - dropped[5] > 0.1
     for curve in inputs["second"].values():
         assert max(curve["values"]) - min(curve["values"]) < 0.05
+    sentence = f"Most harmful is dropped words of first: accuracy {dropped[0]:.3f} without, {dropped[5]:.3f} with"
+    assert sentence in (planted[2] / "report.html").read_text()
 
 
 def test_without_its_only_input_the_model_falls_to_chance(planted):
