@@ -59,7 +59,8 @@ def _card(evaluation: Evaluation, index: int, record: dict[str, Any], value_name
     target = ", ".join(record["target"]) or "no label"
     predicted = evaluation.task.format_decision(record[evaluation.task.prediction_fields[0]]) or "no label"
     probability = f" with probability {record['probability']:.3f}" if "probability" in record else ""
-    text = f"row {record['row']}: {target}, predicted {predicted}{probability}; {value_name} {record[value_name]:.3f}"
+    value = f"{value_name} {record[value_name]:.3f}"
+    text = f"row {record['row']}: label {target}, predicted {predicted}{probability}; {value}"
     missing = [name for name in evaluation.predictor.processors if name not in sample.inputs]
     if missing:
         text += f"; without {', '.join(missing)}"

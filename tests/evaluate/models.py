@@ -41,10 +41,10 @@ def write_table(path, task="MultiClass", rows=480, spoilt=SPOILT, seed=0):
     return path
 
 
-def fit_model(table, folder, task="MultiClass", seed=0, epochs=8, inputs=("first", "second")):
+def fit_model(table, folder, task="MultiClass", seed=0, epochs=8, inputs=("first", "second"), **options):
     """Train a model, and return its checkpoint."""
     torch.manual_seed(seed)
-    data = ManifestData(str(table), batch_size=16, num_workers=0, task=TASKS[task]())
+    data = ManifestData(str(table), batch_size=16, num_workers=0, task=TASKS[task](), **options)
     encoders = {name: TinyText(dim=16, max_tokens=12) for name in inputs}
     optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)  # noqa: E731
     model = FusionClassifier(encoders, Concat, data.classes, task=data.task, optimizer=optimizer)

@@ -274,6 +274,45 @@ def test_a_killed_command_goes_on(evaluated, few_resamples, tmp_path, monkeypatc
     assert not Path("out/partial").exists()
 
 
+@only_multi_class
+def test_a_second_checkpoint_may_have_other_inputs(evaluated, few_resamples, tmp_path, monkeypatch, capsys):
+    """Compared with both tests on the predictions of the Python interface; rows without its input are left out."""
+    folder, _ = evaluated
+    monkeypatch.chdir(tmp_path)
+    table = folder / "rows.csv"
+    other = fit_model(table, tmp_path, epochs=1, inputs=("first",), drop_empty=True)
+    assert evaluate(folder / "best.ckpt", table, "--against", other) == 0
+    rows = [row for row in read(table) if row["split"] == "test" and row["first"]]
+    right = []
+    for path in (folder / "best.ckpt", other):
+        predictor = Predictor.from_checkpoint(path, device="cpu")
+        samples = [{name: row[name] or None for name in predictor.processors} for row in rows]
+        labels = [prediction.label for prediction in predictor.predict(samples)]
+        right.append([label == row["label"] for label, row in zip(labels, rows, strict=True)])
+    found = results()["against"]
+    assert (found["checkpoint"], found["rows"]) == (str(other), len(rows))
+    only_first = sum(a and not b for a, b in zip(*right, strict=True))
+    assert found["mcnemar"]["only_first_correct"] == only_first
+    accuracy = found["metrics"]["accuracy"]
+    assert accuracy["first"] == pytest.approx(sum(right[0]) / len(rows))
+    assert accuracy["second"] == pytest.approx(sum(right[1]) / len(rows))
+    assert accuracy["interval"][0] <= accuracy["difference"] <= accuracy["interval"][1]
+    assert results()["overview"]["rows"] == 240  # the other sections have all rows
+    assert evaluate(other, table, "--against", folder / "best.ckpt") == 0
+    assert "is right more often than" in capsys.readouterr().err
+
+
+@only_multi_class
+def test_a_checkpoint_of_other_classes_is_refused(evaluated, tmp_path, monkeypatch, capsys):
+    folder, _ = evaluated
+    monkeypatch.chdir(tmp_path)
+    other = fit_model(write_table(tmp_path / "other.csv", "Ordinal", rows=60), tmp_path, "Ordinal", epochs=1)
+    assert evaluate(folder / "best.ckpt", folder / "rows.csv", "--against", other) == 2
+    message = capsys.readouterr().err
+    assert "is a model of Ordinal with the classes 0, 1, 2, and " in message
+    assert not Path("out").exists()
+
+
 def test_a_damaged_part_is_computed_again(tmp_path):
     parts = Parts(tmp_path / "partial", "key")
     parts.store("one", {"values": torch.arange(3).numpy()})
