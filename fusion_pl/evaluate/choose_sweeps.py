@@ -10,7 +10,7 @@ from PIL import Image
 
 from fusion_pl.data.hashes import stable_hashes
 from fusion_pl.data.rows import ManifestRows
-from fusion_pl.evaluate.corrupt_images import IMAGE_CORRUPTIONS, is_image_tensor
+from fusion_pl.evaluate.corrupt_images import IMAGE_CORRUPTIONS, is_image
 from fusion_pl.evaluate.corrupt_sounds import SOUND_CORRUPTIONS
 from fusion_pl.evaluate.corrupt_texts import TEXT_CORRUPTIONS
 from fusion_pl.evaluate.corruption import Corruption, Sweep
@@ -34,7 +34,7 @@ def corruptions_of(value: Any) -> tuple[Corruption, ...]:
         return TEXT_CORRUPTIONS
     if isinstance(value, Waveform):
         return SOUND_CORRUPTIONS
-    if isinstance(value, Image.Image) or is_image_tensor(value):
+    if is_image(value):
         return IMAGE_CORRUPTIONS
     return ()
 
@@ -90,7 +90,8 @@ def choose_sweeps(samples: ManifestRows, rows: Sequence[int], choice: Choice) ->
         if value is None:
             notes[name] = f"No measured row has the input {name}."
         elif not (corruptions := corruptions_of(value)):
-            notes[name] = f"There is no corruption of {name}, whose opened values are {describe_type(value)}."
+            mode = f" of mode {value.mode}" if isinstance(value, Image.Image) else ""
+            notes[name] = f"There is no corruption of {name}, whose opened values are {describe_type(value)}{mode}."
         elif not (fitting := [corruption for corruption in corruptions if corruption.name in choice.corruptions]):
             notes[name] = f"None of the chosen corruptions fits {name}."
         else:

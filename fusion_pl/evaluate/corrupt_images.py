@@ -92,8 +92,10 @@ def change_brightness(image: Image.Image, stops: float) -> Image.Image:
     return changed
 
 
-def is_image_tensor(value: Any) -> bool:
-    """Return whether a value is an image of shape (1|3, H, W) and type uint8."""
+def is_image(value: Any) -> bool:
+    """Return whether a value is a PIL image of mode L or RGB, or a tensor (1|3, H, W) of type uint8."""
+    if isinstance(value, Image.Image):
+        return value.mode in ("L", "RGB")
     return isinstance(value, Tensor) and value.dtype == torch.uint8 and value.dim() == 3 and value.shape[0] in (1, 3)
 
 
@@ -104,7 +106,7 @@ def _to_image(pixels: Tensor) -> Image.Image:
 
 @dataclass(frozen=True)
 class _ImageChange:
-    """A change of PIL images, which also takes tensors, see ``is_image_tensor``."""
+    """A change of PIL images, which also takes tensors, see ``is_image``."""
 
     change: Callable[[Image.Image, float], Image.Image]
 

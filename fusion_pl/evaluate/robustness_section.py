@@ -32,7 +32,7 @@ def robustness_sections(
     folder: Path,
     console: Console,
 ) -> list[EvaluationSection]:
-    """Return the sections of corrupted and of missing inputs.
+    """Return the sections of corrupted and, if the model has several inputs, of missing inputs.
 
     Args:
         models: the checkpoint, and perhaps a second one as baseline, with their predictions.
@@ -52,10 +52,10 @@ def robustness_sections(
     kept = f"{len(rows):,} of the {len(common):,} rows, drawn with a fixed seed (--max_samples {max_samples})."
     text = f"All {len(common):,} rows." if len(rows) == len(common) else kept
     common_results = {"metric": task.monitor, "mode": task.mode, "rows": len(rows), "seed": SEED}
-    return [
-        corrupted_section(measured, metric, text, common_results),
-        missing_section(measured, list(first.predictor.processors), metric, text, common_results),
-    ]
+    sections = [corrupted_section(measured, metric, text, common_results)]
+    if len(inputs := list(first.predictor.processors)) > 1:
+        sections.append(missing_section(measured, inputs, metric, text, common_results))
+    return sections
 
 
 def _measure(

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fusion_pl.data.collate import Collate, process_values
 from fusion_pl.data.order import identity_collate
-from fusion_pl.data.rows import ManifestRows
+from fusion_pl.data.rows import LoadError, ManifestRows
 from fusion_pl.evaluate.batch_scores import BatchScores
 from fusion_pl.evaluate.corruption import SEVERITIES, Sweep
 from fusion_pl.evaluate.missing import Selection
@@ -167,7 +167,12 @@ class _CorruptedBatches(Dataset[Batch | Severities]):
             values = [
                 corruption.apply(sample.inputs[name], severity, f"{self.seed} {name} {sample.id}") for sample in present
             ]
-            tensors = process_values(self.processors[name], name, values, ids)
+            try:
+                tensors = process_values(self.processors[name], name, values, ids)
+            except LoadError as error:
+                place = f"{corruption.name} of severity {severity}"
+                fix = "choose other corruptions with --sweeps"
+                raise LoadError(f"{error} (with the corruption {place}: {fix})") from error
             assert isinstance(tensors, dict)
             severities.append(tensors)
         return severities

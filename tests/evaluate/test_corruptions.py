@@ -232,5 +232,6 @@ def test_tiny_and_silent_values_stay_finite(value):
 
 
 def test_other_values_have_no_corruption():
-    for value in (torch.zeros(3), torch.zeros(4, 5), torch.zeros(2, 3, 4, dtype=torch.uint8), 1.0, None):
+    rgba = Image.new("RGBA", (4, 4))
+    for value in (rgba, torch.zeros(3), torch.zeros(4, 5), torch.zeros(2, 3, 4, dtype=torch.uint8), 1.0, None):
         assert corruptions_of(value) == ()

@@ -13,6 +13,7 @@ from fusion_pl import FusionClassifier, Predictor
 from fusion_pl.data import ManifestData
 from fusion_pl.data.collate import Collate
 from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
+from fusion_pl.encoders.tiny_text import ByteTokenizer
 from fusion_pl.evaluate import sweeps as module
 from fusion_pl.evaluate.choose_sweeps import choose_sweeps, draw_rows, parse_sweeps
 from fusion_pl.evaluate.corruption import SEVERITIES
@@ -210,3 +211,23 @@ def test_drawn_rows_are_the_same_in_every_run_and_stay_in_order(manifest):
     assert set(draw_rows(samples, list(range(10, 48)), 38)) == set(range(10, 48))
     kept = set(draw_rows(samples, list(range(48)), 47))
     assert set(chosen) <= kept, "fewer samples are a part of more"
+
+
+class Strict(ByteTokenizer):
+    """A processor that refuses long texts."""
+
+    def __call__(self, values, training=False):
+        if max(map(len, values)) > 9:
+            raise UserError("the text is too long")
+        return super().__call__(values, training)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupted_value_that_the_processor_refuses_is_one_sentence(workers, manifest, tmp_path):
+    model = build()
+    model.encoders["text"].processor = Strict(model.encoders["text"].processor.max_tokens)
+    run = make_run(manifest, model, num_workers=workers)
+    with pytest.raises(
+        UserError, match=r"the text is too long \(with the corruption typos of severity \d: choose other"
+    ):
+        measure(run, tmp_path)
