@@ -92,6 +92,7 @@ def test_a_step_has_no_gradients_to_integrate(monkeypatch):
     )
     assert (attributions.sum().item(), difference, error) == (0, 1, 1)
     monkeypatch.setattr(gradients, "TOLERANCE", -1.0)
+    monkeypatch.setattr(gradients, "MAX_POINTS", 64)
     parts = integrate(predictor, {"input": "two words"}).inputs["input"].parts
     assert not parts.spans
     assert "did not converge: with " in parts.note
