@@ -349,8 +349,7 @@ def test_bfloat16_autocast(head, args, build, make):
 
 @every_head
 def test_exports_with_a_dynamic_batch(head, args, build, make):
-    one_layer = {"num_layers": 1} if "num_layers" in inspect.signature(head).parameters else {}  # all are the same
-    fusion = build(head, args | one_layer, 2, torch.float32)
+    fusion = build(head, args, 2, torch.float32)
     batch = {0: torch.export.Dim("batch", min=2)}
     example, other = make(subsets(2), torch.float32), make(subsets(2)[:3], torch.float32, seed=1)
     shapes = {name: Encoded(batch, batch, batch) for name in example}
