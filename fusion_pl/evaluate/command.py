@@ -64,14 +64,13 @@ def evaluate_parser() -> ArgumentParser:
         "--sweeps",
         type=bool | list[str] | str,
         default=True,
-        help="whether to measure corrupted and missing inputs; or the names of inputs and corruptions to measure, "
-        "separated by commas, such as image,noise,blur",
+        help="whether to measure corrupted and missing inputs, or which, such as image,noise,blur",
     )
     parser.add_argument(
         "--max_samples",
         type=int,
         default=500,
-        help="maximum number of rows, drawn with a fixed seed, on which corrupted and missing inputs are measured",
+        help="maximum number of rows for --sweeps, drawn with a fixed seed",
     )
     parser.add_argument(
         "--data.label",
