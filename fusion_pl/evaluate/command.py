@@ -64,13 +64,13 @@ def evaluate_parser() -> ArgumentParser:
         "--sweeps",
         type=bool | list[str] | str,
         default=True,
-        help="whether to measure corrupted and missing inputs, or which, such as image,noise,blur",
+        help="corrupted and missing inputs, or some: image,noise",
     )
     parser.add_argument(
         "--max_samples",
         type=int,
         default=500,
-        help="maximum number of rows for --sweeps, drawn with a fixed seed",
+        help="maximum number of rows for --sweeps, at random",
     )
     parser.add_argument(
         "--data.label",
