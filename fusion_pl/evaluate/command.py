@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from fusion_pl.evaluate.parts import Parts
 from fusion_pl.evaluate.predict_rows import EvaluatedModel, predict_rows
 from fusion_pl.evaluate.report import write_report
 from fusion_pl.evaluate.robustness_section import robustness_sections
-from fusion_pl.evaluate.rows import EvaluatedSplit, LabelledRows, select_rows
+from fusion_pl.evaluate.rows import EvaluatedSplit, LabelledRows, select_rows, training_warnings
 from fusion_pl.evaluate.samples import doubtful_section, hardest_section
 from fusion_pl.evaluate.scores import metrics_section, resample
 from fusion_pl.evaluate.section import EvaluationSection
@@ -95,7 +96,12 @@ def evaluate_command(arguments: list[str]) -> int:
     model, record = load_evaluated_model(config, config.ckpt_path)
     columns = parse_columns(config.groups, model.data.table)
     selected = select_rows(model.data, config.split, record)
-    models = [model, *([] if config.against is None else [load_other_model(config, model)])]
+    models = [model]
+    if config.against is not None:
+        other, other_record = load_other_model(config, model)
+        warnings = training_warnings(other.data, selected.rows, other_record, config.split)
+        selected = replace(selected, warnings=[*selected.warnings, *(f"{other.name}: {text}" for text in warnings)])
+        models.append(other)
     choice = parse_sweeps(config.sweeps, list(model.predictor.processors))
     console = Console(stderr=True)
     parts = [rows_parts(output, one, selected) for one in models]
@@ -137,14 +143,14 @@ def load_evaluated_model(config: Namespace, checkpoint: str) -> tuple[EvaluatedM
     return EvaluatedModel(checkpoint, content_hash, predictor, data), SplitRecord.from_state(state) if state else None
 
 
-def load_other_model(config: Namespace, model: EvaluatedModel) -> EvaluatedModel:
-    """Return the model of ``--against``."""
+def load_other_model(config: Namespace, model: EvaluatedModel) -> tuple[EvaluatedModel, SplitRecord | None]:
+    """Return the model of ``--against``, and the splits that its checkpoint records."""
     try:
-        other, _ = load_evaluated_model(config, config.against)
+        other, record = load_evaluated_model(config, config.against)
     except MissingFileError as error:
         raise MissingFileError(f"--against: {error}") from error
     check_comparable(model, other)
-    return other
+    return other, record
 
 
 def rows_parts(output: Path, model: EvaluatedModel, selected: LabelledRows) -> Parts:

@@ -64,7 +64,7 @@ def select_rows(data: ManifestData, split: EvaluatedSplit, record: SplitRecord |
             f"{data.manifest}: none of the {in_split.sum()} rows of the split {split} has a label of the model in the "
             f"column {columns}: give another column with --data.label"
         )
-    warnings = [*_unlabelled_warnings(data, in_split & ~known), *_training_warnings(data, rows, record, split)]
+    warnings = [*_unlabelled_warnings(data, in_split & ~known), *training_warnings(data, rows, record, split)]
     return LabelledRows(rows, int(in_split.sum()), warnings)
 
 
@@ -107,9 +107,10 @@ def _unlabelled_warnings(data: ManifestData, left_out: NDArray[np.bool_]) -> Ite
         yield f"{_count(empty)} left out, without a label"
 
 
-def _training_warnings(
+def training_warnings(
     data: ManifestData, rows: NDArray[np.int64], record: SplitRecord | None, split: str
 ) -> Iterator[str]:
+    """Yield how many rows are training rows, or validation rows in another split, of a checkpoint's record."""
     if record is None:
         return
     trained = int(np.isin(data.row_hashes[rows], record.hashes["train"]).sum())

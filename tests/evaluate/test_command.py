@@ -178,11 +178,13 @@ def test_unlabelled_and_unreadable_rows_are_counted(evaluated, few_resamples, tm
 def test_rows_of_the_training_are_told(evaluated, few_resamples, tmp_path, monkeypatch, capsys):
     folder, _ = evaluated
     monkeypatch.chdir(tmp_path)
-    assert evaluate(folder / "best.ckpt", folder / "rows.csv", "--split", "all") == 0
+    shutil.copy(folder / "best.ckpt", "other.ckpt")
+    assert evaluate(folder / "best.ckpt", folder / "rows.csv", "--split", "all", "--against", "other.ckpt") == 0
     assert results()["overview"]["rows"] == 480
     message = capsys.readouterr().err
     assert "the model was trained on 120 of these 480 rows" in message
     assert "120 of these 480 rows are validation rows" in message
+    assert "warning: other.ckpt: the model was trained on 120 of these 480 rows" in message
 
 
 def test_without_a_split_column_the_checkpoint_knows_the_test_rows(few_resamples, tmp_path, monkeypatch, capsys):
