@@ -208,7 +208,7 @@ class Predictor:
         rows: list[dict[str, float | None]] = [{} for _ in batch.ids]
         embeddings = embeddings_of(encoded, fused)
         for name, detector in self.model.outlier_detectors.items():
-            if name not in embeddings or embeddings[name].shape[1] != len(detector.whitening):
+            if name not in embeddings or embeddings[name].shape[1] != detector.whitening.shape[1]:
                 raise UserError(f"the outlier detector of {name} does not fit the model: the checkpoint is damaged")
             present = batch.present[name].tolist() if name in batch.present else [True] * len(rows)
             p_values = detector.p_values(embeddings[name]).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from fusion_pl.types import Encoded, Fused, UserError
 
 MIN_SAMPLES = 50
 MAX_SAMPLES = 5000  # of the statistics
-MAX_DIM = 2048  # channels; the matrix has 16 MB
+MAX_DIM = 128  # channels of the covariance, so that a fit takes milliseconds
 NUM_FOLDS = 5
 
 
@@ -34,16 +35,19 @@ class OutlierDetector:
     approximating shrinkage of the covariance, arXiv:0907.4698. Deviations: one layer; no perturbation of the input;
     shrinkage; the statistics are those of the validation samples instead of the training samples, because they are
     computed in the validation that precedes each checkpoint, without a further pass over the training data. The
-    scores :math:`s_i` are cross-fitted: each is computed with the statistics of the other four of five random folds.
+    scores :math:`s_i` are cross-fitted: each is computed with the statistics of the other four of five random folds,
+    but the shrinkage of all samples, since more shrinkage makes all distances smaller. An embedding with more than 128
+    channels is first projected to 128 by a random Gaussian matrix with a fixed seed, which changes distances by about
+    6 %: a covariance of more channels has too few samples and takes too long.
 
     Attributes:
-        whitening: W.
+        whitening: W, after the projection, if there is one.
         means: W μ of the K classes that have samples.
         scores: cross-fitted scores of the validation samples.
     """
 
-    whitening: Float[Tensor, "D D"]
-    means: Float[Tensor, "K D"]
+    whitening: Float[Tensor, "P D"]
+    means: Float[Tensor, "K P"]
     scores: Float[Tensor, " N"]
 
     @classmethod
@@ -55,14 +59,15 @@ class OutlierDetector:
             target: their classes; all 0 for one common mean.
         """
         step = -(-len(target) // MAX_SAMPLES)
-        embeddings, target = embeddings[::step].double(), target[::step]
+        projection = _projection(embeddings.shape[1])
+        embeddings, target = embeddings[::step].double() @ projection.T, target[::step]
+        whitening, means, shrinkage = _fit_statistics(embeddings, target)
         folds = torch.randperm(len(target), generator=torch.Generator().manual_seed(0)) % NUM_FOLDS
         scores = torch.empty(len(target), dtype=torch.float64)
         for fold in range(NUM_FOLDS):
-            statistics = _fit_statistics(embeddings[folds != fold], target[folds != fold])
-            scores[folds == fold] = _squared_distances(embeddings[folds == fold], *statistics)
-        whitening, means = _fit_statistics(embeddings, target)
-        return cls(whitening.float(), means.float(), scores)
+            others = _fit_statistics(embeddings[folds != fold], target[folds != fold], shrinkage)
+            scores[folds == fold] = _squared_distances(embeddings[folds == fold], *others[:2])
+        return cls((whitening @ projection).float(), means.float(), scores)
 
     def distances(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
         """Return the score s of each sample."""
@@ -88,7 +93,7 @@ def embeddings_of(encoded: Mapping[str, Encoded], fused: Fused) -> dict[str, Flo
 def fit_detectors(
     embeddings: Mapping[str, Float[Tensor, "N _"]], present: Mapping[str, Bool[Tensor, " N"]], target: Tensor
 ) -> dict[str, OutlierDetector]:
-    """Fit a detector per embedding, unless it has too few samples, too many channels, or numbers that are not finite.
+    """Fit a detector per embedding, unless it has too few samples, or numbers that are not finite.
 
     Args:
         embeddings: name -> embeddings of the validation samples.
@@ -98,41 +103,52 @@ def fit_detectors(
     detectors = {}
     for name, values in embeddings.items():
         rows = present.get(name, torch.ones(len(values), dtype=torch.bool))
-        if int(rows.sum()) >= MIN_SAMPLES and values.shape[1] <= MAX_DIM and values[rows].isfinite().all():
+        if int(rows.sum()) >= MIN_SAMPLES and values[rows].isfinite().all():
             detectors[name] = OutlierDetector.fit(values[rows], target[rows])
     return detectors
 
 
+def _projection(dim: int) -> Float[Tensor, "P D"]:
+    """Return the matrix that projects embeddings with more than ``MAX_DIM`` channels; the identity for others."""
+    if dim <= MAX_DIM:
+        return torch.eye(dim, dtype=torch.float64)
+    matrix = torch.randn(MAX_DIM, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return matrix / math.sqrt(MAX_DIM)
+
+
 def _fit_statistics(
-    embeddings: Float[Tensor, "N D"], target: Int[Tensor, " N"]
-) -> tuple[Float[Tensor, "D D"], Float[Tensor, "K D"]]:
-    """Return W and W μ."""
+    embeddings: Float[Tensor, "N D"], target: Int[Tensor, " N"], shrinkage: float | None = None
+) -> tuple[Float[Tensor, "D D"], Float[Tensor, "K D"], float]:
+    """Return W, W μ and the shrinkage, which is estimated unless it is given."""
     _, index, counts = torch.unique(target, return_inverse=True, return_counts=True)
     means = torch.zeros(len(counts), embeddings.shape[1], dtype=torch.float64).index_add_(0, index, embeddings)
     means = means / counts.unsqueeze(1)
-    covariance = shrunk_covariance(embeddings - means[index])
+    covariance, shrinkage = shrunk_covariance(embeddings - means[index], shrinkage)
     identity = torch.eye(len(covariance), dtype=torch.float64)
     whitening = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), identity, upper=False)
-    return whitening, means @ whitening.T
+    return whitening, means @ whitening.T, shrinkage
 
 
-def shrunk_covariance(residuals: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
-    r"""Return the covariance of residuals with mean 0, :math:`(1 - \rho) S + \rho\, \mathrm{tr}(S) / D\; I`.
+def shrunk_covariance(
+    residuals: Float[Tensor, "N D"], shrinkage: float | None = None
+) -> tuple[Float[Tensor, "D D"], float]:
+    r"""Return the covariance of residuals with mean 0, :math:`(1 - \rho) S + \rho\, \mathrm{tr}(S) / D\; I`, and ρ.
 
-    ρ is that of oracle approximating shrinkage, in the form of scikit-learn. A tiny share of I keeps the result
-    positive definite if all residuals are 0.
+    ρ is that of oracle approximating shrinkage, in the form of scikit-learn, unless it is given. A tiny share of I
+    keeps the result positive definite if all residuals are 0.
     """
     count, dim = residuals.shape
     covariance = residuals.T @ residuals / count
-    mean_square, variance = covariance.square().mean(), covariance.trace() / dim
-    denominator = (count + 1) * (mean_square - variance**2 / dim)
-    shrinkage = ((mean_square + variance**2) / denominator).clamp(max=1) if denominator > 0 else torch.tensor(1.0)
+    mean_square, variance = float(covariance.square().mean()), float(covariance.trace()) / dim
+    if shrinkage is None:
+        denominator = (count + 1) * (mean_square - variance**2 / dim)
+        shrinkage = min(1.0, (mean_square + variance**2) / denominator) if denominator > 0 else 1.0
     identity = torch.eye(dim, dtype=covariance.dtype)
-    return (1 - shrinkage) * covariance + (shrinkage * variance + 1e-12) * identity
+    return (1 - shrinkage) * covariance + (shrinkage * variance + 1e-12) * identity, shrinkage
 
 
 def _squared_distances(
-    embeddings: Float[Tensor, "B D"], whitening: Float[Tensor, "D D"], means: Float[Tensor, "K D"]
+    embeddings: Float[Tensor, "B D"], whitening: Float[Tensor, "P D"], means: Float[Tensor, "K P"]
 ) -> Float[Tensor, " B"]:
     """Return the squared distance of each whitened embedding to the nearest mean."""
     return torch.cdist(embeddings @ whitening.T, means).min(-1).values.square()
@@ -156,9 +172,10 @@ def read_detectors(config: Mapping[str, Any], dims: Mapping[str, int]) -> dict[s
     detectors = {}
     try:
         for name, content in (config.get("outlier_detectors") or {}).items():
-            dim = dims.get(name, len(content["whitening"]))  # the model tells that of the fused embedding later
-            is_valid = name in {*dims, "+".join(dims)} and _is_tensor(content["whitening"], torch.float32, (dim, dim))
-            is_valid = is_valid and _is_tensor(content["means"], torch.float32, (len(content["means"]), dim))
+            dim = dims.get(name, content["whitening"].shape[-1])  # the model tells that of the fused embedding later
+            shape = (min(dim, MAX_DIM), dim)
+            is_valid = name in {*dims, "+".join(dims)} and _is_tensor(content["whitening"], torch.float32, shape)
+            is_valid = is_valid and _is_tensor(content["means"], torch.float32, (len(content["means"]), shape[0]))
             is_valid = is_valid and _is_tensor(content["scores"], torch.float64, (len(content["scores"]),))
             if not is_valid or 0 in (len(content["means"]), len(content["scores"])):
                 raise UserError("its outlier detectors are damaged (a number is missing or not finite)")

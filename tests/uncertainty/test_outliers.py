@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.covariance import OAS
+from sklearn.covariance import OAS, empirical_covariance
+from sklearn.covariance import shrunk_covariance as shrunk_covariance_of_sklearn
 
 from fusion_pl.types import Encoded, Fused, UserError
 from fusion_pl.uncertainty.outliers import (
@@ -30,15 +31,18 @@ def draw(samples, seed=0, dim=6):
 def test_the_covariance_is_that_of_scikit_learn(samples, dim):
     residuals = torch.randn(samples, dim, generator=torch.manual_seed(0)).double() * torch.arange(1, dim + 1)
     expected = OAS(assume_centered=True).fit(residuals.numpy()).covariance_
-    assert shrunk_covariance(residuals).numpy() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert shrunk_covariance(residuals)[0].numpy() == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-def slow_scores(train, target, new):
-    """Squared Mahalanobis distance to the nearest class, with scikit-learn's covariance."""
+def slow_scores(train, target, new, shrinkage=None):
+    """Squared Mahalanobis distance to the nearest class, and the shrinkage, by default that of scikit-learn."""
     means = {c: train[target == c].mean(0) for c in set(target.tolist())}
     residuals = np.stack([x - means[c] for x, c in zip(train, target.tolist(), strict=True)])
-    precision = np.linalg.inv(OAS(assume_centered=True).fit(residuals).covariance_)
-    return np.array([min((x - m) @ precision @ (x - m) for m in means.values()) for x in new])
+    shrinkage = OAS(assume_centered=True).fit(residuals).shrinkage_ if shrinkage is None else shrinkage
+    precision = np.linalg.inv(
+        shrunk_covariance_of_sklearn(empirical_covariance(residuals, assume_centered=True), shrinkage)
+    )
+    return np.array([min((x - m) @ precision @ (x - m) for m in means.values()) for x in new]), shrinkage
 
 
 def test_p_values_are_the_ranks_of_distances_among_cross_fitted_ones():
@@ -48,10 +52,11 @@ def test_p_values_are_the_ranks_of_distances_among_cross_fitted_ones():
     fold = torch.randperm(90, generator=torch.Generator().manual_seed(0)) % 5
     own = np.zeros(90)
     x, y = embeddings.double().numpy(), target
+    scores, shrinkage = slow_scores(x, y, new.double().numpy())
     for index in range(5):
         held = (fold == index).numpy()
-        own[held] = slow_scores(x[~held], y[~held], x[held])
-    expected = [(1 + (own >= s).sum()) / 91 for s in slow_scores(x, y, new.double().numpy())]
+        own[held], _ = slow_scores(x[~held], y[~held], x[held], shrinkage)
+    expected = [(1 + (own >= s).sum()) / 91 for s in scores]
     found = OutlierDetector.fit(embeddings, target).p_values(new)
     assert found.tolist() == pytest.approx(expected, abs=1.5 / 91)  # the checkpoint has single precision
 
@@ -64,6 +69,24 @@ def test_few_new_samples_have_small_p_values_and_outliers_do():
         share = (detector.p_values(usual) <= level).double().mean().item()
         assert share == pytest.approx(level, abs=4 * np.sqrt(level / 1000 + level / 4000))
     assert detector.p_values(usual[:50] + 100).max().item() == pytest.approx(1 / 1001)
+
+
+def test_wide_embeddings_are_projected_and_outliers_found():
+    """Of 700 channels with three classes in a subspace, and of outliers in other directions than the classes."""
+    random = torch.Generator().manual_seed(4)
+    basis = torch.randn(6, 700, generator=random)
+
+    def widen(values):
+        return values @ basis + 0.5 * torch.randn(len(values), 700, generator=random)
+
+    embeddings, target = draw(600)
+    detector = OutlierDetector.fit(widen(embeddings), target)
+    assert detector.whitening.shape == (128, 700)
+    assert detector.means.shape == (3, 128)
+    usual = detector.p_values(widen(draw(2000, seed=1)[0]))  # shrinkage is strong, because most channels vary little
+    assert (usual <= 0.05).double().mean().item() == pytest.approx(0.05, abs=4 * np.sqrt(0.05 / 600 + 0.05 / 2000))
+    outliers = widen(draw(200, seed=2)[0]) + torch.randn(200, 700, generator=random)
+    assert (detector.p_values(outliers) <= 0.05).double().mean().item() > 0.95
 
 
 def test_missing_inputs_and_rare_ones_are_left_out():
