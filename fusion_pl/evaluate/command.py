@@ -177,8 +177,8 @@ def make_sections(
         doubt_section(evaluation),
         group_section(evaluation, groupings(evaluation, columns)),
         *([] if other is None else [against_section(evaluation, other, console)]),
-        hardest_section(evaluation),
-        doubtful_section(evaluation),
+        hardest_section(evaluation, columns),
+        doubtful_section(evaluation, columns),
     ]
 
 

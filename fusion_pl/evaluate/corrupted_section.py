@@ -20,8 +20,9 @@ SWEEPS_TEXT = (
 )
 EFFECTIVE_TEXT = (
     "Effective robustness is the area between this curve and that of {name}, moved to the same {metric} at severity 0: "
-    "above 0, the model loses less than {name}. Its 95 % interval is that of a paired bootstrap."
+    "above 0, the model loses less than {name}."
 )
+INTERVAL_TEXT = " Its 95 % interval is that of a paired bootstrap."
 NO_BASELINE_TEXT = "Effective robustness needs a baseline: give a second checkpoint with --against."
 
 
@@ -45,9 +46,12 @@ def corrupted_section(
         caption = f"{metric.capitalize()} of {samples:,} rows with {name}, by severity"
         tables.append(Table(header, [_sweep_row(curve, content[name]) for curve in curves], caption=caption))
         figure = plot_sweeps(curves, metric, baselines, names)
-        caption = f"{metric.capitalize()} over corruptions of {name}, with 95 % intervals"
+        has_bands = any(estimate.interval is not None for curve in curves for estimate in curve.estimates)
+        caption = f"{metric.capitalize()} over corruptions of {name}{', with 95 % intervals' if has_bands else ''}"
         pictures.append(Picture(f"corruptions_{number}", caption, to_svg(figure)))
     effective = EFFECTIVE_TEXT.format(metric=metric, name=names[1]) if names[1] else NO_BASELINE_TEXT
+    if any(curve["effective_interval"] is not None for described in content.values() for curve in described.values()):
+        effective += INTERVAL_TEXT
     text = SWEEPS_TEXT.format(rows=rows, metric=metric, effective=effective)
     text = " ".join([text, *_most_harmful(first.curves.sweeps, metric, mode), *first.notes.values()])
     results = results | {"baseline": names[1] or None, "inputs": content, "not_corrupted": first.notes}

@@ -42,6 +42,7 @@ class Group:
         loss: mean negative log-likelihood.
         p_value: p-value, corrected for the number of groups; None if the group has too few rows.
         other_score: score of all other rows; NaN without others.
+        other_error: error of all other rows; NaN without others.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Group:
     loss: float
     p_value: float | None
     other_score: float
+    other_error: float
 
     @property
     def is_worse(self) -> bool:
@@ -113,6 +115,7 @@ def _measure_group(evaluation: Evaluation, name: str, in_group: NDArray[np.bool_
         loss=float(losses[in_group].mean()),
         p_value=p_value,
         other_score=float(correct[~in_group].mean()) if not in_group.all() else float("nan"),
+        other_error=float(errors[~in_group].mean()) if not in_group.all() else float("nan"),
     )
 
 
@@ -154,16 +157,22 @@ def _small_text(name: str, groups: Sequence[Group]) -> str:
     rows = sum(group.rows for group in small)
     names = join_names(group.name for group in small)
     count, verb = ("1 group", "is") if len(small) == 1 else (f"{len(small)} groups", "are")
-    return f"Of {name}, {count} with {rows} rows in all {verb} too small to be tested ({names})."
+    return f"Of {name}, {count} with {rows} rows in all {verb} too small to be tested: {names}."
 
 
 def _warning(evaluation: Evaluation, name: str, group: Group) -> str:
+    """Return a sentence with the tested error; an error rate is given as the score, which is 1 - this error."""
     assert group.p_value is not None
-    score = evaluation.task.score.replace("_", " ")
+    score, error = (text.replace("_", " ") for text in (evaluation.task.score, evaluation.task.error))
+    if evaluation.task.error == "error_rate":
+        measured = f"{score} {percent(group.score)} % (95 % interval {interval_text(group.interval)})"
+        others = f"{percent(group.other_score)} %"
+    else:
+        measured = f"{error} {group.error:.3f} (95 % interval {interval_text(group.error_interval, 1.0, 3)})"
+        others = f"{group.other_error:.3f}"
     p_value = p_value_text(group.p_value)
     equals = "" if p_value.startswith("<") else "= "
     return (
-        f"the model is worse on the group {group.name} of {name}: {score} {percent(group.score)} % (95 % interval "
-        f"{interval_text(group.interval)}) on {group.rows:,} rows, {percent(group.other_score)} % on all others; p "
-        f"{equals}{p_value}, corrected for the number of groups"
+        f"the model is worse on the group {group.name} of {name}: {measured} on {group.rows:,} rows, {others} on all "
+        f"others; p {equals}{p_value}, corrected for the number of groups"
     )

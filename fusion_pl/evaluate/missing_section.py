@@ -14,8 +14,9 @@ from fusion_pl.evaluate.section import EMPTY_CELL, EvaluationSection, interval_t
 
 MISSING_TEXT = (
     "{rows} {subsets} In the picture, every input, or only one of them, is missing at random at a rate; a row that "
-    "would lose all of its inputs keeps one. The bands are 95 % intervals."
+    "would lose all of its inputs keeps one."
 )
+BANDS_TEXT = " The bands are 95 % intervals."
 ALL_SUBSETS_TEXT = "The {metric} if only some of the inputs are there, on the rows that have one of these."
 SOME_SUBSETS_TEXT = ALL_SUBSETS_TEXT + " Of the {total:,} subsets, {count} are measured, some of them drawn at random."
 
@@ -47,6 +48,8 @@ def missing_section(
         "baseline": {"checkpoint": others[0].name, **_describe_missing(others[0].curves)} if others else None,
     }
     text = MISSING_TEXT.format(rows=rows, subsets=subsets_text)
+    if any(estimate.interval is not None for curve in rates.values() for estimate in curve):
+        text += BANDS_TEXT
     return EvaluationSection("Missing inputs", text, [table], [picture], key="missing_inputs", results=results)
 
 

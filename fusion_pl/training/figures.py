@@ -92,7 +92,7 @@ def plot_risk_coverage(doubts: Mapping[str, Tensor], wrong: Tensor, title: str) 
     for name, values in doubts.items():
         area = area_under_risk_coverage(values, wrong)
         axes.plot(coverage, 100 * risk_coverage(values, wrong).numpy(), label=f"{name}: AURC {100 * area:.2f} %")
-    axes.set(xlabel="samples with a label in %", ylabel="wrong labels in %")
+    axes.set(xlabel="samples with a label in %", ylabel="wrong predictions in %")
     axes.set_title(title, parse_math=False)
     axes.legend()
     return figure

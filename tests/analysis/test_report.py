@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import fusion_pl
 from fusion_pl.analysis.plots import plot_score_against_cost, plot_score_by_subset, to_svg
 from fusion_pl.analysis.report import write_report
 from fusion_pl.analysis.result import RunResult
@@ -232,3 +233,13 @@ def test_dollar_signs_in_names_are_not_math() -> None:
     for figure in figures:
         assert figure is not None
         assert to_svg(figure).startswith(b"<?xml")
+
+
+@pytest.mark.parametrize(
+    "template", sorted(Path(fusion_pl.__file__).parent.rglob("*.html.jinja")), ids=lambda path: path.parent.name
+)
+def test_a_long_path_in_a_heading_is_broken_on_a_narrow_screen(template: Path) -> None:
+    style = template.read_text().partition("<style>")[2].partition("</style>")[0]
+    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", style)
+    broken = {name.strip() for names, rule in rules if "overflow-wrap: anywhere" in rule for name in names.split(",")}
+    assert broken & {"body", "h1"}

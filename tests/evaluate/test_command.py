@@ -56,7 +56,7 @@ def test_the_metrics_are_those_of_the_predictions(evaluated):
 
 
 def test_the_spoilt_speaker_is_found(evaluated):
-    folder, _ = evaluated
+    folder, task = evaluated
     found = results(folder / "out")
     groups = [(column, group) for column, members in found["groups"].items() for group in members]
     worse = {(column, group["name"]) for column, group in groups if group["is_worse"]}
@@ -64,6 +64,12 @@ def test_the_spoilt_speaker_is_found(evaluated):
     (warning,) = found["overview"]["warnings"]
     assert f"the model is worse on the group {SPOILT} of speaker" in warning
     assert html.escape(warning) in (folder / "out/report.html").read_text()
+    (group,) = [group for _, group in groups if group["is_worse"]]
+    error = {"Ordinal": "mae", "MultiLabel": "hamming loss"}.get(task)  # what is tested, unless it is 1 - accuracy
+    tested = f"{error} {group['error']:.3f} (" if error else f"accuracy {100 * group['score']:.1f} % ("
+    others = f"{group['other_error']:.3f}" if error else f"{100 - 100 * group['other_error']:.1f} %"
+    assert tested in warning
+    assert f" {others} on all others; p" in warning
 
 
 def test_every_row_is_in_one_group_of_each_column(evaluated):
@@ -108,6 +114,22 @@ def test_the_hardest_samples_are_those_with_the_least_probable_label(evaluated):
     doubts = [sample["doubt"] for sample in found["doubtful"]["samples"]]
     assert doubts == sorted(doubts, reverse=True)
     assert max(losses) >= found["metrics"]["nll"]["value"]
+
+
+def test_the_card_of_a_sample_has_its_labels_and_its_groups(evaluated):
+    folder, task = evaluated
+    page = html.unescape((folder / "out/report.html").read_text())
+    rows = {str(number): row for number, row in enumerate(read(folder / "rows.csv"), start=2)}
+    samples = results(folder / "out")["hardest"]["samples"]
+    for sample in samples:
+        row = rows[sample["id"]]
+        label = f"label {row['label']}" if row["label"] else "no labels"
+        predicted = "|".join(sample["labels"]) if task == "MultiLabel" else sample["label"]
+        decision = f"predicted {predicted}" if predicted else "none predicted"
+        assert f"row {sample['row']}: {label}, {decision}" in page
+        groups = {name: row[name] for name in ("speaker", "age", "note")}
+        assert sample["groups"] == groups
+        assert f"; speaker: {row['speaker']}, age: {row['age']}, note: {row['note'] or '(empty)'}</p>" in page
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,7 @@ def test_intervals_and_means_of_a_group(evaluation):
         rows = speaker.codes == code
         assert group.score == pytest.approx(evaluation.correct.numpy()[rows].mean())
         assert group.other_score == pytest.approx(evaluation.correct.numpy()[~rows].mean())
+        assert group.other_error == pytest.approx(evaluation.errors.numpy()[~rows].mean())
         assert group.interval[0] <= group.score <= group.interval[1] + 1e-9
         assert group.error_interval[0] - 1e-9 <= group.error <= group.error_interval[1] + 1e-9
     assert [group.name for group in groups if group.is_worse] == [SPOILT]
@@ -74,7 +75,7 @@ def test_small_groups_are_not_tested_but_named(evaluation):
     rare, common = section.results["source"]
     assert rare["p_value"] is None
     assert common["p_value"] is not None
-    assert "Of source, 1 group with 9 rows in all is too small to be tested (rare)." in section.text
+    assert "Of source, 1 group with 9 rows in all is too small to be tested: rare." in section.text
     assert section.tables[0].rows[0][-1] == "too few rows"
 
 

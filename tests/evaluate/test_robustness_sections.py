@@ -175,6 +175,12 @@ def test_other_tasks_have_the_metric_that_chose_their_checkpoint(task, tmp_path)
     assert found["missing_inputs"]["metric"] == metric
     assert subset["value"] == pytest.approx(found["metrics"][metric]["value"], abs=1e-6)
     assert subset["interval"] == pytest.approx(found["metrics"][metric]["interval"], abs=0.08)
+    curves = [curve for curves in found["corrupted_inputs"]["inputs"].values() for curve in curves.values()]
+    has_intervals = any(interval is not None for curve in curves for interval in curve["intervals"])
+    caption = f"{metric.replace('_', ' ').capitalize()} over corruptions of first"
+    captions = re.findall(rf"<figcaption>({caption}[^<]*)", (tmp_path / "out/report.html").read_text())
+    assert captions == [caption + ", with 95 % intervals" * has_intervals]
+    assert has_intervals == (task == "Ordinal")
 
 
 def test_a_model_of_one_input_has_no_section_about_missing_inputs(planted, tmp_path):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 
-from fusion_pl.training.figures import plot_missing_inputs
+from fusion_pl.training.figures import plot_missing_inputs, plot_risk_coverage
 
 NAMES = ("text", "image", "audio")
 ACCURACIES = {
@@ -44,3 +45,8 @@ def test_what_was_not_measured_is_not_drawn():
     assert plot_missing_inputs({"text": 0.9}, ("text",), "Mean") is None
     figure = plot_missing_inputs({"text+image+audio": 0.9, "text+image": 0.8}, NAMES, "Mean")
     assert set(lines(figure)) == {"audio missing"}
+
+
+def test_the_risk_is_of_predictions_which_may_be_several_labels():
+    figure = plot_risk_coverage({"entropy": torch.tensor([0.1, 0.2])}, torch.tensor([False, True]), "Mean")
+    assert figure.axes[0].get_ylabel() == "wrong predictions in %"
