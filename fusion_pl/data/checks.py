@@ -23,6 +23,7 @@ Rows = NDArray[np.int64]
 
 # Only such a path can lie outside the root: an absolute one, a URL, one with "..", or the root itself.
 MAY_LIE_OUTSIDE = r"^/|://|\.\.|^[./]*$" + (r"|\\|:" if os.name == "nt" else "")
+NUM_TEXTS = 1000  # texts that are compared with files, before all are
 BAR_MIN_FILES = 1000
 FILES_PER_TASK = 500
 MAX_THREADS = 32
@@ -154,3 +155,13 @@ def map_in_threads(function: Callable[[Any], Any], items: Sequence[Any], descrip
         results = threads.map(lambda part: list(map(function, part)), parts)
         bar = track(results, description, len(parts), console=get_console(), transient=True, disable=is_hidden)
         return [result for part in bar for result in part]
+
+
+def count_text_paths(texts: Sequence[str], root: str) -> int:
+    """Return how many texts are paths of existing files; 0 if it is not most of the first ones, or not most of all."""
+    count = 0
+    for some in (texts[:NUM_TEXTS], texts):
+        count = sum(os.path.isfile(os.path.join(root, text.strip())) for text in some)
+        if 2 * count <= len(some):
+            return 0
+    return count

@@ -148,8 +148,8 @@ def _is_number(name: str) -> bool:
 def find_misspelt_classes(classes: Sequence[str], counts: Sequence[int]) -> dict[str, str]:
     """Return a dictionary from each class that may be a typing error to a message.
 
-    Such a class has one or two rows, and its name is similar to that of a larger class. Names with digits are left
-    out, since numbered classes are similar.
+    Such a class differs from a larger one in case or spaces only; or it has one or two rows, and its name is similar to
+    that of a larger class. Of the latter, names with digits are left out, since numbered classes are similar.
 
     Args:
         classes: names of the classes, inferred from the labels.
@@ -159,10 +159,23 @@ def find_misspelt_classes(classes: Sequence[str], counts: Sequence[int]) -> dict
         >>> find_misspelt_classes(["Cat", "Catt", "Dog"], [50, 1, 2]).keys()
         dict_keys(['Catt'])
     """
-    larger = [name for name, count in zip(classes, counts, strict=True) if count > MAX_ROWS_OF_TYPO]
     messages = {}
+    spelling: dict[str, str] = {}  # name without case and spaces -> largest class
+    for name, count in sorted(zip(classes, counts, strict=True), key=lambda item: -item[1]):
+        if (other := spelling.setdefault("".join(name.casefold().split()), name)) != name and count > 0:
+            rows = "1 row" if count == 1 else f"{count} rows"
+            messages[name] = (
+                f"the class {name!r} has {rows}, and differs from {other!r} in case or spaces only: write both in the "
+                "same way"
+            )
+    larger = [name for name, count in zip(classes, counts, strict=True) if count > MAX_ROWS_OF_TYPO]
     for name, count in zip(classes, counts, strict=True):
-        if 0 < count <= MAX_ROWS_OF_TYPO and not any(map(str.isdigit, name)) and (hint := did_you_mean(name, larger)):
+        if (
+            name not in messages
+            and 0 < count <= MAX_ROWS_OF_TYPO
+            and not any(map(str.isdigit, name))
+            and (hint := did_you_mean(name, larger))
+        ):
             rows = "1 row" if count == 1 else f"{count} rows"
             fix = "Correct the label, or give data.classes to refuse others"
             messages[name] = f"the class {name!r} has {rows}{hint} {fix}"

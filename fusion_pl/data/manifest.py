@@ -14,11 +14,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from fusion_pl.data.checks import (
+    NUM_TEXTS,
     check_column,
     check_empty_rows,
     check_ids,
     check_splits,
     check_text_column,
+    count_text_paths,
 )
 from fusion_pl.data.columns import Columns, TableInputs, check_input_columns, check_input_names
 from fusion_pl.data.labels import check_label_columns, check_labels, find_untrained_classes, unsuitable_labels
@@ -161,7 +163,17 @@ class ManifestData(TableData):
         if stage == "fit":
             for message in self.misspelt_classes.values():
                 rank_zero_info(f"{self.manifest}: {message}")
+            self._warn_of_text_paths()
         self._stage = stage
+
+    def _warn_of_text_paths(self) -> None:
+        """Tell of columns whose first texts are paths of files, which were to be read."""
+        some = np.arange(min(len(self.table), NUM_TEXTS))
+        for name, column in self._inputs.names.items():
+            texts = [cell for cell in self._inputs.cells(name, some) if isinstance(cell, str)]
+            if not self.processors[name].reads_files and count_text_paths(texts, self.root):
+                text = "most texts are the paths of existing files: put the text itself into the cell"
+                rank_zero_info(f"{self.manifest}, column {column!r}: {text}")
 
     def find_problems(self, stage: str) -> list[Problem]:
         """Return all problems of the manifest; the files of its cells are not opened.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fusion_pl.data.checks import count_text_paths
 from fusion_pl.data.columns import column_names
 from fusion_pl.data.labels import check_label_columns
 from fusion_pl.data.manifest import ManifestData
@@ -19,8 +19,6 @@ from fusion_pl.data_check.duplicates import combine_hashes, find_duplicates, fin
 from fusion_pl.data_check.findings import Finding, Kind
 from fusion_pl.data_check.inputs import InputCheck, check_inputs
 from fusion_pl.data_check.statistics import Statistics, compute_statistics, find_unbalanced
-
-NUM_TEXTS = 1000  # texts that are compared with files, before all are
 
 
 @dataclass(frozen=True)
@@ -115,11 +113,8 @@ def _find_paths(check: InputCheck, root: str) -> Iterator[Finding]:
     """Yield a finding if most texts are paths of existing files, relative to the root."""
     if not check.is_text:
         return
-    texts = [str(check.column.cells[row]).strip() for row in check.rows.tolist()]
-    for some in (texts[:NUM_TEXTS], texts):  # all texts only if most of the first ones are paths
-        count = sum(os.path.isfile(os.path.join(root, text)) for text in some)
-        if 2 * count <= len(some):
-            return
+    if not (count := count_text_paths([str(check.column.cells[row]) for row in check.rows.tolist()], root)):
+        return
     are = "1 text is the path of an existing file" if count == 1 else f"{count} texts are the paths of existing files"
     yield Finding(Kind.PATHS, f"{are}: put the text itself into the cell", column=check.column.column)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import pytest
 import yaml
 
 from fusion_pl.__main__ import main
@@ -54,6 +55,18 @@ def test_fit_reports_a_misspelt_label(tmp_path, caplog):
     assert "table.csv: the class 'Catt' has 1 row; did you mean Cat?" in caplog.text
 
 
+@pytest.mark.parametrize("other", ["cat", "Cat 2", "CAT"])
+def test_classes_that_differ_in_case_or_spaces_are_reported(other, tmp_path, caplog, monkeypatch):
+    """Whatever their size, and also with digits; but ``Cat 2`` is another class."""
+    write_texts(tmp_path, lambda row: {"label": other} if row % 6 == 0 else {})
+    with caplog.at_level("INFO"):
+        assert run("fit", ["--config", str(tmp_path / "config.yaml"), "--dry_run"]) == 0
+    text = f"the class {other!r} has 5 rows, and differs from 'Cat' in case or spaces only: write both in the same way"
+    assert (text in caplog.text) == (other != "Cat 2")
+    _, findings = data_check(tmp_path, monkeypatch)
+    assert [line["kind"] for line in findings if line["kind"] == "misspelt"] == ["misspelt"] * (other != "Cat 2")
+
+
 def test_small_classes_with_other_names_or_numbers_are_not_misspelt(tmp_path, monkeypatch):
     labels = {6: "Horse", 7: "level 2"} | dict.fromkeys(range(8, 14), "level 1")
     write_texts(tmp_path, lambda row: {"label": labels[row]} if row in labels else {})
@@ -61,7 +74,7 @@ def test_small_classes_with_other_names_or_numbers_are_not_misspelt(tmp_path, mo
     assert "misspelt" not in {line["kind"] for line in findings}
 
 
-def test_texts_that_are_paths_of_files_are_reported(tmp_path, monkeypatch):
+def test_texts_that_are_paths_of_files_are_reported(tmp_path, monkeypatch, caplog):
     def change(row):
         if row >= SIZE - 2:
             return {}
@@ -72,6 +85,16 @@ def test_texts_that_are_paths_of_files_are_reported(tmp_path, monkeypatch):
     _, findings = data_check(tmp_path, monkeypatch)
     text = "28 texts are the paths of existing files: put the text itself into the cell"
     assert [line["text"] for line in findings if line["kind"] == "paths"] == [text]
+    with caplog.at_level("INFO"):
+        assert run("fit", ["--config", str(tmp_path / "config.yaml"), "--dry_run"]) == 0
+    assert "column 'text': most texts are the paths of existing files: put the text itself into the cell" in caplog.text
+
+
+def test_texts_that_are_no_paths_are_not_reported(tmp_path, caplog):
+    write_texts(tmp_path, lambda row: {})
+    with caplog.at_level("INFO"):
+        assert run("fit", ["--config", str(tmp_path / "config.yaml"), "--dry_run"]) == 0
+    assert "paths" not in caplog.text
 
 
 def test_one_shared_text_is_reported_in_the_singular(tmp_path, monkeypatch):
