@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
 import os
 import re
@@ -122,6 +123,23 @@ def block_with(page, words):
     """Return the one Python block of a page that contains some words."""
     (block,) = [block for block in blocks(page, "python") if words in block]
     return block
+
+
+def test_a_folder_per_class_becomes_the_table_of_the_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat/1.jpg", "cat/1.wav", "dog/1.wav", "dog/2.flac"):
+        path = tmp_path / "data/pets" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    (tmp_path / "data/pets/cat/1.txt").write_text("on a sofa,\nasleep\n")
+    exec(block_with("README.md", "folder.glob"), {})
+    with open("data/pets/manifest.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [
+        {"text": "on a sofa,\nasleep", "image": "cat/1.jpg", "audio": "cat/1.wav", "label": "cat"},
+        {"text": "", "image": "", "audio": "dog/1.wav", "label": "dog"},
+        {"text": "", "image": "", "audio": "dog/2.flac", "label": "dog"},
+    ]
 
 
 def test_the_training_of_the_readme_runs(folder, manifest):
