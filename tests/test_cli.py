@@ -191,7 +191,7 @@ def test_a_user_error_of_predict_is_one_sentence(tmp_path, monkeypatch, argument
 def test_a_checkpoint_of_another_model_is_refused(config, capsys):
     assert run("fit", ["--config", str(config), "--trainer.max_epochs", "1"]) == 0
     assert run("test", ["--config", str(config), "--model.fusion", "fusion_pl.fusion.Mean"]) == 2
-    assert "was trained with other fusion" in capsys.readouterr().err
+    assert "was trained with another fusion head" in capsys.readouterr().err
     assert run("test", ["--config", str(config), "--model.fusion.dim", "8"]) == 2
     assert "the checkpoint's weights do not fit this configuration" in capsys.readouterr().err
 

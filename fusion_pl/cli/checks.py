@@ -146,15 +146,23 @@ def read_matching_checkpoint(model: FusionClassifier, path: str, data: FusionDat
                 raise UserError(
                     f"{path} was trained with other classes: {_describe_class_differences(saved[key], value, data)}"
                 )
+            part = {"task": "another task", "encoders": "other encoders", "fusion": "another fusion head"}[key]
             raise UserError(
-                f"{path} was trained with other {key} ({saved[key]}) than this configuration asks for ({value}): "
-                "use the config.yaml in the folder of that run"
+                f"{path} was trained with {part} ({_describe_part(saved[key])}) than this configuration asks for "
+                f"({_describe_part(value)}): use the config.yaml in the folder of that run"
             )
     weights = checkpoint["state_dict"]
     for name, encoder in model.encoders.items():
         assert isinstance(encoder, Encoder)
         encoder.has_weights |= all(f"encoders.{name}.{tensor}" in weights for tensor in encoder.state_dict())
     return checkpoint
+
+
+def _describe_part(value: str | dict[str, str]) -> str:
+    """Return a class path, of which the name is enough for a class of fusion-pl; or those of several inputs."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_describe_part(path)}" for name, path in value.items())
+    return value.rpartition(".")[2] if value.startswith("fusion_pl.") else value
 
 
 def _describe_class_differences(saved: list[str], current: list[str], data: FusionData) -> str:

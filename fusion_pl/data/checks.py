@@ -32,9 +32,9 @@ MAX_THREADS = 32
 def check_column(table: Table, column: str, purpose: str, advice: str = "") -> Iterator[Problem]:
     """Check that a column exists; the message contains the purpose of the column and the advice."""
     if column not in table.columns:
-        known = join_names(map(repr, table.columns)) + did_you_mean(column, table.columns)
-        hint = f": {advice}" if advice else ""
-        yield Problem(f"there is no column {column!r} for {purpose}; the columns are {known}{hint}")
+        known, fix = join_names(map(repr, table.columns)), f": {advice}" if advice else ""
+        near = did_you_mean(column, table.columns)
+        yield Problem(f"there is no column {column!r} for {purpose}; the columns are {known}{fix}{near}")
 
 
 def check_text_column(table: Table, column: str, purpose: str, advice: str = "") -> Iterator[Problem]:

@@ -82,7 +82,7 @@ def explain_command(arguments: list[str]) -> int:
             file.write(json.dumps(explanation.as_dict(), ensure_ascii=False) + "\n")
             sections.append(section)
     write_page(output / "explanation.html", data.manifest, sections, len(samples), config.method)
-    for line in _summary(sections, len(samples), output, bool(config.ids)):
+    for line in [*_summary(sections, len(samples), output, bool(config.ids)), *_note_labels(sections, config.target)]:
         console.print(escape_unprintable(line), highlight=False, markup=False, soft_wrap=True)
     return int(all(section.explanation.error is not None for section in sections))
 
@@ -117,3 +117,13 @@ def _summary(sections: list[Section], total: int, output: Path, has_ids: bool) -
     if len(sections) < total and not has_ids:
         lines.append(f"These are the first {len(sections):,} rows; --limit {total} explains all, --ids selects rows.")
     return lines
+
+
+def _note_labels(sections: list[Section], target: str | None) -> list[str]:
+    """Return a sentence if several labels are predicted in a row, and no target is given."""
+    count = sum(len(section.explanation.prediction.names) > 1 for section in sections)
+    if target is not None or not count:
+        return []
+    rows = "1 row has" if count == 1 else f"{count:,} rows have"
+    text = "several predicted labels, of which only the most probable one is explained: --target NAME explains another"
+    return [f"{rows} {text} one in all rows."]

@@ -9,6 +9,7 @@ from fusion_pl.predict import Prediction
 from fusion_pl.processors.base import Span
 
 SIMILAR = 0.25  # share of the log-odds below which inputs are said to contribute independently
+SUFFICIENT = 0.25  # share of the change of the log-odds by all inputs, from which on one of them can give the class
 NEGLIGIBLE = 0.05  # share of the largest Shapley value below which a negative one is not mentioned
 
 
@@ -43,7 +44,7 @@ class InputExplanation:
         shapley: Shapley value.
         standard_error: standard error of the Shapley value; None if it is exact.
         alone: probability of the class with this input only.
-        decides_alone: whether the decision with this input only is the explained class.
+        decides_alone: whether the decision with this input only is, or contains, the explained class.
         gain: log-odds with this input only, minus those without any input.
         without: probability of the class without this input.
         loss: log-odds with all inputs, minus those without this input.
@@ -108,6 +109,21 @@ class Explanation:
         return "synergy" if self.synergy * (self.log_odds - self.log_odds_none) > 0 else "redundancy"
 
     @property
+    def sufficient_inputs(self) -> list[str]:
+        """Names of the inputs that give the class alone.
+
+        The decision with such an input only is, or contains, the class; its gain is at least a quarter of the absolute
+        change of the log-odds by all inputs; and its Shapley value is positive. So an input is not the reason for a
+        class that the model would predict without it.
+        """
+        least = SUFFICIENT * abs(self.log_odds - self.log_odds_none)
+        return [
+            name
+            for name, effect in self.inputs.items()
+            if effect.decides_alone and effect.gain > 0 and effect.gain >= least and effect.shapley > 0
+        ]
+
+    @property
     def summary(self) -> str:
         """One sentence about the inputs."""
         if self.error is not None:
@@ -117,10 +133,11 @@ class Explanation:
         if self.kind == "single":
             name = next(iter(self.inputs))
             return f"{name} is the only input; it changes the log-odds of {self.target} by {total:+.2f}."
-        alone = [name for name, effect in self.inputs.items() if effect.decides_alone]
-        deciding = f"{_join(alone)} alone {'gives' if len(alone) == 1 else 'give'}" if alone else "no input alone gives"
-        if len(alone) > 1:
-            deciding = f"{_join(alone)} each give"
+        if alone := self.sufficient_inputs:
+            deciding = f"; {_join(alone)} {'alone gives' if len(alone) == 1 else 'each give'} {self.target}"
+        else:
+            is_decided = any(effect.decides_alone for effect in self.inputs.values())
+            deciding = "" if is_decided else f"; no input alone gives {self.target}"
         relation = {
             "independent": "the inputs contribute independently",
             "synergy": "the inputs are needed together",
@@ -129,10 +146,7 @@ class Explanation:
         largest = max(abs(effect.shapley) for effect in self.inputs.values())
         opposed = [name for name, effect in self.inputs.items() if effect.shapley < -NEGLIGIBLE * largest]
         against = f"; {_join(opposed)} {'lowers' if len(opposed) == 1 else 'lower'} its probability" if opposed else ""
-        text = (
-            f"{relation}: alone they change the log-odds by {gains}, together by {total:+.2f}; {deciding} "
-            f"{self.target}{against}."
-        )
+        text = f"{relation}: alone they change the log-odds by {gains}, together by {total:+.2f}{deciding}{against}."
         return text[0].upper() + text[1:]
 
     def as_dict(self) -> dict[str, Any]:

@@ -228,7 +228,10 @@ def test_missing_columns_are_named_with_a_suggestion(toy, processors):
     message = refused(data)
     assert "data.inputs has the input 'voice', but the model's inputs are text, image, audio" in message
     assert "there is no column 'text' for the input 'text'; the columns are 'id', 'image', " in message
-    assert "did you mean txt?" in message
+    assert (
+        "'txt': give another column with --data.inputs.text, or leave text out of model.encoders; did you mean txt?"
+        in message
+    )
     assert "there is no column 'fold' for the split" in message
 
 

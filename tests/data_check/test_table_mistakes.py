@@ -119,6 +119,17 @@ def test_the_console_shows_the_first_ten_findings_of_a_kind(tmp_path, monkeypatc
     assert "… and 2 more" in printed
 
 
+def test_the_question_after_a_missing_column_is_the_end_of_the_sentence(tmp_path, capsys):
+    write_texts(tmp_path, label="labels")
+    assert run("fit", ["--config", str(tmp_path / "config.yaml"), "--dry_run"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert (
+        "; the columns are 'id', 'text', 'label', 'split': give another column with --data.label; did you mean label?"
+        in message
+    )
+    assert "?:" not in message
+
+
 def test_all_missing_columns_are_in_one_error(tmp_path, capsys):
     write_texts(tmp_path, label="species", inputs={"text": "caption"}, split="part")
     assert run("fit", ["--config", str(tmp_path / "config.yaml"), "--dry_run"]) == 2

@@ -17,6 +17,7 @@ from fusion_pl.data import ManifestData
 from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
 from fusion_pl.fusion import Concat
 from fusion_pl.predict import Predictor
+from fusion_pl.tasks import MultiLabel
 from tests.test_module import quiet_trainer
 
 ENCODERS = {
@@ -93,6 +94,30 @@ def test_the_console_says_which_rows_were_explained(checkpoint, manifest, tmp_pa
     assert [record["explained_class"] for record in read()] == ["low"]
     message = capsys.readouterr().err
     assert "These are the first 1 rows; --limit 48 explains all, --ids selects rows." in message
+
+
+def test_of_several_predicted_labels_the_explained_one_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("id,text\na,one\nb,two\n")
+    model = FusionClassifier({"text": TinyText(dim=8)}, Concat, ["crime", "drama", "war"], task=MultiLabel())
+    with torch.no_grad():
+        for parameter in model.fusion.parameters():
+            parameter.zero_()
+        model.fusion.classifier[-1].bias.copy_(torch.tensor([2.0, 1.0, -1.0]))
+    trainer = quiet_trainer(tmp_path, max_epochs=0)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint("best.ckpt", weights_only=True)
+    assert explain("best.ckpt", "rows.csv") == 0
+    message = " ".join(capsys.readouterr().err.split())
+    assert "2 rows have several predicted labels, of which only the most probable one is explained: --target" in message
+    page = Path("why/explanation.html").read_text()
+    assert (
+        page.count("Of the 2 predicted labels, only crime is explained here; --target NAME explains another one.") == 2
+    )
+    assert explain("best.ckpt", "rows.csv", "--target", "drama") == 0
+    assert "several predicted labels" not in capsys.readouterr().err
+    assert explain("best.ckpt", "rows.csv", "--target", "war") == 0  # which is not predicted
+    assert "war is explained here" not in Path("why/explanation.html").read_text()
 
 
 def test_the_method_applies_to_texts_and_images(checkpoint, manifest, tmp_path, monkeypatch):

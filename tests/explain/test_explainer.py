@@ -14,7 +14,9 @@ import fusion_pl.fusion
 from fusion_pl import FusionClassifier, Predictor
 from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
 from fusion_pl.explain import Explainer
+from fusion_pl.explain.explanation import Explanation, InputExplanation, PartEffects
 from fusion_pl.fusion import Average, Concat, Fusion, Mean, ProductOfExperts, SelfAttention
+from fusion_pl.predict import Prediction
 from fusion_pl.tasks import MultiLabel
 from fusion_pl.types import UserError, Waveform
 
@@ -127,6 +129,45 @@ def test_a_label_of_several_is_explained_by_its_logit(head):
     assert explanation.log_odds == pytest.approx(math.log(odds), abs=1e-4)
     values = sum(effect.shapley for effect in explanation.inputs.values())
     assert values == pytest.approx(explanation.log_odds - explanation.log_odds_none, abs=1e-4)
+
+
+@pytest.mark.parametrize("target", ["crime", "drama", "war"])
+@pytest.mark.parametrize("bias", [-2.0, 0.0, 2.0])
+def test_inputs_that_give_a_label_alone_decide_it_and_raise_its_probability_considerably(bias, target):
+    """With the bias of 2 the model predicts each label without any input, so that an input need not be the reason."""
+    predictor = build(Mean, classes=["crime", "drama", "war"], task=MultiLabel())
+    with torch.no_grad():
+        last = predictor.model.fusion.classifier[-1]
+        last.weight.mul_(8)
+        last.bias.fill_(bias)
+    explanation = Explainer(predictor, target=target).explain(SAMPLE)
+    none, total = (log_odds_of(predictor, names, target) for names in ((), tuple(SAMPLE)))
+    expected = []
+    for name in SAMPLE:
+        alone = log_odds_of(predictor, (name,), target)
+        orders = list(permutations(SAMPLE))
+        steps = [(order[: order.index(name)], order[: order.index(name) + 1]) for order in orders]
+        effects = [log_odds_of(predictor, b, target) - log_odds_of(predictor, a, target) for a, b in steps]
+        gain = alone - none
+        if alone >= 0 and gain > 0 and gain >= abs(total - none) / 4 and sum(effects) > 0:
+            expected.append(name)
+    assert explanation.sufficient_inputs == expected
+
+
+def test_the_sentence_never_says_that_an_input_gives_a_class_and_lowers_its_probability():
+    """The numbers of a new user: the text alone has probability 0.518, and a Shapley value below 0."""
+
+    def effect(shapley, alone, gain):
+        return InputExplanation(shapley, None, alone, alone >= 0.5, gain, 0.5, 0.0, PartEffects())
+
+    inputs = {"text": effect(-0.63, 0.518, 0.07), "image": effect(1.4, 0.8, 1.39), "audio": effect(1.1, 0.75, 1.1)}
+    prediction = Prediction("0", labels=["nature"], probabilities={"nature": 0.87})
+    explanation = Explanation("0", prediction, "nature", 0.87, 1.87, 0.0, inputs)
+    assert "image and audio each give nature; text lowers its probability." in explanation.summary
+    no_reason = Explanation(
+        "0", prediction, "nature", 0.87, 1.87, 0.0, {"text": inputs["text"]} | {"image": effect(2.5, 0.51, 0.04)}
+    )
+    assert "together by +1.87; text lowers its probability." in no_reason.summary  # each decides, none is a reason
 
 
 def test_certain_predictions_have_finite_log_odds():

@@ -176,7 +176,10 @@ def test_terms_of_the_loss_are_logged_and_sum_to_the_loss(here):
         (["--model.task", "MultiClass"], "Asymmetric does not fit the task MultiClass: give one of CrossEntropy"),
         (["--data.task", "MultiClass"], "data.task is set by model.task: give model.task instead"),
         (["--checkpoint.monitor", "val/accuracy"], "no run measures 'val/accuracy'"),
-        (["--ckpt_path", BEST, "--model.task", "MultiClass", "--model.loss.criterion", "null"], "other task"),
+        (
+            ["--ckpt_path", BEST, "--model.task", "MultiClass", "--model.loss.criterion", "null"],
+            "was trained with another task (MultiLabel) than this configuration asks for (MultiClass): use the config",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(arguments, text, here, capsys):
