@@ -141,13 +141,15 @@ def describe_calibration(
         content: dict[str, Any] = {"method": "none"}
     else:
         temperature = calibration.temperature
+        subsets = {"+".join(names): value for names, value in calibration.temperatures}
         numbers = {"scale": calibration.scale, "shift": calibration.shift}
         content = {
             "method": calibration.method,
             **(numbers if temperature is None else {"temperature": temperature}),
-            "temperatures": {"+".join(names): value for names, value in calibration.temperatures},
+            "temperatures": subsets,
             "validation_samples": calibration.samples,
             **({"reason": calibration.reason} if calibration.reason else {}),
+            "changes_only_rows_that_lack_inputs": bool(calibration.reason and subsets) and inputs not in subsets,
             "before": calibration.before,
             "after": calibration.after,
         }
@@ -170,11 +172,14 @@ def calibration_line(content: Mapping[str, Any], samples: str) -> str:
         method += f" {content['temperature']:.2f}"
     if subsets := len(content.get("temperatures", ())):
         method += f", {subsets} for subsets of the inputs"
-    if reason := content.get("reason"):
-        method = f"none, because {reason}" if not subsets else f"{method}; no common one, because {reason}"
+    if reason := content.get("reason"):  # beside temperatures of subsets, it is in metrics.json only
+        number = "1 subset" if subsets == 1 else f"{subsets} subsets"
+        method = f"temperature of {number} of the inputs, no common one" if subsets else f"none, because {reason}"
     if not before or math.isnan(before["nll"]):
         return f"calibration: {method}"
     error, nll = f"{100 * before['ece']:.1f} %", f"{before['nll']:.2f}"
+    note = ""
     if after and after != before:
         error, nll = f"{error} -> {100 * after['ece']:.1f} %", f"{nll} -> {after['nll']:.2f}"
-    return f"calibration: {method}, ECE {error}, NLL {nll} ({samples} samples)"
+        note = "; only rows that lack inputs change" if content.get("changes_only_rows_that_lack_inputs") else ""
+    return f"calibration: {method}, ECE {error}, NLL {nll} ({samples} samples{note})"

@@ -52,11 +52,7 @@ def fit_calibration(task: Task, outputs: Outputs, inputs: Sequence[str], method:
     common, reason = minimise_nll(task, whole, size), ""
     gains = _cross_fitted_gains(task, whole, whole.logits.double(), common)
     if not _is_positive(gains):
-        error = _standard_error(gains)
-        reason = (
-            f"fitted on four fifths of {samples} validation samples, it lowers the negative log-likelihood of the "
-            f"other fifth by {gains.mean():.4f}, which is not more than the standard error of {error:.4f}"
-        )
+        reason = _explain_gain(float(gains.mean()), _standard_error(gains))
         common = torch.ones(1).double(), torch.zeros(1).double()
     temperatures = _fit_subsets(task, outputs, inputs, common)
     fitted = Calibration(method, common[0].tolist(), common[1].tolist(), temperatures, samples, reason=reason)
@@ -107,6 +103,14 @@ def _cross_fitted_gains(
 def _is_positive(gains: Float[Tensor, " N"]) -> bool:
     """Return whether the mean of gains exceeds its standard error."""
     return bool(gains.mean() > _standard_error(gains))
+
+
+def _explain_gain(mean: float, error: float) -> str:
+    """Return the reason why a calibration whose mean gain does not exceed its standard error is not used."""
+    nll = "the negative log-likelihood of held-out validation samples"
+    if mean <= 0:
+        return f"it would raise {nll} by {-mean:.4f}"
+    return f"it would lower {nll} by only {mean:.4f}, and the standard error is {error:.4f}"
 
 
 def _standard_error(gains: Float[Tensor, " N"]) -> float:

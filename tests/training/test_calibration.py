@@ -24,10 +24,17 @@ from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Concat
 from fusion_pl.metrics import equal_mass_bins
 from fusion_pl.training.calibrate import FitCalibration, StoredOutputs, drop_inputs, subsets_per_sample
-from fusion_pl.training.calibration_report import Bins, describe_bins, read_bins
+from fusion_pl.training.calibration_report import (
+    Bins,
+    calibration_line,
+    describe_bins,
+    describe_calibration,
+    read_bins,
+)
 from fusion_pl.training.results import _validate_result
 from fusion_pl.training.stage_metrics import proper_subsets
 from fusion_pl.types import Batch, Encoded, Sample
+from fusion_pl.uncertainty.calibration import Calibration
 from tests.calibrated import best, fit, results, table
 from tests.texts import BEST, load
 from tests.texts import fit as fit_texts
@@ -98,7 +105,8 @@ def test_training_and_its_validation_are_those_without_calibration(here):
     assert fit("--model.calibration", "none", *out) == 0
     without, with_it = results(0, "none"), results(0)
     assert without["metrics"] == with_it["metrics"]
-    assert without["calibration"] == {"method": "none"}
+    assert without["calibration"]["method"] == "none"
+    assert set(without["calibration"]["reliability"]) == {"before"}
     weights, same = (load(path)["state_dict"] for path in (best("none"), BEST))
     assert weights.keys() == same.keys()
     assert all(torch.equal(weights[name], same[name]) for name in weights)
@@ -255,3 +263,23 @@ def test_bins_are_plain_data_and_back():
 
 
 RESULT = {"metrics": {"val/loss": 1.0}, "per_class": {}, "samples": {"val": 7}, "epoch": 1}
+
+
+@pytest.mark.parametrize(
+    ("subsets", "ends"),
+    [
+        ([["text"]], "temperature of 1 subset of the inputs, no common one, ECE 1.6 % -> 2.1 %, NLL 0.18 -> 0.19 "
+         "(85 val samples; only rows that lack inputs change)"),
+        ([["text"], ["text", "image"]], "temperature of 2 subsets of the inputs, no common one, ECE 1.6 % -> 2.1 %, "
+         "NLL 0.18 -> 0.19 (85 val samples)"),
+        ([], "none, because it would raise the loss, ECE 1.6 %, NLL 0.18 (85 val samples)"),
+    ],
+)  # fmt: skip
+def test_the_line_tells_of_a_change_that_is_only_of_rows_that_lack_inputs(subsets, ends):
+    before, after = {"ece": 0.016, "nll": 0.18}, {"ece": 0.021, "nll": 0.19}
+    scores = {"before": before, "after": after if subsets else before}
+    temperatures = [(names, 1.5) for names in subsets]
+    fitted = Calibration("temperature", temperatures=temperatures, reason="it would raise the loss", **scores)
+    content = describe_calibration(fitted, {}, "text+image")
+    assert content["reason"] == "it would raise the loss"
+    assert calibration_line(content, "85 val") == f"calibration: {ends}"

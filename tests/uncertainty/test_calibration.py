@@ -114,7 +114,7 @@ def test_a_model_without_errors_does_not_become_certain():
     [
         (MIN_SAMPLES - 1, False, f"only {MIN_SAMPLES - 1} validation samples"),
         (200, True, "NaN or infinite"),
-        (200, False, "not more than the standard error"),
+        (200, False, "held-out validation samples"),
     ],
 )
 def test_a_calibration_that_cannot_help_is_left_out_with_a_reason(samples, damage, reason):
@@ -148,7 +148,11 @@ def test_a_fit_is_used_if_it_helps_held_out_samples_by_more_than_a_standard_erro
     error = gains.std(ddof=1) / math.sqrt(len(gains))
     assert (fitted.temperature != 1) == (gains.mean() > error)
     if fitted.temperature == 1:
-        assert f"by {gains.mean():.4f}, which is not more than the standard error of {error:.4f}" in fitted.reason
+        mean = gains.mean()
+        lowers = f"would lower the negative log-likelihood of held-out validation samples by only {mean:.4f}"
+        raises = f"would raise the negative log-likelihood of held-out validation samples by {-mean:.4f}"
+        assert (lowers if mean > 0 else raises) in fitted.reason
+        assert (f"the standard error is {error:.4f}" in fitted.reason) == (mean > 0)
 
 
 def test_one_sure_mistake_does_not_make_a_model_unsure():
@@ -161,7 +165,7 @@ def test_one_sure_mistake_does_not_make_a_model_unsure():
     gain = smoothed_nll(logits.double().numpy(), target.numpy()) - best.fun
     assert 100 * gain > math.log(100) / 2  # what Schwarz's criterion asks
     assert fitted.temperature == 1
-    assert "not more than the standard error" in fitted.reason
+    assert "held-out validation samples" in fitted.reason
 
 
 def test_a_subset_with_enough_samples_has_its_temperature():
