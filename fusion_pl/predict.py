@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fusion_pl.checkpoint import build_model, read_checkpoint
 from fusion_pl.data.collate import Collate
+from fusion_pl.messages import one_line
 from fusion_pl.module import FusionClassifier
 from fusion_pl.processors.base import OPEN_ERRORS, check_path
 from fusion_pl.types import Batch, Encoded, Fused, Sample, UserError
@@ -127,6 +128,9 @@ class Predictor:
                 could name any file of this machine otherwise.
             rules: arguments of ``rules``, such as ``coverage=0.9``.
 
+        Raises:
+            UserError: if a sample is not a dictionary, or a rule cannot be applied.
+
         Example:
             >>> from fusion_pl.encoders import TinyText
             >>> from fusion_pl.fusion import Mean
@@ -136,7 +140,7 @@ class Predictor:
             >>> predictor.predict({"photo": "a.png"}).error
             "this model has no input 'photo'; it takes: title"
         """
-        if isinstance(samples, Mapping):
+        if isinstance(samples, (Mapping, str, bytes)) or not isinstance(samples, Iterable):
             return self.predict([samples], batch_size, open_paths, **rules)[0]
         opened = [self.open_sample(str(row), sample, open_paths) for row, sample in enumerate(samples)]
         collate = Collate(self.processors)
@@ -236,7 +240,14 @@ class Predictor:
         return errors
 
     def open_sample(self, sample_id: str, values: Mapping[str, Any], open_paths: bool = True) -> Sample:
-        """Open the values of one sample, see ``predict``; errors are in ``bad_files``."""
+        """Open the values of one sample, see ``predict``; errors are in ``bad_files``.
+
+        Raises:
+            UserError: if the sample is not a dictionary.
+        """
+        if not hasattr(values, "items"):  # also a pandas Series
+            found = f"{type(values).__name__}: {one_line(repr(values))}"
+            raise UserError(f"sample {sample_id}: a sample is a dictionary from input name to value, got {found}")
         opened: dict[str, Any] = {}
         try:
             for name, value in values.items():

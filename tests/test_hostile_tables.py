@@ -82,6 +82,7 @@ def test_nothing_that_a_terminal_would_obey_is_printed(folder, tmp_path, monkeyp
     said = capsys.readouterr()
     assert "\\x1b[2J\N{CJK UNIFIED IDEOGRAPH-732B}" in said.out
     assert r"\x1b[2Jbad.png" in said.err
+    assert "fusion-pl data check lists all such rows" in said.err
     assert r"\x1b[2Jbad.png" in caplog.text
     assert "\x1b[2J" not in said.out + said.err + caplog.text
 

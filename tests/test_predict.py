@@ -4,6 +4,7 @@ import io
 import pickle
 from functools import partial
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -136,6 +137,23 @@ def test_a_number_is_text_as_in_tables(checkpoint, number, text):
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
     assert predictor.processors["text"].open(number) == text
     assert predictor.predict({"text": number}) == predictor.predict({"text": text})
+
+
+@pytest.mark.parametrize(
+    ("samples", "sample"),
+    [
+        ("barks", "sample 0: a sample is a dictionary from input name to value, got str: 'barks'"),
+        (None, "sample 0: a sample is a dictionary from input name to value, got NoneType: None"),
+        (b"barks", "sample 0: .* got bytes: b'barks'"),
+        (3, "sample 0: .* got int: 3"),
+        ([{"text": "barks"}, "purrs"], "sample 1: .* got str: 'purrs'"),
+        ([None], "sample 0: .* got NoneType: None"),
+    ],
+)
+def test_a_sample_that_is_no_dictionary_is_refused(model, samples, sample, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user's Python does not check annotations
+    with pytest.raises(UserError, match=sample):
+        Predictor(model, device="cpu").predict(samples)
 
 
 def test_an_empty_path_is_refused(checkpoint):

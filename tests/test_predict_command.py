@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from lightning.pytorch import Trainer
 
+from fusion_pl.__main__ import main
 from fusion_pl.cli.run import run
 from fusion_pl.encoders import TinyImage, TinyText
 from fusion_pl.fusion import Concat
@@ -86,6 +88,49 @@ def test_a_column_that_the_table_lacks_is_refused(again, capsys):
     assert "there is no column 'splitt' for --columns" in message
     assert "did you mean split?" in message
     assert not Path("p.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["text", "notes"])
+def test_a_given_column_that_the_table_lacks_is_refused(name, picture_checkpoint, tmp_path, monkeypatch, capsys):
+    """A column that only the checkpoint records may be absent."""
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("picture,words\n,hello\n")
+    assert predict("--data.inputs", f"{{text: {name}}}", ckpt_path=picture_checkpoint) == 2
+    message = capsys.readouterr().err
+    assert f"there is no column '{name}' for the input 'text'; the columns are 'picture', 'words'" in message
+    assert "predicting without" not in message
+    assert not Path("p.csv").exists()
+    assert predict("--data.inputs", "{text: words}", ckpt_path=picture_checkpoint) == 0
+
+
+def test_an_empty_row_has_one_reason(picture_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("rows.csv").write_text("id,image,text\nn1,,hello\nn2,,\n")
+    assert predict(ckpt_path=picture_checkpoint) == 0
+    assert table()[1]["error"] == "rows.csv, row 3: all inputs are empty: fill one in, or remove the row"
+
+
+@pytest.mark.parametrize("command", ["predict", "explain", "evaluate"])
+@pytest.mark.parametrize(
+    "option", ["--config config.yaml", "--config=config.yaml", "-c config.yaml", "--data fusion_pl.data.ManifestData"]
+)
+def test_the_configuration_of_the_training_is_refused(command, option, again, capsys, monkeypatch):
+    given = ["--ckpt_path", str(texts.BEST), "--output", "p.csv", *DATA]
+    monkeypatch.setattr(sys, "argv", ["fusion-pl", command, *option.split(), *given])
+    assert main() == 2
+    message = capsys.readouterr().err
+    assert f"fusion-pl {command} takes neither --config nor a class for --data" in message
+    assert "the checkpoint" in message
+    assert "no such file" not in message
+
+
+def test_a_file_of_data_options_is_accepted(again, capsys):
+    Path("options.yaml").write_text("manifest: rows.csv\nnum_workers: 0\n")
+    given = ["--ckpt_path", str(texts.BEST), "--output", "p.csv"]
+    assert run("predict", [*given, "--data", "options.yaml"]) == 0
+    assert len(table()) == 36
+    assert run("predict", [*given, "--overwrite", "--data", "option.yaml"]) == 2
+    assert "--data option.yaml: there is no such file" in capsys.readouterr().err
 
 
 def test_known_labels_give_an_accuracy(again, capsys):

@@ -45,6 +45,19 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         raise UserError(explain_parse_error(error, parser, arguments)) from error
 
 
+def parse_checkpoint_command(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """Parse the command line of a command that reads a checkpoint; refuse what belongs to ``fusion-pl fit``."""
+    refuse_repeated_options(arguments, repeatable=())
+    for key, value in cli_options(arguments):
+        is_class = re.fullmatch(r"[A-Za-z_][\w.]*(?<!\.yaml)(?<!\.yml)(?<!\.json)", value) and not Path(value).exists()
+        if key in REPEATABLE_OPTIONS or (key == "data" and is_class):
+            raise UserError(
+                f"{parser.prog} takes neither --config nor a class for --data, because the checkpoint contains the "
+                "model and the columns of its inputs: give the table with --data.manifest"
+            )
+    return parse(parser, arguments).clone(with_meta=False)  # without the path of a file of options
+
+
 def refuse_repeated_options(arguments: Iterable[str], repeatable: Iterable[str] = REPEATABLE_OPTIONS) -> None:
     """Raise a ``UserError`` for repeated options that are not ``repeatable``: only the last would have an effect."""
     lists: tuple[str, ...] = ()  # --trainer.callbacks+ A --trainer.callbacks.x 1 --trainer.callbacks+ B …
@@ -96,7 +109,7 @@ def explain_parse_error(error: ArgumentError, parser: ArgumentParser, arguments:
 def _command_line_error(message: str, options: Iterable[str], arguments: Sequence[str]) -> str | None:
     """Return the message for an option that does not exist or has no value."""
     fallback_hint = "; --help-all shows all options"
-    if match := re.search(r"unrecognized arguments: (\S+)", message):
+    if match := re.match(r"(?!Parser key).*unrecognized arguments: (\S+)", message):
         word = match[1]
         if not word.startswith("-"):
             return (
@@ -142,8 +155,8 @@ def _value_error(
     option = options.get(keys[0]) if keys else None
     if option is None:
         return None
-    unknown = re.match(r"Option '(.+?)' is not accepted", str(cause))
-    last = unknown[1].rpartition(".")[2] if unknown else keys[-1]
+    unknown = re.match(r"Option '(.+?)' is not accepted|unrecognized arguments: --([^=\s]+)", str(cause))
+    path = (unknown[1] or unknown[2]).split(".") if unknown else keys[-1:]  # of a dictionary: with a key in it
     paths = [path for message in messages for path in re.findall(r"class_path[ =]'([\w.]+)'", message)[-1:]]
     cls = None
     with contextlib.suppress(pydoc.ErrorDuringImport):  # reported below by _class_error
@@ -151,9 +164,10 @@ def _value_error(
     class_options: dict[str, Option] = {}
     if isinstance(cls, type) and (len(keys) > 1 or unknown):
         class_options = {key.rpartition(".")[2]: inner for key, inner in options_of_class(cls, option).items()}
+    last = path[0] if unknown and class_options and path[0] not in class_options else path[-1]
     nested = [key for key, _ in cli_options(arguments) if key.startswith(f"{keys[0]}.")]
     full = next((key for key in nested if key.endswith(f".{last}")), ".".join(dict.fromkeys([keys[0], last])))
-    if unknown:
+    if unknown and paths:
         new = RENAMED.get(full) or RENAMED.get(last)
         hint = f": it is called {new} now" if new else did_you_mean(last, class_options)
         owner = full.removesuffix(f".{last}")

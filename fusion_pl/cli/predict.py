@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from fusion_pl.cli.parsing import parse, refuse_repeated_options
+from fusion_pl.cli.parsing import parse_checkpoint_command
 from fusion_pl.cli.runs import LOGGER, find_checkpoint
 from fusion_pl.data.checks import check_text_column
+from fusion_pl.data.columns import check_input_columns
 from fusion_pl.data.labels import has_label_columns, read_label_column
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.remote import is_url
@@ -114,9 +115,27 @@ def load_model(config: Namespace) -> tuple[Predictor, ManifestData]:
     """Return the model of the checkpoint, and the table with the processors of the model."""
     predictor = Predictor.from_checkpoint(checkpoint_path(config, config.ckpt_path), config.device, config.trust)
     data = ManifestData(**config.data.as_dict() | {"inputs": predictor.columns | (config.data.inputs or {})})
+    set_up_rows(data, predictor, config.data.inputs)
+    return predictor, data
+
+
+def set_up_rows(data: ManifestData, predictor: Predictor, given: Mapping[str, str | list[str]] | None) -> None:
+    """Give a table the processors of a model, and check it.
+
+    Args:
+        data: the table.
+        predictor: the model, some of whose inputs the table may lack.
+        given: input name -> column or columns of ``--data.inputs``, all of which the table must have.
+
+    Raises:
+        UserError: if the table cannot be read, or lacks a given column or the columns of all inputs.
+    """
+    lacking = [
+        problem for name, columns in (given or {}).items() for problem in check_input_columns(data.table, name, columns)
+    ]
+    raise_problems(data.manifest, lacking)
     data.processors = predictor.processors
     data.setup("predict")
-    return predictor, data
 
 
 def predict_command(arguments: list[str]) -> int:
@@ -126,8 +145,7 @@ def predict_command(arguments: list[str]) -> int:
 
     The accuracy that is printed counts all rows with a known label, also those that the model was trained on.
     """
-    refuse_repeated_options(arguments, repeatable=())
-    config = parse(predict_parser(), arguments)
+    config = parse_checkpoint_command(predict_parser(), arguments)
     _check_output(Path(config.output), config.overwrite, config.data.manifest)
     predictor, data = load_model(config)
     rules = predictor.rules(**{name: config[name] for name in RULES})

@@ -19,6 +19,8 @@ from fusion_pl.types import Sample, UserError
 OnBadFile = Literal["raise", "missing"]
 Value = TypeVar("Value")
 
+LIST_ERRORS = "fusion-pl data check lists all such rows"
+
 
 class LoadError(UserError):
     """User error that is raised in a loader worker.
@@ -160,7 +162,7 @@ class ManifestRows(Dataset[Sample]):
         if (failed and self.on_bad_file == "raise") or not inputs:
             error = self._row_error(index, list(failed.values()))
             if not self.return_errors:
-                raise error
+                raise LoadError(f"{error}; {LIST_ERRORS}") from error
             inputs, messages = {}, (str(error),)
         for names, transform in self.joint_augment.items():
             present = {name: inputs[name] for name in names if name in inputs}
@@ -175,7 +177,9 @@ class ManifestRows(Dataset[Sample]):
             return LoadError(f"{self._row(index)}: {self.errors[index]}")
         if errors and self.on_bad_file == "raise":
             return errors[0]
-        reason = "; ".join(map(str, errors)) or f"{self._row(index)}: all inputs are empty"
+        if not errors:
+            return LoadError(f"{self._row(index)}: all inputs are empty: fill one in, or remove the row")
+        reason = "; ".join(map(str, errors))
         return LoadError(f"{reason}: the sample {self.sample_id(index)!r} has no other input, so remove the row")
 
     def _row(self, index: int) -> str:

@@ -11,8 +11,14 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from fusion_pl.checkpoint import build_model, read_checkpoint
-from fusion_pl.cli.parsing import parse, refuse_repeated_options
-from fusion_pl.cli.predict import TRAINING_OPTIONS, add_checkpoint_option, add_model_options, checkpoint_path
+from fusion_pl.cli.parsing import parse_checkpoint_command
+from fusion_pl.cli.predict import (
+    TRAINING_OPTIONS,
+    add_checkpoint_option,
+    add_model_options,
+    checkpoint_path,
+    set_up_rows,
+)
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.split_record import SplitRecord, find_split_record
 from fusion_pl.evaluate.against import against_section, check_comparable
@@ -86,8 +92,7 @@ def evaluate_parser() -> ArgumentParser:
 @StopSignals().handle_signals()
 def evaluate_command(arguments: list[str]) -> int:
     """Run ``fusion-pl evaluate``."""
-    refuse_repeated_options(arguments, repeatable=())
-    config = parse(evaluate_parser(), arguments)
+    config = parse_checkpoint_command(evaluate_parser(), arguments)
     output = Path(config.output)
     if any(path.is_file() for path in (output, *output.parents)):
         raise UserError(f"--output {output} is, or lies below, a file: give a folder")
@@ -135,8 +140,7 @@ def load_evaluated_model(config: Namespace, checkpoint: str) -> tuple[EvaluatedM
             "task": predictor.task,
         }
     )
-    data.processors = predictor.processors
-    data.setup("predict")
+    set_up_rows(data, predictor, options["inputs"])
     state: Any = find_split_record(content, ManifestData)
     with open(path, "rb") as file:
         content_hash = hashlib.file_digest(file, "sha256").hexdigest()

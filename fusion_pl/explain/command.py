@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import track
 
-from fusion_pl.cli.parsing import parse, refuse_repeated_options
+from fusion_pl.cli.parsing import parse_checkpoint_command
 from fusion_pl.cli.predict import add_checkpoint_option, add_model_options, load_model
 from fusion_pl.data.rows import ManifestRows
 from fusion_pl.explain.explainer import Explainer, Method
@@ -57,8 +57,7 @@ def explain_parser() -> ArgumentParser:
 @StopSignals().handle_signals()
 def explain_command(arguments: list[str]) -> int:
     """Run ``fusion-pl explain``; return 1 if no row could be explained, else 0."""
-    refuse_repeated_options(arguments, repeatable=())
-    config = parse(explain_parser(), arguments)
+    config = parse_checkpoint_command(explain_parser(), arguments)
     output = Path(config.output)
     if any(path.is_file() for path in (output, *output.parents)):
         raise UserError(f"--output {output} is, or lies below, a file: give a folder")

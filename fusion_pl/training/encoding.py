@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from fusion_pl.data.collate import process_values
 from fusion_pl.data.order import identity_collate
-from fusion_pl.data.rows import InputColumn, LoadError, ManifestRows
+from fusion_pl.data.rows import LIST_ERRORS, InputColumn, LoadError, ManifestRows
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.processes import init_worker
 from fusion_pl.processors.base import OPEN_ERRORS, Processor
@@ -92,7 +92,7 @@ class InputValueDataset(Dataset[OpenedValues]):
                 values[position] = column.open(column.cells[index])
             except OPEN_ERRORS as error:
                 if rows.on_bad_file == "raise":
-                    raise LoadError(f"{rows.place(column, index)}: {error}") from error
+                    raise LoadError(f"{rows.place(column, index)}: {error}; {LIST_ERRORS}") from error
                 errors[position] = str(error)
             self._check_unchanged(position)
         inputs = self._process(values) if values else None

@@ -236,6 +236,7 @@ def test_without_a_split_column_the_checkpoint_knows_the_test_rows(few_resamples
         (["--groups", "speeker,note"], r"there is no column 'speeker' for --groups.*did you mean speaker"),
         (["--data.label", "labels"], r"there is no column 'labels' for the label.*did you mean label"),
         (["--data.label", "note"], r"none of the 240 rows of the split test has a label of the model.*'note'"),
+        (["--data.inputs", "{first: notes}"], r"there is no column 'notes' for the input 'first'"),
         (["--data.split", "part"], r"there is no column 'part' for the split"),
         (["--split", "tset"], r"split is tset, expected.*train.*test"),
         (["--against", "other.ckpt"], r"--against: there is no checkpoint other.ckpt"),

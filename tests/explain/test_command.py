@@ -153,6 +153,7 @@ def test_rows_that_cannot_be_explained_have_their_error(checkpoint, manifest, tm
         (["--limit", "0"], "--limit is 0, expected a number of rows of at least 1"),
         (["--ids", "s3,s99"], r"has no row with the id 's99'; did you mean s\d"),
         (["--target", "hihg"], "'hihg' is not one of the classes high, low; did you mean high"),
+        (["--data.inputs", "{text: notes}"], "there is no column 'notes' for the input 'text'"),
         (["--targe", "high"], "did you mean --target"),
         (["--method", "gradients"], "occlusion.*integrated_gradients"),
     ],
