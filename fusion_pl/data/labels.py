@@ -10,13 +10,14 @@ import numpy as np
 from fusion_pl.data.arrow_cells import is_text
 from fusion_pl.data.checks import check_text_column, row_problems
 from fusion_pl.data.table import Problem, Table
-from fusion_pl.messages import did_you_mean, join_names
-from fusion_pl.tasks import LabelColumn, Task
+from fusion_pl.messages import did_you_mean, join_names, truncate
+from fusion_pl.tasks import LabelColumn, MultiLabel, Task
 from fusion_pl.tasks.base import Targets
 from fusion_pl.types import UserError
 
 MAX_DECIMAL_CLASSES = 20  # more classes that are decimal numbers are quantities
 MAX_ROWS_OF_TYPO = 2  # of a class that may be a misspelt label of another class
+JOINED_SHARE = 0.25  # of the classes that look like several names, from which on a sentence tells it
 SEPARATOR = "\x1f"  # between the items of a list, which are joined to find distinct lists
 
 
@@ -143,6 +144,40 @@ def _is_number(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def describe_joined_labels(classes: Sequence[str]) -> str:
+    """Return a sentence if many classes look like several names in one cell, which ``MultiLabel`` reads; else nothing.
+
+    Many are at least a quarter. Such a class is a list, or joined by ``|``, and one of its names is in other classes.
+
+    Args:
+        classes: names of the classes, inferred from the labels.
+
+    Example:
+        >>> describe_joined_labels(["crime", "drama", "crime|drama"]).partition(":")[0]
+        "1 of the 3 different labels looks like several names per cell, such as 'crime|drama'"
+        >>> describe_joined_labels(["yes", "no", "yes|no|perhaps", "either", "or", "both", "none"])
+        ''
+    """
+    task = MultiLabel()
+    names = {name: set(task.read_names(name) or []) for name in classes}
+    uses = Counter(part for parts in names.values() for part in parts)
+    joined = [name for name, parts in names.items() if len(parts) > 1 and any(uses[part] > 1 for part in parts)]
+    if len(joined) < JOINED_SHARE * len(classes) or not joined:
+        return ""
+    verb = "looks" if len(joined) == 1 else "look"
+    return (
+        f"{len(joined)} of the {len(classes)} different labels {verb} like several names per cell, such as "
+        f"{truncate(joined[0])!r}: give --model.task MultiLabel (in Python task=MultiLabel()), or, if each is "
+        "one class, list them in data.classes"
+    )
+
+
+def replace_label_problems(problems: list[Problem], columns: Sequence[str], reason: str) -> list[Problem]:
+    """Return the problems with those of the label columns, if there are any, replaced by their common reason."""
+    others = [problem for problem in problems if problem.column not in columns]
+    return problems if len(others) == len(problems) else [Problem(reason, column=columns[0]), *others]
 
 
 def find_misspelt_classes(classes: Sequence[str], counts: Sequence[int]) -> dict[str, str]:

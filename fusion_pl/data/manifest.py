@@ -23,7 +23,13 @@ from fusion_pl.data.checks import (
     count_text_paths,
 )
 from fusion_pl.data.columns import Columns, TableInputs, check_input_columns, check_input_names
-from fusion_pl.data.labels import check_label_columns, check_labels, find_untrained_classes, unsuitable_labels
+from fusion_pl.data.labels import (
+    check_label_columns,
+    check_labels,
+    find_untrained_classes,
+    replace_label_problems,
+    unsuitable_labels,
+)
 from fusion_pl.data.read_table import read_table, table_files
 from fusion_pl.data.remote import RemoteFiles, is_url, strip_query
 from fusion_pl.data.rows import InputColumn, ManifestRows
@@ -161,7 +167,7 @@ class ManifestData(TableData):
         for message in self._splits.messages():
             rank_zero_info(message)
         if stage == "fit":
-            for message in self.misspelt_classes.values():
+            for message in [*filter(None, [self.joined_labels]), *self.misspelt_classes.values()]:
                 rank_zero_info(f"{self.manifest}: {message}")
             self._warn_of_text_paths()
         self._stage = stage
@@ -188,6 +194,8 @@ class ManifestData(TableData):
                 return problems + option_problems  # the rows cannot be assigned to splits
             required = REQUIRED_SPLITS[stage]
             problems += self._check_classes(required)
+            if stage == "fit" and self.joined_labels:
+                problems = replace_label_problems(problems, self.label_columns, self.joined_labels)
             problems += self._splits.check_promises()
             problems += self._splits.check_leakage(SPLITS[1:] if stage == "fit" else required)
             if stage == "fit" and self.sample_weight is not None:
@@ -238,7 +246,7 @@ class ManifestData(TableData):
                 self.targets,
                 dict(zip(self._classes, self.class_counts, strict=True)),
             )
-        if self.configured_classes is None:
+        if self.configured_classes is None and not self.joined_labels:
             return unsuitable_labels(self.table, self.label_columns, self._classes, bool(problems)) or problems
         return problems
 

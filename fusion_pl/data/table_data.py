@@ -19,6 +19,7 @@ from fusion_pl.data.folds import parse_fold
 from fusion_pl.data.labels import (
     check_label_columns,
     check_label_option,
+    describe_joined_labels,
     find_misspelt_classes,
     has_label_columns,
     read_label_column,
@@ -149,10 +150,17 @@ class TableData(FusionData):
         counts: list[int] = self.task.count_absent(targets, len(self._classes)).tolist()
         return counts
 
+    @cached_property
+    def joined_labels(self) -> str:
+        """Sentence if the inferred classes of exclusive classes look like several names per cell; else empty."""
+        if self.configured_classes is not None or not self.task.exclusive_classes:
+            return ""
+        return describe_joined_labels(self._classes)
+
     @property
     def misspelt_classes(self) -> dict[str, str]:
         """Dictionary from each inferred class that may be a typing error to a message; empty if classes are given."""
-        if self.configured_classes is not None:
+        if self.configured_classes is not None or self.joined_labels:
             return {}
         counts = self.task.count_classes(self.targets, len(self._classes))
         return find_misspelt_classes(self._classes, counts.tolist())

@@ -76,6 +76,8 @@ def check_table(data: ManifestData) -> CheckedTable:
     findings += _duplicate_findings(inputs, splits, usable, data)
     statistics = compute_statistics(data, inputs, splits)
     findings += find_unbalanced(statistics, data.misspelt_classes)
+    if data.joined_labels and not any(finding.text == data.joined_labels for finding in findings):
+        findings.append(Finding(Kind.JOINED, data.joined_labels, column=data.label_columns[0]))
     for name, text in data.misspelt_classes.items():
         row = int(np.flatnonzero(data.task.has_class(data.targets, data.classes.index(name)))[0])
         findings.append(Finding(Kind.MISSPELT, text, row, data.label_columns[0]))

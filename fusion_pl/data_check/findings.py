@@ -15,6 +15,7 @@ class Kind(StrEnum):
     UNREADABLE = "file or value that cannot be read"
     ABSURD = "absurd size or rate"
     LEAK = "same sample in two splits"
+    JOINED = "labels that look like several names"
     CONFLICT = "same sample with two labels"
     DUPLICATE = "same sample twice"
     SHARED = "same value in two splits"

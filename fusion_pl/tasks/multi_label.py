@@ -80,7 +80,7 @@ class MultiLabel(Task):
         """Return the names in all cells, sorted; of several columns, the names of the columns."""
         if len(columns) > 1:
             return [column.name for column in columns]
-        return sorted_classes(name for cell in columns[0].cells for name in self._names(cell) or [])
+        return sorted_classes(name for cell in columns[0].cells for name in self.read_names(cell) or [])
 
     def read_targets(self, columns: Sequence[LabelColumn], classes: Sequence[str]) -> Targets:
         """Return 1, 0 or -1 for each row and class."""
@@ -92,7 +92,7 @@ class MultiLabel(Task):
         targets = np.full((len(column.cells) + 1, len(classes)), UNKNOWN, np.int64)
         targets[-1] = 0 if self.empty == "none" else UNKNOWN
         for code, cell in enumerate(column.cells):
-            names = self._names(cell)
+            names = self.read_names(cell)
             if names is None or not index.keys() >= set(names):
                 continue  # invalid
             targets[code] = targets[-1] if not names and isinstance(cell, str) and not cell.strip() else 0
@@ -104,7 +104,7 @@ class MultiLabel(Task):
         if len(columns) > 1:
             flags = [[_text(cell).lower() in {*FLAGS, ""} for cell in column.cells] for column in columns]
         else:
-            names = [self._names(cell) for cell in columns[0].cells]
+            names = [self.read_names(cell) for cell in columns[0].cells]
             flags = [[found is not None and set(found) <= set(classes) for found in names]]
         valid = (np.array([*values, True], bool) for values in flags)
         return [~values[column.codes] for values, column in zip(valid, columns, strict=True)]
@@ -113,7 +113,7 @@ class MultiLabel(Task):
         """Return what is wrong with a cell, and what to do."""
         if several_columns:
             return f"{cell!r} is neither 1 nor 0: expected 1, 0, or an empty cell if it is unknown"
-        names = self._names(cell or "")
+        names = self.read_names(cell or "")
         if names is None:
             return f"{cell!r} is not a list of labels such as [drama, crime]: close its brackets and quotation marks"
         unknown = next(name for name in names if name not in classes)
@@ -123,7 +123,7 @@ class MultiLabel(Task):
         values = [FLAGS.get(_text(cell).lower(), UNKNOWN) for cell in column.cells]
         return np.array([*values, UNKNOWN], np.int64)[column.codes]
 
-    def _names(self, cell: str | tuple[str, ...]) -> list[str] | None:
+    def read_names(self, cell: str | tuple[str, ...]) -> list[str] | None:
         """Return the distinct names in a cell; None if it is a list that cannot be read."""
         items: Any = cell if isinstance(cell, tuple) else cell.split(self.separator)
         if isinstance(cell, str) and cell.lstrip().startswith("["):

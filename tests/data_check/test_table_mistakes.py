@@ -119,6 +119,37 @@ def test_the_console_shows_the_first_ten_findings_of_a_kind(tmp_path, monkeypatc
     assert "… and 2 more" in printed
 
 
+def several_names(row):
+    """A cell of one to three names; some combinations occur in one row only."""
+    return {"label": "|".join(name for bit, name in enumerate(("crime", "drama", "music")) if (row % 7 + 1) >> bit & 1)}
+
+
+ARE_NAMES = "look like several names per cell, such as 'crime|drama': give --model.task MultiLabel"
+
+
+def test_labels_of_several_names_are_the_first_finding(tmp_path, monkeypatch, caplog):
+    write_texts(tmp_path, several_names)
+    code, findings = data_check(tmp_path, monkeypatch)
+    assert (code, findings[0]["kind"], findings[0]["column"]) == (0, "joined", "label")
+    assert "4 of the 7 different labels " + ARE_NAMES in findings[0]["text"]
+    assert "misspelt" not in {line["kind"] for line in findings}
+    with caplog.at_level("INFO"):
+        assert run("fit", ["--config", str(tmp_path / "config.yaml"), "--dry_run"]) == 0
+    assert ARE_NAMES in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change", [lambda row: {"label": ""} if row == 3 else {}, lambda row: {"label": "drama|war"} if row == 29 else {}]
+)
+def test_labels_of_several_names_are_told_instead_of_their_consequences(change, tmp_path, capsys):
+    write_texts(tmp_path, lambda row: several_names(row) | change(row))
+    assert run("fit", ["--config", str(tmp_path / "config.yaml"), "--dry_run"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert "table.csv has 1 problem: column 'label'" in message
+    assert ARE_NAMES in message
+    assert "did you mean" not in message
+
+
 def test_the_question_after_a_missing_column_is_the_end_of_the_sentence(tmp_path, capsys):
     write_texts(tmp_path, label="labels")
     assert run("fit", ["--config", str(tmp_path / "config.yaml"), "--dry_run"]) == 2
