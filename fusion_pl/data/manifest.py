@@ -33,13 +33,7 @@ from fusion_pl.data.labels import (
 from fusion_pl.data.read_table import read_table, table_files
 from fusion_pl.data.remote import RemoteFiles, is_url, strip_query
 from fusion_pl.data.rows import InputColumn, ManifestRows
-from fusion_pl.data.sampling import (
-    Sampling,
-    check_weights,
-    class_balanced_weights,
-    read_weights,
-    relative_lengths,
-)
+from fusion_pl.data.sampling import Sampling, check_weights, class_balanced_weights, read_weights, relative_lengths
 from fusion_pl.data.splits import SPLITS, Split
 from fusion_pl.data.table import Problem, Table, raise_problems
 from fusion_pl.data.table_data import DEFAULT_SPLIT, TableData
