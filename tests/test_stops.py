@@ -146,6 +146,31 @@ def test_errors_of_half_constructed_objects_are_silent_after_a_stop(monkeypatch,
     assert capfd.readouterr().err == ""
 
 
+def test_they_are_silent_if_python_ignored_the_first_stop(monkeypatch, capfd):
+    """Which is raised again 0.1 s later; before that, other objects are deleted."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    signals = StopSignals()
+
+    class Interrupted:
+        def __del__(self):
+            signals.receive(signal.SIGINT)
+
+    class HalfConstructed:
+        def __del__(self):
+            raise AttributeError("_shutdown")
+
+    def wait():
+        with signals.handle_signals():
+            Interrupted()
+            HalfConstructed()
+            while True:
+                time.sleep(0.01)
+
+    with pytest.raises(StoppedBySignal):
+        wait()
+    assert capfd.readouterr().err == ""
+
+
 def test_a_failed_test_leaves_no_folder(fit, manifest, capsys):
     assert run("fit", [*fit[4:], "--trainer.max_epochs", "1", "--data.num_workers", "0"]) == 0
     folder = Path("broken")

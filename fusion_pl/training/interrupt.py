@@ -43,6 +43,7 @@ class StopSignals:
         self.received_signum: int | None = None
         self.is_deferred = False
         self._raised = False
+        self._stops = False  # since the exception was first raised, which may have been ignored
         self.pid: int | None = None  # ID of the process that handles the signals
 
     @contextmanager
@@ -63,7 +64,7 @@ class StopSignals:
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
             self.pid = None
-            if not self._raised:  # see ``_raise_later``
+            if not self._stops:  # see ``_raise_later``
                 sys.unraisablehook = hook
 
     def receive(self, signum: int, frame: FrameType | None = None) -> None:
@@ -80,7 +81,7 @@ class StopSignals:
             if is_rank_zero():  # in a new thread: this thread may hold the lock of the progress bar
                 threading.Thread(target=get_console().print, args=[STOPPING_MESSAGE]).start()
             return
-        self._raised = True
+        self._raised = self._stops = True
         raise StoppedBySignal(signum, *(["Stopped at once, without saving."] if self.received_signum else []))
 
     def _raise_later(self, unraisable: sys.UnraisableHookArgs) -> None:
@@ -92,7 +93,7 @@ class StopSignals:
         if isinstance(unraisable.exc_value, StoppedBySignal):
             self._raised = False
             threading.Timer(0.1, signal.raise_signal, [unraisable.exc_value.signum]).start()
-        elif not self._raised:
+        elif not self._stops:
             sys.__unraisablehook__(unraisable)
 
 
