@@ -170,8 +170,10 @@ class ManifestData(TableData):
         """Tell of columns whose first texts are paths of files, which were to be read."""
         some = np.arange(min(len(self.table), NUM_TEXTS))
         for name, column in self._inputs.names.items():
+            if self.processors[name].reads_files:
+                continue
             texts = [cell for cell in self._inputs.cells(name, some) if isinstance(cell, str)]
-            if not self.processors[name].reads_files and count_text_paths(texts, self.root):
+            if count_text_paths(texts, self.root):
                 text = "most texts are the paths of existing files: put the text itself into the cell"
                 rank_zero_info(f"{self.manifest}, column {column!r}: {text}")
 
