@@ -137,8 +137,7 @@ class FusionClassifier(LightningModule):
 
         Args:
             folder: folder of the features of all encoders.
-            max_bytes: maximum size of the folder in bytes; None = 10 % of the sum of the free disk and the
-                folder's present size.
+            max_bytes: maximum size of the folder in bytes; None = 10 % of the free disk and the folder's present size.
             dtype: type of the stored numbers.
         """
         self.cache = CacheOptions(Path(folder), max_bytes, dtype)

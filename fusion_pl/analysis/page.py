@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from fusion_pl.files import atomic_write
 from fusion_pl.html import Preview
 
 PICTURES = "pictures"  # folder of the SVG files, next to the Markdown file
@@ -86,6 +87,26 @@ def render(kind: Literal["html", "md"], title: str, sections: Sequence[Section])
     )
     environment.filters |= {"escape_markdown": _escape_markdown, "one_line": _one_line, "base64": b64encode}
     return environment.get_template(f"report.{kind}.jinja").render(title=title, sections=sections, folder=PICTURES)
+
+
+def write_pages(folder: Path, title: str, sections: Sequence[Section], others: Mapping[str, str]) -> None:
+    """Write ``report.html``, ``report.md`` with its pictures, and other files into a folder, each as a whole.
+
+    Args:
+        folder: folder, which is made if it does not exist.
+        title: title of the page.
+        sections: sections of the page.
+        others: file name -> content.
+    """
+    pictures = [picture for section in sections for picture in section.pictures]
+    files = {f"{PICTURES}/{picture.name}.svg": picture.image.decode() for picture in pictures} | dict(others)
+    files["report.md"] = render("md", title, sections)
+    files["report.html"] = render("html", title, sections)
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(content)
 
 
 def _escape_markdown(text: str) -> str:

@@ -10,13 +10,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fusion_pl.analysis.page import PICTURES, Picture, Section, Table, render
+from fusion_pl.analysis.page import Picture, Section, Table, write_pages
 from fusion_pl.analysis.plots import plot_score_against_cost, plot_score_by_subset, to_svg
 from fusion_pl.analysis.result import RunResult
 from fusion_pl.analysis.statistics import wilson_interval
 from fusion_pl.analysis.summary import COSTS, Row, Summary, group_by_label, summarise
 from fusion_pl.analysis.tables import EMPTY_CELL, failure_table, ranking_table, subset_table, unranked_table
-from fusion_pl.files import atomic_write
 from fusion_pl.training.figures import plot_missing_inputs
 
 TERM_EXPLANATIONS = (
@@ -87,16 +86,7 @@ def write_report(
     title = f"Comparison of fusions: {config_name}"
     summary = summarise(results, all_inputs)
     sections = _sections(results, summary, all_inputs, note)
-    pictures = [picture for section in sections for picture in section.pictures]
-    files = {f"{PICTURES}/{picture.name}.svg": picture.image.decode() for picture in pictures}
-    files["results.csv"] = _csv_text(results, summary, all_inputs)
-    files["report.md"] = render("md", title, sections)
-    files["report.html"] = render("html", title, sections)
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(content)
+    write_pages(folder, title, sections, {"results.csv": _csv_text(results, summary, all_inputs)})
     return summary
 
 

@@ -22,12 +22,13 @@ def read_times(table: Table, column: str) -> NDArray[np.float64]:
     time zone is in UTC.
     """
     codes, texts = table.factorize(column)
-    numbers = [_parse_number(text) for text in texts]
+    numbers = [parse_number(text) for text in texts]
     times = numbers if any(map(math.isfinite, numbers)) else [_parse_date(text) for text in texts]
     return np.array([*times, math.nan])[codes]
 
 
-def _parse_number(text: str) -> float:
+def parse_number(text: str) -> float:
+    """Return a finite number, NaN for another text."""
     try:
         number = float(text)
     except ValueError:

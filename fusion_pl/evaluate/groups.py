@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion_pl.data.checks import check_text_column
+from fusion_pl.data.split_times import parse_number
 from fusion_pl.data.table import Table, raise_problems
 from fusion_pl.evaluate.evaluation import Evaluation
 from fusion_pl.messages import truncate
@@ -68,7 +69,7 @@ def group_by_column(table: Table, column: str, rows: NDArray[np.int64]) -> Group
     texts = [text.strip() for text in texts]
     used = codes[rows]
     distinct = {texts[code] for code in np.unique(used[used >= 0])} - {""}
-    numbers = {text: _number(text) for text in distinct}
+    numbers = {text: parse_number(text) for text in distinct}
     if len(distinct) > MAX_NUMBERS and not np.isnan(list(numbers.values())).any():
         values = np.array([*(numbers.get(text, np.nan) for text in texts), np.nan])
         return group_by_number(column, values[used])
@@ -94,12 +95,3 @@ def group_by_number(name: str, values: NDArray[np.float64]) -> Grouping:
 def _bin_name(values: NDArray[np.float64]) -> str:
     low, high = values.min(), values.max()
     return f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"
-
-
-def _number(text: str) -> float:
-    """Return a finite number, NaN for another text."""
-    try:
-        number = float(text)
-    except ValueError:
-        return np.nan
-    return number if np.isfinite(number) else np.nan

@@ -8,23 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fusion_pl.analysis.page import PICTURES, render
+from fusion_pl.analysis.page import write_pages
 from fusion_pl.evaluate.section import EvaluationSection
-from fusion_pl.files import atomic_write
 
 
 def write_report(folder: Path, title: str, sections: Sequence[EvaluationSection]) -> None:
     """Write the files of the report into a folder, which is made if it does not exist."""
-    pictures = [picture for section in sections for picture in section.pictures]
-    files = {f"{PICTURES}/{picture.name}.svg": picture.image.decode() for picture in pictures}
-    files["results.json"] = json.dumps({section.key: plain(section.results) for section in sections}, indent=1) + "\n"
-    files["report.md"] = render("md", title, sections)
-    files["report.html"] = render("html", title, sections)
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(content)
+    results = json.dumps({section.key: plain(section.results) for section in sections}, indent=1) + "\n"
+    write_pages(folder, title, sections, {"results.json": results})
 
 
 def plain(value: Any) -> Any:
