@@ -40,7 +40,7 @@ def is_url(path: Any) -> bool:
         >>> is_url("s3://bucket/1.png"), is_url("photos/1.png")
         (True, False)
     """
-    return isinstance(path, str) and URL.match(path) is not None
+    return isinstance(path, str) and "://" in path and URL.match(path) is not None
 
 
 def strip_query(path: str) -> str:
@@ -66,9 +66,10 @@ def join_url(folder: str, path: str) -> str:
 
 def is_inside(path: str, folder: str) -> bool:
     """Return whether an absolute path or URL without ``..`` lies inside a folder; other URLs lie outside."""
+    if not path.startswith(folder if folder.endswith("/") else f"{folder}/"):
+        return False
     # Clients remove tabs and line breaks from a URL. urlsplit, which does it, too, raises an error for some URLs.
-    segments = re.split(r"[/\\]", unquote(re.sub(r"[\t\r\n]", "", strip_query(path)))) if is_url(path) else []
-    return path.startswith(os.path.join(folder, "")) and ".." not in segments
+    return not is_url(path) or ".." not in re.split(r"[/\\]", unquote(re.sub(r"[\t\r\n]", "", strip_query(path))))
 
 
 class RemoteFiles:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset
 
+from fusion_pl.data.arrow_cells import is_string
 from fusion_pl.data.remote import RemoteFiles, is_url
 from fusion_pl.data.table import Cells, Table
 from fusion_pl.processors.base import OPEN_ERRORS, Processor
@@ -50,6 +51,11 @@ class InputColumn:
     def reads_paths(self) -> bool:
         """Whether the cells are paths of files."""
         return isinstance(self.cells, Cells) and self.cells.root is not None
+
+    def read_texts(self, indices: Sequence[int]) -> dict[int, str | None]:
+        """Return the cells at some indices if they are texts; otherwise an empty dictionary, as files may be large."""
+        is_text = type(self.cells) is Cells and is_string(self.cells.table.data[self.column].type)
+        return {index: self.cells[index] for index in indices} if is_text else {}
 
     def open(self, cell: Any) -> Any:
         """Open a cell."""
@@ -129,21 +135,24 @@ class ManifestRows(Dataset[Sample]):
     def __getitems__(self, indices: Sequence[int]) -> list[Sample]:
         """Load rows, one input after the other: alternating between decoders takes 30 % longer for small files.
 
+        For the same reason, the texts of a column, such as paths, are read before a file is opened.
+
         Raises:
             LoadError: if a file cannot be read (unless ``on_bad_file`` is ``missing``) or no input is left (unless
                 ``return_errors`` is set).
         """
         inputs: list[dict[str, Any]] = [{} for _ in indices]
         for column in self.columns:
+            texts = column.read_texts(indices)
             for index, values in zip(indices, inputs, strict=True):
-                if index not in self.errors and (value := self._open(column, index)) is not None:
+                if index not in self.errors and (value := self._open(column, index, texts)) is not None:
                     values[column.input] = value
         return [self._make_sample(index, values) for index, values in zip(indices, inputs, strict=True)]
 
-    def _open(self, column: InputColumn, index: int) -> Any:
+    def _open(self, column: InputColumn, index: int, texts: Mapping[int, str | None]) -> Any:
         """Open and augment a cell; return None if it is missing, an error if it cannot be opened."""
         try:
-            if (cell := column.cells[index]) is None:
+            if (cell := texts[index] if texts else column.cells[index]) is None:
                 return None
             value = column.open(cell)
         except LoadError:  # not about this value alone
@@ -152,6 +161,8 @@ class ManifestRows(Dataset[Sample]):
             load_error = LoadError(f"{self.place(column, index)}: {error}")
             load_error.__cause__ = error
             return load_error
+        if column.augment is None:
+            return value
         return _augment(column.augment, value, f"input {column.input!r} of {self._row(index)}")
 
     def _make_sample(self, index: int, values: dict[str, Any]) -> Sample:
@@ -193,9 +204,7 @@ class ManifestRows(Dataset[Sample]):
         return None if self.targets is None else self.targets[index].tolist()
 
 
-def _augment(transform: nn.Module | None, value: Any, place: str) -> Any:
-    if transform is None:
-        return value
+def _augment(transform: nn.Module, value: Any, place: str) -> Any:
     try:
         return transform(value)
     except (ValueError, TypeError, RuntimeError) as error:  # from transforms of other libraries

@@ -238,8 +238,9 @@ def to_waveform(samples: NDArray[Any], rate: int, name: str, is_float: bool = Tr
     """
     if not samples.size:
         raise UserError(f"{name} has no samples: replace it or leave this input out")
-    with np.errstate(over="ignore"):  # in single precision, a sample may become infinite
-        samples = np.ascontiguousarray(samples, dtype=np.float32)
+    if samples.dtype != np.float32:
+        with np.errstate(over="ignore"):  # in single precision, a sample may become infinite
+            samples = samples.astype(np.float32)
     if is_float and not np.isfinite(samples).all():
         raise UserError(f"{name} contains NaN or infinite samples: replace it or leave this input out")
-    return Waveform(torch.from_numpy(samples), rate)
+    return Waveform(torch.from_numpy(np.ascontiguousarray(samples)), rate)
