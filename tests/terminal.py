@@ -13,6 +13,8 @@ import sys
 import termios
 import time
 
+from tests.commands import Command
+
 FUSION_PL = [sys.executable, "-m", "fusion_pl"]
 CTRL_C = b"\x03"
 
@@ -23,19 +25,26 @@ def _attach(slave):
 
 
 class Terminal:
-    """A command in a new pseudo-terminal.
+    """``fusion-pl`` in a new pseudo-terminal.
 
     Args:
-        command: with its arguments.
+        arguments: words after ``fusion-pl``.
         columns: width of the terminal.
+        folder: current folder of the command.
+        new_interpreter: whether the command imports the libraries.
     """
 
-    def __init__(self, command, columns=80, **options):
+    def __init__(self, arguments, columns=80, folder=".", new_interpreter=False):
         self.master, slave = os.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         self.raw = b""
-        environment = os.environ | {"TERM": "xterm-256color", "COLORTERM": ""}
-        self.process = subprocess.Popen(command, preexec_fn=lambda: _attach(slave), env=environment, **options)
+        terminal = {"TERM": "xterm-256color", "COLORTERM": ""}
+        if new_interpreter:
+            self.process = subprocess.Popen(
+                [*FUSION_PL, *arguments], preexec_fn=lambda: _attach(slave), env=os.environ | terminal, cwd=folder
+            )
+        else:
+            self.process = Command(arguments, os.ttyname(slave), folder, terminal)
         os.close(slave)
 
     def __enter__(self):

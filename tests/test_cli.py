@@ -17,8 +17,7 @@ import yaml
 from fusion_pl.__main__ import HELP, main
 from fusion_pl.cli.run import run
 from tests import texts
-
-FUSION_PL = [sys.executable, "-m", "fusion_pl"]
+from tests.commands import Command
 
 
 def encoder(name, **init_args):
@@ -213,10 +212,8 @@ def test_help_and_an_unknown_command_do_not_import_the_libraries(monkeypatch, ca
 
 def test_a_terminated_run_saves_and_can_be_resumed(config, tmp_path):
     endless = ["--trainer.max_epochs", "100000", "--early_stopping.patience", "100000"]
-    command = [*FUSION_PL, "fit", "--config", str(config), *endless]
     log = tmp_path / "log"
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file)
+    process = Command(["fit", "--config", str(config), *endless], [log, log])
     last = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
     deadline = time.monotonic() + 180
     while not last.exists() and time.monotonic() < deadline and process.poll() is None:

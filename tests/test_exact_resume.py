@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -20,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fusion_pl.cli.run import run
 from fusion_pl.training.train_metrics import TrainMetrics
+from tests.commands import run_command
 from tests.texts import LAST, RUN, load
 
 from .test_cli import encoder
@@ -94,9 +94,8 @@ def in_process(folder, *arguments):
 
 
 def in_new_process(folder, *arguments):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "fusion_pl", "fit", "--config", "config.yaml", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    processes = 2 if "ddp" in arguments else 1
+    done = run_command("fit", "--config", "config.yaml", *arguments, folder=folder, processes=processes)
     assert done.returncode in {0, 143, -signal.SIGKILL}, done.stderr
     assert "Traceback" not in done.stderr
     return done.returncode

@@ -21,6 +21,7 @@ from fusion_pl.data import ManifestData
 from fusion_pl.predict import Predictor
 from fusion_pl.types import UserError
 
+from .commands import run_command
 from .test_cli import encoder
 
 DDP = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
@@ -62,7 +63,8 @@ def folder(manifest, tmp_path_factory):
     return folder
 
 
-def command(subcommand, folder, *more):
+def launch(subcommand, folder, *more):
+    """Run a command that starts the second process."""
     call = [sys.executable, "-m", "fusion_pl", subcommand, "--config", "config.yaml", *DDP, *more]
     done = subprocess.run(call, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -75,7 +77,7 @@ def results(folder, version):
 @pytest.fixture(scope="module")
 def fitted(folder):
     """Results of a run of two processes in bfloat16."""
-    command("fit", folder, "--trainer.precision", "bf16-mixed")
+    launch("fit", folder, "--trainer.precision", "bf16-mixed")
     return results(folder, 0)
 
 
@@ -105,7 +107,10 @@ def expected_metrics(checkpoint, folder, split):
 
 def test_two_processes_have_the_same_metrics_as_one(folder, fitted, monkeypatch):
     """11 test samples: 6 and 5, in batches of 4."""
-    command("test", folder, "--trainer.precision", "32-true")
+    done = run_command(
+        "test", "--config", "config.yaml", *DDP, "--trainer.precision", "32-true", folder=folder, processes=2
+    )
+    assert done.returncode == 0, done.stderr
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["fusion-pl"])
     assert run("test", ["--config", "config.yaml", "--trainer.precision", "32-true"]) == 0

@@ -17,6 +17,7 @@ import yaml
 from lightning.pytorch import Callback
 
 from fusion_pl.cli.run import run
+from tests.commands import Command
 from tests.texts import BEST, LAST, RUN, fit, load, results, values
 
 FROZEN = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.0"]  # no epoch is better than the first
@@ -127,9 +128,7 @@ def test_without_a_last_checkpoint_the_best_one_can_be_resumed(fresh):
 
 def test_a_killed_run_leaves_the_last_epoch(fresh):
     many = ["--trainer.max_epochs", "100000", *FROZEN]
-    command = [sys.executable, "-m", "fusion_pl", "fit", "--config", "config.yaml", *many]
-    with open("log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+    process = Command(["fit", "--config", "config.yaml", *many], ["log", "log"])
     try:
         deadline = time.monotonic() + 180
         while not (LAST.is_file() and load(LAST)["epoch"] >= 2) and time.monotonic() < deadline:
@@ -138,7 +137,6 @@ def test_a_killed_run_leaves_the_last_epoch(fresh):
         assert fit("--ckpt_path", "last") == 2  # while the other one trains
     finally:
         process.kill()
-        process.wait()
     before = load(LAST)["epoch"]
     assert before >= 2
     assert load(BEST)["epoch"] == 0

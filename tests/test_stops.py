@@ -46,12 +46,12 @@ def fit(manifest, tmp_path, monkeypatch):
         "trainer": {"accelerator": "cpu"},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
-    return [*FUSION_PL, "fit", "--config", "config.yaml"]
+    return ["fit", "--config", "config.yaml"]
 
 
 def test_workers_end_with_a_killed_run(fit):
     with subprocess.Popen(
-        [*fit, *ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        [*FUSION_PL, *fit, *ENDLESS], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     ) as process:
         try:
             deadline = time.monotonic() + 180
@@ -84,7 +84,7 @@ def test_ctrl_c_in_a_terminal_saves(fit):
 
 def test_ctrl_c_with_two_processes_saves(fit):
     ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "5"]  # of 12 in validation
-    with Terminal([*fit, *ENDLESS, *ddp]) as terminal:
+    with Terminal([*fit, *ENDLESS, *ddp], new_interpreter=True) as terminal:
         terminal.until(lambda: "Epoch 1" in terminal.text)
         terminal.press(CTRL_C)
         assert terminal.ended() == 130, terminal.text
@@ -95,7 +95,7 @@ def test_ctrl_c_with_two_processes_saves(fit):
 
 @pytest.mark.parametrize("library", ["_multiarray_umath", "libtorch_python"])  # of numpy and torch
 def test_ctrl_c_while_libraries_load(fit, library):
-    with Terminal(fit) as terminal:
+    with Terminal(fit, new_interpreter=True) as terminal:
         loaded = Path(f"/proc/{terminal.process.pid}/maps")
         terminal.until(lambda: library in loaded.read_text())
         terminal.press(CTRL_C)
@@ -172,12 +172,12 @@ def test_they_are_silent_if_python_ignored_the_first_stop(monkeypatch, capfd):
 
 
 def test_a_failed_test_leaves_no_folder(fit, manifest, capsys):
-    assert run("fit", [*fit[4:], "--trainer.max_epochs", "1", "--data.num_workers", "0"]) == 0
+    assert run(fit[0], [*fit[1:], "--trainer.max_epochs", "1", "--data.num_workers", "0"]) == 0
     folder = Path("broken")
     shutil.copytree(manifest.parent, folder)
     (folder / "40.png").write_bytes(b"no picture")  # of the test split
     options = ["--data.manifest", str(folder / manifest.name), "--data.num_workers", "0"]
     best = ["--ckpt_path", "lightning_logs/version_0/checkpoints/best.ckpt"]
-    assert run("test", [*fit[4:], *options, *best]) == 2
+    assert run("test", [*fit[1:], *options, *best]) == 2
     assert "40.png" in capsys.readouterr().err
     assert os.listdir("lightning_logs") == ["version_0"]

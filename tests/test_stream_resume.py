@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import datasets
@@ -16,6 +13,7 @@ import pytest
 import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 
+from tests.commands import Command
 from tests.file_server import FileServer
 from tests.test_exact_resume import (
     ACCUMULATE,
@@ -140,28 +138,23 @@ def wait_until(happened, process):
 
 def test_a_second_ctrl_c_ends_a_run_whose_connection_stalls(tmp_path):
     folder = write_stream(tmp_path / "run")
-    with FileServer() as server, (folder / "messages").open("w+") as messages:
+    messages = folder / "messages"
+    with FileServer() as server:
         server.files = {f"/{path.name}": path.read_bytes() for path in (folder / "rows").iterdir()}
         files = {split: f"{server.url}/{split}{end}.parquet" for split, end in (("train", "-0"), ("validation", "-0"))}
         options = ["--data.dataset", "parquet", "--data.data_files", json.dumps(files), *CONSTANT]
-        command = [sys.executable, "-m", "fusion_pl", "fit", "--config", "config.yaml", *options]
-        process = subprocess.Popen(
-            [*command, "--trainer.max_epochs", "100000"],
-            cwd=folder,
-            stdout=messages,
-            stderr=messages,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-        )
+        command = ["fit", "--config", "config.yaml", *options, "--trainer.max_epochs", "100000"]
+        process = Command(command, [messages, messages], folder)
         try:
             wait_until((folder / RUN / "checkpoints/last.ckpt").exists, process)
             server.faults["/train-0.parquet"] = ["stalls"] * 1000
             seen = len(server.requests)
             wait_until(lambda: any(path == "/train-0.parquet" for path, _ in server.requests[seen:]), process)
             process.send_signal(signal.SIGINT)
-            wait_until(lambda: "press Ctrl-C again" in (folder / "messages").read_text(), process)
+            wait_until(lambda: "press Ctrl-C again" in messages.read_text(), process)
             process.send_signal(signal.SIGINT)
             assert process.wait(40) == 128 + signal.SIGINT  # the server stalls for 60 s
         finally:
             process.kill()
-        assert "Stopped at once, without saving." in (folder / "messages").read_text()
-        assert "Fatal" not in (folder / "messages").read_text()
+        assert "Stopped at once, without saving." in messages.read_text()
+        assert "Fatal" not in messages.read_text()

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ import yaml
 
 from fusion_pl.analysis.compare import compare_command
 from fusion_pl.cli.run import run, run_reporting_errors
+from tests.commands import Command, run_command
 
 HEADS = '''
 import os
@@ -103,7 +103,7 @@ def encoder(name, **init_args):
 
 @pytest.fixture
 def compare(manifest, tmp_path):
-    """Return a function that runs the command in an empty folder."""
+    """Return a function that runs the command in a new process and an empty folder, or only starts it."""
     (tmp_path / "table.csv").write_bytes(manifest.read_bytes())
     base = {
         "model": {
@@ -124,14 +124,12 @@ def compare(manifest, tmp_path):
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base, sort_keys=False))
     (tmp_path / "own_heads.py").write_text(HEADS)
 
-    def _compare(*arguments, run=subprocess.run, **options):
-        command = [sys.executable, "-m", "fusion_pl", "compare", "--config", "base.yaml", "--output", "out", *arguments]
-        environment = os.environ | {
-            "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-            "OMP_NUM_THREADS": "1",
-        }
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return run(command, text=True, cwd=tmp_path, env=environment, **pipes, **options)
+    def _compare(*arguments, wait=True):
+        command = ["compare", "--config", "base.yaml", "--output", "out", *arguments]
+        search = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        if wait:
+            return run_command(*command, folder=tmp_path, environment=search)
+        return Command(command, [tmp_path / "stdout", tmp_path / "stderr"], tmp_path, search)
 
     return _compare
 
@@ -291,24 +289,24 @@ def test_a_run_whose_process_dies_is_repeated_without_other_runs(compare_here, t
 @pytest.mark.parametrize("stop", ["killed", "Ctrl-C", "Ctrl-C at the start"])
 def test_no_process_survives_the_command(compare, tmp_path, stop):
     arguments = ["--fusions", "own_heads.Endless", "--seeds", "1", "--inputs", "all", "--data.num_workers", "2"]
-    with compare(*arguments, run=subprocess.Popen, start_new_session=True) as ran:
-        try:
-            if stop == "Ctrl-C at the start":  # while the process of the run imports
-                wait_until(lambda: any("spawn_main" in command_line(process) for process in processes_of(ran.pid)))
-            else:
-                wait_until((tmp_path / "process").is_file)
-                assert len(processes_of(ran.pid)) >= 4  # the command, the run, its data loader workers
-            if stop == "killed":
-                ran.kill()
-            else:
-                os.killpg(ran.pid, signal.SIGINT)  # as a terminal does
-            wait_until(lambda: not processes_of(ran.pid))
-            _, errors = ran.communicate()
-        finally:
-            for process in processes_of(ran.pid):
-                os.kill(process, signal.SIGKILL)
+    ran = compare(*arguments, wait=False)
+    try:
+        if stop == "Ctrl-C at the start":  # while the process of the run imports
+            wait_until(lambda: any("spawn_main" in command_line(process) for process in processes_of(ran.pid)))
+        else:
+            wait_until((tmp_path / "process").is_file)
+            assert len(processes_of(ran.pid)) >= 4  # the command, the run, its data loader workers
+        if stop == "killed":
+            ran.kill()
+        else:
+            os.killpg(ran.pid, signal.SIGINT)  # as a terminal does
+        wait_until(lambda: not processes_of(ran.pid))
+    finally:
+        for process in processes_of(ran.pid):
+            os.kill(process, signal.SIGKILL)
     if stop != "killed":
-        assert ran.returncode == 128 + signal.SIGINT
+        errors = (tmp_path / "stderr").read_text()
+        assert ran.wait() == 128 + signal.SIGINT
         assert "Stopped after 0 of 1 runs; repeat the command to resume" in errors
         assert "Traceback" not in errors
 
@@ -361,6 +359,6 @@ def test_mistakes_are_reported_in_one_sentence(compare, tmp_path, monkeypatch, c
         assert error.count("\n") == 1
     assert run_reporting_errors(lambda: compare_command(["--config", "base.yaml", "--output", "file"])) == 2
     assert "--output: file is a file, expected a folder" in capsys.readouterr().err
-    ran = compare("--config", "base.yaml")  # in a process of its own
+    ran = compare("--config", "base.yaml")  # in a new process
     assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
     assert "--config is given twice" in ran.stderr

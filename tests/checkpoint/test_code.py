@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,6 +11,7 @@ import torch
 from fusion_pl.encoders import ImageEncoder
 from fusion_pl.predict import Predictor
 
+from ..terminal import Terminal
 from .hostile import changed, put, refused, setting
 
 
@@ -33,20 +31,14 @@ def test_embedded_code_is_not_run_and_shows_no_prompt(full, tmp_path):
 
     torch.save(changed(full, change), path)
     (tmp_path / "m.csv").write_text("text,image,audio\na cat,,\n")
-    main, terminal = pty.openpty()
-    os.write(main, b"y\ny\ny\n")
-    command = [sys.executable, "-m", "fusion_pl", "predict", "--ckpt_path", path, "--data.manifest", tmp_path / "m.csv"]
-    done = subprocess.run(
-        [*command, "--output", tmp_path / "o.csv"],
-        stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180, check=False,
-    )  # fmt: skip
-    os.close(main)
-    os.close(terminal)
-    assert done.returncode == 2, done.stdout
-    assert "Traceback" not in done.stdout
-    assert "y/N" not in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("fusion-pl: error: ")
-    assert "a file evil.py, which fusion-pl does not write" in done.stdout
+    command = ["predict", "--ckpt_path", path, "--data.manifest", tmp_path / "m.csv", "--output", tmp_path / "o.csv"]
+    with Terminal(command, columns=1000) as terminal:
+        terminal.press(b"y\ny\ny\n")
+        assert terminal.ended() == 2, terminal.text
+    assert "Traceback" not in terminal.text
+    assert "y/N" not in terminal.text
+    assert terminal.text.splitlines()[-1].startswith("fusion-pl: error: ")
+    assert "a file evil.py, which fusion-pl does not write" in terminal.text
     assert not marker.exists()
     # Neither does the name of code do anything where the code itself is not there: the model is built without it.
     torch.save(changed(full, setting("image", "config.json", auto_map={"AutoModel": "evil.E"})), path)

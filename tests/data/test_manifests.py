@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from PIL import Image
 from fusion_pl.cli.run import run
 from fusion_pl.data.manifests import CREMAD_EMOTIONS, CREMAD_SENTENCES, main, write_manifest
 from fusion_pl.types import UserError
+from tests.commands import run_command
 
 from ..parsing import ROOT
 
@@ -153,8 +152,9 @@ def test_hateful_memes(files, counts, tmp_path):
 
 def test_the_command_writes_the_manifest_and_says_so(tmp_path):
     folder = write_memes(tmp_path / "memes", train=[0, 1], dev=[0, 1])
-    command = [sys.executable, "-m", "fusion_pl.data.manifests", "hateful_memes", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    code = "import runpy; runpy.run_module('fusion_pl.data.manifests', run_name='__main__')"
+    done = run_command("hateful_memes", folder, code=code)
+    assert done.returncode == 0
     assert done.stdout == f"{folder / 'manifest.csv'}: 2 train, 2 val, 0 test rows\n"
     assert not done.stderr
     assert main(["hateful_memes", str(folder)]) == 0  # the same content may be written again

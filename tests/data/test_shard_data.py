@@ -8,7 +8,6 @@ import pickle
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -31,6 +30,7 @@ from fusion_pl.data.sampling import Sampling
 from fusion_pl.data.shard_writer import ShardWriter
 from fusion_pl.processors import Processor
 from fusion_pl.types import UserError
+from tests.commands import Command
 from tests.data_check.test_command import data_check
 from tests.disk import small_disk
 from tests.encoders.models import save_image
@@ -349,12 +349,10 @@ def test_a_killed_writer_goes_on(folder, tmp_path):
     options = ["--shard_size", TINY]
     assert data_shard(folder, tmp_path / "whole", *options) == 0
     words = ["--config", str(folder / "config.yaml"), "--output", str(tmp_path / "killed"), *options]
-    command = [sys.executable, "-m", "fusion_pl", "data", "shard", *words]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as process:
-        while not (tmp_path / "killed/shard-00002.arrow").exists() and process.poll() is None:
-            time.sleep(0.001)
-        process.kill()
+    process = Command(["data", "shard", *words], [tmp_path / "log"] * 2, tmp_path)
+    while not (tmp_path / "killed/shard-00002.arrow").exists() and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*.arrow")}
     assert len(kept) >= 3
     (tmp_path / "killed/manifest.json").unlink(missing_ok=True)  # in case the process was faster

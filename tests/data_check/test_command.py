@@ -20,7 +20,7 @@ from fusion_pl.cli.run import run
 from fusion_pl.data import Keypad
 from fusion_pl.data.keypad import KEYPAD
 from tests.data_check.folder import write_folder, write_table
-from tests.terminal import CTRL_C, FUSION_PL, Terminal
+from tests.terminal import CTRL_C, Terminal
 
 
 def data_check(folder, *arguments, output="report"):
@@ -166,8 +166,8 @@ def test_ctrl_c_ends_the_check_in_one_sentence(tmp_path):
     (tmp_path / "long.csv").write_text(f"text,label,split\n{lines}")
     encoders = '{"text": {"class_path": "fusion_pl.encoders.TinyText"}}'
     words = ["--config", "config.yaml", "--output", "report", "--data.manifest", "long.csv", "--data.num_workers", "2"]
-    command = [*FUSION_PL, "data", "check", *words, "--model.encoders", encoders]
-    with Terminal(command, cwd=tmp_path) as terminal:
+    command = ["data", "check", *words, "--model.encoders", encoders]
+    with Terminal(command, folder=tmp_path) as terminal:
         terminal.until(lambda: "Checking files and texts" in terminal.text)
         terminal.press(CTRL_C)
         assert terminal.ended() == 130, terminal.text

@@ -6,8 +6,6 @@ import csv
 import html
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -23,6 +21,7 @@ from fusion_pl.evaluate.parts import Parts
 from fusion_pl.fusion import Concat
 from fusion_pl.predict import Predictor
 from tests.analysis.test_report import Page
+from tests.commands import Command
 from tests.evaluate import models
 from tests.evaluate.models import SPOILT, fit_model, read, results, write_table
 from tests.test_module import quiet_trainer
@@ -272,13 +271,13 @@ def test_a_killed_command_goes_on(evaluated, few_resamples, tmp_path, monkeypatc
     Path("rows.csv").write_text("\n".join([lines[0], *[line for line in lines if ",test," in line] * 6]))
     shutil.copy(folder / "best.ckpt", "best.ckpt")
     options = ["--data.batch_size", "4", "--split", "all"]
-    command = [sys.executable, "-m", "fusion_pl", "evaluate", "--ckpt_path", "best.ckpt", "--data.manifest", "rows.csv"]
+    command = ["evaluate", "--ckpt_path", "best.ckpt", "--data.manifest", "rows.csv"]
     command += ["--output", "out", "--device", "cpu", "--data.num_workers", "0", "--sweeps", "false", *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 120
-        while len(list(Path("out/partial").glob("*.npz"))) < 2 and time.monotonic() < deadline:
-            time.sleep(0.005)
-        process.kill()
+    process = Command(command, [tmp_path / "log"] * 2)
+    deadline = time.monotonic() + 120
+    while len(list(Path("out/partial").glob("*.npz"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
     kept = {path.name for path in Path("out/partial").glob("*.npz")}
     assert 2 <= len(kept) < 1440 / 32
     assert not Path("out/report.html").exists()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
 
 import fusion_pl.fusion
 from fusion_pl.fusion import Fusion
+from tests.commands import run_command
 
 CODE = """
 import sys
@@ -66,6 +65,6 @@ def test_the_loss_of_a_head_compiles_to_one_graph_for_all_batches():
         if (head.loss, head.held_out_mask) != (Fusion.loss, Fusion.held_out_mask) and not inspect.isabstract(head)
     ]
     assert {"Stacking", "QualityAware"} <= set(own)
-    found = subprocess.run([sys.executable, "-c", CODE, *own], capture_output=True, text=True, check=False)
+    found = run_command(*own, code=CODE)
     assert found.returncode == 0, found.stderr[-2000:]
     assert found.stdout.split() == own

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from fusion_pl.cli.run import run
 from fusion_pl.config import config_of, import_class
 from fusion_pl.fusion import Fusion
 from fusion_pl.types import UserError
+from tests.commands import run_command
 
 TEXT = (Path(__file__).parents[2] / "docs" / "fusion.md").read_text(encoding="utf-8")
 
@@ -97,9 +96,7 @@ def test_the_example_head_trains_and_predicts_in_another_process(user_folder, ma
     predict = ["--ckpt_path", str(checkpoint), "--data.manifest", str(manifest), "--output", "out.jsonl"]
     code = f"from fusion_pl.cli.run import run; refused = run('predict', {predict}); "
     code += f"print([refused, run('predict', [*{predict}, '--trust', 'heads_of_a_user'])])"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(user_folder), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = run_command(code=code, environment={"PYTHONPATH": str(user_folder)})
     assert done.stdout.splitlines()[-1:] == ["[2, 0]"], done.stderr
     assert "--trust heads_of_a_user" in done.stderr
     lines = (user_folder / "out.jsonl").read_text(encoding="utf-8").splitlines()

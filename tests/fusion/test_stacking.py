@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from fusion_pl.fusion import Stacking
 from fusion_pl.training.loss import total_loss
 from fusion_pl.types import UserError
+from tests.commands import run_command
 
 from .reference import mlp, randomised
 from .reference_late import batch_of, cross_entropy_of, softmax, unimodal_logits
@@ -113,7 +111,7 @@ present = {"a": torch.ones(40, dtype=torch.bool)}
 batch = Batch({"a": {}}, present, None, [f"s{row}" for row in range(40)], [()] * 40)
 print(Stacking({"a": 2}, 4, held_out=0.5).held_out_mask(batch).int().tolist())
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = run_command(code=code)
     assert found.stdout.strip() == str(held.int().tolist())
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from fusion_pl.losses import Focal
 from fusion_pl.tasks import MultiClass, MultiLabel, Ordinal
 from fusion_pl.training import Loss
 from fusion_pl.types import UserError
+from tests.commands import run_command
 
 TAGS = ["crime", "drama", "war"]
 
@@ -271,9 +271,7 @@ def test_two_processes_choose_the_thresholds_of_all_samples(here):
     options = ["--config", "config.yaml", "--data.manifest", "unknown.csv", "--model.task.empty", "unknown"]
     options += ["--trainer.logger.name", "ddp"]
     processes = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.max_epochs", "2"]
-    ran = subprocess.run(
-        [sys.executable, "-m", "fusion_pl", "fit", *options, *processes], capture_output=True, text=True, check=False
-    )
+    ran = run_command("fit", *options, *processes, processes=2)
     assert ran.returncode == 0, ran.stderr
     assert "rows, whose labels are all unknown" in ran.stderr
     assert run("validate", options) == 0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +34,7 @@ from fusion_pl.training.stage_metrics import proper_subsets
 from fusion_pl.types import Batch, Encoded, Sample
 from fusion_pl.uncertainty.calibration import Calibration
 from tests.calibrated import best, fit, results, table
+from tests.commands import run_command
 from tests.texts import BEST, load
 from tests.texts import fit as fit_texts
 
@@ -212,9 +211,7 @@ def test_two_processes_fit_and_measure_what_one_does(here):
     both = [*config, "--trainer.logger.init_args.save_dir", "two"]
     fitting = [*both, "--trainer.max_epochs", "1", "--checkpoint.dirpath", "two/checkpoints"]
     for arguments in (["fit", *fitting], ["test", *both, "--ckpt_path", str(BEST)]):
-        done = subprocess.run(
-            [sys.executable, "-m", "fusion_pl", *arguments], capture_output=True, text=True, check=False
-        )
+        done = run_command(*arguments, processes=2)
         assert done.returncode == 0, done.stderr
     fitted, tested = results(0, "two"), results(1, "two")
     assert fitted["calibration"]["before"]["nll"] == pytest.approx(fitted["metrics"]["val/loss"], rel=1e-5)

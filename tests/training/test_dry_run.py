@@ -22,7 +22,7 @@ from fusion_pl.data.collate import Collate
 from fusion_pl.fusion import Mean
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training.dry_run import DryRun
-from tests.terminal import FUSION_PL, Terminal
+from tests.terminal import Terminal
 from tests.test_cli import config  # noqa: F401 - a fixture
 
 DRY_RUN = ["fit", "--config", "config.yaml", "--dry_run"]
@@ -189,6 +189,6 @@ def test_a_long_table_has_a_progress_bar(table):
         shutil.copy(table.parent / "0.png", table.parent / f"copy{number}.png")
     with_copies = [line.replace(",,,", f",copy{number}.png,,") for number, line in enumerate(more)]
     table.write_text("\n".join([*lines, *with_copies]) + "\n")
-    with Terminal([*FUSION_PL, *DRY_RUN, "--data.manifest", str(table)], columns=100) as terminal:
+    with Terminal([*DRY_RUN, "--data.manifest", str(table)], columns=100) as terminal:
         assert terminal.ended() == 0, terminal.text
     assert "Checking files" in terminal.text

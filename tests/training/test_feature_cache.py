@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import textwrap
 import time
@@ -35,6 +34,7 @@ from fusion_pl.training import cache_keys, encoding
 from fusion_pl.training.cache_keys import encoder_key
 from fusion_pl.types import Encoded, UserError
 
+from ..commands import run_command
 from ..conftest import CLASSES
 from ..disk import small_disk
 from ..encoders.models import save_audio, save_image, save_text
@@ -440,9 +440,8 @@ def test_two_processes_share_the_values_and_have_the_results_of_one(folders, man
     devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     callback = "tests.training.test_feature_cache.RecordChecks"
     (tmp_path / "checks.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
-    command = [sys.executable, "-m", "fusion_pl", "fit", "--config", "config.yaml", "--config", "checks.yaml", *devices]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    command = ["fit", "--config", "config.yaml", "--config", "checks.yaml", *devices]
+    done = run_command(*command, folder=tmp_path, processes=2)
     assert done.returncode == 0, done.stderr
     checks = (tmp_path / "checks").read_text().splitlines()
     assert len(checks) == len(set(checks)) == 6
@@ -516,9 +515,7 @@ def test_an_error_in_one_process_of_the_pass_ends_all_of_them(manifest, tmp_path
         "cache": "cache",
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "fusion_pl", "fit", "--config", "config.yaml"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = run_command("fit", "--config", "config.yaml", folder=tmp_path, processes=2)
     assert done.returncode == code, done.stderr
     assert "Connection" not in done.stderr
     if error == "UserError":

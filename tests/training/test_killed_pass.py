@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from fusion_pl.cli.run import run
 from fusion_pl.data import feature_shards
 from fusion_pl.data.feature_shards import FeatureShards
 from fusion_pl.training import encoding
+from tests.commands import run_command
 from tests.texts import load
 
 NUM_VALUES, MEASURED, BATCH = 36, 8, 5  # all texts of both splits; those that are encoded to estimate the size
@@ -104,9 +104,7 @@ def test_a_killed_run_encodes_only_what_lacks(moment, count, stored, undisturbed
     folder = write(tmp_path / "killed", manifest)
     callback = {"class_path": "tests.training.test_killed_pass.Kill", "init_args": {"moment": moment, "count": count}}
     (folder / "kill.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "fusion_pl", "fit", "--config", "config.yaml", "--config", "kill.yaml"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = run_command("fit", "--config", "config.yaml", "--config", "kill.yaml", folder=folder)
     assert done.returncode == -signal.SIGKILL, done.stderr
     stores = list((folder / "cache").iterdir())
     assert sum(len(FeatureShards(store)) for store in stores) == stored
