@@ -30,11 +30,11 @@ def without_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-def call_pickled(function: bytes, *arguments: Any) -> None:
-    """Unpickle a function, which imports its module, and call it; the target of a spawned process."""
+def call_pickled(function: bytes, *arguments: Any) -> Any:
+    """Unpickle a function, which imports its module, and return its result; the target of a spawned process."""
     with without_garbage_collection():
         unpickled = pickle.loads(function)
-    unpickled(*arguments)
+    return unpickled(*arguments)
 
 
 def abandon(thread: threading.Thread) -> None:

@@ -24,6 +24,7 @@ from fusion_pl.data import FusionData, Keypad, ManifestData
 from fusion_pl.encoders import Encoder
 from fusion_pl.explain.command import explain_parser
 from fusion_pl.fusion import Fusion
+from fusion_pl.serve.command import serve_parser
 from fusion_pl.types import UserError
 
 NOT_A_VALUE = "no-such/value"  # not a number, bool, choice, list, dictionary or class
@@ -126,6 +127,7 @@ def test_every_option_refuses_another_type():
         command_parser("test"),
         predict_parser(),
         explain_parser(),
+        serve_parser(),
     ):
         own = options_of(parser).values()
         for option, cls in all_options(parser):

@@ -23,6 +23,7 @@ from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data_check.command import check_parser
 from fusion_pl.evaluate.command import evaluate_parser
 from fusion_pl.explain.command import explain_parser
+from fusion_pl.serve.command import serve_parser
 
 DESCRIPTIONS = {
     "fit": "Train a model with a configuration. An option overrides the --config files before it, a --config overrides "
@@ -39,6 +40,10 @@ DESCRIPTIONS = {
     "evaluate": "Write one page about a checkpoint, on the labelled rows of a table: metrics with intervals, "
     "confusion, calibration, the hardest and the most doubtful samples, metrics by group with a warning for groups "
     "on which the model is worse, and a second checkpoint beside it. The same command goes on after it was stopped.",
+    "serve": "Answer HTTP requests with the predictions of a checkpoint: POST /predict takes JSON or multipart, GET "
+    "/openapi.json describes it, /health, /ready, /info and /metrics are for its operator. Samples of concurrent "
+    "requests are predicted together. Only this machine can reach the server unless --host is given. Ctrl-C and "
+    "SIGTERM stop it after it has answered what it has accepted; the exit code is then 0.",
     "compare": "Train heads and single inputs with one configuration over several seeds, and report which is best. "
     "Options of fusion-pl fit (--trainer.max_epochs 5) apply to every run.",
     "data check": "Open every row and file of a table in parallel, before anything is trained, with the configuration "
@@ -58,6 +63,7 @@ EXAMPLES = {
     "predict": "--ckpt_path best.ckpt --data.manifest new.csv --output predictions.csv",
     "explain": "--ckpt_path best.ckpt --data.manifest new.csv --output reports/why",
     "evaluate": "--ckpt_path best.ckpt --data.manifest rows.csv --groups speaker,source --output reports/best",
+    "serve": "--ckpt_path best.ckpt --port 8000 --workers 2 --token_file token.txt",
     "compare": "--config configs/keypad.yaml --fusions Concat,LowRank --output reports/keypad",
     "data check": "--config configs/own.yaml --output reports/check --cleaned data/cleaned.csv",
     "data shard": "--config configs/own.yaml --output data/shards",
@@ -86,6 +92,7 @@ STANDALONE_PARSERS = {
     "predict": predict_parser,
     "explain": explain_parser,
     "evaluate": evaluate_parser,
+    "serve": serve_parser,
     "compare": compare_parser,
 }
 CONFIG_OPTION = Option("config", str, None, "YAML file of options, which override those given before it", False)

@@ -89,6 +89,12 @@ def add_checkpoint_option(parser: ArgumentParser) -> None:
 
 def add_model_options(parser: ArgumentParser, unused: Collection[str] = TRAINING_OPTIONS) -> None:
     """Add the options of the device and of the table, without its ``unused`` ones."""
+    add_device_options(parser)
+    parser.add_class_arguments(ManifestData, "data", skip=set(unused))
+
+
+def add_device_options(parser: ArgumentParser) -> None:
+    """Add the options of the device, and of the packages and the folder of the checkpoint."""
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--trust", type=str, default=[], help="packages whose encoders and heads may run", nargs="*")
     for name in ("save_dir", "name"):
@@ -98,7 +104,6 @@ def add_model_options(parser: ArgumentParser, unused: Collection[str] = TRAINING
             default=LOGGER["init_args"][name],
             help="folder or name of the runs of fit, for --ckpt_path best or last",
         )
-    parser.add_class_arguments(ManifestData, "data", skip=set(unused))
 
 
 def checkpoint_path(config: Namespace, name: str) -> str:

@@ -1,0 +1,1 @@
+"""``fusion-pl serve``, which answers HTTP requests with the predictions of a checkpoint."""

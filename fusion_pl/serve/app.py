@@ -1,0 +1,180 @@
+"""The web application: its routes, and how a request for predictions is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from fusion_pl.serve.batching import Batcher, QueueFullError
+from fusion_pl.serve.openapi import openapi_document
+from fusion_pl.serve.requests import JSON, RequestError, Samples, media_type, parse_json, parse_multipart, read_body
+from fusion_pl.serve.service import Service, log_error
+from fusion_pl.serve.values import open_sample
+from fusion_pl.types import Sample
+
+DECODING_THREADS = 4
+MESSAGES = {  # of answers that the router gives
+    404: "there is nothing at this path: POST /predict, or GET /openapi.json, which describes all paths",
+    405: "this path has another method: POST /predict, GET for all others",
+}
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def create_app(service: Service) -> Starlette:
+    """Return the application that serves one model."""
+    server = Server(service)
+    routes = [
+        Route("/predict", server.protect(server.predict), methods=["POST"]),
+        Route("/health", server.health),
+        Route("/ready", server.ready),
+        Route("/info", server.protect(server.info)),
+        Route("/metrics", server.protect(server.metrics)),
+        Route("/openapi.json", server.protect(server.openapi)),
+    ]
+    return Starlette(routes=routes, lifespan=server.lifespan, exception_handlers={HTTPException: answer_error})
+
+
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Return the answer to a request that is refused."""
+    del request
+    assert isinstance(error, HTTPException)
+    message = MESSAGES.get(error.status_code, error.detail)
+    return JSONResponse({"error": message}, error.status_code, error.headers)
+
+
+class Server:
+    """Endpoints of a server, and the threads that open and predict samples.
+
+    Attributes:
+        is_ready: whether requests for predictions can be answered.
+    """
+
+    def __init__(self, service: Service) -> None:
+        options = service.options
+        self.service = service
+        self.batcher = Batcher(service.predict, options.batch_size, options.max_wait, options.queue)
+        self.decoders = ThreadPoolExecutor(DECODING_THREADS, "decoding")
+        self.document = openapi_document(service)
+        self.is_ready = False
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        """Run the batches between the start of the server and its stop."""
+        del app
+        self.service.warm_up()
+        task = asyncio.create_task(self.batcher.run())
+        self.is_ready = True
+        yield
+        self.is_ready = False
+        task.cancel()  # all accepted requests are answered
+        self.batcher.close()
+        self.decoders.shutdown()
+
+    def protect(self, endpoint: Endpoint) -> Endpoint:
+        """Return an endpoint that answers only requests with the token, if there is one."""
+        token = self.service.options.token
+        if token is None:
+            return endpoint
+        expected = f"Bearer {token}".encode()
+
+        async def answer(request: Request) -> Response:
+            given = request.headers.get("authorization", "").encode("latin-1", "replace")
+            if not hmac.compare_digest(given, expected):
+                raise RequestError(
+                    401,
+                    "the token is missing or wrong: send the header Authorization: Bearer TOKEN",
+                    {"WWW-Authenticate": "Bearer"},
+                )
+            return await endpoint(request)
+
+        return answer
+
+    async def predict(self, request: Request) -> Response:
+        """Answer ``POST /predict``."""
+        start, status = time.perf_counter(), 500
+        metrics = self.service.metrics
+        try:
+            with self.batcher.accept():
+                metrics.accepted.set(self.batcher.accepted)
+                response = await self._predict(request)
+            status = response.status_code
+        except QueueFullError as error:
+            status = 429
+            raise RequestError(429, "too many requests wait for an answer: try again", {"Retry-After": "1"}) from error
+        except HTTPException as error:
+            status = error.status_code
+            raise
+        except Exception as error:  # the boundary of the server: the client learns nothing about the reason
+            log_error("A request could not be answered", error)
+            raise RequestError(500, "the server failed; its log has the reason") from error
+        finally:
+            metrics.accepted.set(self.batcher.accepted)
+            metrics.requests.labels(status).inc()
+            metrics.request_seconds.observe(time.perf_counter() - start)
+        return response
+
+    async def _predict(self, request: Request) -> Response:
+        loop, service = asyncio.get_running_loop(), self.service
+        with self.batcher.opening():
+            kind = media_type(request)
+            body = await read_body(request, service.limits)
+            if kind == JSON:
+                is_list, samples = await loop.run_in_executor(self.decoders, self._open_json, body)
+            else:
+                parsed = await parse_multipart(request, body, service.predictor.processors, service.limits)
+                is_list, samples = await loop.run_in_executor(self.decoders, self._open, parsed)
+        predictions = [service.as_dict(prediction) for prediction in await self.batcher.predict(samples)]
+        failed = sum(prediction["error"] is not None for prediction in predictions)
+        service.metrics.samples.labels("error").inc(failed)
+        service.metrics.samples.labels("predicted").inc(len(samples) - failed)
+        content: Any = {"predictions": predictions} if is_list else predictions[0]
+        return JSONResponse(content)
+
+    def _open_json(self, body: bytes) -> tuple[bool, list[Sample]]:
+        return self._open(parse_json(body, self.service.limits))
+
+    def _open(self, parsed: Samples) -> tuple[bool, list[Sample]]:
+        """Return whether the client sent a list, and the opened samples."""
+        service = self.service
+        samples = [
+            open_sample(service.predictor, str(index), values, service.limits)
+            for index, values in enumerate(parsed.values)
+        ]
+        return parsed.is_list, samples
+
+    async def health(self, request: Request) -> Response:
+        """Answer ``GET /health``: the process answers."""
+        del request
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        """Answer ``GET /ready``: predictions can be requested."""
+        del request
+        return JSONResponse({"ready": self.is_ready}, 200 if self.is_ready else 503)
+
+    async def info(self, request: Request) -> Response:
+        """Answer ``GET /info``: what the model takes and returns."""
+        del request
+        return JSONResponse(self.service.info)
+
+    async def metrics(self, request: Request) -> Response:
+        """Answer ``GET /metrics`` in the format of Prometheus."""
+        del request
+        return Response(self.service.metrics.text(), media_type=self.service.metrics.content_type)
+
+    async def openapi(self, request: Request) -> Response:
+        """Answer ``GET /openapi.json``: the description of these routes."""
+        del request
+        return Response(json.dumps(self.document, ensure_ascii=False), media_type=JSON)

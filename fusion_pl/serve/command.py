@@ -1,0 +1,108 @@
+"""``fusion-pl serve``, which answers requests over HTTP with the predictions of a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from fusion_pl.cli.parsing import parse_checkpoint_command
+from fusion_pl.cli.predict import RULES, add_checkpoint_option, add_device_options, checkpoint_path
+from fusion_pl.predict import Predictor
+from fusion_pl.serve.limits import Limits
+from fusion_pl.training.interrupt import StopSignals
+from fusion_pl.types import MissingFileError, UserError
+
+TOKEN_VARIABLE = "FUSION_PL_TOKEN"
+
+
+def serve_parser() -> ArgumentParser:
+    """Return the parser of ``fusion-pl serve``."""
+    parser = ArgumentParser(prog="fusion-pl serve", exit_on_error=False, allow_abbrev=False)
+    add_checkpoint_option(parser)
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 = all addresses")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 = any free port")
+    parser.add_argument(
+        "--token_file",
+        type=str | None,
+        default=None,
+        help=f"file with the token that clients have to send, or give it in the environment variable {TOKEN_VARIABLE}",
+    )
+    parser.add_argument("--workers", type=int, default=1, help="number of processes, each with its own model")
+    parser.add_argument("--batch_size", type=int, default=32, help="largest number of samples per batch")
+    parser.add_argument("--max_wait", type=float, default=5.0, help="milliseconds that a sample waits for others")
+    parser.add_argument(
+        "--queue", type=int, default=64, help="accepted requests per process; further ones are answered 429"
+    )
+    parser.add_class_arguments(Limits, "limits")
+    parser.add_method_arguments(Predictor, "rules")
+    add_device_options(parser)
+    return parser
+
+
+@StopSignals().handle_signals()
+def serve_command(arguments: list[str]) -> int:
+    """Run ``fusion-pl serve`` until it is stopped; return 0 after Ctrl-C or SIGTERM."""
+    config = parse_checkpoint_command(serve_parser(), arguments)
+    check_packages()
+    from fusion_pl.serve.processes import listen, run_server
+    from fusion_pl.serve.service import ServeOptions
+
+    _check_numbers(config)
+    path, token = checkpoint_path(config, config.ckpt_path), read_token(config.token_file)
+    with listen(config.host, config.port) as socket:
+        options = ServeOptions(
+            path,
+            config.device,
+            tuple(config.trust),
+            {name: config[name] for name in RULES},
+            Limits(**config.limits.as_dict()),
+            config.batch_size,
+            config.max_wait / 1000,
+            config.queue,
+            token,
+        )
+        return run_server(options, socket, config.workers)
+
+
+def check_packages() -> None:
+    """Raise a ``UserError`` if the packages of the server are not installed."""
+    for name in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise UserError(f"fusion-pl serve needs {name}: pip install 'fusion-pl[serve]'") from error
+
+
+def _check_numbers(config: Namespace) -> None:
+    for name, low, high in (
+        *(("workers", 1, 1024), ("batch_size", 1, 65_536), ("queue", 1, 65_536)),
+        *(("port", 0, 65_535), ("max_wait", 0, 60_000)),
+    ):
+        if not low <= config[name] <= high:
+            raise UserError(f"--{name} is {config[name]}, expected a number from {low} to {high}")
+
+
+def read_token(path: str | None) -> str | None:
+    """Return the token of a file or of the environment; None without both.
+
+    Raises:
+        MissingFileError: if the file does not exist.
+        UserError: if there are both, the file cannot be read, or the token is empty or not ASCII.
+    """
+    token, source = os.environ.get(TOKEN_VARIABLE), f"the environment variable {TOKEN_VARIABLE}"
+    if path is not None:
+        if token is not None:
+            raise UserError(f"--token_file and {source} both give a token: remove one of them")
+        source = f"--token_file {path}"
+        try:
+            token = Path(path).read_text(encoding="utf-8").strip()
+        except FileNotFoundError as error:
+            raise MissingFileError(f"{source} does not exist") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{source} cannot be read as a text: give a file that contains only the token") from error
+    if token is not None and (not token.isascii() or not token.isprintable() or len(token) < 16 or " " in token):
+        raise UserError(f"the token of {source} must have at least 16 ASCII characters without spaces")
+    return token

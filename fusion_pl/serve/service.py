@@ -1,0 +1,136 @@
+"""Predict the samples of requests with a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from fusion_pl import __version__
+from fusion_pl.data.collate import Collate
+from fusion_pl.predict import Prediction, Predictor
+from fusion_pl.serve.limits import Limits
+from fusion_pl.serve.metrics import Metrics
+from fusion_pl.serve.values import kind_of
+from fusion_pl.types import Sample, UserError
+
+LOG = logging.getLogger("fusion_pl.serve")
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """Options of the processes of a server; plain data, which is sent to new processes.
+
+    Attributes:
+        checkpoint: path of the checkpoint.
+        device: device of the model.
+        trust: packages whose encoders and heads may run.
+        rules: arguments of ``Predictor.rules``.
+        limits: limits on requests.
+        batch_size: largest number of samples per batch.
+        max_wait: seconds that a sample waits for others.
+        queue: largest number of accepted requests per process that are not answered yet.
+        token: what clients have to send; None = nothing.
+        threads: threads that compute a batch; None = as torch decides.
+    """
+
+    checkpoint: str
+    device: str = "auto"
+    trust: tuple[str, ...] = ()
+    rules: dict[str, Any] = field(default_factory=dict)
+    limits: Limits = field(default_factory=Limits)
+    batch_size: int = 32
+    max_wait: float = 0.005
+    queue: int = 64
+    token: str | None = field(default=None, repr=False)
+    threads: int | None = None
+
+
+class Service:
+    """Model, decision rules and metrics of one process of a server.
+
+    Raises:
+        MissingFileError: if the checkpoint does not exist.
+        UserError: if the checkpoint cannot be read, or a rule cannot be applied.
+    """
+
+    def __init__(self, options: ServeOptions) -> None:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # an image of this size is refused anyway
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        self.options = options
+        self.limits = options.limits
+        self.predictor = Predictor.from_checkpoint(options.checkpoint, options.device, options.trust)
+        self.rules = self.predictor.rules(**options.rules)
+        self.metrics = Metrics(options.batch_size)
+        self.collate = Collate(self.predictor.processors)
+        given = {"set": options.rules.get("coverage"), "abstained": options.rules.get("abstain")}
+        given |= {"outlier_p_values": options.rules.get("outliers") or None}
+        unused = {"label", "probability", "labels"}.difference(self.predictor.task.prediction_fields)
+        unused |= {name for name, option in given.items() if option is None}
+        self.fields = [name for name in Prediction.__dataclass_fields__ if name not in unused]
+        self.info = self._describe()
+
+    def _describe(self) -> dict[str, Any]:
+        with open(self.options.checkpoint, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        predictor = self.predictor
+        return {
+            "inputs": {name: kind_of(processor) for name, processor in predictor.processors.items()},
+            "task": type(predictor.task).__name__,
+            "classes": list(predictor.classes),
+            "rules": {name: value for name, value in self.options.rules.items() if value},
+            "checkpoint": {"file": Path(self.options.checkpoint).name, "sha256": digest},
+            "device": str(predictor.device),
+            "versions": {"fusion-pl": __version__, "torch": version("torch")},
+        }
+
+    def predict(self, samples: Sequence[Sample]) -> list[Prediction]:
+        """Return one prediction per sample of a batch, which may belong to different clients.
+
+        If the batch fails, each of its samples is predicted alone, so that a sample fails only by itself.
+        """
+        start = time.perf_counter()
+        try:
+            batch = self.collate(samples)
+            predictions = list(self.predictor.predict_batches([batch], self.rules))
+        except Exception as error:  # the boundary between the samples of different clients
+            if len(samples) > 1:
+                return [prediction for sample in samples for prediction in self.predict([sample])]
+            return [Prediction(samples[0].id, error=_failure(error))]
+        self.metrics.batch_seconds.observe(time.perf_counter() - start)
+        self.metrics.batch_samples.observe(len(samples))
+        return predictions
+
+    def as_dict(self, prediction: Prediction) -> dict[str, Any]:
+        """Return the fields of a prediction that its task and the rules fill."""
+        return {name: getattr(prediction, name) for name in self.fields}
+
+    def warm_up(self) -> None:
+        """Predict one sample, so that the first request does not wait for what is computed only once."""
+        inputs = {name: processor.placeholder() for name, processor in self.predictor.processors.items()}
+        self.predict([Sample("warm-up", inputs)])
+
+
+def _failure(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the device is out of memory: send a smaller sample"
+    log_error("A sample could not be predicted", error)
+    return "the model failed on this sample; the log of the server has the reason"
+
+
+def log_error(message: str, error: Exception) -> None:
+    """Log where an error was raised; not its message, which may contain a part of a request."""
+    LOG.error("%s: %s\n%s", message, type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
