@@ -29,9 +29,8 @@ from fusion_pl.data.order import (
 from fusion_pl.data.rows import ManifestRows, OnBadFile
 from fusion_pl.data.sampling import Sampling
 from fusion_pl.data.splits import Split
-from fusion_pl.data.workers import BAR_MIN_ITEMS, iterate_in_workers
+from fusion_pl.data.workers import BAR_MIN_ITEMS, iterate_in_workers, worker_options
 from fusion_pl.messages import escape_unprintable, join_lines
-from fusion_pl.processes import init_worker
 from fusion_pl.processors import Processor
 from fusion_pl.tasks import MultiClass, Task
 from fusion_pl.types import Batch, Sample, UserError
@@ -262,8 +261,7 @@ class FusionData(LightningDataModule, ABC):
             sampler=sampler,
             collate_fn=collate,
             batch_size=self.batch_size,
-            num_workers=num_workers,
-            worker_init_fn=init_worker,
+            **worker_options(num_workers),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
             # A separate generator, so that the loader does not change the random numbers of the model.

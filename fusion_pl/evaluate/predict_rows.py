@@ -20,10 +20,10 @@ from fusion_pl.data.collate import Collate
 from fusion_pl.data.hashes import table_hash
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.remote import is_url
+from fusion_pl.data.workers import worker_options
 from fusion_pl.evaluate.evaluation import Evaluation
 from fusion_pl.evaluate.parts import Arrays, Parts
 from fusion_pl.predict import Predictor
-from fusion_pl.processes import init_worker
 from fusion_pl.types import Batch, Sample, UserError, Waveform
 from fusion_pl.uncertainty.calibration import Outputs
 
@@ -114,8 +114,7 @@ def _predict_batches(model: EvaluatedModel, rows: NDArray[np.int64]) -> Iterator
         batch_size=data.batch_size,
         sampler=rows.tolist(),
         collate_fn=MeasuringCollate(predictor.processors),
-        num_workers=data.num_loader_workers if len(rows) else 0,
-        worker_init_fn=init_worker,
+        **worker_options(data.num_loader_workers if len(rows) else 0),
     )
     batch: Batch
     for batch, lengths in loader:

@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 from fusion_pl.data.collate import Collate, process_values
 from fusion_pl.data.order import identity_collate
 from fusion_pl.data.rows import LoadError, ManifestRows
+from fusion_pl.data.workers import worker_options
 from fusion_pl.evaluate.batch_scores import BatchScores
 from fusion_pl.evaluate.corruption import SEVERITIES, Sweep
 from fusion_pl.evaluate.missing import Selection
 from fusion_pl.evaluate.parts import Arrays, Parts
 from fusion_pl.predict import Predictor
-from fusion_pl.processes import init_worker
 from fusion_pl.processors import Processor
 from fusion_pl.types import Batch, Sample
 
@@ -88,9 +88,8 @@ class RobustnessRun:
         loader: DataLoader[Any] = DataLoader(
             data,
             batch_size=None,
-            num_workers=self.num_workers,
             collate_fn=identity_collate,
-            worker_init_fn=init_worker,
+            **worker_options(self.num_workers),
         )
         items = iter(track(loader, "Sweeps", total=len(data), console=console, transient=True, disable=not remaining))
         for number in remaining:

@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from fusion_pl.data.collate import process_values
 from fusion_pl.data.order import identity_collate
 from fusion_pl.data.rows import LIST_ERRORS, InputColumn, LoadError, ManifestRows
+from fusion_pl.data.workers import worker_options
 from fusion_pl.encoders.base import Encoder
-from fusion_pl.processes import init_worker
 from fusion_pl.processors.base import OPEN_ERRORS, Processor
 from fusion_pl.training.value_keys import ValueKeys, file_signature, path_of, value_keys
 from fusion_pl.types import Encoded
@@ -152,9 +152,8 @@ class EncodingPass:
         loader: DataLoader[OpenedValues] = DataLoader(
             Subset(values, positions.tolist()),
             batch_size=self.batch_size,
-            num_workers=num_workers,
             collate_fn=identity_collate,
-            worker_init_fn=init_worker,
+            **worker_options(num_workers),
         )
         is_hidden = not self.trainer.is_global_zero or self.trainer.progress_bar_callback is None
         bar = track(loader, f"Encoding {self.name}", console=get_console(), transient=True, disable=is_hidden)
