@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from benchmarks.outliers import Run, measure_outliers
 CALIBRATION = ["ECE in %", "by chance", "ECE calibrated", "by chance", "NLL", "NLL calibrated", "change of NLL"]
 DECISIONS = ["coverage of sets in %", "mean size", "AURC in %", "accuracy of the surest 70 %", "accuracy of all"]
 DIVISIONS = ["coverage in %, mean", "smallest", "largest", "mean size", "divisions below the interval", "above"]
+
+OUTLIERS = ["AUROC in %", "FPR at 95 % TPR in %", "false alarms in %", "found in %"]
 
 
 def fit_and_test(config: dict, seed: int, method: str, folder: Path) -> dict:
@@ -104,7 +107,8 @@ def print_outliers(name: str, runs: list[dict]) -> None:
     """Print a row per replaced input and score."""
     for replaced, score in runs[0]["outliers"]:
         cells = zip(*(run["outliers"][replaced, score] for run in runs), strict=True)
-        print_row(name, replaced, score, *(mean(values, 1) for values in cells))
+        shown = ("" if math.isnan(values[0]) else mean(values, 1) for values in cells)
+        print_row(name, replaced, score, *shown)
 
 
 def main() -> None:
@@ -134,7 +138,7 @@ def main() -> None:
     for header, print_rows in (
         (["data", *DECISIONS], print_decisions),
         (["data, inputs", *DIVISIONS], print_divisions),
-        (["data", "replaced", "score", "AUROC in %", "FPR at 95 % TPR in %"], print_outliers),
+        (["data", "replaced", "score", *OUTLIERS], print_outliers),
     ):
         print_header(*header)
         for name, runs in results.items():

@@ -30,6 +30,9 @@ SENTENCES = {
 }
 
 
+LEVEL = 0.05  # of p-values
+
+
 @dataclass(frozen=True)
 class Run:
     """A trained model, and the samples of its data without augmentation."""
@@ -85,11 +88,12 @@ def plant(sample: Sample, name: str, rng: np.random.Generator) -> Sample:
     return replace(sample, inputs=sample.inputs | {name: other})
 
 
-def scores_of(run: Run, name: str, train: dict[str, Tensor]) -> dict[str, Callable[[dict[str, Tensor]], Tensor]]:
+def scores_of(run: Run, name: str, validation: dict[str, Tensor]) -> dict[str, Callable[[dict[str, Tensor]], Tensor]]:
     """Return the scores of outputs, by name; higher = more unlike the training data."""
     detectors, fused = run.predictor.model.outlier_detectors, "+".join(run.predictor.processors)
-    rows = train[f"present/{name}"]
-    trained = OutlierDetector.fit(train[f"embedding/{name}"][rows], train["target"][rows])
+    rows = validation[f"present/{name}"]
+    embeddings = validation[f"embedding/{name}"][rows]
+    other = OutlierDetector.fit(embeddings, validation["target"][rows], embeddings)
     scores = {
         "maximum probability": lambda found: 1 - found["probabilities"].double().max(-1).values,
         "energy": lambda found: -found["logits"].double().logsumexp(-1),
@@ -97,22 +101,32 @@ def scores_of(run: Run, name: str, train: dict[str, Tensor]) -> dict[str, Callab
     if fused in detectors:
         scores["fused"] = lambda found: detectors[fused].distances(found[f"embedding/{fused}"])
     scores["input"] = lambda found: detectors[name].distances(found[f"embedding/{name}"])
-    scores["input, training rows"] = lambda found: trained.distances(found[f"embedding/{name}"])
+    scores["input, validation rows"] = lambda found: other.distances(found[f"embedding/{name}"])
     return scores
 
 
-def measure_outliers(run: Run) -> dict[tuple[str, str], tuple[float, float]]:
-    """Return (input, score) -> AUROC, and the share of outliers among the 95 % least unusual scores, both in %."""
+def measure_outliers(run: Run) -> dict[tuple[str, str], tuple[float, ...]]:
+    """Return (input, score) -> four numbers in %.
+
+    They are the AUROC, the share of outliers among the 95 % least unusual scores and, of the scores with a p-value, the
+    shares of usual samples and of outliers with a p-value of at most 0.05; NaN of the others.
+    """
     test, rng, found = run.samples("test"), np.random.default_rng(0), {}
-    train = run.outputs(run.samples("train")[:2000])
+    validation, detectors = run.outputs(run.samples("val")), run.predictor.model.outlier_detectors
+    names = {"input": None, "fused": "+".join(run.predictor.processors)}
     for name in run.predictor.processors:
         samples = [sample for sample in test if name in sample.inputs]
         usual, planted = run.outputs(samples), run.outputs([plant(sample, name, rng) for sample in samples])
-        for label, score in scores_of(run, name, train).items():
+        for label, score in scores_of(run, name, validation).items():
             low, high = score(usual), score(planted)
             target = torch.cat([torch.zeros(len(low)), torch.ones(len(high))]).long()
             ranks = torch.cat([low, high]).unique(return_inverse=True)[1]  # torchmetrics squashes numbers above 1
             auroc = float(binary_auroc(ranks / ranks.max(), target))
             missed = float((high <= low.quantile(0.95)).double().mean())
-            found[name, label] = (100 * auroc, 100 * missed)
+            shares = (float("nan"), float("nan"))
+            if label in names:
+                key = names[label] or name
+                p_values = (detectors[key].p_values(found[f"embedding/{key}"]) for found in (usual, planted))
+                shares = tuple(float((values <= LEVEL).double().mean()) for values in p_values)
+            found[name, label] = tuple(100 * value for value in (auroc, missed, *shares))
     return found

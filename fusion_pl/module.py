@@ -23,7 +23,7 @@ from fusion_pl.fusion.base import Fusion
 from fusion_pl.layers import fill_missing, mark_missing, scatter_rows
 from fusion_pl.processors import Processor
 from fusion_pl.tasks import MultiClass, Task
-from fusion_pl.training.calibrate import FitCalibration, StoredEmbeddings, StoredOutputs
+from fusion_pl.training.calibrate import FitCalibration, StoredOutputs
 from fusion_pl.training.evaluation import evaluate_batch
 from fusion_pl.training.feature_cache import CacheOptions, FeatureCache, create_cache
 from fusion_pl.training.loss import Loss, TrainingLoss, total_loss
@@ -36,6 +36,7 @@ from fusion_pl.training.optimisation import (
     parameter_groups,
     parameter_ndims,
 )
+from fusion_pl.training.outlier_statistics import StoredEmbeddings
 from fusion_pl.training.stage_metrics import StageMetrics
 from fusion_pl.training.statistics import fit_statistics
 from fusion_pl.training.train_metrics import TrainMetrics
@@ -114,10 +115,9 @@ class FusionClassifier(LightningModule):
             for name, dim in dims.items():
                 self.auxiliary_heads[name] = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_logits))
         self.training_loss = TrainingLoss(self.loss, self.task, self.classes)
-        hidden_layers = {name: encoder.hidden_layers for name, encoder in encoders.items()}
-        self.stage_metrics = nn.ModuleDict(
-            {stage: StageMetrics(stage, self.task, len(classes), hidden_layers) for stage in ("val", "test")}
-        )
+        layers = {name: encoder.hidden_layers for name, encoder in encoders.items()}
+        stages = {stage: StageMetrics(stage, self.task, len(classes), layers) for stage in ("val", "test")}
+        self.stage_metrics = nn.ModuleDict(stages)
         self.train_metrics = TrainMetrics(self.task)
         self.calibration_method, self.outputs, self.embeddings = calibration, StoredOutputs(), StoredEmbeddings()
         self.calibration: Calibration | None = None

@@ -164,7 +164,7 @@ class Predictor:
                 more doubt has no label. None = every sample has a label.
             doubt: score of doubt: ``probability`` (1 - the largest one), ``entropy``, ``energy``, or ``evidential``.
             outliers: whether each input, and all of them together, have a p-value: the share of validation samples
-                that are at least as far from the others. Below 0.01, the input is unlike the data of the training.
+                that are at least as far from the training samples. Below 0.01, the input is unlike these.
 
         Raises:
             UserError: if the task or the checkpoint does not fit, or a number is out of range.
@@ -173,8 +173,8 @@ class Predictor:
         rules = decision_rules(self.task, scores, num_classes, coverage, coverage_by_class, abstain, doubt)
         if outliers and not self.model.outlier_detectors:
             raise UserError(
-                "outliers needs statistics of at least 50 validation samples, and the checkpoint has none: train with "
-                "fusion-pl fit of this version and a validation split of this size"
+                "outliers needs statistics of at least 50 training and 50 validation samples, and the checkpoint has "
+                "none: use best.ckpt of a fusion-pl fit of this version, with splits of this size"
             )
         return replace(rules, outliers=outliers)
 

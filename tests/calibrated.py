@@ -7,8 +7,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from fusion_pl import Predictor
 from fusion_pl.cli.run import run
+from fusion_pl.data.collate import Collate
+from fusion_pl.types import Sample
+from fusion_pl.uncertainty.outliers import OutlierDetector, embeddings_of
 from tests.texts import BEST
 
 DATA = ["--data.manifest", "rows.csv", "--data.num_workers", "0"]
@@ -62,3 +67,25 @@ def table():
 def predict(output, *options):
     arguments = ["--ckpt_path", str(BEST), *DATA, "--overwrite", "--output", output, *options]
     return run("predict", arguments)
+
+
+@torch.inference_mode()
+def expected_detectors(checkpoint, rows, one_mean=False):
+    """Detectors of a checkpoint, from all rows of the table, encoded one by one."""
+    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    model, collate, found = predictor.model, Collate(predictor.processors), {}
+    for row in rows:
+        inputs = {name: row[name] for name in model.encoders if row[name]}
+        encoded = model.encode(batch := collate([Sample("", inputs)]))
+        for name, embedding in embeddings_of(encoded, model.fuse(encoded)).items():
+            if batch.present.get(name, torch.ones(1))[0]:
+                target = 0 if one_mean else model.classes.index(row["label"])
+                parts = found.setdefault(name, {}).setdefault(row["split"], ([], []))
+                parts[0].append(embedding[0])
+                parts[1].append(target)
+    detectors = {}
+    for name, splits in found.items():
+        (train, target), (validation, _) = splits["train"], splits["val"]
+        detector = OutlierDetector.fit(torch.stack(train), torch.tensor(target), torch.stack(validation))
+        detectors[name] = vars(detector)
+    return detectors

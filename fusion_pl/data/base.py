@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -16,6 +15,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fusion_pl.data.bad_files import log_bad_files
 from fusion_pl.data.collate import Collate
 from fusion_pl.data.feature_rows import FeatureRows, has_only_features
 from fusion_pl.data.order import (
@@ -30,15 +30,11 @@ from fusion_pl.data.rows import ManifestRows, OnBadFile
 from fusion_pl.data.sampling import Sampling
 from fusion_pl.data.splits import Split
 from fusion_pl.data.workers import BAR_MIN_ITEMS, iterate_in_workers, worker_options
-from fusion_pl.messages import escape_unprintable, join_lines
 from fusion_pl.processors import Processor
 from fusion_pl.tasks import MultiClass, Task
 from fusion_pl.types import Batch, Sample, UserError
 
 MAX_WORKERS = 16  # with more workers, the main process, which receives the batches, is the bottleneck
-MAX_SHOWN = 3
-
-_log = logging.getLogger(__name__)
 
 
 class FusionData(LightningDataModule, ABC):
@@ -91,12 +87,10 @@ class FusionData(LightningDataModule, ABC):
             raise UserError(f"num_workers must be 0 or more, or null to choose it from the cores, got {num_workers}")
         if seed < 0:
             raise UserError(f"seed must be 0 or more, got {seed}")
-        self.batch_size, self.num_workers = batch_size, num_workers
-        self.seed = seed
-        self.augment = augment or {}
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.augment, self.input_dropout = augment or {}, input_dropout or {}
         self.on_bad_file: OnBadFile = on_bad_file
         self.allow_outside, self.drop_empty = allow_outside, drop_empty
-        self.input_dropout = input_dropout or {}
         self.task = task or MultiClass()
         for name, probability in self.input_dropout.items():
             if not 0 <= probability < 1:
@@ -232,10 +226,21 @@ class FusionData(LightningDataModule, ABC):
             sampler = UnrepeatedDistributedSampler(samples, shuffle=False)
         return self._build_loader(samples, sampler, self._collate(samples), self._num_workers(samples))
 
+    def statistics_loader(self, max_samples: int) -> Iterable[Batch]:
+        """Return batches of training samples for statistics: drawn with a fixed seed, opened as in validation.
+
+        Each process has a share of them.
+        """
+        samples = self.samples("train") if self.feature_source is None else self.feature_source("train")
+        if isinstance(samples, ManifestRows):
+            samples = FeatureRows.wrap(samples.without_augmentation())
+        order = torch.randperm(len(cast(Sized, samples)), generator=torch.Generator().manual_seed(0))
+        world_size, rank = world_size_and_rank()
+        rows = order[:max_samples].sort().values[rank::world_size].tolist()
+        return self._build_loader(samples, rows, self._collate(samples), self._num_workers(samples))
+
     def _loader_samples(self, split: Split) -> Dataset[Sample]:
-        if self.feature_source is None:
-            return self.samples(split)
-        samples = self.feature_source(split)
+        samples = self.samples(split) if self.feature_source is None else self.feature_source(split)
         return samples if split == "train" and self.input_dropout else FeatureRows.wrap(samples)
 
     def _collate(self, samples: Dataset[Sample], training: bool = False) -> Callable[[Any], Batch]:
@@ -251,7 +256,7 @@ class FusionData(LightningDataModule, ABC):
     def _build_loader(
         self,
         dataset: Dataset[Any],
-        sampler: Sampler[Any] | None,
+        sampler: Sampler[Any] | Sequence[int] | None,
         collate: Callable[[Any], Batch],
         num_workers: int,
         loader_class: type[DataLoader[Any]] = DataLoader,
@@ -284,12 +289,8 @@ class FusionData(LightningDataModule, ABC):
     def teardown(self, stage: str) -> None:
         """Log the messages about files that could not be read."""
         del stage
-        bad = list(self._bad_files)
+        log_bad_files(self._bad_files)
         self._bad_files.clear()
-        if bad:
-            files = "1 file" if len(bad) == 1 else f"{len(bad)} files"
-            names = escape_unprintable(join_lines(bad, MAX_SHOWN))
-            _log.warning("%s could not be read and counted as missing:\n  %s", files, names)
 
 
 def _names_of_key(key: str, processors: Mapping[str, Processor]) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -201,6 +202,19 @@ class HubStream(FusionData):
         collate = Collate(self.processors, True, self.input_dropout)
         batches = StreamBatches(self._opener(stream, training=True), collate, seed)
         return self._build_loader(batches, sampler, identity_collate, self.num_loader_workers, EpochLoader)
+
+    def statistics_loader(self, max_samples: int) -> Iterable[Batch]:
+        """Return batches of training rows, the first ones of a shuffled order, opened as in validation.
+
+        Each process has a share of them.
+        """
+        stream = self._stream("train")
+        read = partial(stream.read_shuffled, seed=0, buffer_size=self.shuffle_buffer)
+        sampler = StreamSampler(
+            lambda epoch: islice(read(epoch), max_samples), stream.name, *world_size_and_rank(), repeats=False
+        )
+        batches = StreamBatches(self._opener(stream), Collate(self.processors))
+        return self._build_loader(batches, sampler, identity_collate, self.num_loader_workers)
 
     def _build_sequential_loader(self, split: Literal["val", "test", "predict"]) -> DataLoader[Sample]:
         stream = self._stream(split)

@@ -108,6 +108,11 @@ class ManifestRows(Dataset[Sample]):
         """Return file, row and column of a cell, for messages."""
         return f"{self._row(index)}, column {column.column!r}"
 
+    def without_augmentation(self) -> ManifestRows:
+        """Return the rows with inputs as in validation: not augmented, and not cropped at random."""
+        columns = [replace(column, augment=None, training=False) for column in self.columns]
+        return replace(self, columns=columns, joint_augment={})
+
     def select_input(self, name: str) -> ManifestRows:
         """Return the rows that have an input, without their other inputs and without augmentation.
 

@@ -16,10 +16,10 @@ from torchmetrics.utilities.data import dim_zero_cat
 from fusion_pl.fusion.evidential import Evidential
 from fusion_pl.layers import keep_rows
 from fusion_pl.training.calibration_report import Bins, reliability_bins
+from fusion_pl.training.outlier_statistics import fit_outlier_detectors
 from fusion_pl.types import Batch, Encoded, hash_ids
 from fusion_pl.uncertainty.calibration import Outputs
 from fusion_pl.uncertainty.calibration_fit import fit_calibration
-from fusion_pl.uncertainty.outliers import MAX_SAMPLES, OutlierDetector, fit_detectors
 from fusion_pl.uncertainty.validation_scores import ValidationScores
 
 SUBSET_SAMPLES = 500  # of each subset of the inputs; with 80, a temperature of a subset is often worse for new samples
@@ -54,52 +54,6 @@ class StoredOutputs(Metric):
         """Return the samples of all processes, on the CPU."""
         logits, target, present, complete = map(torch.from_numpy, self.compute())
         return Outputs(logits, target, present.bool(), complete.bool())
-
-
-class StoredEmbeddings(Metric):
-    """Embeddings of a validation, evenly reduced to at most 10,000 samples per process, gathered from all processes."""
-
-    embeddings: list[Tensor]
-    target: list[Tensor]
-    present: list[Tensor]
-    full_state_update = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dims: dict[str, int] = {}
-        self.stride, self.seen, self.stored = 1, 0, 0
-        for name in ("embeddings", "target", "present"):
-            self.add_state(name, [], dist_reduce_fx="cat")
-
-    def reset(self) -> None:
-        """Discard the samples."""
-        super().reset()
-        self.stride, self.seen, self.stored = 1, 0, 0
-
-    def update(self, embeddings: Mapping[str, Tensor], target: Tensor, present: Tensor) -> None:
-        """Add samples: see ``embeddings_of``; classes, or 0; and one column per input, whether it is present."""
-        self.dims = {name: values.shape[1] for name, values in embeddings.items()}
-        rows = slice(-self.seen % self.stride, None, self.stride)  # of all samples, each stride-th one
-        self.embeddings.append(torch.cat([values[rows] for values in embeddings.values()], dim=1))
-        self.target.append(target[rows])
-        self.present.append(present[rows].byte())
-        self.seen += len(target)
-        self.stored += len(self.target[-1])
-        if self.stored > 2 * MAX_SAMPLES:
-            for states in (self.embeddings, self.target, self.present):
-                states[:] = [torch.cat(states)[::2]]
-            self.stride, self.stored = 2 * self.stride, len(self.target[0])
-
-    def compute(self) -> tuple[NDArray[Any], ...]:
-        """Return the states of all processes, as ``StoredOutputs`` does."""
-        return tuple(dim_zero_cat(state).cpu().numpy() for state in (self.embeddings, self.target, self.present))
-
-    def fit_detectors(self, inputs: Sequence[str]) -> dict[str, OutlierDetector]:
-        """Fit outlier detectors on the samples of all processes."""
-        embeddings, target, present = map(torch.from_numpy, self.compute())
-        parts = torch.split(embeddings, list(self.dims.values()), dim=1)
-        by_name = dict(zip(self.dims, parts, strict=True))
-        return fit_detectors(by_name, dict(zip(inputs, present.bool().unbind(1), strict=True)), target)
 
 
 class FitCalibration(Callback):
@@ -141,7 +95,7 @@ class FitCalibration(Callback):
         self.reliability = reliability_bins(task, {"before": whole.logits} | after, whole.target) if is_finite else {}
         probabilities = task.probabilities(calibrated)
         task.choose_thresholds(probabilities, whole.target)
-        pl_module.outlier_detectors = pl_module.embeddings.fit_detectors(list(pl_module.encoders))
+        pl_module.outlier_detectors = fit_outlier_detectors(trainer, pl_module)
         pl_module.embeddings.reset()
         pl_module.validation_scores = None
         if probabilities.isfinite().all():

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fusion_pl.training.calibrate import drop_inputs, subsets_per_sample
+from fusion_pl.training.outlier_statistics import store_embeddings
 from fusion_pl.training.stage_metrics import StageMetrics
 from fusion_pl.types import Batch, Encoded, Fused
-from fusion_pl.uncertainty.outliers import embeddings_of
 
 if TYPE_CHECKING:
     from fusion_pl.module import FusionClassifier
@@ -49,8 +49,7 @@ def _store_outputs(
     model.outputs.update(fused.logits, batch.target, present, torch.ones_like(present[:, 0]))
     if model.trainer.state.fn != "fit":
         return
-    classes = batch.target if model.task.exclusive_classes else batch.target.new_zeros(len(batch.target))
-    model.embeddings.update(embeddings_of(encoded, fused), classes, present)
+    store_embeddings(model, model.embeddings, encoded, fused, batch)
     if not metrics.subsets or model.calibration_method == "none":
         return
     (num_batches,) = model.trainer.num_val_batches[:1]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,15 +13,13 @@ from torch import Tensor
 
 from fusion_pl.types import Encoded, Fused, UserError
 
-MIN_SAMPLES = 50
-MAX_SAMPLES = 5000  # of the statistics
+MIN_SAMPLES = 50  # of training, and of validation
 MAX_DIM = 128  # channels of the covariance, so that a fit takes milliseconds
-NUM_FOLDS = 5
 
 
 @dataclass(frozen=True)
 class OutlierDetector:
-    r"""Compare embeddings x with those of validation samples.
+    r"""Compare embeddings x with those of training samples.
 
     The score is the squared Mahalanobis distance to the nearest class, with the means :math:`\mu_c` of the classes and
     the covariance :math:`\Sigma` within the classes:
@@ -29,21 +27,19 @@ class OutlierDetector:
     :math:`s(x) = \min_c (x - \mu_c)^T \Sigma^{-1} (x - \mu_c) = \min_c \|W x - W \mu_c\|^2,\ W^T W = \Sigma^{-1}`
 
     The p-value of a new sample is :math:`(1 + |\{i: s_i \ge s\}|) / (n + 1)` with the scores :math:`s_i` of n
-    validation samples: of samples that are drawn as these are, a share of at most α has a p-value of at most α.
+    validation samples, which are not used for the statistics (split-conformal): of samples that are drawn as these are,
+    a share of at most α has a p-value of at most α.
 
     Source: "A Simple Unified Framework for Detecting Out-of-Distribution Samples", arXiv:1807.03888; oracle
     approximating shrinkage of the covariance, arXiv:0907.4698. Deviations: one layer; no perturbation of the input;
-    shrinkage; the statistics are those of the validation samples instead of the training samples, because they are
-    computed in the validation that precedes each checkpoint, without a further pass over the training data. The
-    scores :math:`s_i` are cross-fitted: each is computed with the statistics of the other four of five random folds,
-    but the shrinkage of all samples, since more shrinkage makes all distances smaller. An embedding with more than 128
-    channels is first projected to 128 by a random Gaussian matrix with a fixed seed, which changes distances by about
-    6 %: a covariance of more channels has too few samples and takes too long.
+    shrinkage; a part of the training samples. An embedding with more than 128 channels is first projected to 128 by a
+    random Gaussian matrix with a fixed seed, which changes distances by about 6 %: a covariance of more channels has
+    too few samples and takes too long.
 
     Attributes:
         whitening: W, after the projection, if there is one.
         means: W μ of the K classes that have samples.
-        scores: cross-fitted scores of the validation samples.
+        scores: scores of the validation samples.
     """
 
     whitening: Float[Tensor, "P D"]
@@ -51,23 +47,20 @@ class OutlierDetector:
     scores: Float[Tensor, " N"]
 
     @classmethod
-    def fit(cls, embeddings: Float[Tensor, "N D"], target: Int[Tensor, " N"]) -> OutlierDetector:
-        """Fit the statistics on validation samples, of which at most 5,000 are used.
+    def fit(
+        cls, embeddings: Float[Tensor, "M D"], target: Int[Tensor, " M"], validation: Float[Tensor, "N D"]
+    ) -> OutlierDetector:
+        """Fit the statistics on training samples, and score validation samples.
 
         Args:
-            embeddings: their embeddings.
+            embeddings: embeddings of the training samples.
             target: their classes; all 0 for one common mean.
+            validation: embeddings of the validation samples.
         """
-        step = -(-len(target) // MAX_SAMPLES)
         projection = _projection(embeddings.shape[1])
-        embeddings, target = embeddings[::step].double() @ projection.T, target[::step]
-        whitening, means, shrinkage = _fit_statistics(embeddings, target)
-        folds = torch.randperm(len(target), generator=torch.Generator().manual_seed(0)) % NUM_FOLDS
-        scores = torch.empty(len(target), dtype=torch.float64)
-        for fold in range(NUM_FOLDS):
-            others = _fit_statistics(embeddings[folds != fold], target[folds != fold], shrinkage)
-            scores[folds == fold] = _squared_distances(embeddings[folds == fold], *others[:2])
-        return cls((whitening @ projection).float(), means.float(), scores)
+        whitening, means = _fit_statistics(embeddings.double() @ projection.T, target)
+        detector = cls((whitening @ projection).float(), means.float(), torch.empty(0, dtype=torch.float64))
+        return replace(detector, scores=detector.distances(validation))
 
     def distances(self, embeddings: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
         """Return the score s of each sample."""
@@ -90,21 +83,33 @@ def embeddings_of(encoded: Mapping[str, Encoded], fused: Fused) -> dict[str, Flo
     return embeddings
 
 
-def fit_detectors(
-    embeddings: Mapping[str, Float[Tensor, "N _"]], present: Mapping[str, Bool[Tensor, " N"]], target: Tensor
-) -> dict[str, OutlierDetector]:
-    """Fit a detector per embedding, unless it has too few samples, or numbers that are not finite.
+class Embeddings(NamedTuple):
+    """Embeddings of N samples.
 
-    Args:
-        embeddings: name -> embeddings of the validation samples.
+    Attributes:
+        values: name -> embeddings.
         present: name -> whether each sample has the embedding; a name without mask: all have it.
         target: classes of the samples; all 0 for one common mean.
     """
+
+    values: Mapping[str, Float[Tensor, "N _"]]
+    present: Mapping[str, Bool[Tensor, " N"]]
+    target: Int[Tensor, " N"]
+
+    def select(self, name: str) -> tuple[Float[Tensor, "R D"], Int[Tensor, " R"]]:
+        """Return the embeddings and the classes of the samples that have an embedding."""
+        rows = self.present.get(name, torch.ones(len(self.target), dtype=torch.bool))
+        return self.values[name][rows], self.target[rows]
+
+
+def fit_detectors(training: Embeddings, validation: Embeddings) -> dict[str, OutlierDetector]:
+    """Fit a detector per embedding, unless it has too few samples, or numbers that are not finite."""
     detectors = {}
-    for name, values in embeddings.items():
-        rows = present.get(name, torch.ones(len(values), dtype=torch.bool))
-        if int(rows.sum()) >= MIN_SAMPLES and values[rows].isfinite().all():
-            detectors[name] = OutlierDetector.fit(values[rows], target[rows])
+    for name in training.values:
+        (embeddings, target), (held_out, _) = training.select(name), validation.select(name)
+        is_finite = bool(embeddings.isfinite().all() and held_out.isfinite().all())
+        if min(len(embeddings), len(held_out)) >= MIN_SAMPLES and is_finite:
+            detectors[name] = OutlierDetector.fit(embeddings, target, held_out)
     return detectors
 
 
@@ -117,34 +122,31 @@ def _projection(dim: int) -> Float[Tensor, "P D"]:
 
 
 def _fit_statistics(
-    embeddings: Float[Tensor, "N D"], target: Int[Tensor, " N"], shrinkage: float | None = None
-) -> tuple[Float[Tensor, "D D"], Float[Tensor, "K D"], float]:
-    """Return W, W μ and the shrinkage, which is estimated unless it is given."""
+    embeddings: Float[Tensor, "N D"], target: Int[Tensor, " N"]
+) -> tuple[Float[Tensor, "D D"], Float[Tensor, "K D"]]:
+    """Return W and W μ."""
     _, index, counts = torch.unique(target, return_inverse=True, return_counts=True)
     means = torch.zeros(len(counts), embeddings.shape[1], dtype=torch.float64).index_add_(0, index, embeddings)
     means = means / counts.unsqueeze(1)
-    covariance, shrinkage = shrunk_covariance(embeddings - means[index], shrinkage)
+    covariance = shrunk_covariance(embeddings - means[index])
     identity = torch.eye(len(covariance), dtype=torch.float64)
     whitening = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), identity, upper=False)
-    return whitening, means @ whitening.T, shrinkage
+    return whitening, means @ whitening.T
 
 
-def shrunk_covariance(
-    residuals: Float[Tensor, "N D"], shrinkage: float | None = None
-) -> tuple[Float[Tensor, "D D"], float]:
-    r"""Return the covariance of residuals with mean 0, :math:`(1 - \rho) S + \rho\, \mathrm{tr}(S) / D\; I`, and ρ.
+def shrunk_covariance(residuals: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
+    r"""Return the covariance of residuals with mean 0, :math:`(1 - \rho) S + \rho\, \mathrm{tr}(S) / D\; I`.
 
-    ρ is that of oracle approximating shrinkage, in the form of scikit-learn, unless it is given. A tiny share of I
-    keeps the result positive definite if all residuals are 0.
+    ρ is that of oracle approximating shrinkage, in the form of scikit-learn. A tiny share of I keeps the result
+    positive definite if all residuals are 0.
     """
     count, dim = residuals.shape
     covariance = residuals.T @ residuals / count
     mean_square, variance = float(covariance.square().mean()), float(covariance.trace()) / dim
-    if shrinkage is None:
-        denominator = (count + 1) * (mean_square - variance**2 / dim)
-        shrinkage = min(1.0, (mean_square + variance**2) / denominator) if denominator > 0 else 1.0
+    denominator = (count + 1) * (mean_square - variance**2 / dim)
+    shrinkage = min(1.0, (mean_square + variance**2) / denominator) if denominator > 0 else 1.0
     identity = torch.eye(dim, dtype=covariance.dtype)
-    return (1 - shrinkage) * covariance + (shrinkage * variance + 1e-12) * identity, shrinkage
+    return (1 - shrinkage) * covariance + (shrinkage * variance + 1e-12) * identity
 
 
 def _squared_distances(

@@ -21,6 +21,11 @@ class Shout(nn.Module):
         return text * 100
 
 
+class Fail(nn.Module):
+    def forward(self, values):
+        raise ValueError(values)
+
+
 class Watch(LightningModule):
     """Record the ids of all batches."""
 
@@ -82,6 +87,23 @@ def test_random_crops_and_augmentation_only_in_training(build):
     assert train.inputs["text"]["length"].min() >= 100
     assert not val.inputs["audio"]["training"].any()
     assert val.inputs["text"]["length"].max() < 100
+
+
+def test_statistics_are_those_of_rows_as_in_validation(build, monkeypatch):
+    def loader(*options, processes=(1, 0)):
+        monkeypatch.setattr("fusion_pl.data.base.world_size_and_rank", lambda: processes)
+        return data.statistics_loader(*options)
+
+    data = build(augment={"text": Shout(), "image+audio": Fail()}, input_dropout={"image": 0.99})
+    found = list(loader(100))
+    assert ids(found) == [f"s{at}" for at in range(8)]
+    assert torch.cat([one.inputs["text"]["length"] for one in found]).tolist() == list(range(1, 9))
+    assert all(one.present["image"].all() and not one.inputs["audio"]["training"].any() for one in found)
+    some = ids(loader(5))
+    assert len(set(some)) == 5
+    assert some == sorted(some) == ids(loader(5))
+    shares = [ids(loader(5, processes=(2, rank))) for rank in range(2)]
+    assert sorted(shares[0] + shares[1]) == some
 
 
 def test_workers_do_not_mix_rows(build, toy):

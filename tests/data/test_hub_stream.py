@@ -117,6 +117,16 @@ def test_an_epoch_has_every_row_once_in_an_order_of_seed_and_epoch(texts, proces
     assert {order(epoch, seed=1, buffer=1)[0] for epoch in range(8)} == {"1-1", "2-1"}  # the shards in random order
 
 
+def test_statistics_are_those_of_the_first_rows_of_a_shuffled_order(texts, processors):
+    data = build({"text": processors["text"]}, texts, shuffle_buffer=10, batch_size=4)
+    some, every = (ids(data.statistics_loader(count)) for count in (15, 1000))
+    assert len(set(some)) == 15
+    assert some == every[:15] != sorted(some)
+    assert sorted(every) == sorted(ids(data.train_dataloader()))
+    (texts_of_one,) = [batch.inputs["text"]["length"] for batch in data.statistics_loader(1)]
+    assert len(texts_of_one) == 1
+
+
 def test_a_row_is_drawn_from_the_rows_that_the_buffer_can_hold(tmp_path, processors):
     path = write_parquet(tmp_path / "one", {"train-0": range(ROWS), "validation-0": range(2)})
     data = build({"text": processors["text"]}, path, shuffle_buffer=5)

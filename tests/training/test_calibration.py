@@ -33,7 +33,7 @@ from fusion_pl.training.results import _validate_result
 from fusion_pl.training.stage_metrics import proper_subsets
 from fusion_pl.types import Batch, Encoded, Sample
 from fusion_pl.uncertainty.calibration import Calibration
-from tests.calibrated import best, fit, results, table
+from tests.calibrated import best, expected_detectors, fit, results, table
 from tests.commands import run_command
 from tests.texts import BEST, load
 from tests.texts import fit as fit_texts
@@ -226,6 +226,11 @@ def test_two_processes_fit_and_measure_what_one_does(here):
             found, expected = (run["calibration"]["by_inputs"][subset][moment] for run in (tested, one))
             assert found == pytest.approx(expected, rel=1e-4)
     assert tested["prediction_sets"] == one["prediction_sets"]
+    checkpoint = Path("two/checkpoints/best.ckpt")
+    found, expected = load(checkpoint)["fusion_pl"]["outlier_detectors"], expected_detectors(checkpoint, table())
+    for name in ("first", "second", "first+second"):  # of the rows of both processes, in another order
+        assert len(found[name]["scores"]) == len(expected[name]["scores"])
+        torch.testing.assert_close(found[name]["scores"].mean(), expected[name]["scores"].mean(), rtol=1e-3, atol=0)
 
 
 def test_a_trainer_in_python_calibrates_as_well(here):

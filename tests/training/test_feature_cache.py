@@ -153,6 +153,11 @@ def test_metrics_weights_and_logits_are_the_same_with_and_without(folders, manif
 
 
 def test_each_distinct_value_is_encoded_once_for_all_epochs_and_runs(table, tmp_path):
+    class ReadStatistics(Callback):
+        def on_validation_end(self, trainer, model):
+            for batch in trainer.datamodule.statistics_loader(7):
+                model.encode(batch)
+
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
@@ -163,7 +168,7 @@ def test_each_distinct_value_is_encoded_once_for_all_epochs_and_runs(table, tmp_
         writer.writerows(rows)
     for expected in (5 + 5, 0):  # with those that are encoded to estimate the size
         model = build({"text": Embedding()})
-        trainer = fit(model, table, tmp_path / "cache", trainer={"max_epochs": 3})
+        trainer = fit(model, table, tmp_path / "cache", [ReadStatistics()], trainer={"max_epochs": 3})
         assert model.encoders["text"].count == expected
         trainer.test(model, datamodule=data_of(model, table), verbose=False)
         assert model.encoders["text"].count == expected

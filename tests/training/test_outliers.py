@@ -13,12 +13,29 @@ import torch
 from fusion_pl import Predictor
 from fusion_pl.checkpoint import build_model, read_checkpoint
 from fusion_pl.cli.run import run
-from fusion_pl.training.calibrate import StoredEmbeddings
+from fusion_pl.training.outlier_statistics import StoredEmbeddings
 from fusion_pl.types import UserError
-from tests.calibrated import DATA, best, predict, table
-from tests.texts import BEST
+from tests.calibrated import DATA, best, expected_detectors, predict, table
+from tests.texts import BEST, LAST, load
 
 NAMES = ["first", "second", "first+second"]
+
+
+def assert_equal(found, expected):
+    """A new encoding of the rows has other rounding errors."""
+    assert list(found) == list(expected)
+    for name, content in found.items():
+        for part, values in content.items():
+            torch.testing.assert_close(values, expected[name][part], rtol=2e-3, atol=1e-3)
+
+
+def test_statistics_are_those_of_training_rows_and_scores_those_of_validation_rows(here):
+    assert_equal(load(BEST)["fusion_pl"]["outlier_detectors"], expected_detectors(BEST, table()))
+
+
+def test_the_last_checkpoint_has_detectors_if_it_is_the_best(here):
+    best_one, last = load(BEST), load(LAST)
+    assert bool(last["fusion_pl"]["outlier_detectors"]) == (best_one["epoch"] == last["epoch"])
 
 
 def test_each_input_has_a_p_value_and_a_missing_one_has_none(here):
@@ -70,8 +87,16 @@ def test_several_labels_have_outliers_too(here):
     with open("rows.csv", newline="") as file, open("several.csv", "w", newline="") as copy:
         copy.write(file.read().replace(",x,", ",x|y,"))
     out = ["--model.task", "MultiLabel", "--trainer.logger.init_args.save_dir", "several"]
+    out += [
+        "--data.input_dropout",
+        "{first: 0.9}",
+        "--data.augment",
+        "{second: {class_path: fusion_pl.data.augment.Typos, init_args: {rate: 0.9}}}",
+    ]
     config = ["--config", "lightning_logs/version_0/config.yaml", "--data.manifest", "several.csv"]
     assert run("fit", [*config, *out, "--trainer.max_epochs", "1", "--checkpoint.monitor", "val/loss"]) == 0
+    found = load(best("several"))["fusion_pl"]["outlier_detectors"]
+    assert_equal(found, expected_detectors(best("several"), table(), one_mean=True))  # not augmented, nothing dropped
     arguments = ["--ckpt_path", str(best("several")), *DATA, "--outliers", "true", "--output", "several.jsonl"]
     assert run("predict", arguments) == 0
     line = json.loads(Path("several.jsonl").read_text().splitlines()[0])
@@ -82,7 +107,7 @@ def test_a_checkpoint_without_statistics_says_what_to_do(here):
     checkpoint = read_checkpoint(BEST)
     detectors = checkpoint["fusion_pl"].pop("outlier_detectors")
     predictor = Predictor(build_model(checkpoint, BEST), device="cpu")
-    with pytest.raises(UserError, match="outliers needs statistics of at least 50 validation samples"):
+    with pytest.raises(UserError, match="outliers needs statistics of at least 50 training and 50 validation samples"):
         predictor.predict({"first": "red 1"}, outliers=True)
     checkpoint["fusion_pl"]["outlier_detectors"] = {"first+second": detectors["first"]}
     predictor = Predictor(build_model(checkpoint, BEST), device="cpu")

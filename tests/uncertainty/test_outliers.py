@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.covariance import OAS, empirical_covariance
-from sklearn.covariance import shrunk_covariance as shrunk_covariance_of_sklearn
+from sklearn.covariance import OAS
 
 from fusion_pl.types import Encoded, Fused, UserError
 from fusion_pl.uncertainty.outliers import (
+    Embeddings,
     OutlierDetector,
     detectors_config,
     embeddings_of,
@@ -31,40 +31,34 @@ def draw(samples, seed=0, dim=6):
 def test_the_covariance_is_that_of_scikit_learn(samples, dim):
     residuals = torch.randn(samples, dim, generator=torch.manual_seed(0)).double() * torch.arange(1, dim + 1)
     expected = OAS(assume_centered=True).fit(residuals.numpy()).covariance_
-    assert shrunk_covariance(residuals)[0].numpy() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert shrunk_covariance(residuals).numpy() == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-def slow_scores(train, target, new, shrinkage=None):
-    """Squared Mahalanobis distance to the nearest class, and the shrinkage, by default that of scikit-learn."""
+def slow_scores(train, target, new):
+    """Squared Mahalanobis distance to the nearest class, with the covariance of scikit-learn."""
     means = {c: train[target == c].mean(0) for c in set(target.tolist())}
     residuals = np.stack([x - means[c] for x, c in zip(train, target.tolist(), strict=True)])
-    shrinkage = OAS(assume_centered=True).fit(residuals).shrinkage_ if shrinkage is None else shrinkage
-    precision = np.linalg.inv(
-        shrunk_covariance_of_sklearn(empirical_covariance(residuals, assume_centered=True), shrinkage)
-    )
-    return np.array([min((x - m) @ precision @ (x - m) for m in means.values()) for x in new]), shrinkage
+    precision = np.linalg.inv(OAS(assume_centered=True).fit(residuals).covariance_)
+    return np.array([min((x - m) @ precision @ (x - m) for m in means.values()) for x in new])
 
 
-def test_p_values_are_the_ranks_of_distances_among_cross_fitted_ones():
+def test_p_values_are_the_ranks_of_distances_among_those_of_validation_samples():
     embeddings, target = draw(90)
-    new, _ = draw(40, seed=1)
+    validation, new = draw(70, seed=2)[0], draw(40, seed=1)[0]
     new[20:] += 4 * torch.randn(20, 6, generator=torch.manual_seed(3))
-    fold = torch.randperm(90, generator=torch.Generator().manual_seed(0)) % 5
-    own = np.zeros(90)
-    x, y = embeddings.double().numpy(), target
-    scores, shrinkage = slow_scores(x, y, new.double().numpy())
-    for index in range(5):
-        held = (fold == index).numpy()
-        own[held], _ = slow_scores(x[~held], y[~held], x[held], shrinkage)
-    expected = [(1 + (own >= s).sum()) / 91 for s in scores]
-    found = OutlierDetector.fit(embeddings, target).p_values(new)
-    assert found.tolist() == pytest.approx(expected, abs=1.5 / 91)  # the checkpoint has single precision
+    x = embeddings.double().numpy()
+    own, scores = (slow_scores(x, target, values.double().numpy()) for values in (validation, new))
+    expected = [(1 + (own >= s).sum()) / 71 for s in scores]
+    found = OutlierDetector.fit(embeddings, target, validation).p_values(new)
+    assert found.tolist() == pytest.approx(expected, abs=1.5 / 71)  # the checkpoint has single precision
 
 
-def test_few_new_samples_have_small_p_values_and_outliers_do():
-    """A share of at most α of samples like the validation samples has a p-value of at most α."""
-    detector = OutlierDetector.fit(*draw(1000))
-    usual, _ = draw(4000, seed=1)
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_few_new_samples_have_small_p_values_and_outliers_do(shift):
+    """A share of at most α of samples like the validation samples has a p-value of at most α, whatever training is."""
+    embeddings, target = draw(1000)
+    detector = OutlierDetector.fit(embeddings, target, draw(1000, seed=2)[0] + shift)
+    usual = draw(4000, seed=1)[0] + shift
     for level in (0.01, 0.05, 0.2):
         share = (detector.p_values(usual) <= level).double().mean().item()
         assert share == pytest.approx(level, abs=4 * np.sqrt(level / 1000 + level / 4000))
@@ -80,7 +74,7 @@ def test_wide_embeddings_are_projected_and_outliers_found():
         return values @ basis + 0.5 * torch.randn(len(values), 700, generator=random)
 
     embeddings, target = draw(600)
-    detector = OutlierDetector.fit(widen(embeddings), target)
+    detector = OutlierDetector.fit(widen(embeddings), target, widen(draw(600, seed=5)[0]))
     assert detector.whitening.shape == (128, 700)
     assert detector.means.shape == (3, 128)
     usual = detector.p_values(widen(draw(2000, seed=1)[0]))  # shrinkage is strong, because most channels vary little
@@ -95,15 +89,17 @@ def test_missing_inputs_and_rare_ones_are_left_out():
     blank = embeddings.where(present.unsqueeze(1), 0.0)
     names = {"text": blank, "image": embeddings, "sound": embeddings, "both": embeddings}
     masks = {"text": present, "image": torch.arange(200) < 49, "sound": present}
-    names["sound"] = embeddings.masked_fill(torch.arange(200).eq(2).unsqueeze(1), torch.nan)
-    found = fit_detectors(names, masks, target)
-    assert set(found) == {"text", "both"}
-    alone = OutlierDetector.fit(embeddings[present], target[present])
+    complete = Embeddings(dict.fromkeys(names, embeddings), {}, target)
+    broken = names | {"sound": embeddings.masked_fill(torch.arange(200).eq(2).unsqueeze(1), torch.nan)}
+    some = Embeddings(broken, masks, target)
+    found = fit_detectors(some, complete)
+    assert set(found) == set(fit_detectors(complete, some)) == {"text", "both"}
+    alone = OutlierDetector.fit(embeddings[present], target[present], embeddings)
     assert torch.equal(found["text"].scores, alone.scores)
 
 
 def test_equal_embeddings_and_a_single_class_have_a_detector():
-    detector = OutlierDetector.fit(torch.ones(60, 4), torch.zeros(60, dtype=torch.long))
+    detector = OutlierDetector.fit(torch.ones(60, 4), torch.zeros(60, dtype=torch.long), torch.ones(60, 4))
     assert detector.p_values(torch.ones(1, 4)).item() == 1
     assert detector.p_values(torch.ones(1, 4) + 0.1).item() == pytest.approx(1 / 61)
 
@@ -115,7 +111,10 @@ def test_the_fused_embedding_has_the_name_of_all_inputs():
     assert set(embeddings_of(encoded, Fused(logits))) == {"a", "b"}
 
 
-DETECTORS = {"text": OutlierDetector.fit(*draw(100)), "text+image": OutlierDetector.fit(*draw(100, dim=4))}
+DETECTORS = {
+    name: OutlierDetector.fit(*draw(100, dim=dim), draw(80, seed=1, dim=dim)[0])
+    for name, dim in (("text", 6), ("text+image", 4))
+}
 DIMS = {"text": 6, "image": 5}
 
 
