@@ -2,12 +2,13 @@
 #   make demo   install, write the demo data, train, test, show what to try next
 #   make test   install, run the whole suite
 #   make lint   install, run what pre-commit runs
+#   make lock   install, write the versions of the image (Dockerfile) to requirements.lock
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NEEDED_GB := 8
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint lock install clean
 .DELETE_ON_ERROR:
 
 demo: install
@@ -26,6 +27,11 @@ test: install
 
 lint: install
 	$(BIN)/pre-commit run --all-files --show-diff-on-failure
+
+lock: install
+	$(BIN)/python -m pip freeze --exclude-editable | grep "==" > $(VENV)/installed.txt
+	$(BIN)/uv pip compile pyproject.toml --extra serve --extra explain --extra hub --constraints $(VENV)/installed.txt \
+	  --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
 
 install: $(VENV)/.installed
 
