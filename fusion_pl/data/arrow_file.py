@@ -7,10 +7,13 @@ import io
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from tempfile import mkstemp
+from tempfile import gettempdir, mkstemp
 from typing import Any, NamedTuple
 
+from fusion_pl.messages import error_reason
 from fusion_pl.types import UserError
+
+MAX_MEMORY_BYTES = 2**24  # a larger table in another format is memory-mapped from a temporary file
 
 
 class MappedFile(NamedTuple):
@@ -84,12 +87,26 @@ def write_arrow(target: str | io.BytesIO, schema: Any, tables: Iterable[Any]) ->
 
 
 def write_temporary(schema: Any, tables: Iterable[Any]) -> MappedFile:
-    """Write tables to a temporary Arrow file, which is removed when this process exits."""
-    descriptor, path = mkstemp(prefix="fusion-pl-", suffix=".arrow")
-    os.close(descriptor)
-    atexit.register(_remove_if_owner, path, os.getpid())
-    write_arrow(path, schema, tables)
-    return MappedFile.at(path)
+    """Write tables to a temporary Arrow file, which is removed when this process exits.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    import pyarrow as pa
+
+    try:
+        descriptor, path = mkstemp(prefix="fusion-pl-", suffix=".arrow")
+        os.close(descriptor)
+        atexit.register(_remove_if_owner, path, os.getpid())
+        write_arrow(path, schema, tables)
+        pa.default_memory_pool().release_unused()
+        return MappedFile.at(path)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error_reason(error)
+        raise UserError(
+            f"a temporary copy of the table cannot be written to {gettempdir()} ({reason}): free space there, or set "
+            "TMPDIR to another folder"
+        ) from error
 
 
 def _remove_if_owner(path: str, owner: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion_pl.data.arrow_file import MappedFile, open_arrow, simplify, write_temporary
+from fusion_pl.data.arrow_file import MAX_MEMORY_BYTES, MappedFile, open_arrow, simplify, write_temporary
 from fusion_pl.data.table import Table, check_column_names, raise_problems
 from fusion_pl.data.text_table import DELIMITERS, JSON_LINES, read_text_table
 from fusion_pl.messages import error_reason
@@ -21,7 +21,6 @@ PARQUET = ".parquet"
 SHARD_MANIFEST, SHARD_INDEX = "manifest.json", "index.arrow"  # of a folder that ``fusion-pl data shard`` wrote
 FORMATS = "a .csv, .tsv, .jsonl, .ndjson, .parquet, .arrow or .feather file, or a folder of .parquet files"
 INDEX_COLUMN = re.compile(r"(__index_level_\d+__)?")  # index of a saved data frame, which has no name
-MAX_PARQUET_BYTES = 2**28  # a larger decompressed table is memory-mapped from a temporary file
 
 
 def read_table(path: str) -> Table:
@@ -94,7 +93,7 @@ def _read_parquet(path: str, files: Sequence[Path]) -> Table:
             f"the files in {path} have columns of different types ({error_reason(error)}): unify them"
         ) from error
     tables = _parquet_batches(files, empty)
-    if size < MAX_PARQUET_BYTES:
+    if size < MAX_MEMORY_BYTES:
         return _build_table(path, pa.concat_tables([*tables, empty]))
     temporary = write_temporary(empty.schema, tables)
     return _build_table(path, open_arrow(temporary.path)[0], (temporary,))

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from fusion_pl.data.arrow_file import MAX_MEMORY_BYTES, open_arrow, write_temporary
 from fusion_pl.data.table import Problem, Table, check_column_names
 from fusion_pl.types import UserError
 
@@ -43,8 +44,9 @@ def read_text_table(path: str) -> Table:
     with open(path, encoding="utf-8-sig", newline="\n" if is_json else "") as file:
         try:
             chunks = _read_json(file, problems) if is_json else _read_csv(file, path, DELIMITERS[suffix], problems)
+            is_mapped = not is_json and os.path.getsize(path) > MAX_MEMORY_BYTES
             with _paused_garbage_collection():
-                return _build_table(path, chunks, problems)
+                return (_map_table if is_mapped else _build_table)(path, chunks, problems)
         except UnicodeDecodeError as error:
             raise _describe_encoding(path) from error
 
@@ -80,6 +82,24 @@ def _build_table(path: str, chunks: Iterator[Chunk], problems: list[Problem]) ->
     pa.default_memory_pool().release_unused()
     data = pa.table(columns)
     return Table(path, data, np.concatenate(numbers), problems)
+
+
+def _map_table(path: str, chunks: Iterator[Chunk], problems: list[Problem]) -> Table:
+    """Return a table of texts that is memory-mapped from a temporary file, to which each chunk is written at once."""
+    import pyarrow as pa
+
+    numbers = [np.empty(0, np.int64)]
+
+    def read_tables() -> Iterator[Any]:
+        for row_numbers, columns in chunks:
+            numbers.append(np.array(row_numbers, np.int64))
+            yield pa.table({name: _column_array(cells).cast(pa.string()) for name, cells in columns.items()})
+
+    tables = read_tables()
+    if (first := next(tables, None)) is None:
+        return Table(path, pa.table({}), numbers[0], problems)
+    file = write_temporary(first.schema, chain([first], tables))
+    return Table(path, open_arrow(file.path)[0], np.concatenate(numbers), problems, files=(file,))
 
 
 def _column_array(cells: Sequence[Cell]) -> Any:

@@ -29,6 +29,7 @@ from fusion_pl.data.splits import SPLITS
 from fusion_pl.types import UserError
 from tests.data import slow_splits
 from tests.data.conftest import write_manifest
+from tests.disk import small_disk
 
 FORMATS = ["m.csv", "m.tsv", "m.jsonl", "m.parquet", "m.feather", "m.arrow", "parts"]
 
@@ -127,8 +128,10 @@ def test_half_surrogate_pairs_of_json_are_kept(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------------- chunks
-def test_a_file_of_many_chunks_is_read_as_a_whole(tmp_path, monkeypatch):
+@pytest.mark.parametrize("max_memory", [0, 2**24])
+def test_a_file_of_many_chunks_is_read_as_a_whole(tmp_path, monkeypatch, max_memory):
     monkeypatch.setattr(text_table, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(text_table, "MAX_MEMORY_BYTES", max_memory)
     lines = ["a,b", *(f"{at},{at * at}" for at in range(10)), "", "1,2,3", "11,", ""]
     (tmp_path / "m.csv").write_text("\n".join(lines))
     table = read_table(str(tmp_path / "m.csv"))
@@ -140,6 +143,21 @@ def test_a_file_of_many_chunks_is_read_as_a_whole(tmp_path, monkeypatch):
     assert list(map(str, table.problems)) == ["row 13: the row has 3 cells, the header has 2"]
     assert [table.cell("b", row) for row in range(11)] == table.cells("b")
     assert table.cells("a", 2, 7) == ["2", "3", "4", "5", "6"]
+    assert len(table.files) == (max_memory == 0)
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
+def test_a_large_table_needs_space_for_a_temporary_file(tmp_path, monkeypatch, name):
+    path = write(tmp_path, name, [{"a": "x" * 1000, "b": str(at)} for at in range(200)])
+    for module in ("text_table", "read_table"):
+        monkeypatch.setattr(f"fusion_pl.data.{module}.MAX_MEMORY_BYTES", 1000)
+    with small_disk(tmp_path / "small", "64k") as small:
+        monkeypatch.setattr("tempfile.tempdir", str(small))
+        message = (
+            rf"^a temporary copy of the table .* to {small} \(No space left on device\): free space .* set TMPDIR to"
+        )
+        with pytest.raises(UserError, match=message):
+            read_table(path)
 
 
 def test_a_key_of_json_lines_may_appear_late(tmp_path, monkeypatch):
@@ -214,7 +232,7 @@ NOT_TEXT = {"bytes", "lists", "media"}
 @pytest.mark.parametrize(("suffix", "mapped_bytes"), [("arrow", 0), ("parquet", 0), ("parquet", 10**9)])
 @pytest.mark.parametrize("name", TYPED)
 def test_cells_of_an_arrow_column(tmp_path, monkeypatch, name, suffix, mapped_bytes):
-    monkeypatch.setattr("fusion_pl.data.read_table.MAX_PARQUET_BYTES", mapped_bytes)
+    monkeypatch.setattr("fusion_pl.data.read_table.MAX_MEMORY_BYTES", mapped_bytes)
     if name == "views" and suffix == "parquet":
         pytest.skip("older versions of pyarrow do not write this type to Parquet")
     kind, values, expected = TYPED[name]
@@ -247,7 +265,7 @@ def read_in_worker(table, rows):
 @pytest.mark.parametrize("name", ["m.csv", "m.arrow", "m.parquet", "m.feather"])
 def test_a_large_table_is_memory_mapped_by_other_processes(tmp_path, monkeypatch, name):
     monkeypatch.setattr("fusion_pl.data.table.MAX_PIPED_BYTES", 1000)
-    monkeypatch.setattr("fusion_pl.data.read_table.MAX_PARQUET_BYTES", 1000)
+    monkeypatch.setattr("fusion_pl.data.read_table.MAX_MEMORY_BYTES", 1000)
     records = [{"text": f"text {at}", "other": None} for at in range(2000)]
     table = read_table(write(tmp_path, name, records)).select(["text"])
     assert len(pickle.dumps(table)) < 20_000 + table.row_numbers.nbytes

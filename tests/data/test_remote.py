@@ -372,7 +372,7 @@ def test_the_root_of_a_table_whose_url_has_a_query_is_its_folder(toy, processors
 def test_a_large_remote_table_has_one_temporary_copy(toy, processors, server, monkeypatch, tmp_path, suffix):
     """A copy of the cache may be removed at any time, the temporary one of a Parquet table is kept."""
     monkeypatch.setattr("fusion_pl.data.table.MAX_PIPED_BYTES", 0)
-    monkeypatch.setattr("fusion_pl.data.read_table.MAX_PARQUET_BYTES", 0)
+    monkeypatch.setattr("fusion_pl.data.read_table.MAX_MEMORY_BYTES", 0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     serve(server, toy.folder)
     content, columns = io.BytesIO(), pa.table({name: [row[name] for row in toy.records] for name in toy.records[0]})

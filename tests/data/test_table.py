@@ -7,6 +7,11 @@ from fusion_pl.data.table import Problem, raise_problems
 from fusion_pl.types import MissingFileError, UserError
 
 
+@pytest.fixture(params=[0, 2**24], ids=["memory-mapped", "in memory"], autouse=True)
+def max_memory_bytes(request, monkeypatch):
+    monkeypatch.setattr("fusion_pl.data.text_table.MAX_MEMORY_BYTES", request.param)
+
+
 def cells(table):
     return {column: table.cells(column) for column in table.columns}
 
