@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
+import signal
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from scipy.stats import binom
 
 from fusion_pl.evaluate import scores, sweeps
+from tests.commands import Command
 from tests.evaluate.models import TASKS, WORDS, evaluate, fit_model, results, write_table
 
 CHANCE = 1 / 3
@@ -140,28 +143,30 @@ def test_a_part_of_the_sweeps_on_some_of_the_rows(planted, tmp_path):
     assert "corrupted_inputs" not in results(tmp_path)
 
 
-def test_a_killed_command_goes_on_after_the_last_batch(planted, tmp_path, monkeypatch):
-    class Killed(BaseException):
-        pass
-
+def test_a_command_that_is_killed_in_a_sweep_goes_on_after_the_last_batch(planted, tmp_path, monkeypatch):
     table, checkpoint, output = planted
-    encode, count = sweeps.BatchScores.encode, []
+    sweep, total = ["--sweeps", "typos", "--data.batch_size", "4"], 240 // 4
+    words = ["--ckpt_path", checkpoint, "--data.manifest", table, "--output", tmp_path / "out", "--device", "cpu"]
+    process = Command(["evaluate", *words, "--data.num_workers", "0", *sweep], [tmp_path / "log"] * 2)
 
-    def count_batches(predictor, batch):
-        count.append(batch.ids)
-        if len(count) == 4:
-            raise Killed
-        return encode(predictor, batch)
+    def stored():
+        return len(list((tmp_path / "out/partial").glob("sweeps-*.npz")))
 
-    monkeypatch.setattr(sweeps.BatchScores, "encode", count_batches)
-    arguments = ["--sweeps", "typos", "--data.batch_size", "32"]
-    with pytest.raises(Killed):
-        evaluate(checkpoint, table, *arguments, output=tmp_path)
-    assert evaluate(checkpoint, table, *arguments, output=tmp_path) == 0
-    assert len(count) == 1 + -(-240 // 32)
+    while stored() < 2 and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    kept = stored()
+    assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert 2 <= kept < total
+    encode, encoded = sweeps.BatchScores.encode, []
+    monkeypatch.setattr(
+        sweeps.BatchScores, "encode", lambda *arguments: encoded.append(arguments) or encode(*arguments)
+    )
+    assert evaluate(checkpoint, table, *sweep, output=tmp_path / "out") == 0
+    assert len(encoded) == total - kept
     expected = results(output)["corrupted_inputs"]["inputs"]["first"]["typos"]["values"]
-    assert results(tmp_path)["corrupted_inputs"]["inputs"]["first"]["typos"]["values"] == expected
-    assert not (tmp_path / "partial").exists()
+    assert results(tmp_path / "out")["corrupted_inputs"]["inputs"]["first"]["typos"]["values"] == expected
+    assert not (tmp_path / "out/partial").exists()
 
 
 @pytest.mark.parametrize("task", ["Ordinal", "MultiLabel"])
