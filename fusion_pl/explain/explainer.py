@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fusion_pl.data.collate import Collate
-from fusion_pl.explain.explanation import Explanation, InputExplanation
+from fusion_pl.explain.explanation import Explanation, InputExplanation, PartEffects
 from fusion_pl.explain.gradients import check_captum, integrated_gradients
 from fusion_pl.explain.occlusion import occlusion
 from fusion_pl.explain.scores import SampleScores
@@ -68,8 +68,13 @@ class Explainer:
         """
         return self.explain_sample(self.predictor.open_sample("0", sample, open_paths))
 
-    def explain_sample(self, sample: Sample) -> Explanation:
-        """Explain the prediction for a sample whose values are opened."""
+    def explain_sample(self, sample: Sample, with_parts: bool = True) -> Explanation:
+        """Explain the prediction for a sample whose values are opened.
+
+        Args:
+            sample: the sample.
+            with_parts: whether to compute the effects of the parts of each input, which takes longest.
+        """
         prediction = self._predict(sample)
         if prediction.error is not None:
             return Explanation(sample.id, prediction, error=prediction.error)
@@ -94,7 +99,8 @@ class Explainer:
                 gain=log_odds[i].item() - none,
                 without=probabilities[count + i, index].item(),
                 loss=full - log_odds[count + i].item(),
-                parts=self.method(scores, name, index),
+                parts=self.method(scores, name, index) if with_parts else PartEffects(),
+                decision_without=self._decision(probabilities[count + i]).names,
             )
             for i, name in enumerate(scores.names)
         }
@@ -124,5 +130,8 @@ class Explainer:
 
     def _decides(self, probabilities: Tensor, index: int) -> bool:
         """Return whether the decision by these probabilities is, or contains, a class."""
-        decision = Prediction("", **self.predictor.task.prediction(probabilities, self.predictor.classes))
-        return self.predictor.classes[index] in decision.names
+        return self.predictor.classes[index] in self._decision(probabilities).names
+
+    def _decision(self, probabilities: Tensor) -> Prediction:
+        """Return the class or the labels that the task decides for."""
+        return Prediction("", **self.predictor.task.prediction(probabilities, self.predictor.classes))

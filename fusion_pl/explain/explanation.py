@@ -49,6 +49,7 @@ class InputExplanation:
         without: probability of the class without this input.
         loss: log-odds with all inputs, minus those without this input.
         parts: effect of each part of the value.
+        decision_without: names of the class or the labels that are predicted without this input.
     """
 
     shapley: float
@@ -59,6 +60,7 @@ class InputExplanation:
     without: float
     loss: float
     parts: PartEffects
+    decision_without: list[str]
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from starlette.applications import Starlette
@@ -18,7 +18,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from fusion_pl.serve.batching import Batcher, QueueFullError
+from fusion_pl.serve.explain import Explanations
 from fusion_pl.serve.openapi import openapi_document
+from fusion_pl.serve.pages import page_routes
 from fusion_pl.serve.requests import JSON, RequestError, Samples, media_type, parse_json, parse_multipart, read_body
 from fusion_pl.serve.service import Service, log_error
 from fusion_pl.serve.values import open_sample
@@ -27,7 +29,7 @@ from fusion_pl.types import Sample
 DECODING_THREADS = 4
 MESSAGES = {  # of answers that the router gives
     404: "there is nothing at this path: POST /predict, or GET /openapi.json, which describes all paths",
-    405: "this path has another method: POST /predict, GET for all others",
+    405: "this path has another method: POST /predict and /explain, GET for all others",
 }
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -37,12 +39,15 @@ def create_app(service: Service) -> Starlette:
     server = Server(service)
     routes = [
         Route("/predict", server.protect(server.predict), methods=["POST"]),
+        Route("/explain", server.protect(server.explain), methods=["POST"]),
         Route("/health", server.health),
         Route("/ready", server.ready),
         Route("/info", server.protect(server.info)),
         Route("/metrics", server.protect(server.metrics)),
         Route("/openapi.json", server.protect(server.openapi)),
     ]
+    if service.options.page:
+        routes += [*page_routes(), Route("/examples", server.protect(server.examples))]
     return Starlette(routes=routes, lifespan=server.lifespan, exception_handlers={HTTPException: answer_error})
 
 
@@ -52,6 +57,20 @@ async def answer_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = MESSAGES.get(error.status_code, error.detail)
     return JSONResponse({"error": message}, error.status_code, error.headers)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn errors into answers: the boundary of the server."""
+    try:
+        yield
+    except HTTPException:
+        raise
+    except QueueFullError as error:
+        raise RequestError(429, "too many requests wait for an answer: try again", {"Retry-After": "1"}) from error
+    except Exception as error:  # the client learns nothing about the reason
+        log_error("A request could not be answered", error)
+        raise RequestError(500, "the server failed; its log has the reason") from error
 
 
 class Server:
@@ -66,6 +85,7 @@ class Server:
         self.service = service
         self.batcher = Batcher(service.predict, options.batch_size, options.max_wait, options.queue)
         self.decoders = ThreadPoolExecutor(DECODING_THREADS, "decoding")
+        self.explanations = Explanations(service, self._read_samples)
         self.document = openapi_document(service)
         self.is_ready = False
 
@@ -80,6 +100,7 @@ class Server:
         self.is_ready = False
         task.cancel()  # all accepted requests are answered
         self.batcher.close()
+        self.explanations.close()
         self.decoders.shutdown()
 
     def protect(self, endpoint: Endpoint) -> Endpoint:
@@ -106,19 +127,13 @@ class Server:
         start, status = time.perf_counter(), 500
         metrics = self.service.metrics
         try:
-            with self.batcher.accept():
+            with refusals(), self.batcher.accept():
                 metrics.accepted.set(self.batcher.accepted)
                 response = await self._predict(request)
             status = response.status_code
-        except QueueFullError as error:
-            status = 429
-            raise RequestError(429, "too many requests wait for an answer: try again", {"Retry-After": "1"}) from error
         except HTTPException as error:
             status = error.status_code
             raise
-        except Exception as error:  # the boundary of the server: the client learns nothing about the reason
-            log_error("A request could not be answered", error)
-            raise RequestError(500, "the server failed; its log has the reason") from error
         finally:
             metrics.accepted.set(self.batcher.accepted)
             metrics.requests.labels(status).inc()
@@ -126,21 +141,25 @@ class Server:
         return response
 
     async def _predict(self, request: Request) -> Response:
-        loop, service = asyncio.get_running_loop(), self.service
+        service = self.service
         with self.batcher.opening():
-            kind = media_type(request)
-            body = await read_body(request, service.limits)
-            if kind == JSON:
-                is_list, samples = await loop.run_in_executor(self.decoders, self._open_json, body)
-            else:
-                parsed = await parse_multipart(request, body, service.predictor.processors, service.limits)
-                is_list, samples = await loop.run_in_executor(self.decoders, self._open, parsed)
+            is_list, samples = await self._read_samples(request)
         predictions = [service.as_dict(prediction) for prediction in await self.batcher.predict(samples)]
         failed = sum(prediction["error"] is not None for prediction in predictions)
         service.metrics.samples.labels("error").inc(failed)
         service.metrics.samples.labels("predicted").inc(len(samples) - failed)
         content: Any = {"predictions": predictions} if is_list else predictions[0]
         return JSONResponse(content)
+
+    async def _read_samples(self, request: Request) -> tuple[bool, list[Sample]]:
+        """Return whether the client sent a list, and the opened samples."""
+        loop, service = asyncio.get_running_loop(), self.service
+        kind = media_type(request)
+        body = await read_body(request, service.limits)
+        if kind == JSON:
+            return await loop.run_in_executor(self.decoders, self._open_json, body)
+        parsed = await parse_multipart(request, body, service.predictor.processors, service.limits)
+        return await loop.run_in_executor(self.decoders, self._open, parsed)
 
     def _open_json(self, body: bytes) -> tuple[bool, list[Sample]]:
         return self._open(parse_json(body, self.service.limits))
@@ -153,6 +172,16 @@ class Server:
             for index, values in enumerate(parsed.values)
         ]
         return parsed.is_list, samples
+
+    async def explain(self, request: Request) -> Response:
+        """Answer ``POST /explain``."""
+        with refusals():
+            return await self.explanations.answer(request)
+
+    async def examples(self, request: Request) -> Response:
+        """Answer ``GET /examples``: samples to click on the page."""
+        del request
+        return JSONResponse({"examples": self.service.examples})
 
     async def health(self, request: Request) -> Response:
         """Answer ``GET /health``: the process answers."""

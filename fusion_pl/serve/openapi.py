@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import Any
-
-import soundfile
 
 from fusion_pl import __version__
 from fusion_pl.processors import Processor
 from fusion_pl.processors.features import FeatureProcessor
+from fusion_pl.serve.examples import example_value
 from fusion_pl.serve.requests import JSON, MULTIPART
 from fusion_pl.serve.service import Service
 from fusion_pl.serve.values import kind_of
@@ -43,6 +40,7 @@ def openapi_document(service: Service) -> dict[str, Any]:
         "info": {"title": "fusion-pl", "version": __version__, "description": "Predictions of one model."},
         "paths": {
             "/predict": {"post": _predict_operation(service)},
+            "/explain": {"post": _explain_operation(service)},
             "/health": {"get": _operation("Whether the process answers", {"200": _answer("It does.")}) | public},
             "/ready": {
                 "get": _operation("Whether predictions can be requested", {"200": ready, "503": _answer("Not yet.")})
@@ -76,9 +74,7 @@ def _errors(*statuses: str) -> dict[str, Any]:
 
 
 def _predict_operation(service: Service) -> dict[str, Any]:
-    processors = service.predictor.processors
-    example = {name: value for name, one in processors.items() if (value := example_value(one)) is not None}
-    parts = {name: _part_schema(one) for name, one in processors.items()}
+    example = _example(service)
     refs = {
         name: {"$ref": f"#/components/schemas/{name}"} for name in ("Samples", "Sample", "Predictions", "Prediction")
     }
@@ -95,7 +91,7 @@ def _predict_operation(service: Service) -> dict[str, Any]:
                         "many": {"value": {"samples": [example, *({name: example[name]} for name in example)]}},
                     },
                 },
-                MULTIPART: {"schema": {"type": "object", "properties": parts, "additionalProperties": False}},
+                MULTIPART: {"schema": _parts_schema(service)},
             },
         },
         "responses": {
@@ -106,6 +102,39 @@ def _predict_operation(service: Service) -> dict[str, Any]:
             **_errors(*ERRORS),
         },
     }
+
+
+def _explain_operation(service: Service) -> dict[str, Any]:
+    example = _example(service)
+    sample = {"schema": {"$ref": "#/components/schemas/Sample"}, "examples": {"one": {"value": example}}}
+    parts = {"schema": _parts_schema(service)}
+    return {
+        "summary": "Explain the prediction for one sample",
+        "description": "Shapley values of its inputs, and its prediction without each of them.",
+        "parameters": [
+            _parameter(
+                "target", {"enum": list(service.predictor.classes)}, "The explained class, not the predicted one."
+            ),
+            _parameter("evidence", {"type": "boolean"}, "Whether to add the effects of words, cells and windows."),
+        ],
+        "requestBody": {"required": True, "content": {JSON: sample, MULTIPART: parts}},
+        "responses": {"200": _answer("The explanation, or an error."), **_errors(*ERRORS)},
+    }
+
+
+def _parameter(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "schema": schema, "description": description}
+
+
+def _example(service: Service) -> dict[str, Any]:
+    """Return a sample that can be sent as it is."""
+    values = {name: example_value(processor) for name, processor in service.predictor.processors.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _parts_schema(service: Service) -> dict[str, Any]:
+    parts = {name: _part_schema(processor) for name, processor in service.predictor.processors.items()}
+    return {"type": "object", "properties": parts, "additionalProperties": False}
 
 
 def _schemas(service: Service) -> dict[str, Any]:
@@ -165,20 +194,3 @@ def _part_schema(processor: Processor) -> dict[str, Any]:
     if kind in ("vector", "json"):
         return {"type": "string", "description": "JSON: a list of numbers, or a list of such lists."}
     return {"type": "string", "contentMediaType": "application/octet-stream", "description": f"A file: {kind}."}
-
-
-def example_value(processor: Processor) -> Any:
-    """Return a value that a client could send for an input; None for an input that only its author knows."""
-    kind, value = kind_of(processor), processor.placeholder()
-    if kind == "text":
-        return "a text"
-    if kind == "vector":
-        return value.tolist()
-    file = io.BytesIO()
-    if kind == "image":
-        value.save(file, "PNG")
-        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-    if kind == "sound":
-        soundfile.write(file, value.samples[: value.rate // 10].numpy(), value.rate, format="WAV")
-        return f"data:audio/wav;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return None

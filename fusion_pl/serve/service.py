@@ -8,7 +8,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from PIL import Image
 from fusion_pl import __version__
 from fusion_pl.data.collate import Collate
 from fusion_pl.predict import Prediction, Predictor
+from fusion_pl.serve.examples import placeholder_examples, table_examples
 from fusion_pl.serve.limits import Limits
 from fusion_pl.serve.metrics import Metrics
 from fusion_pl.serve.values import kind_of
@@ -42,6 +43,8 @@ class ServeOptions:
         queue: largest number of accepted requests per process that are not answered yet.
         token: what clients have to send; None = nothing.
         threads: threads that compute a batch; None = as torch decides.
+        page: whether the server has a page for people.
+        examples: path of a table with examples for the page; None = placeholders.
     """
 
     checkpoint: str
@@ -54,6 +57,8 @@ class ServeOptions:
     queue: int = 64
     token: str | None = field(default=None, repr=False)
     threads: int | None = None
+    page: bool = False
+    examples: str | None = None
 
 
 class Service:
@@ -80,6 +85,11 @@ class Service:
         unused |= {name for name, option in given.items() if option is None}
         self.fields = [name for name in Prediction.__dataclass_fields__ if name not in unused]
         self.info = self._describe()
+        self.examples: list[dict[str, Any]] = []
+        if options.page and options.examples is not None:
+            self.examples = table_examples(self.predictor, options.examples)
+        elif options.page:
+            self.examples = placeholder_examples(self.predictor)
 
     def _describe(self) -> dict[str, Any]:
         with open(self.options.checkpoint, "rb") as file:
@@ -91,6 +101,7 @@ class Service:
             "classes": list(predictor.classes),
             "rules": {name: value for name, value in self.options.rules.items() if value},
             "checkpoint": {"file": Path(self.options.checkpoint).name, "sha256": digest},
+            "limits": asdict(self.limits),
             "device": str(predictor.device),
             "versions": {"fusion-pl": __version__, "torch": version("torch")},
         }
@@ -107,7 +118,7 @@ class Service:
         except Exception as error:  # the boundary between the samples of different clients
             if len(samples) > 1:
                 return [prediction for sample in samples for prediction in self.predict([sample])]
-            return [Prediction(samples[0].id, error=_failure(error))]
+            return [Prediction(samples[0].id, error=failure(error))]
         self.metrics.batch_seconds.observe(time.perf_counter() - start)
         self.metrics.batch_samples.observe(len(samples))
         return predictions
@@ -122,7 +133,8 @@ class Service:
         self.predict([Sample("warm-up", inputs)])
 
 
-def _failure(error: Exception) -> str:
+def failure(error: Exception) -> str:
+    """Return why a sample has no answer, without what the message of a library may contain of it."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):

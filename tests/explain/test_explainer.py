@@ -158,7 +158,7 @@ def test_the_sentence_never_says_that_an_input_gives_a_class_and_lowers_its_prob
     """The numbers of a new user: the text alone has probability 0.518, and a Shapley value below 0."""
 
     def effect(shapley, alone, gain):
-        return InputExplanation(shapley, None, alone, alone >= 0.5, gain, 0.5, 0.0, PartEffects())
+        return InputExplanation(shapley, None, alone, alone >= 0.5, gain, 0.5, 0.0, PartEffects(), [])
 
     inputs = {"text": effect(-0.63, 0.518, 0.07), "image": effect(1.4, 0.8, 1.39), "audio": effect(1.1, 0.75, 1.1)}
     prediction = Prediction("0", labels=["nature"], probabilities={"nature": 0.87})

@@ -1,0 +1,87 @@
+"""Samples to try a model with, as a client sends them: of a table, or made of placeholders."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import soundfile
+from PIL import Image
+
+from fusion_pl.cli.predict import set_up_rows
+from fusion_pl.data.manifest import ManifestData
+from fusion_pl.messages import join_names
+from fusion_pl.predict import Predictor
+from fusion_pl.processors import Processor
+from fusion_pl.serve.values import kind_of
+from fusion_pl.types import UserError, Waveform
+
+MAX_EXAMPLES = 6
+MAX_EDGE = 1024  # pixels of an image
+PLACEHOLDER_SECONDS = 0.1  # of the silence
+
+
+def table_examples(predictor: Predictor, table: str) -> list[dict[str, Any]]:
+    """Return the ids and the inputs of rows of a table, evenly spaced, without rows that cannot be opened.
+
+    Raises:
+        UserError: if the table cannot be read, or no row can be opened.
+    """
+    data = ManifestData(manifest=table, inputs=predictor.columns)
+    set_up_rows(data, predictor, None)
+    rows: Any = data.predict_dataloader().dataset
+    step = max(1, len(rows) // MAX_EXAMPLES)
+    samples = [rows[row] for row in range(0, len(rows), step)[:MAX_EXAMPLES]]
+    examples = [
+        {"name": sample.id, "inputs": encode_values(predictor, sample.inputs)}
+        for sample in samples
+        if sample.inputs and not sample.bad_files
+    ]
+    if not examples:
+        reason = f": {join_names(sample.bad_files[0] for sample in samples if sample.bad_files)}" if samples else ""
+        raise UserError(f"--examples {table}: none of its rows can be opened{reason}")
+    return examples
+
+
+def placeholder_examples(predictor: Predictor) -> list[dict[str, Any]]:
+    """Return one sample that consists of the placeholders of the processors."""
+    values = {name: example_value(processor) for name, processor in predictor.processors.items()}
+    return [{"name": "placeholders", "inputs": {name: value for name, value in values.items() if value is not None}}]
+
+
+def encode_values(predictor: Predictor, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return opened values as values of a JSON body, without those that only their processor knows."""
+    values = {name: encode_value(predictor.processors[name], value) for name, value in inputs.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def example_value(processor: Processor) -> Any:
+    """Return a value that a client could send for an input; None for an input that only its author knows."""
+    value = processor.placeholder()
+    if isinstance(value, Waveform):
+        value = Waveform(value.samples[: round(value.rate * PLACEHOLDER_SECONDS)], value.rate)
+    return "a text" if kind_of(processor) == "text" else encode_value(processor, value)
+
+
+def encode_value(processor: Processor, value: Any) -> Any:
+    """Return an opened value as a value of a JSON body: files as data URLs; None if it has no such form."""
+    kind, file = kind_of(processor), io.BytesIO()
+    if kind == "text":
+        return value
+    if kind == "vector":
+        return value.tolist()
+    if kind == "image" and isinstance(value, Image.Image):
+        if max(value.size) > MAX_EDGE:
+            value = value.copy()
+            value.thumbnail((MAX_EDGE, MAX_EDGE))
+        value.save(file, "PNG")
+        return _data_url("image/png", file)
+    if kind == "sound" and isinstance(value, Waveform):
+        soundfile.write(file, value.samples.numpy(), value.rate, format="WAV")
+        return _data_url("audio/wav", file)
+    return None
+
+
+def _data_url(media_type: str, file: io.BytesIO) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(file.getvalue()).decode()}"
