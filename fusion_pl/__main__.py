@@ -36,6 +36,8 @@ commands:
                         fusion-pl evaluate --ckpt_path best.ckpt --data.manifest rows.csv --output reports/best
   serve     answer HTTP requests with predictions, at http://127.0.0.1:8000:
                         fusion-pl serve --ckpt_path best.ckpt
+  export    write a model that runs without torch:
+                        fusion-pl export --ckpt_path best.ckpt --output exported
   compare   train every fusion head, and every input alone, and report which is best:
                         fusion-pl compare --config configs/keypad.yaml --output reports/keypad
   data check
@@ -58,7 +60,19 @@ Every value of a configuration can be given on the command line. An option overr
   fusion-pl fit --config configs/keypad.yaml --ckpt_path last        # resume the newest run
 """
 IMPORTERS = {"jsonargparse._util", "fusion_pl.config"}  # modules that import classes by their class path
-COMMANDS = ("fit", "validate", "test", "predict", "explain", "evaluate", "serve", "compare", "data check", "data shard")
+COMMANDS = (
+    "fit",
+    "validate",
+    "test",
+    "predict",
+    "explain",
+    "evaluate",
+    "serve",
+    "export",
+    "compare",
+    "data check",
+    "data shard",
+)
 
 
 def main() -> int:
@@ -105,6 +119,8 @@ def _run_subcommand(subcommand: str, arguments: list[str]) -> int:
             from fusion_pl.evaluate.command import evaluate_command as command
         elif subcommand == "serve":
             from fusion_pl.serve.command import serve_command as command
+        elif subcommand == "export":
+            from fusion_pl.export.command import export_command as command
         elif subcommand == "data check":
             from fusion_pl.data_check.command import check_command as command
         elif subcommand == "data shard":

@@ -71,7 +71,12 @@ def mark_missing(encoded: Encoded) -> Encoded:
 
 def keep_rows(encoded: Encoded, rows: Bool[Tensor, " B"]) -> Encoded:
     """Zero an encoder's output of the samples outside a mask, as if the input were missing in them."""
-    return _map_tensors(encoded, lambda tensor: tensor * rows.reshape(-1, *[1] * (tensor.ndim - 1)).to(tensor.dtype))
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept = rows.reshape(-1, *[1] * (tensor.ndim - 1))
+        return tensor & kept if tensor.dtype == torch.bool else tensor.masked_fill(~kept, 0)
+
+    return _map_tensors(encoded, keep)
 
 
 def _map_tensors(encoded: Encoded, function: Callable[[Tensor], Tensor]) -> Encoded:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -14,14 +14,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from fusion_pl.config import config_of
+from fusion_pl.core import FusionCore
 from fusion_pl.data.hashes import stable_hash
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.order import global_seed, seed_generators
 from fusion_pl.data.split_record import find_split_record
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
-from fusion_pl.layers import fill_missing, mark_missing, scatter_rows
-from fusion_pl.processors import Processor
 from fusion_pl.tasks import MultiClass, Task
 from fusion_pl.training.calibrate import FitCalibration, StoredOutputs
 from fusion_pl.training.evaluation import evaluate_batch
@@ -49,7 +48,7 @@ FusionFactory = Callable[[dict[str, int], int], Fusion]
 CHECKPOINT_FORMAT = 2
 
 
-class FusionClassifier(LightningModule):
+class FusionClassifier(FusionCore, LightningModule):
     """Classify samples of text, images and audio: one encoder per input and a fusion head.
 
     Args:
@@ -93,26 +92,19 @@ class FusionClassifier(LightningModule):
         task: Task | None = None,
         calibration: Method = "temperature",
     ) -> None:
-        super().__init__()
-        self.loss = loss or Loss()
         check_inputs(encoders)
         check_classes(classes)
-        self.classes = list(classes)
-        self.task = task or MultiClass()
-        self.task.set_num_classes(len(classes))
-        self.encoders = nn.ModuleDict(encoders)
-        self.dims = dims = {name: encoder.dim for name, encoder in encoders.items()}
-        num_logits = self.task.num_logits(len(classes))
-        self.fusion = fusion(dims, num_logits)
+        task = task or MultiClass()
+        task.set_num_classes(len(classes))
+        num_logits = task.num_logits(len(classes))
+        super().__init__(encoders, lambda dims: fusion(dims, num_logits), missing)
+        self.loss, self.task, self.classes = loss or Loss(), task, list(classes)
         check_head(type(self.fusion), self.task)
         self.fusion.exclusive_classes = self.task.exclusive_classes
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.pretrained_lr_factor, self.missing = pretrained_lr_factor, missing
-        self.missing_embeddings, self.auxiliary_heads = nn.ParameterDict(), nn.ModuleDict()
-        if missing == "token":
-            self.missing_embeddings.update({name: torch.randn(dim) * 0.02 for name, dim in dims.items()})
+        self.pretrained_lr_factor, self.auxiliary_heads = pretrained_lr_factor, nn.ModuleDict()
         if self.loss.auxiliary_weight:  # unimodal classifiers, used in training only
-            for name, dim in dims.items():
+            for name, dim in self.dims.items():
                 self.auxiliary_heads[name] = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_logits))
         self.training_loss = TrainingLoss(self.loss, self.task, self.classes)
         layers = {name: encoder.hidden_layers for name, encoder in encoders.items()}
@@ -142,14 +134,6 @@ class FusionClassifier(LightningModule):
         """
         self.cache = CacheOptions(Path(folder), max_bytes, dtype)
 
-    @property
-    def processors(self) -> dict[str, Processor]:
-        """Name of the input -> processor of its encoder."""
-        return {name: encoder.processor for name, encoder in self._encoders()}
-
-    def _encoders(self) -> list[tuple[str, Encoder]]:
-        return [(name, encoder) for name, encoder in self.encoders.items() if isinstance(encoder, Encoder)]
-
     def setup(self, stage: str) -> None:
         """Before training, compute class weights, and load pretrained weights that are not loaded yet."""
         check_same_task(self.task, getattr(self._trainer, "datamodule", None))
@@ -157,7 +141,7 @@ class FusionClassifier(LightningModule):
         if stage != "fit":
             return
         self.training_loss.set_up(getattr(self._trainer, "datamodule", None), self.device)
-        for name, encoder in self._encoders():
+        for name, encoder in self.named_encoders():
             if self.training:
                 encoder.update_frozen_modes()  # a callback or the user may have frozen modules
             if not encoder.has_weights:
@@ -174,26 +158,13 @@ class FusionClassifier(LightningModule):
 
     def encode(self, batch: Batch) -> dict[str, Encoded]:
         """Encode every input of a batch; missing inputs become zeros with a mask of False."""
-        encoded = {}
-        for name, encoder in self._encoders():
-            rows = batch.inputs[name]
-            if isinstance(rows, Encoded):
+        for name, encoder in self.named_encoders():
+            if isinstance(batch.inputs[name], Encoded):
                 if self.features is not None:
                     self.features.check_frozen(name)
-            else:
-                if self.training:
-                    encoder.update_frozen_modes()
-                rows = encoder(**rows)
-            encoded[name] = scatter_rows(rows, batch.present[name])
-        return encoded
-
-    def fuse(self, encoded: dict[str, Encoded], subset: Collection[str] | None = None) -> Fused:
-        """Apply the fusion head to the output of ``encode``; inputs outside ``subset`` are treated as missing."""
-        if subset is not None:
-            encoded = {name: value if name in subset else mark_missing(value) for name, value in encoded.items()}
-        filled = {name: fill_missing(encoded[name], vector) for name, vector in self.missing_embeddings.items()}
-        fused: Fused = self.fusion(encoded | filled)
-        return fused
+            elif self.training:
+                encoder.update_frozen_modes()
+        return self.encode_present(batch.inputs, batch.present)
 
     def forward(self, batch: Batch) -> Fused:
         """Encode the inputs of a batch and apply the fusion head."""
@@ -253,7 +224,7 @@ class FusionClassifier(LightningModule):
         """Build optimizer and scheduler; pretrained encoders have ``pretrained_lr_factor`` times the learning rate."""
         if self.features is not None:
             _ = self.features.samples  # encode before the progress bar of the training starts
-        pretrained = [encoder for _, encoder in self._encoders() if encoder.pretrained_weights]
+        pretrained = [encoder for _, encoder in self.named_encoders() if encoder.pretrained_weights]
         groups = parameter_groups(pretrained, self, self.pretrained_lr_factor, self.parameter_ndims)
         optimizer = self.optimizer(groups)
         for group in optimizer.param_groups:
@@ -271,7 +242,7 @@ class FusionClassifier(LightningModule):
         return {
             "format": CHECKPOINT_FORMAT,
             "classes": self.classes,
-            "encoders": {name: config_of(encoder) for name, encoder in self._encoders()},
+            "encoders": {name: config_of(encoder) for name, encoder in self.named_encoders()},
             "fusion": config_of(self.fusion, omit=("dims", "num_classes")),
             "missing": self.missing,
             "task": config_of(self.task),
@@ -281,7 +252,7 @@ class FusionClassifier(LightningModule):
         """Add the configuration, the encoders' files and the manifest columns to the checkpoint, for inference."""
         data = getattr(self._trainer, "datamodule", None)
         checkpoint["fusion_pl"] = self.config() | {
-            "files": {name: encoder.files() for name, encoder in self._encoders()},
+            "files": {name: encoder.files() for name, encoder in self.named_encoders()},
             "columns": dict(getattr(data, "columns", {name: name for name in self.encoders})),
             "label": getattr(data, "label", None),
             "calibration": None if self.calibration is None else asdict(self.calibration),

@@ -15,6 +15,7 @@ from fusion_pl.cli.shard import shard_command
 from fusion_pl.data_check.command import check_command
 from fusion_pl.evaluate.command import evaluate_command
 from fusion_pl.explain.command import explain_command
+from fusion_pl.export.command import export_command
 from fusion_pl.serve.command import serve_command
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +23,7 @@ COMMANDS = {
     "explain": explain_command,
     "evaluate": evaluate_command,
     "serve": serve_command,
+    "export": export_command,
     "data check": check_command,
     "data shard": shard_command,
 }

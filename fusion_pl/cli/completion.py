@@ -13,7 +13,7 @@ def completion_script() -> str:
         groups = sections(subcommand, [], everything=True)
         options = [option for _, group in groups for option in group if "NAME" not in option.key]
         keys = {f"--{option.key}" for option in options} | {"--help", "--help-all"}
-        keys |= set() if subcommand in {"predict", "explain", "evaluate", "serve"} else {"--config"}
+        keys |= set() if subcommand in {"predict", "explain", "evaluate", "serve", "export"} else {"--config"}
         cases.append(f"    {subcommand!r}' '*) options={' '.join(sorted(keys))!r} ;;")
         for option in options:
             if words := [str(choice) for choice in option.choices] or project_classes(option):

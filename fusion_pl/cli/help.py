@@ -23,6 +23,7 @@ from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data_check.command import check_parser
 from fusion_pl.evaluate.command import evaluate_parser
 from fusion_pl.explain.command import explain_parser
+from fusion_pl.export.command import export_parser
 from fusion_pl.serve.command import serve_parser
 
 DESCRIPTIONS = {
@@ -44,6 +45,9 @@ DESCRIPTIONS = {
     "/openapi.json describes it, /health, /ready, /info and /metrics are for its operator. Samples of concurrent "
     "requests are predicted together. Only this machine can reach the server unless --host is given. Ctrl-C and "
     "SIGTERM stop it after it has answered what it has accepted; the exit code is then 0.",
+    "export": "Write a folder with which the model of a checkpoint runs without it. The format onnx has model.onnx, "
+    "whose batch size and lengths are variable, with missing inputs and calibrated probabilities; preprocess.json; and "
+    "runner.py, which predicts without torch and without fusion-pl.",
     "compare": "Train heads and single inputs with one configuration over several seeds, and report which is best. "
     "Options of fusion-pl fit (--trainer.max_epochs 5) apply to every run.",
     "data check": "Open every row and file of a table in parallel, before anything is trained, with the configuration "
@@ -64,6 +68,7 @@ EXAMPLES = {
     "explain": "--ckpt_path best.ckpt --data.manifest new.csv --output reports/why",
     "evaluate": "--ckpt_path best.ckpt --data.manifest rows.csv --groups speaker,source --output reports/best",
     "serve": "--ckpt_path best.ckpt --port 8000 --workers 2 --token_file token.txt",
+    "export": "--ckpt_path best.ckpt --output exported",
     "compare": "--config configs/keypad.yaml --fusions Concat,LowRank --output reports/keypad",
     "data check": "--config configs/own.yaml --output reports/check --cleaned data/cleaned.csv",
     "data shard": "--config configs/own.yaml --output data/shards",
@@ -93,6 +98,7 @@ STANDALONE_PARSERS = {
     "explain": explain_parser,
     "evaluate": evaluate_parser,
     "serve": serve_parser,
+    "export": export_parser,
     "compare": compare_parser,
 }
 CONFIG_OPTION = Option("config", str, None, "YAML file of options, which override those given before it", False)

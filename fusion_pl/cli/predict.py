@@ -96,6 +96,11 @@ def add_model_options(parser: ArgumentParser, unused: Collection[str] = TRAINING
 def add_device_options(parser: ArgumentParser) -> None:
     """Add the options of the device, and of the packages and the folder of the checkpoint."""
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add_loading_options(parser)
+
+
+def add_loading_options(parser: ArgumentParser) -> None:
+    """Add the options of what may run, and of where the newest run is."""
     parser.add_argument("--trust", type=str, default=[], help="packages whose encoders and heads may run", nargs="*")
     for name in ("save_dir", "name"):
         parser.add_argument(

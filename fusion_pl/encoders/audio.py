@@ -42,6 +42,13 @@ class FeatureExtractor(ClipProcessor):
         """Process P clips."""
         return self.features([self._crop_and_pad(clip, training).numpy() for clip in values])
 
+    def runner_settings(self) -> dict[str, Any]:
+        """Return the settings of the runner; it has no spectrograms."""
+        if not isinstance(self.features, audio_features.WaveformFeatures):
+            return super().runner_settings()
+        normalise = bool(self.features.extractor.do_normalize)
+        return self.clip_settings(["values", "mask"], min_samples=self.features.min_samples, normalise=normalise)
+
     def _crop_and_pad(self, clip: Waveform, training: bool) -> Float[Tensor, " N"]:
         samples = self.crop_and_resample(clip, training)
         return F.pad(samples, (0, max(0, self.features.min_samples - len(samples))))

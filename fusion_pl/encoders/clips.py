@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -42,6 +43,16 @@ class ClipProcessor(AudioProcessor):
     def length(self, value: Waveform) -> Length:
         """Return the duration of a clip."""
         return Length(len(value.samples) / value.rate, self.max_samples / self.rate, "seconds")
+
+    def examples(self) -> list[Waveform]:
+        """Return silence of half the maximum length, and of that length, up to a second."""
+        length = min(self.max_samples, self.rate)
+        return [Waveform(torch.zeros(size), self.rate) for size in (length // 2, length)]
+
+    def clip_settings(self, tensors: list[str], **settings: Any) -> dict[str, Any]:
+        """Return the settings of the runner, for a subclass whose clips become the tensors of these names."""
+        common = {"rate": self.rate, "max_samples": self.max_samples, "max_filter": MAX_FILTER_SIZE}
+        return {"kind": "Clip", "tensors": tensors} | common | settings
 
     def crop_and_resample(self, clip: Waveform, training: bool) -> Float[Tensor, " n"]:
         """Return at most ``max_samples`` audio samples of a clip of any rate and length."""

@@ -60,6 +60,11 @@ class ResizeAndCrop(ImageProcessor):
             axes.append(np.stack([edges[:-1], edges[1:]], 1))
         return axes
 
+    def runner_settings(self) -> dict[str, Any]:
+        """Return the settings of the runner."""
+        settings = {"size": self.size, "edge": self.edge, "resample": int(self.resample), "max_ratio": MAX_ASPECT_RATIO}
+        return {"kind": "Pixels", "tensor": "pixel_values", "mode": "RGB"} | settings
+
     def _resize(self, image: Image.Image) -> UInt8[Tensor, "3 S S"]:
         from torchvision.transforms.v2 import functional as tv
 

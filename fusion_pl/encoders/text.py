@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,6 +52,21 @@ class SubwordTokenizer(TextProcessor):
                 "offset_mapping"
             ]
         return [np.array(offsets or [(0, 0)], np.float64)]
+
+    def runner_settings(self) -> dict[str, Any]:
+        """Return the settings of the runner.
+
+        Raises:
+            UserError: if the tokenizer is not one of the tokenizers library.
+        """
+        if not self.tokenizer.is_fast:
+            raise UserError(
+                f"{type(self.tokenizer).__name__} has no tokenizer.json, which the runner needs: use "
+                "a model with such a file"
+            )
+        content = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        pad = self.tokenizer.pad_token_id
+        return {"kind": "SubwordText", "tokenizer": content, "max_tokens": self.max_tokens, "pad": pad}
 
     def __call__(self, values: Sequence[str], training: bool = False) -> dict[str, Tensor]:
         """Tokenize P strings; an empty string has at least one token.

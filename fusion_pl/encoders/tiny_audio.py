@@ -36,6 +36,10 @@ class WaveformProcessor(ClipProcessor):
             raise UserError(f"TinyAudio(rate={rate}): expected at least 1000 Hz; speech needs 8000")
         super().__init__(rate, round(max_seconds * rate))
 
+    def runner_settings(self) -> dict[str, Any]:
+        """Return the settings of the runner."""
+        return self.clip_settings(["samples", "lengths"])
+
     def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
         """Return ``samples`` (P, N) and their ``lengths`` (P,)."""
         clips = [self.crop_and_resample(value, training) for value in values]

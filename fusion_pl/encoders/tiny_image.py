@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Real
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from fusion_pl.encoders.convolution import SmallEncoder
@@ -37,6 +38,11 @@ class PixelProcessor(ImageProcessor):
         """Return the rows and columns of the original image that each pixel covers."""
         edges = np.arange(self.image_size + 1) / self.image_size
         return [np.stack([edges[:-1], edges[1:]], 1) * size for size in (value.height, value.width)]
+
+    def runner_settings(self) -> dict[str, Any]:
+        """Return the settings of the runner."""
+        settings = {"size": self.image_size, "mode": self.mode, "resample": Image.Resampling.BICUBIC.value}
+        return {"kind": "Pixels", "tensor": "pixels", "edge": None, "max_ratio": 0} | settings
 
     def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
         """Return ``pixels``, (P, channels, image_size, image_size)."""
@@ -96,7 +102,7 @@ class TinyImage(SmallEncoder):
         if self.layer_mixing is not None:
             positions, weights = self.layer_mixing(states)
         embedding = self.pool(positions, positions.new_ones(positions.shape[:2], dtype=torch.bool))
-        feature_map = positions.transpose(1, 2).reshape(len(positions), -1, *values.shape[-2:])
+        feature_map = positions.transpose(1, 2).reshape(positions.shape[0], -1, *values.shape[-2:])
         tokens = as_tokens(nn.functional.avg_pool2d(feature_map, 2, ceil_mode=True))
         return Encoded(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool), embedding, weights)
 
@@ -105,7 +111,7 @@ def _add_coordinates(values: Float[Tensor, "P K S S"]) -> Float[Tensor, "P K2 S 
     """Append two channels, the row and column of each position in [-1, 1]."""
     line = torch.linspace(-1, 1, values.shape[-1], dtype=values.dtype, device=values.device)
     coordinates = torch.stack(torch.meshgrid(line, line, indexing="ij"))
-    return torch.cat([values, coordinates.expand(len(values), -1, -1, -1)], dim=1)
+    return torch.cat([values, coordinates.expand(values.shape[0], -1, -1, -1)], dim=1)
 
 
 def _build_conv_block(channels_in: int, channels_out: int, width: int = 3, stride: int = 1) -> nn.Sequential:

@@ -40,6 +40,10 @@ class ByteTokenizer(TextProcessor):
         ends = [(i, i + 1) for i, character in enumerate(value) for _ in character.encode()]
         return [np.array([(0, 0), *ends][: self.max_tokens], np.float64)]
 
+    def runner_settings(self) -> dict[str, Any]:
+        """Return the settings of the runner."""
+        return {"kind": "ByteText", "max_tokens": self.max_tokens, "begin": BEGIN_TOKEN}
+
     def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
         """Return ``ids`` and ``mask``, both (P, T)."""
         del training

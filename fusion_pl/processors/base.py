@@ -143,6 +143,23 @@ class Processor(ABC):
     def placeholder(self) -> Any:
         """Return an opened value for a batch in which no sample has the input; the encoder's output is not used."""
 
+    def examples(self) -> list[Any]:
+        """Return a short opened value and a longer one, from which ``fusion-pl export`` finds axes of variable size."""
+        return [self.placeholder()]
+
+    def runner_settings(self) -> dict[str, Any]:
+        """Return what the runner of an exported model needs to open and process values without torch, as plain data.
+
+        Returns:
+            ``kind``, the name of a class of ``fusion_pl/export/runner.py``, and its arguments.
+
+        Raises:
+            UserError: if the runner cannot process this input.
+        """
+        raise UserError(
+            f"the runner has no preprocessing like that of {type(self).__name__}: use an encoder of docs/export.md"
+        )
+
     @abstractmethod
     def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
         """Process and pad P opened values.

@@ -155,6 +155,15 @@ class FeatureProcessor(Processor):
         """Return the mean."""
         return self.mean
 
+    def examples(self) -> list[Float[Tensor, "T F"]]:
+        """Return one vector, and a sequence of three if sequences are possible."""
+        return [self.mean.repeat(length, 1) for length in (1, 3)]
+
+    def runner_settings(self) -> dict[str, Any]:
+        """Return the settings of the runner."""
+        moments = {"mean": self.mean.tolist(), "std": self.std.tolist()}
+        return {"kind": "Vectors", "max_tokens": self.max_tokens, "key": self.key, "flags": self.has_flags} | moments
+
     def __call__(self, values: Sequence[Any], training: bool = False) -> dict[str, Tensor]:
         """Return standardised ``vectors`` (P, T, F or 2 F with flags), zeros in the padding, and ``mask`` (P, T)."""
         del training

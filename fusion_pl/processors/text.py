@@ -64,3 +64,7 @@ class TextProcessor(Processor):
     def placeholder(self) -> str:
         """Return an empty text."""
         return ""
+
+    def examples(self) -> list[str]:
+        """Return a text without words and one with several."""
+        return ["", "one two three"]

@@ -228,6 +228,6 @@ def create_cache(model: Any, stage: str) -> FeatureCache | None:
         return None
     cache = None
     if model.cache is not None and stage != "predict" and not getattr(model.trainer, "fast_dev_run", False):
-        cache = FeatureCache(model.cache, model.trainer, dict(model._encoders()), model.fusion.reads_tokens)
+        cache = FeatureCache(model.cache, model.trainer, dict(model.named_encoders()), model.fusion.reads_tokens)
     data.feature_source = cache
     return cache

@@ -13,8 +13,11 @@ import pytest
 import torch
 from torch import nn
 
+from fusion_pl.core import FusionCore
+from fusion_pl.encoders import Encoder
 from fusion_pl.encoders.layer_mixing import Combine
 from fusion_pl.encoders.pretrained import PretrainedEncoder
+from fusion_pl.fusion import Mean
 from fusion_pl.types import Encoded, UserError
 
 
@@ -43,6 +46,25 @@ def check_batch_independence(encoder: PretrainedEncoder, values: Sequence[Any]) 
         assert int(real.sum()) == int(alone.mask.sum())
         torch.testing.assert_close(together.tokens[row][real], alone.tokens[0][alone.mask[0]], rtol=1e-4, atol=2e-5)
         torch.testing.assert_close(together.embedding[row], alone.embedding[0], rtol=1e-4, atol=2e-5)
+    check_all_rows(encoder, values)
+
+
+def check_all_rows(encoder: Encoder, values: Sequence[Any]) -> None:
+    """With the last input missing, encoding all rows gives what encoding the others gives; nothing stands for it."""
+    core = FusionCore({"input": encoder.eval()}, lambda dims: Mean(dims, 2, dim=8))
+    present = {"input": torch.arange(len(values)) < len(values) - 1}
+    rows = encoder.processor(values[:-1])
+    filled = encoder.processor([*values[:-1], encoder.processor.placeholder()])
+    with torch.no_grad():
+        (found,) = core.encode_all({"input": filled}, present).values()
+        (expected,) = core.encode_present({"input": rows}, present).values()
+    width = expected.mask.shape[1]
+    assert not found.mask[-1].any()
+    assert not found.mask[:, width:].any()
+    assert torch.equal(found.mask[:, :width], expected.mask)
+    torch.testing.assert_close(found.tokens[:, :width], expected.tokens, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(found.embedding, expected.embedding, rtol=1e-4, atol=2e-5)
+    assert not found.embedding[-1].any()
 
 
 def check_checkpoint_files(kind: type[PretrainedEncoder], folder: Path, values: Sequence[Any], tmp_path: Path) -> None:

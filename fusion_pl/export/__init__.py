@@ -1,0 +1,1 @@
+"""``fusion-pl export``: files with which a model runs without a checkpoint."""

@@ -1,0 +1,139 @@
+"""Write a model as an ONNX file, with its preprocessing and a program that runs it without torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion_pl.export import runner
+from fusion_pl.export.graph import Arguments, ExportedModel, example_arguments
+from fusion_pl.messages import error_reason, is_failure
+from fusion_pl.module import FusionClassifier
+from fusion_pl.types import UserError
+
+TOLERANCE = 1e-4  # of the probabilities of the examples, between PyTorch and onnxruntime
+MODEL, PREPROCESSING, RUNNER = "model.onnx", "preprocess.json", "runner.py"
+
+
+def check_onnx() -> None:
+    """Raise a ``UserError`` if a package of the extra ``export`` is not installed."""
+    absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if absent:
+        raise UserError(f"--format onnx needs {', '.join(absent)}: pip install 'fusion-pl[export]'")
+
+
+def write_onnx(model: FusionClassifier, folder: Path) -> None:
+    """Write ``model.onnx``, ``preprocess.json`` and ``runner.py``.
+
+    Args:
+        model: a trained classifier, in evaluation mode.
+        folder: existing folder.
+
+    Raises:
+        UserError: if a part of the model cannot be exported, or gives other results in onnxruntime.
+    """
+    settings = runner_settings(model)
+    arguments, _ = example_arguments(model)
+    names = input_names(arguments)
+    exported = trace(model)
+    outputs = ExportedModel(model)(*arguments)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about internals of the exporter
+            program = torch.onnx.export(
+                exported, dynamo=True, input_names=names, output_names=list(outputs), verbose=False
+            )
+            assert program is not None
+            for node in program.model.graph.all_nodes():  # stack traces with the paths of this machine
+                node.metadata_props.clear()
+                node.doc_string = None
+            program.save(str(folder / MODEL), external_data=False)
+    except torch.onnx.OnnxExporterError as error:
+        reason = error_reason(error.__cause__ or error)
+        raise UserError(
+            f"the model cannot be written as ONNX ({reason}): use an encoder and a fusion head of docs/export.md"
+        ) from error
+    check_outputs(folder / MODEL, arguments, outputs)
+    (folder / PREPROCESSING).write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
+    shutil.copyfile(str(runner.__file__), folder / RUNNER)
+
+
+def trace(model: FusionClassifier) -> torch.export.ExportedProgram:
+    """Return the model as a graph with variable batch size and lengths.
+
+    Raises:
+        UserError: if a part of the model depends on values in a way that a graph cannot represent.
+    """
+    arguments, shapes = example_arguments(model)
+    graph = ExportedModel(model).eval()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return torch.export.export(graph, arguments, dynamic_shapes=shapes, strict=False)
+    except BaseException as error:  # encoders and heads of users, and torch, raise many types
+        if not is_failure(error):
+            raise
+        reason = error_reason(error.__cause__ or error)
+        raise UserError(
+            f"the model cannot be exported, because torch.export cannot trace it ({reason}): export a model with "
+            "encoders and a fusion head of docs/export.md"
+        ) from error
+
+
+def runner_settings(model: FusionClassifier) -> dict[str, Any]:
+    """Return the content of ``preprocess.json``.
+
+    Raises:
+        UserError: if the runner cannot process an input.
+    """
+    inputs = {}
+    for name, processor in model.processors.items():
+        try:
+            inputs[name] = processor.runner_settings()
+        except UserError as error:
+            raise UserError(f"the input {name!r} cannot be processed without torch: {error}") from error
+    return {"format": 1, "classes": model.classes, "inputs": inputs}
+
+
+def input_names(arguments: Arguments) -> list[str]:
+    """Return the names of the graph's inputs: ``text.ids``, ``text.mask``, …, and ``text.present``."""
+    inputs, present = arguments
+    return [
+        *(f"{name}.{key}" for name, tensors in inputs.items() for key in tensors),
+        *(f"{n}.present" for n in present),
+    ]
+
+
+def check_outputs(path: Path, arguments: Arguments, outputs: Mapping[str, Tensor]) -> None:
+    """Run the file on the examples, and compare the probabilities with those of PyTorch.
+
+    Raises:
+        UserError: if onnxruntime cannot run the file, or the probabilities differ.
+    """
+    import onnxruntime
+
+    inputs, present = arguments
+    tensors = [*(tensor for part in inputs.values() for tensor in part.values()), *present.values()]
+    feed = dict(zip(input_names(arguments), (tensor.numpy() for tensor in tensors), strict=True))
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        (probabilities,) = session.run(["probabilities"], feed)
+    except Exception as error:  # onnxruntime has no common class of errors
+        raise UserError(
+            f"onnxruntime cannot run the model ({error_reason(error)}): use another encoder or fusion head"
+        ) from error
+    difference = float(np.abs(probabilities - outputs["probabilities"].detach().numpy()).max())
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"the probabilities of the exported model differ by {difference:.2g} from those of PyTorch: use "
+            "another encoder or fusion head"
+        )
