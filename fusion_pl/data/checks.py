@@ -45,10 +45,21 @@ def check_text_column(table: Table, column: str, purpose: str, advice: str = "")
         yield Problem(f"it holds {kind}, expected text or numbers for {purpose}", column=column)
 
 
-def row_problems(table: Table, rows: Rows, column: str | None, describe: Callable[[int], str]) -> Iterator[Problem]:
-    """Yield one problem per row, whose text is only made when it is shown."""
+def row_problems(
+    table: Table, rows: Rows, column: str | None, describe: Callable[[int], str], cells: Rows | None = None
+) -> Iterator[Problem]:
+    """Yield one problem per row, whose text is only made when it is shown.
+
+    Args:
+        table: the table.
+        rows: rows with a problem.
+        column: column of the problem.
+        describe: function that returns the text for a row.
+        cells: index of the cell of each row of the table among the distinct cells, if the text depends on it alone.
+    """
     for row in rows.tolist():
-        yield Problem(partial(describe, row), int(table.row_numbers[row]), column)
+        cell = None if cells is None else int(cells[row])
+        yield Problem(partial(describe, row), int(table.row_numbers[row]), column, cell)
 
 
 def check_splits(table: Table, column: str) -> Iterator[Problem]:
@@ -61,7 +72,8 @@ def check_splits(table: Table, column: str) -> Iterator[Problem]:
 
     splits = column_splits(table, column)
     assert splits is not None
-    yield from row_problems(table, np.flatnonzero(splits == NO_SPLIT), column, describe)
+    rows = np.flatnonzero(splits == NO_SPLIT)
+    yield from row_problems(table, rows, column, describe, table.factorize(column)[0] if rows.size else None)
 
 
 def check_ids(table: Table) -> Iterator[Problem]:

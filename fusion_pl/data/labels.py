@@ -87,7 +87,7 @@ def check_labels(table: Table, columns: Sequence[LabelColumn], classes: Sequence
             code = int(column.codes[row])
             return task.explain_invalid(column.cells[code] if code >= 0 else None, classes, len(columns) > 1)
 
-        yield from row_problems(table, np.flatnonzero(is_invalid), column.name, describe)
+        yield from row_problems(table, np.flatnonzero(is_invalid), column.name, describe, column.codes)
 
 
 def find_untrained_classes(

@@ -28,9 +28,15 @@ class Problem(NamedTuple):
     text: str | Callable[[], str]  # what is wrong, and what is expected; a function if there may be very many problems
     row: int = 0  # row number in a spreadsheet (header = 1), line of a JSON Lines file, or row from 1; 0 = all rows
     column: str | None = None
+    cell: int | None = None  # index among the distinct cells of the column; problems of one cell have the same text
 
     def __str__(self) -> str:
-        location = [f"row {self.row}"] * bool(self.row) + [f"column {self.column!r}"] * (self.column is not None)
+        return self.locate()
+
+    def locate(self, others: int = 0) -> str:
+        """Return the problem with row and column, and with the number of other rows that have the same cell."""
+        rows = f"row {self.row}" + (f" and {others:,} other {'row' if others == 1 else 'rows'}" if others else "")
+        location = [rows] * bool(self.row) + [f"column {self.column!r}"] * (self.column is not None)
         return f"{', '.join(location)}: {self.describe()}" if location else self.describe()
 
     def describe(self) -> str:
@@ -41,12 +47,19 @@ class Problem(NamedTuple):
 def raise_problems(path: str, problems: Iterable[Problem]) -> None:
     """Raise one error that lists the first ten problems; do nothing if there are no problems.
 
+    Rows with the same cell are one problem.
+
     Raises:
         UserError: if there are problems; the message starts with the path and the number of problems.
     """
-    if ordered := sorted(problems, key=lambda problem: problem.row):
+    if every := sorted(problems, key=lambda problem: problem.row):
+        groups: dict[Any, list[Problem]] = {}
+        for index, problem in enumerate(every):
+            groups.setdefault(-index if problem.cell is None else (problem.column, problem.cell), []).append(problem)
+        ordered = list(groups.values())
         count = "1 problem" if len(ordered) == 1 else f"{len(ordered)} problems"
-        shown = [*map(str, ordered[:MAX_SHOWN]), *([""] * len(ordered[MAX_SHOWN:]))]
+        shown = [first.locate(len(others)) for first, *others in ordered[:MAX_SHOWN]]
+        shown += [""] * len(ordered[MAX_SHOWN:])
         raise UserError(f"{path} has {count}:\n  {join_lines(shown, MAX_SHOWN)}")
 
 

@@ -209,6 +209,22 @@ def test_all_problems_are_in_one_error(build, toy):
     ]
 
 
+def test_unknown_labels_and_splits_are_listed_once_with_their_rows(build, toy):
+    for row, record in enumerate(toy.records):
+        record["label"] = ["cat", "cow", "owl", f"bird {row}"][row % 4 if row < 9 else 0]
+        record["split"] = ["train", "hold", "train", "val"][row % 4]
+    data = build(classes=["cat"])
+    assert refused(data).split("\n  ") == [
+        f"{data.manifest} has 5 problems:",
+        "row 3 and 1 other row, column 'label': 'cow' is not one of the classes cat",
+        "row 3 and 2 other rows, column 'split': 'hold' is not a split: expected train, val (or valid, validation, "
+        "dev) or test",
+        "row 4 and 1 other row, column 'label': 'owl' is not one of the classes cat",
+        "row 5, column 'label': 'bird 3' is not one of the classes cat",
+        "row 9, column 'label': 'bird 7' is not one of the classes cat",
+    ]
+
+
 def test_problems_of_reading_are_in_the_same_error(build, toy):
     toy.records[1]["id"] = "s0"
     data = build()
@@ -251,7 +267,7 @@ def test_labels_that_are_all_empty(build, toy):
     data = build()
     with pytest.raises(UserError, match="column 'label': every label is empty"):
         _ = data.classes
-    assert "row 2, column 'label': the label is empty" in refused(data)
+    assert "row 2 and 11 other rows, column 'label': the label is empty" in refused(data)
 
 
 def test_classes_of_a_missing_manifest_are_refused():
