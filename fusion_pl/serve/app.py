@@ -93,7 +93,6 @@ class Server:
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Run the batches between the start of the server and its stop."""
         del app
-        self.service.warm_up()
         task = asyncio.create_task(self.batcher.run())
         self.is_ready = True
         yield

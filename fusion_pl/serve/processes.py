@@ -1,19 +1,13 @@
-"""The processes of a server: one, or several workers that listen on the same socket and are replaced if they end."""
+"""Serve a checkpoint with this process, or with several workers."""
 
 from __future__ import annotations
 
 import gc
-import logging
-import multiprocessing
 import os
-import pickle
 import shutil
-import signal
 import socket
 import sys
 import tempfile
-import threading
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,21 +15,16 @@ from typing import Any
 
 import torch
 import uvicorn
-from rich.console import Console
 from starlette.applications import Starlette
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
 
-from fusion_pl.messages import escape_unprintable, join_names
-from fusion_pl.processes import call_pickled
+from fusion_pl.messages import join_names
 from fusion_pl.serve.app import create_app
 from fusion_pl.serve.metrics import SHARED_FOLDER
 from fusion_pl.serve.service import ServeOptions, Service
+from fusion_pl.serve.supervisor import print_line, run_workers, server_configuration, stop_with_parent
+from fusion_pl.training.interrupt import StoppedBySignal
 from fusion_pl.types import UserError
-
-MAX_CONNECTIONS = 900  # per process; usual systems allow a process 1,024 open files
-SECONDS_TO_STOP = 30  # after which accepted requests are abandoned
-SECONDS_TO_ANSWER = 60  # after which a worker that does not answer the supervisor is replaced
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -47,16 +36,15 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise UserError(f"--host {host} is no address of this machine ({error.strerror}): give 127.0.0.1") from error
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"--host {host} is not an address: give 127.0.0.1, or 0.0.0.0 for all addresses") from error
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind(address)
     except OSError as error:
         bound.close()
         reason = f"cannot listen on port {port} of {host} ({error.strerror})"
-        raise UserError(f"{reason}: give another --port, or 0 for any free one") from error
-    bound.set_inheritable(True)
+        raise UserError(f"{reason}: give another --port, 0 for any free one, or --host 127.0.0.1") from error
     return bound
 
 
@@ -72,11 +60,14 @@ def run_server(options: ServeOptions, bound: socket.socket, workers: int) -> int
     if workers > 1:
         return _run_workers(options, bound, workers)
     service = Service(options)
-    for signum in (signal.SIGINT, signal.SIGTERM):  # uvicorn stops at the first one, and raises it again at the end
-        signal.signal(signum, lambda *_: None)
-    _announce(bound, service.info, workers)
-    uvicorn.Server(_configuration(create_app(service))).run([bound])
-    return 0
+    server = uvicorn.Server(server_configuration(create_app(service)))
+    bound.listen()
+    _announce("Serving", bound, service.info, options)
+    try:
+        server.run([bound])
+    except StoppedBySignal:  # uvicorn raises the signal again after it has stopped
+        return 0
+    return 0 if server.started else 2
 
 
 def _run_workers(options: ServeOptions, bound: socket.socket, workers: int) -> int:
@@ -86,76 +77,30 @@ def _run_workers(options: ServeOptions, bound: socket.socket, workers: int) -> i
         # A worker that is replaced reads the same checkpoint as the others, also if the file was replaced meanwhile.
         copy = Path(folder, Path(options.checkpoint).name)
         shutil.copyfile(options.checkpoint, copy)
+        threads = max(1, torch.get_num_threads() // workers)
         os.environ[SHARED_FOLDER] = folder
         try:
-            threads = max(1, torch.get_num_threads() // workers)
-            build = partial(build_app, replace(options, checkpoint=str(copy), threads=threads))
-            # Pickled, so that a new worker answers the supervisor before it imports torch, which takes seconds.
-            start_worker = partial(call_pickled, pickle.dumps(build))
-            supervisor = Supervisor(_configuration(start_worker, factory=True, workers=workers), [bound])
-            _announce(bound, info, workers)
-            supervisor.run()
+            _announce(f"Starting {workers} processes that serve", bound, info, options)
+            worker = replace(options, checkpoint=str(copy), threads=threads)
+            return run_workers(partial(build_app, worker), bound, workers)
         finally:
             del os.environ[SHARED_FOLDER]
-    return 2 if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes) else 0
-
-
-class Supervisor(Multiprocess):
-    """Start the workers, and replace a worker that ends; says so on the terminal."""
-
-    def keep_subprocess_alive(self) -> None:
-        """Replace the workers that ended or do not answer."""
-        before = [process.pid for process in self.processes]
-        super().keep_subprocess_alive()
-        for old, process in zip(before, self.processes, strict=False):
-            if process.pid != old:
-                _print(f"The worker with the process id {old} ended; {process.pid} replaces it.")
 
 
 def build_app(options: ServeOptions) -> Starlette:
     """Return the application of a worker; on an error of the user, end the process with one sentence."""
-    threading.Thread(target=_stop_with_parent, name="stop-with-parent", daemon=True).start()
+    stop_with_parent()
     try:
         return create_app(Service(options))
     except UserError as error:
-        _print(f"fusion-pl: error: {error}")
+        print_line(f"fusion-pl: error: {error}")
         sys.exit(STARTUP_FAILURE)
 
 
-def _stop_with_parent() -> None:
-    """Stop gracefully if the supervisor was killed."""
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _configuration(app: Callable[..., Any], factory: bool = False, workers: int = 1) -> uvicorn.Config:
-    """Return the configuration of uvicorn, without logs of requests."""
-    return uvicorn.Config(
-        app,
-        factory=factory,
-        workers=workers,
-        http="h11",  # limits the size of headers; httptools does not
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        log_level=logging.WARNING,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_graceful_shutdown=SECONDS_TO_STOP,
-        timeout_worker_healthcheck=SECONDS_TO_ANSWER,
-    )
-
-
-def _announce(bound: socket.socket, info: dict[str, Any], workers: int) -> None:
+def _announce(start: str, bound: socket.socket, info: dict[str, Any], options: ServeOptions) -> None:
     host, port = bound.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    processes = "" if workers == 1 else f", {workers} processes"
-    _print(f"Serving {info['checkpoint']['file']} on {address} (inputs: {join_names(info['inputs'])}{processes})")
-    _print("Ctrl-C stops the server after it has answered the requests that it has accepted.")
-
-
-def _print(line: str) -> None:
-    Console(stderr=True).print(escape_unprintable(line), highlight=False, markup=False, soft_wrap=True)
+    print_line(f"{start} {info['checkpoint']['file']} on {address} (inputs: {join_names(info['inputs'])})")
+    if options.token is None and host not in ("127.0.0.1", "::1"):
+        print_line("Everybody who can reach this address can send requests: --token_file requires a token.")
+    print_line("Ctrl-C stops the server after it has answered the requests that it has accepted.")

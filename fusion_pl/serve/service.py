@@ -90,6 +90,7 @@ class Service:
             self.examples = table_examples(self.predictor, options.examples)
         elif options.page:
             self.examples = placeholder_examples(self.predictor)
+        self._warm_up()
 
     def _describe(self) -> dict[str, Any]:
         with open(self.options.checkpoint, "rb") as file:
@@ -127,7 +128,7 @@ class Service:
         """Return the fields of a prediction that its task and the rules fill."""
         return {name: getattr(prediction, name) for name in self.fields}
 
-    def warm_up(self) -> None:
+    def _warm_up(self) -> None:
         """Predict one sample, so that the first request does not wait for what is computed only once."""
         inputs = {name: processor.placeholder() for name, processor in self.predictor.processors.items()}
         self.predict([Sample("warm-up", inputs)])

@@ -1,0 +1,74 @@
+"""The routes beside ``/predict``, and the token."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from starlette.testclient import TestClient
+
+from fusion_pl.serve.app import create_app
+from fusion_pl.serve.service import ServeOptions, Service
+
+TOKEN = "0123456789abcdef"
+
+
+def test_info_says_what_the_model_takes_and_returns(client, checkpoint):
+    info = client.get("/info").json()
+    assert info["inputs"] == {"title": "text", "photo": "image", "voice": "sound", "sensors": "vector"}
+    assert (info["classes"], info["task"], info["device"]) == (["high", "low"], "MultiClass", "cpu")
+    assert info["checkpoint"] == {"file": "best.ckpt", "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
+
+
+def test_the_examples_of_the_description_run(client):
+    document = client.get("/openapi.json").json()
+    examples = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    one = client.post("/predict", json=examples["one"]["value"]).json()
+    many = client.post("/predict", json=examples["many"]["value"]).json()["predictions"]
+    assert set(examples["one"]["value"]) == {"title", "photo", "voice", "sensors"}
+    assert one["error"] is None
+    assert [answer["error"] for answer in many] == [None] * 5
+
+
+def test_other_paths_and_methods_are_one_sentence(client):
+    for method, path, status in (("GET", "/x", 404), ("GET", "/predict", 405), ("POST", "/info", 405)):
+        response = client.request(method, path)
+        assert response.status_code == status
+        assert "POST /predict" in response.json()["error"]
+
+
+def test_metrics_count_requests_and_samples(client):
+    client.post("/predict", json={"samples": [{"title": "a"}, {"title": 5}]})
+    client.post("/predict", json=[])
+    lines = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[0] != "#")
+    assert float(lines['fusion_pl_requests_total{status="200"}']) >= 1
+    assert float(lines['fusion_pl_requests_total{status="422"}']) >= 1
+    assert float(lines['fusion_pl_samples_total{result="error"}']) >= 1
+    assert float(lines["fusion_pl_batch_samples_sum"]) >= 1
+
+
+def test_with_a_token_only_health_and_readiness_are_public(checkpoint):
+    service = Service(ServeOptions(str(checkpoint), device="cpu", token=TOKEN))
+    assert TOKEN not in repr(service.options)
+    with TestClient(create_app(service)) as client:
+        assert {client.get(path).status_code for path in ("/health", "/ready")} == {200}
+        for wrong in (None, "Bearer", f"Bearer {TOKEN}x", TOKEN, f"Basic {TOKEN}", "Bearer é".encode("latin-1")):
+            headers = {} if wrong is None else {"Authorization": wrong}
+            for method, path in (("POST", "/predict"), ("GET", "/info"), ("GET", "/metrics"), ("GET", "/openapi.json")):
+                response = client.request(method, path, headers=headers)
+                assert (response.status_code, response.headers["WWW-Authenticate"]) == (401, "Bearer")
+        answer = client.post("/predict", json={"title": "a"}, headers={"Authorization": f"Bearer {TOKEN}"})
+        assert answer.json()["error"] is None
+    assert service.metrics.registry.get_sample_value("fusion_pl_requests_total", {"status": "200"}) == 1
+
+
+def test_no_site_of_another_origin_may_read_an_answer(client):
+    response = client.get("/info", headers={"Origin": "http://example.org"})
+    assert not [name for name in response.headers if name.startswith("access-control")]
+    assert client.options("/predict", headers={"Origin": "http://example.org"}).status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/metrics"])
+def test_no_answer_has_the_path_of_the_checkpoint(path, client, checkpoint):
+    assert str(checkpoint.parent) not in client.get(path).text
+    assert str(checkpoint.parent) not in client.get("/info").text
