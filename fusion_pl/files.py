@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
-from typing import TextIO
+from typing import IO, Any, TextIO
 
 from fusion_pl.types import MissingFileError, UserError
 
@@ -55,6 +55,12 @@ def atomic_write(path: str | Path) -> Iterator[TextIO]:
         partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         yield file
+
+
+def sync(file: IO[Any]) -> None:
+    """Write what a file contains to the disk, so that it survives a crash of the machine."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def check_regular_file(path: str | os.PathLike[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -36,6 +37,7 @@ class Prediction:
         abstained: whether the model has too much doubt for a label; None without ``abstain``.
         outlier_p_values: input name -> p-value, near 0 if the input is unlike those of the validation split, None if it
             is missing; and all names joined by ``+`` -> p-value of the fused embedding. None without ``outliers``.
+        embedding: fused embedding of the sample; None unless it was asked for.
         weights: input name -> input weight; None if the fusion head returns none. A missing input has weight 0, unless
             the model was trained with ``missing: token``, which gives its learned embedding a weight.
         error: message that says why there is no prediction; None if there is a prediction.
@@ -49,6 +51,7 @@ class Prediction:
     set: list[str] | None = None
     abstained: bool | None = None
     outlier_p_values: dict[str, float | None] | None = None
+    embedding: list[float] | None = None
     weights: dict[str, float] | None = None
     error: str | None = None
 
@@ -178,8 +181,23 @@ class Predictor:
             )
         return replace(rules, outliers=outliers)
 
-    def predict_batches(self, batches: Iterable[Batch], rules: DecisionRules | None = None) -> Iterator[Prediction]:
-        """Classify batches and yield one prediction per sample, in the order of the loader."""
+    @cached_property
+    def empty_output(self) -> Fused:
+        """Output for a sample without inputs, which shows what the fusion head returns."""
+        batch = Collate(self.processors)([Sample("", {})])
+        with torch.inference_mode():
+            return self.model.fuse(self.model.encode(batch.to(self.device)))
+
+    def predict_batches(
+        self, batches: Iterable[Batch], rules: DecisionRules | None = None, embeddings: bool = False
+    ) -> Iterator[Prediction]:
+        """Classify batches and yield one prediction per sample, in the order of the loader.
+
+        Args:
+            batches: the batches.
+            rules: rules for prediction sets, abstention and outliers, see ``rules``.
+            embeddings: whether the predictions have the fused embedding.
+        """
         rules = rules or DecisionRules()
         for batch in batches:
             with torch.inference_mode():
@@ -193,17 +211,21 @@ class Predictor:
             p_values: Sequence[dict[str, float | None] | None] = [None] * len(batch.ids)
             if rules.outliers:
                 p_values = self._outlier_p_values(encoded, fused, batch)
-            weights = None if fused.weights is None else fused.weights.float().cpu()
-            for row, (sample_id, error) in enumerate(zip(batch.ids, self.errors(batch, probabilities), strict=True)):
+            weights = None if fused.weights is None else fused.weights.float().tolist()
+            vectors = fused.embedding.float().tolist() if embeddings and fused.embedding is not None else None
+            rows = zip(batch.ids, self.errors(batch, probabilities), probabilities, probabilities.tolist(), strict=True)
+            for row, (sample_id, error, scores, values) in enumerate(rows):
                 if error is not None:
                     yield Prediction(sample_id, error=error)
-                else:
-                    classes = dict(zip(self.classes, probabilities[row].tolist(), strict=True))
-                    inputs = None if weights is None else dict(zip(self.processors, weights[row].tolist(), strict=True))
-                    decision = self.task.prediction(probabilities[row], self.classes) | fields[row]
-                    yield Prediction(
-                        sample_id, **decision, probabilities=classes, outlier_p_values=p_values[row], weights=inputs
-                    )
+                    continue
+                yield Prediction(
+                    sample_id,
+                    **self.task.prediction(scores, self.classes) | fields[row],
+                    probabilities=dict(zip(self.classes, values, strict=True)),
+                    outlier_p_values=p_values[row],
+                    embedding=None if vectors is None else vectors[row],
+                    weights=None if weights is None else dict(zip(self.processors, weights[row], strict=True)),
+                )
 
     def _outlier_p_values(
         self, encoded: dict[str, Encoded], fused: Fused, batch: Batch

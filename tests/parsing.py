@@ -51,7 +51,7 @@ def parse(subcommand, *arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["fusion-pl"])
         patch.setattr(FusionCLI, "before_instantiate_classes", stop_training)
-        patch.setattr("fusion_pl.cli.predict.find_checkpoint", stop_predicting)
+        patch.setattr("fusion_pl.cli.checkpoint_options.find_checkpoint", stop_predicting)
         try:
             if subcommand in COMMANDS:
                 code = run_reporting_errors(lambda: COMMANDS[subcommand](list(arguments)))

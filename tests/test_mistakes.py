@@ -18,12 +18,12 @@ from fusion_pl.analysis.arguments import compare_parser
 from fusion_pl.cli.fusion_cli import FusionCLI
 from fusion_pl.cli.options import all_options, options_of
 from fusion_pl.cli.parsing import parse
-from fusion_pl.cli.predict import predict_parser
 from fusion_pl.cli.run import command_parser, run
 from fusion_pl.data import FusionData, Keypad, ManifestData
 from fusion_pl.encoders import Encoder
 from fusion_pl.explain.command import explain_parser
 from fusion_pl.fusion import Fusion
+from fusion_pl.prediction.command import predict_parser
 from fusion_pl.serve.command import serve_parser
 from fusion_pl.types import UserError
 

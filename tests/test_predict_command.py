@@ -110,7 +110,15 @@ def test_an_empty_row_has_one_reason(picture_checkpoint, tmp_path, monkeypatch):
     assert table()[1]["error"] == "rows.csv, row 3: all inputs are empty: fill one in, or remove the row"
 
 
-@pytest.mark.parametrize("command", ["predict", "explain", "evaluate"])
+@pytest.mark.parametrize("option", ["--config config.yaml", "--config=config.yaml", "-c config.yaml"])
+def test_a_configuration_is_refused(option, again, capsys):
+    assert predict(*option.split()) == 2
+    message = capsys.readouterr().err
+    assert "fusion-pl predict takes no --config, because the checkpoint contains the model" in message
+    assert "no such file" not in message
+
+
+@pytest.mark.parametrize("command", ["explain", "evaluate"])
 @pytest.mark.parametrize(
     "option", ["--config config.yaml", "--config=config.yaml", "-c config.yaml", "--data fusion_pl.data.ManifestData"]
 )

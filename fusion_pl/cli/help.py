@@ -16,7 +16,6 @@ from jsonargparse import ArgumentParser
 
 from fusion_pl.analysis.arguments import compare_parser
 from fusion_pl.cli.options import Option, all_options, cli_options, options_of, options_of_class
-from fusion_pl.cli.predict import predict_parser
 from fusion_pl.cli.run import command_parser
 from fusion_pl.cli.shard import shard_parser
 from fusion_pl.data.manifest import ManifestData
@@ -24,6 +23,7 @@ from fusion_pl.data_check.command import check_parser
 from fusion_pl.evaluate.command import evaluate_parser
 from fusion_pl.explain.command import explain_parser
 from fusion_pl.export.command import export_parser
+from fusion_pl.prediction.command import predict_parser
 from fusion_pl.serve.command import serve_parser
 
 DESCRIPTIONS = {
@@ -134,23 +134,25 @@ def help_text(subcommand: str, arguments: Sequence[str], everything: bool = Fals
 def sections(subcommand: str, arguments: Sequence[str], everything: bool = False) -> Iterator[tuple[str, list[Option]]]:
     """Yield the title and the options of each section of a command's help."""
     if subcommand in STANDALONE_PARSERS:
-        yield "options", list(options_of(STANDALONE_PARSERS[subcommand]()).values())
+        options = options_of(STANDALONE_PARSERS[subcommand]())
+        yield "options", list(options.values())
+        if subcommand == "predict":
+            yield _data_section(options["data"], arguments)
         return
     data_parsers = {"data check": check_parser, "data shard": shard_parser}
     parser = data_parsers[subcommand]() if subcommand in data_parsers else command_parser(subcommand)
     if everything:
         yield from _all_sections(parser)
         return
-    options: dict[str, Option] = {}
+    options = {}
     for option, _ in all_options(parser):
         options.setdefault(option.key, option)
-    data = selected_data_class(options["data"], arguments)
-    data_options = [options["data"], *options_of_class(data, options["data"]).values()]
+    title, data_options = _data_section(options["data"], arguments)
+    data_options = [options["data"], *data_options]
     if subcommand in data_parsers:
         yield "options", [CONFIG_OPTION, *(options[key] for key in DATA_COMMAND_OPTIONS[subcommand])]
         data_options = [option for option in data_options if option.key not in TRAINING_DATA_OPTIONS]
-    title = f"data ({data.__name__}: {_first_sentence(data.__doc__ or '')})"
-    yield textwrap.shorten(title, MAX_WIDTH, placeholder=" …"), data_options
+    yield title, data_options
     if subcommand in data_parsers:
         yield "model", [options["model.encoders"]]
         return
@@ -159,6 +161,13 @@ def sections(subcommand: str, arguments: Sequence[str], everything: bool = False
         yield "training", [options[key] for key in TRAINING_OPTIONS]
     yield "hardware", [options[key] for key in HARDWARE_OPTIONS]
     yield "run", [CONFIG_OPTION, *(options[key] for key in RUN_OPTIONS)]
+
+
+def _data_section(option: Option, arguments: Sequence[str]) -> tuple[str, list[Option]]:
+    """Return the title and the options of the data class that the arguments select."""
+    data = selected_data_class(option, arguments)
+    title = f"data ({data.__name__}: {_first_sentence(data.__doc__ or '')})"
+    return textwrap.shorten(title, MAX_WIDTH, placeholder=" …"), list(options_of_class(data, option).values())
 
 
 def _all_sections(parser: ArgumentParser) -> Iterator[tuple[str, list[Option]]]:

@@ -30,6 +30,7 @@ class Option(NamedTuple):
         default: default value; None if there is none.
         help: description from the docstring, as one line.
         required: whether the command fails without this option.
+        skipped: constructor arguments of its classes that are no options.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Option(NamedTuple):
     default: Any
     help: str
     required: bool
+    skipped: frozenset[str] = frozenset()
 
     @property
     def choices(self) -> list[Any]:
@@ -63,7 +65,9 @@ def options_of(parser: argparse.ArgumentParser) -> dict[str, Option]:
             hint = getattr(action, "_typehint", action.type)
             text = " ".join((action.help or "").split()).replace("%%", "%")  # doubled for argparse
             default = action.default.as_dict() if isinstance(action.default, Namespace) else action.default
-            options[action.dest] = Option(action.dest, hint, default, text, bool(action.required) and default is None)
+            required = bool(action.required) and default is None
+            skipped = frozenset(getattr(action, "sub_add_kwargs", {}).get("skip") or ())
+            options[action.dest] = Option(action.dest, hint, default, text, required, skipped)
     return options
 
 
@@ -77,7 +81,8 @@ def options_of_class(cls: type, option: Option) -> dict[str, Option]:
     key = f"{option.key}.NAME" if get_origin(option.type) is dict else option.key
     options = dict(_constructor_options(cls, key, len(positional)))
     default = option.default if isinstance(option.default, dict) else {}
-    options = {name: inner for name, inner in options.items() if name not in LINKED_OPTIONS}
+    skipped = {*LINKED_OPTIONS, *(f"{key}.{name}" for name in option.skipped)}
+    options = {name: inner for name, inner in options.items() if name not in skipped}
     is_default = default.get("class_path", "").rpartition(".")[2] == cls.__name__
     for name, value in (default.get("init_args") or {} if is_default else {}).items():
         if (full := f"{key}.{name}") in options:

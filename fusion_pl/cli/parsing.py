@@ -33,6 +33,7 @@ TYPE_DESCRIPTIONS = {
     "Iterable": "a list of them",
 }
 SUBCOMMAND_PREFIX = re.compile(r"^(?:fit|validate|test)\.")  # jsonargparse adds this prefix to option keys
+FILE_SUFFIXES = (".yaml", ".yml", ".json")
 REPEATABLE_OPTIONS = ("config", "c")  # later files override earlier files
 RENAMED = {"model.loss.inputs": "auxiliary_weight"} | RENAMED_ARGUMENTS
 
@@ -45,12 +46,34 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
         raise UserError(explain_parse_error(error, parser, arguments)) from error
 
 
-def parse_checkpoint_command(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
-    """Parse the command line of a command that reads a checkpoint; refuse what belongs to ``fusion-pl fit``."""
-    refuse_repeated_options(arguments, repeatable=())
+def parse_checkpoint_command(
+    parser: ArgumentParser, arguments: Sequence[str], with_data_class: bool = False, repeatable: Sequence[str] = ()
+) -> Namespace:
+    """Parse the command line of a command that reads a checkpoint; refuse what belongs to ``fusion-pl fit``.
+
+    Args:
+        parser: parser of the command.
+        arguments: the command line.
+        with_data_class: whether ``--data`` may be a class.
+        repeatable: options that may be repeated.
+    """
+    refuse_repeated_options(arguments, repeatable)
     for key, value in cli_options(arguments):
-        is_class = re.fullmatch(r"[A-Za-z_][\w.]*(?<!\.yaml)(?<!\.yml)(?<!\.json)", value) and not Path(value).exists()
-        if key in REPEATABLE_OPTIONS or (key == "data" and is_class):
+        is_file = value.endswith(FILE_SUFFIXES)
+        if key == "data" and is_file and not Path(value).is_file():
+            raise UserError(
+                f"--data {value}: there is no such file; give a YAML file of options, or single options, such as "
+                "--data.manifest"
+            )
+        is_class = (
+            key == "data" and not is_file and re.fullmatch(r"[A-Za-z_][\w.]*", value) and not Path(value).exists()
+        )
+        if key in REPEATABLE_OPTIONS and with_data_class:
+            raise UserError(
+                f"{parser.prog} takes no --config, because the checkpoint contains the model and the columns of its "
+                "inputs: give the table with --data.manifest, or other data with --data CLASS"
+            )
+        if key in REPEATABLE_OPTIONS or (key == "data" and is_class and not with_data_class):
             raise UserError(
                 f"{parser.prog} takes neither --config nor a class for --data, because the checkpoint contains the "
                 "model and the columns of its inputs: give the table with --data.manifest"

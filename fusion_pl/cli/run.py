@@ -31,7 +31,7 @@ def run(subcommand: str, arguments: list[str]) -> int:
     @StopSignals().handle_signals()
     def command() -> int:
         if subcommand == "predict":
-            from fusion_pl.cli.predict import predict_command
+            from fusion_pl.prediction.command import predict_command
 
             return predict_command(arguments)
         refuse_repeated_options(arguments)

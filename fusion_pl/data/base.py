@@ -210,15 +210,18 @@ class FusionData(LightningDataModule, ABC):
         """Return a loader of every test sample once, in order, on any number of processes."""
         return self._build_sequential_loader("test")
 
-    def predict_dataloader(self) -> DataLoader[Sample]:
-        """Return a loader of every sample once, in order, without targets."""
-        return self._build_sequential_loader("predict")
+    def predict_dataloader(self, start: int = 0, stop: int | None = None) -> Iterable[Any]:
+        """Return a loader of the samples from ``start`` up to ``stop`` once, in order, without targets."""
+        if (start, stop) == (0, None):
+            return self._build_sequential_loader("predict")
+        samples = self.samples("predict")
+        rows = range(len(cast(Sized, samples)))[start:stop]
+        return self._build_loader(samples, rows, self._collate(samples), self._num_workers(samples))
 
     def _build_sequential_loader(self, split: Literal["val", "test", "predict"]) -> DataLoader[Sample]:
         samples = self.samples(split) if split == "predict" else self._loader_samples(split)
-        world_size, _ = world_size_and_rank()
         sampler = None
-        if world_size > 1:  # Lightning's default sampler would repeat samples, which distorts the metrics
+        if (world_size := world_size_and_rank()[0]) > 1:  # Lightning's own sampler would repeat samples
             size = len(cast(Sized, samples))
             if size < world_size:
                 fix = f"use trainer.devices={max(size, 1)} or fewer"
@@ -269,8 +272,7 @@ class FusionData(LightningDataModule, ABC):
             **worker_options(num_workers),
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
-            # A separate generator, so that the loader does not change the random numbers of the model.
-            generator=torch.Generator().manual_seed(global_seed()),
+            generator=torch.Generator().manual_seed(global_seed()),  # leaves the model's random numbers as they are
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

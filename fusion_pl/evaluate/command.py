@@ -11,14 +11,14 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
 from fusion_pl.checkpoint import build_model, read_checkpoint
-from fusion_pl.cli.parsing import parse_checkpoint_command
-from fusion_pl.cli.predict import (
+from fusion_pl.cli.checkpoint_options import (
     TRAINING_OPTIONS,
     add_checkpoint_option,
     add_model_options,
     checkpoint_path,
     set_up_rows,
 )
+from fusion_pl.cli.parsing import parse_checkpoint_command
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.split_record import SplitRecord, find_split_record
 from fusion_pl.evaluate.against import against_section, check_comparable

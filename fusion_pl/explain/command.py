@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import track
 
+from fusion_pl.cli.checkpoint_options import add_checkpoint_option, add_model_options, load_model
 from fusion_pl.cli.parsing import parse_checkpoint_command
-from fusion_pl.cli.predict import add_checkpoint_option, add_model_options, load_model
 from fusion_pl.data.rows import ManifestRows
 from fusion_pl.explain.explainer import Explainer, Method
 from fusion_pl.explain.explanation import Explanation
@@ -65,7 +64,7 @@ def explain_command(arguments: list[str]) -> int:
         raise UserError(f"--limit is {config.limit}, expected a number of rows of at least 1")
     predictor, data = load_model(config)
     explainer = Explainer(predictor, config.target, config.method)
-    samples: Any = data.predict_dataloader().dataset
+    samples = data.samples("predict")
     rows = _select_rows(samples, config.ids, config.limit)
     console = Console(stderr=True)
     output.mkdir(parents=True, exist_ok=True)

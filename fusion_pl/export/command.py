@@ -11,8 +11,8 @@ from typing import Literal
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
+from fusion_pl.cli.checkpoint_options import add_checkpoint_option, add_loading_options, checkpoint_path
 from fusion_pl.cli.parsing import parse_checkpoint_command
-from fusion_pl.cli.predict import add_checkpoint_option, add_loading_options, checkpoint_path
 from fusion_pl.export.onnx_model import check_onnx, write_onnx
 from fusion_pl.files import PARTIAL
 from fusion_pl.messages import escape_unprintable

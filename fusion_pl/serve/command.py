@@ -8,8 +8,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from fusion_pl.cli.checkpoint_options import RULES, add_checkpoint_option, add_device_options, checkpoint_path
 from fusion_pl.cli.parsing import parse_checkpoint_command
-from fusion_pl.cli.predict import RULES, add_checkpoint_option, add_device_options, checkpoint_path
 from fusion_pl.predict import Predictor
 from fusion_pl.serve.limits import Limits
 from fusion_pl.training.interrupt import StopSignals

@@ -9,7 +9,7 @@ from typing import Any
 import soundfile
 from PIL import Image
 
-from fusion_pl.cli.predict import set_up_rows
+from fusion_pl.cli.checkpoint_options import set_up_rows
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.messages import join_names
 from fusion_pl.predict import Predictor

@@ -82,7 +82,7 @@ class Service:
         given = {"set": options.rules.get("coverage"), "abstained": options.rules.get("abstain")}
         given |= {"outlier_p_values": options.rules.get("outliers") or None}
         unused = {"label", "probability", "labels"}.difference(self.predictor.task.prediction_fields)
-        unused |= {name for name, option in given.items() if option is None}
+        unused |= {"embedding", *(name for name, option in given.items() if option is None)}
         self.fields = [name for name in Prediction.__dataclass_fields__ if name not in unused]
         self.info = self._describe()
         self.examples: list[dict[str, Any]] = []

@@ -1,0 +1,87 @@
+"""Columns of the output, which are known before the first row is predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fusion_pl.data.table import Table
+from fusion_pl.predict import Prediction, Predictor
+
+Kind = Literal["text", "number", "flag", "texts", "numbers"]
+KINDS: dict[str, Kind] = {"label": "text", "probability": "number", "labels": "texts", "set": "texts"}
+
+
+@dataclass(frozen=True)
+class OutputColumns:
+    """Columns of the output of a model.
+
+    Attributes:
+        predictor: the model.
+        fields: fields of a ``Prediction`` that options fill: ``set``, ``abstained``, ``outlier_p_values`` and
+            ``embedding``.
+        table: the table whose columns are copied; None if none are.
+        copied: names of these columns.
+    """
+
+    predictor: Predictor
+    fields: Sequence[str] = ()
+    table: Table | None = None
+    copied: Sequence[str] = ()
+    _inputs: list[str] = field(init=False, repr=False)
+    _detectors: list[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Store the names of the inputs with weights and of the outlier detectors, which are used for each row."""
+        has_weights = self.predictor.empty_output.weights is not None
+        detectors = list(self.predictor.model.outlier_detectors) if "outlier_p_values" in self.fields else []
+        object.__setattr__(self, "_inputs", list(self.predictor.processors) if has_weights else [])
+        object.__setattr__(self, "_detectors", detectors)
+
+    @property
+    def decision(self) -> Sequence[str]:
+        """Fields of a ``Prediction`` that contain the decision."""
+        return self.predictor.task.prediction_fields
+
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """Dictionary from column to the kind of its cells, in the order of the output, without copied columns."""
+        rules: dict[str, Kind] = {"set": "texts", "abstained": "flag"}
+        return {
+            "id": "text",
+            **{name: KINDS[name] for name in self.decision},
+            **{name: kind for name, kind in rules.items() if name in self.fields},
+            **{f"p({name})": "number" for name in self.predictor.classes},
+            **{f"weight({name})": "number" for name in self._inputs},
+            **{f"outlier_p_value({name})": "number" for name in self._detectors},
+            **({"embedding": "numbers"} if "embedding" in self.fields else {}),
+            "error": "text",
+        }
+
+    @property
+    def copied_names(self) -> dict[str, str]:
+        """Dictionary from copied column to its name in the output."""
+        taken = self.kinds
+        return {name: f"table({name})" if name in taken else name for name in self.copied}
+
+    def values(self, prediction: Prediction) -> list[Any]:
+        """Return the cells of a prediction, in the order of ``kinds``."""
+        probabilities, weights = prediction.probabilities or {}, prediction.weights or {}
+        p_values: Mapping[str, float | None] = prediction.outlier_p_values or {}
+        return [
+            prediction.id,
+            *(getattr(prediction, name) for name in self.decision),
+            *(getattr(prediction, name) for name in ("set", "abstained") if name in self.fields),
+            *map(probabilities.get, self.predictor.classes),
+            *map(weights.get, self._inputs),
+            *map(p_values.get, self._detectors),
+            *([prediction.embedding] if "embedding" in self.fields else []),
+            prediction.error,
+        ]
+
+    def copied_cells(self, start: int, stop: int) -> list[list[Any]]:
+        """Return the cells of the copied columns in a range of rows, column by column."""
+        if self.table is None:
+            return []
+        return [self.table.cells(name, start, stop) for name in self.copied]

@@ -1,0 +1,79 @@
+"""Numbers that ``fusion-pl predict`` prints when it has finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusion_pl.data.labels import has_label_columns, read_label_column
+from fusion_pl.data.table import Table
+from fusion_pl.predict import Prediction, Predictor
+
+
+@dataclass
+class Counts:
+    """Numbers of failed rows, of abstentions, of other rows with a known label, and of correct predictions among these.
+
+    Attributes:
+        first_failed: index of the first failed row.
+        first_error: its error message.
+    """
+
+    failed: int = 0
+    abstained: int = 0
+    labelled: int = 0
+    correct: int = 0
+    first_failed: int = 0
+    first_error: str = ""
+
+    def add(self, row: int, prediction: Prediction, labels: KnownLabels | None) -> None:
+        """Count the prediction of a row."""
+        if prediction.error is not None:
+            if not self.failed:
+                self.first_failed, self.first_error = row, prediction.error
+            self.failed += 1
+        elif prediction.abstained:
+            self.abstained += 1
+        elif labels is not None and labels.is_known[row]:
+            self.labelled += 1
+            self.correct += labels.match(row, prediction)
+
+    @classmethod
+    def sum(cls, parts: Sequence[Counts]) -> Counts:
+        """Return the counts of several ranges of rows, in the order of the rows."""
+        total = cls()
+        for part in parts:
+            if part.failed and not total.failed:
+                total.first_failed, total.first_error = part.first_failed, part.first_error
+            for name in ("failed", "abstained", "labelled", "correct"):
+                setattr(total, name, getattr(total, name) + getattr(part, name))
+        return total
+
+
+class KnownLabels:
+    """Labels of the rows of a table, with which predictions are compared.
+
+    Args:
+        predictor: the model.
+        targets: target of each row.
+    """
+
+    def __init__(self, predictor: Predictor, targets: NDArray[np.int64]) -> None:
+        self.predictor, self.targets = predictor, targets
+        self.is_known = predictor.task.is_known(targets)
+
+    @classmethod
+    def read(cls, predictor: Predictor, table: Table) -> KnownLabels | None:
+        """Read the label columns of the training; return None if the table lacks one of them."""
+        names = [predictor.label] if isinstance(predictor.label, str) else predictor.label or []
+        if not names or not has_label_columns(table, names, predictor.task):
+            return None
+        columns = [read_label_column(table, name) for name in names]
+        return cls(predictor, predictor.task.read_targets(columns, predictor.classes))
+
+    def match(self, row: int, prediction: Prediction) -> bool:
+        """Return whether a prediction is the label of its row."""
+        return self.predictor.task.matches(prediction.names, self.targets[row], self.predictor.classes)

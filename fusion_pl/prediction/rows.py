@@ -1,0 +1,130 @@
+"""Predict a range of rows into a file that can be continued."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+
+from jsonargparse import Namespace
+
+from fusion_pl.cli.checkpoint_options import RULES, checkpoint_path
+from fusion_pl.data.checks import check_text_column
+from fusion_pl.data.table import Table, raise_problems
+from fusion_pl.predict import Prediction, Predictor
+from fusion_pl.prediction.columns import OutputColumns
+from fusion_pl.prediction.counts import Counts, KnownLabels
+from fusion_pl.prediction.formats import Format
+from fusion_pl.prediction.partial import PartialFile
+from fusion_pl.prediction.source import Source, open_source
+from fusion_pl.types import UserError
+from fusion_pl.uncertainty.rules import DecisionRules
+
+MIN_ROWS = 256  # that are encoded at once, unless they take too long
+SAVE_SECONDS = 2.0  # after which complete rows are stored, so that a kill costs little
+
+
+class RowPredictor:
+    """The model, the samples and the columns of the output, as the options of ``fusion-pl predict`` say.
+
+    Args:
+        config: the options.
+
+    Raises:
+        UserError: if the checkpoint or the data cannot be read, or an option does not fit them.
+    """
+
+    def __init__(self, config: Namespace) -> None:
+        path = checkpoint_path(config, config.ckpt_path)
+        self.predictor = Predictor.from_checkpoint(path, config.device, config.trust)
+        self.rules: DecisionRules = self.predictor.rules(**{name: config[name] for name in RULES})
+        self.embeddings: bool = config.embeddings
+        if self.embeddings and self.predictor.empty_output.embedding is None:
+            raise UserError(
+                f"--embeddings: {type(self.predictor.model.fusion).__name__} fuses decisions, not embeddings, so its "
+                "samples have no fused embedding: leave the option out"
+            )
+        self.source: Source = open_source(config.data, self.predictor)
+        self.columns = OutputColumns(
+            self.predictor, output_fields(config), self.source.table, selected_columns(self.source, config.columns)
+        )
+        self.labels = KnownLabels.read(self.predictor, self.source.table) if self.source.table is not None else None
+
+    def predictions(self, start: int, stop: int | None) -> Iterator[Prediction]:
+        """Yield the predictions of a range of rows, in order."""
+        if start == stop:
+            return
+        batches = self.source.data.predict_dataloader(start, stop)
+        yield from self.predictor.predict_batches(batches, self.rules, self.embeddings)
+
+    def write(self, rows: slice, part: PartialFile, output_format: Format, show: Callable[[int], None]) -> Counts:
+        """Predict a range of rows; those that the file contains already are left out.
+
+        Args:
+            rows: the range.
+            part: the file.
+            output_format: format of the output, whose header is in the file of the first row.
+            show: function that is called with the number of rows that the file contains.
+
+        Returns:
+            The counts of all rows of the range.
+        """
+        start, counts, saved = rows.start + part.rows, replace(part.counts), time.monotonic()
+        with part.append(b"" if rows.start else output_format.header()) as file:
+            show(part.rows)
+            for chunk in self._chunks(self.predictions(start, rows.stop)):
+                file.write(output_format.encode(start, chunk))
+                for row, prediction in enumerate(chunk, start):
+                    counts.add(row, prediction, self.labels)
+                start += len(chunk)
+                if time.monotonic() >= saved + SAVE_SECONDS:
+                    part.save(file, start - rows.start, counts)
+                    show(part.rows)
+                    saved = time.monotonic()
+            part.save(file, start - rows.start, counts)
+        show(part.rows)
+        return counts
+
+    def _chunks(self, predictions: Iterator[Prediction]) -> Iterator[list[Prediction]]:
+        """Yield the predictions of one batch, or of several small ones.
+
+        After a kill, the batches are those of a command that was not killed, and so are the last digits of the output.
+        """
+        chunk, batch_size = list[Prediction](), self.source.data.batch_size
+        start = time.monotonic()
+        while batch := list(islice(predictions, batch_size)):
+            chunk += batch
+            if len(chunk) >= MIN_ROWS or time.monotonic() >= start + SAVE_SECONDS:
+                yield chunk
+                chunk, start = [], time.monotonic()
+        if chunk:
+            yield chunk
+
+
+def output_fields(config: Namespace) -> list[str]:
+    """Return the fields of a ``Prediction`` that the options fill."""
+    options = {
+        "set": config.coverage is not None,
+        "abstained": config.abstain is not None,
+        "outlier_p_values": config.outliers,
+        "embedding": config.embeddings,
+    }
+    return [name for name, is_filled in options.items() if is_filled]
+
+
+def selected_columns(source: Source, names: list[str] | str) -> list[str]:
+    """Return the columns of the table that ``--columns`` selects for the output.
+
+    Raises:
+        UserError: if the table lacks one of them, or the data has no table.
+    """
+    names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+    table: Table | None = source.table
+    if names and table is None:
+        raise UserError(f"--columns: {type(source.data).__name__} has no table whose columns could be copied")
+    if table is not None:
+        raise_problems(
+            table.path, [problem for name in names for problem in check_text_column(table, name, "--columns")]
+        )
+    return names

@@ -1,0 +1,55 @@
+"""An untrained model of one text, and a table of 23 rows."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from fusion_pl.cli.run import run
+from fusion_pl.encoders import TinyText
+from fusion_pl.fusion import Weighted
+from fusion_pl.module import FusionClassifier
+
+NUM_ROWS = 23
+
+
+@pytest.fixture(scope="session")
+def text_checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("texts") / "model.ckpt"
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.strategy.connect(FusionClassifier({"text": TinyText(dim=8)}, Weighted, ["ham", "spam"]))
+    trainer.save_checkpoint(path)
+    return str(path)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    write_rows("rows.csv", NUM_ROWS)
+    return tmp_path
+
+
+def write_rows(path, number):
+    """Every seventh text is missing, so that its row has no prediction."""
+    with Path(path).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "text", "number"])
+        writer.writerows([f"s{row}", "" if row % 7 == 3 else f"thing {row}", row] for row in range(number))
+
+
+@pytest.fixture
+def predict(text_checkpoint):
+    """Run the command in this process, and return its exit code."""
+
+    def call(*arguments, output="p.csv", data=("--data.manifest", "rows.csv"), batch_size=4):
+        given = ["--ckpt_path", text_checkpoint, "--output", output, *data, "--data.num_workers", "0"]
+        return run("predict", [*given, "--data.batch_size", str(batch_size), *arguments])
+
+    return call

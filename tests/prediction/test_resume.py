@@ -1,0 +1,135 @@
+"""``fusion-pl predict`` goes on after a stop or a kill, and the output has every row once."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from fusion_pl.prediction import rows as rows_module
+from fusion_pl.prediction.partial import PartialFile
+from tests.commands import Command
+from tests.prediction.conftest import write_rows
+
+PARTIAL = Path("p.csv.partial")
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Store rows after each batch of 4, and stop the command as Ctrl-C does when some batches are stored."""
+    monkeypatch.setattr(rows_module, "SAVE_SECONDS", 0.0)
+    save = PartialFile.save
+
+    def stop(number):
+        saved = []
+
+        def save_and_stop(part, file, rows, counts):
+            save(part, file, rows, counts)
+            saved.append(rows)
+            if len(saved) == number:
+                file.write(b"half a row that was written when the process ended")
+                file.flush()
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(PartialFile, "save", save_and_stop)
+
+    yield stop
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_stopped_command_goes_on(suffix, folder, predict, stop_after, capsys):
+    """The bytes are those of a command that was not stopped, and so are the numbers at the end."""
+    assert predict("--columns", "number", output=f"whole.{suffix}") == 0
+    told = capsys.readouterr().err.replace("whole.", "p.")
+    stop_after(4)
+    assert predict("--columns", "number", output=f"p.{suffix}") == 130
+    assert "Stopped after 16 rows; the same command goes on with the next one." in capsys.readouterr().err
+    assert not Path(f"p.{suffix}").exists()
+    assert predict("--columns", "number", output=f"p.{suffix}") == 0
+    message = capsys.readouterr().err
+    assert "16 rows are predicted already; going on with the next one" in message
+    assert message.endswith(told.strip("\n") + "\n")
+    assert "20 of 23 rows predicted" in message
+    if suffix == "parquet":
+        from pyarrow import parquet
+
+        whole, table = parquet.read_table("whole.parquet"), parquet.read_table("p.parquet")
+        assert table.equals(whole)
+        assert table["id"].to_pylist() == [f"s{row}" for row in range(23)]
+    else:
+        assert Path(f"p.{suffix}").read_bytes() == Path(f"whole.{suffix}").read_bytes()
+    assert not list(folder.glob("*.partial"))
+
+
+def test_other_options_are_refused(folder, predict, stop_after, capsys):
+    stop_after(2)
+    assert predict() == 130
+    capsys.readouterr()
+    assert predict("--columns", "number") == 2
+    assert (
+        "p.csv.partial contains predictions that were begun with another --columns: repeat" in capsys.readouterr().err
+    )
+    Path("rows.csv").write_text("text\nanother\n")
+    assert predict() == 2
+    assert "begun with another table or --data" in capsys.readouterr().err
+    assert predict("--overwrite") == 0
+    assert "1 of 1 rows predicted" in capsys.readouterr().err
+    assert len(Path("p.csv").read_text().splitlines()) == 2
+
+
+def test_overwrite_goes_on_with_the_same_options(folder, predict, stop_after, capsys):
+    Path("p.csv").write_text("before")
+    stop_after(2)
+    assert predict("--overwrite") == 130
+    assert Path("p.csv").read_text() == "before"
+    assert predict("--overwrite") == 0
+    assert "8 rows are predicted already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["rows-0", "rows-0.json"])
+def test_damaged_partial_files_are_written_again(damage, folder, predict, stop_after, capsys):
+    stop_after(2)
+    assert predict() == 130
+    (PARTIAL / damage).write_text("")
+    assert predict() == 0
+    assert "predicted already" not in capsys.readouterr().err
+    assert len(Path("p.csv").read_text().splitlines()) == 24
+
+
+def test_two_commands_with_one_output(folder, predict, capsys):
+    from filelock import FileLock
+
+    PARTIAL.mkdir()
+    with FileLock(PARTIAL / ".lock"):
+        assert predict() == 2
+    assert "another process is writing p.csv: wait until it has finished" in capsys.readouterr().err
+
+
+IMPATIENT = """
+from fusion_pl.__main__ import main
+from fusion_pl.prediction import rows
+
+rows.SAVE_SECONDS = 0.0
+main()
+"""
+
+
+def test_a_killed_command_goes_on(folder, predict, text_checkpoint):
+    """A process that stores its rows often is killed when it has predicted some of them."""
+    write_rows("rows.csv", 3000)
+    call = ["predict", "--ckpt_path", text_checkpoint, "--data.num_workers", "0", "--data.manifest", "rows.csv"]
+    call += ["--output", "p.csv", "--data.batch_size", "2"]
+    process = Command(call, [os.devnull, "stderr"], code=IMPATIENT)
+    while not (PARTIAL / "rows-0.json").exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.kill()
+    assert not Path("p.csv").exists()
+    assert 0 < PartialFile(PARTIAL / "rows-0").rows < 3000
+    assert predict(batch_size=128) == 0
+    with open("p.csv", newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == [f"s{row}" for row in range(3000)]
