@@ -30,7 +30,7 @@ def table_examples(predictor: Predictor, table: str) -> list[dict[str, Any]]:
     """
     data = ManifestData(manifest=table, inputs=predictor.columns)
     set_up_rows(data, predictor, None)
-    rows: Any = data.predict_dataloader().dataset
+    rows: Any = data.samples("predict")
     step = max(1, len(rows) // MAX_EXAMPLES)
     samples = [rows[row] for row in range(0, len(rows), step)[:MAX_EXAMPLES]]
     examples = [
