@@ -6,6 +6,7 @@ the state of a process that a console script starts use ``subprocess``.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -20,8 +21,15 @@ from pathlib import Path
 
 import pytest
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.conftest", "fusion_pl.cli.run", "torch.utils.tensorboard"])
+
+def forkserver_context():
+    """Return a multiprocessing context whose processes have imported the libraries."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.conftest", "fusion_pl.cli.run", "torch.utils.tensorboard"])
+    with pytest.MonkeyPatch.context() as patch:  # the server imports ``tests``
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+    return context
 
 
 class Command:
@@ -37,13 +45,11 @@ class Command:
 
     def __init__(self, arguments, output, folder=".", environment=(), code=None):
         variables = {"PYTHONPATH": os.pathsep.join(sys.path)} | dict(os.environ) | dict(environment)
-        with pytest.MonkeyPatch.context() as patch:  # the server imports ``tests``
-            patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-            forkserver.ensure_running()
-        ready, is_ready = CONTEXT.Pipe(duplex=False)
+        context = forkserver_context()
+        ready, is_ready = context.Pipe(duplex=False)
         output = str(output) if isinstance(output, str) else list(map(str, output))
         target = [list(map(str, arguments)), output, os.path.abspath(folder), variables, code, is_ready]
-        self.process = CONTEXT.Process(target=_run, args=target)
+        self.process = context.Process(target=_run, args=target)
         self.process.start()
         is_ready.close()
         with contextlib.suppress(EOFError):
@@ -127,7 +133,10 @@ def _run(arguments, output, folder, variables, code, is_ready):
     multiprocessing.set_start_method(None, force=True)  # of the workers of a data loader
     is_ready.send(None)
     is_ready.close()
-    if code is None:
-        runpy.run_module("fusion_pl", run_name="__main__", alter_sys=True)
-    else:
-        exec(code, {"__name__": "__main__"})
+    try:
+        if code is None:
+            runpy.run_module("fusion_pl", run_name="__main__", alter_sys=True)
+        else:
+            exec(code, {"__name__": "__main__"})
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out

@@ -1,4 +1,7 @@
-"""A small aligned data set on disk, and models that are built in milliseconds."""
+"""A small aligned data set on disk, and models that are built in milliseconds.
+
+The fixtures import the libraries, because the process of pytest-xdist that runs no test imports this file as well.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,7 @@ import math
 import shutil
 import sys
 
-import numpy as np
 import pytest
-import soundfile
-import torch
-from PIL import Image
-
-from fusion_pl.data import ManifestData
-from fusion_pl.data.collate import Collate
-from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
-from fusion_pl.fusion import Weighted
-from fusion_pl.module import FusionClassifier
-from tests.texts import fit_in, write_config
 
 CLASSES = ["high", "low"]
 gc.disable()  # while tests and libraries are imported
@@ -47,6 +39,8 @@ def own_cache(monkeypatch, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def threads():
     """A run chooses how many threads compute; the tests after it are to have as many as before."""
+    import torch
+
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -54,6 +48,10 @@ def threads():
 
 def write_row(folder, row, label, rng):
     """Bright picture and high tone for one class, dark and low for the other; the text names neither."""
+    import numpy as np
+    import soundfile
+    from PIL import Image
+
     high = label == "high"
     pixels = np.clip(rng.normal(200 if high else 60, 20, (16, 16)), 0, 255).astype(np.uint8)
     Image.fromarray(pixels).save(folder / f"{row}.png")
@@ -65,6 +63,8 @@ def write_row(folder, row, label, rng):
 @pytest.fixture(scope="session")
 def manifest(tmp_path_factory):
     """48 rows in three splits; every sixth lacks its picture, every eighth its sound."""
+    import numpy as np
+
     folder = tmp_path_factory.mktemp("aligned")
     rng = np.random.default_rng(0)
     rows = []
@@ -83,6 +83,10 @@ def manifest(tmp_path_factory):
 
 @pytest.fixture
 def encoders():
+    import torch
+
+    from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
+
     torch.manual_seed(0)
     return {
         "text": TinyText(dim=8),
@@ -93,12 +97,18 @@ def encoders():
 
 @pytest.fixture
 def model(encoders):
+    from fusion_pl.fusion import Weighted
+    from fusion_pl.module import FusionClassifier
+
     return FusionClassifier(encoders, Weighted, CLASSES)
 
 
 @pytest.fixture
 def batch(manifest, encoders):
     """The 24 training rows, the same ones each time; some inputs are missing."""
+    from fusion_pl.data import ManifestData
+    from fusion_pl.data.collate import Collate
+
     data = ManifestData(str(manifest), batch_size=12, num_workers=0)
     data.processors = {name: encoder.processor for name, encoder in encoders.items()}
     data.setup("fit")
@@ -111,6 +121,8 @@ def batch(manifest, encoders):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """A folder in which two epochs were trained on short texts."""
+    from tests.texts import fit_in, write_config
+
     folder = tmp_path_factory.mktemp("trained")
     write_config(folder)
     assert fit_in(folder) == 0
@@ -129,6 +141,8 @@ def again(trained, tmp_path, monkeypatch):
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
     """A folder in which nothing was trained yet."""
+    from tests.texts import write_config
+
     monkeypatch.setattr(sys, "argv", sys.argv)
     write_config(tmp_path)
     monkeypatch.chdir(tmp_path)

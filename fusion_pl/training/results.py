@@ -7,12 +7,14 @@ import json
 import math
 import os
 import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from matplotlib.figure import Figure
+from PIL import Image
 
 from fusion_pl.files import atomic_write
 from fusion_pl.training.best import BestCheckpoint, find_checkpoint_callback
@@ -109,9 +111,6 @@ class WriteResults(Callback):
         train = {"train": len(data.samples("train"))} if getattr(data, "class_counts", None) else {}
         result = self.best | {"samples": train | self.best["samples"], "epochs": trainer.current_epoch}
         self._write(trainer, result, callback.best_model_path if callback else None)
-        figure = _plot_result(trainer, self.best)
-        if figure is not None and trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_figure(chart_name("val/calibration"), figure, self.best_step)
 
     def _update_best_result(self, trainer: Trainer) -> BestCheckpoint | None:
         """Set the best result to the latest result if a new best checkpoint was written, and return the callback."""
@@ -142,15 +141,22 @@ class WriteResults(Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as file:
                 file.write(json.dumps(content, indent=2, default=str) + "\n")
-            if (figure := _plot_result(trainer, result)) is not None:
-                figure.savefig(path.with_name("calibration.png"), dpi=120)
+            step = self.best_step if trainer.state.fn == "fit" else trainer.global_step
+            _plot_calibration(trainer, result, path.with_name("calibration.png"), step)
         print_results(content, path)
 
 
-def _plot_result(trainer: Trainer, result: dict[str, Any]) -> Figure | None:
-    """Plot the reliability of a result; None without samples."""
+def _plot_calibration(trainer: Trainer, result: dict[str, Any], path: Path, step: int | None) -> None:
+    """Draw the reliability of a result once, for a file and for TensorBoard; nothing without samples."""
     stage = "test" if trainer.state.fn == "test" else "val"
-    return plot_reliability(read_bins(result["calibration"].get("reliability", {})), stage)
+    figure = plot_reliability(read_bins(result["calibration"].get("reliability", {})), stage)
+    if figure is None:
+        return
+    figure.savefig(path, dpi=120)
+    if isinstance(trainer.logger, TensorBoardLogger):
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        trainer.logger.experiment.add_image(chart_name(f"{stage}/calibration"), pixels, step, dataformats="HWC")
 
 
 def _validate_result(result: Any) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 from fusion_pl.training.best import find_checkpoint_callback
 from fusion_pl.training.calibrate import calibrate_outputs
 from fusion_pl.training.decision_report import doubts_of
-from fusion_pl.training.figures import plot_missing_inputs, plot_reliability, plot_risk_coverage
+from fusion_pl.training.figures import plot_missing_inputs, plot_risk_coverage
 from fusion_pl.training.loggers import TensorBoard, chart_name
 from fusion_pl.training.stage_metrics import evaluation_stage, metrics_of_stage, scores_by_inputs
 
 
 class TensorBoardFigures(Callback):
-    """Plot the confusion matrix, calibration and missing inputs, and write the hyperparameters with the best metric.
+    """Plot the confusion matrix, risk and missing inputs, and write the hyperparameters with the best metric.
 
     Args:
         hyperparameters: configuration of the run.
@@ -41,9 +41,7 @@ class TensorBoardFigures(Callback):
             figure = plot_risk_coverage(doubts_of(pl_module, outputs), wrong, evaluation_stage(trainer))
             if _should_log(trainer):
                 _add_figure(trainer, "risk_coverage", figure)
-        bins = metrics_of_stage(trainer, pl_module).calibration.bins("+".join(pl_module.encoders))
         if _should_log(trainer):
-            _add_figure(trainer, "calibration", plot_reliability(bins, evaluation_stage(trainer)))
             _add_figure(
                 trainer, "confusion", pl_module.task.plot(outcomes, pl_module.classes, evaluation_stage(trainer))
             )

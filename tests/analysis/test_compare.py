@@ -332,7 +332,7 @@ def wait_until(condition, seconds=180):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} seconds"
-        time.sleep(0.1)
+        time.sleep(0.3)  # the processes of the machine are read each time
 
 
 def test_mistakes_are_reported_in_one_sentence(compare, tmp_path, monkeypatch, capsys):

@@ -7,14 +7,13 @@ import io
 import pickle
 import re
 import struct
-import subprocess
-import sys
 import zipfile
 
 import torch
 
 from fusion_pl.training.stage_metrics import proper_subsets
 
+from ..commands import run_command
 from .hostile import TOKENIZER, changed, file, first, part, setting, weight
 
 MORE = 2**30  # bytes of address space that hostile files may take in all, besides the libraries
@@ -124,10 +123,7 @@ def test_small_files_take_little_memory_and_time(originals, full, tmp_path):
         expected.append((name, "asks to run|in a form that torch.save does not"))
     with_pickle(tmp_path / str(len(expected)), originals / "small", bytes(2**28), zipfile.ZIP_DEFLATED)
     expected.append(("a deflated pickle", "it is compressed"))
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(MORE), originals / "m", *(str(n) for n in range(len(expected)))],
-        capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path,
-    )  # fmt: skip
+    done = run_command(MORE, originals / "m", *range(len(expected)), code=LIMITED, folder=tmp_path)
     lines = done.stdout.splitlines()
     assert len(lines) == len(expected), (expected[len(lines)], done.stderr[-2000:])
     for line, (name, match) in zip(lines, expected, strict=True):

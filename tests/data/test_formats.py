@@ -6,12 +6,9 @@ import contextlib
 import datetime
 import json
 import math
-import multiprocessing
 import os
 import pickle
 import random
-import subprocess
-import sys
 from decimal import Decimal
 
 import numpy as np
@@ -27,6 +24,7 @@ from fusion_pl.data.hashes import row_hashes, table_hash
 from fusion_pl.data.read_table import read_table
 from fusion_pl.data.splits import SPLITS
 from fusion_pl.types import UserError
+from tests.commands import forkserver_context, run_command
 from tests.data import slow_splits
 from tests.data.conftest import write_manifest
 from tests.disk import small_disk
@@ -271,7 +269,7 @@ def test_a_large_table_is_memory_mapped_by_other_processes(tmp_path, monkeypatch
     assert len(pickle.dumps(table)) < 20_000 + table.row_numbers.nbytes
     files, found = read_in_worker(pickle.loads(pickle.dumps(table)), [0, 1999, 700])
     if name == "m.csv":
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
+        with forkserver_context().Pool(1) as pool:
             assert pool.apply(read_in_worker, (table, [0, 1999, 700])) == (files, found)
     assert found == ["text 0", "text 1999", "text 700"]
     paths = [file.path for file in files]
@@ -314,8 +312,7 @@ def test_computed_columns_are_written_without_the_columns_of_the_file(tmp_path, 
 
 
 def test_a_temporary_file_is_removed_at_exit_of_its_process_only(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
+    code = (
         "import multiprocessing, os, pickle, sys\n"
         "from fusion_pl.data import table\n"
         "from fusion_pl.data.read_table import read_table\n"
@@ -329,8 +326,7 @@ def test_a_temporary_file_is_removed_at_exit_of_its_process_only(tmp_path):
         "print(file.path, os.path.exists(file.path))\n"
     )
     (tmp_path / "m.csv").write_text("a,b\n1,2\n")
-    command = [sys.executable, "-W", "ignore", str(script), str(tmp_path / "m.csv")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_command(tmp_path / "m.csv", code=code)
     file, exists = done.stdout.split()
     assert exists == "True"
     assert not os.path.exists(file)

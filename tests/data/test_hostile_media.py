@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
@@ -18,6 +16,7 @@ from fusion_pl.encoders import TinyAudio
 from fusion_pl.processors.audio import read_audio
 from fusion_pl.processors.image import read_image
 from fusion_pl.types import UserError
+from tests.commands import run_command
 from tests.data.conftest import Grey, Length, Level
 
 PROCESSORS = {"text": Length(), "image": Grey(), "audio": Level()}
@@ -158,7 +157,7 @@ def test_small_files_take_little_memory_and_time(tmp_path):
         except UserError as error:
             print(error)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300)
+    done = run_command(code=textwrap.dedent(script))
     assert done.returncode == 0, done.stderr
     long, odd, deep, scans = done.stdout.splitlines()
     assert (int(long), deep) == (160_000, "(6000, 6000)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -187,11 +188,16 @@ def test_fit_leaves_the_reliability_of_its_best_checkpoint_as_numbers_and_pictur
         for name, values in zip(("confidences", "shares", "sizes"), expected, strict=True):
             assert found[name] == pytest.approx(values.tolist(), abs=1e-5)
         assert sum(found["sizes"]) == len(rows)
-    with Image.open("lightning_logs/version_0/calibration.png") as picture:
-        assert min(picture.size) > 400
     events = EventAccumulator("lightning_logs/version_0")
     events.Reload()
-    assert "Validation/calibration" in events.Tags()["images"]
+    (shown,) = events.Images("Validation/calibration")
+    assert shown.step == load(BEST)["global_step"]
+    with (
+        Image.open("lightning_logs/version_0/calibration.png") as picture,
+        Image.open(io.BytesIO(shown.encoded_image_string)) as in_tensorboard,
+    ):
+        assert min(picture.size) > 400
+        assert picture.convert("RGB").tobytes() == in_tensorboard.tobytes()
 
 
 def test_the_picture_of_the_test_is_in_tensorboard(here):
