@@ -150,7 +150,9 @@ def print_results(result: dict[str, Any], path: Path | None) -> None:
     console.print(f"{result['command']}: {samples} samples, {result['seconds']:.0f} s", highlight=False)
     table = Table("metric", Column("value", justify="right"))
     for name, value in result["metrics"].items():
-        table.add_row(Text(escape_unprintable(name)), f"{value:.4f}")
+        count = result.get("samples_by_metric", {}).get(name)
+        label = name if count is None else f"{name} (n = {count})"
+        table.add_row(Text(escape_unprintable(label)), f"{value:.4f}")
     if len(result["per_class"]) <= MAX_PRINTED_CLASSES:
         table.add_section()
         for name, row in result["per_class"].items():

@@ -89,6 +89,10 @@ class WriteResults(Callback):
         if trainer.state.fn == "fit":
             self.reliability = next(c.reliability for c in trainer.callbacks if isinstance(c, FitCalibration))  # type: ignore[attr-defined]
         result["calibration"]["reliability"] = describe_bins(self.reliability)
+        by_inputs = result["calibration"].get("by_inputs", {})
+        result["samples_by_metric"] = {
+            f"{prefix}{pl_module.task.score}/{name}": scores["before"]["samples"] for name, scores in by_inputs.items()
+        }
         if trainer.state.fn != "fit":
             self._write(trainer, result | self.decisions)
             return

@@ -78,7 +78,7 @@ def test_predictions_are_those_of_the_logits_divided_by_the_temperature_of_their
         assert before.label == after.label
 
 
-def test_test_measures_what_predict_gives_and_what_it_gave_without_calibration(here):
+def test_test_measures_what_predict_gives_and_what_it_gave_without_calibration(here, capsys):
     arguments = ["--config", "lightning_logs/version_0/config.yaml", "--ckpt_path", str(BEST)]
     assert run("test", [*arguments, "--trainer.logger.init_args.save_dir", "tests"]) == 0
     measured = results(0, "tests")
@@ -98,6 +98,12 @@ def test_test_measures_what_predict_gives_and_what_it_gave_without_calibration(h
     scores = measured["calibration"]["by_inputs"]["second"]["after"]
     assert scores["samples"] == len(second)
     assert scores["nll"] == pytest.approx(restated_scores(logits, target)["nll"], rel=1e-4)
+    printed = capsys.readouterr().out
+    first = sum(row["first"] != "" for row in rows)
+    assert f"test/accuracy/first (n = {first})" in printed
+    assert f"test/accuracy/second (n = {len(second)})" in printed
+    assert " test/accuracy  " in printed
+    assert measured["samples_by_metric"] == {"test/accuracy/first": first, "test/accuracy/second": len(second)}
 
 
 def test_training_and_its_validation_are_those_without_calibration(here):
