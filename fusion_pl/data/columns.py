@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from fusion_pl.data.checks import (
@@ -18,7 +19,7 @@ from fusion_pl.data.checks import (
     row_problems,
 )
 from fusion_pl.data.remote import RemoteFiles
-from fusion_pl.data.table import Cells, Problem, Table
+from fusion_pl.data.table import Cells, Problem, Table, raise_problems
 from fusion_pl.messages import join_names
 from fusion_pl.processors import Processor
 
@@ -164,6 +165,26 @@ def check_input_columns(manifest: Table, name: str, columns: Columns) -> Iterato
     fix = f"give another column with --data.inputs.{name}, or leave {name} out of model.encoders"
     for column in column_names(columns):
         yield from check_column(manifest, column, f"the input {name!r}", fix)
+
+
+def check_prediction_columns(place: str, inputs: TableInputs, problems: Iterable[Problem] = ()) -> None:
+    """Check that a table has a column of the model's inputs, and tell of those that it lacks.
+
+    Args:
+        place: path of the table, or name of the data set.
+        inputs: columns of the inputs.
+        problems: problems that were found before.
+
+    Raises:
+        UserError: if there are problems, or the table has no column of an input.
+    """
+    found, missing = list(problems), inputs.missing_columns
+    if not inputs.names:
+        found += [problem for column in missing for problem in check_column(inputs.manifest, column, "an input")]
+    raise_problems(place, found)
+    if missing:
+        names = join_names(map(repr, missing))
+        rank_zero_info(f"{place} has no column {names}: predicting without this input")
 
 
 def joined_name(columns: Columns) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
 from itertools import islice
+from operator import itemgetter
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch.utils.data import DataLoader
 from fusion_pl.data.arrow_file import simplify
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.collate import Collate
-from fusion_pl.data.columns import Columns, TableInputs, check_input_names, column_names
+from fusion_pl.data.columns import Columns, TableInputs, check_input_names, check_prediction_columns, column_names
 from fusion_pl.data.hashes import stable_hash
 from fusion_pl.data.hub_splits import (
     check_split_names,
@@ -31,7 +33,7 @@ from fusion_pl.data.labels import check_label_columns
 from fusion_pl.data.manifest import REQUIRED_SPLITS
 from fusion_pl.data.order import EpochLoader, global_seed, identity_collate, world_size_and_rank
 from fusion_pl.data.remote import RemoteFiles
-from fusion_pl.data.row_stream import RowStream, StreamSampler
+from fusion_pl.data.row_stream import RowStream, StreamRow, StreamSampler
 from fusion_pl.data.splits import Split
 from fusion_pl.data.stream_batches import RowOpener, StreamBatches, StreamedSamples
 from fusion_pl.data.table import Table, raise_problems
@@ -156,11 +158,15 @@ class HubStream(FusionData):
         """Check the splits and the columns; rows are checked when they are read.
 
         Args:
-            stage: ``fit``, ``validate`` or ``test``.
+            stage: ``fit``, ``validate``, ``test`` or ``predict``, which uses all splits and needs no label.
 
         Raises:
             UserError: if a split or a column is missing.
         """
+        if stage == "predict":
+            for split, part in self._parts.items():
+                inputs = self._table_inputs(_empty_table(part))
+                check_prediction_columns(self._name(split), inputs, check_input_names(self.inputs, self.processors))
         if self.trainer and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             raise UserError("trainer.overfit_batches needs samples that are stored: use HubData instead of HubStream")
         for split in REQUIRED_SPLITS.get(stage, ()):
@@ -216,6 +222,23 @@ class HubStream(FusionData):
         batches = StreamBatches(self._opener(stream), Collate(self.processors))
         return self._build_loader(batches, sampler, identity_collate, self.num_loader_workers)
 
+    def predict_dataloader(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """Yield batches of the rows of all splits in the stored order, without targets, and without the first rows.
+
+        Args:
+            start: number of rows that are read, but left out.
+            stop: None, because the number of rows is unknown.
+        """
+        assert stop is None
+        for split in self._parts:
+            stream, counter = self._stream(split), itertools.count()
+            read = partial(_count_rows, stream, counter)
+            sampler = StreamSampler(read, stream.name, count_trained=partial(int, start), repeats=False)
+            prefix = f"{split}-" if len(self._parts) > 1 else ""
+            batches = StreamBatches(self._opener(stream, predicting=True, id_prefix=prefix), Collate(self.processors))
+            yield from self._build_loader(batches, sampler, identity_collate, self.num_loader_workers)
+            start = max(0, start - next(counter))
+
     def _build_sequential_loader(self, split: Literal["val", "test", "predict"]) -> DataLoader[Sample]:
         stream = self._stream(split)
         sampler = StreamSampler(stream.read, stream.name, *world_size_and_rank(), repeats=False)
@@ -234,12 +257,14 @@ class HubStream(FusionData):
     def _has_input(self, table: Table) -> NDArray[np.bool_]:
         return ~self._table_inputs(table).find_empty_rows()
 
-    def _opener(self, stream: RowStream, training: bool = False) -> RowOpener:
+    def _opener(
+        self, stream: RowStream, training: bool = False, predicting: bool = False, id_prefix: str = ""
+    ) -> RowOpener:
         return RowOpener(
             name=stream.name,
             schema=stream.schema,
             labels=self.label_columns,
-            classes=self.classes,
+            classes=[] if predicting else self.classes,
             task=self.task,
             columns=self.columns,
             processors=self.processors,
@@ -250,6 +275,8 @@ class HubStream(FusionData):
             training=training,
             augment=self.augment if training else {},
             joint_augment=self.joint_augment if training else {},
+            predicting=predicting,
+            id_prefix=id_prefix,
         )
 
     def _table_inputs(self, table: Table) -> TableInputs:
@@ -257,6 +284,11 @@ class HubStream(FusionData):
 
     def _name(self, split: str) -> str:
         return f"{self.dataset}, split {split}"
+
+
+def _count_rows(stream: RowStream, counter: Iterator[int], epoch: int) -> Iterator[StreamRow]:
+    """Yield the rows of a stream, and count them."""
+    yield from map(itemgetter(0), zip(stream.read(epoch), counter, strict=False))
 
 
 def _empty_table(part: Any) -> Table:

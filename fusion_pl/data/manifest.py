@@ -15,14 +15,19 @@ from numpy.typing import NDArray
 
 from fusion_pl.data.checks import (
     NUM_TEXTS,
-    check_column,
     check_empty_rows,
     check_ids,
     check_splits,
     check_text_column,
     count_text_paths,
 )
-from fusion_pl.data.columns import Columns, TableInputs, check_input_columns, check_input_names
+from fusion_pl.data.columns import (
+    Columns,
+    TableInputs,
+    check_input_columns,
+    check_input_names,
+    check_prediction_columns,
+)
 from fusion_pl.data.labels import (
     check_label_columns,
     check_labels,
@@ -38,7 +43,6 @@ from fusion_pl.data.splits import SPLITS, Split
 from fusion_pl.data.table import Problem, Table, raise_problems
 from fusion_pl.data.table_data import DEFAULT_SPLIT, TableData
 from fusion_pl.files import cache_folder
-from fusion_pl.messages import join_names
 from fusion_pl.types import UserError
 
 REQUIRED_SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
@@ -154,7 +158,8 @@ class ManifestData(TableData):
             UserError: lists the first ten problems with row and column.
         """
         if stage == "predict":
-            self._check_prediction_columns([*self.table.problems, *check_input_names(self.inputs, self.processors)])
+            problems = [*self.table.problems, *check_input_names(self.inputs, self.processors)]
+            check_prediction_columns(self.manifest, self._inputs, problems)
             return
         self._check_versions()
         raise_problems(self.manifest, self.find_problems(stage))
@@ -198,15 +203,6 @@ class ManifestData(TableData):
                 problems += check_weights(self.table, self.sample_weight, self._splits.used_rows["train"])
             problems += self._check_paths(SPLITS if stage == "fit" else required)
         return problems
-
-    def _check_prediction_columns(self, problems: list[Problem]) -> None:
-        missing = self._inputs.missing_columns
-        if not self._inputs.names:
-            problems += [problem for column in missing for problem in check_column(self.table, column, "an input")]
-        raise_problems(self.manifest, problems)
-        if missing:
-            names = join_names(map(repr, missing))
-            rank_zero_info(f"{self.manifest} has no column {names}: predicting without this input")
 
     def _check_rows(self) -> Iterator[Problem]:
         yield from check_label_columns(self.table, self.label_columns, self.task)

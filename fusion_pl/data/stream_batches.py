@@ -22,6 +22,7 @@ from fusion_pl.data.rows import InputColumn, LoadError, ManifestRows, OnBadFile
 from fusion_pl.data.table import Table
 from fusion_pl.processors import Processor
 from fusion_pl.tasks import Task
+from fusion_pl.tasks.base import Targets
 from fusion_pl.types import Batch, Sample
 
 
@@ -59,6 +60,8 @@ class RowOpener:
         training: whether the samples are for training.
         augment: dictionary from input name to its transform.
         joint_augment: dictionary from the names of several inputs to a transform of all of them.
+        predicting: whether labels are not read, and a row that cannot be used becomes a sample with a message.
+        id_prefix: beginning of the ids of samples without a cell in the column ``id``.
     """
 
     name: str
@@ -75,6 +78,8 @@ class RowOpener:
     training: bool = False
     augment: Mapping[str, nn.Module] = field(default_factory=dict)
     joint_augment: Mapping[tuple[str, ...], nn.Module] = field(default_factory=dict)
+    predicting: bool = False
+    id_prefix: str = ""
 
     def __call__(self, rows: Sequence[StreamRow]) -> StreamedRows:
         """Return the samples of rows, which are not opened yet.
@@ -89,9 +94,7 @@ class RowOpener:
         table = Table(self.name, data, np.arange(1, len(rows) + 1))
         places = [f"{self.name}, {row.place}" for row in rows]
         inputs = TableInputs(table, self.columns, self.processors, self.folder, self.remote, self.allow_outside)
-        labels = [read_label_column(table, name) for name in self.labels]
-        for problem in chain(inputs.check_columns(), check_labels(table, labels, self.classes, self.task)):
-            raise LoadError(f"{places[problem.row - 1]}, column {problem.column!r}: {problem.describe()}")
+        targets = None if self.predicting else self._read_targets(inputs, places)
         indices = np.arange(len(rows))
         columns = [
             InputColumn(
@@ -111,13 +114,21 @@ class RowOpener:
             columns=columns,
             table=inputs.table,
             rows=indices,
-            targets=self.task.read_targets(labels, self.classes),
+            targets=targets,
             on_bad_file=self.on_bad_file,
+            return_errors=self.predicting,
             errors=inputs.find_outside_paths(),
             joint_augment=self.joint_augment,
             places=places,
-            ids=[str(cell) if cell else row.id for cell, row in zip(given, rows, strict=True)],
+            ids=[str(cell) if cell else f"{self.id_prefix}{row.id}" for cell, row in zip(given, rows, strict=True)],
         )
+
+    def _read_targets(self, inputs: TableInputs, places: Sequence[str]) -> Targets:
+        """Check the cells of rows, and return the targets."""
+        labels = [read_label_column(inputs.manifest, name) for name in self.labels]
+        for problem in chain(inputs.check_columns(), check_labels(inputs.manifest, labels, self.classes, self.task)):
+            raise LoadError(f"{places[problem.row - 1]}, column {problem.column!r}: {problem.describe()}")
+        return self.task.read_targets(labels, self.classes)
 
 
 class StreamBatches(Dataset[Batch]):

@@ -310,8 +310,6 @@ def test_mistakes_that_are_found_before_rows_are_read(texts, tmp_path, processor
         HubStream(texts, shuffle_buffer=0)
     with pytest.raises(UserError, match=r"classes contains 'a' more than once"):
         HubStream(texts, classes=["a", "a"])
-    with pytest.raises(UserError, match=r"texts has the splits train, val, and no predict"):
-        build(text, texts).predict_dataloader()
 
 
 # ----------------------------------------------------------------------------------------------------------- a real run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import signal
 import sys
 from pathlib import Path
 
@@ -14,18 +15,30 @@ from fusion_pl.cli.run import run
 from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Weighted
 from fusion_pl.module import FusionClassifier
+from fusion_pl.prediction import rows as rows_module
+from fusion_pl.prediction.partial import PartialFile
 
 NUM_ROWS = 23
 
 
 @pytest.fixture(scope="session")
-def text_checkpoint(tmp_path_factory):
+def save_model(tmp_path_factory):
+    """A function that saves an untrained model of encoders."""
+
+    def save(encoders, fusion=Weighted):
+        path = tmp_path_factory.mktemp("model") / "model.ckpt"
+        trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        trainer.strategy.connect(FusionClassifier(encoders, fusion, ["ham", "spam"]))
+        trainer.save_checkpoint(path)
+        return str(path)
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def text_checkpoint(save_model):
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("texts") / "model.ckpt"
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    trainer.strategy.connect(FusionClassifier({"text": TinyText(dim=8)}, Weighted, ["ham", "spam"]))
-    trainer.save_checkpoint(path)
-    return str(path)
+    return save_model({"text": TinyText(dim=8)})
 
 
 @pytest.fixture
@@ -53,3 +66,26 @@ def predict(text_checkpoint):
         return run("predict", [*given, "--data.batch_size", str(batch_size), *arguments])
 
     return call
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Store rows after each batch of 4, and stop the command as Ctrl-C does when some batches are stored."""
+    monkeypatch.setattr(rows_module, "SAVE_SECONDS", 0.0)
+    save = PartialFile.save
+
+    def stop(number):
+        saved = []
+
+        def save_and_stop(part, file, rows, counts):
+            save(part, file, rows, counts)
+            saved.append(rows)
+            if len(saved) == number:
+                file.write(b"half a row that was written when the process ended")
+                file.flush()
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(PartialFile, "save", save_and_stop)
+
+    yield stop
+    monkeypatch.undo()

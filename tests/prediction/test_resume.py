@@ -4,41 +4,16 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
 import time
 from pathlib import Path
 
 import pytest
 
-from fusion_pl.prediction import rows as rows_module
 from fusion_pl.prediction.partial import PartialFile
 from tests.commands import Command
 from tests.prediction.conftest import write_rows
 
 PARTIAL = Path("p.csv.partial")
-
-
-@pytest.fixture
-def stop_after(monkeypatch):
-    """Store rows after each batch of 4, and stop the command as Ctrl-C does when some batches are stored."""
-    monkeypatch.setattr(rows_module, "SAVE_SECONDS", 0.0)
-    save = PartialFile.save
-
-    def stop(number):
-        saved = []
-
-        def save_and_stop(part, file, rows, counts):
-            save(part, file, rows, counts)
-            saved.append(rows)
-            if len(saved) == number:
-                file.write(b"half a row that was written when the process ended")
-                file.flush()
-                signal.raise_signal(signal.SIGINT)
-
-        monkeypatch.setattr(PartialFile, "save", save_and_stop)
-
-    yield stop
-    monkeypatch.undo()
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
