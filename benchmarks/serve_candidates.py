@@ -74,13 +74,14 @@ def serve_fastapi(checkpoint: str, port: int) -> None:
     app = FastAPI(lifespan=server.lifespan)
     sample_model = create_model("Sample", **dict.fromkeys(service.predictor.processors, (str | None, None)))
 
-    @app.post("/predict")
-    async def predict(sample: sample_model):
+    async def predict(sample):
         with server.batcher.accept():
             opened = open_sample(service.predictor, "0", sample.model_dump(), service.limits)
             (prediction,) = await server.batcher.predict([opened])
         return service.as_dict(prediction)
 
+    predict.__annotations__["sample"] = sample_model  # a class, not the text of an annotation
+    app.post("/predict")(predict)
     app.get("/health")(lambda: {})
     uvicorn.run(app, port=port, http="h11", access_log=False, log_level="error")
 
@@ -115,9 +116,11 @@ def main() -> None:
             figures["bare"].append((1000 * statistics.median(alone), BATCH * (arguments.count // 16) / cpu, 0, 0))
             for name, port in ports.items():
                 one = send_load(port, pids[name], request, 1, arguments.count)
+                assert set(one.statuses) == {200}, (name, one.statuses)
                 many = send_load(port, pids[name], request, 32, arguments.count // 16)
                 answered = many.statuses[200]
-                figures[name].append((one.p50, answered / many.cpu, answered / many.seconds, many.p99))
+                print(name, one.p50, many.statuses, many.seconds, many.cpu, flush=True)
+                figures[name].append((one.p50, answered / max(many.cpu, 0.01), answered / many.seconds, many.p99))
     header = ["server", "p50 of one client, ms", "samples/CPU s, 32 clients", "samples/s", "p99 of 32 clients, ms"]
     rows = [
         [

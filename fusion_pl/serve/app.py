@@ -21,7 +21,7 @@ from fusion_pl.serve.batching import Batcher, QueueFullError
 from fusion_pl.serve.explain import Explanations
 from fusion_pl.serve.openapi import openapi_document
 from fusion_pl.serve.pages import page_routes
-from fusion_pl.serve.requests import JSON, RequestError, Samples, media_type, parse_json, parse_multipart, read_body
+from fusion_pl.serve.requests import JSON, MULTIPART, RequestError, media_type, parse_json, parse_multipart, read_body
 from fusion_pl.serve.service import Service, log_error
 from fusion_pl.serve.values import open_sample
 from fusion_pl.types import Sample
@@ -152,20 +152,24 @@ class Server:
 
     async def _read_samples(self, request: Request) -> tuple[bool, list[Sample]]:
         """Return whether the client sent a list, and the opened samples."""
-        loop, service = asyncio.get_running_loop(), self.service
+        loop = asyncio.get_running_loop()
         kind = media_type(request)
-        body = await read_body(request, service.limits)
-        if kind == JSON:
-            return await loop.run_in_executor(self.decoders, self._open_json, body)
-        parsed = await parse_multipart(request, body, service.predictor.processors, service.limits)
-        return await loop.run_in_executor(self.decoders, self._open, parsed)
+        body = await read_body(request, self.service.limits)
+        content_type = request.headers["content-type"] if kind == MULTIPART else None
+        return await loop.run_in_executor(self.decoders, self._open, body, content_type)
 
-    def _open_json(self, body: bytes) -> tuple[bool, list[Sample]]:
-        return self._open(parse_json(body, self.service.limits))
+    def _open(self, body: bytes, content_type: str | None) -> tuple[bool, list[Sample]]:
+        """Return whether the client sent a list, and the opened samples.
 
-    def _open(self, parsed: Samples) -> tuple[bool, list[Sample]]:
-        """Return whether the client sent a list, and the opened samples."""
+        Args:
+            body: the body of a request.
+            content_type: header of a multipart body; None for JSON.
+        """
         service = self.service
+        if content_type is None:
+            parsed = parse_json(body, service.limits)
+        else:
+            parsed = parse_multipart(content_type, body, service.predictor.processors, service.limits)
         samples = [
             open_sample(service.predictor, str(index), values, service.limits)
             for index, values in enumerate(parsed.values)

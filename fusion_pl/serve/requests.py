@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
 from fusion_pl.messages import did_you_mean, error_reason, join_names
 from fusion_pl.processors import Processor
 from fusion_pl.serve.limits import Limits
+from fusion_pl.serve.multipart import Part, split_parts
 from fusion_pl.serve.values import kind_of
 from fusion_pl.types import UserError
 
@@ -82,10 +81,8 @@ def parse_json(body: bytes, limits: Limits) -> Samples:
     Raises:
         RequestError: if the body is not JSON, has too many values, or is no object.
     """
-    if sum(body.count(character) for character in b",[{") > limits.values:
-        raise RequestError(422, f"the body has more than {limits.values:,} values: send fewer samples")
     try:
-        content = json.loads(body, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated_keys)
+        content = _load_json(body, limits)
     except (ValueError, RecursionError) as error:  # ValueError: also no UTF-8, and numbers of 5,000 digits
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error_reason(error)
         raise RequestError(422, f"the body is not JSON ({reason})") from error
@@ -101,6 +98,12 @@ def parse_json(body: bytes, limits: Limits) -> Samples:
     return Samples(samples, is_list=True)
 
 
+def _load_json(content: bytes, limits: Limits) -> Any:
+    if sum(content.count(character) for character in b",[{") > limits.values:
+        raise ValueError(f"it has more than {limits.values:,} values")
+    return json.loads(content, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated_keys)
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON value")
 
@@ -112,59 +115,32 @@ def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-async def parse_multipart(request: Request, body: bytes, processors: dict[str, Processor], limits: Limits) -> Samples:
+def parse_multipart(content_type: str, body: bytes, processors: Mapping[str, Processor], limits: Limits) -> Samples:
     """Return the one sample of a multipart body: a part per input, a file or a field.
 
     Raises:
-        RequestError: if the body is damaged, or a part is no input or is repeated.
+        RequestError: if the body is damaged or cut, or a part is no input or is repeated.
     """
-
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    parser = MultiPartParser(
-        request.headers, stream(), max_files=len(processors), max_fields=len(processors), max_part_size=limits.bytes
-    )
-    parser.spool_max_size = limits.bytes + 1  # the parts stay in memory
-    try:
-        form = await parser.parse()
-    except (MultiPartException, KeyError, ValueError, LookupError) as error:
-        reason = error_reason(error)
-        raise RequestError(
-            422, f"the body is not valid multipart/form-data with one part per input ({reason})"
-        ) from error
-    try:
-        return Samples([await _read_parts(form, processors, limits)], is_list=False)
-    finally:
-        await form.close()
-
-
-async def _read_parts(form: FormData, processors: dict[str, Processor], limits: Limits) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for name, part in form.multi_items():
-        if name not in processors:
-            known = join_names(processors)
-            raise RequestError(
-                422, f"this model has no input {name!r}{did_you_mean(name, processors)}; it takes: {known}"
-            )
-        if name in values:
-            raise RequestError(422, f"the input {name!r} is given twice: multipart requests contain one sample")
-        content = await part.read() if isinstance(part, UploadFile) else part
-        try:
-            values[name] = _part_value(processors[name], content, limits)
-        except (ValueError, RecursionError) as error:
-            raise RequestError(422, f"the part {name!r}: {error_reason(error)}") from error
-    return values
+    try:
+        for part in split_parts(content_type, body, len(processors)):
+            if part.name in values:
+                raise UserError(f"the input {part.name!r} is given twice, but multipart requests contain one sample")
+            if part.name not in processors:
+                hint = did_you_mean(part.name, processors)
+                raise UserError(f"this model has no input {part.name!r}{hint}; it takes: {join_names(processors)}")
+            values[part.name] = _part_value(processors[part.name], part, limits)
+    except UserError as error:
+        raise RequestError(422, f"the body is not multipart/form-data with one part per input: {error}") from error
+    return Samples([values], is_list=False)
 
 
-def _part_value(processor: Processor, content: bytes | str, limits: Limits) -> Any:
-    """Return the value of a part: text or JSON by the kind of its input, otherwise as it is."""
+def _part_value(processor: Processor, part: Part, limits: Limits) -> Any:
+    """Return the value of a part: text or JSON by the kind of its input; a file as bytes, or base64 in a field."""
     kind = kind_of(processor)
-    if kind == "text":
-        return content.decode() if isinstance(content, bytes) else content
-    if kind in ("vector", "json"):
-        content = content.encode() if isinstance(content, str) else content
-        if sum(content.count(character) for character in b",[{") > limits.values:
-            raise UserError(f"it has more than {limits.values:,} values")
-        return json.loads(content, parse_constant=_refuse_constant)
-    return content
+    if part.is_file and kind not in ("text", "vector", "json"):
+        return part.content
+    try:
+        return part.content.decode() if kind not in ("vector", "json") else _load_json(part.content, limits)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"the part {part.name!r}: {error_reason(error)}") from error
