@@ -67,7 +67,8 @@ def predict_command(arguments: list[str]) -> int:
 
     A row that cannot be predicted gets an error message in the output file; the first message is printed.
 
-    The accuracy that is printed counts all rows with a known label, also those that the model was trained on.
+    The accuracy that is printed counts all rows with a known label, also those that the model was trained on, whose
+    number is printed with it.
     """
     config = parse_checkpoint_command(predict_parser(), arguments, with_data_class=True)
     output = Path(config.output)
@@ -141,7 +142,8 @@ def _summary(config: Namespace, predictor: RowPredictor, counts: Counts, total: 
         rows = "1 row" if counts.labelled == 1 else f"{counts.labelled} rows"
         score = predictor.predictor.task.score.replace("_", " ")
         answered = " that the model does not abstain from" if counts.abstained else ""
-        lines.append(f"{score} {counts.correct / counts.labelled:.4f} ({rows} with a known label{answered})")
+        trained = f", {counts.trained} of which the model was trained on" if counts.trained else ""
+        lines.append(f"{score} {counts.correct / counts.labelled:.4f} ({rows} with a known label{answered}{trained})")
     return lines
 
 

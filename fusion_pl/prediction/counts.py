@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fusion_pl.data.hashes import row_hashes
 from fusion_pl.data.labels import has_label_columns, read_label_column
+from fusion_pl.data.split_record import SplitRecord
 from fusion_pl.data.table import Table
+from fusion_pl.data.table_data import DEFAULT_SPLIT
 from fusion_pl.predict import Prediction, Predictor
 
 
@@ -18,6 +21,7 @@ class Counts:
     """Numbers of failed rows, of abstentions, of other rows with a known label, and of correct predictions among these.
 
     Attributes:
+        trained: number of the rows with a known label that the model was trained on.
         first_failed: index of the first failed row.
         first_error: its error message.
     """
@@ -26,6 +30,7 @@ class Counts:
     abstained: int = 0
     labelled: int = 0
     correct: int = 0
+    trained: int = 0
     first_failed: int = 0
     first_error: str = ""
 
@@ -40,6 +45,7 @@ class Counts:
         elif labels is not None and labels.is_known[row]:
             self.labelled += 1
             self.correct += labels.match(row, prediction)
+            self.trained += bool(labels.is_trained[row])
 
     @classmethod
     def sum(cls, parts: Sequence[Counts]) -> Counts:
@@ -48,7 +54,7 @@ class Counts:
         for part in parts:
             if part.failed and not total.failed:
                 total.first_failed, total.first_error = part.first_failed, part.first_error
-            for name in ("failed", "abstained", "labelled", "correct"):
+            for name in ("failed", "abstained", "labelled", "correct", "trained"):
                 setattr(total, name, getattr(total, name) + getattr(part, name))
         return total
 
@@ -59,20 +65,31 @@ class KnownLabels:
     Args:
         predictor: the model.
         targets: target of each row.
+        is_trained: whether the model was trained on each row, as far as its checkpoint knows.
     """
 
-    def __init__(self, predictor: Predictor, targets: NDArray[np.int64]) -> None:
-        self.predictor, self.targets = predictor, targets
+    def __init__(self, predictor: Predictor, targets: NDArray[np.int64], is_trained: NDArray[np.bool_]) -> None:
+        self.predictor, self.targets, self.is_trained = predictor, targets, is_trained
         self.is_known = predictor.task.is_known(targets)
 
     @classmethod
-    def read(cls, predictor: Predictor, table: Table) -> KnownLabels | None:
-        """Read the label columns of the training; return None if the table lacks one of them."""
+    def read(cls, predictor: Predictor, table: Table, record: SplitRecord | None) -> KnownLabels | None:
+        """Read the label columns of the training; return None if the table lacks one of them.
+
+        Args:
+            predictor: the model.
+            table: the table.
+            record: splits that the checkpoint of the model records.
+        """
         names = [predictor.label] if isinstance(predictor.label, str) else predictor.label or []
         if not names or not has_label_columns(table, names, predictor.task):
             return None
         columns = [read_label_column(table, name) for name in names]
-        return cls(predictor, predictor.task.read_targets(columns, predictor.classes))
+        targets = predictor.task.read_targets(columns, predictor.classes)
+        if record is None:
+            return cls(predictor, targets, np.zeros(len(table), bool))
+        hashes = row_hashes(table, ignored_columns={*names, DEFAULT_SPLIT})
+        return cls(predictor, targets, np.isin(hashes, record.hashes["train"]))
 
     def match(self, row: int, prediction: Prediction) -> bool:
         """Return whether a prediction is the label of its row."""

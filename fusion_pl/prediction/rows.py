@@ -9,8 +9,11 @@ from itertools import islice
 
 from jsonargparse import Namespace
 
+from fusion_pl.checkpoint import build_model, read_checkpoint
 from fusion_pl.cli.checkpoint_options import RULES, checkpoint_path
 from fusion_pl.data.checks import check_text_column
+from fusion_pl.data.manifest import ManifestData
+from fusion_pl.data.split_record import SplitRecord, find_split_record
 from fusion_pl.data.table import Table, raise_problems
 from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.prediction.columns import OutputColumns
@@ -37,7 +40,9 @@ class RowPredictor:
 
     def __init__(self, config: Namespace) -> None:
         path = checkpoint_path(config, config.ckpt_path)
-        self.predictor = Predictor.from_checkpoint(path, config.device, config.trust)
+        content = read_checkpoint(path)
+        model, part = build_model(content, path, config.trust), content["fusion_pl"]
+        self.predictor = Predictor(model, config.device, part["columns"], part.get("label"))
         self.rules: DecisionRules = self.predictor.rules(**{name: config[name] for name in RULES})
         self.embeddings: bool = config.embeddings
         if self.embeddings and self.predictor.empty_output.embedding is None:
@@ -49,7 +54,9 @@ class RowPredictor:
         self.columns = OutputColumns(
             self.predictor, output_fields(config), self.source.table, selected_columns(self.source, config.columns)
         )
-        self.labels = KnownLabels.read(self.predictor, self.source.table) if self.source.table is not None else None
+        state, table = find_split_record(content, ManifestData), self.source.table
+        record = SplitRecord.from_state(state) if state else None
+        self.labels = None if table is None else KnownLabels.read(self.predictor, table, record)
 
     def predictions(self, start: int, stop: int | None) -> Iterator[Prediction]:
         """Yield the predictions of a range of rows, in order."""

@@ -66,8 +66,13 @@ def test_abstention_leaves_a_label_to_the_asked_share_of_the_validation(doubt, h
     silent = sum(row["abstained"] == "true" for row in found)
     assert f"{silent} of 639 have no label, because the model abstains" in printed
     right = [row["label"] == truth["label"] for row, truth in zip(found, table(), strict=True) if row["label"]]
-    known = f"({len(right)} rows with a known label that the model does not abstain from)"
-    assert f"accuracy {sum(right) / len(right):.4f} {known}" in printed
+    trained = {(row["first"], row["second"]) for row in table() if row["split"] == "train"}
+    seen = sum(
+        (truth["first"], truth["second"]) in trained for row, truth in zip(found, table(), strict=True) if row["label"]
+    )
+    known = f"({len(right)} rows with a known label that the model does not abstain from, {seen} of which the model"
+    assert f"accuracy {sum(right) / len(right):.4f} {known} was trained on)" in printed
+    assert 0 < seen < len(right)
 
 
 @pytest.mark.parametrize(
