@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 _abandoned: list[threading.Thread] = []
@@ -70,3 +71,42 @@ def _exit_with_parent() -> None:
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
+
+
+@contextmanager
+def block_sigint() -> Iterator[None]:
+    """Block SIGINT while a process starts: it inherits the block, so that Ctrl-C cannot interrupt its imports.
+
+    The parent process receives the signal when the context ends.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # multiprocessing would start it below, and unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def share_hardware(number: int, num_processes: int) -> None:
+    """Assign one GPU or a share of the CPU cores to this process; the parent process handles Ctrl-C.
+
+    Args:
+        number: number of this process, from 0.
+        num_processes: number of processes.
+    """
+    import torch
+
+    init_worker()
+    # Data loader workers use the default start method: spawned workers would import all libraries again for the
+    # training, validation and test of each run.
+    multiprocessing.set_start_method(None, force=True)
+    devices = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+    devices = devices or [str(index) for index in range(torch.cuda.device_count())]
+    if devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+    elif num_processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
+        os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())

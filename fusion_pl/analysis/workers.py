@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import pickle
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 
 import torch
 
 from fusion_pl.analysis.plan import Run
 from fusion_pl.analysis.result import RunResult
-from fusion_pl.processes import call_pickled, init_worker
+from fusion_pl.processes import block_sigint, call_pickled, share_hardware
 
 PROCESS_NAME = "fusion-pl run"
 EXIT_TIMEOUT = 5.0  # time in seconds after which a process that has closed its connection is killed
@@ -105,7 +103,7 @@ class _Worker:
         self.connection, child_connection = context.Pipe()
         run_jobs = pickle.dumps(partial(_run_jobs, job, number, pool_size))
         self.process = context.Process(target=call_pickled, args=(run_jobs, child_connection), name=PROCESS_NAME)
-        with _block_sigint():
+        with block_sigint():
             self.process.start()
         child_connection.close()  # so that the connection closes when the process ends
 
@@ -122,25 +120,8 @@ class _Worker:
         self.connection.close()
 
 
-@contextlib.contextmanager
-def _block_sigint() -> Iterator[None]:
-    """Block SIGINT while a process starts: it inherits the block, so that Ctrl-C cannot interrupt its imports.
-
-    The parent process receives the signal when the context ends.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    resource_tracker.ensure_running()  # multiprocessing would start it below, and unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _run_jobs(job: Job, number: int, pool_size: int, connection: Connection) -> None:
-    _configure_process(number, pool_size)
+    share_hardware(number, pool_size)
     while True:
         run = connection.recv()
         try:
@@ -148,18 +129,3 @@ def _run_jobs(job: Job, number: int, pool_size: int, connection: Connection) -> 
         except Exception as error:  # raised again by WorkerPool.wait
             outcome = error
         connection.send(outcome)
-
-
-def _configure_process(number: int, pool_size: int) -> None:
-    """Assign one GPU or a share of the CPU cores to this process; the parent process handles Ctrl-C."""
-    init_worker()
-    # Data loader workers use the default start method: spawned workers would import all libraries again for the
-    # training, validation and test of each run.
-    multiprocessing.set_start_method(None, force=True)
-    devices = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
-    devices = devices or [str(index) for index in range(torch.cuda.device_count())]
-    if devices:
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
-    elif pool_size > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // pool_size))
-        os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())

@@ -28,6 +28,7 @@ from fusion_pl.predict import Predictor
 from fusion_pl.prediction.counts import Counts
 from fusion_pl.prediction.formats import FORMATS
 from fusion_pl.prediction.partial import PartialOutput
+from fusion_pl.prediction.processes import predict_ranges, split_rows
 from fusion_pl.prediction.rows import RowPredictor
 from fusion_pl.training.interrupt import StoppedBySignal
 from fusion_pl.types import UserError
@@ -57,6 +58,12 @@ def predict_parser() -> ArgumentParser:
     )
     parser.add_method_arguments(Predictor, "rules")
     add_device_options(parser)
+    parser.add_argument(
+        "--trainer.devices",
+        type=int,
+        default=1,
+        help="number of processes, each with a range of the rows, on its own GPU or its share of the cores",
+    )
     parser.add_subclass_arguments(FusionData, "data", skip=TRAINING_OPTIONS | STREAM_OPTIONS)
     parser.set_defaults({"data": {"class_path": "fusion_pl.data.ManifestData"}})
     return parser
@@ -74,24 +81,26 @@ def predict_command(arguments: list[str]) -> int:
     output = Path(config.output)
     check_output(output, config.overwrite, config.data.init_args.get("manifest"))
     predictor = RowPredictor(config)
+    ranges = split_rows(config, predictor.source)
     partial, console = PartialOutput(output, _key(config, predictor)), Console(stderr=True)
     with partial.lock(config.overwrite):
-        part, output_format = partial.part(0), FORMATS[output.suffix.lower()](predictor.columns)
-        if part.rows:
-            _print(console, [f"{part.rows:,} rows are predicted already; going on with the next one"])
+        if found := partial.num_rows(len(ranges)):
+            _print(console, [f"{found:,} rows are predicted already; going on with the next one"])
         try:
             with _progress(console) as progress:
                 task = progress.add_task("Predicting", total=predictor.source.num_rows)
-                counts = predictor.write(
-                    slice(0, None), part, output_format, lambda rows: progress.update(task, completed=rows)
+                counts = predict_ranges(
+                    config, predictor, partial, ranges, lambda rows: progress.update(task, completed=rows)
                 )
         except StoppedBySignal as stop:
-            text = f"Stopped after {part.rows:,} rows; the same command goes on with the next one."
+            rows = partial.num_rows(len(ranges))
+            text = f"Stopped after {rows:,} rows; the same command goes on with the next one."
             raise StoppedBySignal(stop.signum, text) from None
-        output_format.join([part.path], output)
+        total = partial.num_rows(len(ranges))
+        predictor.output_format(output).join([partial.part(number).path for number in range(len(ranges))], output)
         partial.remove()
-    _print(console, _summary(config, predictor, counts, part.rows))
-    return 1 if counts.failed == part.rows else 0
+    _print(console, _summary(config, predictor, Counts.sum(counts), total))
+    return 1 if Counts.sum(counts).failed == total else 0
 
 
 def check_output(output: Path, overwrite: bool, manifest: str | None) -> None:
@@ -122,6 +131,7 @@ def _key(config: Namespace, predictor: RowPredictor) -> dict[str, str]:
         "table or --data": predictor.source.key,
         **{f"--{name}": json.dumps(value) for name, value in options.items()},
         "--embeddings": str(config.embeddings),
+        "--trainer.devices": str(config.trainer.devices),
     }
 
 

@@ -62,6 +62,10 @@ class PartialOutput:
         """Return the file of a process."""
         return PartialFile(self.folder / f"rows-{number}")
 
+    def num_rows(self, num_parts: int) -> int:
+        """Return the number of complete rows in the files of all processes."""
+        return sum(self.part(number).rows for number in range(num_parts))
+
     def remove(self) -> None:
         """Remove the folder, when the output is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 from jsonargparse import Namespace
 
@@ -18,7 +19,7 @@ from fusion_pl.data.table import Table, raise_problems
 from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.prediction.columns import OutputColumns
 from fusion_pl.prediction.counts import Counts, KnownLabels
-from fusion_pl.prediction.formats import Format
+from fusion_pl.prediction.formats import FORMATS, Format
 from fusion_pl.prediction.partial import PartialFile
 from fusion_pl.prediction.source import Source, open_source
 from fusion_pl.types import UserError
@@ -57,6 +58,10 @@ class RowPredictor:
         state, table = find_split_record(content, ManifestData), self.source.table
         record = SplitRecord.from_state(state) if state else None
         self.labels = None if table is None else KnownLabels.read(self.predictor, table, record)
+
+    def output_format(self, output: Path) -> Format:
+        """Return the format of an output file."""
+        return FORMATS[output.suffix.lower()](self.columns)
 
     def predictions(self, start: int, stop: int | None) -> Iterator[Prediction]:
         """Yield the predictions of a range of rows, in order."""

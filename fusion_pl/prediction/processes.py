@@ -1,0 +1,130 @@
+"""Predict ranges of the rows, in this process or in one process per range."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import pickle
+from collections.abc import Callable, Sequence
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.fabric.utilities.data import suggested_max_num_workers
+from lightning.pytorch.utilities import rank_zero_only
+
+from fusion_pl.data.base import MAX_WORKERS
+from fusion_pl.prediction.counts import Counts
+from fusion_pl.prediction.partial import PartialFile, PartialOutput
+from fusion_pl.prediction.rows import RowPredictor
+from fusion_pl.prediction.source import Source
+from fusion_pl.processes import block_sigint, call_pickled, share_hardware
+from fusion_pl.types import UserError
+
+START_METHOD = "spawn"  # a forked process cannot use a GPU that this process has used
+Show = Callable[[int], None]  # is called with the number of predicted rows
+
+
+def split_rows(config: Namespace, source: Source) -> list[slice]:
+    """Return the range of rows of each process of ``--trainer.devices``.
+
+    Raises:
+        UserError: if the data or the device is not for several processes.
+    """
+    number = config.trainer.devices
+    if number < 1:
+        raise UserError(f"--trainer.devices is {number}, expected a number of processes of at least 1")
+    if number == 1:
+        return [slice(0, None)]
+    if source.num_rows is None:
+        raise UserError(
+            f"--trainer.devices {number} divides the rows, whose number {type(source.data).__name__} does not know: "
+            "leave it out, or store the rows first (HubData)"
+        )
+    num_gpus = torch.cuda.device_count()
+    if config.device.startswith("cuda:"):
+        raise UserError(f"--device {config.device} is one GPU: give --device cuda, or leave out --trainer.devices")
+    if num_gpus and config.device in {"auto", "cuda"} and number > num_gpus:
+        raise UserError(f"--trainer.devices is {number}, but this machine has {num_gpus} GPUs: give at most as many")
+    number = min(number, source.num_rows)
+    bounds = [source.num_rows * index // number for index in range(number + 1)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
+
+
+def predict_ranges(
+    config: Namespace, predictor: RowPredictor, output: PartialOutput, ranges: Sequence[slice], show: Show
+) -> list[Counts]:
+    """Predict ranges of rows into the partial files of an output, and return the counts of each range."""
+    if len(ranges) == 1:
+        return [predictor.write(ranges[0], output.part(0), predictor.output_format(output.output), show)]
+    processes: dict[Any, tuple[int, BaseProcess]] = {}
+    rows, counts = [0] * len(ranges), [Counts()] * len(ranges)
+    try:
+        for number in range(len(ranges)):
+            started, process = _start(config, output, ranges, number)
+            processes[started] = number, process
+        connection: Any
+        while processes:
+            for connection in wait(list(processes)):
+                number, process = processes[connection]
+                received = _receive(connection, process, f"process {number + 1} of {len(ranges)}")
+                if isinstance(received, Counts):
+                    counts[number] = received
+                    del processes[connection]
+                else:
+                    rows[number] = received
+                    show(sum(rows))
+    finally:
+        for _, process in processes.values():
+            process.kill()
+            process.join()
+    return counts
+
+
+def _receive(connection: Connection, process: BaseProcess, name: str) -> int | Counts:
+    """Return what a process has sent: its number of rows, or its counts when it has finished."""
+    try:
+        received: int | Counts | Exception = connection.recv()
+    except (EOFError, ConnectionResetError):
+        process.join()
+        raise UserError(
+            f"{name} ended with exit code {process.exitcode}, perhaps because the memory is full: the same command "
+            "goes on with the rows that are left"
+        ) from None
+    if isinstance(received, Exception):
+        raise received
+    return received
+
+
+def _start(
+    config: Namespace, output: PartialOutput, ranges: Sequence[slice], number: int
+) -> tuple[Connection, BaseProcess]:
+    context: Any = multiprocessing.get_context(START_METHOD)
+    connection, child_connection = context.Pipe()
+    function = pickle.dumps(partial(_predict, config, output.part(number).path, output.output, ranges, number))
+    process = context.Process(target=call_pickled, args=(function, child_connection))
+    with block_sigint():
+        process.start()
+    child_connection.close()  # so that the connection closes when the process ends
+    return connection, process
+
+
+def _predict(
+    config: Namespace, path: Path, output: Path, ranges: Sequence[slice], number: int, connection: Connection
+) -> None:
+    """Predict one of the ranges of rows in a new process, and send the number of rows, and the counts."""
+    share_hardware(number, len(ranges))
+    rank_zero_only.rank = number + 1  # type: ignore[attr-defined]  # the parent process has told what there is to tell
+    options = config.data.init_args
+    if "num_workers" in options and options.num_workers is None:
+        options.num_workers = min(MAX_WORKERS, suggested_max_num_workers(len(ranges)))
+    try:
+        predictor = RowPredictor(config)
+        part, output_format = PartialFile(path), predictor.output_format(output)
+        connection.send(predictor.write(ranges[number], part, output_format, connection.send))
+    except Exception as error:  # the parent process raises it
+        connection.send(error)

@@ -1,0 +1,80 @@
+"""``fusion-pl predict`` in several processes writes the rows in the order of the table."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import pytest
+
+from fusion_pl.prediction import processes
+from tests.commands import forkserver_context
+from tests.prediction.conftest import NUM_ROWS
+
+TWO = ["--trainer.devices", "2"]
+
+
+@pytest.fixture
+def quick_start(monkeypatch):
+    """Start processes from one that has imported the libraries."""
+    forkserver_context()
+    monkeypatch.setattr(processes, "START_METHOD", "forkserver")
+
+
+def read(path):
+    """Return the rows of an output, without the last digits, which depend on the rest of a batch."""
+    with open(path, newline="") as file:
+        return [[row[name] for name in ("id", "number", "label", "error")] for row in csv.DictReader(file)]
+
+
+def test_two_processes_with_an_odd_number_of_rows(folder, predict, quick_start, monkeypatch, capfd):
+    """They are killed at first; the same command goes on."""
+    assert predict("--columns", "number", output="whole.csv") == 0
+    told = capfd.readouterr().err
+
+    def wait_and_kill(connections):
+        found = wait(connections)
+        for process in multiprocessing.active_children():
+            process.kill()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "wait", wait_and_kill)
+        assert predict(*TWO, "--columns", "number") == 2
+    assert (
+        "of 2 ended with exit code -9, perhaps because the memory is full: the same command" in capfd.readouterr().err
+    )
+    assert not Path("p.csv").exists()
+    assert predict(*TWO, "--columns", "number") == 0
+    assert capfd.readouterr().err.strip().endswith(told.replace("whole", "p").strip())
+    assert read("p.csv") == read("whole.csv")
+    assert len(read("p.csv")) == NUM_ROWS
+    assert not Path("p.csv.partial").exists()
+
+
+def test_an_error_in_a_process_is_one_sentence(folder, predict, quick_start, capfd, monkeypatch):
+    start = processes._start
+
+    def start_without_table(*arguments):
+        Path("rows.csv").unlink(missing_ok=True)
+        return start(*arguments)
+
+    monkeypatch.setattr(processes, "_start", start_without_table)
+    assert predict(*TWO) == 2
+    message = capfd.readouterr().err
+    assert "the manifest rows.csv does not exist" in message
+    assert "Traceback" not in message
+
+
+def test_another_number_of_processes_is_refused(folder, predict, stop_after, capsys):
+    stop_after(2)
+    assert predict() == 130
+    assert predict(*TWO) == 2
+    assert "begun with another --trainer.devices" in capsys.readouterr().err
+
+
+def test_numbers_that_cannot_work_are_refused(folder, predict, capsys):
+    assert predict("--trainer.devices", "0") == 2
+    assert "--trainer.devices is 0, expected a number of processes of at least 1" in capsys.readouterr().err
