@@ -31,6 +31,7 @@ MESSAGES = {  # of answers that the router gives
     404: "there is nothing at this path: POST /predict, or GET /openapi.json, which describes all paths",
     405: "this path has another method: POST /predict and /explain, GET for all others",
 }
+PAGE_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -46,6 +47,8 @@ def create_app(service: Service) -> Starlette:
         Route("/metrics", server.protect(server.metrics)),
         Route("/openapi.json", server.protect(server.openapi)),
     ]
+    if service.drift is not None:
+        routes.append(Route("/drift", server.protect(server.drift)))
     if service.options.page:
         routes += [*page_routes(), Route("/examples", server.protect(server.examples))]
     return Starlette(routes=routes, lifespan=server.lifespan, exception_handlers={HTTPException: answer_error})
@@ -204,7 +207,15 @@ class Server:
     async def metrics(self, request: Request) -> Response:
         """Answer ``GET /metrics`` in the format of Prometheus."""
         del request
-        return Response(self.service.metrics.text(), media_type=self.service.metrics.content_type)
+        drift = self.service.drift.text() if self.service.drift is not None else b""
+        return Response(self.service.metrics.text() + drift, media_type=self.service.metrics.content_type)
+
+    async def drift(self, request: Request) -> Response:
+        """Answer ``GET /drift``: a page with the latest samples beside the validation samples."""
+        del request
+        assert self.service.drift is not None
+        page = self.service.drift.page(self.service.info["checkpoint"]["file"])
+        return Response(page, media_type="text/html", headers=PAGE_HEADERS)
 
     async def openapi(self, request: Request) -> Response:
         """Answer ``GET /openapi.json``: the description of these routes."""

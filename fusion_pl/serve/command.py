@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ from fusion_pl.training.interrupt import StopSignals
 from fusion_pl.types import MissingFileError, UserError
 
 TOKEN_VARIABLE = "FUSION_PL_TOKEN"
+WINDOW = 1000  # samples of all processes
 
 
 def serve_parser() -> ArgumentParser:
@@ -35,6 +37,14 @@ def serve_parser() -> ArgumentParser:
     parser.add_argument("--max_wait", type=float, default=5.0, help="milliseconds that a sample waits for others")
     parser.add_argument(
         "--queue", type=int, default=64, help="accepted requests per process; further ones are answered 429"
+    )
+    parser.add_argument(
+        "--reference",
+        action="store_true",
+        help="show on /drift and in /metrics how far the served samples are from the validation samples",
+    )
+    parser.add_argument(
+        "--window", type=int | None, default=None, help=f"latest samples that --reference compares; {WINDOW} by default"
     )
     parser.add_class_arguments(Limits, "limits")
     parser.add_method_arguments(Predictor, "rules")
@@ -63,6 +73,7 @@ def serve_command(arguments: list[str]) -> int:
             config.max_wait / 1000,
             config.queue,
             token,
+            window=math.ceil((config.window or WINDOW) / config.workers) if config.reference else None,
         )
         return run_server(options, socket, config.workers)
 
@@ -77,11 +88,13 @@ def check_packages() -> None:
 
 
 def _check_numbers(config: Namespace) -> None:
+    if config.window is not None and not config.reference:
+        raise UserError("--window is the number of samples that --reference compares: pass --reference as well")
     for name, low, high in (
         *(("workers", 1, 1024), ("batch_size", 1, 65_536), ("queue", 1, 65_536)),
-        *(("port", 0, 65_535), ("max_wait", 0, 60_000)),
+        *(("port", 0, 65_535), ("max_wait", 0, 60_000), ("window", 1, 1_000_000)),
     ):
-        if not low <= config[name] <= high:
+        if config[name] is not None and not low <= config[name] <= high:
             raise UserError(f"--{name} is {config[name]}, expected a number from {low} to {high}")
 
 

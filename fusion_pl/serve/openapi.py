@@ -54,6 +54,7 @@ def openapi_document(service: Service) -> dict[str, Any]:
                     | _errors("401"),
                 )
             },
+            **({"/drift": {"get": _drift_operation()}} if service.drift is not None else {}),
         },
         "components": components,
         **({"security": [{"token": []}]} if has_token else {}),
@@ -62,6 +63,11 @@ def openapi_document(service: Service) -> dict[str, Any]:
 
 def _operation(summary: str, responses: dict[str, Any]) -> dict[str, Any]:
     return {"summary": summary, "responses": responses}
+
+
+def _drift_operation() -> dict[str, Any]:
+    page = {"200": {"description": "A page.", "content": {"text/html": {"schema": {"type": "string"}}}}}
+    return _operation("The latest samples beside the validation samples", page | _errors("401"))
 
 
 def _answer(description: str) -> dict[str, Any]:

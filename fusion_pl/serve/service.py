@@ -8,7 +8,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from PIL import Image
 from fusion_pl import __version__
 from fusion_pl.data.collate import Collate
 from fusion_pl.predict import Prediction, Predictor
+from fusion_pl.serve.drift import DriftMonitor
 from fusion_pl.serve.examples import placeholder_examples, table_examples
 from fusion_pl.serve.limits import Limits
 from fusion_pl.serve.metrics import Metrics
+from fusion_pl.serve.reference import Reference
 from fusion_pl.serve.values import kind_of
 from fusion_pl.types import Sample, UserError
 
@@ -43,6 +45,7 @@ class ServeOptions:
         queue: largest number of accepted requests per process that are not answered yet.
         token: what clients have to send; None = nothing.
         threads: threads that compute a batch; None = as torch decides.
+        window: number of samples per process that are compared with the validation samples; None = no comparison.
         page: whether the server has a page for people.
         examples: path of a table with examples for the page; None = placeholders.
     """
@@ -57,6 +60,7 @@ class ServeOptions:
     queue: int = 64
     token: str | None = field(default=None, repr=False)
     threads: int | None = None
+    window: int | None = None
     page: bool = False
     examples: str | None = None
 
@@ -66,7 +70,7 @@ class Service:
 
     Raises:
         MissingFileError: if the checkpoint does not exist.
-        UserError: if the checkpoint cannot be read, or a rule cannot be applied.
+        UserError: if the checkpoint cannot be read, a rule cannot be applied, or there is nothing to compare with.
     """
 
     def __init__(self, options: ServeOptions) -> None:
@@ -90,7 +94,11 @@ class Service:
             self.examples = table_examples(self.predictor, options.examples)
         elif options.page:
             self.examples = placeholder_examples(self.predictor)
+        self.drift: DriftMonitor | None = None
         self._warm_up()
+        if options.window is not None:  # from now on; the sample above is no request
+            self.drift = DriftMonitor(Reference(self.predictor), self.metrics, options.window)
+            self.rules = replace(self.rules, outliers=bool(self.predictor.model.outlier_detectors))
 
     def _describe(self) -> dict[str, Any]:
         with open(self.options.checkpoint, "rb") as file:
@@ -122,6 +130,8 @@ class Service:
             return [Prediction(samples[0].id, error=failure(error))]
         self.metrics.batch_seconds.observe(time.perf_counter() - start)
         self.metrics.batch_samples.observe(len(samples))
+        if self.drift is not None:
+            self.drift.record(samples, predictions)
         return predictions
 
     def as_dict(self, prediction: Prediction) -> dict[str, Any]:

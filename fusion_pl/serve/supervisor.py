@@ -14,12 +14,14 @@ from socket import socket
 from typing import Any
 
 import uvicorn
+from prometheus_client.multiprocess import mark_process_dead
 from rich.console import Console
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from fusion_pl.messages import escape_unprintable
 from fusion_pl.processes import call_pickled
+from fusion_pl.serve.metrics import SHARED_FOLDER
 
 MAX_CONNECTIONS = 900  # per process; usual systems allow a process 1,024 open files
 SECONDS_TO_STOP = 30  # after which accepted requests are abandoned
@@ -73,6 +75,8 @@ class Supervisor(Multiprocess):
         super().keep_subprocess_alive()
         for old, process in zip(before, self.processes, strict=False):
             if process.pid != old:
+                if SHARED_FOLDER in os.environ:  # its gauges are left out of the sums from now on
+                    mark_process_dead(old)  # type: ignore[no-untyped-call]
                 print_line(f"The worker with the process id {old} ended; {process.pid} replaces it.")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from fusion_pl.training.outlier_statistics import fit_outlier_detectors
 from fusion_pl.types import Batch, Encoded, hash_ids
 from fusion_pl.uncertainty.calibration import Outputs
 from fusion_pl.uncertainty.calibration_fit import fit_calibration
+from fusion_pl.uncertainty.drift import count_categories, decision_name, inputs_name
 from fusion_pl.uncertainty.validation_scores import ValidationScores
 
 SUBSET_SAMPLES = 500  # of each subset of the inputs; with 80, a temperature of a subset is often worse for new samples
@@ -100,8 +103,13 @@ class FitCalibration(Callback):
         pl_module.validation_scores = None
         if probabilities.isfinite().all():
             scores, is_evidential = task.class_scores(whole.logits), isinstance(pl_module.fusion, Evidential)
-            pl_module.validation_scores = ValidationScores.measure(
+            measured = ValidationScores.measure(
                 scores, probabilities, whole.target, is_evidential, task.exclusive_classes
+            )
+            pl_module.validation_scores = replace(
+                measured,
+                predicted=count_categories(task.decide(probabilities), partial(decision_name, task, pl_module.classes)),
+                inputs=count_categories(whole.present, partial(inputs_name, list(pl_module.encoders))),
             )
 
 

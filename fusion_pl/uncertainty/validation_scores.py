@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,11 +23,15 @@ class ValidationScores:
         conformity: largest conformity score of the classes of each sample, see ``sample_scores``.
         target: its class; None if a sample may have several labels.
         doubts: name -> scores of doubt, see ``doubt_scores``.
+        predicted: predicted class, or labels joined by ``+`` -> number of samples, most frequent first.
+        inputs: inputs that a sample has, joined by ``+`` -> number of samples, most frequent first.
     """
 
     conformity: Float[Tensor, " N"]
     target: Int[Tensor, " N"] | None
     doubts: dict[str, Float[Tensor, " N"]]
+    predicted: dict[str, int] = field(default_factory=dict)
+    inputs: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def measure(
@@ -47,7 +51,7 @@ class ValidationScores:
 
     def to_config(self) -> dict[str, Any]:
         """Return the content for a checkpoint."""
-        return {"conformity": self.conformity, "target": self.target, "doubts": dict(self.doubts)}
+        return dict(vars(self))
 
 
 def read_validation_scores(config: Mapping[str, Any]) -> ValidationScores | None:
@@ -62,15 +66,23 @@ def read_validation_scores(config: Mapping[str, Any]) -> ValidationScores | None
     try:
         doubts = {str(name): values for name, values in content["doubts"].items()}
         conformity, target = content["conformity"], content["target"]
+        counts = [_read_counts(content.get(name, {}), len(conformity)) for name in ("predicted", "inputs")]
         count, num_classes = len(conformity), len(config["classes"])
         is_valid = all(_is_vector(values, torch.float64, count) for values in (conformity, *doubts.values()))
         is_valid &= count > 0 and (target is None or _is_vector(target, torch.int64, count))
         is_valid = is_valid and (target is None or bool(((target >= 0) & (target < num_classes)).all()))
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"its validation scores are damaged ({type(error).__name__})") from error
     if not is_valid:
         raise UserError("its validation scores are damaged (a number is missing or not finite)")
-    return ValidationScores(conformity, target, doubts)
+    return ValidationScores(conformity, target, doubts, *counts)
+
+
+def _read_counts(content: Mapping[str, Any], samples: int) -> dict[str, int]:
+    counts = {str(name): int(count) for name, count in content.items()}
+    if any(count < 1 for count in counts.values()) or sum(counts.values()) > samples:
+        raise ValueError("the numbers of samples are wrong")
+    return counts
 
 
 def _is_vector(values: Any, dtype: torch.dtype, count: int) -> bool:

@@ -39,6 +39,9 @@ def serve(*arguments):
         (["--token_file", "short.txt"], "must have at least 16 ASCII characters without spaces"),
         (["--coverage", "0.9"], "coverage"),
         (["--queu", "5"], "did you mean --queue"),
+        (["--reference"], "predictions of the validation samples, and the checkpoint has none: train with fusion-pl"),
+        (["--reference", "--window", "0"], "--window is 0, expected a number from 1"),
+        (["--window", "100"], "--window is the number of samples that --reference compares: pass --reference"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, message, checkpoint, tmp_path, monkeypatch, capsys):
@@ -134,6 +137,7 @@ def test_a_killed_worker_is_replaced_and_the_requests_of_the_other_are_answered(
                 seen.add(ask(probe))
                 probe.close()
             assert victim not in seen
+            assert "\nworkers 2.0\n" in request(port, "GET", "/metrics", {})[1]  # that of the victim is left out
             for connection in connections.values():
                 connection.close()
             process.send_signal(signal.SIGTERM)

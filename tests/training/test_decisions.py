@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,18 @@ def test_abstention_from_several_labels(labels, monkeypatch):
         assert not any(row["labels"] for row in found if row["abstained"] == "true")
 
 
+def test_the_checkpoint_has_the_numbers_of_predictions_of_the_validation(labels, monkeypatch):
+    folder, records = labels
+    monkeypatch.chdir(folder)
+    arguments = ["--ckpt_path", str(best("runs")), "--data.manifest", "labels.csv", "--output", "plain.jsonl"]
+    assert run("predict", arguments) == 0
+    lines = [json.loads(line) for line in Path("plain.jsonl").read_text().splitlines()]
+    found = read_checkpoint(best("runs"))["fusion_pl"]["validation_scores"]
+    used = [line["labels"] for line, record in zip(lines, records, strict=True) if record["split"] == "val"]
+    assert found["predicted"] == Counter("+".join(names) or "no label" for names in used)
+    assert found["inputs"] == {"first": len(used)}
+
+
 def test_a_checkpoint_without_scores_says_what_to_do(here):
     checkpoint = read_checkpoint(BEST)
     checkpoint["fusion_pl"].pop("validation_scores")
@@ -169,7 +182,11 @@ def test_a_checkpoint_without_scores_says_what_to_do(here):
 
 
 @pytest.mark.parametrize(
-    "damage", [{"conformity": 3}, {"target": torch.tensor([7])}, {"conformity": torch.full((240,), math.nan)}]
+    "damage",
+    [
+        *({"conformity": 3}, {"target": torch.tensor([7])}, {"conformity": torch.full((240,), math.nan)}),
+        *({"predicted": {"x": 10**6}}, {"predicted": {"x": 0}}, {"inputs": {"first": "many"}}, {"inputs": [5]}),
+    ],
 )
 def test_damaged_scores_are_refused(damage, here):
     checkpoint = read_checkpoint(BEST)
