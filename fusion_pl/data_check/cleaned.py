@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from fusion_pl.data.arrow_file import write_arrow
 from fusion_pl.data.columns import column_names
+from fusion_pl.data.text_table import DELIMITERS
 from fusion_pl.data_check.check import CheckedTable
 from fusion_pl.files import atomic_path, atomic_write
 from fusion_pl.types import UserError
@@ -62,9 +64,36 @@ def write_cleaned(checked: CheckedTable, path: Path) -> tuple[int, int]:
     return int(keep.sum()), int(sum((mask & keep).sum() for mask in is_wrong.values()))
 
 
+def _write_csv(data: Any, path: Path, delimiter: str) -> None:
+    """Write texts in quotation marks only if they need them, which Arrow cannot; the lines end in a newline."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if binary := next((field for field in data.schema if pa.types.is_binary(field.type)), None):
+        raise TypeError(f"the column {binary.name!r} has bytes")
+    texts = pa.table({name: pc.cast(data[name], pa.string()) for name in data.column_names})
+    with atomic_write(path) as file:
+        # With the line ending of RFC 4180, the csv module quotes carriage returns, too.
+        writer = csv.writer(_UnixLines(file), delimiter=delimiter, lineterminator="\r\n")
+        writer.writerow(texts.column_names)
+        for batch in texts.to_batches():
+            writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+
+
+class _UnixLines:
+    """A text file to which ``csv.writer`` writes rows with the line ending of RFC 4180, and which has that of Unix."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def write(self, row: str) -> int:
+        """Write a row."""
+        return self.file.write(row.removesuffix("\r\n") + "\n")
+
+
 def _write(data: Any, path: Path) -> None:
     import pyarrow as pa
-    from pyarrow import csv, parquet
+    from pyarrow import parquet
 
     suffix = path.suffix.lower()
     try:
@@ -73,13 +102,14 @@ def _write(data: Any, path: Path) -> None:
                 for batch in data.to_batches():
                     file.writelines(json.dumps(row) + "\n" for row in batch.to_pylist())
             return
+        if suffix in DELIMITERS:
+            _write_csv(data, path, DELIMITERS[suffix])
+            return
         with atomic_path(path) as partial:
             if suffix == ".parquet":
                 parquet.write_table(data, partial)
-            elif suffix in {".arrow", ".feather"}:
-                write_arrow(str(partial), data.schema, [data])
             else:
-                csv.write_csv(data, partial, csv.WriteOptions(delimiter="\t" if suffix == ".tsv" else ","))
+                write_arrow(str(partial), data.schema, [data])
     except (pa.ArrowException, TypeError, UnicodeError) as error:
         raise UserError(
             f"--cleaned {path} cannot hold the columns of the table ({error}): write a .parquet file"

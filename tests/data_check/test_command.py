@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import shlex
@@ -211,6 +212,41 @@ def test_the_printed_options_replace_a_data_set_that_has_no_manifest(tmp_path, c
     options = printed_options(capsys)
     assert run("fit", ["--config", "config.yaml", *options, "--dry_run"]) == 0
     assert "cleaned.csv" in " ".join(options)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_the_rows_that_are_kept_are_those_of_the_table_byte_for_byte(suffix, tmp_path):
+    """Cells are quoted as the csv module does by default: only if they need it."""
+    write_folder(tmp_path, is_damaged=False)
+    cells = [
+        "plain",
+        "1.50",
+        "001",
+        " two, words ",
+        'a "quote"',
+        "line\nbreak",
+        "tab\tcell",
+        "return\rcell",
+        "é ☃",
+        "'",
+    ]
+
+    def encode(rows):
+        text = io.StringIO(newline="")
+        csv.writer(text, delimiter="," if suffix == ".csv" else "\t").writerows(rows)
+        return text.getvalue().replace("\r\n", "\n").encode()
+
+    splits = ("train", "train", "val", "test")
+    rows = [
+        [f"{cells[row % 10]} {row}", cells[(row + 1) % 10], "", "ab"[row % 2], splits[row // 5]] for row in range(20)
+    ]
+    kept = [["text", "note", "empty", "label", "split"], *rows]
+    (tmp_path / f"rows{suffix}").write_bytes(encode([*kept, ["", "", "", "a", "train"]]))
+    encoders = '{"text": {"class_path": "fusion_pl.encoders.TinyText"}}'
+    cleaned = tmp_path / f"cleaned{suffix}"
+    arguments = ["--model.encoders", encoders, "--data.manifest", tmp_path / f"rows{suffix}", "--cleaned", cleaned]
+    assert data_check(tmp_path, *arguments) == 1
+    assert cleaned.read_bytes() == encode(kept)
 
 
 def test_a_table_without_rows_is_not_written(tmp_path, capsys):
