@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -123,26 +125,23 @@ def send_load(port: int, pid: int, request: bytes, clients: int, count: int) -> 
     return Load(latencies, statuses, time.perf_counter() - start, cpu_seconds(pid) - cpu)
 
 
-def cpu_seconds(pid: int) -> float:
-    """Return the processor time of a process and of its descendants that are running."""
-    ticks, parents = {}, {}
+def cpu_seconds(session: int) -> float:
+    """Return the processor time of the running processes of a session."""
+    ticks = 0
     for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
+        with contextlib.suppress(OSError):  # the process has ended
             fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        ticks[int(path.parent.name)], parents[int(path.parent.name)] = int(fields[11]) + int(fields[12]), int(fields[1])
-    members = {pid}
-    while found := {child for child, parent in parents.items() if parent in members} - members:
-        members |= found
-    return sum(ticks.get(member, 0) for member in members) / os.sysconf("SC_CLK_TCK")
+            ticks += (int(fields[11]) + int(fields[12])) * (int(fields[3]) == session)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def start_server(command: Sequence[str], port: int, threads: int) -> Iterator[int]:
-    """Start a server, wait until it answers, and yield its process id."""
+    """Start a server in a session of its own, wait until it answers, and yield its process id."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    with subprocess.Popen([sys.executable, *command], env=environment, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [sys.executable, *command], env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
         try:
             deadline = time.monotonic() + 180
             while subprocess.run(
@@ -153,7 +152,7 @@ def start_server(command: Sequence[str], port: int, threads: int) -> Iterator[in
                 time.sleep(0.5)
             yield process.pid
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
 
 
 class Bare:

@@ -97,7 +97,7 @@ def _predict_operation(service: Service) -> dict[str, Any]:
                         "many": {"value": {"samples": [example, *({name: example[name]} for name in example)]}},
                     },
                 },
-                MULTIPART: {"schema": _parts_schema(service)},
+                MULTIPART: _parts(service),
             },
         },
         "responses": {
@@ -113,7 +113,7 @@ def _predict_operation(service: Service) -> dict[str, Any]:
 def _explain_operation(service: Service) -> dict[str, Any]:
     example = _example(service)
     sample = {"schema": {"$ref": "#/components/schemas/Sample"}, "examples": {"one": {"value": example}}}
-    parts = {"schema": _parts_schema(service)}
+    parts = _parts(service)
     return {
         "summary": "Explain the prediction for one sample",
         "description": "Shapley values of its inputs, and its prediction without each of them.",
@@ -138,9 +138,15 @@ def _example(service: Service) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _parts_schema(service: Service) -> dict[str, Any]:
-    parts = {name: _part_schema(processor) for name, processor in service.predictor.processors.items()}
-    return {"type": "object", "properties": parts, "additionalProperties": False}
+def _parts(service: Service) -> dict[str, Any]:
+    """Return the description of a multipart body, a part per input."""
+    processors = service.predictor.processors
+    parts = {name: _part_schema(processor, service) for name, processor in processors.items()}
+    as_json = {name: {"contentType": JSON} for name, one in processors.items() if kind_of(one) in ("vector", "json")}
+    return {
+        "schema": {"type": "object", "properties": parts, "additionalProperties": False},
+        **({"encoding": as_json} if as_json else {}),
+    }
 
 
 def _schemas(service: Service) -> dict[str, Any]:
@@ -193,10 +199,10 @@ def _input_schema(processor: Processor, service: Service) -> dict[str, Any]:
     return {"type": ["string", "null"], "contentEncoding": "base64", "description": description}
 
 
-def _part_schema(processor: Processor) -> dict[str, Any]:
+def _part_schema(processor: Processor, service: Service) -> dict[str, Any]:
     kind = kind_of(processor)
+    if kind in ("vector", "json"):
+        return _input_schema(processor, service)
     if kind == "text":
         return {"type": "string"}
-    if kind in ("vector", "json"):
-        return {"type": "string", "description": "JSON: a list of numbers, or a list of such lists."}
     return {"type": "string", "contentMediaType": "application/octet-stream", "description": f"A file: {kind}."}

@@ -14,14 +14,14 @@ from fusion_pl.serve.service import ServeOptions, Service
 def test_damaged_requests_have_documented_answers(tmp_path):
     write_checkpoint(tmp_path / "best.ckpt")
     service = Service(ServeOptions(str(tmp_path / "best.ckpt"), "cpu", limits=FUZZ_LIMITS))
-    counts, faults = asyncio.run(run_cases(service, range(240), 0))
+    counts, faults = asyncio.run(run_cases(service, range(120), 0))
     assert faults == []
     statuses = Counter()
     for (_, status), count in counts.items():
         statuses[status] += count
     assert {200, 413, 415, 422} <= statuses.keys()
-    assert statuses[200] > 50
-    assert statuses[422] > 50
+    assert statuses[200] > 25
+    assert statuses[422] > 25
 
 
 def test_cases_are_a_function_of_seed_and_number():
