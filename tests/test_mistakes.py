@@ -23,7 +23,7 @@ from fusion_pl.data import FusionData, Keypad, ManifestData
 from fusion_pl.encoders import Encoder
 from fusion_pl.explain.command import explain_parser
 from fusion_pl.fusion import Fusion
-from fusion_pl.prediction.command import predict_parser
+from fusion_pl.prediction.options import predict_parser
 from fusion_pl.serve.command import serve_parser
 from fusion_pl.types import UserError
 

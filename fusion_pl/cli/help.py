@@ -23,7 +23,7 @@ from fusion_pl.data_check.command import check_parser
 from fusion_pl.evaluate.command import evaluate_parser
 from fusion_pl.explain.command import explain_parser
 from fusion_pl.export.command import export_parser
-from fusion_pl.prediction.command import predict_parser
+from fusion_pl.prediction.options import predict_parser
 from fusion_pl.serve.command import serve_parser
 
 DESCRIPTIONS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -132,3 +133,21 @@ class PartialFile:
         with atomic_path(self.state) as path, path.open("w", encoding="utf-8") as state:
             json.dump({"rows": rows, "bytes": self.num_bytes, "counts": asdict(counts)}, state)
             sync(state)
+
+
+class StandardOutput(PartialFile):
+    """The standard output, which cannot be continued."""
+
+    def __init__(self) -> None:
+        self.rows, self.counts = 0, Counts()
+
+    @contextmanager
+    def append(self, header: bytes) -> Iterator[IO[bytes]]:
+        """Write the header."""
+        sys.stdout.buffer.write(header)
+        yield sys.stdout.buffer
+
+    def save(self, file: IO[bytes], rows: int, counts: Counts) -> None:
+        """Pass on the rows that were written."""
+        file.flush()
+        self.rows, self.counts = rows, counts

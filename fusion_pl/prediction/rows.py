@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from fusion_pl import __version__
 from fusion_pl.checkpoint import build_model, read_checkpoint
 from fusion_pl.cli.checkpoint_options import RULES, checkpoint_path
 from fusion_pl.data.checks import check_text_column
@@ -19,7 +22,7 @@ from fusion_pl.data.table import Table, raise_problems
 from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.prediction.columns import OutputColumns
 from fusion_pl.prediction.counts import Counts, KnownLabels
-from fusion_pl.prediction.formats import FORMATS, Format
+from fusion_pl.prediction.formats import FORMATS, Format, JsonLines
 from fusion_pl.prediction.partial import PartialFile
 from fusion_pl.prediction.source import Source, open_source
 from fusion_pl.types import UserError
@@ -46,11 +49,7 @@ class RowPredictor:
         self.predictor = Predictor(model, config.device, part["columns"], part.get("label"))
         self.rules: DecisionRules = self.predictor.rules(**{name: config[name] for name in RULES})
         self.embeddings: bool = config.embeddings
-        if self.embeddings and self.predictor.empty_output.embedding is None:
-            raise UserError(
-                f"--embeddings: {type(self.predictor.model.fusion).__name__} fuses decisions, not embeddings, so its "
-                "samples have no fused embedding: leave the option out"
-            )
+        check_embeddings(config, self.predictor)
         self.source: Source = open_source(config.data, self.predictor)
         self.columns = OutputColumns(
             self.predictor, output_fields(config), self.source.table, selected_columns(self.source, config.columns)
@@ -60,8 +59,8 @@ class RowPredictor:
         self.labels = None if table is None else KnownLabels.read(self.predictor, table, record)
 
     def output_format(self, output: Path) -> Format:
-        """Return the format of an output file."""
-        return FORMATS[output.suffix.lower()](self.columns)
+        """Return the format of an output file; JSON Lines without a suffix, as on the standard output."""
+        return FORMATS.get(output.suffix.lower(), JsonLines)(self.columns)
 
     def predictions(self, start: int, stop: int | None) -> Iterator[Prediction]:
         """Yield the predictions of a range of rows, in order."""
@@ -70,7 +69,9 @@ class RowPredictor:
         batches = self.source.data.predict_dataloader(start, stop)
         yield from self.predictor.predict_batches(batches, self.rules, self.embeddings)
 
-    def write(self, rows: slice, part: PartialFile, output_format: Format, show: Callable[[int], None]) -> Counts:
+    def write(
+        self, rows: slice, part: PartialFile, output_format: Format, show: Callable[[int], None] | None = None
+    ) -> Counts:
         """Predict a range of rows; those that the file contains already are left out.
 
         Args:
@@ -84,18 +85,19 @@ class RowPredictor:
         """
         start, counts, saved = rows.start + part.rows, replace(part.counts), time.monotonic()
         with part.append(b"" if rows.start else output_format.header()) as file:
-            show(part.rows)
+            if show:
+                show(part.rows)
             for chunk in self._chunks(self.predictions(start, rows.stop)):
                 file.write(output_format.encode(start, chunk))
                 for row, prediction in enumerate(chunk, start):
                     counts.add(row, prediction, self.labels)
                 start += len(chunk)
+                if show:
+                    show(start - rows.start)
                 if time.monotonic() >= saved + SAVE_SECONDS:
                     part.save(file, start - rows.start, counts)
-                    show(part.rows)
                     saved = time.monotonic()
             part.save(file, start - rows.start, counts)
-        show(part.rows)
         return counts
 
     def _chunks(self, predictions: Iterator[Prediction]) -> Iterator[list[Prediction]]:
@@ -112,6 +114,30 @@ class RowPredictor:
                 chunk, start = [], time.monotonic()
         if chunk:
             yield chunk
+
+
+def make_key(config: Namespace, predictor: RowPredictor) -> dict[str, str]:
+    """Return what the predictions depend on, but for the content of the files in the cells of the table."""
+    with open(checkpoint_path(config, config.ckpt_path), "rb") as file:
+        checkpoint = hashlib.file_digest(file, "sha256").hexdigest()
+    options = {name: config[name] for name in RULES} | {"columns": predictor.columns.copied}
+    return {
+        "version of fusion-pl": __version__,
+        "checkpoint": checkpoint,
+        "table or --data": predictor.source.key,
+        **{f"--{name}": json.dumps(value) for name, value in options.items()},
+        "--embeddings": str(config.embeddings),
+        "--trainer.devices": str(config.trainer.devices),
+    }
+
+
+def check_embeddings(config: Namespace, predictor: Predictor) -> None:
+    """Raise an error if ``--embeddings`` is given and the fusion head has no fused embedding."""
+    if config.embeddings and predictor.empty_output.embedding is None:
+        raise UserError(
+            f"--embeddings: {type(predictor.model.fusion).__name__} fuses decisions, not embeddings, so its samples "
+            "have no fused embedding: leave the option out"
+        )
 
 
 def output_fields(config: Namespace) -> list[str]:

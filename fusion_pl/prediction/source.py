@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sized
+import shutil
+import sys
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pydoc import locate
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from jsonargparse import Namespace
@@ -19,8 +23,12 @@ from fusion_pl.data.remote import is_url
 from fusion_pl.data.table import Table
 from fusion_pl.data.table_data import TableData
 from fusion_pl.predict import Predictor
+from fusion_pl.types import UserError
 
-UNIMPORTANT = ("batch_size", "num_workers", "remote_cache", "remote_cache_limit")  # options without effect on the rows
+# Options without effect on the rows; the content of the manifest has its own hash.
+UNIMPORTANT = ("batch_size", "num_workers", "remote_cache", "remote_cache_limit", "manifest")
+
+START_BYTES = 4096  # by which CSV and JSON Lines are told apart
 
 
 @dataclass(frozen=True)
@@ -80,3 +88,30 @@ def _key(class_path: str, arguments: dict[str, Any], data: FusionData) -> str:
             hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
     root = getattr(data, "root", "")
     return json.dumps([class_path, options, root if is_url(root) else os.path.abspath(root), hashes])
+
+
+@contextmanager
+def standard_input(options: Namespace) -> Iterator[None]:
+    """Copy a table from the standard input to a temporary file, if ``data.manifest`` is ``-``.
+
+    Args:
+        options: arguments of the data module. Relative paths begin in the current folder.
+
+    Raises:
+        UserError: if the input is empty.
+    """
+    if options.get("manifest") != "-":
+        yield
+        return
+    with TemporaryDirectory(prefix="fusion-pl-") as folder:
+        source = sys.stdin.buffer
+        start = source.read(START_BYTES)
+        if not start.strip():
+            raise UserError("--data.manifest -: the standard input is empty, expected a table, CSV or JSON Lines")
+        suffix = ".jsonl" if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") else ".csv"
+        path = os.path.join(folder, f"stdin{suffix}")
+        with open(path, "wb") as file:
+            file.write(start)
+            shutil.copyfileobj(source, file)
+        options.manifest, options.root = path, options.root or os.curdir
+        yield
