@@ -46,6 +46,13 @@ def serve_parser() -> ArgumentParser:
     parser.add_argument(
         "--window", type=int | None, default=None, help=f"latest samples that --reference compares; {WINDOW} by default"
     )
+    parser.add_argument("--page", action="store_true", help="serve also a page to try the model in a browser")
+    parser.add_argument(
+        "--examples",
+        type=str | None,
+        default=None,
+        help="table with examples for the page, which has the columns of the training's table",
+    )
     parser.add_class_arguments(Limits, "limits")
     parser.add_method_arguments(Predictor, "rules")
     add_device_options(parser)
@@ -61,6 +68,8 @@ def serve_command(arguments: list[str]) -> int:
     from fusion_pl.serve.service import ServeOptions
 
     _check_numbers(config)
+    if config.examples is not None and not config.page:
+        raise UserError("--examples gives examples for the page: add --page")
     path, token = checkpoint_path(config, config.ckpt_path), read_token(config.token_file)
     with listen(config.host, config.port) as socket:
         options = ServeOptions(
@@ -74,6 +83,8 @@ def serve_command(arguments: list[str]) -> int:
             config.queue,
             token,
             window=math.ceil((config.window or WINDOW) / config.workers) if config.reference else None,
+            page=config.page,
+            examples=config.examples,
         )
         return run_server(options, socket, config.workers)
 

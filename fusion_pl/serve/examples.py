@@ -6,6 +6,7 @@ import base64
 import io
 from typing import Any
 
+import numpy as np
 import soundfile
 from PIL import Image
 
@@ -23,7 +24,7 @@ PLACEHOLDER_SECONDS = 0.1  # of the silence
 
 
 def table_examples(predictor: Predictor, table: str) -> list[dict[str, Any]]:
-    """Return the ids and the inputs of rows of a table, evenly spaced, without rows that cannot be opened.
+    """Return the ids and the inputs of a few rows of a table, without rows that cannot be opened.
 
     Raises:
         UserError: if the table cannot be read, or no row can be opened.
@@ -31,8 +32,9 @@ def table_examples(predictor: Predictor, table: str) -> list[dict[str, Any]]:
     data = ManifestData(manifest=table, inputs=predictor.columns)
     set_up_rows(data, predictor, None)
     rows: Any = data.samples("predict")
-    step = max(1, len(rows) // MAX_EXAMPLES)
-    samples = [rows[row] for row in range(0, len(rows), step)[:MAX_EXAMPLES]]
+    # Random, because a table is often sorted by class or repeats its classes; and the same ones at each start.
+    chosen = np.random.default_rng(0).permutation(len(rows))[:MAX_EXAMPLES]
+    samples = [rows[row] for row in sorted(chosen.tolist())]
     examples = [
         {"name": sample.id, "inputs": encode_values(predictor, sample.inputs)}
         for sample in samples
