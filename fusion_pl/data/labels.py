@@ -149,7 +149,9 @@ def _is_number(name: str) -> bool:
 def describe_joined_labels(classes: Sequence[str]) -> str:
     """Return a sentence if many classes look like several names in one cell, which ``MultiLabel`` reads; else nothing.
 
-    Many are at least a quarter. Such a class is a list, or joined by ``|``, and one of its names is in other classes.
+    Many are at least a quarter. Such a class is a list, or joined by ``|``, and one of its names is in other classes;
+    or, since names may contain these characters, it is joined by ``;`` or ``,``, each of its names is a class, too, and
+    they are no numbers, as in decimal fractions.
 
     Args:
         classes: names of the classes, inferred from the labels.
@@ -159,19 +161,28 @@ def describe_joined_labels(classes: Sequence[str]) -> str:
         "1 of the 3 different labels looks like several names per cell, such as 'crime|drama'"
         >>> describe_joined_labels(["yes", "no", "yes|no|perhaps", "either", "or", "both", "none"])
         ''
+        >>> describe_joined_labels(["yes", "no", "yes, please"])
+        ''
     """
-    task = MultiLabel()
-    names = {name: set(task.read_names(name) or []) for name in classes}
-    uses = Counter(part for parts in names.values() for part in parts)
-    joined = [name for name, parts in names.items() if len(parts) > 1 and any(uses[part] > 1 for part in parts)]
-    if len(joined) < JOINED_SHARE * len(classes) or not joined:
-        return ""
-    verb = "looks" if len(joined) == 1 else "look"
-    return (
-        f"{len(joined)} of the {len(classes)} different labels {verb} like several names per cell, such as "
-        f"{truncate(joined[0])!r}: give --model.task MultiLabel (in Python task=MultiLabel()), or, if each is "
-        "one class, list them in data.classes"
-    )
+    for separator in ("|", ";", ","):
+        task = MultiLabel(separator)
+        names = {name: set(task.read_names(name) or []) for name in classes}
+        if separator == "|":
+            uses = Counter(part for parts in names.values() for part in parts)
+            joined = [name for name, parts in names.items() if len(parts) > 1 and any(uses[one] > 1 for one in parts)]
+        else:
+            known = {name.strip() for name in classes if not _is_number(name.replace(",", "."))}
+            joined = [name for name, parts in names.items() if len(parts) > 1 and parts <= known]
+        if joined and len(joined) >= JOINED_SHARE * len(classes):
+            option = "" if separator == "|" else f" --model.task.separator {separator!r}"
+            verb = "looks" if len(joined) == 1 else "look"
+            return (
+                f"{len(joined)} of the {len(classes)} different labels {verb} like several names per cell, such as "
+                f"{truncate(joined[0])!r}: give --model.task MultiLabel{option} (in Python "
+                f"task=MultiLabel({repr(separator) if option else ''})), or, if each is one class, list them in "
+                "data.classes"
+            )
+    return ""
 
 
 def replace_label_problems(problems: list[Problem], columns: Sequence[str], reason: str) -> list[Problem]:

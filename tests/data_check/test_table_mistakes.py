@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 
 from fusion_pl.__main__ import main
 from fusion_pl.cli.run import run
+from fusion_pl.data.labels import describe_joined_labels
 from tests.data_check.folder import CONFIG, write_table
 
 SIZE = 30
@@ -136,6 +138,32 @@ def test_labels_of_several_names_are_the_first_finding(tmp_path, monkeypatch, ca
     with caplog.at_level("INFO"):
         assert run("fit", ["--config", str(tmp_path / "config.yaml"), "--dry_run"]) == 0
     assert ARE_NAMES in caplog.text
+
+
+@pytest.mark.parametrize("separator", [";", ", "])
+def test_the_options_for_labels_with_other_separators_work(separator, tmp_path, capsys):
+    write_texts(tmp_path, lambda row: {"label": several_names(row)["label"].replace("|", separator)})
+    config, mark = ["--config", str(tmp_path / "config.yaml"), "--dry_run"], separator.strip()
+    assert run("fit", config) == 0
+    options = f"--model.task MultiLabel --model.task.separator '{mark}'"
+    message = f"such as 'crime{separator}drama': give {options} (in Python task=MultiLabel('{mark}'))"
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert run("fit", [*config, *shlex.split(options)]) == 0
+    assert "look like several names" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ["yes", "no", "yes, please", "no, thanks"],
+        ["1", "1,5", "2", "2,5", "3", "5"],
+        ["Portland, OR", "Salem, OR", "Portland, ME", "Salem, MA"],
+        ["cat", "dog", "cat; asleep", "dog; asleep", "none"],
+        ["a", "b", "c", "d", "a,b"],
+    ],
+)
+def test_names_that_contain_commas_are_classes(classes):
+    assert describe_joined_labels(classes) == ""
 
 
 @pytest.mark.parametrize(
