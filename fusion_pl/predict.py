@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fusion_pl.checkpoint import build_model, read_checkpoint
+from fusion_pl.checkpoint.folder import read_model_folder
 from fusion_pl.data.collate import Collate
 from fusion_pl.messages import one_line
 from fusion_pl.module import FusionClassifier
@@ -100,6 +101,23 @@ class Predictor:
             UserError: if the file is damaged, was written by another program, or needs code that is not trusted.
         """
         checkpoint = read_checkpoint(path)
+        config = checkpoint["fusion_pl"]
+        return cls(build_model(checkpoint, path, trust), device, config["columns"], config.get("label"))
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, device: str = "auto", trust: Collection[str] = ()) -> Predictor:
+        """Build the model of a folder that ``fusion-pl export --format safetensors`` wrote, or of the hub.
+
+        Args:
+            source: a folder, or the name of a model on the Hugging Face hub.
+            device: as in the constructor.
+            trust: packages besides fusion_pl whose encoders and heads may run.
+
+        Raises:
+            MissingFileError: if the folder does not exist, or lacks a file.
+            UserError: as ``from_checkpoint``, or if the model cannot be downloaded.
+        """
+        checkpoint, path = read_model_folder(source)
         config = checkpoint["fusion_pl"]
         return cls(build_model(checkpoint, path, trust), device, config["columns"], config.get("label"))
 

@@ -61,8 +61,8 @@ class SubwordTokenizer(TextProcessor):
         """
         if not self.tokenizer.is_fast:
             raise UserError(
-                f"{type(self.tokenizer).__name__} has no tokenizer.json, which the runner needs: use "
-                "a model with such a file"
+                f"{type(self.tokenizer).__name__} has no tokenizer.json, which the runner needs: use --format "
+                "torch, or a model with such a file"
             )
         content = json.loads(self.tokenizer.backend_tokenizer.to_str())
         pad = self.tokenizer.pad_token_id

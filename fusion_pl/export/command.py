@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
+from fusion_pl.checkpoint import build_model, read_checkpoint
+from fusion_pl.checkpoint.folder import write_model_folder
 from fusion_pl.cli.checkpoint_options import add_checkpoint_option, add_loading_options, checkpoint_path
 from fusion_pl.cli.parsing import parse_checkpoint_command
+from fusion_pl.export.card import write_card
+from fusion_pl.export.formats import push_folder, write_ckpt, write_torch
 from fusion_pl.export.onnx_model import check_onnx, write_onnx
 from fusion_pl.files import PARTIAL
 from fusion_pl.messages import escape_unprintable
-from fusion_pl.module import FusionClassifier
-from fusion_pl.predict import Predictor
 from fusion_pl.training.interrupt import StopSignals
 from fusion_pl.types import UserError
 
-Format = Literal["onnx"]
-WRITERS: dict[Format, Callable[[FusionClassifier, Path], None]] = {"onnx": write_onnx}
+Format = Literal["onnx", "torch", "safetensors", "ckpt"]
+# Option -> the format that has it.
+OPTION_FORMATS = {"quantize": "onnx", "metrics": "safetensors", "push": "safetensors"}
 
 
 def export_parser() -> ArgumentParser:
@@ -34,7 +38,27 @@ def export_parser() -> ArgumentParser:
         "--format",
         type=Format,
         default="onnx",
-        help="onnx: a file for onnxruntime and a program that runs it, without torch",
+        help="onnx: for onnxruntime, without torch; torch: a graph of torch.export; safetensors: the layout of the "
+        "Hugging Face hub, with a model card; ckpt: a checkpoint without the state of the optimizer",
+    )
+    parser.add_argument(
+        "--quantize",
+        type=Literal["int8"] | None,
+        default=None,
+        help="int8: 8-bit weights of linear layers and embeddings (onnx)",
+    )
+    parser.add_argument(
+        "--metrics",
+        type=str | None,
+        default=None,
+        help="metrics.json of a run, or results.json of evaluate, for the model card (safetensors); by default that of "
+        "the run",
+    )
+    parser.add_argument(
+        "--push",
+        type=str | None,
+        default=None,
+        help="name of a model on the Hugging Face hub, owner/name, to which the folder is uploaded (safetensors)",
     )
     add_loading_options(parser)
     return parser
@@ -46,16 +70,47 @@ def export_command(arguments: list[str]) -> int:
     config = parse_checkpoint_command(export_parser(), arguments)
     output = Path(config.output)
     check_output(output)
+    for option, name in OPTION_FORMATS.items():
+        if config[option] is not None and config.format != name:
+            raise UserError(f"--{option} belongs to --format {name}, not to --format {config.format}: leave it out")
     if config.format == "onnx":
         check_onnx()
     path = checkpoint_path(config, config.ckpt_path)
-    predictor = Predictor.from_checkpoint(path, "cpu", config.trust)
+    checkpoint = read_checkpoint(path)
     with atomic_folder(output) as folder:
-        WRITERS[config.format](predictor.model, folder)
-    files = [f"{file.name} ({file.stat().st_size / 1e6:.1f} MB)" for file in sorted(output.iterdir())]
-    text = f"{path} is exported to {output}: {', '.join(files)}"
-    Console(stderr=True).print(escape_unprintable(text), highlight=False, markup=False, soft_wrap=True)
+        write_format(config, checkpoint, Path(path), folder)
+    files = [f"{file.name} ({file.stat().st_size / 1e6:.1f} MB)" for file in sorted(output.iterdir()) if file.is_file()]
+    lines = [f"{path} is exported to {output}: {', '.join(files)}"]
+    if config.push is not None:
+        lines.append(f"uploaded to {push_folder(output, config.push)}")
+    Console(stderr=True).print(escape_unprintable("\n".join(lines)), highlight=False, markup=False, soft_wrap=True)
     return 0
+
+
+def write_format(config: Namespace, checkpoint: Mapping[str, Any], path: Path, folder: Path) -> None:
+    """Write the files of the chosen format."""
+    if config.format == "ckpt":
+        write_ckpt(checkpoint, folder)
+    elif config.format == "safetensors":
+        write_model_folder(checkpoint, folder)
+        metrics = run_metrics(path) if config.metrics is None else Path(config.metrics)
+        write_card(checkpoint, metrics, config.push or Path(config.output).name, folder)
+    else:
+        model = build_model(dict(checkpoint), path, config.trust).eval()
+        if config.format == "torch":
+            write_torch(model, folder)
+        else:
+            write_onnx(model, folder, config.quantize is not None)
+
+
+def run_metrics(checkpoint: Path) -> Path | None:
+    """Return ``metrics.json`` of the run of a checkpoint, if it is about this checkpoint."""
+    metrics = checkpoint.absolute().parent.parent / "metrics.json"
+    try:
+        measured = Path(json.loads(metrics.read_bytes())["checkpoint"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return metrics if measured.name == checkpoint.name else None
 
 
 def check_output(output: Path) -> None:

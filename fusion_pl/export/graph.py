@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from fusion_pl.data.collate import process_values
+from fusion_pl.messages import error_reason, is_failure
 from fusion_pl.module import FusionClassifier
 from fusion_pl.types import Encoded, UserError
 
@@ -49,6 +51,28 @@ class ExportedModel(nn.Module):
         decision = model.task.decide(probabilities)
         outputs = {"logits": fused.logits.float(), "probabilities": probabilities, "decision": decision}
         return outputs if fused.weights is None else outputs | {"weights": fused.weights.float()}
+
+
+def trace(model: FusionClassifier) -> torch.export.ExportedProgram:
+    """Return the model as a graph with variable batch size and lengths.
+
+    Raises:
+        UserError: if a part of the model depends on values in a way that a graph cannot represent.
+    """
+    arguments, shapes = example_arguments(model)
+    graph = ExportedModel(model).eval()
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return torch.export.export(graph, arguments, dynamic_shapes=shapes, strict=False)
+    except BaseException as error:  # encoders and heads of users, and torch, raise many types
+        if not is_failure(error):
+            raise
+        reason = error_reason(error.__cause__ or error)
+        raise UserError(
+            f"the model cannot be exported, because torch.export cannot trace it ({reason}): export a model with "
+            "encoders and a fusion head of docs/export.md"
+        ) from error
 
 
 def example_arguments(model: FusionClassifier) -> tuple[Arguments, Any]:

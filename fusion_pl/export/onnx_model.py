@@ -13,14 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fusion_pl.export import runner
-from fusion_pl.export.graph import Arguments, ExportedModel, example_arguments
-from fusion_pl.messages import error_reason, is_failure
+from fusion_pl.export.graph import Arguments, ExportedModel, example_arguments, trace
+from fusion_pl.export.quantize import quantize_int8
+from fusion_pl.messages import error_reason
 from fusion_pl.module import FusionClassifier
 from fusion_pl.types import UserError
 
 TOLERANCE = 1e-4  # of the probabilities of the examples, between PyTorch and onnxruntime
+MAX_BYTES = 2 * 10**9  # of a protobuf file
 MODEL, PREPROCESSING, RUNNER = "model.onnx", "preprocess.json", "runner.py"
 
 
@@ -31,23 +34,28 @@ def check_onnx() -> None:
         raise UserError(f"--format onnx needs {', '.join(absent)}: pip install 'fusion-pl[export]'")
 
 
-def write_onnx(model: FusionClassifier, folder: Path) -> None:
+def write_onnx(model: FusionClassifier, folder: Path, quantize: bool = False) -> None:
     """Write ``model.onnx``, ``preprocess.json`` and ``runner.py``.
 
     Args:
         model: a trained classifier, in evaluation mode.
         folder: existing folder.
+        quantize: whether linear layers and embeddings have 8-bit weights.
 
     Raises:
         UserError: if a part of the model cannot be exported, or gives other results in onnxruntime.
     """
+    if (size := sum(tensor.nbytes for tensor in model.state_dict().values())) > MAX_BYTES:
+        raise UserError(f"the model has {size / 1e9:.1f} GB, and an ONNX file at most 2 GB: use --format torch")
     settings = runner_settings(model)
     arguments, _ = example_arguments(model)
     names = input_names(arguments)
     exported = trace(model)
-    outputs = ExportedModel(model)(*arguments)
+    with torch.no_grad():
+        outputs = ExportedModel(model)(*arguments)
     try:
-        with warnings.catch_warnings():
+        # The decomposition of fused attention has other strides than the graph expects, in T5 and Swin.
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore")  # about internals of the exporter
             program = torch.onnx.export(
                 exported, dynamo=True, input_names=names, output_names=list(outputs), verbose=False
@@ -59,34 +67,12 @@ def write_onnx(model: FusionClassifier, folder: Path) -> None:
             program.save(str(folder / MODEL), external_data=False)
     except torch.onnx.OnnxExporterError as error:
         reason = error_reason(error.__cause__ or error)
-        raise UserError(
-            f"the model cannot be written as ONNX ({reason}): use an encoder and a fusion head of docs/export.md"
-        ) from error
+        raise UserError(f"the model cannot be written as ONNX ({reason}): use --format torch") from error
     check_outputs(folder / MODEL, arguments, outputs)
+    if quantize:
+        quantize_int8(model, folder / MODEL)
     (folder / PREPROCESSING).write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
     shutil.copyfile(str(runner.__file__), folder / RUNNER)
-
-
-def trace(model: FusionClassifier) -> torch.export.ExportedProgram:
-    """Return the model as a graph with variable batch size and lengths.
-
-    Raises:
-        UserError: if a part of the model depends on values in a way that a graph cannot represent.
-    """
-    arguments, shapes = example_arguments(model)
-    graph = ExportedModel(model).eval()
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            return torch.export.export(graph, arguments, dynamic_shapes=shapes, strict=False)
-    except BaseException as error:  # encoders and heads of users, and torch, raise many types
-        if not is_failure(error):
-            raise
-        reason = error_reason(error.__cause__ or error)
-        raise UserError(
-            f"the model cannot be exported, because torch.export cannot trace it ({reason}): export a model with "
-            "encoders and a fusion head of docs/export.md"
-        ) from error
 
 
 def runner_settings(model: FusionClassifier) -> dict[str, Any]:
@@ -128,12 +114,10 @@ def check_outputs(path: Path, arguments: Arguments, outputs: Mapping[str, Tensor
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         (probabilities,) = session.run(["probabilities"], feed)
     except Exception as error:  # onnxruntime has no common class of errors
-        raise UserError(
-            f"onnxruntime cannot run the model ({error_reason(error)}): use another encoder or fusion head"
-        ) from error
+        raise UserError(f"onnxruntime cannot run the model ({error_reason(error)}): use --format torch") from error
     difference = float(np.abs(probabilities - outputs["probabilities"].detach().numpy()).max())
     if not difference <= TOLERANCE:
         raise UserError(
             f"the probabilities of the exported model differ by {difference:.2g} from those of PyTorch: use "
-            "another encoder or fusion head"
+            "--format torch"
         )

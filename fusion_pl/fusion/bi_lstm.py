@@ -66,7 +66,7 @@ class BiLSTM(Fusion):
         else:
             sequence = torch.cat(self.projection(inputs), dim=1)
             mask = torch.cat([inputs[name].mask for name in self.names], dim=1)
-        sorted_mask = mask.sort(dim=-1, descending=True, stable=True).values
+        sorted_mask = torch.arange(mask.shape[1], device=mask.device) < mask.sum(-1, keepdim=True)
         means = []
         for lstm, order in zip((self.forwards, self.backwards), indices_with_padding_last(mask), strict=True):
             ordered = sequence.gather(1, order.unsqueeze(-1).expand(-1, -1, sequence.shape[-1]))

@@ -157,7 +157,8 @@ class Processor(ABC):
             UserError: if the runner cannot process this input.
         """
         raise UserError(
-            f"the runner has no preprocessing like that of {type(self).__name__}: use an encoder of docs/export.md"
+            f"the runner has no preprocessing like that of {type(self).__name__}: use --format torch, or an encoder of "
+            "docs/export.md"
         )
 
     @abstractmethod

@@ -5,70 +5,17 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 
-import numpy as np
+import onnx
 import pytest
-import soundfile
-import torch
-from PIL import Image
 
-from fusion_pl.__main__ import main
-from fusion_pl.encoders import FeatureEncoder, TinyAudio, TinyImage, TinyText
 from fusion_pl.export import onnx_model
-from fusion_pl.fusion import Concat
-from fusion_pl.module import FusionClassifier
-from fusion_pl.predict import Predictor
-from fusion_pl.uncertainty.calibration import Calibration
+from fusion_pl.export.quantize import quantize_int8
 
-from ..checkpoint.conftest import write
-
-CLASSES = ["high", "low", "média"]
-INPUTS = ["my text", "photo", "voice", "sensors"]
-
-
-def export(*arguments):
-    """Run the command in this process, and return its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["fusion-pl", "export", *map(str, arguments)])
-        return main()
-
-
-def error_of(capsys, *arguments):
-    assert export(*arguments) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fusion-pl: error: ")]
-    return line
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A checkpoint of four inputs with a calibration by subset, its export, and a file of each kind."""
-    folder = tmp_path_factory.mktemp("onnx")
-    torch.manual_seed(0)
-    encoders = {
-        "my text": TinyText(dim=8, max_tokens=12),
-        "photo": TinyImage(dim=8, image_size=16),
-        "voice": TinyAudio(dim=8, max_seconds=0.5, centered=True),
-        "sensors": FeatureEncoder(3, dim=8, missing_numbers="flag"),
-    }
-    encoders["sensors"].fit_statistics(torch.randn(20, 3) * 5 + 2)
-    model = FusionClassifier(encoders, lambda dims, count: Concat(dims, count, dim=8), CLASSES, missing="token")
-    model.calibration = Calibration("temperature", [0.7], [0.0], [(["my text"], 3.0), (["photo", "voice"], 0.4)])
-    for embedding in model.missing_embeddings.values():
-        embedding.data.mul_(50)  # so that it matters
-    write(model, folder / "model.ckpt")
-    assert export("--ckpt_path", folder / "model.ckpt", "--output", folder / "out") == 0
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 255, (40, 23, 4), dtype=np.uint8), "RGBA").save(folder / "photo.png")
-    soundfile.write(folder / "voice.wav", rng.normal(0, 0.1, (20_000, 2)), 22_050)
-    np.save(folder / "sensors.npy", rng.normal(0, 9, (4, 3)))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def predictor(folder):
-    return Predictor.from_checkpoint(folder / "model.ckpt", device="cpu")
+from .conftest import INPUTS, error_of
 
 
 @pytest.fixture(scope="module")
@@ -140,5 +87,25 @@ def test_an_input_without_preprocessing_in_the_runner_is_one_sentence(folder, ca
     monkeypatch.delattr("fusion_pl.encoders.tiny_audio.WaveformProcessor.runner_settings")
     line = error_of(capsys, "--ckpt_path", folder / "model.ckpt", "--output", folder / "other")
     assert "the input 'voice' cannot be processed without torch" in line
-    assert "WaveformProcessor: use an encoder of docs/export.md" in line
+    assert "WaveformProcessor: use --format torch, or an encoder of docs/export.md" in line
     assert not list(folder.glob("other*")), "nothing is left"
+
+
+def test_int8_weights_make_the_file_smaller_and_the_probabilities_almost_the_same(folder, predictor, runner, tmp_path):
+    shutil.copytree(folder / "out", tmp_path / "int8")
+    quantize_int8(predictor.model, tmp_path / "int8" / "model.onnx")
+    sizes = [(path / "model.onnx").stat().st_size for path in (tmp_path / "int8", folder / "out")]
+    assert sizes[0] < sizes[1]
+    nodes = {node.op_type for node in onnx.load(tmp_path / "int8" / "model.onnx").graph.node}
+    assert {"MatMulInteger", "STFT", "MatMul"} <= nodes, "linear layers are integers, the filter bank is not"
+    samples = [
+        {"my text": f"text {row}", "voice": str(folder / "voice.wav"), "sensors": [row, 2, 3]} for row in range(9)
+    ]
+    found = runner.Runner(tmp_path / "int8").predict(samples)
+    for one, expected in zip(found, predictor.predict(samples), strict=True):
+        assert one["probabilities"] == pytest.approx(expected.probabilities, abs=0.05)
+
+
+def test_the_file_has_no_paths_of_this_machine(folder):
+    content = (folder / "out" / "model.onnx").read_bytes()
+    assert b".py" not in content

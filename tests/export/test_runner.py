@@ -9,9 +9,16 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from transformers import Wav2Vec2FeatureExtractor
 
 from fusion_pl.encoders import FeatureEncoder, TinyAudio, TinyImage, TinyText
+from fusion_pl.encoders.audio import FeatureExtractor
+from fusion_pl.encoders.audio_features import WaveformFeatures
+from fusion_pl.encoders.image import ResizeAndCrop
+from fusion_pl.encoders.text import SubwordTokenizer
 from fusion_pl.export.runner import KINDS
+
+from ..encoders.models import tokenizer
 
 RNG = np.random.default_rng(0)
 
@@ -80,3 +87,22 @@ def test_vectors():
     file = io.BytesIO()
     np.save(file, RNG.normal(0, 1, (6, 3)).astype(np.float32))
     assert_same(encoder.processor, [[1, None, 3], [[1, 2, 3], [4, 5, float("nan")]], file.getvalue(), np.ones(3)])
+
+
+def test_subwords():
+    processor = SubwordTokenizer(tokenizer(), max_tokens=6, vocab_size=64)
+    assert_same(processor, ["", "the red cat", "a very fast old dog ran on the mat", 3])
+
+
+@pytest.mark.parametrize("settings", [(24, None, 2), (24, 28, 3), (24, 24, 2)])
+def test_resized_images(settings):
+    """Pillow and torchvision differ by at most one of 255 levels."""
+    assert_same(ResizeAndCrop(*settings), list(pictures().values()), 1)
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_waveforms(normalise):
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=16_000, do_normalize=normalise)
+    processor = FeatureExtractor(WaveformFeatures(extractor, min_samples=400), max_seconds=0.5)
+    clips = [(RNG.normal(0, 0.1, size).astype(np.float32), 16_000) for size in (300, 5_000, 20_000)]
+    assert_same(processor, [*clips, (RNG.normal(0, 0.1, (2, 9_000)).astype(np.float32), 22_050)], 1e-4)
