@@ -12,11 +12,12 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
-    MulticlassAUROC,
     MulticlassCalibrationError,
     MulticlassConfusionMatrix,
     MulticlassF1Score,
+    MulticlassPrecisionRecallCurve,
 )
+from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.utilities.data import dim_zero_cat
 
 
@@ -24,7 +25,7 @@ def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:
     """Return accuracy (micro average), macro-F1, one-vs-rest macro AUROC and expected calibration error (15 bins).
 
     The metrics are exact for several processes and batches of different sizes, because they gather counts and scores
-    instead of averaging results.
+    instead of averaging results. A class without samples is left out of AUROC, and of F1 if it is not predicted either.
 
     Args:
         num_classes: number of classes C.
@@ -34,11 +35,28 @@ def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:
         {
             "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
             "f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
-            "auroc": MulticlassAUROC(num_classes, average="macro", validate_args=False),
+            "auroc": _MacroAUROC(num_classes, validate_args=False),
             "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15, validate_args=False),
         },
         prefix=prefix,
     )
+
+
+class _MacroAUROC(MulticlassPrecisionRecallCurve):
+    """Mean area over the classes; of a class without samples, or with all of them, the area is not defined.
+
+    ``MulticlassAUROC`` counts it as 0.
+    """
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        """Return the mean of the classes that have some, but not all samples; NaN if there are none."""
+        probabilities, target = dim_zero_cat(self.preds), dim_zero_cat(self.target)
+        areas = [
+            binary_auroc(scores, is_class.long(), validate_args=False)
+            for index, scores in enumerate(probabilities.unbind(1))
+            if (is_class := target == index).any() and not is_class.all()
+        ]
+        return torch.stack(areas).mean() if areas else torch.tensor(torch.nan, device=target.device)
 
 
 class EqualMassCalibrationError(Metric):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score, roc_auc_score
 
 from fusion_pl.metrics import balanced_class_weights, classification_metrics, confusion_matrix, per_class_metrics
 
@@ -32,6 +34,20 @@ def test_metrics_equal_their_formulas():
         auroc.append(wins.float().mean().item())
     assert measured["f1"].item() == pytest.approx(sum(f1) / 3, abs=1e-6)
     assert measured["auroc"].item() == pytest.approx(sum(auroc) / 3, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_class_without_samples_is_left_out_as_by_scikit_learn():
+    torch.manual_seed(0)
+    target, scores = torch.randint(3, (40,)) * 2, torch.randn(40, 5).softmax(-1)  # no class 1 and 3
+    scores[:, 3] = 0  # and none is predicted
+    measured = classification_metrics(5, "")(scores, target)
+    areas = [roc_auc_score(target == c, scores[:, c]) for c in (0, 2, 4)]
+    assert measured["auroc"].item() == pytest.approx(np.mean(areas), abs=1e-6)
+    assert measured["f1"].item() == pytest.approx(f1_score(target, scores.argmax(-1), average="macro"), abs=1e-6)
+    assert 1 in scores.argmax(-1)
+    alone = classification_metrics(5, "")(scores, torch.zeros_like(target))
+    assert alone["auroc"].isnan()
 
 
 def test_uneven_batches_count_samples_not_batches():

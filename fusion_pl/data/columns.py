@@ -168,7 +168,7 @@ def check_input_columns(manifest: Table, name: str, columns: Columns) -> Iterato
 
 
 def check_prediction_columns(place: str, inputs: TableInputs, problems: Iterable[Problem] = ()) -> None:
-    """Check that a table has a column of the model's inputs, and tell of those that it lacks.
+    """Check that a table has a column of the model's inputs, and log those that it lacks.
 
     Args:
         place: path of the table, or name of the data set.

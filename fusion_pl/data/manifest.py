@@ -172,7 +172,7 @@ class ManifestData(TableData):
         self._stage = stage
 
     def _warn_of_text_paths(self) -> None:
-        """Tell of columns whose first texts are paths of files, which were to be read."""
+        """Warn of columns whose first texts are paths of files, which were to be read."""
         some = np.arange(min(len(self.table), NUM_TEXTS))
         for name, column in self._inputs.names.items():
             if self.processors[name].reads_files:

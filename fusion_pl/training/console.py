@@ -35,7 +35,6 @@ IGNORED_WARNINGS = (
     ".*in eval mode at the start of training.*",  # frozen encoder modules
     ".*ended before the epoch ended.*",  # a resumed epoch continues with its remaining batches
     ".*missing from font.*",  # characters of a class name in a figure
-    ".*No (positive|negative) samples in targets.*",  # metrics of a class without validation samples are NaN
 )
 IGNORED_MESSAGES = (
     "litlogger",

@@ -289,7 +289,7 @@ RESULT = {"metrics": {"val/loss": 1.0}, "per_class": {}, "samples": {"val": 7}, 
         ([], "none, because it would raise the loss, ECE 1.6 %, NLL 0.18 (85 val samples)"),
     ],
 )  # fmt: skip
-def test_the_line_tells_of_a_change_that_is_only_of_rows_that_lack_inputs(subsets, ends):
+def test_the_line_names_a_change_that_is_only_of_rows_that_lack_inputs(subsets, ends):
     before, after = {"ece": 0.016, "nll": 0.18}, {"ece": 0.021, "nll": 0.19}
     scores = {"before": before, "after": after if subsets else before}
     temperatures = [(names, 1.5) for names in subsets]
