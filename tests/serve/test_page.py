@@ -179,6 +179,9 @@ def test_the_microphone_and_the_camera_are_read_as_files(page, predictor):
     picture = predictor.processors["photo"].open(content(body["photo"]))
     assert len(picture.getcolors(1_000_000)) > 10
     check_answer(page, predictor.predict({name: content(value) for name, value in body.items()}))
+    voice.get_by_role("button", name="Record").click()
+    voice.get_by_role("button", name="Stop (0:00)").wait_for()
+    assert predict(page)["voice"] != body["voice"]  # the recording that was still running
 
 
 def test_mistakes_are_one_sentence_and_the_page_goes_on(page, files):

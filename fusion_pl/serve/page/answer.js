@@ -81,27 +81,38 @@ export function evidenceNode(explanation) {
 const swatch = (kind) => element("span", { className: `swatch ${kind}`, "aria-hidden": "true" });
 
 function evidenceFigure(name, view, spans) {
-  const strongest = spans.length ? spans.reduce((a, b) => (Math.abs(b.effect) > Math.abs(a.effect) ? b : a)) : null;
-  const figure = element("figure", {}, element("h4", {}, name));
-  let part = "";
-  if (view.pieces.length) {
-    figure.append(element("p", { className: "text" }, ...view.pieces.map(coloredPiece)));
-    const effectOf = (piece) => Math.abs(Number(piece[2].replace("+", "")));
-    const piece = view.pieces.filter((one) => one[2]).reduce((a, b) => (a && effectOf(a) >= effectOf(b) ? a : b), null);
-    part = piece ? `“${piece[0]}”` : "";
+  const figure = element("figure", {}, element("h4", {}, name), ...contentNodes(name, view));
+  const note = element("figcaption", { className: "hint" }, view.note);
+  if (spans.length) {
+    const strongest = spans.reduce((a, b) => (Math.abs(b.effect) > Math.abs(a.effect) ? b : a));
+    const direction = strongest.effect < 0 ? "lowers" : "raises";
+    note.prepend(`Strongest: ${describe(strongest, spans, view)}, which ${direction} the log-odds by ${Math.abs(strongest.effect).toFixed(2)}. `);
   }
+  figure.append(note);
+  return figure;
+}
+
+function contentNodes(name, view) {
   if (view.images.length) {
     const [original, colored] = view.images;
-    figure.append(element("div", { className: "pictures" }, element("img", { src: original, alt: `${name}, as it was given` }), ...(colored ? [element("img", { src: colored, alt: `${name}, with the effects in colour` })] : [])));
-    part = strongest ? position(strongest.span, spans) : "";
+    const pictures = [element("img", { src: original, alt: `${name}, as it was given` })];
+    if (colored) pictures.push(element("img", { src: colored, alt: `${name}, with the effects in colour` }));
+    return [element("div", { className: "pictures" }, ...pictures)];
   }
-  if (view.outline) {
-    figure.append(soundDrawing(name, view), element("audio", { src: view.sound, controls: true, "aria-label": name }));
-    part = strongest ? `${strongest.span[0].map((edge) => edge.toFixed(2)).join(" to ")} s` : "";
-  }
-  const found = part && strongest ? `Strongest: ${part}, which ${strongest.effect < 0 ? "lowers" : "raises"} the log-odds by ${Math.abs(strongest.effect).toFixed(2)}. ` : "";
-  figure.append(element("figcaption", { className: "hint" }, found + view.note));
-  return figure;
+  if (view.outline) return [soundDrawing(name, view), element("audio", { src: view.sound, controls: true, "aria-label": name })];
+  return [element("p", { className: isText(view) ? "text" : "numbers" }, ...view.pieces.map(coloredPiece))];
+}
+
+// The pieces of a text have their effects beside the text, those of numbers in it.
+const isText = (view) => view.pieces.some((piece) => piece[2]);
+
+/** Return which part of a value has an effect. */
+function describe({ span }, spans, view) {
+  if (view.images.length) return position(span, spans);
+  if (view.outline) return `${span[0].map((edge) => edge.toFixed(2)).join(" to ")} s`;
+  if (!isText(view)) return `number ${view.pieces[spans.findIndex((one) => one.span === span)][0].split(":")[0]}`;
+  const [start, end] = span[0];
+  return `“${[...view.pieces.map(([text]) => text).join("")].slice(start, end).join("").trim()}”`;
 }
 
 function coloredPiece([text, color, effect]) {

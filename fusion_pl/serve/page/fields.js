@@ -159,18 +159,27 @@ function recordButton(field, limits, attempt) {
   const bytes = limits.megabytes * 1e6 / BASE64_SIZE * 0.9;
   const maxSeconds = Math.min(limits.seconds, bytes / RECORDING_RATE);
   let stop = null;
-  button.onclick = () => attempt(async () => {
-    if (!stop) {
-      const time = (text) => { button.textContent = `Stop (${text})`; };
-      stop = await startRecording(maxSeconds, time, () => button.click());
-      button.classList.add("recording");
-      return;
-    }
+  const start = async () => {
+    const time = (text) => { button.textContent = `Stop (${text})`; };
+    stop = await startRecording(maxSeconds, time, () => button.click());
+    button.classList.add("recording");
+  };
+  field.finish = async () => { // a recording that is still running when the form is sent
+    if (!stop) return;
     const finish = stop;
     stop = null;
     button.textContent = "Record";
     button.classList.remove("recording");
     await field.open(new File([await finish()], "the recording", { type: "audio/wav" }));
+  };
+  button.onclick = () => attempt(async () => {
+    button.disabled = true; // until the microphone has started or stopped
+    try {
+      await (stop ? field.finish() : start());
+    } finally {
+      button.disabled = false;
+      button.focus();
+    }
   });
   return button;
 }

@@ -76,14 +76,16 @@ function showExamples(examples) {
 async function predict() {
   const turn = ++state.turn; // a later question makes this one obsolete
   show("Predicting …");
-  for (const id of ["prediction", "explanation", "evidence"]) $(id).replaceChildren();
+  clearAnswer();
   try {
+    for (const field of state.fields) await field.finish?.();
     const values = state.fields.map((field) => [field.name, field.read()]).filter(([, value]) => value !== null);
     if (!values.length) throw new Error("Fill in at least one of the inputs.");
     state.sample = Object.fromEntries(values);
     const prediction = await ask("predict", state.sample);
     if (turn !== state.turn) return;
     $("prediction").replaceChildren(predictionNode(prediction));
+    $("answer-title").textContent = `Answer: ${$("prediction").querySelector(".label").textContent}`; // read aloud on focus
     $("answer-title").focus({ preventScroll: matchMedia("(min-width: 900px)").matches });
     await explain(null, turn);
   } catch (error) {
@@ -124,6 +126,11 @@ async function showEvidence(target) {
   }
 }
 
+function clearAnswer() {
+  $("answer-title").textContent = "Answer";
+  for (const id of ["prediction", "explanation", "evidence"]) $(id).replaceChildren();
+}
+
 function show(text) {
   $("status").textContent = text;
   $("error").hidden = true;
@@ -149,7 +156,7 @@ $("inputs").addEventListener("keydown", (event) => {
 $("clear").onclick = () => {
   state.turn++;
   for (const field of state.fields) field.write(null);
-  for (const id of ["prediction", "explanation", "evidence"]) $(id).replaceChildren();
+  clearAnswer();
   show("");
 };
 document.addEventListener("paste", ({ clipboardData }) => {

@@ -1,0 +1,88 @@
+"""The routes of the page, its examples, and the mistakes of its options."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from fusion_pl.serve.app import create_app
+from fusion_pl.serve.command import serve_command
+from fusion_pl.serve.examples import MAX_EDGE, MAX_EXAMPLES, encode_value, table_examples
+from fusion_pl.serve.pages import FOLDER
+from fusion_pl.serve.service import ServeOptions, Service
+from fusion_pl.types import UserError
+
+TOKEN = "0123456789abcdef"
+
+
+@pytest.fixture
+def table(tmp_path):
+    def write(*rows):
+        (tmp_path / "examples.csv").write_text("\n".join(["title,photo,voice,sensors", *rows]) + "\n")
+        return str(tmp_path / "examples.csv")
+
+    return write
+
+
+def test_without_the_option_there_is_no_page(client):
+    assert {client.get(path).status_code for path in ("/", "/page.js", "/examples")} == {404}
+
+
+def test_files_of_the_page_are_public_and_examples_and_explanations_need_the_token(checkpoint):
+    options = ServeOptions(str(checkpoint), device="cpu", page=True, token=TOKEN)
+    with TestClient(create_app(Service(options))) as client:
+        for path in ("/", *(f"/{file.name}" for file in FOLDER.iterdir() if file.suffix != ".html")):
+            response = client.get(path)
+            assert response.status_code == 200
+            policy = response.headers["Content-Security-Policy"]
+            assert "script-src 'self';" in policy
+            assert "http" not in policy
+            assert "unsafe" not in policy
+        assert client.get("/examples").status_code == 401
+        assert client.post("/explain", json={"title": "a"}).status_code == 401
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        [example] = client.get("/examples", headers=headers).json()["examples"]
+        assert list(example["inputs"]) == ["title", "photo", "voice", "sensors"]
+        assert client.post("/predict", json=example["inputs"], headers=headers).json()["error"] is None
+
+
+def test_the_files_of_the_page_refer_to_no_other_server():
+    for path in FOLDER.iterdir():
+        text = path.read_text().replace("http://www.w3.org/2000/svg", "")
+        assert "://" not in text
+
+
+def test_examples_are_a_few_rows_that_can_be_opened(predictor, table):
+    rows = [f"text {row},{'missing.png' if row % 2 else ''},," for row in range(40)]
+    examples = table_examples(predictor, table(*rows))
+    assert 0 < len(examples) <= MAX_EXAMPLES
+    assert all(int(example["inputs"]["title"].split()[1]) % 2 == 0 for example in examples)
+    assert examples == table_examples(predictor, table(*rows))
+
+
+def test_a_large_picture_of_an_example_is_reduced(predictor):
+    url = encode_value(predictor.processors["photo"], Image.new("L", (3000, 10)))
+    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
+        assert image.size == (MAX_EDGE, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--examples", "a.csv"], "--examples gives examples for the page: add --page"),
+        (["--page", "--examples", "missing.csv"], "missing.csv"),
+    ],
+)
+def test_wrong_options_are_one_sentence(options, message, checkpoint):
+    with pytest.raises(UserError, match=message) as error:
+        serve_command(["--ckpt_path", str(checkpoint), "--port", "0", "--device", "cpu", *options])
+    assert "\n" not in str(error.value)
+
+
+def test_a_table_without_a_row_that_can_be_opened_is_an_error(predictor, table):
+    with pytest.raises(UserError, match=r"examples\.csv: none of its rows can be opened.*missing\.png"):
+        table_examples(predictor, table(",missing.png,,"))
