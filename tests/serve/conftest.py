@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import threading
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -17,7 +19,9 @@ from fusion_pl.module import FusionClassifier
 from fusion_pl.predict import Predictor
 from fusion_pl.serve.app import create_app
 from fusion_pl.serve.limits import Limits
+from fusion_pl.serve.processes import listen
 from fusion_pl.serve.service import ServeOptions, Service
+from fusion_pl.serve.supervisor import server_configuration
 from tests.test_module import quiet_trainer
 
 LIMITS = Limits(megabytes=0.2, samples=8, values=1000, characters=1000, megapixels=0.01, seconds=2.0)
@@ -54,6 +58,19 @@ def predictor(checkpoint):
 def client(service):
     with TestClient(create_app(service)) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def address(service):
+    """The address of a server that listens, in a thread."""
+    server = uvicorn.Server(server_configuration(create_app(service)))
+    with listen("127.0.0.1", 0) as bound:
+        bound.listen()
+        thread = threading.Thread(target=server.run, args=[[bound]])
+        thread.start()
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture(scope="module")
