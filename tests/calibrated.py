@@ -71,21 +71,16 @@ def predict(output, *options):
 
 @torch.inference_mode()
 def expected_detectors(checkpoint, rows, one_mean=False):
-    """Detectors of a checkpoint, from all rows of the table, encoded one by one."""
+    """Detectors of a checkpoint, from all training and validation rows of the table."""
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
-    model, collate, found = predictor.model, Collate(predictor.processors), {}
-    for row in rows:
-        inputs = {name: row[name] for name in model.encoders if row[name]}
-        encoded = model.encode(batch := collate([Sample("", inputs)]))
-        for name, embedding in embeddings_of(encoded, model.fuse(encoded)).items():
-            if batch.present.get(name, torch.ones(1))[0]:
-                target = 0 if one_mean else model.classes.index(row["label"])
-                parts = found.setdefault(name, {}).setdefault(row["split"], ([], []))
-                parts[0].append(embedding[0])
-                parts[1].append(target)
-    detectors = {}
-    for name, splits in found.items():
-        (train, target), (validation, _) = splits["train"], splits["val"]
-        detector = OutlierDetector.fit(torch.stack(train), torch.tensor(target), torch.stack(validation))
-        detectors[name] = vars(detector)
-    return detectors
+    model, found = predictor.model, {}
+    for split in ("train", "val"):
+        chosen = [row for row in rows if row["split"] == split]
+        inputs = [{name: row[name] for name in model.encoders if row[name]} for row in chosen]
+        batch = Collate(predictor.processors)([Sample("", values) for values in inputs])
+        encoded = model.encode(batch)
+        target = torch.tensor([0 if one_mean else model.classes.index(row["label"]) for row in chosen])
+        for name, values in embeddings_of(encoded, model.fuse(encoded)).items():
+            present = batch.present.get(name, torch.ones(len(chosen), dtype=torch.bool))
+            found.setdefault(name, []).append((values[present], target[present]))
+    return {name: vars(OutlierDetector.fit(*train, held_out)) for name, (train, (held_out, _)) in found.items()}
