@@ -32,6 +32,15 @@ def forkserver_context():
     return context
 
 
+def fork_spawned_processes(patch):
+    """Let processes that multiprocessing starts with a new interpreter be forked from the server."""
+    get_context = multiprocessing.get_context
+    server = forkserver_context()
+    patch.setattr(
+        multiprocessing, "get_context", lambda method=None: server if method == "spawn" else get_context(method)
+    )
+
+
 class Command:
     """``fusion-pl`` in a new process and a new session.
 

@@ -10,7 +10,15 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-BUDGET = {"EPOCHS": "1", "BATCH_SIZE": "128"}  # what a test changes of the cell that is tagged "parameters"
+BUDGET = {"EPOCHS": "1", "BATCH_SIZE": "32"}  # what a test changes of the cell that is tagged "parameters"
+FEWER_SAMPLES = """
+from dataclasses import replace
+
+from fusion_pl.data import Keypad, Street
+
+for demo in (Keypad, Street):
+    demo.dataset = replace(demo.dataset, sizes={"train": 400, "val": 100, "test": 100})
+"""
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -42,7 +50,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
         monkeypatch.setenv(variable, str(tmp_path / variable.lower()))
     notebook = nbformat.read(path, as_version=4)
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-    parameters.source = with_budget(parameters.source, BUDGET)
+    parameters.source = with_budget(parameters.source, BUDGET) + FEWER_SAMPLES
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     said = "".join(output.get("text", "") for output in outputs if output.output_type == "stream")

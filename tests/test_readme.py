@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
-import os
 import re
 import shlex
-import subprocess
-import sys
 import textwrap
 
 import numpy as np
@@ -23,6 +20,7 @@ from fusion_pl.fusion import Mean
 from fusion_pl.module import FusionClassifier
 from fusion_pl.predict import Predictor
 
+from .commands import run_command
 from .parsing import ROOT, parse
 from .test_module import quiet_trainer
 
@@ -143,14 +141,14 @@ def test_a_folder_per_class_becomes_the_table_of_the_readme(tmp_path, monkeypatc
 
 
 def test_the_training_of_the_readme_runs(folder, manifest):
-    """In a process of its own, as a script."""
+    """As a script, in a new process."""
     (folder / "data").mkdir()
     (folder / "data/pets").symlink_to(manifest.parent)
     script = folder / "train.py"
     guarded = textwrap.indent(block_with("README.md", "trainer.fit"), "    ")
     script.write_text(f'if __name__ == "__main__":\n{guarded}')
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    ran = subprocess.run([sys.executable, str(script)], cwd=folder, env=environment, capture_output=True, text=True)
+    code = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
+    ran = run_command(script, code=code, folder=folder, environment={"CUDA_VISIBLE_DEVICES": ""})
     assert ran.returncode == 0, ran.stderr
     assert "test/accuracy" in ran.stdout
     assert "Prediction(id='0', label=" in ran.stdout

@@ -19,7 +19,7 @@ import yaml
 
 from fusion_pl.analysis.compare import compare_command
 from fusion_pl.cli.run import run, run_reporting_errors
-from tests.commands import Command, run_command
+from tests.commands import Command, fork_spawned_processes, run_command
 
 HEADS = '''
 import os
@@ -141,6 +141,7 @@ def compare_here(compare, tmp_path, monkeypatch, capfd):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(sys, "argv", sys.argv)
+    fork_spawned_processes(monkeypatch)
 
     def _compare_here(*arguments):
         capfd.readouterr()

@@ -26,7 +26,7 @@ from fusion_pl.losses import Focal
 from fusion_pl.tasks import MultiClass, MultiLabel, Ordinal
 from fusion_pl.training import Loss
 from fusion_pl.types import UserError
-from tests.commands import run_command
+from tests.commands import fork_spawned_processes, run_command
 
 TAGS = ["crime", "drama", "war"]
 
@@ -237,6 +237,7 @@ def test_compare_ranks_by_average_precision_and_tests_exact_match(tmp_path, monk
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.chdir(tmp_path)
+    fork_spawned_processes(monkeypatch)
     arguments = ["--fusions", "Mean,Vote,Evidential", "--seeds", "1", "--inputs", "all", "--output", "out"]
     assert run_reporting_errors(lambda: compare_command(["--config", "config.yaml", *arguments])) == 0
     assert "Best on validation: " in capfd.readouterr().out
