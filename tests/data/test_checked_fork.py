@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from tests.commands import run_command
 
 STUCK = """
 import os, pathlib, sys, time
@@ -46,12 +43,11 @@ class Stuck(Callback):
 def test_a_process_that_does_not_start_is_replaced(stuck, code, message, manifest, tmp_path):
     (tmp_path / "stuck.py").write_text(STUCK)
     encoders = "{text: {class_path: fusion_pl.encoders.TinyText, init_args: {dim: 8}}}"
-    command = [sys.executable, "-m", "fusion_pl", "fit", "--model.encoders", encoders]
+    command = ["fit", "--model.encoders", encoders]
     command += ["--model.fusion", "fusion_pl.fusion.Mean", "--data", "fusion_pl.data.ManifestData"]
     command += ["--data.manifest", str(manifest), "--data.num_workers", "1", "--trainer.accelerator", "cpu"]
     command += ["--trainer.max_epochs", "1", "--trainer.callbacks", "stuck.Stuck"]
-    environment = os.environ | {"PYTHONPATH": f"{Path.cwd()}:{tmp_path}", "STUCK_PROCESSES": str(stuck)}
-    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
+    process = run_command(*command, folder=tmp_path, environment={"STUCK_PROCESSES": str(stuck)})
     assert process.returncode == code, process.stderr
     assert message in process.stdout + process.stderr
     assert "Traceback" not in process.stderr
