@@ -23,7 +23,7 @@ from benchmarks.serve import Bare, make_request, make_sample, send_load, start_s
 from fusion_pl.data.collate import Collate
 from fusion_pl.predict import Predictor
 from fusion_pl.serve.limits import Limits
-from fusion_pl.serve.values import open_sample
+from fusion_pl.serve.values import decode_values, open_decoded
 
 BATCH, WAIT = 32, 0.005
 
@@ -36,7 +36,7 @@ class Api(litserve.LitAPI):
         self.collate = Collate(self.predictor.processors)
 
     def decode_request(self, request):
-        return open_sample(self.predictor, "0", request, Limits())
+        return open_decoded(self.predictor, "0", decode_values(self.predictor.processors, request, Limits()))
 
     def batch(self, inputs):
         return self.collate(inputs)
@@ -76,7 +76,8 @@ def serve_fastapi(checkpoint: str, port: int) -> None:
 
     async def predict(sample):
         with server.batcher.accept():
-            opened = open_sample(service.predictor, "0", sample.model_dump(), service.limits)
+            decoded = decode_values(service.predictor.processors, sample.model_dump(), service.limits)
+            opened = open_decoded(service.predictor, "0", decoded)
             (prediction,) = await server.batcher.predict([opened])
         return service.as_dict(prediction)
 

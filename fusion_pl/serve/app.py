@@ -19,11 +19,12 @@ from starlette.routing import Route
 
 from fusion_pl.serve.batching import Batcher, QueueFullError
 from fusion_pl.serve.explain import Explanations
+from fusion_pl.serve.memory import OpenedMemory, Reservation
 from fusion_pl.serve.openapi import openapi_document
 from fusion_pl.serve.pages import page_routes
 from fusion_pl.serve.requests import JSON, MULTIPART, RequestError, media_type, parse_json, parse_multipart, read_body
 from fusion_pl.serve.service import Service, log_error
-from fusion_pl.serve.values import open_sample
+from fusion_pl.serve.values import decode_values, open_decoded
 from fusion_pl.types import Sample
 
 DECODING_THREADS = 4
@@ -87,6 +88,7 @@ class Server:
         options = service.options
         self.service = service
         self.batcher = Batcher(service.predict, options.batch_size, options.max_wait, options.queue)
+        self.memory = OpenedMemory(int(service.limits.opened_megabytes * 1e6))
         self.decoders = ThreadPoolExecutor(DECODING_THREADS, "decoding")
         self.explanations = Explanations(service, self._read_samples)
         self.document = openapi_document(service)
@@ -129,7 +131,7 @@ class Server:
         start, status = time.perf_counter(), 500
         metrics = self.service.metrics
         try:
-            with refusals(), self.batcher.accept():
+            with refusals(), self.batcher.accept(), self.memory.reservation() as request.state.reservation:
                 metrics.accepted.set(self.batcher.accepted)
                 response = await self._predict(request)
             status = response.status_code
@@ -159,29 +161,29 @@ class Server:
         kind = media_type(request)
         body = await read_body(request, self.service.limits)
         content_type = request.headers["content-type"] if kind == MULTIPART else None
-        return await loop.run_in_executor(self.decoders, self._open, body, content_type)
+        return await loop.run_in_executor(self.decoders, self._open, body, content_type, request.state.reservation)
 
-    def _open(self, body: bytes, content_type: str | None) -> tuple[bool, list[Sample]]:
+    def _open(self, body: bytes, content_type: str | None, reservation: Reservation) -> tuple[bool, list[Sample]]:
         """Return whether the client sent a list, and the opened samples.
 
         Args:
             body: the body of a request.
             content_type: header of a multipart body; None for JSON.
+            reservation: memory of the request, which this thread may have to wait for.
         """
         service = self.service
         if content_type is None:
             parsed = parse_json(body, service.limits)
         else:
             parsed = parse_multipart(content_type, body, service.predictor.processors, service.limits)
-        samples = [
-            open_sample(service.predictor, str(index), values, service.limits)
-            for index, values in enumerate(parsed.values)
-        ]
-        return parsed.is_list, samples
+        processors = service.predictor.processors
+        decoded = [decode_values(processors, values, service.limits) for values in parsed.values]
+        reservation.reserve(sum(one.size for one in decoded))
+        return parsed.is_list, [open_decoded(service.predictor, str(index), one) for index, one in enumerate(decoded)]
 
     async def explain(self, request: Request) -> Response:
         """Answer ``POST /explain``."""
-        with refusals():
+        with refusals(), self.memory.reservation() as request.state.reservation:
             return await self.explanations.answer(request)
 
     async def examples(self, request: Request) -> Response:

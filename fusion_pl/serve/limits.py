@@ -19,6 +19,8 @@ class Limits:
         characters: length of a text; the encoder cuts off what exceeds its number of tokens.
         megapixels: size of an image, in 10^6 pixels.
         seconds: length of a sound.
+        opened_megabytes: memory of the opened images and sounds of all requests of a process together, in MB; further
+            requests wait until there is room.
     """
 
     megabytes: float = 16.0
@@ -28,6 +30,7 @@ class Limits:
     characters: int = 100_000
     megapixels: float = 20.0
     seconds: float = 300.0
+    opened_megabytes: float = 1000.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -15,8 +15,10 @@ from starlette.testclient import TestClient
 from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Concat
 from fusion_pl.module import FusionClassifier
-from fusion_pl.serve.app import create_app
+from fusion_pl.serve.app import Server, create_app
 from fusion_pl.serve.limits import Limits
+from fusion_pl.serve.memory import Reservation
+from fusion_pl.serve.requests import RequestError
 from fusion_pl.serve.service import ServeOptions, Service
 from fusion_pl.tasks import MultiLabel
 from tests.serve.conftest import png, wav
@@ -208,6 +210,28 @@ def test_a_full_queue_is_answered_429_and_accepted_requests_are_finished(checkpo
         metrics = client.get("/metrics").text
     assert 'fusion_pl_requests_total{status="429"} 1.0' in metrics
     assert "fusion_pl_accepted_requests 0.0" in metrics
+
+
+def test_small_files_of_large_images_share_a_limited_memory(checkpoint):
+    limits = Limits(opened_megabytes=1.0)
+    server = Server(Service(ServeOptions(str(checkpoint), device="cpu", limits=limits)))
+    photo = base64.b64encode(png(np.zeros((500, 250, 3), np.uint8))).decode()  # 0.5 MB with four bytes per pixel
+    reservations = [Reservation(server.memory) for _ in range(3)]
+    body = json.dumps({"samples": [{"photo": photo}] * 3}).encode()
+    with pytest.raises(RequestError, match="the images and sounds of the request take 2 MB once they are opened"):
+        server._open(body, None, reservations[0])
+    assert reservations[0].size == 0
+    body = json.dumps({"photo": photo}).encode()
+    for reservation in reservations[:2]:
+        assert server._open(body, None, reservation)[1][0].bad_files == ()
+        assert reservation.size == 500_000
+    waiting = threading.Thread(target=server._open, args=[body, None, reservations[2]])
+    waiting.start()
+    waiting.join(0.2)
+    assert reservations[2].size == 0
+    reservations[0].end()
+    waiting.join(60)
+    assert reservations[2].size == 500_000
 
 
 def test_a_sample_that_the_model_fails_on_does_not_fail_the_others(service, client, predictor, caplog):

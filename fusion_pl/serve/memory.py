@@ -1,0 +1,70 @@
+"""Limit the memory of the opened images and sounds of all requests together: a small file may contain a large image."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fusion_pl.serve.requests import RequestError
+
+
+class OpenedMemory:
+    """Memory that the opened values of the accepted requests share.
+
+    Args:
+        limit: number of bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def reservation(self) -> Iterator[Reservation]:
+        """Yield a reservation of nothing, which ends when the request is answered."""
+        reservation = Reservation(self)
+        try:
+            yield reservation
+        finally:
+            reservation.end()
+
+    def add(self, size: int) -> None:
+        """Wait until there is room, and take it; a negative size gives it back."""
+        with self._changed:
+            self._changed.wait_for(lambda: size <= 0 or self._used + size <= self.limit)
+            self._used += size
+            self._changed.notify_all()
+
+
+class Reservation:
+    """Memory of the values of one request.
+
+    Attributes:
+        size: reserved bytes.
+    """
+
+    def __init__(self, memory: OpenedMemory) -> None:
+        self._memory = memory
+        self.size = 0
+
+    def reserve(self, size: int) -> None:
+        """Reserve memory once; wait until other requests are answered, if there is too little.
+
+        Raises:
+            RequestError: if the request needs more than all requests together may have.
+        """
+        if size > self._memory.limit:
+            needed, limit = (f"{number / 1e6:.0f} MB" for number in (size, self._memory.limit))
+            message = (
+                f"the images and sounds of the request take {needed} once they are opened, expected at most {limit}"
+            )
+            raise RequestError(422, f"{message}: send fewer samples, or smaller ones")
+        self._memory.add(size)
+        self.size = size
+
+    def end(self) -> None:
+        """Give the memory back."""
+        self._memory.add(-self.size)
+        self.size = 0
