@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from fusion_pl.data.remote import is_url
 from fusion_pl.data.rows import ManifestRows
@@ -19,8 +19,10 @@ from fusion_pl.prediction.partial import PartialOutput, StandardOutput
 from fusion_pl.prediction.processes import predict_ranges, split_rows
 from fusion_pl.prediction.rows import RowPredictor, make_key
 from fusion_pl.prediction.sample import predict_sample
+from fusion_pl.prediction.selection import Selector
 from fusion_pl.prediction.source import standard_input
 from fusion_pl.training.interrupt import StoppedBySignal
+from fusion_pl.types import UserError
 
 
 def predict_command(arguments: list[str]) -> int:
@@ -35,9 +37,10 @@ def predict_command(arguments: list[str]) -> int:
     if config.input:
         return predict_sample(config)
     with standard_input(config.data.init_args):
-        return (
-            _predict_to_stdout(config) if config.output == STANDARD else _predict_to_file(config, Path(config.output))
-        )
+        if config.output == STANDARD:
+            return _predict_to_stdout(config)
+        write = _predict_to_file if config.select is None else _select_to_file
+        return write(config, Path(config.output))
 
 
 def _predict_to_file(config: Namespace, output: Path) -> int:
@@ -62,6 +65,28 @@ def _predict_to_file(config: Namespace, output: Path) -> int:
         partial.remove()
     _print(console, _summary(config, predictor, Counts.sum(counts), total))
     return 1 if Counts.sum(counts).failed == total else 0
+
+
+def _select_to_file(config: Namespace, output: Path) -> int:
+    predictor = RowPredictor(config)
+    data, labels, total = predictor.source.data, predictor.labels, predictor.source.num_rows
+    if total is None:
+        raise UserError(f"--select needs rows that are stored, which {type(data).__name__} has not: use HubData")
+    selector = Selector(predictor.predictor, config.by, None if labels is None else labels.is_known)
+    console, output_format = Console(stderr=True), predictor.output_format(output)
+    partial = PartialOutput(output, make_key(config, predictor) | {"--select": f"{config.select} {config.by}"})
+    with partial.lock(config.overwrite):
+        batches = track(data.predict_dataloader(), "Comparing", console=console, transient=True)
+        rows = selector.select(batches, config.select)
+        part = partial.part(0)
+        with part.append(output_format.header()) as file:
+            for row, prediction in zip(rows, predictor.predictions_of(rows), strict=True):
+                file.write(output_format.encode(row, [prediction]))
+            part.save(file, len(rows), Counts())
+        output_format.join([part.path], output)
+        partial.remove()
+    _print(console, [f"{len(rows)} of {total} rows chosen by {config.by}, the first one most, written to {output}"])
+    return 0 if rows else 1
 
 
 def _predict_to_stdout(config: Namespace) -> int:

@@ -13,6 +13,7 @@ from fusion_pl.cli.parsing import parse_checkpoint_command
 from fusion_pl.data.base import FusionData
 from fusion_pl.predict import Predictor
 from fusion_pl.prediction.formats import FORMATS
+from fusion_pl.prediction.selection import Method
 from fusion_pl.types import UserError
 
 STANDARD = "-"  # name of the standard input as a table, and of the standard output
@@ -51,6 +52,18 @@ def predict_parser(has_table: bool = True) -> ArgumentParser:
     parser.add_argument(
         "--embeddings", action="store_true", help="add the fused embedding of each sample, a list of numbers"
     )
+    parser.add_argument(
+        "--select",
+        type=int | None,
+        help="number of rows to write, those most worth labelling, the first one most; rows with a label are left out",
+    )
+    parser.add_argument(
+        "--by",
+        type=Method,
+        default="margin",
+        help="how --select chooses: margin (smallest margin of the two best classes), bald (disagreement of draws of "
+        "dropout) or coreset (farthest from the labelled and chosen rows)",
+    )
     parser.add_method_arguments(Predictor, "rules")
     add_device_options(parser)
     parser.add_argument(
@@ -77,12 +90,24 @@ def parse_options(arguments: Sequence[str]) -> Namespace:
         if config.data is not None or config.output not in (None, STANDARD):
             given = "--output" if config.data is None else "--data"
             raise UserError(f"--input is one sample, whose prediction is printed: leave out {given}")
-    elif config.output == STANDARD:
+        return config
+    if config.select is not None:
+        _check_selection(config)
+    if config.output == STANDARD:
         if config.trainer.devices != 1:
             raise UserError("--output - is written by one process: leave out --trainer.devices, or give a file")
     else:
         check_output(Path(config.output), config.overwrite, config.data.init_args.get("manifest"))
     return config
+
+
+def _check_selection(config: Namespace) -> None:
+    """Raise an error for options that do not go with ``--select``."""
+    if config.select < 1:
+        raise UserError(f"--select is {config.select}, expected a number of rows of at least 1")
+    if config.output == STANDARD or config.trainer.devices != 1:
+        given = "--output -" if config.output == STANDARD else "--trainer.devices"
+        raise UserError(f"--select compares all rows in one process and writes a file: leave out {given}")
 
 
 def check_output(output: Path, overwrite: bool, manifest: str | None) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
@@ -16,6 +17,7 @@ from fusion_pl import __version__
 from fusion_pl.checkpoint import build_model, read_checkpoint
 from fusion_pl.cli.checkpoint_options import RULES, checkpoint_path
 from fusion_pl.data.checks import check_text_column
+from fusion_pl.data.collate import Collate
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.split_record import SplitRecord, find_split_record
 from fusion_pl.data.table import Table, raise_problems
@@ -67,6 +69,14 @@ class RowPredictor:
         if start == stop:
             return
         batches = self.source.data.predict_dataloader(start, stop)
+        yield from self.predictor.predict_batches(batches, self.rules, self.embeddings)
+
+    def predictions_of(self, rows: Sequence[int]) -> Iterator[Prediction]:
+        """Yield the predictions of some rows, which this process opens."""
+        samples: Any = self.source.data.samples("predict")
+        collate, size = Collate(self.predictor.processors), self.source.data.batch_size
+        parts = (rows[start : start + size] for start in range(0, len(rows), size))
+        batches = (collate([samples[row] for row in part]) for part in parts)
         yield from self.predictor.predict_batches(batches, self.rules, self.embeddings)
 
     def write(
