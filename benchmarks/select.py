@@ -26,6 +26,7 @@ ENCODERS = {
     "text": {"class_path": "fusion_pl.encoders.TinyText", "init_args": {"max_tokens": 32}},
     "image": {"class_path": "fusion_pl.encoders.TinyImage", "init_args": {"image_size": 28, "channels": 1}},
 }
+BATCH_SIZE, VALIDATIONS = 64, 5
 
 
 class Pool:
@@ -58,10 +59,19 @@ class Pool:
         runs = self.folder / f"run-{seed}-{len(labelled)}"
         call = ["--model.encoders", json.dumps(ENCODERS), "--model.fusion", "Concat", "--model.optimizer", "AdamW"]
         call += ["--model.optimizer.lr", "3e-3", "--model.loss.auxiliary_weight", "0.5", "--data", "ManifestData"]
-        call += ["--data.manifest", table, *self.options, "--data.batch_size", "64", "--seed_everything", str(seed)]
+        call += [
+            "--data.manifest",
+            table,
+            *self.options,
+            "--data.batch_size",
+            str(BATCH_SIZE),
+            "--seed_everything",
+            str(seed),
+        ]
         call += ["--trainer.max_steps", str(self.steps), "--trainer.max_epochs", "-1", "--trainer.accelerator", "cpu"]
         call += ["--trainer.logger.save_dir", str(runs), "--trainer.enable_progress_bar", "false", "--cache", "off"]
-        call += ["--trainer.check_val_every_n_epoch", "5", "--early_stopping.patience", "100", "--threads", "1"]
+        every = max(1, self.steps * BATCH_SIZE // len(labelled) // VALIDATIONS)  # epochs
+        call += ["--trainer.check_val_every_n_epoch", str(every), "--early_stopping.patience", "100", "--threads", "1"]
         output = io.StringIO()
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             code = run("fit", call)

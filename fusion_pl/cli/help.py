@@ -31,10 +31,10 @@ DESCRIPTIONS = {
     "everything before it, and an option that is given twice is refused.",
     "validate": "Evaluate a checkpoint on the validation split, with the configuration of its training.",
     "test": "Evaluate a checkpoint on the test split, with the configuration of its training.",
-    "predict": "Classify the rows of a table with a checkpoint file alone, without a configuration or the hub. Rows are "
-    "written in the order of the table as they are predicted; after a kill, the same command goes on. --input gives a "
-    "single sample instead, and --select the rows that are most worth labelling. The exit code is 0 if at least one row "
-    "could be predicted, 1 if none could, 2 if an option is wrong.",
+    "predict": "Classify the rows of a table with a checkpoint file alone, without a configuration or the hub. Rows "
+    "are written in the order of the table as they are predicted; after a kill, the same command goes on. --input "
+    "gives a single sample instead, and --select the rows that are most worth labelling. The exit code is 0 if at "
+    "least one row could be predicted, 1 if none could, 2 if an option is wrong.",
     "explain": "Explain the predictions for the rows of a table with a checkpoint file alone: how much each input "
     "contributes (Shapley values), whether inputs are needed together, and which words, parts of a picture and moments "
     "of a sound matter. Effects are changes of the log-odds of the explained class: +0.69 doubles its odds. The result "
