@@ -25,6 +25,7 @@ from fusion_pl.tasks import MultiClass, Task
 from fusion_pl.training.calibrate import FitCalibration, StoredOutputs
 from fusion_pl.training.evaluation import evaluate_batch
 from fusion_pl.training.feature_cache import CacheOptions, FeatureCache, create_cache
+from fusion_pl.training.loggers import is_logged, shows_progress
 from fusion_pl.training.loss import Loss, TrainingLoss, total_loss
 from fusion_pl.training.mixup import draw_pairs
 from fusion_pl.training.model_checks import check_classes, check_head, check_inputs, check_same_task
@@ -195,7 +196,9 @@ class FusionClassifier(FusionCore, LightningModule):
         losses, fused = self.compute_losses(batch)
         loss = total_loss(losses)
         self.train_metrics.update_batch(losses, fused, batch)
-        self.log("train/loss_step", loss, prog_bar=True, batch_size=len(batch.ids))  # not synchronised over processes
+        shown = shows_progress(self.trainer)
+        if shown or is_logged(self.trainer):  # not synchronised over processes
+            self.log("train/loss_step", loss, prog_bar=shown, batch_size=len(batch.ids))
         return loss
 
     def on_train_epoch_end(self) -> None:

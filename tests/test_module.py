@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
@@ -260,3 +261,35 @@ def test_any_names_and_any_number_of_inputs():
     names = ["title", "body", "type of thing", "4th"]
     model = FusionClassifier({name: TinyText() for name in names}, Weighted, ["a", "b", "c"])
     assert list(model.processors) == names
+
+
+class LossBar(ProgressBar):
+    """A progress bar that notes the loss beside it, and the loss of each step."""
+
+    def __init__(self, is_enabled):
+        super().__init__()
+        self.is_enabled, self.shown, self.losses = is_enabled, [], []
+
+    def disable(self):
+        """Do nothing: the Trainer disables the bars of the other processes."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.shown.append(trainer.progress_bar_metrics.get("train/loss_step"))
+        self.losses.append(float(outputs["loss"]))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_a_progress_bar_shows_the_loss_of_every_step(model, data, tmp_path, monkeypatch, is_enabled):
+    """Without one, the loss is logged in the steps only that loggers write, because logging is slow."""
+    logged, log = [], model.log
+    monkeypatch.setattr(model, "log", lambda name, value, **kwargs: (logged.append(name), log(name, value, **kwargs)))
+    bar = LossBar(is_enabled)
+    trainer = Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_model_summary=False, callbacks=[bar], max_steps=8, log_every_n_steps=3, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    assert len(bar.losses) == 8
+    assert bar.shown == (bar.losses if is_enabled else [None] * 8)
+    assert logged.count("train/loss_step") == (8 if is_enabled else 2)

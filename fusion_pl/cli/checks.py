@@ -103,7 +103,7 @@ def check_monitor(option: str, metric: str | None, model: FusionClassifier) -> N
     stage_metrics = model.stage_metrics["val"]
     assert isinstance(stage_metrics, StageMetrics)
     logged = map(str, stage_metrics.predictions.keys(keep_base=False))
-    known = ["val/loss", *logged, "train/loss", "train/loss_step", f"train/{model.task.score}"]
+    known = ["val/loss", *logged, "train/loss", f"train/{model.task.score}"]
     if metric is not None and metric not in known and not metric.startswith(PREFIXES):
         raise UserError(
             f"{option}: no run measures {metric!r}" + (did_you_mean(metric, known) or f"; there are {', '.join(known)}")

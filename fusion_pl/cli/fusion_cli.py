@@ -41,11 +41,17 @@ from fusion_pl.training.calibrate import FitCalibration
 from fusion_pl.training.checkpoints import add_checkpoint_io
 from fusion_pl.training.console import console_callbacks
 from fusion_pl.training.dry_run import DryRun
-from fusion_pl.training.hardware import choose_num_threads, choose_precision, reuse_freed_memory
+from fusion_pl.training.hardware import (
+    avoid_driver_search,
+    choose_num_threads,
+    choose_precision,
+    reuse_freed_memory,
+)
 from fusion_pl.training.interrupt import SaveWhenStopped, StoppedBySignal
 from fusion_pl.training.last_step import ValidateLastStep
 from fusion_pl.training.loggers import LogInterval
 from fusion_pl.training.plateau import ResumePlateau
+from fusion_pl.training.profiler import NoProfiler
 from fusion_pl.training.results import WriteResults
 from fusion_pl.training.resume import CheckTrainingState
 from fusion_pl.training.run_files import WriteSplits
@@ -218,6 +224,7 @@ class FusionCLI(LightningCLI):
             callbacks.append(LogInterval())
         if options.precision is None:
             kwargs["precision"] = config.trainer.precision = choose_precision(self.model, options.accelerator)
+        kwargs["profiler"] = options.profiler or NoProfiler()
         kwargs["plugins"] = add_checkpoint_io(options.plugins, checkpoints)
         user_callbacks = options.callbacks or []
         user_callbacks = user_callbacks if isinstance(user_callbacks, list) else [user_callbacks]
@@ -226,6 +233,7 @@ class FusionCLI(LightningCLI):
         with convert_constructor_errors("trainer", options.as_dict(), TypeError):
             trainer = super().instantiate_trainer(**kwargs)
         if trainer.strategy.root_device.type == "cpu":
+            avoid_driver_search()
             if config.threads is not None or (trainer.num_devices == 1 and "OMP_NUM_THREADS" not in os.environ):
                 torch.set_num_threads(
                     config.threads or choose_num_threads(self.model, self.datamodule.num_loader_workers)

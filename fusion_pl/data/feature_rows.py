@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -62,6 +64,12 @@ class FeatureRows(Dataset[Sample]):
             inputs[name] = store.gather(rows[is_present] if is_present.any() else np.zeros(1, np.int64))
             present[name] = torch.from_numpy(is_present)
         assert self.rows.targets is not None
-        ids = [self.rows.sample_id(index) for index in indices]
+        ids, hashes = self._ids
         target = torch.from_numpy(self.rows.targets[indices])
-        return Batch(inputs, present, target, ids, [()] * len(ids), hash_ids(ids))
+        return Batch(inputs, present, target, [ids[index] for index in indices], [()] * len(indices), hashes[indices])
+
+    @cached_property
+    def _ids(self) -> tuple[list[str], Int[Tensor, " N"]]:
+        """Ids of all rows and their ``hash_ids``; computing those of a batch takes longer than gathering features."""
+        ids = [self.rows.sample_id(index) for index in range(len(self.rows))]
+        return ids, hash_ids(ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor
 from fusion_pl.data.feature_shards import KEYS, FeatureShards, Keys, write_shard
 from fusion_pl.processors import Processor
 from fusion_pl.types import Encoded, UserError
+
+MAX_JOINED_BYTES = 2**28  # embeddings of at most this size are copied from several shards to one tensor in memory
 
 
 class StoredCells(Sequence[int | str | None]):
@@ -51,6 +54,21 @@ class FeatureStore(Processor):
     def __init__(self, shards: FeatureShards) -> None:
         self.shards = shards
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FeatureStore, (self.shards,)
+
+    @cached_property
+    def _table(self) -> dict[str, Tensor] | None:
+        """Tensors of the only shard, or of all shards joined; None if there are tokens, or they are large."""
+        parts = self.shards.tensors
+        if len(parts) == 1:
+            return parts[0]
+        names = parts[0].keys() - {KEYS}
+        size = sum(part[name].nbytes for part in parts for name in names)
+        if "tokens" in names or size > MAX_JOINED_BYTES:
+            return None
+        return {name: torch.cat([part[name] for part in parts]) for name in names}
+
     def open(self, value: int | str, training: bool = False) -> int:
         """Return a row of the store; raise a message about a value that could not be opened, see ``StoredCells``."""
         del training
@@ -69,8 +87,8 @@ class FeatureStore(Processor):
 
     def gather(self, rows: Int[NDArray[Any], " P"]) -> Encoded:
         """Gather P rows, and pad their tokens."""
-        if len(self.shards.tensors) == 1:
-            return _gather(self.shards.tensors[0], torch.from_numpy(rows))
+        if self._table is not None:
+            return _gather(self._table, torch.from_numpy(rows))
         shards, local = self.shards.locate(rows)
         order = np.argsort(shards, kind="stable")
         first = np.flatnonzero(np.diff(shards[order], prepend=-1))

@@ -70,3 +70,12 @@ def reuse_freed_memory() -> bool:
         return False
     rank_zero_info("Memory: kept between steps, faster on a CPU (--keep_memory false to disable).")
     return True
+
+
+def avoid_driver_search() -> None:
+    """Let torch find out in a microsecond that a machine has no GPU, which optimizers ask in every step.
+
+    Lightning lets it ask in a way that works in forked processes, but searches the folders of libraries for a driver.
+    """
+    if not torch.cuda.is_available():
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"

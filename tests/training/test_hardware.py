@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from fusion_pl.training.hardware import avoid_driver_search
 from fusion_pl.training.optimisation import enable_fused_optimizer
 
 
@@ -44,6 +46,15 @@ def test_an_optimizer_without_a_fused_step_is_unchanged():
     optimizer = torch.optim.LBFGS(nn.Linear(2, 2).parameters())
     enable_fused_optimizer(optimizer)
     assert "fused" not in optimizer.param_groups[0]
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_only_a_machine_without_gpu_asks_for_one_in_a_fast_way(monkeypatch, has_gpu):
+    """The fast way is not safe before a fork if there is a GPU."""
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    avoid_driver_search()
+    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == str(int(has_gpu))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc can keep freed memory")
