@@ -34,6 +34,7 @@ from benchmarks.finetune import BATCH, complete_rows, minilm, mobilenet
 from benchmarks.measure import Measurements, StepTimer, fit, print_table, ratio_row, run_alternating, send, trainer_yaml
 from fusion_pl.data.feature_shards import FeatureShards
 from fusion_pl.data.features import FeatureStore
+from fusion_pl.training.hardware import avoid_driver_search
 from fusion_pl.types import Encoded
 
 HEADS = {"Concat": 50.0, "SelfAttention": 15.0}  # a head that reads embeddings, one that reads tokens; targets
@@ -134,6 +135,7 @@ def features_in_memory(args: argparse.Namespace) -> tuple[nn.Module, Features]:
 
 def plain(args: argparse.Namespace) -> Measurements:
     """Train the head in a plain loop."""
+    avoid_driver_search()  # as fit does; a script that does not import Lightning needs no such call
     head, features = features_in_memory(args)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, fused=True)
     timer = StepTimer(SKIP)

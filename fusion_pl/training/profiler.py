@@ -10,9 +10,12 @@ from lightning.pytorch.profilers import PassThroughProfiler
 class NoProfiler(PassThroughProfiler):
     """Measure nothing: Lightning enters a profiler more than a hundred times per training step.
 
-    The default of Lightning runs a generator each time, which takes a tenth of the step of a small model.
+    The Trainer's default profiler runs a generator each time, which takes 2 to 3 % of the step of a small model.
     """
+
+    _context = nullcontext("")
 
     def profile(self, action_name: str) -> AbstractContextManager[str]:  # type: ignore[override]
         """Return a context that does nothing."""
-        return nullcontext(action_name)
+        del action_name
+        return self._context
