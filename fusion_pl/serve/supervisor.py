@@ -72,6 +72,8 @@ class Supervisor(Multiprocess):
     def keep_subprocess_alive(self) -> None:
         """Replace the workers that ended or do not answer, and say so on the terminal."""
         before = [process.pid for process in self.processes]
+        for process in self.processes:
+            process.child_conn.close()  # the copy of this process, so that the pipe to a worker ends with the worker
         super().keep_subprocess_alive()
         for old, process in zip(before, self.processes, strict=False):
             if process.pid != old:

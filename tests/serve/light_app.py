@@ -35,11 +35,12 @@ if __name__ == "__main__":
     import socket
     import tempfile
 
+    from fusion_pl.serve import supervisor
     from fusion_pl.serve.metrics import SHARED_FOLDER
-    from fusion_pl.serve.supervisor import run_workers
     from tests.serve.light_app import build_light_app as build
 
     with socket.create_server(("127.0.0.1", 0)) as bound, tempfile.TemporaryDirectory() as folder:
         os.environ[SHARED_FOLDER] = folder
         print(bound.getsockname()[1], flush=True)
-        raise SystemExit(run_workers(build, bound, 2))
+        supervisor.SECONDS_TO_ANSWER = 3600
+        raise SystemExit(supervisor.run_workers(build, bound, 2))

@@ -129,13 +129,17 @@ def test_a_killed_worker_is_replaced_and_the_requests_of_the_other_are_answered(
             port = int(process.stdout.readline())
             connections = connect_to_both(port)
             victim, other = sorted(connections)
+            os.kill(victim, signal.SIGSTOP)
+            time.sleep(1)  # the supervisor asks the worker whether it lives, twice per second, and waits for the answer
             os.kill(victim, signal.SIGKILL)
             seen = set()
-            while len(seen) < 2:  # until the new worker answers, the other one answers all of its requests
+            deadline = time.monotonic() + 120  # the supervisor would wait for the answer for an hour
+            while len(seen) < 2 and time.monotonic() < deadline:  # the other worker answers all requests meanwhile
                 assert ask(connections[other]) == other
                 probe = http.client.HTTPConnection("127.0.0.1", port)
                 seen.add(ask(probe))
                 probe.close()
+            assert seen - {other, victim}
             assert victim not in seen
             assert "\nworkers 2.0\n" in request(port, "GET", "/metrics", {})[1]  # that of the victim is left out
             for connection in connections.values():
