@@ -103,7 +103,7 @@ def _check_numbers(config: Namespace) -> None:
         raise UserError("--window is the number of samples that --reference compares: pass --reference as well")
     for name, low, high in (
         *(("workers", 1, 1024), ("batch_size", 1, 65_536), ("queue", 1, 65_536)),
-        *(("port", 0, 65_535), ("max_wait", 0, 60_000), ("window", 1, 1_000_000)),
+        *(("port", 0, 65_535), ("max_wait", 0, 60_000), ("window", 1, 100_000)),
     ):
         if config[name] is not None and not low <= config[name] <= high:
             raise UserError(f"--{name} is {config[name]}, expected a number from {low} to {high}")

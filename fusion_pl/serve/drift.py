@@ -139,6 +139,7 @@ class DriftMonitor(Collector):
             samples=samples,
             validation=sum(quantities[0].reference.counts),
             level=LEVEL,
+            max_shown=MAX_SHOWN,
             sections=[(quantity, shown_bins(quantity)) for quantity in quantities],
         )
 

@@ -62,7 +62,7 @@ class Reference:
 
     def __init__(self, predictor: Predictor) -> None:
         scores = predictor.model.validation_scores
-        if scores is None or not scores.predicted:
+        if scores is None or not scores.predicted or "probability" not in scores.doubts:
             raise UserError(
                 "--reference needs the scores and the predictions of the validation samples, and the checkpoint has "
                 "none: train with fusion-pl fit of this version, which writes them"
