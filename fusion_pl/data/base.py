@@ -230,10 +230,9 @@ class FusionData(LightningDataModule, ABC):
         return self._build_loader(samples, sampler, self._collate(samples), self._num_workers(samples))
 
     def statistics_loader(self, max_samples: int) -> Iterable[Batch]:
-        """Return batches of training samples for statistics: drawn with a fixed seed, opened as in validation.
-
-        Each process has a share of them.
-        """
+        """Return batches of drawn training samples, opened as in validation; a share per process, none of a stream."""
+        if self.is_stream:
+            return []
         samples = self.samples("train") if self.feature_source is None else self.feature_source("train")
         if isinstance(samples, ManifestRows):
             samples = FeatureRows.wrap(samples.without_augmentation())

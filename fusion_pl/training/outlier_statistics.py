@@ -103,7 +103,7 @@ def fit_outlier_detectors(trainer: Trainer, model: Any) -> dict[str, OutlierDete
         with trainer.precision_plugin.val_step_context():
             encoded = model.encode(moved)
             store_embeddings(model, training, encoded, model.fuse(encoded), moved)
-    return fit_detectors(training.gather(inputs), validation)
+    return fit_detectors(training.gather(inputs), validation) if training.update_called else {}
 
 
 def _is_saved(trainer: Trainer) -> bool:

@@ -245,11 +245,16 @@ def test_two_processes_fit_and_measure_what_one_does(here):
         torch.testing.assert_close(found[name]["scores"].mean(), expected[name]["scores"].mean(), rtol=1e-3, atol=0)
 
 
-def test_a_trainer_in_python_calibrates_as_well(here):
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_trainer_in_python_calibrates_as_well(is_stream, here, monkeypatch):
+    """Of a stream of one's own, no training rows are known for outlier detectors."""
+    monkeypatch.setattr(ManifestData, "is_stream", is_stream)
     data = ManifestData("rows.csv", batch_size=32, num_workers=0)
     model = FusionClassifier({"first": TinyText(dim=16), "second": TinyText(dim=16)}, Concat, data.classes)
     data.processors = model.processors
-    saved = ModelCheckpoint("python", monitor="val/accuracy", mode="max", filename="best", save_weights_only=True)
+    saved = ModelCheckpoint(
+        f"python/{is_stream}", monitor="val/accuracy", mode="max", filename="best", save_weights_only=True
+    )
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = Trainer(max_epochs=1, callbacks=[saved], **options)
     trainer.fit(model, datamodule=data)
@@ -258,6 +263,7 @@ def test_a_trainer_in_python_calibrates_as_well(here):
     predictor = Predictor.from_checkpoint(saved.best_model_path, device="cpu")
     assert predictor.model.calibration == model.calibration == fitted
     assert fitted.samples == 240
+    assert list(predictor.model.outlier_detectors) == ([] if is_stream else ["first", "second", "first+second"])
     after = trainer.callback_metrics["test/loss"].item()
     assert sum(isinstance(callback, FitCalibration) for callback in trainer.callbacks) == 1
     assert predictor.predict({"first": "red 1"}, coverage=0.9).set
