@@ -5,6 +5,7 @@ from __future__ import annotations
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fusion_pl.cli.run import run
+from fusion_pl.training import tensorboard
 from tests.texts import RUN, fit
 
 SHORT = ["--trainer.log_every_n_steps", "null"]  # 5 steps per epoch
@@ -16,8 +17,16 @@ def scalars(folder):
     return {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
 
 
-def test_short_runs_have_curves(fresh, capsys):
+def steps_of_images(tag):
+    events = EventAccumulator(str(RUN))
+    events.Reload()
+    return [image.step for image in events.Images(tag)]
+
+
+def test_short_runs_have_curves(fresh, capsys, monkeypatch):
+    monkeypatch.setattr(tensorboard, "FIGURE_INTERVAL", 0.0)
     assert fit(*SHORT) == 0
+    assert steps_of_images("Validation/confusion") == [5, 10]
     curves = scalars(RUN)
     assert [point.step for point in curves["train/loss_step"]] == list(range(10))
     assert len(curves["lr-AdamW/new"]) == 10
@@ -31,6 +40,7 @@ def test_a_given_interval_is_used(fresh):
 
 def test_validation_accuracy_is_the_first_chart(fresh):
     assert fit(*SHORT, "--trainer.max_epochs", "3") == 0
+    assert steps_of_images("Validation/confusion") == [15]  # a run of less than a minute plots its last validation
     curves = scalars(RUN)
     assert min(curves) == "Validation/accuracy"  # TensorBoard compares the characters' codes
     assert "epoch" not in curves
