@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from fusion_pl.explain.explainer import Explainer
-from fusion_pl.explain.report import make_section
+from fusion_pl.explain.explanation import PartEffects
+from fusion_pl.explain.views import View, make_view
 from fusion_pl.messages import did_you_mean, join_names
 from fusion_pl.serve.batching import QueueFullError
 from fusion_pl.serve.requests import RequestError
@@ -84,7 +85,9 @@ class Explanations:
             return {"id": sample.id, "error": failure(error)}
         content = {"error": None} | explanation.as_dict()
         if question.evidence and explanation.error is None:
-            content["views"] = {name: asdict(view) for name, view in make_section(explanation, sample).views.items()}
+            content["views"] = {
+                name: asdict(_view(sample.inputs[name], effect.parts)) for name, effect in explanation.inputs.items()
+            }
         elif explanation.error is None:
             for effect in content["inputs"].values():
                 del effect["parts"]
@@ -93,6 +96,11 @@ class Explanations:
     def close(self) -> None:
         """End the thread after its current explanation."""
         self._thread.shutdown()
+
+
+def _view(value: Any, parts: PartEffects) -> View:
+    """Return a value with its effects in colour, the strongest one in the strongest colour."""
+    return make_view(value, parts, max(map(abs, parts.spans.values()), default=0.0) or 1.0)
 
 
 def read_question(request: Request, classes: list[str]) -> Question:

@@ -66,14 +66,15 @@ function effectRow(name, effect, target, largest) {
   const text = element("span", { className: "number" }, signed(effect.shapley), element("span", { className: "unseen" }, raises ? " raises it" : " lowers it"));
   const bar = element("span", { className: "bar diverging", "aria-hidden": "true" }, fill);
   const decision = effect.decision_without.join(", ") || "no label";
-  const same = effect.decision_without.includes(target);
-  const without = element("td", {}, element(same ? "span" : "strong", {}, same ? `still ${target}` : decision), element("br"), element("span", { className: "hint" }, `${target} ${percent(effect.without)}`));
+  const without = effect.decision_without.includes(target)
+    ? element("td", {}, `still ${target}`, element("span", { className: "hint" }, ` ${percent(effect.without)}`))
+    : element("td", {}, element("strong", {}, decision), element("br"), element("span", { className: "hint" }, `${target}: ${percent(effect.without)}`));
   return element("tr", {}, element("th", { scope: "row" }, name), element("td", { className: "effect" }, text, bar), without);
 }
 
 /** Return the values of the inputs with the effects of their parts in colour. */
 export function evidenceNode(explanation) {
-  const legend = element("p", { className: "legend" }, swatch("raises"), ` raises ${explanation.explained_class} `, swatch("lowers"), " lowers it");
+  const legend = element("p", { className: "legend" }, swatch("raises"), ` raises ${explanation.explained_class} `, swatch("lowers"), " lowers it; the strongest part of each input has the strongest colour");
   const figures = Object.entries(explanation.views).map(([name, view]) => evidenceFigure(name, view, explanation.inputs[name].parts.spans));
   return element("div", { className: "card" }, element("h3", { tabIndex: -1 }, "What mattered"), legend, ...figures);
 }

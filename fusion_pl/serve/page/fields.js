@@ -112,7 +112,7 @@ function fileField(name, kind, limits) {
   addDropping(field);
   if (kind === "image") buttons.append(cameraButton(field, place, attempt));
   if (kind === "sound" && hasDevices) buttons.append(recordButton(field, limits, attempt));
-  buttons.append(remove, element("span", { className: "hint" }, drop));
+  buttons.append(remove, element("span", { className: "hint drop" }, drop));
   return field;
 }
 

@@ -85,7 +85,8 @@ async function predict() {
     const prediction = await ask("predict", state.sample);
     if (turn !== state.turn) return;
     $("prediction").replaceChildren(predictionNode(prediction));
-    $("answer-title").textContent = `Answer: ${$("prediction").querySelector(".label").textContent}`; // read aloud on focus
+    const label = $("prediction").querySelector(".label").textContent;
+    $("answer-title").append(element("span", { className: "unseen" }, `: ${label}`)); // read aloud on focus
     $("answer-title").focus({ preventScroll: matchMedia("(min-width: 900px)").matches });
     await explain(null, turn);
   } catch (error) {
