@@ -3,19 +3,14 @@
 It needs numpy and onnxruntime and, for images, sounds and tokenized texts, Pillow, soundfile and tokenizers.
 
     python runner.py --input text="a big dog" --input image=dog.jpg
-
-    from runner import Runner
-    Runner("exported").predict([{"text": "a big dog", "image": "dog.jpg"}, {"text": "no image"}])
 """
-
-from __future__ import annotations
 
 import argparse
 import io
 import json
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,17 +18,16 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
-# Errors of values that cannot be used; others are errors of this program.
 OPEN_ERRORS = (ValueError, TypeError, OSError, SyntaxError, EOFError, IndexError, RuntimeError)
 
 
+@dataclass
 class ByteText:
     """Texts as UTF-8 bytes after a begin token."""
 
-    placeholder: Any = ""
-
-    def __init__(self, max_tokens: int, begin: int) -> None:
-        self.max_tokens, self.begin = max_tokens, begin
+    max_tokens: int
+    begin: int
+    placeholder = ""
 
     def open(self, value: Any) -> str:
         """Return a text; a number or a boolean becomes the text that a table has."""
@@ -67,15 +61,23 @@ class SubwordText(ByteText):
         return {"input_ids": ids, "attention_mask": mask}
 
 
+@dataclass
 class Pixels:
     """Images of one size: resized, or resized by the shorter edge and cropped to the centre."""
 
-    def __init__(self, tensor: str, size: int, mode: str, resample: int, edge: int | None, max_ratio: int) -> None:
+    tensor: str
+    size: int
+    mode: str
+    resample: int
+    edge: int | None
+    max_ratio: int
+
+    @property
+    def placeholder(self) -> Any:
+        """A black image."""
         from PIL import Image
 
-        self.tensor, self.size, self.mode, self.resample = tensor, size, mode, resample
-        self.edge, self.max_ratio = edge, max_ratio
-        self.placeholder = Image.new("RGB", (32, 32))
+        return Image.new("RGB", (32, 32))
 
     def open(self, value: Any) -> Any:
         """Return an image of mode L or RGB from a path, bytes or a PIL image: upright, transparent pixels on white."""
@@ -90,7 +92,7 @@ class Pixels:
         if image.mode == "F" or image.mode.startswith("I"):
             values, limit = np.asarray(image), 1 if image.mode == "F" else 65535
             if not (values.min() >= 0 and values.max() <= limit):
-                raise ValueError(f"the image has values in {values.min()} to {values.max()}, expected 0 to {limit}")
+                raise ValueError(f"its values are not in 0 to {limit}")
             return Image.fromarray(np.rint(values * (255 / limit)).astype(np.uint8))
         if image.has_transparency_data:
             image = image.convert("RGBA")
@@ -117,21 +119,17 @@ def _centre_crop(image: Any, width: int, height: int) -> Any:
     return image.crop((left, top, left + min(width, image.width), top + min(height, image.height)))
 
 
+@dataclass
 class Clip:
     """Sounds of one channel, cropped to the centre and resampled."""
 
-    def __init__(
-        self,
-        rate: int,
-        max_samples: int,
-        tensors: list[str],
-        min_samples: int = 0,
-        normalise: bool = False,
-        max_filter: int = 0,
-    ) -> None:
-        self.rate, self.max_samples, self.min_samples = rate, max_samples, min_samples
-        self.tensors, self.normalise, self.max_filter = tensors, normalise, max_filter
-        self.placeholder = np.zeros(rate, np.float32), rate
+    rate: int
+    max_samples: int
+    tensors: list[str]
+    max_filter: int
+    min_samples: int = 0
+    normalise: bool = False
+    placeholder = np.zeros(16_000, np.float32), 16_000
 
     def open(self, value: Any) -> tuple[Array, int]:
         """Return N samples and their rate from a path, bytes, or (samples (N,) or (channels, N), rate)."""
@@ -143,18 +141,15 @@ class Clip:
             source = io.BytesIO(value) if isinstance(value, bytes) else value
             samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
             samples = samples.T
-        if not samples.size or not np.isfinite(samples).all():
-            raise ValueError("the sound has no samples, or NaN or infinite ones")
-        if not 1_000 <= rate <= 384_000:
-            raise ValueError(f"the sound has a rate of {rate} Hz, expected 1000 to 384000")
+        if not samples.size or not np.isfinite(samples).all() or not 1_000 <= rate <= 384_000:
+            raise ValueError("it has no samples, NaN or infinite ones, or a rate outside 1000 to 384000 Hz")
         return samples.mean(0) if len(samples) > 1 else samples[0], rate
 
     def __call__(self, values: Sequence[tuple[Array, int]]) -> dict[str, Array]:
         """Return padded audio samples, and their number or their mask."""
         clips = [self._crop_and_resample(*value) for value in values]
-        lengths = [len(clip) for clip in clips]
         padded, mask = _pad(clips)
-        return dict(zip(self.tensors, (padded, mask if "mask" in self.tensors else np.array(lengths)), strict=True))
+        return dict(zip(self.tensors, (padded, mask if "mask" in self.tensors else mask.sum(1)), strict=True))
 
     def _crop_and_resample(self, samples: Array, rate: int) -> Array:
         length = math.ceil(self.max_samples * rate / self.rate)
@@ -187,13 +182,8 @@ class Vectors:
     """Vectors or sequences of vectors, standardised."""
 
     def __init__(self, mean: list[float], std: list[float], max_tokens: int, key: str | None, flags: bool) -> None:
-        self.mean, self.std, self.max_tokens, self.key, self.flags = (
-            np.array(mean),
-            np.array(std),
-            max_tokens,
-            key,
-            flags,
-        )
+        self.mean, self.std, self.max_tokens = np.array(mean), np.array(std), max_tokens
+        self.key, self.flags = key, flags
         self.placeholder = self.mean[None]
 
     def open(self, value: Any) -> Array:
@@ -201,20 +191,20 @@ class Vectors:
         if isinstance(value, (str, Path, bytes)):
             value = np.load(io.BytesIO(value) if isinstance(value, bytes) else value, allow_pickle=False)
             value = value if isinstance(value, np.ndarray) else value[self.key or value.files[0]]
-        vectors = np.array(value, np.float64).reshape(-1, len(self.mean))[: self.max_tokens]
-        if not len(vectors) or np.isinf(vectors).any() or (np.isnan(vectors).any() and not self.flags):
-            raise ValueError("the vector is empty, or a number is missing or infinite")
-        return vectors
+        vectors = np.atleast_2d(np.array(value, np.float64))
+        if vectors.ndim != 2 or vectors.shape[1] != len(self.mean) or not len(vectors):
+            raise ValueError(f"its shape is {vectors.shape}, expected vectors of {len(self.mean)} numbers")
+        if np.isinf(vectors).any() or (np.isnan(vectors).any() and not self.flags):
+            raise ValueError("a number is missing or infinite")
+        return vectors[: self.max_tokens]
 
     def __call__(self, values: Sequence[Array]) -> dict[str, Array]:
         """Return standardised ``vectors``, with a flag per missing number if the model has them, and ``mask``."""
-        rows = []
-        for value in values:
-            row, missing = (value - self.mean) / self.std, np.isnan(value)
-            rows.append(
-                (np.concatenate([np.where(missing, 0, row), missing], 1) if self.flags else row).astype(np.float32)
-            )
-        return dict(zip(("vectors", "mask"), _pad(rows), strict=True))
+        vectors, mask = _pad([(value - self.mean) / self.std for value in values])
+        if self.flags:
+            missing = np.isnan(vectors)
+            vectors = np.concatenate([np.where(missing, 0, vectors), missing], -1)
+        return {"vectors": vectors.astype(np.float32), "mask": mask}
 
 
 def _pad(rows: Sequence[Any], value: int = 0) -> tuple[Array, Array]:
@@ -231,26 +221,16 @@ KINDS: dict[str, type[Any]] = {cls.__name__: cls for cls in (ByteText, SubwordTe
 
 
 class Runner:
-    """A model of a folder that ``fusion-pl export`` wrote.
+    """The model of a folder, by default that of this file."""
 
-    Args:
-        folder: folder of ``model.onnx`` and ``preprocess.json``; by default that of this file.
-        model: name of the model's file.
-        providers: execution providers of onnxruntime.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path = Path(__file__).parent,
-        model: str = "model.onnx",
-        providers: Sequence[str] = ("CPUExecutionProvider",),
-    ) -> None:
+    def __init__(self, folder: str | Path = Path(__file__).parent, model: str = "model.onnx") -> None:
         import onnxruntime
 
         settings = json.loads(Path(folder, "preprocess.json").read_text(encoding="utf-8"))
         self.classes: list[str] = settings["classes"]
         self.inputs = {name: KINDS[part.pop("kind")](**part) for name, part in settings["inputs"].items()}
-        self.session = onnxruntime.InferenceSession(str(Path(folder, model)), providers=list(providers))
+        providers = onnxruntime.get_available_providers()
+        self.session = onnxruntime.InferenceSession(str(Path(folder, model)), providers=providers)
 
     def predict(self, samples: Iterable[Mapping[str, Any]], batch_size: int = 32) -> list[dict[str, Any]]:
         """Return a prediction per sample, a dictionary from input name to value; absent and None inputs are missing.
@@ -268,30 +248,31 @@ class Runner:
         return predictions
 
     def _open(self, sample: Mapping[str, Any]) -> dict[str, Any] | str:
-        """Return the opened inputs of a sample, or why it cannot be used."""
         opened = {}
         for name, value in sample.items():
             if name not in self.inputs:
                 return f"this model has no input {name!r}; it takes: {', '.join(self.inputs)}"
-            if value is None or (isinstance(value, float) and math.isnan(value)):
-                continue
             try:
-                opened[name] = self.inputs[name].open(value)
+                if not (value is None or (isinstance(value, float) and math.isnan(value))):
+                    opened[name] = self.inputs[name].open(value)
             except OPEN_ERRORS as error:
                 return f"the input {name!r} cannot be used: {error}"
         return opened or f"the sample has none of the model's inputs: {', '.join(self.inputs)}"
 
-    def _run(self, samples: Sequence[Any]) -> Iterable[dict[str, Any]]:
+    def tensors(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
+        """Return the inputs of the graph for opened samples."""
         feed: dict[str, Array] = {}
         for name, kind in self.inputs.items():
             tensors = kind([sample.get(name, kind.placeholder) for sample in samples])
             feed |= {f"{name}.{key}": array for key, array in tensors.items()}
             feed[f"{name}.present"] = np.array([name in sample for sample in samples])
+        return feed
+
+    def _run(self, samples: Sequence[Any]) -> Iterable[dict[str, Any]]:
         names = [output.name for output in self.session.get_outputs()]
-        outputs = dict(zip(names, self.session.run(names, feed), strict=True))
-        for row, (probabilities, decision) in enumerate(
-            zip(outputs["probabilities"], outputs["decision"], strict=True)
-        ):
+        outputs = dict(zip(names, self.session.run(names, self.tensors(samples)), strict=True))
+        for row, probabilities in enumerate(outputs["probabilities"]):
+            decision = outputs["decision"][row]
             if decision.ndim:
                 prediction: dict[str, Any] = {"labels": [self.classes[index] for index in np.flatnonzero(decision)]}
             else:
@@ -313,4 +294,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -11,11 +11,19 @@ import sys
 
 import onnx
 import pytest
+import torch
 
+from fusion_pl.encoders import TinyText
 from fusion_pl.export import onnx_model
+from fusion_pl.export.graph import ExportedModel
 from fusion_pl.export.quantize import quantize_int8
+from fusion_pl.fusion import Weighted
+from fusion_pl.module import FusionClassifier
+from fusion_pl.predict import Predictor
+from fusion_pl.tasks import MultiClass, MultiLabel, Ordinal
 
-from .conftest import INPUTS, error_of
+from ..checkpoint.conftest import write
+from .conftest import INPUTS, error_of, export
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +117,32 @@ def test_int8_weights_make_the_file_smaller_and_the_probabilities_almost_the_sam
 def test_the_file_has_no_paths_of_this_machine(folder):
     content = (folder / "out" / "model.onnx").read_bytes()
     assert b".py" not in content
+
+
+def test_several_labels_and_weights(tmp_path, runner):
+    torch.manual_seed(0)
+    task = MultiLabel(threshold="validation")
+    model = FusionClassifier({"text": TinyText(dim=8)}, Weighted, ["a", "b", "c"], task=task)
+    task.thresholds.copy_(torch.tensor([0.0, 0.48, 1.0]))  # always, by the text, never
+    write(model, tmp_path / "model.ckpt")
+    assert export("--ckpt_path", tmp_path / "model.ckpt", "--output", tmp_path / "out") == 0
+    samples = [{"text": text} for text in ("", "a", "one", "two words", "a longer text of words")]
+    expected = Predictor(model, device="cpu").predict(samples)
+    for found, one in zip(runner.Runner(tmp_path / "out").predict(samples), expected, strict=True):
+        assert found["labels"] == one.labels
+        assert found["weights"] == {"text": 1.0}
+    assert all(one.labels[0] == "a" and "c" not in one.labels for one in expected)
+
+
+@pytest.mark.parametrize("task", [MultiClass(), Ordinal(), MultiLabel()])
+def test_the_graph_decides_as_the_task(task):
+    torch.manual_seed(0)
+    model = FusionClassifier({"text": TinyText(dim=8)}, Weighted, ["a", "b", "c"], task=task).eval()
+    texts = ["", "one", "two words", "a longer text of words"]
+    outputs = ExportedModel(model)({"text": model.processors["text"](texts)}, {"text": torch.ones(4, dtype=torch.bool)})
+    for row, one in enumerate(Predictor(model, device="cpu").predict([{"text": text} for text in texts])):
+        decision = outputs["decision"][row]
+        names = (
+            [name for name, value in zip("abc", decision, strict=True) if value] if decision.ndim else "abc"[decision]
+        )
+        assert one.names == list(names)

@@ -16,7 +16,7 @@ from fusion_pl.encoders.audio import FeatureExtractor
 from fusion_pl.encoders.audio_features import WaveformFeatures
 from fusion_pl.encoders.image import ResizeAndCrop
 from fusion_pl.encoders.text import SubwordTokenizer
-from fusion_pl.export.runner import KINDS
+from fusion_pl.export.runner import KINDS, OPEN_ERRORS, ByteText, Clip, Vectors
 
 from ..encoders.models import tokenizer
 
@@ -106,3 +106,21 @@ def test_waveforms(normalise):
     processor = FeatureExtractor(WaveformFeatures(extractor, min_samples=400), max_seconds=0.5)
     clips = [(RNG.normal(0, 0.1, size).astype(np.float32), 16_000) for size in (300, 5_000, 20_000)]
     assert_same(processor, [*clips, (RNG.normal(0, 0.1, (2, 9_000)).astype(np.float32), 22_050)], 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (Vectors([0.0] * 3, [1.0] * 3, 9, None, False), [1, 2, 3, 4, 5, 6]),
+        (Vectors([0.0] * 3, [1.0] * 3, 9, None, False), [1, None, 3]),
+        (Vectors([0.0] * 3, [1.0] * 3, 9, None, True), []),
+        (Clip(8000, 8000, ["samples", "lengths"], 10**6), (np.zeros(0, np.float32), 8000)),
+        (Clip(8000, 8000, ["samples", "lengths"], 10**6), (np.full(9, np.nan, np.float32), 8000)),
+        (Clip(8000, 8000, ["samples", "lengths"], 10**6), b"no sound"),
+        (ByteText(9, 256), "\ud800"),
+        (ByteText(9, 256), ["a"]),
+    ],
+)
+def test_values_that_cannot_be_used(kind, value):
+    with pytest.raises(OPEN_ERRORS):
+        kind.open(value)
