@@ -256,7 +256,8 @@ def test_a_trainer_in_python_calibrates_as_well(is_stream, here, monkeypatch):
         f"python/{is_stream}", monitor="val/accuracy", mode="max", filename="best", save_weights_only=True
     )
     options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = Trainer(max_epochs=1, callbacks=[saved], **options)
+    limit = {"max_steps": 5} if is_stream else {"max_epochs": 1}
+    trainer = Trainer(**limit, callbacks=[saved], **options)
     trainer.fit(model, datamodule=data)
     fitted = model.calibration
     trainer.test(model, datamodule=data, ckpt_path="best", weights_only=True, verbose=False)
