@@ -56,9 +56,9 @@ class Quantity:
 class DriftMonitor(Collector):
     """Histograms of the latest samples of all processes of a server.
 
-    Without drift, a quantity of a window is flagged with a probability of at most 0.001, divided by the number of
-    quantities: a window has any flag with a probability of at most 0.001. Windows overlap, so that a server has one
-    wrong flag in about a thousand windows of new samples.
+    Without drift, a quantity is flagged with a probability of about 0.001, divided by the number of quantities, so that
+    a window has any flag with a probability of at most about 0.001. This is the probability of one look. Windows
+    overlap: with 20 looks while a window is replaced by new samples, there is a flag about six times as often.
 
     Args:
         reference: histograms of the validation samples.
