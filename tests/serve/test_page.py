@@ -184,6 +184,32 @@ def test_the_microphone_and_the_camera_are_read_as_files(page, predictor):
     assert predict(page)["voice"] != body["voice"]  # the recording that was still running
 
 
+def test_without_devices_or_a_server_the_page_says_what_to_do(browser, address):
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.add_init_script(
+            "navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', reason); };"
+        )
+        page.add_init_script("window.reason = 'NotAllowedError';")
+        page.goto(address)
+        field(page, "voice").get_by_role("button", name="Record").click()
+        page.get_by_text("The browser may not use the microphone: allow it in the address bar.").wait_for()
+        page.evaluate("window.reason = 'NotFoundError'")
+        field(page, "photo").get_by_role("button", name="Take a photo").click()
+        page.get_by_text("There is no camera: choose a file instead.").wait_for()
+        page.get_by_label("title, text").fill("a")
+        page.route("**/predict", lambda route: route.abort())
+        page.get_by_role("button", name="Predict").click()
+        page.get_by_text("The server does not answer: is it still running?").wait_for()
+        page.add_init_script(
+            "Object.defineProperty(navigator, 'mediaDevices', { value: undefined });"
+        )  # as without https
+        page.goto(address)
+        with page.expect_file_chooser():
+            field(page, "photo").get_by_role("button", name="Take a photo").click()
+        assert field(page, "voice").get_by_role("button", name="Record").count() == 0
+
+
 def test_mistakes_are_one_sentence_and_the_page_goes_on(page, files):
     alert = page.locator("#error")
     page.get_by_role("button", name="Predict").click()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
 
-def test_every_request_of_the_schema_has_a_documented_answer(address):
+@pytest.mark.parametrize(("path", "cases"), [("/predict", 25), ("/explain", 10)])
+def test_every_request_of_the_schema_has_a_documented_answer(path, cases, address):
     schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
     statuses = set()
 
-    @given(case=schema["/predict"]["POST"].as_strategy())
+    @given(case=schema[path]["POST"].as_strategy())
     @settings(
-        max_examples=25,
+        max_examples=cases,
         deadline=None,
         derandomize=True,
         database=None,

@@ -6,9 +6,11 @@ export const hasDevices = Boolean(navigator.mediaDevices?.getUserMedia);
 
 /** Explain why a device cannot be used. */
 function deviceError(device, error) {
-  if (error.name === "NotAllowedError") return new Error(`The browser may not use the ${device}: allow it in the address bar.`);
-  if (error.name === "NotFoundError") return new Error(`This device has no ${device}: choose a file instead.`);
-  return new Error(`The ${device} cannot be used (${error.message}): choose a file instead.`);
+  const reasons = {
+    NotAllowedError: `The browser may not use the ${device}: allow it in the address bar.`,
+    NotFoundError: `There is no ${device}: choose a file instead.`,
+  };
+  return new Error(reasons[error.name] ?? `The ${device} cannot be used (${error.message}): choose a file instead.`);
 }
 
 function stopStream(stream) {
@@ -23,7 +25,8 @@ export async function takePhoto(place) {
   } catch (error) {
     throw deviceError("camera", error);
   }
-  const video = element("video", { muted: true, autoplay: true, playsInline: true, "aria-label": "Picture of the camera" });
+  const label = "Picture of the camera";
+  const video = element("video", { muted: true, autoplay: true, playsInline: true, "aria-label": label });
   const take = element("button", { type: "button", className: "primary", disabled: true }, "Take the picture");
   const cancel = element("button", { type: "button" }, "Cancel");
   const camera = element("div", { className: "camera" }, video, element("div", { className: "row" }, take, cancel));
@@ -63,7 +66,8 @@ export async function startRecording(maxSeconds, onTime, onFull) {
   }
   const context = new AudioContext();
   await context.audioWorklet.addModule("recorder.js");
-  const recorder = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
+  const channels = { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" };
+  const recorder = new AudioWorkletNode(context, "recorder", channels);
   const chunks = [];
   let length = 0;
   recorder.port.onmessage = ({ data }) => {
@@ -85,7 +89,9 @@ export async function startRecording(maxSeconds, onTime, onFull) {
 /** Return samples between -1 and 1 as a WAV file of one channel with 16 bits. */
 function encodeWav(chunks, length, rate) {
   const view = new DataView(new ArrayBuffer(44 + 2 * length));
-  const text = (offset, letters) => [...letters].forEach((letter, i) => view.setUint8(offset + i, letter.charCodeAt(0)));
+  const text = (offset, letters) => {
+    for (let i = 0; i < letters.length; i++) view.setUint8(offset + i, letters.charCodeAt(i));
+  };
   text(0, "RIFF");
   view.setUint32(4, 36 + 2 * length, true);
   text(8, "WAVEfmt ");

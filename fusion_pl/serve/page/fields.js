@@ -6,8 +6,6 @@ import { element, toDataURL } from "./elements.js";
 const BASE64_SIZE = 4 / 3; // characters per byte
 const RECORDING_RATE = 48_000 * 2; // bytes per second
 
-let count = 0;
-
 export function createField(name, kind, limits) {
   const field = ["text", "vector", "json"].includes(kind) ? writtenField(name, kind) : fileField(name, kind, limits);
   field.name = name;
@@ -26,7 +24,8 @@ function frame(name, kind, ...children) {
 
 function writtenField(name, kind) {
   const hints = { vector: "numbers, separated by commas or spaces", json: "JSON" };
-  const area = element("textarea", { id: `field-${++count}`, rows: kind === "text" ? 3 : 2, "aria-label": `${name}, ${hints[kind] ?? "text"}` });
+  const label = `${name}, ${hints[kind] ?? "text"}`;
+  const area = element("textarea", { rows: kind === "text" ? 3 : 2, "aria-label": label });
   if (hints[kind]) area.placeholder = hints[kind];
   const field = frame(name, kind, area);
   area.addEventListener("input", () => field.problem(""));
@@ -93,7 +92,8 @@ function fileField(name, kind, limits) {
   field.open = (file) => attempt(async () => {
     if (file.size * BASE64_SIZE > limits.megabytes * 1e6) {
       const most = (limits.megabytes / BASE64_SIZE).toFixed(1);
-      throw new Error(`${file.name} has ${(file.size / 1e6).toFixed(1)} MB, expected at most ${most} MB: choose a smaller file.`);
+      const size = (file.size / 1e6).toFixed(1);
+      throw new Error(`${file.name} has ${size} MB, expected at most ${most} MB: choose a smaller file.`);
     }
     field.write(await toDataURL(file), file.name);
     changed();
@@ -119,7 +119,10 @@ function fileField(name, kind, limits) {
 function showFile(kind, url, name) {
   const caption = element("p", { className: "hint" }, name);
   if (kind === "file") return caption;
-  const shown = kind === "image" ? element("img", { src: url, alt: name }) : element("audio", { src: url, controls: true, "aria-label": name });
+  const shown =
+    kind === "image"
+      ? element("img", { src: url, alt: name })
+      : element("audio", { src: url, controls: true, "aria-label": name });
   shown.onerror = () => shown.replaceWith(caption); // a format that the browser cannot show
   return shown;
 }

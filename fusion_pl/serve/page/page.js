@@ -1,6 +1,7 @@
 // Build the form from what the server says about its model, and show its answers.
-import { evidenceNode, explanationNode, predictionNode } from "./answer.js";
+import { explanationNode, predictionNode } from "./answer.js";
 import { element } from "./elements.js";
+import { evidenceNode } from "./evidence.js";
 import { createField } from "./fields.js";
 
 const $ = (id) => document.getElementById(id);
@@ -12,13 +13,14 @@ async function ask(path, body = null) {
   if (state.token) headers.Authorization = `Bearer ${state.token}`;
   let response;
   try {
-    response = await fetch(path, { method: body === null ? "GET" : "POST", headers, body: body && JSON.stringify(body) });
+    const method = body === null ? "GET" : "POST";
+    response = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
   } catch {
     throw new Error("The server does not answer: is it still running?");
   }
   const content = await response.json().catch(() => ({ error: `The server answered ${response.status}.` }));
-  if (!response.ok || content.error) throw Object.assign(new Error(sentence(content.error)), { status: response.status });
-  return content;
+  if (response.ok && !content.error) return content;
+  throw Object.assign(new Error(sentence(content.error)), { status: response.status });
 }
 
 const sentence = (text) => text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
@@ -33,7 +35,8 @@ async function start() {
     return undefined;
   }
   const { checkpoint, classes, inputs, limits } = state.info;
-  $("model").textContent = `${checkpoint.file} has ${classes.length} classes: ${classes.slice(0, 12).join(", ")}${classes.length > 12 ? " …" : ""}`;
+  const shown = classes.slice(0, 12).join(", ") + (classes.length > 12 ? " …" : "");
+  $("model").textContent = `${checkpoint.file} has ${classes.length} classes: ${shown}`;
   state.fields = Object.entries(inputs).map(([name, kind]) => createField(name, kind, limits));
   $("fields").replaceChildren(...state.fields.map((field) => field.node));
   $("token-form").hidden = true;
@@ -62,7 +65,8 @@ function showExamples(examples) {
     const picture = values.find((value) => value.startsWith("data:image/"));
     const text = values.find((value) => !value.startsWith("data:"));
     const label = element("span", {}, text && text.trim() ? text.slice(0, 40) : name);
-    const button = element("button", { type: "button", title: `Example ${name}` }, picture ? element("img", { src: picture, alt: "" }) : null, label);
+    const image = picture ? element("img", { src: picture, alt: "" }) : null;
+    const button = element("button", { type: "button", title: `Example ${name}` }, image, label);
     button.onclick = () => {
       for (const field of state.fields) field.write(inputs[field.name] ?? null);
       predict();
@@ -106,7 +110,8 @@ async function explain(target, turn = ++state.turn) {
       await explain(name);
       $("target")?.focus();
     };
-    $("explanation").replaceChildren(explanationNode(explanation, state.info.classes, change, () => showEvidence(explanation.explained_class)));
+    const evidence = () => showEvidence(explanation.explained_class);
+    $("explanation").replaceChildren(explanationNode(explanation, state.info.classes, change, evidence));
     show("");
   } catch (error) {
     if (turn === state.turn) fail(error);
