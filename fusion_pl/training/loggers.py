@@ -51,8 +51,8 @@ def is_logged(trainer: Trainer) -> bool:
 
     Passing a number to ``LightningModule.log`` takes a tenth of the time of a small model's step.
     """
-    interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return interval > 0 and (trainer.global_step + 1) % interval == 0
+    # The counter of this property, unlike ``trainer.global_step``, is also right if a run is resumed.
+    return bool(trainer._logger_connector.should_update_logs)
 
 
 class LogInterval(Callback):
