@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from fusion_pl.messages import is_failure
 from fusion_pl.serve.batching import Batcher, QueueFullError
 from fusion_pl.serve.explain import Explanations
 from fusion_pl.serve.memory import OpenedMemory, Reservation
@@ -72,7 +73,9 @@ def refusals() -> Iterator[None]:
         raise
     except QueueFullError as error:
         raise RequestError(429, "too many requests wait for an answer: try again", {"Retry-After": "1"}) from error
-    except Exception as error:  # the client learns nothing about the reason
+    except BaseException as error:  # the client learns nothing about the reason
+        if not is_failure(error):
+            raise
         log_error("A request could not be answered", error)
         raise RequestError(500, "the server failed; its log has the reason") from error
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+from fusion_pl.messages import is_failure
 from fusion_pl.predict import Prediction
 from fusion_pl.types import Sample
 
@@ -16,6 +17,10 @@ Predict = Callable[[Sequence[Sample]], list[Prediction]]
 
 class QueueFullError(Exception):
     """No further request is accepted until one of the accepted requests is answered."""
+
+
+class BatchFailedError(Exception):
+    """The function that predicts a batch has failed."""
 
 
 class Batcher:
@@ -82,7 +87,14 @@ class Batcher:
             await self._wait_for_batch()
             batch = [self._queue.popleft() for _ in range(min(self.batch_size, len(self._queue)))]
             samples = [sample for sample, _ in batch]
-            predictions = await loop.run_in_executor(self._thread, self.predict_batch, samples)
+            try:
+                predictions = await loop.run_in_executor(self._thread, self.predict_batch, samples)
+            except BaseException as error:  # the requests of this batch fail, the next batch is predicted
+                if not is_failure(error):
+                    raise
+                for _, future in batch:
+                    future.set_exception(BatchFailedError().with_traceback(error.__traceback__))
+                continue
             for (_, future), prediction in zip(batch, predictions, strict=True):
                 if not future.done():  # the request may have been cancelled
                     future.set_result(prediction)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from fusion_pl import __version__
 from fusion_pl.data.collate import Collate
+from fusion_pl.messages import is_failure
 from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.serve.drift import DriftMonitor
 from fusion_pl.serve.examples import placeholder_examples, table_examples
@@ -124,7 +125,9 @@ class Service:
         try:
             batch = self.collate(samples)
             predictions = list(self.predictor.predict_batches([batch], self.rules))
-        except Exception as error:  # the boundary between the samples of different clients
+        except BaseException as error:  # the boundary between the samples of different clients
+            if not is_failure(error):
+                raise
             if len(samples) > 1:
                 return [prediction for sample in samples for prediction in self.predict([sample])]
             return [Prediction(samples[0].id, error=failure(error))]
@@ -144,7 +147,7 @@ class Service:
         self.predict([Sample("warm-up", inputs)])
 
 
-def failure(error: Exception) -> str:
+def failure(error: BaseException) -> str:
     """Return why a sample has no answer, without what the message of a library may contain of it."""
     if isinstance(error, UserError):
         return str(error)
@@ -154,6 +157,6 @@ def failure(error: Exception) -> str:
     return "the model failed on this sample; the log of the server has the reason"
 
 
-def log_error(message: str, error: Exception) -> None:
+def log_error(message: str, error: BaseException) -> None:
     """Log where an error was raised; not its message, which may contain a part of a request."""
     LOG.error("%s: %s\n%s", message, type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))

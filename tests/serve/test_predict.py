@@ -234,12 +234,17 @@ def test_small_files_of_large_images_share_a_limited_memory(checkpoint):
     assert reservations[2].size == 500_000
 
 
-def test_a_sample_that_the_model_fails_on_does_not_fail_the_others(service, client, predictor, caplog):
+# A panic in a library that is written in Rust is not derived from Exception.
+Panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Panic])
+def test_a_sample_that_the_model_fails_on_does_not_fail_the_others(error, service, client, predictor, caplog):
     forward, secret = service.predictor.model.encode, "a secret text"
 
     def fail(batch):
         if len(batch.ids) != 1 or batch.ids == ["1"]:
-            raise RuntimeError(secret)
+            raise error(secret)
         return forward(batch)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -248,7 +253,25 @@ def test_a_sample_that_the_model_fails_on_does_not_fail_the_others(service, clie
     assert "the model failed on this sample" in answers[1]["error"]
     check(answers[0], predictor.predict({"title": "a"}))
     check(answers[2], predictor.predict({"title": "c"}))
-    assert "RuntimeError" in caplog.text
+    assert error.__name__ in caplog.text
+    assert secret not in caplog.text
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Panic])
+def test_after_an_unexpected_failure_the_server_goes_on(error, service, client, caplog):
+    secret = "a secret text"
+
+    def fail(*arguments, **options):
+        raise error(secret)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service.metrics.batch_seconds, "observe", fail)  # after the prediction
+        response = client.post("/predict", json={"title": "a"})
+    assert (response.status_code, response.json()) == (500, {"error": "the server failed; its log has the reason"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service.predictor, "open_sample", fail)
+        assert client.post("/predict", json={"title": "a"}).status_code == 500
+    assert client.post("/predict", json={"title": "a"}).json()["error"] is None
     assert secret not in caplog.text
 
 
