@@ -24,6 +24,7 @@ from fusion_pl.serve.service import Service, failure
 from fusion_pl.types import Sample
 
 MAX_REQUESTS = 8  # accepted requests that are not answered yet; an explanation takes longer than a prediction
+MIN_SCALE = 0.1  # effect on the log-odds with the strongest colour, at least; rounding errors have none
 NICENESS = 10  # of the thread of explanations: predictions get the processor first
 
 
@@ -99,8 +100,8 @@ class Explanations:
 
 
 def _view(value: Any, parts: PartEffects) -> View:
-    """Return a value with its effects in colour, the strongest one in the strongest colour."""
-    return make_view(value, parts, max(map(abs, parts.spans.values()), default=0.0) or 1.0)
+    """Return a value with its effects in colour, the strongest one in the strongest colour unless it is negligible."""
+    return make_view(value, parts, max([MIN_SCALE, *map(abs, parts.spans.values())]))
 
 
 def read_question(request: Request, classes: list[str]) -> Question:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -12,7 +13,7 @@ from fusion_pl.explain import Explainer
 from fusion_pl.serve.app import create_app
 from fusion_pl.serve.explain import MAX_REQUESTS
 from fusion_pl.serve.service import ServeOptions, Service
-from tests.serve.conftest import LIMITS
+from tests.serve.conftest import LIMITS, png
 from tests.serve.test_predict import as_json
 
 NEAR = {"abs": 1e-4, "rel": 1e-4}
@@ -46,6 +47,12 @@ def test_the_evidence_is_computed_on_demand_and_the_class_can_be_chosen(client, 
         assert list(answer["inputs"]) == ["photo", "voice"]
         assert "views" not in answer
         assert not any("parts" in effect for effect in answer["inputs"].values())
+
+
+def test_rounding_errors_have_no_colour(client):
+    black = {"photo": png(np.zeros((16, 16), np.uint8))}
+    view = client.post("/explain?evidence=true", json=as_json(black)).json()["views"]["photo"]
+    assert view["images"][0] == view["images"][1]
 
 
 @pytest.mark.parametrize(

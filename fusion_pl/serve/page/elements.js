@@ -11,7 +11,7 @@ export function element(tag, properties = {}, ...children) {
   return node;
 }
 
-export const percent = (probability) => `${(100 * probability).toFixed(1)} %`;
+export const percent = (probability) => `${(100 * probability).toFixed(1)}\u00a0%`;
 
 export const signed = (number) => `${number < 0 ? "−" : "+"}${Math.abs(number).toFixed(2)}`;
 

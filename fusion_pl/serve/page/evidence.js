@@ -20,7 +20,8 @@ function evidenceFigure(name, view, spans) {
     const strongest = spans.reduce((a, b) => (Math.abs(b.effect) > Math.abs(a.effect) ? b : a));
     const direction = strongest.effect < 0 ? "lowers" : "raises";
     const size = Math.abs(strongest.effect).toFixed(2);
-    note.prepend(`Strongest: ${describe(strongest, spans, view)}, which ${direction} the log-odds by ${size}. `);
+    const sentence = `Strongest: ${describe(strongest, spans, view)}, which ${direction} the log-odds by ${size}. `;
+    note.prepend(size === "0.00" ? "No single part changes the log-odds. " : sentence);
   }
   figure.append(note);
   return figure;
@@ -52,7 +53,7 @@ function describe({ span }, spans, view) {
 }
 
 function coloredPiece([text, color, effect]) {
-  if (!color) return text;
+  if (!color) return element("span", {}, text);
   const mark = element("mark", { title: effect }, text);
   mark.style.backgroundColor = color;
   return mark;
