@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -55,6 +56,12 @@ def atomic_write(path: str | Path) -> Iterator[TextIO]:
         partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
     ):
         yield file
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of the content of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(file: IO[Any]) -> None:

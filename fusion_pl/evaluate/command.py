@@ -36,6 +36,7 @@ from fusion_pl.evaluate.rows import EvaluatedSplit, LabelledRows, select_rows, t
 from fusion_pl.evaluate.samples import doubtful_section, hardest_section
 from fusion_pl.evaluate.scores import metrics_section, resample
 from fusion_pl.evaluate.section import EvaluationSection
+from fusion_pl.files import sha256
 from fusion_pl.messages import escape_unprintable
 from fusion_pl.predict import Predictor
 from fusion_pl.training.interrupt import StopSignals
@@ -142,8 +143,7 @@ def load_evaluated_model(config: Namespace, checkpoint: str) -> tuple[EvaluatedM
     )
     set_up_rows(data, predictor, options["inputs"])
     state: Any = find_split_record(content, ManifestData)
-    with open(path, "rb") as file:
-        content_hash = hashlib.file_digest(file, "sha256").hexdigest()
+    content_hash = sha256(path)
     return EvaluatedModel(checkpoint, content_hash, predictor, data), SplitRecord.from_state(state) if state else None
 
 

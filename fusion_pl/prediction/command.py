@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
+from fusion_pl.cli.checkpoint_options import checkpoint_path
 from fusion_pl.data.remote import is_url
 from fusion_pl.data.rows import ManifestRows
 from fusion_pl.messages import escape_unprintable
@@ -36,6 +37,7 @@ def predict_command(arguments: list[str]) -> int:
     config = parse_options(arguments)
     if config.input:
         return predict_sample(config)
+    checkpoint_path(config, config.ckpt_path)  # it must exist before the standard input is read
     with standard_input(config.data.init_args):
         if config.output == STANDARD:
             return _predict_to_stdout(config)

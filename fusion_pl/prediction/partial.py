@@ -78,7 +78,7 @@ class PartialOutput:
         except (OSError, ValueError):
             found = None
         if found != self.key:
-            if isinstance(found, dict) and not overwrite:
+            if isinstance(found, dict) and not overwrite and any(self.folder.glob("rows-*.json")):
                 names = [name for name in self.key if self.key[name] != found.get(name)]
                 raise UserError(
                     f"{self.folder} contains predictions that were begun with another {join_names(names)}: repeat that "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from fusion_pl.data.collate import Collate
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.split_record import SplitRecord, find_split_record
 from fusion_pl.data.table import Table, raise_problems
+from fusion_pl.files import sha256
 from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.prediction.columns import OutputColumns
 from fusion_pl.prediction.counts import Counts, KnownLabels
@@ -128,12 +128,10 @@ class RowPredictor:
 
 def make_key(config: Namespace, predictor: RowPredictor) -> dict[str, str]:
     """Return what the predictions depend on, but for the content of the files in the cells of the table."""
-    with open(checkpoint_path(config, config.ckpt_path), "rb") as file:
-        checkpoint = hashlib.file_digest(file, "sha256").hexdigest()
     options = {name: config[name] for name in RULES} | {"columns": predictor.columns.copied}
     return {
         "version of fusion-pl": __version__,
-        "checkpoint": checkpoint,
+        "checkpoint": sha256(checkpoint_path(config, config.ckpt_path)),
         "table or --data": predictor.source.key,
         **{f"--{name}": json.dumps(value) for name, value in options.items()},
         "--embeddings": str(config.embeddings),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.remote import is_url
 from fusion_pl.data.table import Table
 from fusion_pl.data.table_data import TableData
+from fusion_pl.files import sha256
 from fusion_pl.predict import Predictor
 from fusion_pl.types import UserError
 
@@ -82,10 +82,7 @@ def open_source(config: Namespace, predictor: Predictor) -> Source:
 def _key(class_path: str, arguments: dict[str, Any], data: FusionData) -> str:
     """Return a text that depends on the table, but not on the content of the files in its cells."""
     options = {name: str(value) for name, value in arguments.items() if name not in UNIMPORTANT}
-    hashes = []
-    for path in data.files:
-        with open(path, "rb") as file:
-            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    hashes = [sha256(path) for path in data.files]
     root = getattr(data, "root", "")
     return json.dumps([class_path, options, root if is_url(root) else os.path.abspath(root), hashes])
 

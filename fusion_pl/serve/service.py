@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 import traceback
@@ -18,6 +17,7 @@ from PIL import Image
 
 from fusion_pl import __version__
 from fusion_pl.data.collate import Collate
+from fusion_pl.files import sha256
 from fusion_pl.messages import is_failure
 from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.serve.drift import DriftMonitor
@@ -102,8 +102,7 @@ class Service:
             self.rules = replace(self.rules, outliers=bool(self.predictor.model.outlier_detectors))
 
     def _describe(self) -> dict[str, Any]:
-        with open(self.options.checkpoint, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256(self.options.checkpoint)
         predictor = self.predictor
         return {
             "inputs": {name: kind_of(processor) for name, processor in predictor.processors.items()},

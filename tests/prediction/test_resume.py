@@ -57,6 +57,14 @@ def test_other_options_are_refused(folder, predict, stop_after, capsys):
     assert len(Path("p.csv").read_text().splitlines()) == 2
 
 
+def test_a_command_that_saved_no_row_stands_in_the_way_of_no_other(folder, predict):
+    PARTIAL.mkdir()
+    (PARTIAL / "key.json").write_text('{"checkpoint": "another"}')
+    (PARTIAL / "rows-0").write_text("id,label")
+    assert predict() == 0
+    assert len(Path("p.csv").read_text().splitlines()) == 24
+
+
 def test_overwrite_goes_on_with_the_same_options(folder, predict, stop_after, capsys):
     Path("p.csv").write_text("before")
     stop_after(2)
