@@ -27,7 +27,7 @@ from tests.test_module import quiet_trainer
 LIMITS = Limits(megabytes=0.2, samples=8, values=1000, characters=1000, megapixels=0.01, seconds=2.0)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
     encoders = {
@@ -49,7 +49,7 @@ def service(checkpoint):
     return Service(ServeOptions(str(checkpoint), device="cpu", limits=LIMITS))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def predictor(checkpoint):
     return Predictor.from_checkpoint(checkpoint, device="cpu")
 
@@ -73,7 +73,7 @@ def address(service):
         thread.join()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sample():
     """A value of each input, as ``Predictor.predict`` takes it."""
     rng = np.random.default_rng(0)
