@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def parse(subcommand, *arguments):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["fusion-pl"])
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"text,label\na,b\n")))  # for --data.manifest -
         patch.setattr(FusionCLI, "before_instantiate_classes", stop_training)
         patch.setattr("fusion_pl.cli.checkpoint_options.find_checkpoint", stop_predicting)
         try:
