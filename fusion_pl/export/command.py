@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
+from rich.filesize import decimal
 
 from fusion_pl.checkpoint import build_model, read_checkpoint
 from fusion_pl.checkpoint.folder import write_model_folder
@@ -79,7 +80,7 @@ def export_command(arguments: list[str]) -> int:
     checkpoint = read_checkpoint(path)
     with atomic_folder(output) as folder:
         write_format(config, checkpoint, Path(path), folder)
-    files = [f"{file.name} ({file.stat().st_size / 1e6:.1f} MB)" for file in sorted(output.iterdir()) if file.is_file()]
+    files = [f"{file.name} ({decimal(file.stat().st_size)})" for file in sorted(output.iterdir()) if file.is_file()]
     lines = [f"{path} is exported to {output}: {', '.join(files)}"]
     if config.push is not None:
         lines.append(f"uploaded to {push_folder(output, config.push)}")

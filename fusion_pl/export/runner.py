@@ -35,8 +35,7 @@ class ByteText:
             return str(value).lower()
         if not isinstance(value, (str, int, float, np.number)):
             raise ValueError(f"a text input takes a str or a number, got {type(value).__name__}")
-        str(value).encode()  # refuses half surrogate pairs
-        return str(value)
+        return str(value).encode().decode()  # refuses half surrogate pairs
 
     def __call__(self, values: Sequence[str]) -> dict[str, Array]:
         """Return ``ids`` and ``mask``."""
@@ -160,9 +159,7 @@ class Clip:
             near = exact.limit_denominator(max(1, math.isqrt(self.max_filter * self.rate // rate)))
             samples = resample(samples, near.numerator, near.denominator)[: self.max_samples]
         samples = np.pad(samples, (0, max(0, self.min_samples - len(samples))))
-        if self.normalise:
-            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
-        return samples
+        return (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7) if self.normalise else samples
 
 
 def resample(samples: Array, rate: int, target: int) -> Array:
@@ -252,6 +249,8 @@ class Runner:
         for name, value in sample.items():
             if name not in self.inputs:
                 return f"this model has no input {name!r}; it takes: {', '.join(self.inputs)}"
+            if isinstance(value, str | Path) and not (isinstance(self.inputs[name], ByteText) or Path(value).is_file()):
+                return f"the input {name!r} cannot be used: there is no file {str(value)!r}"
             try:
                 if not (value is None or (isinstance(value, float) and math.isnan(value))):
                     opened[name] = self.inputs[name].open(value)
@@ -287,8 +286,11 @@ def main() -> int:
     """Predict one sample, given by ``--input NAME=VALUE``, and print the prediction as JSON."""
     parser = argparse.ArgumentParser(description="Predict the class of one sample.")
     parser.add_argument("--input", action="append", required=True, help="NAME=TEXT, or NAME=PATH of a file")
-    pairs = [text.partition("=") for text in parser.parse_args().input]
-    (prediction,) = Runner().predict([{name: value for name, _, value in pairs}])
+    words = parser.parse_args().input
+    sample = dict(word.split("=", 1) for word in words if "=" in word)
+    if len(sample) < len(words):
+        parser.error(f"write every --input as NAME=VALUE, each name once: {', '.join(words)}")
+    (prediction,) = Runner().predict([sample])
     print(json.dumps(prediction, ensure_ascii=False))
     return 1 if "error" in prediction else 0
 

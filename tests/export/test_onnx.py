@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,7 @@ def test_a_sample_that_cannot_be_used_has_an_error_and_the_others_do_not(folder,
     assert "none of the model's inputs: my text, photo" in found[0]["error"]
     assert "'photo' cannot be used" in found[2]["error"]
     assert "no input 'other'" in found[4]["error"]
+    assert found[3]["error"] == "the input 'photo' cannot be used: there is no file 'none.png'"
 
 
 def test_the_runner_is_a_command_that_needs_no_torch(folder, predictor):
@@ -77,6 +79,14 @@ def test_the_runner_is_a_command_that_needs_no_torch(folder, predictor):
     words = [sys.executable, "-I", "-c", code, "--input", "my text=a=b", "--input", f"photo={folder / 'photo.png'}"]
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=folder / "out")
     assert_same(json.loads(done.stdout), predictor.predict({"my text": "a=b", "photo": str(folder / "photo.png")}))
+
+
+@pytest.mark.parametrize("words", [["my text"], ["my text=a", "my text=b"]])
+def test_the_runner_refuses_an_input_without_value_or_given_twice(words, runner, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["runner.py", *(part for word in words for part in ("--input", word))])
+    with pytest.raises(SystemExit, match="2"):
+        runner.main()
+    assert f"write every --input as NAME=VALUE, each name once: {', '.join(words)}" in capsys.readouterr().err
 
 
 def test_an_existing_folder_is_kept(folder, capsys):
@@ -119,13 +129,14 @@ def test_the_file_has_no_paths_of_this_machine(folder):
     assert b".py" not in content
 
 
-def test_several_labels_and_weights(tmp_path, runner):
+def test_several_labels_and_weights(tmp_path, runner, capsys):
     torch.manual_seed(0)
     task = MultiLabel(threshold="validation")
     model = FusionClassifier({"text": TinyText(dim=8)}, Weighted, ["a", "b", "c"], task=task)
     task.thresholds.copy_(torch.tensor([0.0, 0.48, 1.0]))  # always, by the text, never
     write(model, tmp_path / "model.ckpt")
     assert export("--ckpt_path", tmp_path / "model.ckpt", "--output", tmp_path / "out") == 0
+    assert re.search(r"preprocess\.json \(\d+ bytes\), runner\.py \(1\d\.\d kB\)", capsys.readouterr().err)
     samples = [{"text": text} for text in ("", "a", "one", "two words", "a longer text of words")]
     expected = Predictor(model, device="cpu").predict(samples)
     for found, one in zip(runner.Runner(tmp_path / "out").predict(samples), expected, strict=True):
