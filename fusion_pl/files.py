@@ -70,6 +70,11 @@ def sync(file: IO[Any]) -> None:
     os.fsync(file.fileno())
 
 
+def looked_for(path: str | os.PathLike[str]) -> str:
+    """Return `` (looked for …)`` with the absolute path of a relative one, for messages; empty if it is absolute."""
+    return "" if os.path.isabs(path) else f" (looked for {os.path.abspath(path)})"
+
+
 def check_regular_file(path: str | os.PathLike[str]) -> None:
     """Raise an error if a path is not a regular file; reading a pipe would block.
 

@@ -177,8 +177,18 @@ def test_a_user_error_is_one_sentence(config, arguments, match, capsys):
             ["--ckpt_path", "none.ckpt", "--data.manifest", "m.csv", "--output", "p.csv"],
             "there is no checkpoint none.ckpt",
         ),
-        (["--ckpt_path", "none.ckpt", "--data.manifest", "m.csv", "--output", "p.txt"], "written as .csv or .jsonl"),
-        (["--ckpt_path", "none.ckpt", "--data.manifest", "m.csv", "--output", "no/p.csv"], "folder no does not exist"),
+        (
+            ["--ckpt_path", "none.ckpt", "--data.manifest", "m.csv", "--output", "p.txt"],
+            "written as .csv, .jsonl or .parquet",
+        ),
+        (
+            ["--ckpt_path", "none.ckpt", "--data.manifest", "m.csv", "--output", "no/p.csv"],
+            "folder no does not exist: create it, or",
+        ),
+        (
+            ["--ckpt_path", "none.ckpt", "--output", "p.csv"],
+            "give a table with --data.manifest, or one sample with --input",
+        ),
     ],
 )
 def test_a_user_error_of_predict_is_one_sentence(tmp_path, monkeypatch, arguments, match, capsys):

@@ -151,10 +151,10 @@ def test_a_table_without_one_of_the_inputs_says_how_to_do_without(folder, tmp_pa
 
 
 def test_a_folder_that_may_not_be_written_is_named_without_what_is_written_beside(folder, tmp_path, capsys):
-    (tmp_path / "p.csv.partial").mkdir()  # for root, too, the file cannot be written
+    (tmp_path / "p.csv.partial").touch()  # for root, too, the folder cannot be made
     (best,) = folder.glob("logs/**/best.ckpt")
     given = ["--ckpt_path", str(best), "--data.manifest", str(folder / "manifest.jsonl"), "--data.num_workers", "0"]
     assert run("predict", [*given, "--output", str(tmp_path / "p.csv")]) == 2
     said = capsys.readouterr().err
-    assert f"cannot write {tmp_path}/p.csv: Is a directory: a folder has the name of a file" in said
+    assert f"cannot write {tmp_path}/p.csv: File exists: a folder has the name of a file" in said
     assert "--ckpt_path last" not in said

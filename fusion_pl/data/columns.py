@@ -183,8 +183,9 @@ def check_prediction_columns(place: str, inputs: TableInputs, problems: Iterable
         found += [problem for column in missing for problem in check_column(inputs.manifest, column, "an input")]
     raise_problems(place, found)
     if missing:
-        names = join_names(map(repr, missing))
-        rank_zero_info(f"{place} has no column {names}: predicting without this input")
+        lacking = [name for name in inputs.columns if name not in inputs.names]
+        columns = f"column{'s' * (len(missing) > 1)} {join_names(map(repr, missing))}"
+        rank_zero_info(f"{place} has no {columns}: predicting without {join_names(lacking)}")
 
 
 def joined_name(columns: Columns) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from fusion_pl.data.arrow_file import MAX_MEMORY_BYTES, MappedFile, open_arrow, simplify, write_temporary
 from fusion_pl.data.table import Table, check_column_names, raise_problems
 from fusion_pl.data.text_table import DELIMITERS, JSON_LINES, read_text_table
+from fusion_pl.files import looked_for
 from fusion_pl.messages import error_reason
 from fusion_pl.types import MissingFileError, UserError
 
@@ -39,7 +40,7 @@ def read_table(path: str) -> Table:
     elif suffix not in (*DELIMITERS, *JSON_LINES, *ARROW, PARQUET):
         raise UserError(f"{path} ends in {suffix!r}: a manifest is {FORMATS}")
     elif not os.path.isfile(path):
-        raise MissingFileError(f"the manifest {path} does not exist (looked for {os.path.abspath(path)})")
+        raise MissingFileError(f"the manifest {path} does not exist{looked_for(path)}: give the path of a table")
     elif suffix == PARQUET:
         table = _read_parquet(path, [Path(path)])
     else:

@@ -38,7 +38,7 @@ def predict_command(arguments: list[str]) -> int:
     if config.input:
         return predict_sample(config)
     checkpoint_path(config, config.ckpt_path)  # it must exist before the standard input is read
-    with standard_input(config.data.init_args):
+    with standard_input(config.data):
         if config.output == STANDARD:
             return _predict_to_stdout(config)
         write = _predict_to_file if config.select is None else _select_to_file

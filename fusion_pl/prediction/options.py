@@ -19,6 +19,7 @@ from fusion_pl.types import UserError
 STANDARD = "-"  # name of the standard input as a table, and of the standard output
 # Options of streams and shards that concern training.
 STREAM_OPTIONS = {"shuffle_buffer", "shuffle_window"}
+TABLE_OPTIONS = {"data", "columns", "select", "by", "overwrite", "trainer.devices"}  # that one sample has not
 
 
 def predict_parser(has_table: bool = True) -> ArgumentParser:
@@ -84,13 +85,18 @@ def parse_options(arguments: Sequence[str]) -> Namespace:
     Raises:
         UserError: if an option is wrong, or the output cannot or must not be written.
     """
-    has_table = not any(key == "input" for key, _ in cli_options(arguments))
-    config = parse_checkpoint_command(predict_parser(has_table), arguments, with_data_class=True, repeatable=("input",))
-    if not has_table:
-        if config.data is not None or config.output not in (None, STANDARD):
-            given = "--output" if config.data is None else "--data"
-            raise UserError(f"--input is one sample, whose prediction is printed: leave out {given}")
+    keys = [key for key, _ in cli_options(arguments)]
+    is_sample, has_table = "input" in keys, any(key.partition(".")[0] == "data" for key in keys)
+    if is_sample:
+        _check_sample(keys)
+    parser = predict_parser(has_table and not is_sample)
+    config = parse_checkpoint_command(parser, arguments, with_data_class=True, repeatable=("input",))
+    if is_sample:
+        if config.output not in (None, STANDARD):
+            raise UserError("--input is one sample, whose prediction is printed: leave out --output")
         return config
+    if not has_table:
+        raise UserError("give a table with --data.manifest, or one sample with --input, such as --input text='a cat'")
     if config.select is not None:
         _check_selection(config)
     if config.output == STANDARD:
@@ -99,6 +105,13 @@ def parse_options(arguments: Sequence[str]) -> Namespace:
     else:
         check_output(Path(config.output), config.overwrite, config.data.init_args.get("manifest"))
     return config
+
+
+def _check_sample(keys: Sequence[str]) -> None:
+    """Raise an error for an option of tables beside ``--input``."""
+    for key in keys:
+        if key.startswith("data.") or key in TABLE_OPTIONS:
+            raise UserError(f"--input is one sample, and --{key} belongs to a table: give one of the two")
 
 
 def _check_selection(config: Namespace) -> None:
@@ -117,7 +130,8 @@ def check_output(output: Path, overwrite: bool, manifest: str | None) -> None:
             f"--output {output} ends in {output.suffix!r}: predictions are written as .csv, .jsonl or .parquet"
         )
     if not output.absolute().parent.is_dir():
-        raise UserError(f"--output {output}: the folder {output.parent} does not exist")
+        folder = output.parent
+        raise UserError(f"--output {output}: the folder {folder} does not exist: create it, or give another --output")
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: give the path of a file")
     if output.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from fusion_pl.cli.checkpoint_options import RULES, checkpoint_path
 from fusion_pl.data.collate import Collate
+from fusion_pl.files import looked_for
 from fusion_pl.messages import did_you_mean, escape_unprintable, join_names
 from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.prediction.columns import OutputColumns
@@ -33,7 +35,7 @@ def predict_sample(config: Namespace) -> int:
     path = checkpoint_path(config, config.ckpt_path)
     predictor = Predictor.from_checkpoint(path, config.device, config.trust)
     check_embeddings(config, predictor)
-    sample = predictor.open_sample("1", read_inputs(config.input, predictor))
+    sample = predictor.open_sample("0", read_inputs(config.input, predictor))
     batches = [Collate(predictor.processors)([sample])]
     rules = predictor.rules(**{name: config[name] for name in RULES})
     (prediction,) = predictor.predict_batches(batches, rules, config.embeddings)
@@ -49,7 +51,7 @@ def read_inputs(words: Sequence[str], predictor: Predictor) -> dict[str, Any]:
     """Return a dictionary from input name to the value of ``--input NAME=VALUE``.
 
     Raises:
-        UserError: if a word is no input of the model, or an input is given twice.
+        UserError: if a word is no input of the model, an input is given twice, or a file does not exist.
     """
     values: dict[str, Any] = {}
     for word in words:
@@ -61,7 +63,10 @@ def read_inputs(words: Sequence[str], predictor: Predictor) -> dict[str, Any]:
             raise UserError(f"--input {name}: the inputs of the model are {join_names(predictor.processors)}{hint}")
         if name in values:
             raise UserError(f"--input {name} is given twice: give it once")
-        is_list = value.startswith("[") and not isinstance(predictor.processors[name], TextProcessor)
+        processor = predictor.processors[name]
+        is_list = value.startswith("[") and not isinstance(processor, TextProcessor)
+        if processor.reads_files and not is_list and not os.path.exists(value):
+            raise UserError(f"--input {name}: there is no file {value!r}{looked_for(value)}: check the path")
         try:
             values[name] = json.loads(value) if is_list else value
         except ValueError as error:

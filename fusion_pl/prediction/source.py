@@ -8,7 +8,9 @@ import shutil
 import sys
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from pydoc import locate
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -18,6 +20,7 @@ from jsonargparse import Namespace
 from fusion_pl.cli.checkpoint_options import set_up_rows
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.manifest import ManifestData
+from fusion_pl.data.read_table import read_table, table_files
 from fusion_pl.data.remote import is_url
 from fusion_pl.data.table import Table
 from fusion_pl.data.table_data import TableData
@@ -87,16 +90,43 @@ def _key(class_path: str, arguments: dict[str, Any], data: FusionData) -> str:
     return json.dumps([class_path, options, root if is_url(root) else os.path.abspath(root), hashes])
 
 
+class _StandardInput(ManifestData):
+    """Table of the standard input, which messages call by this name.
+
+    Args:
+        manifest: path of a copy of the table.
+        kwargs: other arguments of ``ManifestData``.
+    """
+
+    def __init__(self, manifest: str, **kwargs: Any) -> None:
+        super().__init__(manifest="the standard input", **kwargs)
+        self._copy = manifest
+
+    @cached_property
+    def table(self) -> Table:
+        """The table, read on first use."""
+        try:
+            return replace(read_table(self._copy), path=self.manifest)
+        except UserError as error:
+            raise UserError(str(error).replace(self._copy, self.manifest)) from error
+
+    @property
+    def files(self) -> list[Path]:
+        """The copy, whose content identifies the table."""
+        return table_files(self._copy)
+
+
 @contextmanager
-def standard_input(options: Namespace) -> Iterator[None]:
+def standard_input(config: Namespace) -> Iterator[None]:
     """Copy a table from the standard input to a temporary file, if ``data.manifest`` is ``-``.
 
     Args:
-        options: arguments of the data module. Relative paths begin in the current folder.
+        config: class and arguments of the data module. Relative paths begin in the current folder.
 
     Raises:
         UserError: if the input is empty.
     """
+    options = config.init_args
     if options.get("manifest") != "-":
         yield
         return
@@ -111,4 +141,6 @@ def standard_input(options: Namespace) -> Iterator[None]:
             file.write(start)
             shutil.copyfileobj(source, file)
         options.manifest, options.root = path, options.root or os.curdir
+        if locate(config.class_path) is ManifestData:
+            config.class_path = f"{__name__}.{_StandardInput.__name__}"
         yield

@@ -271,7 +271,9 @@ def test_labels_that_are_all_empty(build, toy):
 
 
 def test_classes_of_a_missing_manifest_are_refused():
-    with pytest.raises(MissingFileError, match=r"the manifest nowhere\.csv does not exist"):
+    with pytest.raises(
+        MissingFileError, match=r"the manifest nowhere\.csv does not exist \(looked for /.*/nowhere\.csv\): give"
+    ):
         _ = ManifestData("nowhere.csv").classes
 
 
@@ -389,11 +391,15 @@ def test_predict_keeps_bad_rows_with_one_message_each(build, toy):
 
 
 def test_predict_needs_the_column_of_one_input(build, toy, caplog):
-    toy.without("audio")
-    data = build()
-    with caplog.at_level(logging.INFO):
-        data.setup("predict")
-    assert "has no column 'audio': predicting without" in caplog.text
-    assert list(data.samples("predict")[0].inputs) == ["text", "image"]
-    toy.without("text", "image")
+    for column, message in (
+        ("audio", "has no column 'audio': predicting without audio"),
+        ("image", "has no columns 'image', 'audio': predicting without image, audio"),
+    ):
+        toy.without(column)
+        data = build()
+        with caplog.at_level(logging.INFO):
+            data.setup("predict")
+        assert message in caplog.text
+    assert list(data.samples("predict")[0].inputs) == ["text"]
+    toy.without("text")
     assert "there is no column 'text' for an input" in refused(build(), "predict")

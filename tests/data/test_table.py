@@ -78,7 +78,7 @@ def test_an_unreadable_manifest_is_refused(tmp_path, name, content, message):
 
 
 def test_an_absent_manifest_is_refused(tmp_path):
-    with pytest.raises(MissingFileError, match=r"the manifest .*none\.csv does not exist"):
+    with pytest.raises(MissingFileError, match=r"the manifest /.*none\.csv does not exist: give the path"):
         read_table(str(tmp_path / "none.csv"))
 
 

@@ -32,25 +32,32 @@ def test_one_sample_is_printed_as_json(pictures, manifest, capsys):
     assert predict_sample(pictures, "--input", "text=a = b", "--input", f"image={picture}", "--embeddings") == 0
     found = json.loads(capsys.readouterr().out)
     expected = Predictor.from_checkpoint(pictures, "cpu").predict({"text": "a = b", "image": picture})
+    assert found["id"] == expected.id
     assert found["label"] == expected.label
     assert found["probabilities"] == expected.probabilities
     assert len(found["embedding"]) == 256
     assert "set" not in found
 
 
-def test_a_sample_that_cannot_be_read_has_an_error(pictures, capsys):
-    assert predict_sample(pictures, "--input", "image=lost.png") == 1
-    assert "lost.png" in json.loads(capsys.readouterr().out)["error"]
+def test_a_sample_that_cannot_be_read_has_an_error(pictures, tmp_path, capsys):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    assert predict_sample(pictures, "--input", f"image={tmp_path}/bad.png") == 1
+    assert "bad.png cannot be read" in json.loads(capsys.readouterr().out)["error"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--input", "txt=a"], "--input txt: the inputs of the model are text, image; did you mean text?"),
+        (["--input", "image=lost.png"], "--input image: there is no file 'lost.png' (looked for /"),
+        (["--input", "image=/lost.png"], "--input image: there is no file '/lost.png': check the path"),
+        (["--input", "image="], "--input image: there is no file ''"),
         (["--input", "hello"], "--input hello: write NAME=VALUE, such as text=…"),
         (["--input", "text=a", "--input", "text=b"], "--input text is given twice: give it once"),
         (["--input", "text=a", "--output", "p.csv"], "whose prediction is printed: leave out --output"),
-        (["--input", "text=a", "--data.manifest", "m.csv"], "--data.manifest"),
+        (["--input", "text=a", "--data.manifest", "m.csv"], "--data.manifest belongs to a table: give one of the two"),
+        (["--input", "text=a", "--data", "HubData"], "--data belongs to a table: give one of the two"),
+        (["--input", "text=a", "--select", "3"], "--select belongs to a table: give one of the two"),
     ],
 )
 def test_wrong_inputs_are_refused(arguments, message, pictures, capsys):
@@ -80,16 +87,27 @@ def test_rows_of_the_standard_input(form, folder, predict, monkeypatch, capfdbin
     assert predict(output="-", data=("--data.manifest", "-")) == 0
     found = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
     expected = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
-    for row in (*found, *expected):
-        row["error"] = bool(row["error"])  # which has the name of the table
+    for line, row in enumerate(expected, start=1):  # JSON Lines have no header
+        error = (row["error"] or "").replace("rows.csv, row", "the standard input, row")
+        row["error"] = (error.replace(f"row {line + 1}:", f"row {line}:") if form == "jsonl" else error) or None
     assert found == expected
     assert len(found) == NUM_ROWS
 
 
-def test_an_empty_standard_input_is_refused(folder, predict, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b" ")))
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b" ", "--data.manifest -: the standard input is empty"),
+        (b"txt\na\n", "the standard input has 1 problem"),
+        (b"text,text\na,b\n", "the standard input, row 1: the column 'text' appears more than once"),
+    ],
+)
+def test_a_table_that_cannot_be_read_from_the_standard_input(content, message, folder, predict, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     assert predict(output="-", data=("--data.manifest", "-")) == 2
-    assert "--data.manifest -: the standard input is empty" in capsys.readouterr().err
+    found = capsys.readouterr().err
+    assert message in found
+    assert "stdin.csv" not in found
 
 
 def test_embeddings_in_every_format(folder, predict):
