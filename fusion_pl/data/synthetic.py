@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 from jaxtyping import Int16
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.random import Generator
 from PIL import Image
 from rich.console import Console
@@ -118,6 +119,7 @@ class SyntheticDataset:
 
     def _write_files(self, folder: Path) -> None:
         """Write marker, media and manifest, in this order: the manifest exists only when the data set is complete."""
+        rank_zero_info(f"Writing the demo data ({sum(self.sizes.values()):,} samples) to {folder}")
         self.prepare()
         (folder / MANIFEST).unlink(missing_ok=True)
         (folder / self._marker_name).write_text(json.dumps(self._completion_marker))

@@ -174,12 +174,14 @@ def calibration_line(content: Mapping[str, Any], samples: str) -> str:
         method += f", {subsets} for subsets of the inputs"
     if reason := content.get("reason"):  # beside temperatures of subsets, it is in metrics.json only
         number = "1 subset" if subsets == 1 else f"{subsets} subsets"
-        method = f"temperature of {number} of the inputs, no common one" if subsets else f"none, because {reason}"
+        incomplete = content.get("changes_only_rows_that_lack_inputs")
+        rows = f"rows that lack inputs ({number})" if incomplete else f"rows with {number} of the inputs"
+        method = f"temperature only for {rows}, the others need none" if subsets else f"none, because {reason}"
     if not before or math.isnan(before["nll"]):
         return f"calibration: {method}"
-    error, nll = f"{100 * before['ece']:.1f} %", f"{before['nll']:.2f}"
-    note = ""
+    nll, error = f"{before['nll']:.3f}", f"{100 * before['ece']:.1f} %"
     if after and after != before:
-        error, nll = f"{error} -> {100 * after['ece']:.1f} %", f"{nll} -> {after['nll']:.2f}"
-        note = "; only rows that lack inputs change" if content.get("changes_only_rows_that_lack_inputs") else ""
-    return f"calibration: {method}, ECE {error}, NLL {nll} ({samples} samples{note})"
+        nll, error = f"{nll} -> {after['nll']:.3f}", f"{error} -> {100 * after['ece']:.1f} %"
+    if "ece_by_chance" in (last := after or before):
+        error += f", {100 * last['ece_by_chance']:.1f} % by chance"
+    return f"calibration: {method}; NLL {nll}, calibration error {error} ({samples} samples)"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import errno
 import hashlib
+import logging
 import wave
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -125,11 +126,15 @@ def test_sounds_contain_the_tone_pair_of_the_key_and_some_are_masked(samples):
     assert 0.85 < np.mean(right) < 0.95
 
 
-def test_a_complete_data_set_is_not_rewritten(tmp_path):
-    manifest = SMALL.write(tmp_path / "keypad")
+def test_a_complete_data_set_is_not_rewritten(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        manifest = SMALL.write(tmp_path / "keypad")
+    assert f"Writing the demo data (40 samples) to {tmp_path}/keypad" in caplog.text
+    caplog.clear()
     before = {path: path.stat().st_mtime_ns for path in manifest.parent.rglob("*")}
     assert SMALL.write(tmp_path / "keypad") == manifest
     assert {path: path.stat().st_mtime_ns for path in manifest.parent.rglob("*")} == before
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("lost", ["manifest.csv", "images/00002.png", "audio", ".keypad.json"])

@@ -123,7 +123,7 @@ def test_test_can_leave_the_calibration_out(here, capsys):
     arguments = ["--config", "lightning_logs/version_0/config.yaml", "--ckpt_path", str(BEST)]
     out = ["--trainer.logger.init_args.save_dir", "raw"]
     assert run("test", [*arguments, *out, "--model.calibration", "none"]) == 0
-    assert "calibration: none, ECE" in capsys.readouterr().out
+    assert "calibration: none; NLL" in capsys.readouterr().out
     measured = results(0, "raw")
     assert "after" not in measured["calibration"]
     assert measured["metrics"]["test/loss"] == pytest.approx(measured["calibration"]["before"]["nll"])
@@ -289,15 +289,15 @@ RESULT = {"metrics": {"val/loss": 1.0}, "per_class": {}, "samples": {"val": 7}, 
 @pytest.mark.parametrize(
     ("subsets", "ends"),
     [
-        ([["text"]], "temperature of 1 subset of the inputs, no common one, ECE 1.6 % -> 2.1 %, NLL 0.18 -> 0.19 "
-         "(85 val samples; only rows that lack inputs change)"),
-        ([["text"], ["text", "image"]], "temperature of 2 subsets of the inputs, no common one, ECE 1.6 % -> 2.1 %, "
-         "NLL 0.18 -> 0.19 (85 val samples)"),
-        ([], "none, because it would raise the loss, ECE 1.6 %, NLL 0.18 (85 val samples)"),
+        ([["text"]], "temperature only for rows that lack inputs (1 subset), the others need none; NLL 0.180 -> 0.190, "
+         "calibration error 1.6 % -> 2.1 %, 1.9 % by chance (85 val samples)"),
+        ([["text"], ["text", "image"]], "temperature only for rows with 2 subsets of the inputs, the others need none; "
+         "NLL 0.180 -> 0.190, calibration error 1.6 % -> 2.1 %, 1.9 % by chance (85 val samples)"),
+        ([], "none, because it would raise the loss; NLL 0.180, calibration error 1.6 % (85 val samples)"),
     ],
 )  # fmt: skip
 def test_the_line_names_a_change_that_is_only_of_rows_that_lack_inputs(subsets, ends):
-    before, after = {"ece": 0.016, "nll": 0.18}, {"ece": 0.021, "nll": 0.19}
+    before, after = {"ece": 0.016, "nll": 0.18}, {"ece": 0.021, "nll": 0.19, "ece_by_chance": 0.019}
     scores = {"before": before, "after": after if subsets else before}
     temperatures = [(names, 1.5) for names in subsets]
     fitted = Calibration("temperature", temperatures=temperatures, reason="it would raise the loss", **scores)
