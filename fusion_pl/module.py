@@ -196,9 +196,9 @@ class FusionClassifier(FusionCore, LightningModule):
         losses, fused = self.compute_losses(batch)
         loss = total_loss(losses)
         self.train_metrics.update_batch(losses, fused, batch)
-        shown = shows_progress(self.trainer)
-        if shown or is_logged(self.trainer):  # not synchronised over processes
-            self.log("train/loss_step", loss, prog_bar=shown, batch_size=len(batch.ids))
+        trainer = self._trainer
+        if trainer is not None and ((shown := shows_progress(trainer)) or is_logged(trainer)):
+            self.log("train/loss_step", loss, prog_bar=shown, batch_size=len(batch.ids))  # of this process
         return loss
 
     def on_train_epoch_end(self) -> None:

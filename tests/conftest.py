@@ -10,12 +10,15 @@ import gc
 import logging
 import math
 import shutil
+import signal
 import sys
 
 import pytest
 
 CLASSES = ["high", "low"]
 gc.disable()  # while tests and libraries are imported
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell in the background; tests send Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish():

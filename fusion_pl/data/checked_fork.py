@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import select
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.popen_fork import Popen
 from typing import Any
@@ -21,7 +21,7 @@ class _CheckedPopen(Popen):
             receiver, process_obj.started = os.pipe()
             super()._launch(process_obj)  # type: ignore[misc]  # not in the stubs
             os.close(process_obj.started)
-            has_started = select.select([receiver], [], [], START_SECONDS)[0]  # or has ended, which the loader notices
+            has_started = wait([receiver], START_SECONDS)  # or has ended, which the loader notices
             os.close(receiver)
             if has_started:
                 return
