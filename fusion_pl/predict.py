@@ -15,7 +15,7 @@ from torch import Tensor
 from fusion_pl.checkpoint import build_model, read_checkpoint
 from fusion_pl.checkpoint.folder import read_model_folder
 from fusion_pl.data.collate import Collate
-from fusion_pl.messages import one_line
+from fusion_pl.messages import did_you_mean, one_line, truncate
 from fusion_pl.module import FusionClassifier
 from fusion_pl.processors.base import OPEN_ERRORS, check_path
 from fusion_pl.types import Batch, Encoded, Fused, Sample, UserError
@@ -179,12 +179,12 @@ class Predictor:
         """Return rules for prediction sets, abstention and outliers, from the validation scores in the checkpoint.
 
         Args:
-            coverage: probability that the prediction set of a sample contains its class, or all labels; None = no sets.
+            coverage: probability that a prediction set contains the class, or all labels; None = no sets.
             coverage_by_class: whether the sets have that probability in each class.
-            abstain: share of the validation samples that would get a label, those with the least doubt; a sample with
+            abstain: share of the validation samples that would get a label; they have the least doubt. A sample with
                 more doubt has no label. None = every sample has a label.
-            doubt: score of doubt: ``probability`` (1 - the largest one), ``entropy``, ``energy``, or ``evidential``.
-            outliers: whether each input, and all of them together, have a p-value: the share of validation samples
+            doubt: ``probability``, ``entropy``, ``energy`` or ``evidential``; the first is 1 - the largest probability.
+            outliers: whether each input, and all together, have a p-value; it is the share of validation samples
                 that are at least as far from the training samples. Below 0.01, the input is unlike these.
 
         Raises:
@@ -292,7 +292,9 @@ class Predictor:
         try:
             for name, value in values.items():
                 if name not in self.processors:
-                    raise UserError(f"this model has no input {name!r}; it takes: {', '.join(self.processors)}")
+                    shown = truncate(str(name))
+                    known = f"it takes: {', '.join(self.processors)}{did_you_mean(shown, self.processors)}"
+                    raise UserError(f"this model has no input {shown!r}; {known}")
                 processor = self.processors[name]
                 if not processor.is_missing(value):
                     check_path(name, processor, value, open_paths)

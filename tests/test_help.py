@@ -46,6 +46,12 @@ def test_every_command_has_help_and_a_valid_example(tmp_path, monkeypatch):
         parse(subcommand, *example.split())
 
 
+def test_the_help_of_serve_cuts_no_sentence():
+    lines = help_text("serve", []).splitlines()
+    assert not [line for line in lines[1:] if "…" in line]
+    assert "(by default 1,000)" in next(line for line in lines if "--window" in line)
+
+
 def test_the_help_of_the_data_check_has_no_options_of_training():
     """They are accepted, because the configuration is that of fit, and change nothing."""
     names = {"batch_size", "sampling", "bucket_by_length", "augment", "input_dropout", "on_bad_file"}

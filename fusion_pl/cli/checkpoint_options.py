@@ -29,7 +29,7 @@ def add_checkpoint_option(parser: ArgumentParser) -> None:
         "--ckpt_path",
         type=str,
         required=True,
-        help="a file that fusion-pl fit wrote, or best or last of the newest run",
+        help="a checkpoint file, or best or last of the newest run",
     )
 
 
@@ -47,7 +47,7 @@ def add_loading_options(parser: ArgumentParser) -> None:
             f"--trainer.logger.{name}",
             type=str,
             default=LOGGER["init_args"][name],
-            help="folder or name of the runs of fit, for --ckpt_path best or last",
+            help="folder or name of runs, for --ckpt_path best",
         )
 
 

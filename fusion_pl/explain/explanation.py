@@ -132,6 +132,7 @@ class Explanation:
             return self.error
         total = self.log_odds - self.log_odds_none
         gains = ", ".join(f"{name} {effect.gain:+.2f}" for name, effect in self.inputs.items())
+        gains += f" (sum {sum(effect.gain for effect in self.inputs.values()):+.2f})"
         if self.kind == "single":
             name = next(iter(self.inputs))
             return f"{name} is the only input; it changes the log-odds of {self.target} by {total:+.2f}."
@@ -141,7 +142,7 @@ class Explanation:
             is_decided = any(effect.decides_alone for effect in self.inputs.values())
             deciding = "" if is_decided else f"; no input alone gives {self.target}"
         relation = {
-            "independent": "the inputs contribute independently",
+            "independent": "the inputs contribute nearly independently",
             "synergy": "the inputs are needed together",
             "redundancy": "the inputs repeat each other",
         }[self.kind]

@@ -27,7 +27,7 @@ from fusion_pl.types import UserError
 
 MAX_BYTES = 2**29  # of an array; the members of an .npz file may be compressed to a thousandth of their size
 NPY_MAGIC, ZIP_MAGIC = b"\x93NUMPY", b"PK"
-HINT = "replace it or empty its cell"
+HINT = "replace it or leave this input out"
 # Errors of zipfile on damaged files; RuntimeError: encrypted, or an unknown compression.
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, ValueError, EOFError, struct.error)
 # Errors of numpy on damaged headers, which are Python literals.

@@ -34,7 +34,7 @@ OGG_TRUNCATION_NOTES = ("Junk after the last page", "lacks an end-of-stream bit"
 # Xing header in the first frame of an MP3 file: flags, number of frames, number of bytes.
 MP3_HEADER = re.compile(rb"(?:Xing|Info)(.{12})", re.DOTALL)
 MAX_WINDOWS, MIN_WINDOW = 16, 0.05  # spans of a clip: their number, and their length in seconds
-HINT = "replace it or empty its cell"
+HINT = "replace it or leave this input out"
 INT_BITS = {"int16": 16, "int32": 32}
 
 

@@ -106,7 +106,7 @@ def read_image(source: Source) -> Image.Image:
         is_unknown = isinstance(error, UnidentifiedImageError)
         reason = f"expected one of {', '.join(FORMATS)}" if is_unknown else error
         name = describe_source(source, "image")
-        raise UserError(f"{name} cannot be read as an image ({reason}): replace it or empty its cell") from error
+        raise UserError(f"{name} cannot be read as an image ({reason}): replace it or leave this input out") from error
 
 
 def _convert_image(value: Any) -> Image.Image:

@@ -33,6 +33,7 @@ MESSAGES = {  # of answers that the router gives
     404: "there is nothing at this path: POST /predict, or GET /openapi.json, which describes all paths",
     405: "this path has another method: POST /predict and /explain, GET for all others",
 }
+OPTIONS = {"/": "--page", "/drift": "--reference"}  # path -> option of the server that adds it
 PAGE_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -58,9 +59,10 @@ def create_app(service: Service) -> Starlette:
 
 async def answer_error(request: Request, error: Exception) -> Response:
     """Return the answer to a request that is refused."""
-    del request
     assert isinstance(error, HTTPException)
     message = MESSAGES.get(error.status_code, error.detail)
+    if error.status_code == 404 and request.url.path in OPTIONS:
+        message = f"this server was started without {OPTIONS[request.url.path]}, which adds this path; {message}"
     return JSONResponse({"error": message}, error.status_code, error.headers)
 
 

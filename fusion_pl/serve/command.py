@@ -17,6 +17,7 @@ from fusion_pl.training.interrupt import StopSignals
 from fusion_pl.types import MissingFileError, UserError
 
 TOKEN_VARIABLE = "FUSION_PL_TOKEN"
+TOKEN_ADVICE = "write a token of at least 16 ASCII characters into a file, and give its path"
 WINDOW = 1000  # samples of all processes
 
 
@@ -24,34 +25,36 @@ def serve_parser() -> ArgumentParser:
     """Return the parser of ``fusion-pl serve``."""
     parser = ArgumentParser(prog="fusion-pl serve", exit_on_error=False, allow_abbrev=False)
     add_checkpoint_option(parser)
-    parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; 0.0.0.0 = all addresses")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0 = any free port")
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on (0.0.0.0 = all addresses)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (0 = any free port)")
     parser.add_argument(
         "--token_file",
         type=str | None,
         default=None,
-        help=f"file with the token that clients have to send, or give it in the environment variable {TOKEN_VARIABLE}",
+        help="file with the token (16 characters or more) that clients have to send; the environment variable "
+        f"{TOKEN_VARIABLE} is another way to give it",
     )
     parser.add_argument("--workers", type=int, default=1, help="number of processes, each with its own model")
     parser.add_argument("--batch_size", type=int, default=32, help="largest number of samples per batch")
     parser.add_argument("--max_wait", type=float, default=5.0, help="milliseconds that a sample waits for others")
-    parser.add_argument(
-        "--queue", type=int, default=64, help="accepted requests per process; further ones are answered 429"
-    )
+    parser.add_argument("--queue", type=int, default=64, help="accepted requests per process (others are answered 429)")
     parser.add_argument(
         "--reference",
         action="store_true",
-        help="show on /drift and in /metrics how far the served samples are from the validation samples",
+        help="compare served with validation samples on /drift and in /metrics",
     )
     parser.add_argument(
-        "--window", type=int | None, default=None, help=f"latest samples that --reference compares; {WINDOW} by default"
+        "--window",
+        type=int | None,
+        default=None,
+        help=f"latest samples that --reference compares (by default {WINDOW:,})",
     )
     parser.add_argument("--page", action="store_true", help="serve also a page to try the model in a browser")
     parser.add_argument(
         "--examples",
         type=str | None,
         default=None,
-        help="table with examples for the page, which has the columns of the training's table",
+        help="table with examples for the page, with the columns of the training table",
     )
     parser.add_class_arguments(Limits, "limits")
     parser.add_method_arguments(Predictor, "rules")
@@ -124,9 +127,9 @@ def read_token(path: str | None) -> str | None:
         try:
             token = Path(path).read_text(encoding="utf-8").strip()
         except FileNotFoundError as error:
-            raise MissingFileError(f"{source} does not exist") from error
+            raise MissingFileError(f"{source} does not exist: {TOKEN_ADVICE}") from error
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{source} cannot be read as a text: give a file that contains only the token") from error
+            raise UserError(f"{source} cannot be read as a text: {TOKEN_ADVICE}") from error
     if token is not None and (not token.isascii() or not token.isprintable() or len(token) < 16 or " " in token):
         raise UserError(f"the token of {source} must have at least 16 ASCII characters without spaces")
     return token

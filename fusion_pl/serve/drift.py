@@ -22,6 +22,7 @@ from fusion_pl.uncertainty.drift import Drift, measure_drift
 
 LEVEL = 0.001  # probability that any quantity of a window is flagged without drift
 WINDOW = "fusion_pl_drift_window_samples"
+MIN_SAMPLES = 100  # below which the page does not say that there is no drift: the index by chance is then above 0.1
 MAX_SHOWN = 20  # bins of a histogram on the page
 
 
@@ -46,10 +47,8 @@ class Quantity:
     @property
     def verdict(self) -> str:
         """The result in words."""
-        if self.drift.groups < 2:
-            return "too few samples"
         if not self.is_flagged:
-            return "no drift found"
+            return "too few samples" if self.drift.groups < 2 or sum(self.counts) < MIN_SAMPLES else "no drift found"
         return f"{'small' if self.drift.psi < 0.1 else 'moderate' if self.drift.psi <= 0.25 else 'large'} drift"
 
 
@@ -139,6 +138,7 @@ class DriftMonitor(Collector):
             samples=samples,
             validation=sum(quantities[0].reference.counts),
             level=LEVEL,
+            min_samples=MIN_SAMPLES,
             max_shown=MAX_SHOWN,
             sections=[(quantity, shown_bins(quantity)) for quantity in quantities],
         )

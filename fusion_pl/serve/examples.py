@@ -1,4 +1,4 @@
-"""Samples to try a model with, as a client sends them: of a table, or made of placeholders."""
+"""Samples of a table to try a model with, and values for the examples of the description, as a client sends them."""
 
 from __future__ import annotations
 
@@ -44,12 +44,6 @@ def table_examples(predictor: Predictor, table: str) -> list[dict[str, Any]]:
         reason = f": {join_names(sample.bad_files[0] for sample in samples if sample.bad_files)}" if samples else ""
         raise UserError(f"--examples {table}: none of its rows can be opened{reason}")
     return examples
-
-
-def placeholder_examples(predictor: Predictor) -> list[dict[str, Any]]:
-    """Return one sample that consists of the placeholders of the processors."""
-    values = {name: example_value(processor) for name, processor in predictor.processors.items()}
-    return [{"name": "placeholders", "inputs": {name: value for name, value in values.items() if value is not None}}]
 
 
 def encode_values(predictor: Predictor, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -15,12 +15,11 @@ class Limits:
         megabytes: size of the body of a request, in MB (10^6 bytes).
         upload_seconds: time in which the body of a request has to arrive.
         samples: number of samples of a request.
-        values: number of values of a JSON body, such as the numbers of vectors.
+        values: values of a JSON body, such as the numbers of vectors.
         characters: length of a text; the encoder cuts off what exceeds its number of tokens.
         megapixels: size of an image, in 10^6 pixels.
         seconds: length of a sound.
-        opened_megabytes: memory of the opened images and sounds of all requests of a process together, in MB; further
-            requests wait until there is room.
+        opened_megabytes: megabytes of opened images and sounds per process; further requests wait until there is room.
     """
 
     megabytes: float = 16.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import shutil
@@ -43,8 +44,9 @@ def listen(host: str, port: int) -> socket.socket:
         bound.bind(address)
     except OSError as error:
         bound.close()
-        reason = f"cannot listen on port {port} of {host} ({error.strerror})"
-        raise UserError(f"{reason}: give another --port, 0 for any free one, or --host 127.0.0.1") from error
+        port_hint, host_hint = "another --port, or 0 for any free one", "--host 127.0.0.1, or 0.0.0.0 for all addresses"
+        hint = host_hint if error.errno == errno.EADDRNOTAVAIL else port_hint
+        raise UserError(f"cannot listen on port {port} of {host} ({error.strerror}): give {hint}") from error
     return bound
 
 
@@ -101,6 +103,10 @@ def _announce(start: str, bound: socket.socket, info: dict[str, Any], options: S
     host, port = bound.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print_line(f"{start} {info['checkpoint']['file']} on {address} (inputs: {join_names(info['inputs'])})")
+    if options.page:
+        print_line(f"The page to try the model: {address}/")
+    if options.window is not None:
+        print_line(f"The drift of the served samples: {address}/drift")
     if options.token is None and host not in ("127.0.0.1", "::1"):
         print_line("Everybody who can reach this address can send requests: --token_file requires a token.")
     print_line("Ctrl-C stops the server after it has answered the requests that it has accepted.")

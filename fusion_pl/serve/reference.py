@@ -69,9 +69,9 @@ class Reference:
             )
         self.predictor, total = predictor, len(scores.conformity)
         confidences = 1 - scores.doubts["probability"]
-        self.confidence_cuts = quantile_cuts(confidences)
+        confidence, self.confidence_cuts = confidence_histogram(confidences)
         self.histograms = {
-            "confidence": Histogram.of_numbers(confidences, self.confidence_cuts),
+            "confidence": confidence,
             "predictions": Histogram.of_categories(scores.predicted, total),
             "inputs": Histogram.of_categories(scores.inputs, total),
         }
@@ -117,6 +117,16 @@ class Reference:
     def _category(self, quantity: str, name: str) -> int:
         bins = self.histograms[quantity].bins
         return bins.index(name) if name in bins[:-1] else len(bins) - 1
+
+
+def confidence_histogram(confidences: Float[Tensor, " N"]) -> tuple[Histogram, list[float]]:
+    """Return the histogram of numbers up to 1, and its cuts; if they reach up to 1, there is no bin above them."""
+    cuts = quantile_cuts(confidences)
+    if cuts[-1] < 0.9999:
+        return Histogram.of_numbers(confidences, cuts), cuts
+    cuts[-1] = 1.00001  # 1, and rounding errors
+    histogram = Histogram.of_numbers(confidences, cuts)
+    return Histogram(histogram.bins[:-1], histogram.counts[:-1]), cuts
 
 
 def p_values_of_distances(detector: OutlierDetector, cuts: Sequence[float]) -> list[float]:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from fusion_pl.messages import did_you_mean, error_reason, join_names
+from fusion_pl.messages import error_reason
 from fusion_pl.processors import Processor
 from fusion_pl.serve.limits import Limits
 from fusion_pl.serve.multipart import Part, split_parts
-from fusion_pl.serve.values import kind_of
+from fusion_pl.serve.values import json_type, kind_of
 from fusion_pl.types import UserError
 
 JSON, MULTIPART = "application/json", "multipart/form-data"
@@ -55,7 +55,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         RequestError: if the body is too large or arrives too slowly, or the client closes the connection.
     """
     closing = {"Connection": "close"}  # the rest of the body is not read
-    too_large = RequestError(413, f"the body has more than {limits.megabytes:g} MB: send fewer samples", closing)
+    advice = "send smaller files or fewer samples, or start the server with larger --limits.megabytes"
+    too_large = RequestError(413, f"the body has more than {limits.megabytes:g} MB: {advice}", closing)
     length = request.headers.get("content-length", "")
     if length and not (length.isascii() and length.isdecimal()):
         raise RequestError(422, "the Content-Length is not a number", closing)
@@ -83,16 +84,19 @@ def parse_json(body: bytes, limits: Limits) -> Samples:
     """
     try:
         content = _load_json(body, limits)
-    except (ValueError, RecursionError) as error:  # ValueError: also no UTF-8, and numbers of 5,000 digits
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error_reason(error)
-        raise RequestError(422, f"the body is not JSON ({reason})") from error
+    except ValueError as error:  # also no UTF-8, and numbers of 5,000 digits
+        raise RequestError(422, f"the body is not JSON ({error_reason(error)})") from error
     if not isinstance(content, dict):
         raise RequestError(422, 'the body is not an object: expected {"samples": [{…}, …]} or one sample')
     samples = content["samples"] if content.keys() == {"samples"} else None
     if not isinstance(samples, list):
         return Samples([content], is_list=False)
-    if not samples or not all(isinstance(sample, dict) for sample in samples):
-        raise RequestError(422, '"samples" is not a list of objects from input name to value')
+    if not samples:
+        raise RequestError(422, '"samples" is empty: send at least one sample')
+    for index, sample in enumerate(samples):
+        if not isinstance(sample, dict):
+            expected = "expected an object from input name to value"
+            raise RequestError(422, f"samples[{index}] is {json_type(sample)}, {expected}")
     if len(samples) > limits.samples:
         raise RequestError(422, f"the request has {len(samples)} samples, expected at most {limits.samples}")
     return Samples(samples, is_list=True)
@@ -101,7 +105,10 @@ def parse_json(body: bytes, limits: Limits) -> Samples:
 def _load_json(content: bytes, limits: Limits) -> Any:
     if sum(content.count(character) for character in b",[{") > limits.values:
         raise ValueError(f"it has more than {limits.values:,} values")
-    return json.loads(content, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated_keys)
+    try:
+        return json.loads(content, parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated_keys)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _refuse_constant(name: str) -> None:
@@ -119,17 +126,15 @@ def parse_multipart(content_type: str, body: bytes, processors: Mapping[str, Pro
     """Return the one sample of a multipart body: a part per input, a file or a field.
 
     Raises:
-        RequestError: if the body is damaged or cut, or a part is no input or is repeated.
+        RequestError: if the body is damaged or cut, has too many parts, or a part is repeated or cannot be decoded.
     """
     values: dict[str, Any] = {}
     try:
-        for part in split_parts(content_type, body, len(processors)):
+        for part in split_parts(content_type, body, len(processors) + 1):  # one with a wrong name may be there
             if part.name in values:
                 raise UserError(f"the input {part.name!r} is given twice, but multipart requests contain one sample")
-            if part.name not in processors:
-                hint = did_you_mean(part.name, processors)
-                raise UserError(f"this model has no input {part.name!r}{hint}; it takes: {join_names(processors)}")
-            values[part.name] = _part_value(processors[part.name], part, limits)
+            processor = processors.get(part.name)  # a part without an input is an error of the sample, as in JSON
+            values[part.name] = part.content if processor is None else _part_value(processor, part, limits)
     except UserError as error:
         raise RequestError(422, f"the body is not multipart/form-data with one part per input: {error}") from error
     return Samples([values], is_list=False)
@@ -140,7 +145,9 @@ def _part_value(processor: Processor, part: Part, limits: Limits) -> Any:
     kind = kind_of(processor)
     if part.is_file and kind not in ("text", "vector", "json"):
         return part.content
+    is_json = kind in ("vector", "json")
     try:
-        return part.content.decode() if kind not in ("vector", "json") else _load_json(part.content, limits)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"the part {part.name!r}: {error_reason(error)}") from error
+        return _load_json(part.content, limits) if is_json else part.content.decode()
+    except ValueError as error:
+        expected = "JSON" if is_json else "a text in UTF-8"
+        raise RequestError(422, f"the part {part.name!r} is not {expected} ({error_reason(error)})") from error

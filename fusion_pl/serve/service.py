@@ -21,7 +21,7 @@ from fusion_pl.files import sha256
 from fusion_pl.messages import is_failure
 from fusion_pl.predict import Prediction, Predictor
 from fusion_pl.serve.drift import DriftMonitor
-from fusion_pl.serve.examples import placeholder_examples, table_examples
+from fusion_pl.serve.examples import table_examples
 from fusion_pl.serve.limits import Limits
 from fusion_pl.serve.metrics import Metrics
 from fusion_pl.serve.reference import Reference
@@ -48,7 +48,7 @@ class ServeOptions:
         threads: threads that compute a batch; None = as torch decides.
         window: number of samples per process that are compared with the validation samples; None = no comparison.
         page: whether the server has a page for people.
-        examples: path of a table with examples for the page; None = placeholders.
+        examples: path of a table with examples for the page; None = no examples.
     """
 
     checkpoint: str
@@ -93,11 +93,9 @@ class Service:
         self.examples: list[dict[str, Any]] = []
         if options.page and options.examples is not None:
             self.examples = table_examples(self.predictor, options.examples)
-        elif options.page:
-            self.examples = placeholder_examples(self.predictor)
         self.drift: DriftMonitor | None = None
         self._warm_up()
-        if options.window is not None:  # from now on; the sample above is no request
+        if options.window is not None:
             self.drift = DriftMonitor(Reference(self.predictor), self.metrics, options.window)
             self.rules = replace(self.rules, outliers=bool(self.predictor.model.outlier_detectors))
 
@@ -122,8 +120,7 @@ class Service:
         """
         start = time.perf_counter()
         try:
-            batch = self.collate(samples)
-            predictions = list(self.predictor.predict_batches([batch], self.rules))
+            predictions = self._predict_batch(samples)
         except BaseException as error:  # the boundary between the samples of different clients
             if not is_failure(error):
                 raise
@@ -136,14 +133,20 @@ class Service:
             self.drift.record(samples, predictions)
         return predictions
 
+    def _predict_batch(self, samples: Sequence[Sample]) -> list[Prediction]:
+        return list(self.predictor.predict_batches([self.collate(samples)], self.rules))
+
     def as_dict(self, prediction: Prediction) -> dict[str, Any]:
         """Return the fields of a prediction that its task and the rules fill."""
         return {name: getattr(prediction, name) for name in self.fields}
 
     def _warm_up(self) -> None:
-        """Predict one sample, so that the first request does not wait for what is computed only once."""
+        """Predict one sample, which no metric counts, so that the first request does not wait for what is done once."""
         inputs = {name: processor.placeholder() for name, processor in self.predictor.processors.items()}
-        self.predict([Sample("warm-up", inputs)])
+        try:
+            self._predict_batch([Sample("warm-up", inputs)])
+        except Exception as error:  # a request with the same error gets it as its answer
+            failure(error)
 
 
 def failure(error: BaseException) -> str:

@@ -100,12 +100,12 @@ def _decode(processor: Processor, value: Any, limits: Limits) -> tuple[Any, int]
     kind = kind_of(processor)
     if kind == "text":
         if not isinstance(value, str):
-            raise UserError(f"expected a text, got {_json_type(value)}")
+            raise UserError(f"expected a text, got {json_type(value)}")
         if len(value) > limits.characters:
             raise UserError(f"the text has {len(value):,} characters, expected at most {limits.characters:,}")
         return value, 0
     if kind == "vector" and not isinstance(value, list):
-        raise UserError(f"expected a list of numbers, or a list of such lists, got {_json_type(value)}")
+        raise UserError(f"expected a list of numbers, or a list of such lists, got {json_type(value)}")
     if kind in ("vector", "json"):
         return value, 0
     content = value if isinstance(value, bytes) else _decode_base64(value)
@@ -122,7 +122,7 @@ def _decode_base64(value: Any) -> bytes:
     """Return the bytes of base64 text or of a data URL."""
     expected = "expected the content of a file as base64 or as a data URL (data:image/png;base64,…)"
     if not isinstance(value, str):
-        raise UserError(f"{expected}, got {_json_type(value)}")
+        raise UserError(f"{expected}, got {json_type(value)}")
     match = DATA_URL.match(value[:200])
     try:
         return base64.b64decode(value[match.end() :] if match else value, validate=True)
@@ -130,9 +130,10 @@ def _decode_base64(value: Any) -> bytes:
         raise UserError(f"{expected}, got {truncate(value, 20)!r}: paths and URLs are not opened") from error
 
 
-def _json_type(value: Any) -> str:
+def json_type(value: Any) -> str:
+    """Return what a value of a request is, in words."""
     names = {dict: "an object", list: "a list", bool: "true or false", str: "a text", bytes: "a file"}
-    return names.get(type(value), "a number")
+    return "null" if value is None else names.get(type(value), "a number")
 
 
 def _image_size(content: bytes, limits: Limits) -> int:

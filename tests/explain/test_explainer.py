@@ -164,6 +164,7 @@ def test_the_sentence_never_says_that_an_input_gives_a_class_and_lowers_its_prob
     prediction = Prediction("0", labels=["nature"], probabilities={"nature": 0.87})
     explanation = Explanation("0", prediction, "nature", 0.87, 1.87, 0.0, inputs)
     assert "image and audio each give nature; text lowers its probability." in explanation.summary
+    assert "by text +0.07, image +1.39, audio +1.10 (sum +2.56), together by +1.87" in explanation.summary
     no_reason = Explanation(
         "0", prediction, "nature", 0.87, 1.87, 0.0, {"text": inputs["text"]} | {"image": effect(2.5, 0.51, 0.04)}
     )

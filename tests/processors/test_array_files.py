@@ -121,7 +121,7 @@ def test_large_arrays_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"\(it is empty\): expected .npy, .npz, .pt or .safetensors; replace it or empty its cell"),
+        (b"", r"\(it is empty\): expected .npy, .npz, .pt or .safetensors; replace it or leave this input out"),
         (b"1.0,2.0\n", r"\(it is another kind of file\)"),
         (b"\x93NUMPY", r"cannot be read as an array"),
         (npy((3,), "|O"), "holds object"),

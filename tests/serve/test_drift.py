@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import bisect
 import csv
 import json
 import re
@@ -10,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from prometheus_client import values
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
@@ -20,7 +22,7 @@ from fusion_pl.serve.app import create_app
 from fusion_pl.serve.drift import DriftMonitor
 from fusion_pl.serve.limits import Limits
 from fusion_pl.serve.metrics import SHARED_FOLDER, Metrics
-from fusion_pl.serve.reference import Reference
+from fusion_pl.serve.reference import Reference, confidence_histogram
 from fusion_pl.serve.service import ServeOptions, Service
 from tests.serve.conftest import png
 
@@ -162,6 +164,26 @@ def test_the_page_shows_both_histograms_with_escaped_names(client):
     shares = re.search(r"<td>photo</td>.*?<td>([\d.]+) %<br>100.0 %</td>", page, re.DOTALL)[1]
     assert float(shares) == pytest.approx(20, abs=6)
     assert "/drift" in client.get("/openapi.json").json()["paths"]
+
+
+def test_a_few_samples_are_never_said_to_be_without_drift(trained):
+    options = ServeOptions(str(trained[0]), device="cpu", limits=Limits(samples=100), window=WINDOW)
+    with TestClient(create_app(Service(options))) as client:
+        serve(client, draw_rows(np.random.default_rng(6), 12))
+        page = client.get("/drift").text
+    assert page.count(">too few samples<") == len(QUANTITIES)
+    assert "no drift found" not in page
+    assert "merged" in page
+
+
+def test_a_histogram_of_confidences_has_no_bin_above_one():
+    high = torch.linspace(0.5, 1, 200, dtype=torch.float64)
+    histogram, cuts = confidence_histogram(high)
+    assert histogram.bins[-1].endswith(" to 1")
+    assert (sum(histogram.counts), len(histogram.bins)) == (200, len(cuts))
+    assert bisect.bisect_left(cuts, 1.0) == len(histogram.bins) - 1
+    low, _ = confidence_histogram(high * 0.9)
+    assert low.bins[-1] == "above 0.9"
 
 
 def test_without_the_option_there_is_no_page(trained):

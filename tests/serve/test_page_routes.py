@@ -45,9 +45,8 @@ def test_files_of_the_page_are_public_and_examples_and_explanations_need_the_tok
         assert client.get("/examples").status_code == 401
         assert client.post("/explain", json={"title": "a"}).status_code == 401
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        [example] = client.get("/examples", headers=headers).json()["examples"]
-        assert list(example["inputs"]) == ["title", "photo", "voice", "sensors"]
-        assert client.post("/predict", json=example["inputs"], headers=headers).json()["error"] is None
+        assert client.get("/examples", headers=headers).json() == {"examples": []}
+        assert client.post("/predict", json={"title": "a"}, headers=headers).json()["error"] is None
 
 
 def test_the_files_of_the_page_refer_to_no_other_server():

@@ -87,6 +87,7 @@ def test_a_bad_sample_has_an_error_and_the_others_are_unharmed(client, predictor
     answers = client.post("/predict", json={"samples": [text, *wrong.values(), text]}).json()["predictions"]
     for message, answer in zip(wrong, answers[1:-1], strict=True):
         assert message in answer["error"]
+        assert " cell" not in answer["error"]  # of a table
         assert answer["label"] is None
     for answer in (answers[0], answers[-1]):
         check(answer, predictor.predict(text))
@@ -141,18 +142,24 @@ def part(name, value="1"):
         (JSON, '{"a":' * 50 + "1" + "}" * 50, 200, "no input 'a'"),
         (JSON, '{"a":' * 990 + "1" + "}" * 990, 422, "the body is not JSON (it is nested too deeply)"),
         (JSON, "[" * 1001, 422, "more than 1,000 values"),
-        (JSON, json.dumps({"samples": []}), 422, '"samples" is not a list of objects'),
-        (JSON, json.dumps({"samples": [5]}), 422, '"samples" is not a list of objects'),
+        (JSON, json.dumps({"samples": []}), 422, '"samples" is empty: send at least one sample'),
+        (JSON, json.dumps({"samples": [{"title": "a"}, 7]}), 422, "samples[1] is a number, expected an object"),
+        (JSON, json.dumps({"samples": [None]}), 422, "samples[0] is null"),
         (JSON, json.dumps({"samples": [{}] * 9}), 422, "9 samples, expected at most 8"),
-        (JSON, json.dumps({"title": "x" * 200_000}), 413, "more than 0.2 MB"),
+        (JSON, json.dumps({"title": "x" * 200_000}), 413, "more than 0.2 MB: send smaller files or fewer samples"),
         ("text/plain", "{}", 415, "application/json or multipart/form-data"),
         (FORM, "--y\r\n", 422, "not multipart/form-data with one part per input: "),
         ("multipart/form-data", part("title") + "--x--", 422, "the Content-Type has no boundary"),
         (FORM, part("title") + part("photo", "x" * 99), 422, "the final boundary is missing"),
-        (FORM, part("title") + "".join(map(part, "abcd")) + "--x--", 422, "more than 4 parts"),
+        (FORM, part("title") + "".join(map(part, "abcde")) + "--x--", 422, "more than 5 parts"),
         (FORM, part("title") + part("title") + "--x--", 422, "'title' is given twice"),
-        (FORM, part("titel") + "--x--", 422, "no input 'titel'; did you mean title"),
-        (FORM, part("sensors", "[1, 2") + "--x--", 422, "the part 'sensors'"),
+        (
+            FORM,
+            part("titel") + "--x--",
+            200,
+            "no input 'titel'; it takes: title, photo, voice, sensors; did you mean title?",
+        ),
+        (FORM, part("sensors", "[1, 2") + "--x--", 422, "the part 'sensors' is not JSON ("),
         (FORM, part("sensors", "[" * 1001) + "--x--", 422, "more than 1,000 values"),
     ],
 )
@@ -162,6 +169,15 @@ def test_a_malformed_request_is_one_sentence(kind, body, status, message, client
     text = response.json()["error"]
     assert message in text
     assert "\n" not in text
+
+
+def test_an_unknown_input_is_the_same_error_in_multipart_and_json(client):
+    body = part("title") + part("titel") + "--x--"
+    form = client.post("/predict", content=body, headers={"Content-Type": FORM})
+    as_json = client.post("/predict", json={"title": "1", "titel": "1"})
+    assert form.status_code == as_json.status_code == 200
+    assert form.json() == as_json.json()
+    assert form.json()["label"] is None
 
 
 def test_a_body_without_a_length_is_not_read_beyond_the_limit(client):

@@ -34,8 +34,14 @@ def serve(*arguments):
         (["--workers", "0"], "--workers is 0, expected a number from 1"),
         (["--limits.samples", "0"], "--limits.samples is 0, expected a number above 0"),
         (["--host", "no such host"], "--host no such host is not an address"),
-        (["--host", "192.0.2.1"], "cannot listen on port 8000 of 192.0.2.1"),
-        (["--token_file", "none.txt"], "--token_file none.txt does not exist"),
+        (
+            ["--host", "192.0.2.1"],
+            "cannot listen on port 8000 of 192.0.2.1 (Cannot assign requested address): give --host",
+        ),
+        (
+            ["--token_file", "none.txt"],
+            "--token_file none.txt does not exist: write a token of at least 16 ASCII characters",
+        ),
         (["--token_file", "short.txt"], "must have at least 16 ASCII characters without spaces"),
         (["--coverage", "0.9"], "coverage"),
         (["--queu", "5"], "did you mean --queue"),
@@ -59,7 +65,9 @@ def test_a_port_in_use_is_one_sentence(checkpoint, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert serve("--ckpt_path", checkpoint, "--port", port) == 2
-    assert f"cannot listen on port {port} of 127.0.0.1 (Address already in use): give" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"cannot listen on port {port} of 127.0.0.1 (Address already in use): give another --port" in error
+    assert "--host" not in error
 
 
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "python_multipart", "prometheus_client"])
@@ -72,12 +80,14 @@ def test_without_its_packages_the_command_to_install_them_is_given(package, chec
 def test_a_stopped_server_answers_what_it_has_accepted(checkpoint, tmp_path):
     (tmp_path / "token.txt").write_text(f"{TOKEN}\n")
     options = ["--ckpt_path", checkpoint, "--port", "0", "--device", "cpu", "--token_file", tmp_path / "token.txt"]
+    options += ["--page"]
     command = [sys.executable, "-m", "fusion_pl", "serve", *map(str, options)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
             line = process.stderr.readline()
             port = int(re.search(r"http://127\.0\.0\.1:(\d+)", line)[1])
+            assert process.stderr.readline() == f"The page to try the model: http://127.0.0.1:{port}/\n"
             assert request(port, "GET", "/health", {})[0] == 200
             assert request(port, "GET", "/info", {})[0] == 401
             token = {"Authorization": f"Bearer {TOKEN}"}

@@ -35,6 +35,14 @@ def test_other_paths_and_methods_are_one_sentence(client):
         response = client.request(method, path)
         assert response.status_code == status
         assert "POST /predict" in response.json()["error"]
+    for path, option in (("/", "--page"), ("/drift", "--reference")):
+        assert f"without {option}, which adds this path" in client.get(path).json()["error"]
+
+
+def test_the_sample_that_warms_the_model_up_is_not_counted(checkpoint):
+    service = Service(ServeOptions(str(checkpoint), device="cpu"))
+    assert service.metrics.registry.get_sample_value("fusion_pl_batch_samples_count") == 0
+    assert service.metrics.registry.get_sample_value("fusion_pl_batch_seconds_count") == 0
 
 
 def test_metrics_count_requests_and_samples(client):

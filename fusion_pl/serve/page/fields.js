@@ -17,7 +17,8 @@ export function createField(name, kind, limits) {
 function frame(name, kind, ...children) {
   const note = element("p", { className: "error", role: "alert" });
   const shown = kind === "json" ? "JSON" : kind;
-  const legend = element("legend", {}, name, shown === name ? null : element("span", { className: "kind" }, shown));
+  const isTold = name === shown || (name === "audio" && kind === "sound");
+  const legend = element("legend", {}, name, isTold ? null : element("span", { className: "kind" }, shown));
   const node = element("fieldset", { className: `field ${kind}` }, legend, ...children, note);
   return { node, problem: (text) => { note.textContent = text; } };
 }
@@ -67,6 +68,7 @@ function fileField(name, kind, limits) {
   const input = element("input", { type: "file", accept, hidden: true, "aria-label": name, tabIndex: -1 });
   const chooser = element("button", { type: "button" }, choose);
   const remove = element("button", { type: "button", hidden: true }, "Remove");
+  const dropHint = element("span", { className: "hint drop" }, drop);
   const buttons = element("div", { className: "row" }, chooser);
   const preview = element("div", { className: "preview" });
   const place = element("div", { className: "device" });
@@ -86,6 +88,7 @@ function fileField(name, kind, limits) {
   field.write = (dataURL, fileName = "") => {
     value = dataURL;
     remove.hidden = value === null;
+    dropHint.hidden = !remove.hidden;
     field.problem("");
     preview.replaceChildren(...(value === null ? [] : [showFile(kind, value, fileName || `the ${kind}`)]));
   };
@@ -112,19 +115,24 @@ function fileField(name, kind, limits) {
   addDropping(field);
   if (kind === "image") buttons.append(cameraButton(field, place, attempt));
   if (kind === "sound" && hasDevices) buttons.append(recordButton(field, limits, attempt));
-  buttons.append(remove, element("span", { className: "hint drop" }, drop));
+  buttons.append(remove, dropHint);
   return field;
 }
 
 function showFile(kind, url, name) {
   const caption = element("p", { className: "hint" }, name);
   if (kind === "file") return caption;
-  const shown =
-    kind === "image"
-      ? element("img", { src: url, alt: name })
-      : element("audio", { src: url, controls: true, "aria-label": name });
-  shown.onerror = () => shown.replaceWith(caption); // a format that the browser cannot show
-  return shown;
+  if (kind === "image") {
+    const image = element("img", { src: url, alt: name });
+    image.onerror = () => image.replaceWith(caption); // a format that the browser cannot show
+    return image;
+  }
+  const sound = element("audio", { src: url, controls: true, "aria-label": name });
+  sound.onerror = () => sound.replaceWith(caption);
+  sound.onloadedmetadata = () => { // the controls show whole seconds only
+    if (sound.duration < 10) sound.after(element("p", { className: "hint" }, `${sound.duration.toFixed(1)} s`));
+  };
+  return sound;
 }
 
 function addDropping({ node, open }) {
