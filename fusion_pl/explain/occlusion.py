@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 
 from fusion_pl.explain.explanation import PartEffects
@@ -30,7 +32,7 @@ def occlusion(scores: SampleScores, name: str, index: int) -> PartEffects:
         missing = "the value is empty" if has_method else f"{type(processor).__name__} has no methods spans and occlude"
         return PartEffects(note=f"Effects of parts are not available: {missing}.")
     blocks = [[i] if processor.spans_are_units else _neighbours(spans, i) for i in range(len(spans))]
-    values = [value, *(processor.occlude(value, [spans[i] for i in block]) for block in blocks)]
+    values = chain([value], (processor.occlude(value, [spans[i] for i in block]) for block in blocks))
     log_odds = scores.log_odds(scores.of_values(name, values), index)
     effects = log_odds[0] - log_odds[1:]
     return PartEffects(dict(zip(spans, effects.tolist(), strict=True)))

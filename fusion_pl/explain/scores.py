@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from PIL import Image
 from torch import Tensor
 
 from fusion_pl.data.collate import Collate, process_values
 from fusion_pl.encoders import Encoder
 from fusion_pl.predict import Predictor
-from fusion_pl.types import Encoded, Sample
+from fusion_pl.types import Encoded, Sample, Waveform
 
 MAX_ROWS = 64  # number of rows that an encoder or a head gets at once
+MAX_BYTES = 2**28  # memory of opened values that are processed at once
 
 
 @dataclass(frozen=True)
@@ -60,11 +63,12 @@ class SampleScores:
                 logits.append(self._fuse(inputs, present).cpu())
         return torch.cat(logits)
 
-    def of_values(self, name: str, values: Sequence[Any]) -> Float[Tensor, "S L"]:
-        """Return the logits with other opened values of one input."""
+    def of_values(self, name: str, values: Iterable[Any]) -> Float[Tensor, "S L"]:
+        """Return the logits with other opened values of one input, which are as large as that of the sample."""
         logits, processor = [], self.predictor.processors[name]
-        for start in range(0, len(values), MAX_ROWS):
-            chunk = values[start : start + MAX_ROWS]
+        size, remaining = max(1, num_bytes(self.sample.inputs[name])), iter(values)
+        rows_at_once = min(MAX_ROWS, max(1, MAX_BYTES // size))
+        while chunk := list(islice(remaining, rows_at_once)):
             rows: Any = process_values(processor, name, chunk, [self.sample.id])
             tensors = {key: tensor.to(self.predictor.device) for key, tensor in rows.items()}
             with torch.no_grad():
@@ -87,6 +91,13 @@ class SampleScores:
     def log_odds(self, logits: Float[Tensor, "S L"], index: int) -> Float[Tensor, " S"]:
         """Return the log-odds of a class."""
         return self.predictor.task.log_odds(logits, index)
+
+
+def num_bytes(value: Any) -> int:
+    """Return the memory of an opened picture or sound; other values are small."""
+    if isinstance(value, Image.Image):
+        return value.width * value.height * len(value.getbands())
+    return value.samples.nbytes if isinstance(value, Waveform) else 0
 
 
 def _repeat(encoded: Encoded, keep: Bool[Tensor, " S"]) -> Encoded:

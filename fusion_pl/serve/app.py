@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from fusion_pl.messages import is_failure
-from fusion_pl.serve.batching import Batcher, QueueFullError
+from fusion_pl.serve.batching import Batcher, BatchFailedError, QueueFullError
 from fusion_pl.serve.explain import Explanations
 from fusion_pl.serve.memory import OpenedMemory, Reservation
 from fusion_pl.serve.openapi import openapi_document
@@ -54,7 +54,9 @@ def create_app(service: Service) -> Starlette:
         routes.append(Route("/drift", server.protect(server.drift)))
     if service.options.page:
         routes += [*page_routes(), Route("/examples", server.protect(server.examples))]
-    return Starlette(routes=routes, lifespan=server.lifespan, exception_handlers={HTTPException: answer_error})
+    app = Starlette(routes=routes, lifespan=server.lifespan, exception_handlers={HTTPException: answer_error})
+    app.router.redirect_slashes = False  # /info/ is no path, as the other ones that do not exist
+    return app
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
@@ -78,7 +80,8 @@ def refusals() -> Iterator[None]:
     except BaseException as error:  # the client learns nothing about the reason
         if not is_failure(error):
             raise
-        log_error("A request could not be answered", error)
+        reason = error.__cause__ if isinstance(error, BatchFailedError) else None
+        log_error("A request could not be answered", reason or error)
         raise RequestError(500, "the server failed; its log has the reason") from error
 
 
@@ -86,7 +89,7 @@ class Server:
     """Endpoints of a server, and the threads that open and predict samples.
 
     Attributes:
-        is_ready: whether requests for predictions can be answered.
+        predicting: task that predicts batches, between the start of the server and its stop.
     """
 
     def __init__(self, service: Service) -> None:
@@ -97,17 +100,18 @@ class Server:
         self.decoders = ThreadPoolExecutor(DECODING_THREADS, "decoding")
         self.explanations = Explanations(service, self._read_samples)
         self.document = openapi_document(service)
-        self.is_ready = False
+        self.examples_body = json.dumps({"examples": service.examples}, ensure_ascii=False).encode()
+        self.predicting: asyncio.Task[None] | None = None
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Run the batches between the start of the server and its stop."""
         del app
-        task = asyncio.create_task(self.batcher.run())
-        self.is_ready = True
+        self.predicting = asyncio.create_task(self.batcher.run())
         yield
-        self.is_ready = False
-        task.cancel()  # all accepted requests are answered
+        self.predicting.cancel()  # all accepted requests are answered, or abandoned
+        self.predicting = None
+        self.memory.close()  # so that no thread waits for it
         self.batcher.close()
         self.explanations.close()
         self.decoders.shutdown()
@@ -194,7 +198,7 @@ class Server:
     async def examples(self, request: Request) -> Response:
         """Answer ``GET /examples``: samples to click on the page."""
         del request
-        return JSONResponse({"examples": self.service.examples})
+        return Response(self.examples_body, media_type=JSON)
 
     async def health(self, request: Request) -> Response:
         """Answer ``GET /health``: the process answers."""
@@ -204,7 +208,8 @@ class Server:
     async def ready(self, request: Request) -> Response:
         """Answer ``GET /ready``: predictions can be requested."""
         del request
-        return JSONResponse({"ready": self.is_ready}, 200 if self.is_ready else 503)
+        is_ready = self.predicting is not None and not self.predicting.done()
+        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
     async def info(self, request: Request) -> Response:
         """Answer ``GET /info``: what the model takes and returns."""

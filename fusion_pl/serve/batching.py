@@ -20,7 +20,7 @@ class QueueFullError(Exception):
 
 
 class BatchFailedError(Exception):
-    """The function that predicts a batch has failed."""
+    """The function that predicts a batch has failed; the cause is its error."""
 
 
 class Batcher:
@@ -93,7 +93,10 @@ class Batcher:
                 if not is_failure(error):
                     raise
                 for _, future in batch:
-                    future.set_exception(BatchFailedError().with_traceback(error.__traceback__))
+                    if not future.done():  # the request may have been cancelled
+                        failed = BatchFailedError()
+                        failed.__cause__ = error
+                        future.set_exception(failed)
                 continue
             for (_, future), prediction in zip(batch, predictions, strict=True):
                 if not future.done():  # the request may have been cancelled

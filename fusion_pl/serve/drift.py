@@ -140,12 +140,14 @@ class DriftMonitor(Collector):
             level=LEVEL,
             min_samples=MIN_SAMPLES,
             max_shown=MAX_SHOWN,
-            sections=[(quantity, shown_bins(quantity)) for quantity in quantities],
+            sections=[(quantity, *shown_bins(quantity)) for quantity in quantities],
         )
 
 
-def shown_bins(quantity: Quantity) -> list[tuple[str, float, float]]:
+def shown_bins(quantity: Quantity) -> tuple[list[tuple[str, float, float]], bool]:
     """Return name, share of validation samples and share of served samples of the bins that a page shows.
+
+    The second value is whether these are not all.
 
     Bins without samples are left out, and of many bins those with the smallest difference.
     """
@@ -156,4 +158,4 @@ def shown_bins(quantity: Quantity) -> list[tuple[str, float, float]]:
         if count or new
     ]
     largest = sorted(bins, key=lambda one: -abs(one[1] - one[2]))[:MAX_SHOWN]
-    return [one for one in bins if one in largest]
+    return [one for one in bins if one in largest], len(bins) > MAX_SHOWN

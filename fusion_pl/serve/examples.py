@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import math
 from typing import Any
 
 import numpy as np
@@ -15,19 +17,23 @@ from fusion_pl.data.manifest import ManifestData
 from fusion_pl.messages import join_names
 from fusion_pl.predict import Predictor
 from fusion_pl.processors import Processor
-from fusion_pl.serve.values import kind_of
+from fusion_pl.serve.limits import Limits
+from fusion_pl.serve.values import decode_values, kind_of
 from fusion_pl.types import UserError, Waveform
 
 MAX_EXAMPLES = 6
 MAX_EDGE = 1024  # pixels of an image
+MAX_SECONDS = 10.0  # of a sound
 PLACEHOLDER_SECONDS = 0.1  # of the silence
 
 
-def table_examples(predictor: Predictor, table: str) -> list[dict[str, Any]]:
-    """Return the ids and the inputs of a few rows of a table, without rows that cannot be opened.
+def table_examples(predictor: Predictor, table: str, limits: Limits) -> list[dict[str, Any]]:
+    """Return the ids and the inputs of a few rows of a table, without rows that cannot be opened or sent.
+
+    Large pictures are reduced, and of sounds only the beginning is used.
 
     Raises:
-        UserError: if the table cannot be read, or no row can be opened.
+        UserError: if the table cannot be read, or no row can be opened and sent.
     """
     data = ManifestData(manifest=table, inputs=predictor.columns)
     set_up_rows(data, predictor, None)
@@ -40,10 +46,17 @@ def table_examples(predictor: Predictor, table: str) -> list[dict[str, Any]]:
         for sample in samples
         if sample.inputs and not sample.bad_files
     ]
+    examples = [example for example in examples if _is_within(limits, predictor, example["inputs"])]
     if not examples:
         reason = f": {join_names(sample.bad_files[0] for sample in samples if sample.bad_files)}" if samples else ""
-        raise UserError(f"--examples {table}: none of its rows can be opened{reason}")
+        raise UserError(f"--examples {table}: none of its rows can be opened within --limits{reason}")
     return examples
+
+
+def _is_within(limits: Limits, predictor: Predictor, inputs: dict[str, Any]) -> bool:
+    """Return whether a client may send a sample."""
+    size = len(json.dumps(inputs))
+    return size <= limits.bytes and not decode_values(predictor.processors, inputs, limits).errors
 
 
 def encode_values(predictor: Predictor, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +79,7 @@ def encode_value(processor: Processor, value: Any) -> Any:
     if kind == "text":
         return value
     if kind == "vector":
-        return value.tolist()
+        return _without_nan(value.tolist())
     if kind == "image" and isinstance(value, Image.Image):
         if max(value.size) > MAX_EDGE:
             value = value.copy()
@@ -74,9 +87,15 @@ def encode_value(processor: Processor, value: Any) -> Any:
         value.save(file, "PNG")
         return _data_url("image/png", file)
     if kind == "sound" and isinstance(value, Waveform):
-        soundfile.write(file, value.samples.numpy(), value.rate, format="WAV")
+        samples = value.samples[: round(MAX_SECONDS * value.rate)]
+        soundfile.write(file, samples.numpy(), value.rate, format="WAV")
         return _data_url("audio/wav", file)
     return None
+
+
+def _without_nan(numbers: list[Any]) -> list[Any]:
+    """Return numbers, or lists of them, with None for missing ones, which JSON cannot write as NaN."""
+    return [_without_nan(one) if isinstance(one, list) else None if math.isnan(one) else one for one in numbers]
 
 
 def _data_url(media_type: str, file: io.BytesIO) -> str:

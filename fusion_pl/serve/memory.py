@@ -19,6 +19,7 @@ class OpenedMemory:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._used = 0
+        self._is_closed = False
         self._changed = threading.Condition()
 
     @contextmanager
@@ -31,10 +32,22 @@ class OpenedMemory:
             reservation.end()
 
     def add(self, size: int) -> None:
-        """Wait until there is room, and take it; a negative size gives it back."""
+        """Wait until there is room, and take it; a negative size gives it back.
+
+        Raises:
+            RequestError: if the server stops meanwhile.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: size <= 0 or self._used + size <= self.limit)
+            self._changed.wait_for(lambda: size <= 0 or self._is_closed or self._used + size <= self.limit)
+            if self._is_closed and size > 0:
+                raise RequestError(503, "the server stops")
             self._used += size
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let no thread wait any longer."""
+        with self._changed:
+            self._is_closed = True
             self._changed.notify_all()
 
 

@@ -73,17 +73,19 @@ def run_server(options: ServeOptions, bound: socket.socket, workers: int) -> int
 
 
 def _run_workers(options: ServeOptions, bound: socket.socket, workers: int) -> int:
-    info = Service(replace(options, device="cpu")).info  # raises an error in one sentence, before workers start
+    service = Service(replace(options, device="cpu"))  # raises an error in one sentence, before workers start
+    info, examples = service.info, service.examples
+    del service
     gc.collect()  # the model, which the workers read again
     with tempfile.TemporaryDirectory(prefix="fusion-pl-serve-") as folder:
-        # A worker that is replaced reads the same checkpoint as the others, also if the file was replaced meanwhile.
+        # A worker that is replaced has the same checkpoint and examples as the others, also if the files are replaced.
         copy = Path(folder, Path(options.checkpoint).name)
         shutil.copyfile(options.checkpoint, copy)
         threads = max(1, torch.get_num_threads() // workers)
         os.environ[SHARED_FOLDER] = folder
         try:
             _announce(f"Starting {workers} processes that serve", bound, info, options)
-            worker = replace(options, checkpoint=str(copy), threads=threads)
+            worker = replace(options, checkpoint=str(copy), threads=threads, examples=examples)
             return run_workers(partial(build_app, worker), bound, workers)
         finally:
             del os.environ[SHARED_FOLDER]

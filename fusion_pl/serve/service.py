@@ -48,7 +48,7 @@ class ServeOptions:
         threads: threads that compute a batch; None = as torch decides.
         window: number of samples per process that are compared with the validation samples; None = no comparison.
         page: whether the server has a page for people.
-        examples: path of a table with examples for the page; None = no examples.
+        examples: path of a table with examples for the page, or the examples; None = no examples.
     """
 
     checkpoint: str
@@ -63,7 +63,7 @@ class ServeOptions:
     threads: int | None = None
     window: int | None = None
     page: bool = False
-    examples: str | None = None
+    examples: str | list[dict[str, Any]] | None = None
 
 
 class Service:
@@ -90,9 +90,8 @@ class Service:
         unused |= {"embedding", *(name for name, option in given.items() if option is None)}
         self.fields = [name for name in Prediction.__dataclass_fields__ if name not in unused]
         self.info = self._describe()
-        self.examples: list[dict[str, Any]] = []
-        if options.page and options.examples is not None:
-            self.examples = table_examples(self.predictor, options.examples)
+        examples = options.examples or []
+        self.examples = table_examples(self.predictor, examples, self.limits) if isinstance(examples, str) else examples
         self.drift: DriftMonitor | None = None
         self._warm_up()
         if options.window is not None:

@@ -14,9 +14,13 @@ from PIL import Image
 
 from benchmarks.explain import areas, at_random, by_effect, explain, rank_correlation
 from benchmarks.planted import draw, is_evidence, train
+from fusion_pl.data.collate import process_values
 from fusion_pl.encoders import FeatureEncoder, TinyAudio, TinyImage, TinyText
-from fusion_pl.explain import Explainer
+from fusion_pl.explain import Explainer, scores
 from fusion_pl.explain.explainer import METHODS
+from fusion_pl.fusion import Concat
+from fusion_pl.module import FusionClassifier
+from fusion_pl.predict import Predictor
 from fusion_pl.types import Waveform
 
 INPUTS = ("text", "image", "audio")
@@ -180,3 +184,23 @@ def test_an_effect_is_the_difference_of_two_predictions(name, predictor):
     assert effects[spans[-1]] == pytest.approx(
         explanation.log_odds - math.log(p / sum(probabilities.values())), abs=1e-3
     )
+
+
+def test_pictures_without_a_cell_are_made_a_few_at_a_time(monkeypatch):
+    """65 copies of a picture of 20 megapixels would take 4 GB."""
+    image = Image.linear_gradient("L").resize((33, 21))
+    torch.manual_seed(0)
+    predictor = Predictor(FusionClassifier({"image": TinyImage(dim=8)}, Concat, ["a", "b"]), device="cpu")
+    expected = Explainer(predictor, target="a").explain({"image": image}).inputs["image"].parts.spans
+    sizes = []
+
+    def process(processor, name, values, ids):
+        sizes.append(len(values))
+        return process_values(processor, name, values, ids)
+
+    monkeypatch.setattr(scores, "MAX_BYTES", 3 * 33 * 21)
+    monkeypatch.setattr(scores, "process_values", process)
+    found = Explainer(predictor, target="a").explain({"image": image}).inputs["image"].parts.spans
+    assert (max(sizes), sum(sizes)) == (3, len(found) + 1)
+    assert list(found) == list(expected)
+    assert list(found.values()) == pytest.approx(list(expected.values()), abs=1e-5)

@@ -88,6 +88,28 @@ def test_a_batch_waits_for_requests_on_their_way_but_not_longer_than_max_wait(ma
     assert sizes == expected
 
 
+def test_a_failing_batch_with_a_cancelled_request_does_not_end_the_predictions():
+    entered, release = threading.Event(), threading.Event()
+
+    def predict(batch):
+        if batch[0].id == "b":
+            return echo([])(batch)
+        entered.set()
+        release.wait(30)
+        raise RuntimeError
+
+    async def run():
+        async with running(predict) as batcher:
+            cancelled = asyncio.create_task(batcher.predict(samples("a")))
+            await asyncio.to_thread(entered.wait, 30)
+            cancelled.cancel()
+            await asyncio.sleep(0)
+            release.set()
+            return await batcher.predict(samples("b"))
+
+    assert asyncio.run(run()) == [Prediction("b")]
+
+
 def test_a_full_queue_accepts_again_after_an_answer():
     batcher = Batcher(echo([]), 4, 0.0, max_requests=1)
     with batcher.accept(), pytest.raises(QueueFullError), batcher.accept():

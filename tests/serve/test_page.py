@@ -182,6 +182,11 @@ def test_the_microphone_and_the_camera_are_read_as_files(page, predictor):
     voice.get_by_role("button", name="Record").click()
     voice.get_by_role("button", name="Stop (0:00)").wait_for()
     assert predict(page)["voice"] != body["voice"]  # the recording that was still running
+    voice.get_by_role("button", name="Record").click()
+    voice.get_by_role("button", name="Stop (0:00)").wait_for()
+    page.get_by_role("button", name="Clear").click()
+    voice.get_by_role("button", name="Record").wait_for()  # the microphone is off
+    assert voice.locator("audio").count() == 0
 
 
 def test_without_devices_or_a_server_the_page_says_what_to_do(browser, address):
@@ -214,9 +219,10 @@ def test_mistakes_are_one_sentence_and_the_page_goes_on(page, files):
     alert = page.locator("#error")
     page.get_by_role("button", name="Predict").click()
     assert alert.inner_text() == "Fill in at least one of the inputs."
-    page.get_by_label("sensors, numbers").fill("1, two")
-    page.get_by_role("button", name="Predict").click()
-    page.get_by_text("sensors cannot be read: expected numbers, separated by commas or spaces.").wait_for()
+    for numbers in ("1, two", "1,,2,3"):
+        page.get_by_label("sensors, numbers").fill(numbers)
+        page.get_by_role("button", name="Predict").click()
+        page.get_by_text("sensors cannot be read: expected numbers, separated by commas or spaces.").wait_for()
     page.get_by_label("sensors, numbers").fill("1, 2")
     page.get_by_role("button", name="Predict").click()
     page.get_by_text("2 numbers, expected 3 numbers").wait_for()

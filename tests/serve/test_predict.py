@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import queue
 import threading
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from fusion_pl.encoders import TinyText
@@ -18,10 +21,10 @@ from fusion_pl.module import FusionClassifier
 from fusion_pl.serve.app import Server, create_app
 from fusion_pl.serve.limits import Limits
 from fusion_pl.serve.memory import Reservation
-from fusion_pl.serve.requests import RequestError
+from fusion_pl.serve.requests import RequestError, read_body
 from fusion_pl.serve.service import ServeOptions, Service
 from fusion_pl.tasks import MultiLabel
-from tests.serve.conftest import png, wav
+from tests.serve.conftest import LIMITS, png, wav
 from tests.test_module import quiet_trainer
 
 BINARY = ("photo", "voice")
@@ -180,17 +183,18 @@ def test_an_unknown_input_is_the_same_error_in_multipart_and_json(client):
     assert form.json()["label"] is None
 
 
-def test_a_body_without_a_length_is_not_read_beyond_the_limit(client):
+def test_a_body_without_a_length_is_not_read_beyond_the_limit():
     sent = []
 
-    def chunks():
-        for _ in range(100):
-            sent.append(1)
-            yield b" " * 10_000
+    async def receive():
+        sent.append(1)
+        return {"type": "http.request", "body": b" " * 10_000, "more_body": len(sent) < 100}
 
-    response = client.post("/predict", content=chunks(), headers={"Content-Type": "application/json"})
-    assert response.status_code == 413
-    assert response.headers["Connection"] == "close"
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+    with pytest.raises(RequestError) as error:
+        asyncio.run(read_body(request, LIMITS))
+    assert (error.value.status_code, error.value.headers["Connection"]) == (413, "close")
+    assert len(sent) == 21  # of 0.01 MB each, with a limit of 0.2 MB
 
 
 def test_a_full_queue_is_answered_429_and_accepted_requests_are_finished(checkpoint):
@@ -250,6 +254,22 @@ def test_small_files_of_large_images_share_a_limited_memory(checkpoint):
     assert reservations[2].size == 500_000
 
 
+def test_a_server_that_stops_does_not_wait_for_requests_that_wait_for_memory(service):
+    """Requests that are abandoned after 30 seconds do not give their memory back."""
+    server = Server(service)
+    taken, waiting = Reservation(server.memory), Reservation(server.memory)
+    taken.reserve(server.memory.limit)
+
+    async def run():
+        async with server.lifespan(None):
+            return server.decoders.submit(waiting.reserve, 1)
+
+    stopped = queue.Queue()
+    threading.Thread(target=lambda: stopped.put(asyncio.run(run())), daemon=True).start()
+    with pytest.raises(RequestError):
+        stopped.get(timeout=60).result()
+
+
 # A panic in a library that is written in Rust is not derived from Exception.
 Panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
 
@@ -289,6 +309,7 @@ def test_after_an_unexpected_failure_the_server_goes_on(error, service, client, 
         assert client.post("/predict", json={"title": "a"}).status_code == 500
     assert client.post("/predict", json={"title": "a"}).json()["error"] is None
     assert secret not in caplog.text
+    assert error.__name__ in caplog.text
 
 
 def test_an_answer_has_the_fields_of_its_task(tmp_path):

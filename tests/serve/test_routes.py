@@ -8,6 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from fusion_pl.serve.app import create_app
+from fusion_pl.serve.batching import Batcher
 from fusion_pl.serve.service import ServeOptions, Service
 
 TOKEN = "0123456789abcdef"
@@ -31,7 +32,12 @@ def test_the_examples_of_the_description_run(client):
 
 
 def test_other_paths_and_methods_are_one_sentence(client):
-    for method, path, status in (("GET", "/x", 404), ("GET", "/predict", 405), ("POST", "/info", 405)):
+    for method, path, status in (
+        ("GET", "/x", 404),
+        ("GET", "/info/", 404),
+        ("GET", "/predict", 405),
+        ("POST", "/info", 405),
+    ):
         response = client.request(method, path)
         assert response.status_code == status
         assert "POST /predict" in response.json()["error"]
@@ -43,6 +49,19 @@ def test_the_sample_that_warms_the_model_up_is_not_counted(checkpoint):
     service = Service(ServeOptions(str(checkpoint), device="cpu"))
     assert service.metrics.registry.get_sample_value("fusion_pl_batch_samples_count") == 0
     assert service.metrics.registry.get_sample_value("fusion_pl_batch_seconds_count") == 0
+
+
+def test_a_server_that_predicts_no_batches_any_more_is_not_ready(checkpoint, monkeypatch):
+    async def fail(batcher):
+        raise RuntimeError
+
+    app = create_app(Service(ServeOptions(str(checkpoint), device="cpu")))
+    with TestClient(app) as client:
+        assert client.get("/ready").json() == {"ready": True}
+    monkeypatch.setattr(Batcher, "run", fail)
+    with TestClient(app) as client:
+        response = client.get("/ready")
+        assert (response.status_code, response.json()) == (503, {"ready": False})
 
 
 def test_metrics_count_requests_and_samples(client):

@@ -53,9 +53,9 @@ export async function takePhoto(place) {
 
 /** Record the microphone, and return a function that stops and returns a WAV file.
  *
- * `onTime` gets the text of the recorded time; `onFull` is called after `maxSeconds`.
+ * `onTime` gets the text of the recorded time; `onFull` is called after `maxSeconds`, or `maxBytes` of the file.
  */
-export async function startRecording(maxSeconds, onTime, onFull) {
+export async function startRecording(maxSeconds, maxBytes, onTime, onFull) {
   let stream;
   try {
     // Without the corrections for calls, which change the sound.
@@ -65,13 +65,20 @@ export async function startRecording(maxSeconds, onTime, onFull) {
     throw deviceError("microphone", error);
   }
   const context = new AudioContext();
-  await context.audioWorklet.addModule("recorder.js");
+  try {
+    await context.audioWorklet.addModule("recorder.js");
+  } catch (error) {
+    stopStream(stream);
+    await context.close();
+    throw deviceError("microphone", error);
+  }
+  const maxLength = Math.min(maxSeconds * context.sampleRate, maxBytes / 2);
   const channels = { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" };
   const recorder = new AudioWorkletNode(context, "recorder", channels);
   const chunks = [];
   let length = 0;
   recorder.port.onmessage = ({ data }) => {
-    if (length + data.length > maxSeconds * context.sampleRate) return onFull();
+    if (length + data.length > maxLength) return onFull();
     chunks.push(data);
     length += data.length;
     onTime(seconds(length / context.sampleRate));

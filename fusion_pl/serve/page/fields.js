@@ -4,7 +4,6 @@ import { hasDevices, startRecording, takePhoto } from "./devices.js";
 import { element, toDataURL } from "./elements.js";
 
 const BASE64_SIZE = 4 / 3; // characters per byte
-const RECORDING_RATE = 48_000 * 2; // bytes per second
 
 export function createField(name, kind, limits) {
   const field = ["text", "vector", "json"].includes(kind) ? writtenField(name, kind) : fileField(name, kind, limits);
@@ -50,9 +49,9 @@ function writtenField(name, kind) {
 
 /** Return a list of numbers, in which null is a missing one. */
 function parseNumbers(text) {
-  return text.trim().split(/[\s,;]+/).filter(Boolean).map((word) => {
+  return text.trim().split(/\s*[,;]\s*|\s+/).map((word) => {
     const number = word === "null" ? null : Number(word);
-    if (number !== null && !Number.isFinite(number)) throw new Error(word);
+    if (word === "" || (number !== null && !Number.isFinite(number))) throw new Error(word);
     return number;
   });
 }
@@ -167,22 +166,24 @@ function cameraButton(field, place, attempt) {
 
 function recordButton(field, limits, attempt) {
   const button = element("button", { type: "button" }, "Record");
-  const bytes = limits.megabytes * 1e6 / BASE64_SIZE * 0.9;
-  const maxSeconds = Math.min(limits.seconds, bytes / RECORDING_RATE);
+  const maxBytes = limits.megabytes * 1e6 / BASE64_SIZE * 0.9;
   let stop = null;
   const start = async () => {
     const time = (text) => { button.textContent = `Stop (${text})`; };
-    stop = await startRecording(maxSeconds, time, () => button.click());
+    stop = await startRecording(limits.seconds, maxBytes, time, () => button.click());
     button.classList.add("recording");
   };
-  field.finish = async () => { // a recording that is still running when the form is sent
-    if (!stop) return;
+  const end = () => {
     const finish = stop;
     stop = null;
     button.textContent = "Record";
     button.classList.remove("recording");
-    await field.open(new File([await finish()], "the recording", { type: "audio/wav" }));
+    return finish();
   };
+  field.finish = async () => { // a recording that is still running when the form is sent
+    if (stop) await field.open(new File([await end()], "the recording", { type: "audio/wav" }));
+  };
+  field.discard = () => stop && end().catch(() => {}); // also if nothing was recorded
   button.onclick = () => attempt(async () => {
     button.disabled = true; // until the microphone has started or stopped
     try {

@@ -68,12 +68,20 @@ function showExamples(examples) {
     const image = picture ? element("img", { src: picture, alt: "" }) : null;
     const button = element("button", { type: "button", title: `Example ${name}` }, image, label);
     button.onclick = () => {
-      for (const field of state.fields) field.write(inputs[field.name] ?? null);
+      fill(inputs);
       predict();
     };
     return element("li", {}, button);
   });
   $("examples").querySelector("ul").replaceChildren(...buttons);
+}
+
+/** Write values into the fields, and end a recording that is still running. */
+function fill(inputs) {
+  for (const field of state.fields) {
+    field.discard?.();
+    field.write(inputs[field.name] ?? null);
+  }
 }
 
 /** Show the prediction for the form, then what each input contributed. */
@@ -161,7 +169,7 @@ $("inputs").addEventListener("keydown", (event) => {
 });
 $("clear").onclick = () => {
   state.turn++;
-  for (const field of state.fields) field.write(null);
+  fill({});
   clearAnswer();
   show("");
 };
