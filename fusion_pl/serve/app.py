@@ -7,7 +7,6 @@ import hmac
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -96,8 +95,9 @@ class Server:
         options = service.options
         self.service = service
         self.batcher = Batcher(service.predict, options.batch_size, options.max_wait, options.queue)
-        self.memory = OpenedMemory(int(service.limits.opened_megabytes * 1e6))
-        self.decoders = ThreadPoolExecutor(DECODING_THREADS, "decoding")
+        limit = int(service.limits.opened_megabytes * 1e6)
+        # Two, because predictions do not wait for explanations, which are slow.
+        self.memory, self.explained_memory = OpenedMemory(limit, DECODING_THREADS), OpenedMemory(limit, 1)
         self.explanations = Explanations(service, self._read_samples)
         self.document = openapi_document(service)
         self.examples_body = json.dumps({"examples": service.examples}, ensure_ascii=False).encode()
@@ -111,10 +111,10 @@ class Server:
         yield
         self.predicting.cancel()  # all accepted requests are answered, or abandoned
         self.predicting = None
-        self.memory.close()  # so that no thread waits for it
+        self.memory.close()
+        self.explained_memory.close()
         self.batcher.close()
         self.explanations.close()
-        self.decoders.shutdown()
 
     def protect(self, endpoint: Endpoint) -> Endpoint:
         """Return an endpoint that answers only requests with the token, if there is one."""
@@ -170,7 +170,8 @@ class Server:
         kind = media_type(request)
         body = await read_body(request, self.service.limits)
         content_type = request.headers["content-type"] if kind == MULTIPART else None
-        return await loop.run_in_executor(self.decoders, self._open, body, content_type, request.state.reservation)
+        reservation = request.state.reservation
+        return await loop.run_in_executor(reservation.memory.threads, self._open, body, content_type, reservation)
 
     def _open(self, body: bytes, content_type: str | None, reservation: Reservation) -> tuple[bool, list[Sample]]:
         """Return whether the client sent a list, and the opened samples.
@@ -192,7 +193,7 @@ class Server:
 
     async def explain(self, request: Request) -> Response:
         """Answer ``POST /explain``."""
-        with refusals(), self.memory.reservation() as request.state.reservation:
+        with refusals(), self.explained_memory.reservation() as request.state.reservation:
             return await self.explanations.answer(request)
 
     async def examples(self, request: Request) -> Response:

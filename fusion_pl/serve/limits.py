@@ -20,6 +20,7 @@ class Limits:
         megapixels: size of an image, in 10^6 pixels.
         seconds: length of a sound.
         opened_megabytes: megabytes of opened images and sounds per process; further requests wait until there is room.
+            Explanations have as much again.
     """
 
     megabytes: float = 16.0

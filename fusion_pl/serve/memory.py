@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from fusion_pl.serve.requests import RequestError
 
 
 class OpenedMemory:
-    """Memory that the opened values of the accepted requests share.
+    """Memory that the opened values of the accepted requests share, and the threads that open them.
 
     Args:
         limit: number of bytes.
+        threads: number of threads, which wait if there is no room.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, threads: int) -> None:
         self.limit = limit
+        self.threads = ThreadPoolExecutor(threads, "decoding")
         self._used = 0
         self._is_closed = False
         self._changed = threading.Condition()
@@ -45,21 +48,23 @@ class OpenedMemory:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let no thread wait any longer."""
+        """End the threads; none of them waits any longer."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
+        self.threads.shutdown()
 
 
 class Reservation:
     """Memory of the values of one request.
 
     Attributes:
+        memory: memory of which it is a part.
         size: reserved bytes.
     """
 
     def __init__(self, memory: OpenedMemory) -> None:
-        self._memory = memory
+        self.memory = memory
         self.size = 0
 
     def reserve(self, size: int) -> None:
@@ -68,16 +73,16 @@ class Reservation:
         Raises:
             RequestError: if the request needs more than all requests together may have.
         """
-        if size > self._memory.limit:
-            needed, limit = (f"{number / 1e6:.0f} MB" for number in (size, self._memory.limit))
+        if size > self.memory.limit:
+            needed, limit = (f"{number / 1e6:.0f} MB" for number in (size, self.memory.limit))
             message = (
                 f"the images and sounds of the request take {needed} once they are opened, expected at most {limit}"
             )
             raise RequestError(422, f"{message}: send fewer samples, or smaller ones")
-        self._memory.add(size)
+        self.memory.add(size)
         self.size = size
 
     def end(self) -> None:
         """Give the memory back."""
-        self._memory.add(-self.size)
+        self.memory.add(-self.size)
         self.size = 0

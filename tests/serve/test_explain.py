@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,8 +87,10 @@ def test_a_sample_that_the_model_fails_on_is_one_sentence(service, client, monke
 
 
 def test_predictions_do_not_wait_for_explanations_and_too_many_are_answered_429(checkpoint, monkeypatch):
-    server = Service(ServeOptions(str(checkpoint), device="cpu", limits=LIMITS))
-    release, statuses = threading.Event(), queue.Queue()
+    photo = as_json({"photo": png(np.zeros((80, 100), np.uint8))})  # 32 kB with four bytes per pixel
+    limits = replace(LIMITS, opened_megabytes=0.05)  # the other explanations wait for memory
+    server = Service(ServeOptions(str(checkpoint), device="cpu", limits=limits))
+    release, statuses, predicted = threading.Event(), queue.Queue(), queue.Queue()
     explain_sample = Explainer.explain_sample
 
     def wait(*arguments, **options):
@@ -98,14 +101,21 @@ def test_predictions_do_not_wait_for_explanations_and_too_many_are_answered_429(
     with TestClient(create_app(server)) as client:
 
         def post():
-            statuses.put(client.post("/explain", json={"title": "a"}).status_code)
+            statuses.put(client.post("/explain", json=photo).status_code)
+
+        def predict():
+            predicted.put(client.post("/predict", json=photo).json()["error"])
 
         threads = [threading.Thread(target=post) for _ in range(MAX_REQUESTS + 1)]
         for thread in threads:
             thread.start()
         assert statuses.get(timeout=60) == 429  # the others wait
-        assert client.post("/predict", json={"title": "a"}).json()["error"] is None
-        release.set()
+        threads.append(threading.Thread(target=predict))
+        threads[-1].start()
+        try:
+            assert predicted.get(timeout=60) is None
+        finally:
+            release.set()
         for thread in threads:
             thread.join()
     assert [statuses.get() for _ in range(MAX_REQUESTS)] == [200] * MAX_REQUESTS

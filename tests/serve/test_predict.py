@@ -262,7 +262,7 @@ def test_a_server_that_stops_does_not_wait_for_requests_that_wait_for_memory(ser
 
     async def run():
         async with server.lifespan(None):
-            return server.decoders.submit(waiting.reserve, 1)
+            return server.memory.threads.submit(waiting.reserve, 1)
 
     stopped = queue.Queue()
     threading.Thread(target=lambda: stopped.put(asyncio.run(run())), daemon=True).start()
