@@ -12,13 +12,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
-OPEN_ERRORS = (ValueError, TypeError, OSError, SyntaxError, EOFError, IndexError, RuntimeError)
 
 
 @dataclass
@@ -31,8 +31,7 @@ class ByteText:
 
     def open(self, value: Any) -> str:
         """Return a text; a number or a boolean becomes the text that a table has."""
-        if isinstance(value, (bool, np.bool_)):
-            return str(value).lower()
+        value = str(value).lower() if isinstance(value, (bool, np.bool_)) else value
         if not isinstance(value, (str, int, float, np.number)):
             raise ValueError(f"a text input takes a str or a number, got {type(value).__name__}")
         return str(value).encode().decode()  # refuses half surrogate pairs
@@ -109,8 +108,7 @@ class Pixels:
         if self.edge is not None:
             image = _centre_crop(image, image.height * self.max_ratio, image.width * self.max_ratio)
             width, height = (int(self.edge * side / min(image.size)) for side in image.size)
-        image = image if image.size == (width, height) else image.resize((width, height), self.resample)
-        return _centre_crop(image, self.size, self.size)
+        return _centre_crop(image.resize((width, height), self.resample), self.size, self.size)
 
 
 def _centre_crop(image: Any, width: int, height: int) -> Any:
@@ -146,8 +144,7 @@ class Clip:
 
     def __call__(self, values: Sequence[tuple[Array, int]]) -> dict[str, Array]:
         """Return padded audio samples, and their number or their mask."""
-        clips = [self._crop_and_resample(*value) for value in values]
-        padded, mask = _pad(clips)
+        padded, mask = _pad([self._crop_and_resample(*value) for value in values])
         return dict(zip(self.tensors, (padded, mask if "mask" in self.tensors else mask.sum(1)), strict=True))
 
     def _crop_and_resample(self, samples: Array, rate: int) -> Array:
@@ -155,8 +152,7 @@ class Clip:
         first = max(0, len(samples) - length) // 2
         samples = samples[first : first + length]
         if rate != self.rate:
-            exact = Fraction(rate, self.rate)
-            near = exact.limit_denominator(max(1, math.isqrt(self.max_filter * self.rate // rate)))
+            near = Fraction(rate, self.rate).limit_denominator(max(1, math.isqrt(self.max_filter * self.rate // rate)))
             samples = resample(samples, near.numerator, near.denominator)[: self.max_samples]
         samples = np.pad(samples, (0, max(0, self.min_samples - len(samples))))
         return (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7) if self.normalise else samples
@@ -183,15 +179,19 @@ class Vectors:
         self.key, self.flags = key, flags
         self.placeholder = self.mean[None]
 
-    def open(self, value: Any) -> Array:
-        """Return T vectors from the path or the bytes of an .npy or .npz file, an array, or a list of numbers."""
+    def open(self, value: Any) -> Array | None:
+        """Return T vectors of an .npy or .npz file (path or bytes), an array or a list; None if they are missing."""
+        is_list = isinstance(value, (list, tuple))
         if isinstance(value, (str, Path, bytes)):
             value = np.load(io.BytesIO(value) if isinstance(value, bytes) else value, allow_pickle=False)
             value = value if isinstance(value, np.ndarray) else value[self.key or value.files[0]]
         vectors = np.atleast_2d(np.array(value, np.float64))
+        missing = np.isnan(vectors)
+        if is_list and missing.any() and (missing.all() or not self.flags):
+            return None
         if vectors.ndim != 2 or vectors.shape[1] != len(self.mean) or not len(vectors):
             raise ValueError(f"its shape is {vectors.shape}, expected vectors of {len(self.mean)} numbers")
-        if np.isinf(vectors).any() or (np.isnan(vectors).any() and not self.flags):
+        if np.isinf(vectors).any() or (missing.any() and not (is_list and self.flags)):
             raise ValueError("a number is missing or infinite")
         return vectors[: self.max_tokens]
 
@@ -207,11 +207,10 @@ class Vectors:
 def _pad(rows: Sequence[Any], value: int = 0) -> tuple[Array, Array]:
     """Return rows padded to the longest one, and the mask of real elements."""
     arrays = [np.asarray(row) for row in rows]
-    lengths = np.array([len(row) for row in arrays])
-    padded = np.full((len(arrays), max(lengths), *arrays[0].shape[1:]), value, arrays[0].dtype)
-    for target, row in zip(padded, arrays, strict=True):
-        target[: len(row)] = row
-    return padded, np.arange(max(lengths)) < lengths[:, None]
+    mask = np.arange(max(map(len, arrays))) < np.array([[len(row)] for row in arrays])
+    padded = np.full((*mask.shape, *arrays[0].shape[1:]), value, arrays[0].dtype)
+    padded[mask] = np.concatenate(arrays)
+    return padded, mask
 
 
 KINDS: dict[str, type[Any]] = {cls.__name__: cls for cls in (ByteText, SubwordText, Pixels, Clip, Vectors)}
@@ -235,13 +234,11 @@ class Runner:
         A prediction has ``label`` and ``probability``, or ``labels`` if there may be several; ``probabilities``; and
         ``weights`` of the inputs if the model has them. A sample that cannot be used has an ``error`` only.
         """
-        opened = [self._open(sample) for sample in samples]
-        predictions = [{"error": sample} if isinstance(sample, str) else {} for sample in opened]
-        rows = [row for row, sample in enumerate(opened) if not isinstance(sample, str)]
-        for first in range(0, len(rows), batch_size):
-            chosen = rows[first : first + batch_size]
-            for row, prediction in zip(chosen, self._run([opened[row] for row in chosen]), strict=True):
-                predictions[row] = prediction
+        remaining, predictions = iter(samples), list[dict[str, Any]]()
+        while opened := [self._open(sample) for sample in islice(remaining, batch_size)]:
+            usable = [sample for sample in opened if not isinstance(sample, str)]
+            found = iter(self._run(usable) if usable else ())
+            predictions += [{"error": one} if isinstance(one, str) else next(found) for one in opened]
         return predictions
 
     def _open(self, sample: Mapping[str, Any]) -> dict[str, Any] | str:
@@ -252,9 +249,10 @@ class Runner:
             if isinstance(value, str | Path) and not (isinstance(self.inputs[name], ByteText) or Path(value).is_file()):
                 return f"the input {name!r} cannot be used: there is no file {str(value)!r}"
             try:
-                if not (value is None or (isinstance(value, float) and math.isnan(value))):
-                    opened[name] = self.inputs[name].open(value)
-            except OPEN_ERRORS as error:
+                is_nan = isinstance(value, (float, np.floating)) and math.isnan(value)
+                if value is not None and not is_nan and (found := self.inputs[name].open(value)) is not None:
+                    opened[name] = found
+            except Exception as error:  # of any decoder
                 return f"the input {name!r} cannot be used: {error}"
         return opened or f"the sample has none of the model's inputs: {', '.join(self.inputs)}"
 
@@ -270,13 +268,15 @@ class Runner:
     def _run(self, samples: Sequence[Any]) -> Iterable[dict[str, Any]]:
         names = [output.name for output in self.session.get_outputs()]
         outputs = dict(zip(names, self.session.run(names, self.tensors(samples)), strict=True))
-        for row, probabilities in enumerate(outputs["probabilities"]):
-            decision = outputs["decision"][row]
+        for row, (values, decision) in enumerate(zip(outputs["probabilities"], outputs["decision"], strict=True)):
+            if not np.isfinite(values).all():
+                yield {"error": "the model's output for this sample is NaN or infinite"}
+                continue
             if decision.ndim:
                 prediction: dict[str, Any] = {"labels": [self.classes[index] for index in np.flatnonzero(decision)]}
             else:
-                prediction = {"label": self.classes[decision], "probability": float(probabilities[decision])}
-            prediction["probabilities"] = dict(zip(self.classes, probabilities.tolist(), strict=True))
+                prediction = {"label": self.classes[decision], "probability": float(values[decision])}
+            prediction["probabilities"] = dict(zip(self.classes, values.tolist(), strict=True))
             if "weights" in outputs:
                 prediction["weights"] = dict(zip(self.inputs, outputs["weights"][row].tolist(), strict=True))
             yield prediction

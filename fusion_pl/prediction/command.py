@@ -81,6 +81,7 @@ def _select_to_file(config: Namespace, output: Path) -> int:
         batches = track(data.predict_dataloader(), "Comparing", console=console, transient=True)
         rows = selector.select(batches, config.select)
         part = partial.part(0)
+        part.num_bytes = 0  # all rows are chosen anew, even if a command ended after it had saved its rows
         with part.append(output_format.header()) as file:
             for row, prediction in zip(rows, predictor.predictions_of(rows), strict=True):
                 file.write(output_format.encode(row, [prediction]))

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -53,6 +54,7 @@ def test_every_subset_of_the_inputs_is_predicted_as_by_the_checkpoint(folder, pr
     subsets = [names for size in range(1, 5) for names in itertools.combinations(INPUTS, size)]
     samples = [{name: values[name] for name in names} for names in subsets]
     samples += [{"my text": "", "sensors": [1, None, 3]}, {"my text": 3, "photo": None}]
+    samples += [{"my text": "", "sensors": [None, None, None], "photo": np.float32("nan")}]
     expected = predictor.predict(samples)
     for size in (len(samples), 1):  # in one batch of padded values, and each alone
         for found, one in zip(runner.Runner(folder / "out").predict(samples, batch_size=size), expected, strict=True):

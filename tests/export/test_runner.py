@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from fusion_pl.encoders.audio import FeatureExtractor
 from fusion_pl.encoders.audio_features import WaveformFeatures
 from fusion_pl.encoders.image import ResizeAndCrop
 from fusion_pl.encoders.text import SubwordTokenizer
-from fusion_pl.export.runner import KINDS, OPEN_ERRORS, ByteText, Clip, Vectors
+from fusion_pl.export.runner import KINDS, ByteText, Clip, Runner, Vectors
 
 from ..encoders.models import tokenizer
 
@@ -112,7 +114,8 @@ def test_waveforms(normalise):
     ("kind", "value"),
     [
         (Vectors([0.0] * 3, [1.0] * 3, 9, None, False), [1, 2, 3, 4, 5, 6]),
-        (Vectors([0.0] * 3, [1.0] * 3, 9, None, False), [1, None, 3]),
+        (Vectors([0.0] * 3, [1.0] * 3, 9, None, False), np.array([1, np.nan, 3])),
+        (Vectors([0.0] * 3, [1.0] * 3, 9, None, True), np.array([1, np.nan, 3])),
         (Vectors([0.0] * 3, [1.0] * 3, 9, None, True), []),
         (Clip(8000, 8000, ["samples", "lengths"], 10**6), (np.zeros(0, np.float32), 8000)),
         (Clip(8000, 8000, ["samples", "lengths"], 10**6), (np.full(9, np.nan, np.float32), 8000)),
@@ -122,5 +125,53 @@ def test_waveforms(normalise):
     ],
 )
 def test_values_that_cannot_be_used(kind, value):
-    with pytest.raises(OPEN_ERRORS):
+    with pytest.raises((ValueError, RuntimeError)):
         kind.open(value)
+
+
+@pytest.mark.parametrize("missing_numbers", ["flag", "input"])
+def test_missing_vectors_are_those_of_the_processor(missing_numbers):
+    processor = FeatureEncoder(3, missing_numbers=missing_numbers).processor
+    settings = processor.runner_settings()
+    runner = Runner.__new__(Runner)  # without a graph
+    runner.inputs = {"vector": KINDS[settings.pop("kind")](**settings)}
+    nan = float("nan")
+    for value in (None, nan, np.float32(nan), [1, None, 3], [nan, None, nan], [[1, 2, 3], [4, nan, 6]], [1, 2, 3]):
+        found = runner._open({"vector": value})
+        assert isinstance(found, str) == processor.is_missing(value), value
+        if isinstance(found, str):
+            assert found == "the sample has none of the model's inputs: vector"
+
+
+def test_samples_are_opened_batch_by_batch_and_errors_are_in_their_place(monkeypatch):
+    opened = []
+
+    def run(samples):
+        assert all(sample is not None for sample in samples)
+        return [{"label": len(opened)} for _ in samples]
+
+    def damaged(value):
+        opened.append(value)
+        if value == b"x":
+            raise zipfile.BadZipFile("no zip file")
+        return value
+
+    runner = Runner.__new__(Runner)
+    runner.inputs = {"vector": SimpleNamespace(open=damaged)}
+    monkeypatch.setattr(runner, "_run", run)
+    found = runner.predict([{"vector": value} for value in (b"a", b"x", b"c", b"d", b"x")], batch_size=2)
+    error = {"error": "the input 'vector' cannot be used: no zip file"}
+    assert found == [{"label": 2}, error, {"label": 4}, {"label": 4}, error]
+
+
+def test_an_output_that_is_not_finite_is_an_error():
+    runner = Runner.__new__(Runner)
+    runner.inputs, runner.classes = {}, ["a", "b"]
+    outputs = {"probabilities": np.array([[np.nan, 1], [0.25, 0.75]]), "decision": np.array([0, 1])}
+    runner.session = SimpleNamespace(
+        get_outputs=lambda: [SimpleNamespace(name=name) for name in outputs],
+        run=lambda names, feed: [outputs[name] for name in names],
+    )
+    first, second = runner._run([{}, {}])
+    assert first == {"error": "the model's output for this sample is NaN or infinite"}
+    assert second == {"label": "b", "probability": 0.75, "probabilities": {"a": 0.25, "b": 0.75}}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import itertools
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from fusion_pl.cli.run import run
 from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Average, Concat
 from fusion_pl.predict import Predictor
+from fusion_pl.prediction.formats import Csv
 from fusion_pl.prediction.selection import Selector, k_centre_greedy
 
 
@@ -37,6 +40,22 @@ def test_the_smallest_margins_are_chosen(folder, predict, capsys):
     found = read("queue.csv")
     assert [row["id"] for row in found] == [row["id"] for row in expected]
     assert [row["number"] for row in found] == [row["id"].removeprefix("s") for row in expected]
+
+
+def test_a_selection_that_could_not_be_written_begins_anew(folder, predict, monkeypatch):
+    """After its rows are saved, they are not written a second time."""
+    join = Csv.join
+
+    def fail_once(self, parts, output):
+        monkeypatch.setattr(Csv, "join", join)
+        raise OSError(errno.ENOSPC, "No space left on device", str(output))
+
+    monkeypatch.setattr(Csv, "join", fail_once)
+    assert predict("--select", "5", output="queue.csv") == 2
+    assert not Path("queue.csv").exists()
+    assert predict("--select", "5", output="queue.csv") == 0
+    ids = [row["id"] for row in read("queue.csv")]
+    assert len(ids) == len(set(ids)) == 5
 
 
 def test_labelled_rows_are_not_chosen(folder, text_checkpoint):
