@@ -90,12 +90,13 @@ def block_sigint() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def share_hardware(number: int, num_processes: int) -> None:
+def share_hardware(number: int, num_processes: int, use_gpus: bool = True) -> None:
     """Assign one GPU or a share of the CPU cores to this process; the parent process handles Ctrl-C.
 
     Args:
         number: number of this process, from 0.
         num_processes: number of processes.
+        use_gpus: whether GPUs are used if there are any.
     """
     import torch
 
@@ -105,7 +106,7 @@ def share_hardware(number: int, num_processes: int) -> None:
     multiprocessing.set_start_method(None, force=True)
     devices = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
     devices = devices or [str(index) for index in range(torch.cuda.device_count())]
-    if devices:
+    if devices and use_gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
     elif num_processes > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))

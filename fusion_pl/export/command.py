@@ -125,6 +125,7 @@ def check_output(output: Path) -> None:
 @contextmanager
 def atomic_folder(output: Path) -> Iterator[Path]:
     """Yield a temporary folder, which is renamed to ``output`` if the block succeeds, and removed otherwise."""
+    output = output.absolute()  # "." has no name
     partial = output.with_name(output.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

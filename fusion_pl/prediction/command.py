@@ -15,7 +15,7 @@ from fusion_pl.data.remote import is_url
 from fusion_pl.data.rows import ManifestRows
 from fusion_pl.messages import escape_unprintable
 from fusion_pl.prediction.counts import Counts
-from fusion_pl.prediction.options import STANDARD, parse_options
+from fusion_pl.prediction.options import STANDARD, check_output, parse_options
 from fusion_pl.prediction.partial import PartialOutput, StandardOutput
 from fusion_pl.prediction.processes import predict_ranges, split_rows
 from fusion_pl.prediction.rows import RowPredictor, make_key
@@ -37,7 +37,8 @@ def predict_command(arguments: list[str]) -> int:
     config = parse_options(arguments)
     if config.input:
         return predict_sample(config)
-    checkpoint_path(config, config.ckpt_path)  # it must exist before the standard input is read
+    # It must exist before the standard input is read; best and last are the same file in every process.
+    config.ckpt_path = checkpoint_path(config, config.ckpt_path)
     with standard_input(config.data):
         if config.output == STANDARD:
             return _predict_to_stdout(config)
@@ -50,6 +51,7 @@ def _predict_to_file(config: Namespace, output: Path) -> int:
     ranges = split_rows(config, predictor.source)
     partial, console = PartialOutput(output, make_key(config, predictor)), Console(stderr=True)
     with partial.lock(config.overwrite):
+        check_output(output, config.overwrite)  # again: another command may have finished in the meantime
         if found := partial.num_rows(len(ranges)):
             _print(console, [f"{found:,} rows are predicted already; going on with the next one"])
         try:
@@ -58,12 +60,12 @@ def _predict_to_file(config: Namespace, output: Path) -> int:
                 counts = predict_ranges(
                     config, predictor, partial, ranges, lambda rows: progress.update(task, completed=rows)
                 )
+            total = partial.num_rows(len(ranges))
+            predictor.output_format(output).join([partial.part(number).path for number in range(len(ranges))], output)
         except StoppedBySignal as stop:
             rows = partial.num_rows(len(ranges))
             text = f"Stopped after {rows:,} rows; the same command goes on with the next one."
             raise StoppedBySignal(stop.signum, text) from None
-        total = partial.num_rows(len(ranges))
-        predictor.output_format(output).join([partial.part(number).path for number in range(len(ranges))], output)
         partial.remove()
     _print(console, _summary(config, predictor, Counts.sum(counts), total))
     return 1 if Counts.sum(counts).failed == total else 0
@@ -73,11 +75,12 @@ def _select_to_file(config: Namespace, output: Path) -> int:
     predictor = RowPredictor(config)
     data, labels, total = predictor.source.data, predictor.labels, predictor.source.num_rows
     if total is None:
-        raise UserError(f"--select needs rows that are stored, which {type(data).__name__} has not: use HubData")
-    selector = Selector(predictor.predictor, config.by, None if labels is None else labels.is_known)
+        raise UserError(f"--select needs rows that are stored, which {type(data).__name__} does not have: use HubData")
+    selector = Selector(predictor.predictor, config.by, None if labels is None else labels.has_label)
     console, output_format = Console(stderr=True), predictor.output_format(output)
     partial = PartialOutput(output, make_key(config, predictor) | {"--select": f"{config.select} {config.by}"})
     with partial.lock(config.overwrite):
+        check_output(output, config.overwrite)  # as above
         batches = track(data.predict_dataloader(), "Comparing", console=console, transient=True)
         rows = selector.select(batches, config.select)
         part = partial.part(0)
@@ -88,7 +91,7 @@ def _select_to_file(config: Namespace, output: Path) -> int:
             part.save(file, len(rows), Counts())
         output_format.join([part.path], output)
         partial.remove()
-    _print(console, [f"{len(rows)} of {total} rows chosen by {config.by}, the first one most, written to {output}"])
+    _print(console, [f"{len(rows)} of {total} rows chosen by {config.by}, most useful first, written to {output}"])
     return 0 if rows else 1
 
 

@@ -14,6 +14,7 @@ from fusion_pl.data.split_record import SplitRecord
 from fusion_pl.data.table import Table
 from fusion_pl.data.table_data import DEFAULT_SPLIT
 from fusion_pl.predict import Prediction, Predictor
+from fusion_pl.tasks import LabelColumn
 
 
 @dataclass
@@ -64,13 +65,21 @@ class KnownLabels:
 
     Args:
         predictor: the model.
-        targets: target of each row.
+        columns: the label columns.
         is_trained: whether the model was trained on each row, as far as its checkpoint knows.
+
+    Attributes:
+        targets: target of each row.
+        is_known: whether each row has a label that the model knows.
+        has_label: whether each row has any label, also one that the model does not know.
     """
 
-    def __init__(self, predictor: Predictor, targets: NDArray[np.int64], is_trained: NDArray[np.bool_]) -> None:
-        self.predictor, self.targets, self.is_trained = predictor, targets, is_trained
-        self.is_known = predictor.task.is_known(targets)
+    def __init__(self, predictor: Predictor, columns: Sequence[LabelColumn], is_trained: NDArray[np.bool_]) -> None:
+        self.predictor, self.is_trained = predictor, is_trained
+        self.targets = predictor.task.read_targets(columns, predictor.classes)
+        self.is_known = predictor.task.is_known(self.targets)
+        filled = [np.array([*map(_is_filled, column.cells), False])[column.codes] for column in columns]
+        self.has_label: NDArray[np.bool_] = self.is_known | np.any(filled, axis=0)
 
     @classmethod
     def read(cls, predictor: Predictor, table: Table, record: SplitRecord | None) -> KnownLabels | None:
@@ -85,12 +94,16 @@ class KnownLabels:
         if not names or not has_label_columns(table, names, predictor.task):
             return None
         columns = [read_label_column(table, name) for name in names]
-        targets = predictor.task.read_targets(columns, predictor.classes)
         if record is None:
-            return cls(predictor, targets, np.zeros(len(table), bool))
+            return cls(predictor, columns, np.zeros(len(table), bool))
         hashes = row_hashes(table, ignored_columns={*names, DEFAULT_SPLIT})
-        return cls(predictor, targets, np.isin(hashes, record.hashes["train"]))
+        return cls(predictor, columns, np.isin(hashes, record.hashes["train"]))
 
     def match(self, row: int, prediction: Prediction) -> bool:
         """Return whether a prediction is the label of its row."""
         return self.predictor.task.matches(prediction.names, self.targets[row], self.predictor.classes)
+
+
+def _is_filled(cell: str | tuple[str, ...]) -> bool:
+    """Return whether a label cell, which may be a list, is not blank."""
+    return any(text.strip() for text in ([cell] if isinstance(cell, str) else cell))

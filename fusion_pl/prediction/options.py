@@ -19,7 +19,7 @@ from fusion_pl.types import UserError
 STANDARD = "-"  # name of the standard input as a table, and of the standard output
 # Options of streams and shards that concern training.
 STREAM_OPTIONS = {"shuffle_buffer", "shuffle_window"}
-TABLE_OPTIONS = {"data", "columns", "select", "by", "overwrite", "trainer.devices"}  # that one sample has not
+TABLE_OPTIONS = {"data", "columns", "select", "by", "overwrite", "trainer.devices"}  # not of one sample
 
 
 def predict_parser(has_table: bool = True) -> ArgumentParser:
@@ -56,7 +56,7 @@ def predict_parser(has_table: bool = True) -> ArgumentParser:
     parser.add_argument(
         "--select",
         type=int | None,
-        help="number of rows to write, those most worth labelling, the first one most; rows with a label are left out",
+        help="number of rows to write, those most worth labelling, most useful first; rows with a label are left out",
     )
     parser.add_argument(
         "--by",
@@ -99,6 +99,8 @@ def parse_options(arguments: Sequence[str]) -> Namespace:
         raise UserError("give a table with --data.manifest, or one sample with --input, such as --input text='a cat'")
     if config.select is not None:
         _check_selection(config)
+    elif "by" in keys:
+        raise UserError("--by is how --select chooses rows: give --select too, or leave it out")
     if config.output == STANDARD:
         if config.trainer.devices != 1:
             raise UserError("--output - is written by one process: leave out --trainer.devices, or give a file")
@@ -123,7 +125,7 @@ def _check_selection(config: Namespace) -> None:
         raise UserError(f"--select compares all rows in one process and writes a file: leave out {given}")
 
 
-def check_output(output: Path, overwrite: bool, manifest: str | None) -> None:
+def check_output(output: Path, overwrite: bool, manifest: str | None = None) -> None:
     """Raise an error, before the model is loaded, if the output file cannot or must not be written."""
     if output.suffix.lower() not in FORMATS:
         raise UserError(

@@ -79,7 +79,7 @@ class PartialOutput:
             found = None
         if found != self.key:
             if isinstance(found, dict) and not overwrite and any(self.folder.glob("rows-*.json")):
-                names = [name for name in self.key if self.key[name] != found.get(name)]
+                names = [name for name in {**found, **self.key} if self.key.get(name) != found.get(name)]
                 raise UserError(
                     f"{self.folder} contains predictions that were begun with another {join_names(names)}: repeat that "
                     "command to go on, or pass --overwrite to begin anew"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import pickle
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -50,7 +51,7 @@ def split_rows(config: Namespace, source: Source) -> list[slice]:
         raise UserError(f"--device {config.device} is one GPU: give --device cuda, or leave out --trainer.devices")
     if num_gpus and config.device in {"auto", "cuda"} and number > num_gpus:
         raise UserError(f"--trainer.devices is {number}, but this machine has {num_gpus} GPUs: give at most as many")
-    number = min(number, source.num_rows)
+    number = max(1, min(number, source.num_rows))
     bounds = [source.num_rows * index // number for index in range(number + 1)]
     return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
@@ -117,7 +118,7 @@ def _predict(
     config: Namespace, path: Path, output: Path, ranges: Sequence[slice], number: int, connection: Connection
 ) -> None:
     """Predict one of the ranges of rows in a new process, and send the number of rows, and the counts."""
-    share_hardware(number, len(ranges))
+    share_hardware(number, len(ranges), use_gpus=config.device != "cpu")
     rank_zero_only.rank = number + 1  # type: ignore[attr-defined]  # the parent process has told what there is to tell
     options = config.data.init_args
     if "num_workers" in options and options.num_workers is None:
@@ -127,4 +128,13 @@ def _predict(
         part, output_format = PartialFile(path), predictor.output_format(output)
         connection.send(predictor.write(ranges[number], part, output_format, connection.send))
     except Exception as error:  # the parent process raises it
-        connection.send(error)
+        connection.send(_portable(error))
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error, or one with its traceback as text if it cannot be sent to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # of the class of the error
+        return RuntimeError("".join(traceback.format_exception(error)))
+    return error

@@ -50,10 +50,14 @@ class Selector:
     def __init__(self, predictor: Predictor, method: Method, is_labelled: NDArray[np.bool_] | None) -> None:
         self.predictor, self.method, self.is_labelled = predictor, method, is_labelled
         if method == "bald" and not _dropouts(predictor.model):
-            raise UserError("--by bald needs dropout, which the model has not: train with dropout, or give --by margin")
+            raise UserError(
+                "--by bald needs dropout, which the model does not have: train with dropout, or give --by margin"
+            )
         if method == "coreset" and predictor.empty_output.embedding is None:
             name = type(predictor.model.fusion).__name__
-            raise UserError(f"--by coreset needs fused embeddings, which {name} has not: give --by margin or bald")
+            raise UserError(
+                f"--by coreset needs fused embeddings, which {name} does not have: give --by margin or bald"
+            )
 
     def select(self, batches: Iterable[Batch], number: int) -> list[int]:
         """Return the indices of at most ``number`` rows, the one that is most worth labelling first.
@@ -149,11 +153,19 @@ def _distances(points: NDArray[np.float32], centres: NDArray[np.float32]) -> NDA
     """Return the distance of each point to its nearest centre."""
     others = torch.from_numpy(np.array(centres))
     chunks = (torch.from_numpy(np.array(points[at : at + CHUNK_ROWS])) for at in range(0, len(points), CHUNK_ROWS))
-    return torch.cat([torch.cdist(chunk, others).min(1).values for chunk in chunks]).numpy()
+    parts = torch.split(others, CHUNK_ROWS)  # the labelled rows may be many, too
+    nearest = [torch.stack([torch.cdist(chunk, part).amin(1) for part in parts]).amin(0) for chunk in chunks]
+    return torch.cat(nearest).numpy()
 
 
 def _dropouts(model: nn.Module) -> list[_DropoutNd]:
-    return [module for module in model.modules() if isinstance(module, _DropoutNd) and module.p > 0]
+    """Return the layers that draw in training, which those of frozen encoders do not, of a model in evaluation."""
+    model.train()
+    active = [
+        module for module in model.modules() if isinstance(module, _DropoutNd) and module.p > 0 and module.training
+    ]
+    model.eval()
+    return active
 
 
 @contextmanager
@@ -166,8 +178,7 @@ def dropout(model: nn.Module) -> Iterator[None]:
                 module.train()
             yield
         finally:
-            for module in _dropouts(model):
-                module.eval()
+            model.eval()
 
 
 def _entropy(probabilities: Float[Tensor, "*_ C"], exclusive: bool) -> Float[Tensor, " *_"]:

@@ -103,7 +103,10 @@ def fit_outlier_detectors(trainer: Trainer, model: Any) -> dict[str, OutlierDete
         with trainer.precision_plugin.val_step_context():
             encoded = model.encode(moved)
             store_embeddings(model, training, encoded, model.fuse(encoded), moved)
-    return fit_detectors(training.gather(inputs), validation) if training.update_called else {}
+    # Gathering needs every process, but with few training samples, some have none.
+    if not trainer.strategy.reduce_boolean_decision(training.update_called):
+        return {}
+    return fit_detectors(training.gather(inputs), validation)
 
 
 def _is_saved(trainer: Trainer) -> bool:

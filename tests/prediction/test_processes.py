@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import errno
 import multiprocessing
 from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
+from jsonargparse import Namespace
 
 from fusion_pl.prediction import processes
+from fusion_pl.prediction.formats import Csv
+from fusion_pl.prediction.source import Source
+from fusion_pl.types import UserError
 from tests.commands import forkserver_context
 from tests.prediction.conftest import NUM_ROWS
 
@@ -52,6 +57,45 @@ def test_two_processes_with_an_odd_number_of_rows(folder, predict, quick_start, 
     assert read("p.csv") == read("whole.csv")
     assert len(read("p.csv")) == NUM_ROWS
     assert not Path("p.csv.partial").exists()
+
+
+def test_rows_that_one_of_two_processes_has_saved_are_not_predicted_again(folder, predict, quick_start, capfd):
+    assert predict("--columns", "number", output="whole.csv") == 0
+    join = Csv.join
+
+    def fail(self, parts, output):
+        raise OSError(errno.ENOSPC, "No space left on device", str(output))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Csv, "join", fail)
+        assert predict(*TWO, "--columns", "number") == 2
+    assert Csv.join is join
+    Path("p.csv.partial/rows-0.json").unlink()  # as if the first process had saved nothing
+    capfd.readouterr()
+    assert predict(*TWO, "--columns", "number") == 0
+    assert f"{NUM_ROWS - NUM_ROWS // 2} rows are predicted already" in capfd.readouterr().err
+    assert read("p.csv") == read("whole.csv")
+
+
+def test_an_error_that_cannot_be_pickled_is_sent_with_its_traceback():
+    class Local(Exception):  # noqa: N818 - which no other process knows
+        pass
+
+    try:
+        raise Local("the reason")
+    except Local as error:
+        sent = processes._portable(error)
+    assert "the reason" in str(sent)
+    assert "test_processes.py" in str(sent)
+    error = UserError("one sentence")
+    assert processes._portable(error) is error
+
+
+def test_no_rows_need_one_process():
+    source = object.__new__(Source)
+    object.__setattr__(source, "num_rows", 0)
+    config = Namespace(trainer=Namespace(devices=2), device="cpu")
+    assert processes.split_rows(config, source) == [slice(0, 0)]
 
 
 def test_an_error_in_a_process_is_one_sentence(folder, predict, quick_start, capfd, monkeypatch):

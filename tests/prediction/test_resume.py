@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
-from fusion_pl.prediction.partial import PartialFile
+from fusion_pl.cli.run import run
+from fusion_pl.prediction import command
+from fusion_pl.prediction.partial import PartialFile, PartialOutput
+from fusion_pl.prediction.rows import RowPredictor
+from fusion_pl.types import UserError
 from tests.commands import Command
 from tests.prediction.conftest import write_rows
 
@@ -55,6 +60,44 @@ def test_other_options_are_refused(folder, predict, stop_after, capsys):
     assert predict("--overwrite") == 0
     assert "1 of 1 rows predicted" in capsys.readouterr().err
     assert len(Path("p.csv").read_text().splitlines()) == 2
+
+
+def test_an_option_that_is_left_out_is_told(folder, predict, stop_after, monkeypatch, capsys):
+    PARTIAL.mkdir()
+    output = PartialOutput(Path("p.csv"), {"a": "1"})
+    (PARTIAL / "key.json").write_text('{"a": "1", "--select": "3 margin"}')
+    (PARTIAL / "rows-0.json").write_text("{}")
+    with pytest.raises(UserError, match="begun with another --select: repeat"), output.lock(overwrite=False):
+        pass
+
+
+def test_an_output_that_appears_before_the_lock_is_kept(folder, predict, monkeypatch, capsys):
+    make_key = command.make_key
+
+    def other_command_ends(*arguments):
+        Path("p.csv").write_text("of another command")
+        return make_key(*arguments)
+
+    monkeypatch.setattr(command, "make_key", other_command_ends)
+    assert predict() == 2
+    assert "--output p.csv exists: pass --overwrite" in capsys.readouterr().err
+    assert Path("p.csv").read_text() == "of another command"
+
+
+def test_best_is_looked_for_once(folder, text_checkpoint, monkeypatch):
+    best = Path("lightning_logs/version_0/checkpoints/best.ckpt")
+    best.parent.mkdir(parents=True)
+    shutil.copy(text_checkpoint, best)
+    found = []
+
+    def build(config):
+        found.append(config.ckpt_path)
+        return RowPredictor(config)
+
+    monkeypatch.setattr(command, "RowPredictor", build)
+    call = ["--ckpt_path", "best", "--data.manifest", "rows.csv", "--data.num_workers", "0", "--output", "p.csv"]
+    assert run("predict", call) == 0
+    assert found == [str(best)]
 
 
 def test_a_command_that_saved_no_row_stands_in_the_way_of_no_other(folder, predict):

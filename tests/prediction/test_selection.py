@@ -13,11 +13,14 @@ import pytest
 import torch
 
 from fusion_pl.cli.run import run
+from fusion_pl.data.read_table import read_table
 from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Average, Concat
 from fusion_pl.predict import Predictor
+from fusion_pl.prediction import selection
+from fusion_pl.prediction.counts import KnownLabels
 from fusion_pl.prediction.formats import Csv
-from fusion_pl.prediction.selection import Selector, k_centre_greedy
+from fusion_pl.prediction.selection import Selector, dropout, k_centre_greedy
 
 
 def read(path):
@@ -36,7 +39,7 @@ def test_the_smallest_margins_are_chosen(folder, predict, capsys):
     rows = [row for row in read("p.csv") if not row["error"]]
     expected = sorted(rows, key=lambda row: abs(float(row["p(ham)"]) - float(row["p(spam)"])))[:5]
     assert predict("--select", "5", "--columns", "number", output="queue.csv") == 0
-    assert "5 of 23 rows chosen by margin, the first one most, written to queue.csv" in capsys.readouterr().err
+    assert "5 of 23 rows chosen by margin, most useful first, written to queue.csv" in capsys.readouterr().err
     found = read("queue.csv")
     assert [row["id"] for row in found] == [row["id"] for row in expected]
     assert [row["number"] for row in found] == [row["id"].removeprefix("s") for row in expected]
@@ -98,7 +101,27 @@ def test_bald_is_the_mutual_information_of_the_draws(folder, with_dropout):
     assert predictor.predict({"text": "a"}).probabilities == before
 
 
-def test_k_centres_are_those_of_the_definition():
+def test_dropout_of_a_frozen_encoder_stays_off(folder, with_dropout):
+    predictor = Predictor.from_checkpoint(with_dropout, "cpu")
+    encoder = predictor.model.encoders["text"].requires_grad_(False)
+    with dropout(predictor.model):
+        assert not any(module.training for module in encoder.modules())
+        assert any(module.training for module in predictor.model.fusion.modules())
+    assert not any(module.training for module in predictor.model.modules())
+
+
+def test_rows_with_a_label_that_the_model_does_not_know_have_one(tmp_path, text_checkpoint):
+    predictor = Predictor.from_checkpoint(text_checkpoint, "cpu")
+    predictor.label = "label"
+    (tmp_path / "rows.csv").write_text("text,label\na,ham\nb,\nc,eggs\nd,  \n")
+    labels = KnownLabels.read(predictor, read_table(str(tmp_path / "rows.csv")), None)
+    assert labels.is_known.tolist() == [True, False, False, False]
+    assert labels.has_label.tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("chunk_rows", [4096, 7, 1])
+def test_k_centres_are_those_of_the_definition(chunk_rows, monkeypatch):
+    monkeypatch.setattr(selection, "CHUNK_ROWS", chunk_rows)
     points = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     is_centre = np.zeros(40, bool)
     is_centre[[3, 8]] = True
@@ -120,8 +143,9 @@ def test_k_centres_are_those_of_the_definition():
     [
         (["--select", "0"], "--select is 0, expected a number of rows of at least 1"),
         (["--select", "3", "--trainer.devices", "2"], "leave out --trainer.devices"),
-        (["--select", "3", "--by", "bald"], "--by bald needs dropout, which the model has not"),
-        (["--select", "3", "--by", "coreset"], "--by coreset needs fused embeddings, which Average has not"),
+        (["--select", "3", "--by", "bald"], "--by bald needs dropout, which the model does not have"),
+        (["--select", "3", "--by", "coreset"], "--by coreset needs fused embeddings, which Average does not have"),
+        (["--by", "margin"], "--by is how --select chooses rows: give --select too"),
         (["--select", "3", "--by", "entropy"], "by is entropy, expected one of"),
     ],
 )
