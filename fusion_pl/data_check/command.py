@@ -126,6 +126,6 @@ def _check_paths(output: Path, cleaned: Path | None) -> None:
     if cleaned.suffix.lower() not in FORMATS:
         raise UserError(f"--cleaned {cleaned} ends in {cleaned.suffix!r}, expected one of {', '.join(FORMATS)}")
     if not cleaned.absolute().parent.is_dir():
-        raise UserError(f"--cleaned {cleaned}: the folder {cleaned.parent} does not exist")
+        raise UserError(f"--cleaned {cleaned}: the folder {cleaned.parent} does not exist: create it")
     if cleaned.exists():
         raise UserError(f"--cleaned {cleaned} exists: remove it, or give another name")

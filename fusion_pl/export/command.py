@@ -116,6 +116,8 @@ def run_metrics(checkpoint: Path) -> Path | None:
 
 def check_output(output: Path) -> None:
     """Raise a ``UserError`` if a folder cannot be written, before the model is loaded."""
+    if not output.name:
+        raise UserError(f"--output {output} is the folder in which you are: give one that does not exist yet")
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"--output {output} exists: give a folder that does not exist yet, or remove it")
     if any(parent.is_file() for parent in output.parents):
@@ -125,7 +127,6 @@ def check_output(output: Path) -> None:
 @contextmanager
 def atomic_folder(output: Path) -> Iterator[Path]:
     """Yield a temporary folder, which is renamed to ``output`` if the block succeeds, and removed otherwise."""
-    output = output.absolute()  # "." has no name
     partial = output.with_name(output.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

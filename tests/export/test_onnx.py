@@ -97,6 +97,13 @@ def test_an_existing_folder_is_kept(folder, capsys):
     assert (folder / "out" / "model.onnx").exists()
 
 
+def test_the_current_folder_is_refused_also_if_it_is_empty(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "--output . is the folder in which you are" in error_of(
+        capsys, "--ckpt_path", folder / "model.ckpt", "--output", "."
+    )
+
+
 def test_a_missing_package_is_one_sentence(folder, capsys, monkeypatch):
     monkeypatch.setattr(onnx_model, "find_spec", lambda name: None if name == "onnxscript" else name)
     line = error_of(capsys, "--ckpt_path", folder / "model.ckpt", "--output", folder / "other")

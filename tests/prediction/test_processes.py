@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import multiprocessing
+import os
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from jsonargparse import Namespace
 from fusion_pl.prediction import processes
 from fusion_pl.prediction.formats import Csv
 from fusion_pl.prediction.source import Source
+from fusion_pl.processes import share_hardware
 from fusion_pl.types import UserError
 from tests.commands import forkserver_context
 from tests.prediction.conftest import NUM_ROWS
@@ -89,6 +91,17 @@ def test_an_error_that_cannot_be_pickled_is_sent_with_its_traceback():
     assert "test_processes.py" in str(sent)
     error = UserError("one sentence")
     assert processes._portable(error) is error
+
+
+def test_processes_on_the_cpu_share_the_cores_of_a_machine_with_gpus(monkeypatch):
+    monkeypatch.setattr("fusion_pl.processes.init_worker", lambda: None)
+    monkeypatch.setattr(multiprocessing, "set_start_method", lambda *arguments, **options: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+    share_hardware(1, 2, use_gpus=False)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,6"
+    share_hardware(1, 2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
 
 
 def test_no_rows_need_one_process():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import pytest
 
 from fusion_pl.cli.run import run
 from fusion_pl.prediction import command
+from fusion_pl.prediction.formats import Csv
 from fusion_pl.prediction.partial import PartialFile, PartialOutput
 from fusion_pl.prediction.rows import RowPredictor
 from fusion_pl.types import UserError
 from tests.commands import Command
-from tests.prediction.conftest import write_rows
+from tests.prediction.conftest import NUM_ROWS, write_rows
 
 PARTIAL = Path("p.csv.partial")
 
@@ -82,6 +84,15 @@ def test_an_output_that_appears_before_the_lock_is_kept(folder, predict, monkeyp
     assert predict() == 2
     assert "--output p.csv exists: pass --overwrite" in capsys.readouterr().err
     assert Path("p.csv").read_text() == "of another command"
+
+
+def test_a_stop_while_the_output_is_joined_tells_what_is_saved(folder, predict, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(Csv, "join", lambda *arguments: signal.raise_signal(signal.SIGINT))
+        assert predict() == 130
+    assert f"Stopped after {NUM_ROWS} rows; the same command goes on" in capsys.readouterr().err
+    assert predict() == 0
+    assert len(Path("p.csv").read_text().splitlines()) == NUM_ROWS + 1
 
 
 def test_best_is_looked_for_once(folder, text_checkpoint, monkeypatch):
