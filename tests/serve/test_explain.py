@@ -113,9 +113,9 @@ def test_predictions_do_not_wait_for_explanations_and_too_many_are_answered_429(
         threads.append(threading.Thread(target=predict))
         threads[-1].start()
         try:
-            assert predicted.get(timeout=60) is None
+            assert predicted.get(timeout=30) is None
         finally:
             release.set()
-        for thread in threads:
-            thread.join()
+            for thread in threads:
+                thread.join()
     assert [statuses.get() for _ in range(MAX_REQUESTS)] == [200] * MAX_REQUESTS
