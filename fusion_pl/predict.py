@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -18,48 +18,10 @@ from fusion_pl.data.collate import Collate
 from fusion_pl.messages import did_you_mean, one_line, truncate
 from fusion_pl.module import FusionClassifier
 from fusion_pl.processors.base import OPEN_ERRORS, check_path
-from fusion_pl.types import Batch, Encoded, Fused, Sample, UserError
+from fusion_pl.types import Batch, Encoded, Fused, Prediction, Sample, UserError
 from fusion_pl.uncertainty.doubt import Doubt
 from fusion_pl.uncertainty.outliers import embeddings_of
 from fusion_pl.uncertainty.rules import DecisionRules, decision_rules
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The class that the model predicts for one sample.
-
-    Attributes:
-        id: id of the sample.
-        label: name of the predicted class; None if there is an ``error``, or if the task decides for several labels.
-        probability: probability of the predicted class.
-        labels: names of the predicted labels, if the task decides for several.
-        probabilities: class name -> probability.
-        set: names of the classes in the prediction set; None without ``coverage``.
-        abstained: whether the model has too much doubt for a label; None without ``abstain``.
-        outlier_p_values: input name -> p-value, near 0 if the input is unlike those of the validation split, None if it
-            is missing; and all names joined by ``+`` -> p-value of the fused embedding. None without ``outliers``.
-        embedding: fused embedding of the sample; None unless it was asked for.
-        weights: input name -> input weight; None if the fusion head returns none. A missing input has weight 0, unless
-            the model was trained with ``missing: token``, which gives its learned embedding a weight.
-        error: message that says why there is no prediction; None if there is a prediction.
-    """
-
-    id: str
-    label: str | None = None
-    probability: float | None = None
-    labels: list[str] | None = None
-    probabilities: dict[str, float] | None = None
-    set: list[str] | None = None
-    abstained: bool | None = None
-    outlier_p_values: dict[str, float | None] | None = None
-    embedding: list[float] | None = None
-    weights: dict[str, float] | None = None
-    error: str | None = None
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the predicted class or labels; empty if there is an ``error``."""
-        return self.labels if self.labels is not None else [self.label] if self.label is not None else []
 
 
 class Predictor:

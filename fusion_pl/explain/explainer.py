@@ -16,8 +16,8 @@ from fusion_pl.explain.occlusion import occlusion
 from fusion_pl.explain.scores import SampleScores
 from fusion_pl.explain.shapley import shapley
 from fusion_pl.messages import did_you_mean, join_names
-from fusion_pl.predict import Prediction, Predictor
-from fusion_pl.types import Sample, UserError
+from fusion_pl.predict import Predictor
+from fusion_pl.types import Prediction, Sample, UserError
 
 Method = Literal["occlusion", "integrated_gradients"]
 METHODS = {"occlusion": occlusion, "integrated_gradients": integrated_gradients}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from fusion_pl.predict import Prediction
 from fusion_pl.processors.base import Span
+from fusion_pl.types import Prediction
 
 SIMILAR = 0.25  # share of the log-odds below which inputs are said to contribute independently
 SUFFICIENT = 0.25  # share of the change of the log-odds by all inputs, from which on one of them can give the class

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fusion_pl.data.table import Table
-from fusion_pl.predict import Prediction, Predictor
+from fusion_pl.predict import Predictor
+from fusion_pl.types import Prediction
 
 Kind = Literal["text", "number", "flag", "texts", "numbers"]
 KINDS: dict[str, Kind] = {"label": "text", "probability": "number", "labels": "texts", "set": "texts"}

@@ -13,8 +13,9 @@ from fusion_pl.data.labels import has_label_columns, read_label_column
 from fusion_pl.data.split_record import SplitRecord
 from fusion_pl.data.table import Table
 from fusion_pl.data.table_data import DEFAULT_SPLIT
-from fusion_pl.predict import Prediction, Predictor
+from fusion_pl.predict import Predictor
 from fusion_pl.tasks import LabelColumn
+from fusion_pl.types import Prediction
 
 
 @dataclass

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fusion_pl.files import sync
-from fusion_pl.predict import Prediction
 from fusion_pl.prediction.columns import OutputColumns
+from fusion_pl.types import Prediction
 
 ROW_GROUP_BYTES = 2**26  # of a Parquet file, before compression
 

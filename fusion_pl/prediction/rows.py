@@ -21,13 +21,13 @@ from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.split_record import SplitRecord, find_split_record
 from fusion_pl.data.table import Table, raise_problems
 from fusion_pl.files import sha256
-from fusion_pl.predict import Prediction, Predictor
+from fusion_pl.predict import Predictor
 from fusion_pl.prediction.columns import OutputColumns
 from fusion_pl.prediction.counts import Counts, KnownLabels
 from fusion_pl.prediction.formats import FORMATS, Format, JsonLines
 from fusion_pl.prediction.partial import PartialFile
 from fusion_pl.prediction.source import Source, open_source
-from fusion_pl.types import UserError
+from fusion_pl.types import Prediction, UserError
 from fusion_pl.uncertainty.rules import DecisionRules
 
 MIN_ROWS = 256  # that are encoded at once, unless they take too long

@@ -16,12 +16,12 @@ from fusion_pl.cli.checkpoint_options import RULES, checkpoint_path
 from fusion_pl.data.collate import Collate
 from fusion_pl.files import looked_for
 from fusion_pl.messages import did_you_mean, escape_unprintable, join_names
-from fusion_pl.predict import Prediction, Predictor
+from fusion_pl.predict import Predictor
 from fusion_pl.prediction.columns import OutputColumns
 from fusion_pl.prediction.formats import prediction_values
 from fusion_pl.prediction.rows import check_embeddings, output_fields
 from fusion_pl.processors import TextProcessor
-from fusion_pl.types import UserError
+from fusion_pl.types import Prediction, UserError
 
 MAX_CLASSES = 20  # that are shown
 

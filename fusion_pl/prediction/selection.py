@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from fusion_pl.predict import Prediction, Predictor
-from fusion_pl.types import Batch, UserError
+from fusion_pl.predict import Predictor
+from fusion_pl.types import Batch, Prediction, UserError
 
 Method = Literal["margin", "bald", "coreset"]
 NUM_DRAWS = 10  # of dropout

@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from fusion_pl.messages import is_failure
-from fusion_pl.predict import Prediction
-from fusion_pl.types import Sample
+from fusion_pl.types import Prediction, Sample
 
 Predict = Callable[[Sequence[Sample]], list[Prediction]]
 

@@ -14,10 +14,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from fusion_pl.html import render_page
-from fusion_pl.predict import Prediction
 from fusion_pl.serve.metrics import SHARED_FOLDER, Metrics
 from fusion_pl.serve.reference import Histogram, Reference
-from fusion_pl.types import Sample
+from fusion_pl.types import Prediction, Sample
 from fusion_pl.uncertainty.drift import Drift, measure_drift
 
 LEVEL = 0.001  # probability that any quantity of a window is flagged without drift

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fusion_pl.predict import Prediction, Predictor
-from fusion_pl.types import Sample, UserError
+from fusion_pl.predict import Predictor
+from fusion_pl.types import Prediction, Sample, UserError
 from fusion_pl.uncertainty.doubt import doubt_scores
 from fusion_pl.uncertainty.drift import decision_name, inputs_name, quantile_cuts
 from fusion_pl.uncertainty.outliers import OutlierDetector

@@ -19,14 +19,14 @@ from fusion_pl import __version__
 from fusion_pl.data.collate import Collate
 from fusion_pl.files import sha256
 from fusion_pl.messages import is_failure
-from fusion_pl.predict import Prediction, Predictor
+from fusion_pl.predict import Predictor
 from fusion_pl.serve.drift import DriftMonitor
 from fusion_pl.serve.examples import table_examples
 from fusion_pl.serve.limits import Limits
 from fusion_pl.serve.metrics import Metrics
 from fusion_pl.serve.reference import Reference
 from fusion_pl.serve.values import kind_of
-from fusion_pl.types import Sample, UserError
+from fusion_pl.types import Prediction, Sample, UserError
 
 LOG = logging.getLogger("fusion_pl.serve")
 

@@ -16,9 +16,8 @@ from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
 from fusion_pl.explain import Explainer
 from fusion_pl.explain.explanation import Explanation, InputExplanation, PartEffects
 from fusion_pl.fusion import Average, Concat, Fusion, Mean, ProductOfExperts, SelfAttention
-from fusion_pl.predict import Prediction
 from fusion_pl.tasks import MultiLabel
-from fusion_pl.types import UserError, Waveform
+from fusion_pl.types import Prediction, UserError, Waveform
 
 HEADS = [
     head for name in fusion_pl.fusion.__all__ if isinstance(head := getattr(fusion_pl.fusion, name), type)

@@ -8,9 +8,8 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from fusion_pl.predict import Prediction
 from fusion_pl.serve.batching import Batcher, QueueFullError
-from fusion_pl.types import Sample
+from fusion_pl.types import Prediction, Sample
 
 
 @asynccontextmanager
