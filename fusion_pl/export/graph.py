@@ -103,6 +103,22 @@ def example_arguments(model: FusionClassifier) -> tuple[Arguments, Any]:
     return (inputs, present), (shapes, {name: {0: torch.export.Dim.DYNAMIC} for name in inputs})
 
 
+def other_arguments(model: FusionClassifier) -> list[Arguments]:
+    """Return arguments of the shortest examples, with which a graph is checked.
+
+    One sample with all inputs; and a sample per input that has this input only, with one more that has all.
+    """
+    found = []
+    for only in ([], list(model.processors)):
+        rows = len(only) + 1
+        inputs, present = {}, {}
+        for name, processor in model.processors.items():
+            inputs[name] = _process(processor, name, [processor.examples()[0]] * rows)
+            present[name] = torch.tensor([*(other == name for other in only), True])
+        found.append((inputs, present))
+    return found
+
+
 def _process(processor: Any, name: str, values: list[Any]) -> dict[str, Tensor]:
     processed = process_values(processor, name, values, [name])
     if isinstance(processed, Encoded):

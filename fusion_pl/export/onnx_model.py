@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import warnings
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fusion_pl.export import runner
-from fusion_pl.export.graph import Arguments, ExportedModel, example_arguments, trace
+from fusion_pl.export.graph import Arguments, ExportedModel, example_arguments, other_arguments, trace
 from fusion_pl.export.quantize import quantize_int8
 from fusion_pl.messages import error_reason
 from fusion_pl.module import FusionClassifier
@@ -68,9 +67,10 @@ def write_onnx(model: FusionClassifier, folder: Path, quantize: bool = False) ->
     except torch.onnx.OnnxExporterError as error:
         reason = error_reason(error.__cause__ or error)
         raise UserError(f"the model cannot be written as ONNX ({reason}): use --format torch") from error
-    check_outputs(folder / MODEL, arguments, outputs)
+    check_outputs(folder / MODEL, model)
     if quantize:
         quantize_int8(model, folder / MODEL)
+        check_outputs(folder / MODEL, model, tolerance=math.inf)
     (folder / PREPROCESSING).write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
     shutil.copyfile(str(runner.__file__), folder / RUNNER)
 
@@ -99,24 +99,29 @@ def input_names(arguments: Arguments) -> list[str]:
     ]
 
 
-def check_outputs(path: Path, arguments: Arguments, outputs: Mapping[str, Tensor]) -> None:
-    """Run the file on the examples, and compare the probabilities with those of PyTorch.
+def check_outputs(path: Path, model: FusionClassifier, tolerance: float = TOLERANCE) -> None:
+    """Run the file on examples of several lengths, numbers and subsets, and compare the probabilities with PyTorch's.
 
     Raises:
         UserError: if onnxruntime cannot run the file, or the probabilities differ.
     """
     import onnxruntime
 
-    inputs, present = arguments
-    tensors = [*(tensor for part in inputs.values() for tensor in part.values()), *present.values()]
-    feed = dict(zip(input_names(arguments), (tensor.numpy() for tensor in tensors), strict=True))
+    differences = []
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        (probabilities,) = session.run(["probabilities"], feed)
+        for arguments in (example_arguments(model)[0], *other_arguments(model)):
+            inputs, present = arguments
+            tensors = [*(tensor for part in inputs.values() for tensor in part.values()), *present.values()]
+            feed = dict(zip(input_names(arguments), (tensor.numpy() for tensor in tensors), strict=True))
+            (probabilities,) = session.run(["probabilities"], feed)
+            with torch.no_grad():
+                expected = ExportedModel(model)(*arguments)["probabilities"].numpy()
+            differences.append(np.abs(probabilities - expected).max())
     except Exception as error:  # onnxruntime has no common class of errors
         raise UserError(f"onnxruntime cannot run the model ({error_reason(error)}): use --format torch") from error
-    difference = float(np.abs(probabilities - outputs["probabilities"].detach().numpy()).max())
-    if not difference <= TOLERANCE:
+    difference = float(np.max(differences))
+    if not difference <= tolerance:
         raise UserError(
             f"the probabilities of the exported model differ by {difference:.2g} from those of PyTorch: use "
             "--format torch"

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -23,6 +24,7 @@ from fusion_pl.fusion import Weighted
 from fusion_pl.module import FusionClassifier
 from fusion_pl.predict import Predictor
 from fusion_pl.tasks import MultiClass, MultiLabel, Ordinal
+from fusion_pl.types import UserError
 
 from ..checkpoint.conftest import write
 from .conftest import INPUTS, error_of, export
@@ -131,6 +133,14 @@ def test_int8_weights_make_the_file_smaller_and_the_probabilities_almost_the_sam
     found = runner.Runner(tmp_path / "int8").predict(samples)
     for one, expected in zip(found, predictor.predict(samples), strict=True):
         assert one["probabilities"] == pytest.approx(expected.probabilities, abs=0.05)
+
+
+def test_the_file_is_checked_with_single_inputs(folder, predictor, monkeypatch):
+    onnx_model.check_outputs(folder / "out" / "model.onnx", predictor.model)
+    other = replace(predictor.model.calibration, temperatures=[(["my text"], 0.1), (["photo", "voice"], 0.4)])
+    monkeypatch.setattr(predictor.model, "calibration", other)
+    with pytest.raises(UserError, match="the probabilities of the exported model differ by 0"):
+        onnx_model.check_outputs(folder / "out" / "model.onnx", predictor.model)
 
 
 def test_the_file_has_no_paths_of_this_machine(folder):
