@@ -65,18 +65,12 @@ def parse_checkpoint_command(
                 f"--data {value}: there is no such file; give a YAML file of options, or single options, such as "
                 "--data.manifest"
             )
-        is_class = (
-            key == "data" and not is_file and re.fullmatch(r"[A-Za-z_][\w.]*", value) and not Path(value).exists()
-        )
-        if key in REPEATABLE_OPTIONS and with_data_class:
-            raise UserError(
-                f"{parser.prog} takes no --config, because the checkpoint contains the model and the columns of its "
-                "inputs: give the table with --data.manifest, or other data with --data CLASS"
-            )
+        is_class = not is_file and re.fullmatch(r"[A-Za-z_][\w.]*", value) and not Path(value).exists()
         if key in REPEATABLE_OPTIONS or (key == "data" and is_class and not with_data_class):
+            refused = "no --config" if with_data_class else "neither --config nor a class for --data"
             raise UserError(
-                f"{parser.prog} takes neither --config nor a class for --data, because the checkpoint contains the "
-                "model and the columns of its inputs: give the table with --data.manifest"
+                f"{parser.prog} takes {refused}, because the checkpoint contains the model and the columns of its "
+                "inputs: give the table with --data.manifest" + (", or other data with --data CLASS" * with_data_class)
             )
     return parse(parser, arguments).clone(with_meta=False)  # without the path of a file of options
 
