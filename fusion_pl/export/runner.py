@@ -225,8 +225,8 @@ class Runner:
         settings = json.loads(Path(folder, "preprocess.json").read_text(encoding="utf-8"))
         self.classes: list[str] = settings["classes"]
         self.inputs = {name: KINDS[part.pop("kind")](**part) for name, part in settings["inputs"].items()}
-        providers = onnxruntime.get_available_providers()
-        self.session = onnxruntime.InferenceSession(str(Path(folder, model)), providers=providers)
+        # Others, such as CUDAExecutionProvider, may compute with fewer digits.
+        self.session = onnxruntime.InferenceSession(str(Path(folder, model)), providers=["CPUExecutionProvider"])
 
     def predict(self, samples: Iterable[Mapping[str, Any]], batch_size: int = 32) -> list[dict[str, Any]]:
         """Return a prediction per sample, a dictionary from input name to value; absent and None inputs are missing.
