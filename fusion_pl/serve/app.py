@@ -12,6 +12,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -19,6 +20,7 @@ from starlette.routing import Route
 from fusion_pl.messages import is_failure
 from fusion_pl.serve.batching import Batcher, BatchFailedError, QueueFullError
 from fusion_pl.serve.explain import Explanations
+from fusion_pl.serve.hosts import HostCheck
 from fusion_pl.serve.memory import OpenedMemory, Reservation
 from fusion_pl.serve.openapi import openapi_document
 from fusion_pl.serve.pages import page_routes
@@ -53,7 +55,10 @@ def create_app(service: Service) -> Starlette:
         routes.append(Route("/drift", server.protect(server.drift)))
     if service.options.page:
         routes += [*page_routes(), Route("/examples", server.protect(server.examples))]
-    app = Starlette(routes=routes, lifespan=server.lifespan, exception_handlers={HTTPException: answer_error})
+    hosts = service.options.allowed_hosts
+    middleware = [] if hosts is None else [Middleware(HostCheck, hosts)]
+    handlers: Any = {HTTPException: answer_error}
+    app = Starlette(routes=routes, middleware=middleware, lifespan=server.lifespan, exception_handlers=handlers)
     app.router.redirect_slashes = False  # /info/ is no path, as the other ones that do not exist
     return app
 

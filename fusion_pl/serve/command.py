@@ -28,6 +28,14 @@ def serve_parser() -> ArgumentParser:
     parser.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on (0.0.0.0 = all addresses)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (0 = any free port)")
     parser.add_argument(
+        "--allowed_hosts",
+        type=str,
+        default=[],
+        nargs="*",
+        help="further hosts to which requests are answered (example.com, *.example.com); localhost, 127.0.0.1 and "
+        "[::1] always are, and without this option all hosts if the server listens on another address",
+    )
+    parser.add_argument(
         "--token_file",
         type=str | None,
         default=None,
@@ -67,6 +75,7 @@ def serve_command(arguments: list[str]) -> int:
     """Run ``fusion-pl serve`` until it is stopped; return 0 after Ctrl-C or SIGTERM."""
     config = parse_checkpoint_command(serve_parser(), arguments)
     check_packages()
+    from fusion_pl.serve.hosts import allowed_hosts
     from fusion_pl.serve.processes import listen, run_server
     from fusion_pl.serve.service import ServeOptions
 
@@ -85,6 +94,7 @@ def serve_command(arguments: list[str]) -> int:
             config.max_wait / 1000,
             config.queue,
             token,
+            allowed_hosts(socket.getsockname()[0], config.allowed_hosts),
             window=math.ceil((config.window or WINDOW) / config.workers) if config.reference else None,
             page=config.page,
             examples=config.examples,

@@ -13,7 +13,7 @@ from fusion_pl.serve.service import Service
 from fusion_pl.serve.values import kind_of
 
 ERRORS = {
-    "400": "The connection was closed before the request was complete, or the request is not HTTP.",
+    "400": "The connection was closed before the request was complete, it is not HTTP, or its header Host is refused.",
     "401": "The token is missing or wrong.",
     "408": "The body did not arrive in time.",
     "413": "The body is too large.",
@@ -46,12 +46,12 @@ def openapi_document(service: Service) -> dict[str, Any]:
                 "get": _operation("Whether predictions can be requested", {"200": ready, "503": _answer("Not yet.")})
                 | public
             },
-            "/info": {"get": _operation("What the model takes and returns", {"200": info} | _errors("401"))},
+            "/info": {"get": _operation("What the model takes and returns", {"200": info} | _errors("400", "401"))},
             "/metrics": {
                 "get": _operation(
                     "Metrics in the format of Prometheus",
                     {"200": {"description": "Text.", "content": {"text/plain": {"schema": {"type": "string"}}}}}
-                    | _errors("401"),
+                    | _errors("400", "401"),
                 )
             },
             **({"/drift": {"get": _drift_operation()}} if service.drift is not None else {}),
@@ -67,7 +67,7 @@ def _operation(summary: str, responses: dict[str, Any]) -> dict[str, Any]:
 
 def _drift_operation() -> dict[str, Any]:
     page = {"200": {"description": "A page.", "content": {"text/html": {"schema": {"type": "string"}}}}}
-    return _operation("The latest samples beside the validation samples", page | _errors("401"))
+    return _operation("The latest samples beside the validation samples", page | _errors("400", "401"))
 
 
 def _answer(description: str) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class ServeOptions:
         max_wait: seconds that a sample waits for others.
         queue: largest number of accepted requests per process that are not answered yet.
         token: what clients have to send; None = nothing.
+        allowed_hosts: hosts to which requests are answered; None = all.
         threads: threads that compute a batch; None = as torch decides.
         window: number of samples per process that are compared with the validation samples; None = no comparison.
         page: whether the server has a page for people.
@@ -60,6 +61,7 @@ class ServeOptions:
     max_wait: float = 0.005
     queue: int = 64
     token: str | None = field(default=None, repr=False)
+    allowed_hosts: tuple[str, ...] | None = None
     threads: int | None = None
     window: int | None = None
     page: bool = False

@@ -45,6 +45,10 @@ def serve(*arguments):
         (["--token_file", "short.txt"], "must have at least 16 ASCII characters without spaces"),
         (["--coverage", "0.9"], "coverage"),
         (["--queu", "5"], "did you mean --queue"),
+        (
+            ["--port", "0", "--allowed_hosts", "http://example.com"],
+            "--allowed_hosts http://example.com: expected a host without protocol and port, such as example.com",
+        ),
         (["--reference"], "predictions of the validation samples, and the checkpoint has none: train with fusion-pl"),
         (["--reference", "--window", "0"], "--window is 0, expected a number from 1"),
         (["--window", "100"], "--window is the number of samples that --reference compares: pass --reference"),
@@ -90,6 +94,8 @@ def test_a_stopped_server_answers_what_it_has_accepted(checkpoint, tmp_path):
             assert process.stderr.readline() == f"The page to try the model: http://127.0.0.1:{port}/\n"
             assert request(port, "GET", "/health", {})[0] == 200
             assert request(port, "GET", "/info", {})[0] == 401
+            status, text = request(port, "GET", "/", {"Host": f"evil.example:{port}"})
+            assert (status, f"the header Host is 'evil.example:{port}'" in text) == (400, True)
             token = {"Authorization": f"Bearer {TOKEN}"}
             body = json.dumps({"title": "a secret text"}).encode()
             accepted = http.client.HTTPConnection("127.0.0.1", port)

@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from fusion_pl.serve.app import create_app
 from fusion_pl.serve.batching import Batcher
+from fusion_pl.serve.hosts import allowed_hosts
 from fusion_pl.serve.service import ServeOptions, Service
 
 TOKEN = "0123456789abcdef"
@@ -87,6 +88,43 @@ def test_with_a_token_only_health_and_readiness_are_public(checkpoint):
         answer = client.post("/predict", json={"title": "a"}, headers={"Authorization": f"Bearer {TOKEN}"})
         assert answer.json()["error"] is None
     assert service.metrics.registry.get_sample_value("fusion_pl_requests_total", {"status": "200"}) == 1
+
+
+@pytest.fixture(scope="module")
+def local_client(checkpoint):
+    """A client of a server with the hosts of one on 127.0.0.1, and one more."""
+    hosts = allowed_hosts("127.0.0.1", ["*.example.com"])
+    with TestClient(create_app(Service(ServeOptions(str(checkpoint), device="cpu", allowed_hosts=hosts)))) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("host", "is_allowed"),
+    [
+        *((host, True) for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]", "[::1]:8000")),
+        *((host, True) for host in ("model.example.com", "a.b.example.com:443")),
+        *((host, False) for host in ("example.com", "evil.org", "localhost.evil.org", "evil.org:127.0.0.1", "")),
+        *((host, False) for host in ("127.0.0.1.evil.org:8000", "localhost@evil.org", "[::2]", "evil.org#localhost")),
+    ],
+)
+def test_requests_to_other_hosts_are_refused(host, is_allowed, local_client):
+    for method, path, status in (("GET", "/info", 200), ("POST", "/predict", 415), ("GET", "/none", 404)):
+        response = local_client.request(method, path, headers={"Host": host})
+        assert response.status_code == (status if is_allowed else 400)
+        if not is_allowed:
+            expected = "expected localhost, 127.0.0.1, [::1], *.example.com: --allowed_hosts of the server adds hosts"
+            assert response.json() == {"error": f"the header Host is {host!r}, {expected}"}
+
+
+def test_probes_send_any_host(local_client):
+    for path in ("/health", "/ready"):
+        assert local_client.get(path, headers={"Host": "10.1.2.3:8000"}).status_code == 200
+
+
+def test_the_hosts_of_a_server_depend_on_its_address():
+    assert allowed_hosts("::1", []) == ("localhost", "127.0.0.1", "[::1]")
+    assert allowed_hosts("0.0.0.0", []) is None
+    assert allowed_hosts("0.0.0.0", ["example.com"]) == ("localhost", "127.0.0.1", "[::1]", "example.com")
 
 
 def test_no_site_of_another_origin_may_read_an_answer(client):
