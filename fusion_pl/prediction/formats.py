@@ -16,7 +16,7 @@ from fusion_pl.files import sync
 from fusion_pl.prediction.columns import OutputColumns
 from fusion_pl.types import Prediction
 
-ROW_GROUP_BYTES = 2**26  # of a Parquet file, before compression
+ROW_GROUP_ROWS = 2**14  # of a Parquet file; with embeddings of 1,024 numbers they take 64 MiB
 
 
 class Format(ABC):
@@ -150,7 +150,7 @@ class Parquet(Format):
         return b"".join(batch.serialize().to_pybytes() for batch in batches)
 
     def join(self, parts: Sequence[Path], output: Path) -> None:
-        """Convert the Arrow streams; only the first one has the schema."""
+        """Convert the Arrow streams."""
         from pyarrow.parquet import ParquetWriter
 
         joined = parts[0].with_name("joined")
@@ -162,21 +162,32 @@ class Parquet(Format):
         joined.replace(output)
 
     def _read_groups(self, parts: Sequence[Path]) -> Iterator[Any]:
-        """Yield the rows of the Arrow streams in tables of about 64 MiB."""
+        """Yield the rows of the Arrow streams in tables of ``ROW_GROUP_ROWS`` rows, each in one piece of memory.
+
+        The bytes of the output therefore depend on the rows alone: the sizes of the record batches of the streams
+        depend on the time that the model took.
+        """
         import pyarrow as pa
 
-        batches, size = list[Any](), 0
+        rows = self.schema.empty_table()
+        for batch in self._read_batches(parts):
+            rows = pa.concat_tables([rows, pa.Table.from_batches([batch])])
+            while len(rows) >= ROW_GROUP_ROWS:
+                yield rows.slice(0, ROW_GROUP_ROWS).combine_chunks()
+                rows = rows.slice(ROW_GROUP_ROWS)
+        if len(rows):
+            yield rows.combine_chunks()
+
+    def _read_batches(self, parts: Sequence[Path]) -> Iterator[Any]:
+        """Yield the record batches of the Arrow streams, of which only the first one has the schema."""
+        import pyarrow as pa
+
         for part in parts:
             with pa.OSFile(str(part)) as source, suppress(EOFError):
                 while True:
                     message = pa.ipc.read_message(source)
                     if message.type == "record batch":
-                        batches.append(pa.ipc.read_record_batch(message, self.schema))
-                        size += batches[-1].nbytes
-                    if size >= ROW_GROUP_BYTES:
-                        yield pa.Table.from_batches(batches)
-                        batches, size = [], 0
-        yield pa.Table.from_batches(batches, self.schema)
+                        yield pa.ipc.read_record_batch(message, self.schema)
 
 
 FORMATS: dict[str, type[Format]] = {".csv": Csv, ".jsonl": JsonLines, ".parquet": Parquet}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +63,12 @@ class RowPredictor:
         """Return the format of an output file; JSON Lines without a suffix, as on the standard output."""
         return FORMATS.get(output.suffix.lower(), JsonLines)(self.columns)
 
-    def predictions(self, start: int, stop: int | None) -> Iterator[Prediction]:
-        """Yield the predictions of a range of rows, in order."""
+    def predict_batches(self, start: int, stop: int | None) -> Iterator[list[Prediction]]:
+        """Yield the predictions of each batch of a range of rows, in order."""
         if start == stop:
             return
-        batches = self.source.data.predict_dataloader(start, stop)
-        yield from self.predictor.predict_batches(batches, self.rules, self.embeddings)
+        for batch in self.source.data.predict_dataloader(start, stop):
+            yield list(self.predictor.predict_batches([batch], self.rules, self.embeddings))
 
     def predictions_of(self, rows: Sequence[int]) -> Iterator[Prediction]:
         """Yield the predictions of some rows, which this process opens."""
@@ -97,7 +96,7 @@ class RowPredictor:
         with part.append(b"" if rows.start else output_format.header()) as file:
             if show:
                 show(part.rows)
-            for chunk in self._chunks(self.predictions(start, rows.stop)):
+            for chunk in _chunks(self.predict_batches(start, rows.stop)):
                 file.write(output_format.encode(start, chunk))
                 for row, prediction in enumerate(chunk, start):
                     counts.add(row, prediction, self.labels)
@@ -110,20 +109,21 @@ class RowPredictor:
             part.save(file, start - rows.start, counts)
         return counts
 
-    def _chunks(self, predictions: Iterator[Prediction]) -> Iterator[list[Prediction]]:
-        """Yield the predictions of one batch, or of several small ones.
 
-        After a kill, the batches are those of a command that was not killed, and so are the last digits of the output.
-        """
-        chunk, batch_size = list[Prediction](), self.source.data.batch_size
-        start = time.monotonic()
-        while batch := list(islice(predictions, batch_size)):
-            chunk += batch
-            if len(chunk) >= MIN_ROWS or time.monotonic() >= start + SAVE_SECONDS:
-                yield chunk
-                chunk, start = [], time.monotonic()
-        if chunk:
+def _chunks(batches: Iterable[list[Prediction]]) -> Iterator[list[Prediction]]:
+    """Yield the predictions of one batch, or of several small ones.
+
+    A chunk ends with a batch, also with a short one, such as the last one of a split of a stream. After a kill, the
+    batches are therefore those of a command that was not killed, and so are the last digits of the output.
+    """
+    chunk, start = list[Prediction](), time.monotonic()
+    for batch in batches:
+        chunk += batch
+        if len(chunk) >= MIN_ROWS or time.monotonic() >= start + SAVE_SECONDS:
             yield chunk
+            chunk, start = [], time.monotonic()
+    if chunk:
+        yield chunk
 
 
 def make_key(config: Namespace, predictor: RowPredictor) -> dict[str, str]:

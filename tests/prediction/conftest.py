@@ -70,11 +70,11 @@ def predict(text_checkpoint):
 
 @pytest.fixture
 def stop_after(monkeypatch):
-    """Store rows after each batch of 4, and stop the command as Ctrl-C does when some batches are stored."""
-    monkeypatch.setattr(rows_module, "SAVE_SECONDS", 0.0)
+    """Let commands store rows after each batch of 4, and be stopped as by Ctrl-C when some batches are stored."""
     save = PartialFile.save
 
     def stop(number):
+        monkeypatch.setattr(rows_module, "SAVE_SECONDS", 0.0)
         saved = []
 
         def save_and_stop(part, file, rows, counts):

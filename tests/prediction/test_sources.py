@@ -48,14 +48,15 @@ def test_a_data_set_of_the_hub(cls, hub, predict, capsys):
 
 
 def test_a_stream_goes_on(hub, predict, stop_after, capsys):
-    """It is stopped in the second split."""
+    """It is stopped in the second split; its batches, and so the last digits, are those of a command that is not."""
     stream = ("--data", "fusion_pl.data.HubStream", *hub)
-    assert predict(data=stream, output="whole.csv") == 0
-    stop_after(4)
-    assert predict(data=stream) == 130
-    assert predict(data=stream) == 0
-    assert "rows are predicted already" in capsys.readouterr().err
-    assert Path("p.csv").read_text() == Path("whole.csv").read_text()
+    assert predict("--embeddings", data=stream, output="whole.jsonl") == 0
+    stop_after(5)
+    assert predict("--embeddings", data=stream, output="p.jsonl") == 130
+    assert "Stopped after 17 rows" in capsys.readouterr().err  # 4 + 4 + 1 of the first split, and 4 + 4 of the second
+    assert predict("--embeddings", data=stream, output="p.jsonl") == 0
+    assert "17 rows are predicted already" in capsys.readouterr().err
+    assert Path("p.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
 
 
 def test_columns_of_a_stream_cannot_be_copied(hub, predict, capsys):
