@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -40,15 +40,22 @@ class Source:
 
     Attributes:
         data: the data module.
-        name: name of the data for messages.
         num_rows: number of samples; None for a stream.
-        key: text that identifies the samples.
+        arguments: arguments of the data module.
     """
 
     data: FusionData
-    name: str
     num_rows: int | None
-    key: str
+    arguments: Mapping[str, Any]
+
+    @cached_property
+    def key(self) -> str:
+        """Text that depends on the table, whose files are read, but not on the content of the files in its cells."""
+        cls = type(self.data)
+        options = {name: str(value) for name, value in self.arguments.items() if name not in UNIMPORTANT}
+        root = getattr(self.data, "root", "")
+        place = root if is_url(root) else os.path.abspath(root)
+        return json.dumps([f"{cls.__module__}.{cls.__qualname__}", options, place, [*map(sha256, self.data.files)]])
 
     @property
     def table(self) -> Table | None:
@@ -79,15 +86,7 @@ def open_source(config: Namespace, predictor: Predictor) -> Source:
         data.processors = predictor.processors
         data.setup("predict")
     num_rows = None if data.is_stream else len(cast(Sized, data.samples("predict")))
-    return Source(data, getattr(data, "manifest", cls.__name__), num_rows, _key(config.class_path, arguments, data))
-
-
-def _key(class_path: str, arguments: dict[str, Any], data: FusionData) -> str:
-    """Return a text that depends on the table, but not on the content of the files in its cells."""
-    options = {name: str(value) for name, value in arguments.items() if name not in UNIMPORTANT}
-    hashes = [sha256(path) for path in data.files]
-    root = getattr(data, "root", "")
-    return json.dumps([class_path, options, root if is_url(root) else os.path.abspath(root), hashes])
+    return Source(data, num_rows, arguments)
 
 
 class _StandardInput(ManifestData):

@@ -10,11 +10,10 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
-from jsonargparse import Namespace
 
+from fusion_pl.data.base import FusionData
 from fusion_pl.prediction import processes
 from fusion_pl.prediction.formats import Csv
-from fusion_pl.prediction.source import Source
 from fusion_pl.processes import share_hardware
 from fusion_pl.types import UserError
 from tests.commands import forkserver_context
@@ -104,11 +103,20 @@ def test_processes_on_the_cpu_share_the_cores_of_a_machine_with_gpus(monkeypatch
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
 
 
-def test_no_rows_need_one_process():
-    source = object.__new__(Source)
-    object.__setattr__(source, "num_rows", 0)
-    config = Namespace(trainer=Namespace(devices=2), device="cpu")
-    assert processes.split_rows(config, source) == [slice(0, 0)]
+class NoSamples(FusionData):
+    """Data of a user, all of which is predicted already."""
+
+    classes = ()
+    class_counts = None
+
+    def samples(self, split):
+        return []
+
+
+def test_no_rows_need_one_process(folder, predict, capsys):
+    assert predict(*TWO, data=("--data", f"{__name__}.NoSamples")) == 1
+    assert "0 of 0 rows predicted" in capsys.readouterr().err
+    assert Path("p.csv").read_text() == "id,label,probability,p(ham),p(spam),weight(text),error\n"
 
 
 def test_an_error_in_a_process_is_one_sentence(folder, predict, quick_start, capfd, monkeypatch):
