@@ -59,6 +59,18 @@ class PartialOutput:
         finally:
             lock.release()
 
+    def check_unchanged(self, key: Mapping[str, str]) -> None:
+        """Raise an error if another process of the command has found another key.
+
+        Raises:
+            UserError: if the checkpoint or the table was replaced after the command had begun.
+        """
+        if key != self.key:
+            raise UserError(
+                f"the {_differences(key, self.key)} changed after predictions to {self.output} had begun: restore it, "
+                "and the same command goes on, or pass --overwrite to begin anew"
+            )
+
     def part(self, number: int) -> PartialFile:
         """Return the file of a process."""
         return PartialFile(self.folder / f"rows-{number}")
@@ -79,10 +91,9 @@ class PartialOutput:
             found = None
         if found != self.key:
             if isinstance(found, dict) and not overwrite and any(self.folder.glob("rows-*.json")):
-                names = [name for name in {**found, **self.key} if self.key.get(name) != found.get(name)]
                 raise UserError(
-                    f"{self.folder} contains predictions that were begun with another {join_names(names)}: repeat that "
-                    "command to go on, or pass --overwrite to begin anew"
+                    f"{self.folder} contains predictions that were begun with another "
+                    f"{_differences(found, self.key)}: repeat that command to go on, or pass --overwrite to begin anew"
                 )
             for file in self.folder.glob("rows-*"):
                 file.unlink()
@@ -151,3 +162,8 @@ class StandardOutput(PartialFile):
         """Pass on the rows that were written."""
         file.flush()
         self.rows, self.counts = rows, counts
+
+
+def _differences(one: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """Return the descriptions of what differs between two keys, for messages."""
+    return join_names(name for name in {**one, **other} if one.get(name) != other.get(name))

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +19,12 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fusion_pl.data.base import MAX_WORKERS
 from fusion_pl.prediction.counts import Counts
-from fusion_pl.prediction.partial import PartialFile, PartialOutput
-from fusion_pl.prediction.rows import RowPredictor
+from fusion_pl.prediction.partial import PartialOutput
+from fusion_pl.prediction.rows import RowPredictor, make_key
 from fusion_pl.prediction.source import Source
 from fusion_pl.processes import block_sigint, call_pickled, share_hardware
 from fusion_pl.types import UserError
 
-START_METHOD = "spawn"  # a forked process cannot use a GPU that this process has used
 Show = Callable[[int], None]  # is called with the number of predicted rows
 
 
@@ -59,15 +57,21 @@ def split_rows(config: Namespace, source: Source) -> list[slice]:
 def predict_ranges(
     config: Namespace, predictor: RowPredictor, output: PartialOutput, ranges: Sequence[slice], show: Show
 ) -> list[Counts]:
-    """Predict ranges of rows into the partial files of an output, and return the counts of each range."""
+    """Predict ranges of rows into the partial files of an output, and return the counts of each range.
+
+    Several ranges have one process each; a range that is predicted already needs none.
+    """
     if len(ranges) == 1:
         return [predictor.write(ranges[0], output.part(0), predictor.output_format(output.output), show)]
     processes: dict[Any, tuple[int, BaseProcess]] = {}
-    rows, counts = [0] * len(ranges), [Counts()] * len(ranges)
+    parts = [output.part(number) for number in range(len(ranges))]
+    rows, counts = [part.rows for part in parts], [part.counts for part in parts]
+    show(sum(rows))
     try:
-        for number in range(len(ranges)):
-            started, process = _start(config, output, ranges, number)
-            processes[started] = number, process
+        for number, found in enumerate(rows):
+            if found < ranges[number].stop - ranges[number].start:
+                started, process = _start(config, output, ranges, number)
+                processes[started] = number, process
         connection: Any
         while processes:
             for connection in wait(list(processes)):
@@ -104,9 +108,9 @@ def _receive(connection: Connection, process: BaseProcess, name: str) -> int | C
 def _start(
     config: Namespace, output: PartialOutput, ranges: Sequence[slice], number: int
 ) -> tuple[Connection, BaseProcess]:
-    context: Any = multiprocessing.get_context(START_METHOD)
+    context: Any = multiprocessing.get_context("spawn")  # a forked process could not use a GPU that this one has used
     connection, child_connection = context.Pipe()
-    function = pickle.dumps(partial(_predict, config, output.part(number).path, output.output, ranges, number))
+    function = pickle.dumps(partial(_predict, config, output, ranges, number))
     process = context.Process(target=call_pickled, args=(function, child_connection))
     with block_sigint():
         process.start()
@@ -115,7 +119,7 @@ def _start(
 
 
 def _predict(
-    config: Namespace, path: Path, output: Path, ranges: Sequence[slice], number: int, connection: Connection
+    config: Namespace, output: PartialOutput, ranges: Sequence[slice], number: int, connection: Connection
 ) -> None:
     """Predict one of the ranges of rows in a new process, and send the number of rows, and the counts."""
     share_hardware(number, len(ranges), use_gpus=config.device != "cpu")
@@ -125,8 +129,9 @@ def _predict(
         options.num_workers = min(MAX_WORKERS, suggested_max_num_workers(len(ranges)))
     try:
         predictor = RowPredictor(config)
-        part, output_format = PartialFile(path), predictor.output_format(output)
-        connection.send(predictor.write(ranges[number], part, output_format, connection.send))
+        output.check_unchanged(make_key(config, predictor))
+        output_format = predictor.output_format(output.output)
+        connection.send(predictor.write(ranges[number], output.part(number), output_format, connection.send))
     except Exception as error:  # the parent process raises it
         connection.send(_portable(error))
 

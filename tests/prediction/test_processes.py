@@ -2,80 +2,67 @@
 
 from __future__ import annotations
 
-import csv
-import errno
 import multiprocessing
 import os
-from multiprocessing.connection import wait
+import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
+from fusion_pl.cli.run import run
 from fusion_pl.data.base import FusionData
+from fusion_pl.encoders import TinyText
 from fusion_pl.prediction import processes
-from fusion_pl.prediction.formats import Csv
 from fusion_pl.processes import share_hardware
 from fusion_pl.types import UserError
-from tests.commands import forkserver_context
+from tests.commands import Command, fork_spawned_processes, forkserver_context, run_command
 from tests.prediction.conftest import NUM_ROWS
 
 TWO = ["--trainer.devices", "2"]
 
 
-@pytest.fixture
-def quick_start(monkeypatch):
-    """Start processes from one that has imported the libraries."""
-    forkserver_context()
-    monkeypatch.setattr(processes, "START_METHOD", "forkserver")
+def spawned_processes(pid):
+    """Return the processes that a command has started with a new interpreter."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
-def read(path):
-    """Return the rows of an output, without the last digits, which depend on the rest of a batch."""
-    with open(path, newline="") as file:
-        return [[row[name] for name in ("id", "number", "label", "error")] for row in csv.DictReader(file)]
+def test_two_processes_with_an_odd_number_of_rows_are_killed(folder, predict, text_checkpoint):
+    """The first one is behind when all are killed; the same command goes on with its rows alone.
 
-
-def test_two_processes_with_an_odd_number_of_rows(folder, predict, quick_start, monkeypatch, capfd):
-    """They are killed at first; the same command goes on."""
-    assert predict("--columns", "number", output="whole.csv") == 0
-    told = capfd.readouterr().err
-
-    def wait_and_kill(connections):
-        found = wait(connections)
-        for process in multiprocessing.active_children():
-            process.kill()
-        return found
-
-    with monkeypatch.context() as patch:
-        patch.setattr(processes, "wait", wait_and_kill)
-        assert predict(*TWO, "--columns", "number") == 2
-    assert (
-        "of 2 ended with exit code -9, perhaps because the memory is full: the same command" in capfd.readouterr().err
-    )
+    The first batch is the range of the first process, so that one process forms the same batches.
+    """
+    first = NUM_ROWS // 2
+    assert predict("--columns", "number", output="whole.csv", batch_size=first) == 0
+    call = ["predict", "--ckpt_path", text_checkpoint, "--data.manifest", "rows.csv", "--columns", "number", *TWO]
+    call += ["--data.num_workers", "0", "--data.batch_size", str(first), "--output", "p.csv"]
+    command = Command(call, [os.devnull, "stderr"])
+    while not (started := spawned_processes(command.pid)):
+        time.sleep(0.002)
+    os.kill(started[0], signal.SIGSTOP)
+    while not Path("p.csv.partial/rows-1.json").exists():
+        assert command.poll() is None, Path("stderr").read_text()
+        time.sleep(0.02)
+    os.killpg(command.pid, signal.SIGKILL)
+    assert command.wait() == -signal.SIGKILL
     assert not Path("p.csv").exists()
-    assert predict(*TWO, "--columns", "number") == 0
-    assert capfd.readouterr().err.strip().endswith(told.replace("whole", "p").strip())
-    assert read("p.csv") == read("whole.csv")
-    assert len(read("p.csv")) == NUM_ROWS
+    ran = run_command(*call)
+    assert ran.returncode == 0, ran.stderr
+    assert f"{NUM_ROWS - first} rows are predicted already" in ran.stderr
+    assert Path("p.csv").read_bytes() == Path("whole.csv").read_bytes()
     assert not Path("p.csv.partial").exists()
 
 
-def test_rows_that_one_of_two_processes_has_saved_are_not_predicted_again(folder, predict, quick_start, capfd):
-    assert predict("--columns", "number", output="whole.csv") == 0
-    join = Csv.join
-
-    def fail(self, parts, output):
-        raise OSError(errno.ENOSPC, "No space left on device", str(output))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Csv, "join", fail)
-        assert predict(*TWO, "--columns", "number") == 2
-    assert Csv.join is join
-    Path("p.csv.partial/rows-0.json").unlink()  # as if the first process had saved nothing
-    capfd.readouterr()
-    assert predict(*TWO, "--columns", "number") == 0
-    assert f"{NUM_ROWS - NUM_ROWS // 2} rows are predicted already" in capfd.readouterr().err
-    assert read("p.csv") == read("whole.csv")
+def test_a_process_that_the_system_kills_is_one_sentence():
+    context = forkserver_context()
+    connection, child_connection = context.Pipe()
+    process = context.Process(target=signal.raise_signal, args=[signal.SIGKILL])
+    process.start()
+    child_connection.close()
+    with pytest.raises(UserError, match="process 1 of 2 ended with exit code -9, perhaps because the memory is full:"):
+        processes._receive(connection, process, "process 1 of 2")
 
 
 def test_an_error_that_cannot_be_pickled_is_sent_with_its_traceback():
@@ -119,17 +106,21 @@ def test_no_rows_need_one_process(folder, predict, capsys):
     assert Path("p.csv").read_text() == "id,label,probability,p(ham),p(spam),weight(text),error\n"
 
 
-def test_an_error_in_a_process_is_one_sentence(folder, predict, quick_start, capfd, monkeypatch):
+def test_a_checkpoint_that_is_replaced_after_the_start_is_refused(folder, save_model, monkeypatch, capfd):
+    """The processes find it; their error is one sentence."""
+    fork_spawned_processes(monkeypatch)
+    one, other = (save_model({"text": TinyText(dim=8)}) for _ in range(2))
     start = processes._start
 
-    def start_without_table(*arguments):
-        Path("rows.csv").unlink(missing_ok=True)
+    def replace_and_start(*arguments):
+        os.replace(shutil.copy(other, "other.ckpt"), one)
         return start(*arguments)
 
-    monkeypatch.setattr(processes, "_start", start_without_table)
-    assert predict(*TWO) == 2
+    monkeypatch.setattr(processes, "_start", replace_and_start)
+    call = ["--ckpt_path", one, "--data.manifest", "rows.csv", "--data.num_workers", "0", "--output", "p.csv", *TWO]
+    assert run("predict", call) == 2
     message = capfd.readouterr().err
-    assert "the manifest rows.csv does not exist" in message
+    assert "the checkpoint changed after predictions to p.csv had begun: restore it, and the same command" in message
     assert "Traceback" not in message
 
 
