@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from fusion_pl.config import config_of
-from fusion_pl.core import FusionCore
+from fusion_pl.core import FusionCore, Present
 from fusion_pl.data.hashes import stable_hash
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.order import global_seed, seed_generators
@@ -170,6 +170,15 @@ class FusionClassifier(FusionCore, LightningModule):
     def forward(self, batch: Batch) -> Fused:
         """Encode the inputs of a batch and apply the fusion head."""
         return self.fuse(self.encode(batch))
+
+    def calibrate(self, logits: Tensor, present: Present) -> Tensor:
+        """Return the calibrated logits of samples, or the logits if the model has no calibration.
+
+        Args:
+            logits: logits of the fusion head, (B, L).
+            present: which of the B samples have each input.
+        """
+        return logits.float() if self.calibration is None else self.calibration.apply(logits, present)
 
     def compute_losses(self, batch: Batch) -> tuple[dict[str, Tensor], Fused]:
         """Return the terms of the training loss of a batch with targets, and the output of the fusion head."""

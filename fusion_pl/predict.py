@@ -62,9 +62,7 @@ class Predictor:
             MissingFileError: if the file does not exist.
             UserError: if the file is damaged, was written by another program, or needs code that is not trusted.
         """
-        checkpoint = read_checkpoint(path)
-        config = checkpoint["fusion_pl"]
-        return cls(build_model(checkpoint, path, trust), device, config["columns"], config.get("label"))
+        return cls.from_content(read_checkpoint(path), path, device, trust)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, device: str = "auto", trust: Collection[str] = ()) -> Predictor:
@@ -79,9 +77,16 @@ class Predictor:
             MissingFileError: if the folder does not exist, or lacks a file.
             UserError: as ``from_checkpoint``, or if the model cannot be downloaded.
         """
-        checkpoint, path = read_model_folder(source)
-        config = checkpoint["fusion_pl"]
-        return cls(build_model(checkpoint, path, trust), device, config["columns"], config.get("label"))
+        content, path = read_model_folder(source)
+        return cls.from_content(content, path, device, trust)
+
+    @classmethod
+    def from_content(
+        cls, content: dict[str, Any], path: str | Path, device: str = "auto", trust: Collection[str] = ()
+    ) -> Predictor:
+        """Build the model of a checkpoint that was read already; the path is for messages, see ``from_checkpoint``."""
+        config = content["fusion_pl"]
+        return cls(build_model(content, path, trust), device, config["columns"], config.get("label"))
 
     @overload
     def predict(
@@ -183,10 +188,7 @@ class Predictor:
             with torch.inference_mode():
                 encoded = self.model.encode(batch := batch.to(self.device))
                 fused = self.model.fuse(encoded)
-            logits, calibration = fused.logits.float(), self.model.calibration
-            if calibration is not None:
-                logits = calibration.apply(logits, batch.present)
-            probabilities = self.task.probabilities(logits).cpu()
+            probabilities = self.task.probabilities(self.model.calibrate(fused.logits, batch.present)).cpu()
             fields = rules.fields(self.task, fused.logits.float().cpu(), probabilities, self.classes)
             p_values: Sequence[dict[str, float | None] | None] = [None] * len(batch.ids)
             if rules.outliers:

@@ -169,7 +169,7 @@ class Prediction:
         probabilities: class name -> probability.
         set: names of the classes in the prediction set; None without ``coverage``.
         abstained: whether the model has too much doubt for a label; None without ``abstain``.
-        outlier_p_values: input name -> p-value, near 0 if the input is unlike those of the validation split, None if it
+        outlier_p_values: input name -> p-value, near 0 if the input is unlike the data of the training, None if it
             is missing; and all names joined by ``+`` -> p-value of the fused embedding. None without ``outliers``.
         embedding: fused embedding of the sample; None unless it was asked for.
         weights: input name -> input weight; None if the fusion head returns none. A missing input has weight 0, unless

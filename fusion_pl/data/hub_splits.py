@@ -10,6 +10,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from fusion_pl.data.splits import SPLITS, Split, parse_split
+from fusion_pl.extras import check_extra
 from fusion_pl.messages import error_reason, join_names
 from fusion_pl.types import UserError
 
@@ -31,10 +32,9 @@ def load_splits(dataset: str, configuration: str | None, revision: str | None, *
     Raises:
         UserError: if the data set cannot be loaded.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError("HubData needs the package datasets: pip install 'fusion-pl[hub]'") from error
+    check_extra("hub", "HubData needs", "datasets")
+    import datasets
+
     # RuntimeError: the data set would need code; ValueError: there is no such configuration.
     errors = (OSError, ValueError, RuntimeError, ImportError, datasets.exceptions.DatasetsError)
     try:

@@ -61,5 +61,5 @@ class BatchScores:
 
     def _fuse(self, inputs: dict[str, Encoded], present: Mapping[str, Bool[Tensor, " B"]]) -> Float[Tensor, "B L"]:
         """Return the logits of the head, calibrated as for predictions with these inputs."""
-        logits, calibration = self.predictor.model.fuse(inputs).logits.float(), self.predictor.model.calibration
-        return (logits if calibration is None else calibration.apply(logits, present)).cpu()
+        model = self.predictor.model
+        return model.calibrate(model.fuse(inputs).logits, present).cpu()

@@ -10,7 +10,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from fusion_pl.checkpoint import build_model, read_checkpoint
+from fusion_pl.checkpoint import read_checkpoint
 from fusion_pl.cli.checkpoint_options import (
     TRAINING_OPTIONS,
     add_checkpoint_option,
@@ -129,8 +129,7 @@ def load_evaluated_model(config: Namespace, checkpoint: str) -> tuple[EvaluatedM
     """Return a model with its table, and the splits that its checkpoint records."""
     path = checkpoint_path(config, checkpoint)
     content = read_checkpoint(path)
-    part = content["fusion_pl"]
-    predictor = Predictor(build_model(content, path, config.trust), config.device, part["columns"], part.get("label"))
+    predictor = Predictor.from_content(content, path, config.device, config.trust)
     options = config.data.as_dict()
     data = ManifestData(
         **options

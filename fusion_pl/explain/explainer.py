@@ -11,10 +11,11 @@ from torch import Tensor
 
 from fusion_pl.data.collate import Collate
 from fusion_pl.explain.explanation import Explanation, InputExplanation, PartEffects
-from fusion_pl.explain.gradients import check_captum, integrated_gradients
+from fusion_pl.explain.gradients import integrated_gradients
 from fusion_pl.explain.occlusion import occlusion
 from fusion_pl.explain.scores import SampleScores
 from fusion_pl.explain.shapley import shapley
+from fusion_pl.extras import check_extra
 from fusion_pl.messages import did_you_mean, join_names
 from fusion_pl.predict import Predictor
 from fusion_pl.types import Prediction, Sample, UserError
@@ -54,7 +55,7 @@ class Explainer:
         if method not in METHODS:
             raise UserError(f"there is no method {method!r}: expected one of {join_names(METHODS)}")
         if method == "integrated_gradients":
-            check_captum()
+            check_extra("explain", "integrated gradients need", "captum")
         self.predictor = predictor
         self.target = target
         self.method = METHODS[method]

@@ -15,20 +15,12 @@ from fusion_pl.data.collate import process_values
 from fusion_pl.explain.explanation import PartEffects
 from fusion_pl.explain.scores import MAX_ROWS, SampleScores
 from fusion_pl.processors.base import Span
-from fusion_pl.types import Encoded, UserError
+from fusion_pl.types import Encoded
 
 INTERVALS, POINTS, DIVISIONS = 16, 4, 4  # first intervals of the path, points in each, and parts of a divided one
 MAX_POINTS = 4096  # number of points after which no interval is divided
 SMALL = 1 / 16  # error of an interval that is not divided, as a share of the tolerance
 TOLERANCE = 1e-3  # of the sum of the effects: in log-odds, and relative to a difference above 1
-
-
-def check_captum() -> None:
-    """Raise a ``UserError`` if captum is not installed."""
-    try:
-        import captum.attr  # noqa: F401
-    except ImportError as error:
-        raise UserError("integrated gradients need captum: pip install 'fusion-pl[explain]'") from error
 
 
 class DifferentiableInput(NamedTuple):

@@ -85,8 +85,8 @@ class SampleScores:
 
     def _fuse(self, inputs: dict[str, Encoded], present: dict[str, Bool[Tensor, " S"]]) -> Float[Tensor, "S L"]:
         """Return the logits of the head, calibrated as for predictions with these inputs."""
-        logits, calibration = self.predictor.model.fuse(inputs).logits.float(), self.predictor.model.calibration
-        return logits if calibration is None else calibration.apply(logits, present)
+        model = self.predictor.model
+        return model.calibrate(model.fuse(inputs).logits, present)
 
     def log_odds(self, logits: Float[Tensor, "S L"], index: int) -> Float[Tensor, " S"]:
         """Return the log-odds of a class."""

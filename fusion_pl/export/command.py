@@ -19,7 +19,8 @@ from fusion_pl.cli.checkpoint_options import add_checkpoint_option, add_loading_
 from fusion_pl.cli.parsing import parse_checkpoint_command
 from fusion_pl.export.card import write_card
 from fusion_pl.export.formats import push_folder, write_ckpt, write_torch
-from fusion_pl.export.onnx_model import check_onnx, write_onnx
+from fusion_pl.export.onnx_model import write_onnx
+from fusion_pl.extras import check_extra
 from fusion_pl.files import PARTIAL
 from fusion_pl.messages import escape_unprintable
 from fusion_pl.training.interrupt import StopSignals
@@ -75,7 +76,7 @@ def export_command(arguments: list[str]) -> int:
         if config[option] is not None and config.format != name:
             raise UserError(f"--{option} belongs to --format {name}, not to --format {config.format}: leave it out")
     if config.format == "onnx":
-        check_onnx()
+        check_extra("export", "--format onnx needs", "onnx", "onnxscript", "onnxruntime")
     path = checkpoint_path(config, config.ckpt_path)
     checkpoint = read_checkpoint(path)
     with atomic_folder(output) as folder:

@@ -44,10 +44,7 @@ class ExportedModel(nn.Module):
         """
         model = self.model
         fused = model.fuse(model.encode_all(inputs, present))
-        calibrated = fused.logits.float()
-        if model.calibration is not None:
-            calibrated = model.calibration.apply(calibrated, present)
-        probabilities = model.task.probabilities(calibrated)
+        probabilities = model.task.probabilities(model.calibrate(fused.logits, present))
         decision = model.task.decide(probabilities)
         outputs = {"logits": fused.logits.float(), "probabilities": probabilities, "decision": decision}
         return outputs if fused.weights is None else outputs | {"weights": fused.weights.float()}

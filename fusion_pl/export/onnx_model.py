@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,6 @@ from fusion_pl.types import UserError
 TOLERANCE = 1e-4  # of the probabilities of the examples, between PyTorch and onnxruntime
 MAX_BYTES = 2 * 10**9  # of a protobuf file
 MODEL, PREPROCESSING, RUNNER = "model.onnx", "preprocess.json", "runner.py"
-
-
-def check_onnx() -> None:
-    """Raise a ``UserError`` if a package of the extra ``export`` is not installed."""
-    absent = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if absent:
-        raise UserError(f"--format onnx needs {', '.join(absent)}: pip install 'fusion-pl[export]'")
 
 
 def write_onnx(model: FusionClassifier, folder: Path, quantize: bool = False) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from fusion_pl import __version__
-from fusion_pl.checkpoint import build_model, read_checkpoint
+from fusion_pl.checkpoint import read_checkpoint
 from fusion_pl.cli.checkpoint_options import RULES, checkpoint_path
 from fusion_pl.data.checks import check_text_column
 from fusion_pl.data.collate import Collate
@@ -46,14 +46,16 @@ class RowPredictor:
     def __init__(self, config: Namespace) -> None:
         path = checkpoint_path(config, config.ckpt_path)
         content = read_checkpoint(path)
-        model, part = build_model(content, path, config.trust), content["fusion_pl"]
-        self.predictor = Predictor(model, config.device, part["columns"], part.get("label"))
+        self.predictor = Predictor.from_content(content, path, config.device, config.trust)
         self.rules: DecisionRules = self.predictor.rules(**{name: config[name] for name in RULES})
         self.embeddings: bool = config.embeddings
         check_embeddings(config, self.predictor)
         self.source: Source = open_source(config.data, self.predictor)
         self.columns = OutputColumns(
-            self.predictor, output_fields(config), self.source.table, selected_columns(self.source, config.columns)
+            self.predictor,
+            output_fields(self.rules, self.embeddings),
+            self.source.table,
+            selected_columns(self.source, config.columns),
         )
         state, table = find_split_record(content, ManifestData), self.source.table
         record = SplitRecord.from_state(state) if state else None
@@ -148,15 +150,9 @@ def check_embeddings(config: Namespace, predictor: Predictor) -> None:
         )
 
 
-def output_fields(config: Namespace) -> list[str]:
+def output_fields(rules: DecisionRules, embeddings: bool) -> list[str]:
     """Return the fields of a ``Prediction`` that the options fill."""
-    options = {
-        "set": config.coverage is not None,
-        "abstained": config.abstain is not None,
-        "outlier_p_values": config.outliers,
-        "embedding": config.embeddings,
-    }
-    return [name for name, is_filled in options.items() if is_filled]
+    return [*rules.field_names, "embedding"] if embeddings else rules.field_names
 
 
 def selected_columns(source: Source, names: list[str] | str) -> list[str]:

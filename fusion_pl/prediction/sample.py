@@ -39,7 +39,7 @@ def predict_sample(config: Namespace) -> int:
     batches = [Collate(predictor.processors)([sample])]
     rules = predictor.rules(**{name: config[name] for name in RULES})
     (prediction,) = predictor.predict_batches(batches, rules, config.embeddings)
-    columns = OutputColumns(predictor, output_fields(config))
+    columns = OutputColumns(predictor, output_fields(rules, config.embeddings))
     if sys.stdout.isatty():
         show(Console(), columns, prediction)
     else:

@@ -101,9 +101,8 @@ class Selector:
 
     def _probabilities(self, batch: Batch) -> Float[Tensor, "B C"]:
         with torch.inference_mode():
-            logits = self.predictor.model(batch.to(self.predictor.device)).logits.float()
-        if (calibration := self.predictor.model.calibration) is not None:
-            logits = calibration.apply(logits, batch.present)
+            batch = batch.to(self.predictor.device)
+            logits = self.predictor.model.calibrate(self.predictor.model(batch).logits, batch.present)
         return self.predictor.task.probabilities(logits).cpu()
 
     def _select_centres(self, batches: Iterable[Batch], number: int) -> list[int]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from importlib import import_module
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
 from fusion_pl.cli.checkpoint_options import RULES, add_checkpoint_option, add_device_options, checkpoint_path
 from fusion_pl.cli.parsing import parse_checkpoint_command
+from fusion_pl.extras import check_extra
 from fusion_pl.predict import Predictor
 from fusion_pl.serve.limits import Limits
 from fusion_pl.training.interrupt import StopSignals
@@ -74,7 +74,7 @@ def serve_parser() -> ArgumentParser:
 def serve_command(arguments: list[str]) -> int:
     """Run ``fusion-pl serve`` until it is stopped; return 0 after Ctrl-C or SIGTERM."""
     config = parse_checkpoint_command(serve_parser(), arguments)
-    check_packages()
+    check_extra("serve", "fusion-pl serve needs", "starlette", "uvicorn", "python_multipart", "prometheus_client")
     from fusion_pl.serve.hosts import allowed_hosts
     from fusion_pl.serve.processes import listen, run_server
     from fusion_pl.serve.service import ServeOptions
@@ -100,15 +100,6 @@ def serve_command(arguments: list[str]) -> int:
             examples=config.examples,
         )
         return run_server(options, socket, config.workers)
-
-
-def check_packages() -> None:
-    """Raise a ``UserError`` if the packages of the server are not installed."""
-    for name in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise UserError(f"fusion-pl serve needs {name}: pip install 'fusion-pl[serve]'") from error
 
 
 def _check_numbers(config: Namespace) -> None:

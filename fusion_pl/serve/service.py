@@ -86,11 +86,9 @@ class Service:
         self.rules = self.predictor.rules(**options.rules)
         self.metrics = Metrics(options.batch_size)
         self.collate = Collate(self.predictor.processors)
-        given = {"set": options.rules.get("coverage"), "abstained": options.rules.get("abstain")}
-        given |= {"outlier_p_values": options.rules.get("outliers") or None}
-        unused = {"label", "probability", "labels"}.difference(self.predictor.task.prediction_fields)
-        unused |= {"embedding", *(name for name, option in given.items() if option is None)}
-        self.fields = [name for name in Prediction.__dataclass_fields__ if name not in unused]
+        filled = {"id", "error", "probabilities", "weights"}
+        filled.update(self.predictor.task.prediction_fields, self.rules.field_names)
+        self.fields = [name for name in Prediction.__dataclass_fields__ if name in filled]
         self.info = self._describe()
         examples = options.examples or []
         self.examples = table_examples(self.predictor, examples, self.limits) if isinstance(examples, str) else examples

@@ -115,9 +115,7 @@ class FitCalibration(Callback):
 
 def calibrate_outputs(model: Any, outputs: Outputs) -> Tensor:
     """Return the calibrated logits of stored outputs."""
-    if model.calibration is None:
-        return outputs.logits
-    calibrated: Tensor = model.calibration.apply(
+    calibrated: Tensor = model.calibrate(
         outputs.logits, dict(zip(model.encoders, outputs.present.unbind(1), strict=True))
     )
     return calibrated

@@ -33,6 +33,12 @@ class DecisionRules:
     max_doubt: float | None = None
     outliers: bool = False
 
+    @property
+    def field_names(self) -> list[str]:
+        """Names of the fields of a ``Prediction`` that are filled because of the rules."""
+        filled = {"set": self.thresholds is not None, "abstained": self.max_doubt is not None}
+        return [name for name, is_filled in (filled | {"outlier_p_values": self.outliers}).items() if is_filled]
+
     def fields(
         self, task: Task, logits: Float[Tensor, "B L"], probabilities: Float[Tensor, "B C"], classes: Sequence[str]
     ) -> list[dict[str, Any]]:

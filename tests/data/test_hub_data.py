@@ -241,7 +241,7 @@ def test_a_damaged_data_set_is_one_sentence(toy, processors):
 
 def test_the_missing_package_is_named(processors, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"needs the package datasets: pip install 'fusion-pl\[hub\]'"):
+    with pytest.raises(UserError, match=r"needs datasets: pip install 'fusion-pl\[hub\]'"):
         build(processors, "nobody/none")
 
 

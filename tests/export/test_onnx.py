@@ -107,7 +107,7 @@ def test_the_current_folder_is_refused_also_if_it_is_empty(folder, tmp_path, mon
 
 
 def test_a_missing_package_is_one_sentence(folder, capsys, monkeypatch):
-    monkeypatch.setattr(onnx_model, "find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     line = error_of(capsys, "--ckpt_path", folder / "model.ckpt", "--output", folder / "other")
     assert "--format onnx needs onnxscript: pip install 'fusion-pl[export]'" in line
 
