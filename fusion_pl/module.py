@@ -205,10 +205,15 @@ class FusionClassifier(FusionCore, LightningModule):
         losses, fused = self.compute_losses(batch)
         loss = total_loss(losses)
         self.train_metrics.update_batch(losses, fused, batch)
-        trainer = self._trainer
-        if trainer is not None and ((shown := shows_progress(trainer)) or is_logged(trainer)):
-            self.log("train/loss_step", loss, prog_bar=shown, batch_size=len(batch.ids))  # of this process
+        if self._trainer is not None and shows_progress(self._trainer):
+            self.log("train/loss_step", loss, prog_bar=True, batch_size=len(batch.ids))  # of this process
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Without a progress bar, log the loss of the steps only that loggers write."""
+        if not shows_progress(self.trainer) and is_logged(self.trainer):
+            loss = outputs["loss"] * self.trainer.accumulate_grad_batches  # by which Lightning has divided it
+            self.log("train/loss_step", loss, batch_size=len(batch.ids))
 
     def on_train_epoch_end(self) -> None:
         """Log losses and score of the epoch, also if all of its batches were trained on before a resume."""

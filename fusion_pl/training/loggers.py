@@ -47,12 +47,13 @@ def shows_progress(trainer: Trainer) -> bool:
 
 
 def is_logged(trainer: Trainer) -> bool:
-    """Return whether the loggers write the values of the current training step.
+    """Return whether the loggers write the values of the training step that ends, as Lightning decides it.
 
-    Passing a number to ``LightningModule.log`` takes a tenth of the time of a small model's step.
+    Passing a number to ``LightningModule.log`` takes a tenth of the time of a small model's step. A number that is not
+    passed in a step that is written appears there with its previous value.
     """
-    # The counter of this property, unlike ``trainer.global_step``, is also right if a run is resumed.
-    return bool(trainer._logger_connector.should_update_logs)
+    interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return interval > 0 and (trainer.global_step % interval == 0 or trainer.should_stop)
 
 
 class LogInterval(Callback):
