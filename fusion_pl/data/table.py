@@ -169,6 +169,10 @@ class Table:
         data = self.data.select(list(dict.fromkeys(columns)))
         return Table(self.path, data, self.row_numbers, files=self.files, computed=self.computed)
 
+    def slice(self, start: int, stop: int) -> Table:
+        """Return a table with a range of the rows."""
+        return Table(self.path, self.data.slice(start, stop - start), self.row_numbers[start:stop])
+
     def append(self, columns: Mapping[str, Any]) -> Table:
         """Return a table with further Arrow columns, which the files lack."""
         data = self.data

@@ -36,18 +36,20 @@ class Counts:
     first_failed: int = 0
     first_error: str = ""
 
-    def add(self, row: int, prediction: Prediction, labels: KnownLabels | None) -> None:
-        """Count the prediction of a row."""
-        if prediction.error is not None:
-            if not self.failed:
-                self.first_failed, self.first_error = row, prediction.error
-            self.failed += 1
-        elif prediction.abstained:
-            self.abstained += 1
-        elif labels is not None and labels.is_known[row]:
-            self.labelled += 1
-            self.correct += labels.match(row, prediction)
-            self.trained += bool(labels.is_trained[row])
+    def add(self, start: int, predictions: Sequence[Prediction], labels: KnownLabels | None) -> None:
+        """Count the predictions of consecutive rows, of which ``start`` is the first one."""
+        is_trained = labels.is_trained(start, start + len(predictions)) if labels else ()
+        for row, prediction in enumerate(predictions, start):
+            if prediction.error is not None:
+                if not self.failed:
+                    self.first_failed, self.first_error = row, prediction.error
+                self.failed += 1
+            elif prediction.abstained:
+                self.abstained += 1
+            elif labels and labels.is_known[row]:
+                self.labelled += 1
+                self.correct += labels.match(row, prediction)
+                self.trained += bool(is_trained[row - start])
 
     @classmethod
     def sum(cls, parts: Sequence[Counts]) -> Counts:
@@ -66,8 +68,9 @@ class KnownLabels:
 
     Args:
         predictor: the model.
-        columns: the label columns.
-        is_trained: whether the model was trained on each row, as far as its checkpoint knows.
+        table: the table.
+        columns: its label columns.
+        record: splits that the checkpoint of the model records.
 
     Attributes:
         targets: target of each row.
@@ -75,8 +78,11 @@ class KnownLabels:
         has_label: whether each row has any label, also one that the model does not know.
     """
 
-    def __init__(self, predictor: Predictor, columns: Sequence[LabelColumn], is_trained: NDArray[np.bool_]) -> None:
-        self.predictor, self.is_trained = predictor, is_trained
+    def __init__(
+        self, predictor: Predictor, table: Table, columns: Sequence[LabelColumn], record: SplitRecord | None
+    ) -> None:
+        self.predictor, self.table, self.record = predictor, table, record
+        self.names = {column.name for column in columns}
         self.targets = predictor.task.read_targets(columns, predictor.classes)
         self.is_known = predictor.task.is_known(self.targets)
         filled = [np.array([*map(_is_filled, column.cells), False])[column.codes] for column in columns]
@@ -84,21 +90,19 @@ class KnownLabels:
 
     @classmethod
     def read(cls, predictor: Predictor, table: Table, record: SplitRecord | None) -> KnownLabels | None:
-        """Read the label columns of the training; return None if the table lacks one of them.
-
-        Args:
-            predictor: the model.
-            table: the table.
-            record: splits that the checkpoint of the model records.
-        """
+        """Read the label columns of the training; return None if the table lacks one of them."""
         names = [predictor.label] if isinstance(predictor.label, str) else predictor.label or []
         if not names or not has_label_columns(table, names, predictor.task):
             return None
-        columns = [read_label_column(table, name) for name in names]
-        if record is None:
-            return cls(predictor, columns, np.zeros(len(table), bool))
-        hashes = row_hashes(table, ignored_columns={*names, DEFAULT_SPLIT})
-        return cls(predictor, columns, np.isin(hashes, record.hashes["train"]))
+        return cls(predictor, table, [read_label_column(table, name) for name in names], record)
+
+    def is_trained(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """Return whether the model was trained on each row of a range, as far as its checkpoint knows."""
+        if self.record is None:
+            return np.zeros(stop - start, bool)
+        hashes = row_hashes(self.table.slice(start, stop), ignored_columns={*self.names, DEFAULT_SPLIT})
+        trained = self.record.hashes["train"]  # sorted
+        return np.searchsorted(trained, hashes, "right") > np.searchsorted(trained, hashes, "left")
 
     def match(self, row: int, prediction: Prediction) -> bool:
         """Return whether a prediction is the label of its row."""

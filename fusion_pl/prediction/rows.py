@@ -100,8 +100,7 @@ class RowPredictor:
                 show(part.rows)
             for chunk in _chunks(self.predict_batches(start, rows.stop)):
                 file.write(output_format.encode(start, chunk))
-                for row, prediction in enumerate(chunk, start):
-                    counts.add(row, prediction, self.labels)
+                counts.add(start, chunk, self.labels)
                 start += len(chunk)
                 if show:
                     show(start - rows.start)
