@@ -125,13 +125,14 @@ def _run(arguments, output, folder, variables, code, is_ready):
     """Give this process the state of a new interpreter, and run the command or the code."""
     if isinstance(output, str):
         os.login_tty(os.open(output, os.O_RDWR))
-        sys.stdin = os.fdopen(0, closefd=False)  # multiprocessing has opened /dev/null
     else:
         os.setsid()
+        os.dup2(sys.stdin.fileno(), 0)  # /dev/null
         for number, path in enumerate(output, start=1):
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(file, number)
             os.close(file)
+    sys.stdin = os.fdopen(0, closefd=False)  # multiprocessing has opened another file
     sys.stdout.reconfigure(line_buffering=os.isatty(1))
     os.environ.clear()
     os.environ.update(variables)

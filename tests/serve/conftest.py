@@ -27,6 +27,13 @@ from tests.test_module import quiet_trainer
 LIMITS = Limits(megabytes=0.2, samples=8, values=1000, characters=1000, megapixels=0.01, seconds=2.0)
 
 
+def write_checkpoint(path, model):
+    trainer = quiet_trainer(path.parent, max_epochs=0)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(path, weights_only=True)
+    return path
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
     torch.manual_seed(0)
@@ -38,10 +45,7 @@ def checkpoint(tmp_path_factory):
     }
     folder = tmp_path_factory.mktemp("served")
     model = FusionClassifier(encoders, Weighted, ["high", "low"])
-    trainer = quiet_trainer(folder, max_epochs=0)
-    trainer.strategy.connect(model)
-    trainer.save_checkpoint(folder / "best.ckpt", weights_only=True)
-    return folder / "best.ckpt"
+    return write_checkpoint(folder / "best.ckpt", model)
 
 
 @pytest.fixture(scope="module")

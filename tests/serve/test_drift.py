@@ -12,16 +12,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from prometheus_client import values
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from fusion_pl.cli.run import run
 from fusion_pl.predict import Predictor
 from fusion_pl.serve.app import create_app
-from fusion_pl.serve.drift import DriftMonitor
 from fusion_pl.serve.limits import Limits
-from fusion_pl.serve.metrics import SHARED_FOLDER, Metrics
 from fusion_pl.serve.reference import Reference, confidence_histogram
 from fusion_pl.serve.service import ServeOptions, Service
 from tests.serve.conftest import png
@@ -190,19 +187,3 @@ def test_without_the_option_there_is_no_page(trained):
     with TestClient(create_app(Service(ServeOptions(str(trained[0]), device="cpu")))) as client:
         assert client.get("/drift").status_code == 404
         assert metrics(client) == {}
-
-
-def test_the_windows_of_all_processes_are_added(trained, tmp_path, monkeypatch):
-    """Two processes, as prometheus_client sees them by their files."""
-    monkeypatch.setenv(SHARED_FOLDER, str(tmp_path))
-    predictor = Predictor.from_checkpoint(trained[0], device="cpu")
-    samples = [predictor.open_sample("", {"text": row["text"]}, open_paths=False) for row in trained[1] if row["text"]]
-    monitors = []
-    for process in (1, 2):
-        monkeypatch.setattr(values, "ValueClass", values.MultiProcessValue(lambda process=process: process))
-        monitors.append(DriftMonitor(Reference(predictor), Metrics(1), window=20))
-        predictions = predictor.predict([sample.inputs for sample in samples[: 10 * process]], outliers=True)
-        monitors[-1].record(samples[: 10 * process], predictions)
-    for monitor in monitors:
-        assert [sum(one.counts) for one in monitor.quantities()] == [30, 30, 30, 30, 0, 30]
-        assert b'fusion_pl_drift_detected{quantity="inputs"} 1.0' in monitor.text()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from fusion_pl.encoders import FeatureEncoder
-from fusion_pl.serve import processes
 from fusion_pl.serve.app import create_app
 from fusion_pl.serve.command import serve_command
 from fusion_pl.serve.examples import MAX_EDGE, MAX_EXAMPLES, encode_value, table_examples
@@ -86,22 +84,6 @@ def test_examples_are_values_that_json_can_write_and_the_beginning_of_sounds(pre
     voice = predictor.processors["voice"]
     url = encode_value(voice, Waveform(torch.zeros(11 * 8000), 8000))
     assert len(voice.open_whole(base64.b64decode(url.partition(",")[2])).samples) == 10 * 8000
-
-
-def test_workers_have_the_examples_that_were_read_at_the_start(checkpoint, table, monkeypatch):
-    path = Path(table("a text,,,"))
-    found = []
-
-    def start_worker(build, bound, workers):
-        path.unlink()
-        found.append(Service(*build.args).examples)
-        return 0
-
-    monkeypatch.setattr(processes, "run_workers", start_worker)
-    options = ServeOptions(str(checkpoint), device="cpu", page=True, examples=str(path))
-    with processes.listen("127.0.0.1", 0) as bound:
-        assert processes.run_server(options, bound, workers=2) == 0
-    assert [example["inputs"] for example in found[0]] == [{"title": "a text"}]
 
 
 @pytest.mark.parametrize(
