@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from fusion_pl.data.table import Table
@@ -11,7 +12,13 @@ from fusion_pl.predict import Predictor
 from fusion_pl.types import Prediction
 
 Kind = Literal["text", "number", "flag", "texts", "numbers"]
-KINDS: dict[str, Kind] = {"label": "text", "probability": "number", "labels": "texts", "set": "texts"}
+KINDS: dict[str, Kind] = {
+    "label": "text",
+    "probability": "number",
+    "labels": "texts",
+    "set": "texts",
+    "abstained": "flag",
+}
 
 
 @dataclass(frozen=True)
@@ -30,29 +37,33 @@ class OutputColumns:
     fields: Sequence[str] = ()
     table: Table | None = None
     copied: Sequence[str] = ()
-    _inputs: list[str] = field(init=False, repr=False)
-    _detectors: list[str] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        """Store the names of the inputs with weights and of the outlier detectors, which are used for each row."""
-        has_weights = self.predictor.empty_output.weights is not None
-        detectors = list(self.predictor.model.outlier_detectors) if "outlier_p_values" in self.fields else []
-        object.__setattr__(self, "_inputs", list(self.predictor.processors) if has_weights else [])
-        object.__setattr__(self, "_detectors", detectors)
+    @cached_property
+    def _inputs(self) -> list[str]:
+        """Names of the inputs that have weights."""
+        return list(self.predictor.processors) if self.predictor.empty_output.weights is not None else []
+
+    @cached_property
+    def _detectors(self) -> list[str]:
+        """Names of the outlier detectors that are used."""
+        return list(self.predictor.model.outlier_detectors) if "outlier_p_values" in self.fields else []
 
     @property
     def decision(self) -> Sequence[str]:
         """Fields of a ``Prediction`` that contain the decision."""
         return self.predictor.task.prediction_fields
 
-    @property
+    @cached_property
+    def _named_fields(self) -> list[str]:
+        """Fields of a ``Prediction`` that have a column of the same name, besides id, embedding and error."""
+        return [*self.decision, *(name for name in ("set", "abstained") if name in self.fields)]
+
+    @cached_property
     def kinds(self) -> dict[str, Kind]:
         """Dictionary from column to the kind of its cells, in the order of the output, without copied columns."""
-        rules: dict[str, Kind] = {"set": "texts", "abstained": "flag"}
         return {
             "id": "text",
-            **{name: KINDS[name] for name in self.decision},
-            **{name: kind for name, kind in rules.items() if name in self.fields},
+            **{name: KINDS[name] for name in self._named_fields},
             **{f"p({name})": "number" for name in self.predictor.classes},
             **{f"weight({name})": "number" for name in self._inputs},
             **{f"outlier_p_value({name})": "number" for name in self._detectors},
@@ -72,8 +83,7 @@ class OutputColumns:
         p_values: Mapping[str, float | None] = prediction.outlier_p_values or {}
         return [
             prediction.id,
-            *(getattr(prediction, name) for name in self.decision),
-            *(getattr(prediction, name) for name in ("set", "abstained") if name in self.fields),
+            *(getattr(prediction, name) for name in self._named_fields),
             *map(probabilities.get, self.predictor.classes),
             *map(weights.get, self._inputs),
             *map(p_values.get, self._detectors),
@@ -81,8 +91,8 @@ class OutputColumns:
             prediction.error,
         ]
 
-    def copied_cells(self, start: int, stop: int) -> list[list[Any]]:
-        """Return the cells of the copied columns in a range of rows, column by column."""
-        if self.table is None:
-            return []
-        return [self.table.cells(name, start, stop) for name in self.copied]
+    def copied_rows(self, start: int, number: int) -> list[tuple[Any, ...]]:
+        """Return the cells of the copied columns in each of a number of consecutive rows."""
+        if self.table is None or not self.copied:
+            return [()] * number
+        return list(zip(*(self.table.cells(name, start, start + number) for name in self.copied), strict=True))

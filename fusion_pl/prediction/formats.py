@@ -62,11 +62,10 @@ class Csv(Format):
 
     def encode(self, start: int, predictions: Sequence[Prediction]) -> bytes:
         """Return the rows."""
-        copied = list(zip(*self.columns.copied_cells(start, start + len(predictions)), strict=True))
-        rows = []
-        for index, prediction in enumerate(predictions):
+        rows, copied_rows = [], self.columns.copied_rows(start, len(predictions))
+        for prediction, copied in zip(predictions, copied_rows, strict=True):
             first, *others = map(self._format, self.columns.kinds, self.columns.values(prediction))
-            rows.append([first, *(copied[index] if copied else ()), *others])
+            rows.append([first, *copied, *others])
         return self._encode(rows)
 
     def _format(self, name: str, value: Any) -> Any:
@@ -92,13 +91,11 @@ class JsonLines(Format):
 
     def encode(self, start: int, predictions: Sequence[Prediction]) -> bytes:
         """Return the lines."""
-        names = self.columns.copied
-        copied = list(zip(*self.columns.copied_cells(start, start + len(predictions)), strict=True))
-        lines = []
-        for index, prediction in enumerate(predictions):
+        lines, copied_rows = [], self.columns.copied_rows(start, len(predictions))
+        for prediction, copied in zip(predictions, copied_rows, strict=True):
             values = prediction_values(self.columns, prediction)
             if copied:
-                values["columns"] = dict(zip(names, copied[index], strict=True))
+                values["columns"] = dict(zip(self.columns.copied, copied, strict=True))
             lines.append(json.dumps(values, ensure_ascii=False) + "\n")
         return _to_utf8("".join(lines))
 

@@ -137,9 +137,11 @@ def _predict(
 
 
 def _portable(error: Exception) -> Exception:
-    """Return an error, or one with its traceback as text if it cannot be sent to another process."""
+    """Return an error with its traceback as a note, or with another class if its own cannot be sent to a process."""
+    note = "".join(traceback.format_exception(error))
+    error.add_note(note)
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # of the class of the error
-        return RuntimeError("".join(traceback.format_exception(error)))
+        return RuntimeError(note)
     return error
