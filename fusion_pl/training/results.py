@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from fusion_pl.files import atomic_write
@@ -156,10 +157,11 @@ def _plot_calibration(trainer: Trainer, result: dict[str, Any], path: Path, step
     figure = plot_reliability(read_bins(result["calibration"].get("reliability", {})), stage)
     if figure is None:
         return
-    figure.savefig(path, dpi=120)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    Image.fromarray(pixels).save(path)
     if isinstance(trainer.logger, TensorBoardLogger):
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
         trainer.logger.experiment.add_image(chart_name(f"{stage}/calibration"), pixels, step, dataformats="HWC")
 
 
