@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -130,6 +131,10 @@ class PartialFile:
             if not self.num_bytes:
                 file.write(header)
             yield file
+
+    def remove_rest(self) -> None:
+        """Remove what follows the last complete row: rows of another file, after a kill while the files were joined."""
+        os.truncate(self.path, self.num_bytes)
 
     def save(self, file: IO[bytes], rows: int, counts: Counts) -> None:
         """Store that all rows that were written are complete.

@@ -68,8 +68,10 @@ def predict_ranges(
     rows, counts = [part.rows for part in parts], [part.counts for part in parts]
     show(sum(rows))
     try:
-        for number, found in enumerate(rows):
-            if found < ranges[number].stop - ranges[number].start:
+        for number, part in enumerate(parts):
+            if part.rows == ranges[number].stop - ranges[number].start:
+                part.remove_rest()
+            else:
                 started, process = _start(config, output, ranges, number)
                 processes[started] = number, process
         connection: Any

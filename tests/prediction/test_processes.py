@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -16,7 +17,7 @@ import pytest
 from fusion_pl.cli.run import run
 from fusion_pl.data.base import FusionData
 from fusion_pl.encoders import TinyText
-from fusion_pl.prediction import processes
+from fusion_pl.prediction import formats, processes
 from fusion_pl.processes import share_hardware
 from fusion_pl.types import UserError
 from tests.commands import Command, fork_spawned_processes, forkserver_context, run_command
@@ -56,6 +57,25 @@ def test_two_processes_with_an_odd_number_of_rows_are_killed(folder, predict, te
     assert f"{NUM_ROWS - first} rows are predicted already" in ran.stderr
     assert Path("p.csv").read_bytes() == Path("whole.csv").read_bytes()
     assert not Path("p.csv.partial").exists()
+
+
+def test_a_full_disk_while_the_ranges_are_joined(folder, predict, monkeypatch, capfd):
+    """The same command starts no process, and joins the ranges again."""
+    fork_spawned_processes(monkeypatch)
+    first = NUM_ROWS // 2
+    assert predict(output="whole.csv", batch_size=first) == 0
+
+    def copy_some(source, target, size):
+        target.write(source.read(100))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(formats.shutil, "copyfileobj", copy_some)
+        assert predict(*TWO, batch_size=first) == 2
+    monkeypatch.delattr(processes, "_start")
+    assert predict(*TWO, batch_size=first) == 0
+    assert f"{NUM_ROWS} rows are predicted already" in capfd.readouterr().err
+    assert Path("p.csv").read_bytes() == Path("whole.csv").read_bytes()
 
 
 def test_a_process_that_the_system_kills_is_one_sentence():
