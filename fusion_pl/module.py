@@ -22,6 +22,7 @@ from fusion_pl.data.split_record import find_split_record
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
 from fusion_pl.tasks import MultiClass, Task
+from fusion_pl.training.averaging import add_averaged_weights
 from fusion_pl.training.calibrate import FitCalibration, StoredOutputs
 from fusion_pl.training.evaluation import evaluate_batch
 from fusion_pl.training.feature_cache import CacheOptions, FeatureCache, create_cache
@@ -268,6 +269,8 @@ class FusionClassifier(FusionCore, LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the configuration, the encoders' files and the manifest columns to the checkpoint, for inference."""
         data = getattr(self._trainer, "datamodule", None)
+        if self._trainer is not None:
+            add_averaged_weights(self._trainer, self, checkpoint)
         checkpoint["fusion_pl"] = self.config() | {
             "files": {name: encoder.files() for name, encoder in self.named_encoders()},
             "columns": dict(getattr(data, "columns", {name: name for name in self.encoders})),

@@ -17,6 +17,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from fusion_pl.fusion.evidential import Evidential
 from fusion_pl.layers import keep_rows
+from fusion_pl.training.averaging import averaged_weights
 from fusion_pl.training.calibration_report import Bins, reliability_bins
 from fusion_pl.training.outlier_statistics import fit_outlier_detectors
 from fusion_pl.types import Batch, Encoded, hash_ids
@@ -98,7 +99,9 @@ class FitCalibration(Callback):
         self.reliability = reliability_bins(task, {"before": whole.logits} | after, whole.target) if is_finite else {}
         probabilities = task.probabilities(calibrated)
         task.choose_thresholds(probabilities, whole.target)
-        pl_module.outlier_detectors = fit_outlier_detectors(trainer, pl_module)
+        with averaged_weights(trainer, pl_module):  # those of the validation and of the checkpoint
+            task.choose_thresholds(probabilities, whole.target)
+            pl_module.outlier_detectors = fit_outlier_detectors(trainer, pl_module)
         pl_module.embeddings.reset()
         pl_module.validation_scores = None
         if probabilities.isfinite().all():

@@ -1,0 +1,62 @@
+"""Checkpoints of a run that averages weights have the weights with which it is validated, and what belongs to them."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from fusion_pl import Predictor
+from fusion_pl.cli.run import run
+from fusion_pl.tasks.multi_label_metrics import best_thresholds
+from tests import calibrated
+from tests.calibrated import expected_detectors, results, table
+from tests.texts import BEST, LAST, load
+from tests.training.test_outliers import assert_equal
+
+EMA = "lightning.pytorch.callbacks.EMAWeightAveraging"
+AVERAGING = ["--trainer.callbacks", EMA, "--trainer.callbacks.decay", "0.9"]
+TASK = ["--model.task", "MultiLabel", "--model.task.threshold", "validation"]
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*loading a checkpoint outside the 'fit' stage:UserWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def averaged_folder(tmp_path_factory):
+    """The folder of a run of one epoch, whose averages are far from the last weights."""
+    folder = tmp_path_factory.mktemp("averaged")
+    calibrated.write_table(folder)
+    (folder / "rows.csv").write_text((folder / "rows.csv").read_text().replace(",x,", ",x|y,"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", sys.argv)
+        assert calibrated.fit(*TASK, *AVERAGING, epochs=1) == 0
+        yield
+
+
+def test_both_checkpoints_have_the_averages():
+    best, last = load(BEST)["state_dict"], load(LAST)
+    torch.testing.assert_close(dict(best), dict(last["state_dict"]), rtol=0, atol=0)
+    assert any((best[name] != trained).any() for name, trained in last["current_model_state"].items())
+
+
+@pytest.mark.parametrize("checkpoint", [BEST, LAST], ids=["best", "last"])
+def test_outliers_and_thresholds_are_those_of_the_weights(checkpoint):
+    assert_equal(load(checkpoint)["fusion_pl"]["outlier_detectors"], expected_detectors(checkpoint, table(), True))
+    predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
+    rows = [row for row in table() if row["split"] == "val"]
+    samples = [{name: row[name] for name in ("first", "second") if row[name]} for row in rows]
+    probabilities = [[one.probabilities[name] for name in "xyz"] for one in predictor.predict(samples)]
+    target = [[int(name in row["label"].split("|")) for name in "xyz"] for row in rows]
+    expected = best_thresholds(torch.tensor(probabilities), torch.tensor(target))
+    torch.testing.assert_close(predictor.model.task.thresholds, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_results_are_those_of_the_weights():
+    assert run("validate", ["--config", "lightning_logs/version_0/config.yaml", "--ckpt_path", str(BEST)]) == 0
+    trained, validated = results(0), results(1)
+    assert validated["calibration"]["before"]["nll"] == pytest.approx(trained["calibration"]["before"]["nll"], rel=1e-4)
+    measured = validated["metrics"] | validated["per_class"]
+    for name, value in (trained["metrics"] | trained["per_class"]).items():
+        assert measured[name] == pytest.approx(value, rel=1e-3)
