@@ -12,18 +12,21 @@ from matplotlib.figure import Figure
 
 from fusion_pl.training.best import find_checkpoint_callback
 from fusion_pl.training.calibrate import calibrate_outputs
+from fusion_pl.training.checkpoints import DiskFullError
 from fusion_pl.training.decision_report import doubts_of
 from fusion_pl.training.figures import plot_missing_inputs, plot_risk_coverage
+from fusion_pl.training.interrupt import StoppedBySignal
 from fusion_pl.training.loggers import TensorBoard, chart_name
 from fusion_pl.training.stage_metrics import evaluation_stage, metrics_of_stage, scores_by_inputs
 
+IMMEDIATE = (KeyboardInterrupt, StoppedBySignal, DiskFullError, OSError)  # after these exceptions nothing is plotted
 FIGURE_INTERVAL = 60.0  # seconds between drawings during training; a drawing may take longer than a short epoch
 
 
 class TensorBoardFigures(Callback):
     """Plot the confusion matrix, risk and missing inputs, and write the hyperparameters with the best metric.
 
-    ``fit`` plots a validation at most once per minute, and the last one.
+    ``fit`` plots a validation at most once per minute, and the last one, also if it is stopped or fails.
 
     Args:
         hyperparameters: configuration of the run.
@@ -75,6 +78,11 @@ class TensorBoardFigures(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plot the last validation."""
         if self.figures is not None:
+            self.figures()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Plot the last validation of a run that fails or is stopped, unless it stops at once or the disk is full."""
+        if self.figures is not None and not isinstance(exception, IMMEDIATE):
             self.figures()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

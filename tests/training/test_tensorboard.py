@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
+import pytest
+from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fusion_pl.cli.run import run
 from fusion_pl.training import tensorboard
+from fusion_pl.types import UserError
 from tests.texts import RUN, fit
 
 SHORT = ["--trainer.log_every_n_steps", "null"]  # 5 steps per epoch
@@ -45,6 +51,26 @@ def test_validation_accuracy_is_the_first_chart(fresh):
     assert min(curves) == "Validation/accuracy"  # TensorBoard compares the characters' codes
     assert "epoch" not in curves
     assert [tag for tag, points in curves.items() if len(points) == 1] == []
+
+
+class Fail(Callback):
+    """End a run in its second epoch."""
+
+    def __init__(self, signum: int | None) -> None:
+        self.signum = signum
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            if self.signum is None:
+                raise UserError("no more")
+            os.kill(os.getpid(), self.signum)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(None, 2), (int(signal.SIGTERM), 128 + signal.SIGTERM)])
+def test_a_run_that_fails_or_is_stopped_plots_its_last_validation(signum, code, fresh):
+    callback = ["--trainer.callbacks", f"{__name__}.Fail", "--trainer.callbacks.signum", str(signum or "null")]
+    assert fit(*callback) == code
+    assert steps_of_images("Validation/confusion") == [5]
 
 
 def test_a_measurement_writes_no_single_points(again):
