@@ -67,8 +67,8 @@ def _predict_to_file(config: Namespace, output: Path) -> int:
             text = f"Stopped after {rows:,} rows; the same command goes on with the next one."
             raise StoppedBySignal(stop.signum, text) from None
         partial.remove()
-    _print(console, _summary(config, predictor, Counts.sum(counts), total))
-    return 1 if Counts.sum(counts).failed == total else 0
+    _print(console, _summary(config, predictor, counts, total))
+    return 1 if counts.failed == total else 0
 
 
 def _select_to_file(config: Namespace, output: Path) -> int:

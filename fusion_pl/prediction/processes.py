@@ -56,13 +56,13 @@ def split_rows(config: Namespace, source: Source) -> list[slice]:
 
 def predict_ranges(
     config: Namespace, predictor: RowPredictor, output: PartialOutput, ranges: Sequence[slice], show: Show
-) -> list[Counts]:
-    """Predict ranges of rows into the partial files of an output, and return the counts of each range.
+) -> Counts:
+    """Predict ranges of rows into the partial files of an output, and return the counts of all rows.
 
     Several ranges have one process each; a range that is predicted already needs none.
     """
     if len(ranges) == 1:
-        return [predictor.write(ranges[0], output.part(0), predictor.output_format(output.output), show)]
+        return predictor.write(ranges[0], output.part(0), predictor.output_format(output.output), show)
     processes: dict[Any, tuple[int, BaseProcess]] = {}
     parts = [output.part(number) for number in range(len(ranges))]
     rows, counts = [part.rows for part in parts], [part.counts for part in parts]
@@ -89,7 +89,7 @@ def predict_ranges(
         for _, process in processes.values():
             process.kill()
             process.join()
-    return counts
+    return Counts.sum(counts)
 
 
 def _receive(connection: Connection, process: BaseProcess, name: str) -> int | Counts:
