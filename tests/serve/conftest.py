@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -64,8 +65,8 @@ def client(service):
         yield client
 
 
-@pytest.fixture(scope="module")
-def address(service):
+@contextmanager
+def listening(service):
     """The address of a server that listens, in a thread."""
     server = uvicorn.Server(server_configuration(create_app(service)))
     with listen("127.0.0.1", 0) as bound:
@@ -75,6 +76,12 @@ def address(service):
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(service):
+    with listening(service) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -5,40 +5,23 @@ from __future__ import annotations
 import base64
 import csv
 import json
-import threading
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-import uvicorn
 
 from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Concat
 from fusion_pl.module import FusionClassifier
-from fusion_pl.serve.app import create_app
-from fusion_pl.serve.processes import listen
 from fusion_pl.serve.service import ServeOptions, Service
 from fusion_pl.tasks import MultiLabel
-from tests.test_module import quiet_trainer
+from tests.serve.conftest import listening, write_checkpoint
 
 CHROMIUM = "/usr/bin/chromium"
 pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason=f"there is no {CHROMIUM}")
 FAKE_DEVICES = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 TOKEN = "a-token-of-a-test"
 INPUT = 'the "words" <b>'  # an input of the second model
-
-
-@contextmanager
-def run_server(service):
-    """The address of a server with the page."""
-    with listen("127.0.0.1", 0) as bound:
-        server = uvicorn.Server(uvicorn.Config(create_app(service), log_level="error", ws="none"))
-        thread = threading.Thread(target=server.run, args=([bound],))
-        thread.start()
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +53,7 @@ def files(tmp_path_factory, sample):
 @pytest.fixture(scope="module")
 def address(checkpoint, files):
     service = Service(ServeOptions(str(checkpoint), device="cpu", page=True, examples=str(files / "examples.csv")))
-    with run_server(service) as address:
+    with listening(service) as address:
         yield address
 
 
@@ -124,6 +107,7 @@ def test_values_of_each_kind_are_predicted_and_explained(page, predictor, sample
     field(page, "photo").get_by_role("img").wait_for()
     field(page, "voice").locator("input").set_input_files(files / "a.wav")
     field(page, "voice").locator("audio").wait_for()
+    field(page, "voice").get_by_text("0.2 s").wait_for()
     body = predict(page)
     assert content(body["photo"]) == sample["photo"]
     assert content(body["voice"]) == sample["voice"]
@@ -134,6 +118,7 @@ def test_values_of_each_kind_are_predicted_and_explained(page, predictor, sample
     assert page.locator("figure .text").first.inner_text() == sample["title"]
     assert page.get_by_role("img", name="photo, with the effects in colour").evaluate("image => image.naturalWidth") > 0
     assert page.locator("figure svg rect").count() > 0
+    page.locator("figure").get_by_text("0.2 s", exact=True).wait_for()
     other = next(name for name in predictor.classes if name != predictor.predict(sample).label)
     page.get_by_label("Class").select_option(other)
     page.get_by_text(f"Contributions to the log-odds of {other}").wait_for()
@@ -288,11 +273,9 @@ def test_other_names_a_task_with_several_labels_and_a_token(browser, tmp_path):
     torch.manual_seed(0)
     classes = [f"<i>{number}</i>" for number in range(10)]
     model = FusionClassifier({INPUT: TinyText(dim=8)}, Concat, classes, task=MultiLabel())
-    trainer = quiet_trainer(tmp_path, max_epochs=0)
-    trainer.strategy.connect(model)
-    trainer.save_checkpoint(tmp_path / "best.ckpt", weights_only=True)
-    service = Service(ServeOptions(str(tmp_path / "best.ckpt"), device="cpu", page=True, token=TOKEN))
-    with run_server(service) as address, browser.new_context() as context:
+    path = write_checkpoint(tmp_path / "best.ckpt", model)
+    service = Service(ServeOptions(str(path), device="cpu", page=True, token=TOKEN))
+    with listening(service) as address, browser.new_context() as context:
         page = context.new_page()
         page.goto(address)
         for token, result in (("wrong-token-of-a-test", "This token is wrong."), (TOKEN, "10 classes")):

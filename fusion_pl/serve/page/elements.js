@@ -17,6 +17,15 @@ export const signed = (number) => `${number < 0 ? "−" : "+"}${Math.abs(number)
 
 export const seconds = (number) => `${Math.floor(number / 60)}:${String(Math.floor(number % 60)).padStart(2, "0")}`;
 
+/** Return a player; under that of a short sound is its length, because the controls show whole seconds only. */
+export function soundPlayer(url, name) {
+  const player = element("audio", { src: url, controls: true, "aria-label": name });
+  player.onloadedmetadata = () => {
+    if (player.duration < 10) player.after(element("p", { className: "hint" }, `${player.duration.toFixed(1)} s`));
+  };
+  return player;
+}
+
 /** Return a file as a data URL, the form in which the server takes it. */
 export function toDataURL(blob) {
   return new Promise((resolve, reject) => {

@@ -1,5 +1,5 @@
 // The parts of the inputs that mattered: words, cells of pictures and windows of sounds in colour.
-import { element } from "./elements.js";
+import { element, soundPlayer } from "./elements.js";
 
 /** Return the values of the inputs with the effects of their parts in colour. */
 export function evidenceNode(explanation) {
@@ -34,9 +34,7 @@ function contentNodes(name, view) {
     if (colored) pictures.push(element("img", { src: colored, alt: `${name}, with the effects in colour` }));
     return [element("div", { className: "pictures" }, ...pictures)];
   }
-  if (view.outline) {
-    return [soundDrawing(name, view), element("audio", { src: view.sound, controls: true, "aria-label": name })];
-  }
+  if (view.outline) return [soundDrawing(name, view), soundPlayer(view.sound, name)];
   return [element("p", { className: isText(view) ? "text" : "numbers" }, ...view.pieces.map(coloredPiece))];
 }
 

@@ -1,7 +1,7 @@
 // One field per input of the model. A field has `node`, `read()`, which returns a value of the request or null,
 // `write(value)`, and `problem(text)`, which shows why a value is wrong.
 import { hasDevices, startRecording, takePhoto } from "./devices.js";
-import { element, toDataURL } from "./elements.js";
+import { element, soundPlayer, toDataURL } from "./elements.js";
 
 const BASE64_SIZE = 4 / 3; // characters per byte
 
@@ -126,12 +126,9 @@ function showFile(kind, url, name) {
     image.onerror = () => image.replaceWith(caption); // a format that the browser cannot show
     return image;
   }
-  const sound = element("audio", { src: url, controls: true, "aria-label": name });
-  sound.onerror = () => sound.replaceWith(caption);
-  sound.onloadedmetadata = () => { // the controls show whole seconds only
-    if (sound.duration < 10) sound.after(element("p", { className: "hint" }, `${sound.duration.toFixed(1)} s`));
-  };
-  return sound;
+  const player = soundPlayer(url, name);
+  player.onerror = () => player.replaceWith(caption);
+  return player;
 }
 
 function addDropping({ node, open }) {
