@@ -43,8 +43,8 @@ def create_app(service: Service) -> Starlette:
     """Return the application that serves one model."""
     server = Server(service)
     routes = [
-        Route("/predict", server.protect(server.predict), methods=["POST"]),
-        Route("/explain", server.protect(server.explain), methods=["POST"]),
+        Route("/predict", server.protect(server.count(server.predict)), methods=["POST"]),
+        Route("/explain", server.protect(server.count(server.explain)), methods=["POST"]),
         Route("/health", server.health),
         Route("/ready", server.ready),
         Route("/info", server.protect(server.info)),
@@ -140,23 +140,34 @@ class Server:
 
         return answer
 
+    def count(self, endpoint: Endpoint) -> Endpoint:
+        """Return an endpoint whose answers and errors are counted."""
+        metrics = self.service.metrics
+
+        async def answer(request: Request) -> Response:
+            start, status, path = time.perf_counter(), 500, request.scope["path"]
+            try:
+                with refusals():
+                    response = await endpoint(request)
+                status = response.status_code
+            except HTTPException as error:
+                status = error.status_code
+                raise
+            finally:
+                metrics.requests.labels(path, status).inc()
+                metrics.request_seconds.labels(path).observe(time.perf_counter() - start)
+            return response
+
+        return answer
+
     async def predict(self, request: Request) -> Response:
         """Answer ``POST /predict``."""
-        start, status = time.perf_counter(), 500
-        metrics = self.service.metrics
-        try:
-            with refusals(), self.batcher.accept(), self.memory.reservation() as request.state.reservation:
-                metrics.accepted.set(self.batcher.accepted)
-                response = await self._predict(request)
-            status = response.status_code
-        except HTTPException as error:
-            status = error.status_code
-            raise
-        finally:
-            metrics.accepted.set(self.batcher.accepted)
-            metrics.requests.labels(status).inc()
-            metrics.request_seconds.observe(time.perf_counter() - start)
-        return response
+        with (
+            self.batcher.accept(),
+            self.service.metrics.accepted.track_inprogress(),
+            self.memory.reservation() as request.state.reservation,
+        ):
+            return await self._predict(request)
 
     async def _predict(self, request: Request) -> Response:
         service = self.service
@@ -198,7 +209,7 @@ class Server:
 
     async def explain(self, request: Request) -> Response:
         """Answer ``POST /explain``."""
-        with refusals(), self.explained_memory.reservation() as request.state.reservation:
+        with self.explained_memory.reservation() as request.state.reservation:
             return await self.explanations.answer(request)
 
     async def examples(self, request: Request) -> Response:

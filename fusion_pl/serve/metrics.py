@@ -12,7 +12,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 
 
 class Metrics:
-    """Counters and histograms of the requests for predictions; without any content of a request.
+    """Counters and histograms of the requests for predictions and explanations; without any content of a request.
 
     Args:
         batch_size: largest number of samples per batch.
@@ -24,11 +24,12 @@ class Metrics:
         registry = self.registry = CollectorRegistry()
         sizes = sorted({2**i for i in range(12) if 2**i < batch_size} | {batch_size})
         self.requests = Counter(
-            "fusion_pl_requests", "Requests for predictions, by status code.", ["status"], registry=registry
+            "fusion_pl_requests", "Requests, by path and status code.", ["path", "status"], registry=registry
         )
         self.request_seconds = Histogram(
             "fusion_pl_request_seconds",
             "Time from the headers of a request to its answer.",
+            ["path"],
             buckets=SECONDS,
             registry=registry,
         )
@@ -41,7 +42,7 @@ class Metrics:
         )
         self.accepted = Gauge(
             "fusion_pl_accepted_requests",
-            "Accepted requests that are not answered yet.",
+            "Accepted requests for predictions that are not answered yet.",
             registry=registry,
             multiprocess_mode="livesum",
         )

@@ -65,14 +65,22 @@ def test_a_server_that_predicts_no_batches_any_more_is_not_ready(checkpoint, mon
         assert (response.status_code, response.json()) == (503, {"ready": False})
 
 
-def test_metrics_count_requests_and_samples(client):
-    client.post("/predict", json={"samples": [{"title": "a"}, {"title": 5}]})
-    client.post("/predict", json=[])
-    lines = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[0] != "#")
-    assert float(lines['fusion_pl_requests_total{status="200"}']) >= 1
-    assert float(lines['fusion_pl_requests_total{status="422"}']) >= 1
-    assert float(lines['fusion_pl_samples_total{result="error"}']) >= 1
-    assert float(lines["fusion_pl_batch_samples_sum"]) >= 1
+def test_metrics_count_requests_and_samples(checkpoint):
+    with TestClient(create_app(Service(ServeOptions(str(checkpoint), device="cpu")))) as client:
+        client.post("/predict", json={"samples": [{"title": "a"}, {"title": 5}]})
+        client.post("/predict", json=[])
+        for body in ({"title": "a"}, {"title": "b"}, []):
+            client.post("/explain?target=high", json=body)
+        client.post("/explain?target=middle", json={"title": "a"})
+        lines = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[0] != "#")
+    expected = {("/predict", 200): 1, ("/predict", 422): 1, ("/explain", 200): 2, ("/explain", 422): 2}
+    for (path, status), count in expected.items():
+        assert float(lines[f'fusion_pl_requests_total{{path="{path}",status="{status}"}}']) == count
+    assert float(lines['fusion_pl_request_seconds_count{path="/predict"}']) == 2
+    assert float(lines['fusion_pl_request_seconds_count{path="/explain"}']) == 4
+    assert float(lines['fusion_pl_samples_total{result="error"}']) == 1
+    assert float(lines["fusion_pl_batch_samples_sum"]) == 2
+    assert float(lines["fusion_pl_accepted_requests"]) == 0
 
 
 def test_with_a_token_only_health_and_readiness_are_public(checkpoint):
@@ -87,7 +95,10 @@ def test_with_a_token_only_health_and_readiness_are_public(checkpoint):
                 assert (response.status_code, response.headers["WWW-Authenticate"]) == (401, "Bearer")
         answer = client.post("/predict", json={"title": "a"}, headers={"Authorization": f"Bearer {TOKEN}"})
         assert answer.json()["error"] is None
-    assert service.metrics.registry.get_sample_value("fusion_pl_requests_total", {"status": "200"}) == 1
+    assert (
+        service.metrics.registry.get_sample_value("fusion_pl_requests_total", {"path": "/predict", "status": "200"})
+        == 1
+    )
 
 
 @pytest.fixture(scope="module")
