@@ -36,6 +36,7 @@ from fusion_pl.serve.app import create_app
 from fusion_pl.serve.limits import Limits
 from fusion_pl.serve.openapi import ERRORS
 from fusion_pl.serve.service import ServeOptions, Service
+from fusion_pl.uncertainty.validation_scores import ValidationScores
 
 JSON, FORM = "application/json", "multipart/form-data; boundary=edge"
 LIMITS = Limits(megabytes=1.0, samples=8, values=5_000, characters=5_000, megapixels=1.0, seconds=30.0)
@@ -246,12 +247,15 @@ def resident_mib() -> int:
 
 
 def write_checkpoint(path: Path) -> None:
-    """Write a small model with an input of each kind."""
+    """Write a small model with an input of each kind, and with scores of 100 validation samples."""
     from lightning.pytorch import Trainer
 
     torch.manual_seed(0)
     encoders = {"title": TinyText(dim=8), "photo": TinyImage(dim=16, image_size=16), "voice": TinyAudio(dim=8)}
     model = FusionClassifier({**encoders, "sensors": FeatureEncoder(features=3, dim=8)}, Weighted, ["high", "low"])
+    scores = torch.linspace(0, 0.5, 100, dtype=torch.float64)
+    counts = {"high": 50, "low": 50}, {"title+photo+voice+sensors": 100}
+    model.validation_scores = ValidationScores(scores, None, {"probability": scores}, *counts)
     trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False)
     trainer.strategy.connect(model)
     trainer.save_checkpoint(path, weights_only=True)

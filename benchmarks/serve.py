@@ -127,12 +127,19 @@ def send_load(port: int, pid: int, request: bytes, clients: int, count: int) -> 
 
 def cpu_seconds(session: int) -> float:
     """Return the processor time of the running processes of a session."""
-    ticks = 0
-    for path in Path("/proc").glob("[0-9]*/stat"):
+    fields = processes(session).values()
+    return sum(int(one[11]) + int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")
+
+
+def processes(session: int) -> dict[Path, list[str]]:
+    """Return the folder in ``/proc`` of each process of a session, and the fields of its state after its name."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # the process has ended
-            fields = path.read_text().rpartition(")")[2].split()
-            ticks += (int(fields[11]) + int(fields[12])) * (int(fields[3]) == session)
-    return ticks / os.sysconf("SC_CLK_TCK")
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                found[folder] = fields
+    return found
 
 
 @contextmanager
