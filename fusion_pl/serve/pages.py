@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 FOLDER = Path(__file__).with_name("page")
-MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 # Nothing but these files runs, and nothing is loaded from or sent to another server; pictures, sounds and the camera
 # are shown from the memory of the browser.
 POLICY = (

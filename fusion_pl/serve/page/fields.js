@@ -18,7 +18,7 @@ function frame(name, kind, ...children) {
   const shown = kind === "json" ? "JSON" : kind;
   const isTold = name === shown || (name === "audio" && kind === "sound");
   const legend = element("legend", {}, name, isTold ? null : element("span", { className: "kind" }, shown));
-  const node = element("fieldset", { className: `field ${kind}` }, legend, ...children, note);
+  const node = element("fieldset", { className: "field" }, legend, ...children, note);
   return { node, problem: (text) => { note.textContent = text; } };
 }
 
@@ -70,7 +70,7 @@ function fileField(name, kind, limits) {
   const dropHint = element("span", { className: "hint drop" }, drop);
   const buttons = element("div", { className: "row" }, chooser);
   const preview = element("div", { className: "preview" });
-  const place = element("div", { className: "device" });
+  const place = element("div");
   const field = frame(name, kind, buttons, input, place, preview);
   let value = null;
 
