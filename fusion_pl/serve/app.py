@@ -18,12 +18,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from fusion_pl.messages import is_failure
-from fusion_pl.serve.batching import Batcher, BatchFailedError, QueueFullError
+from fusion_pl.serve.batching import Batcher, BatchFailedError
 from fusion_pl.serve.explain import Explanations
 from fusion_pl.serve.hosts import HostCheck
 from fusion_pl.serve.memory import OpenedMemory, Reservation
 from fusion_pl.serve.openapi import openapi_document
 from fusion_pl.serve.pages import page_routes
+from fusion_pl.serve.request_limit import RequestLimit
 from fusion_pl.serve.requests import JSON, MULTIPART, RequestError, media_type, parse_json, parse_multipart, read_body
 from fusion_pl.serve.service import Service, log_error
 from fusion_pl.serve.values import decode_values, open_decoded
@@ -79,8 +80,6 @@ def refusals() -> Iterator[None]:
         yield
     except HTTPException:
         raise
-    except QueueFullError as error:
-        raise RequestError(429, "too many requests wait for an answer: try again", {"Retry-After": "1"}) from error
     except BaseException as error:  # the client learns nothing about the reason
         if not is_failure(error):
             raise
@@ -99,12 +98,13 @@ class Server:
     def __init__(self, service: Service) -> None:
         options = service.options
         self.service = service
-        self.batcher = Batcher(service.predict, options.batch_size, options.max_wait, options.queue)
-        limit = int(service.limits.opened_megabytes * 1e6)
+        self.batcher = Batcher(service.predict, options.batch_size, options.max_wait)
+        self.limit = RequestLimit(options.queue)
+        opened_bytes = int(service.limits.opened_megabytes * 1e6)
         # Two, because predictions do not wait for explanations, which are slow.
-        self.memory, self.explained_memory = OpenedMemory(limit, DECODING_THREADS), OpenedMemory(limit, 1)
+        self.memory, self.explained_memory = OpenedMemory(opened_bytes, DECODING_THREADS), OpenedMemory(opened_bytes, 1)
         self.explanations = Explanations(service, self._read_samples)
-        self.document = openapi_document(service)
+        self.openapi_body = json.dumps(openapi_document(service), ensure_ascii=False).encode()
         self.examples_body = json.dumps({"examples": service.examples}, ensure_ascii=False).encode()
         self.predicting: asyncio.Task[None] | None = None
 
@@ -163,16 +163,16 @@ class Server:
     async def predict(self, request: Request) -> Response:
         """Answer ``POST /predict``."""
         with (
-            self.batcher.accept(),
+            self.limit.accept(),
             self.service.metrics.accepted.track_inprogress(),
-            self.memory.reservation() as request.state.reservation,
+            self.memory.reservation() as reservation,
         ):
-            return await self._predict(request)
+            return await self._predict(request, reservation)
 
-    async def _predict(self, request: Request) -> Response:
+    async def _predict(self, request: Request, reservation: Reservation) -> Response:
         service = self.service
         with self.batcher.opening():
-            is_list, samples = await self._read_samples(request)
+            is_list, samples = await self._read_samples(request, reservation)
         predictions = [service.as_dict(prediction) for prediction in await self.batcher.predict(samples)]
         failed = sum(prediction["error"] is not None for prediction in predictions)
         service.metrics.samples.labels("error").inc(failed)
@@ -180,13 +180,12 @@ class Server:
         content: Any = {"predictions": predictions} if is_list else predictions[0]
         return JSONResponse(content)
 
-    async def _read_samples(self, request: Request) -> tuple[bool, list[Sample]]:
+    async def _read_samples(self, request: Request, reservation: Reservation) -> tuple[bool, list[Sample]]:
         """Return whether the client sent a list, and the opened samples."""
         loop = asyncio.get_running_loop()
         kind = media_type(request)
         body = await read_body(request, self.service.limits)
         content_type = request.headers["content-type"] if kind == MULTIPART else None
-        reservation = request.state.reservation
         return await loop.run_in_executor(reservation.memory.threads, self._open, body, content_type, reservation)
 
     def _open(self, body: bytes, content_type: str | None, reservation: Reservation) -> tuple[bool, list[Sample]]:
@@ -197,20 +196,19 @@ class Server:
             content_type: header of a multipart body; None for JSON.
             reservation: memory of the request, which this thread may have to wait for.
         """
-        service = self.service
+        predictor, limits = self.service.predictor, self.service.limits
         if content_type is None:
-            parsed = parse_json(body, service.limits)
+            parsed = parse_json(body, limits)
         else:
-            parsed = parse_multipart(content_type, body, service.predictor.processors, service.limits)
-        processors = service.predictor.processors
-        decoded = [decode_values(processors, values, service.limits) for values in parsed.values]
+            parsed = parse_multipart(content_type, body, predictor.processors, limits)
+        decoded = [decode_values(predictor.processors, values, limits) for values in parsed.values]
         reservation.reserve(sum(one.size for one in decoded))
-        return parsed.is_list, [open_decoded(service.predictor, str(index), one) for index, one in enumerate(decoded)]
+        return parsed.is_list, [open_decoded(predictor, str(index), one) for index, one in enumerate(decoded)]
 
     async def explain(self, request: Request) -> Response:
         """Answer ``POST /explain``."""
-        with self.explained_memory.reservation() as request.state.reservation:
-            return await self.explanations.answer(request)
+        with self.explained_memory.reservation() as reservation:
+            return await self.explanations.answer(request, reservation)
 
     async def examples(self, request: Request) -> Response:
         """Answer ``GET /examples``: samples to click on the page."""
@@ -249,4 +247,4 @@ class Server:
     async def openapi(self, request: Request) -> Response:
         """Answer ``GET /openapi.json``: the description of these routes."""
         del request
-        return Response(json.dumps(self.document, ensure_ascii=False), media_type=JSON)
+        return Response(self.openapi_body, media_type=JSON)

@@ -14,10 +14,6 @@ from fusion_pl.types import Prediction, Sample
 Predict = Callable[[Sequence[Sample]], list[Prediction]]
 
 
-class QueueFullError(Exception):
-    """No further request is accepted until one of the accepted requests is answered."""
-
-
 class BatchFailedError(Exception):
     """The function that predicts a batch has failed; the cause is its error."""
 
@@ -32,34 +28,16 @@ class Batcher:
         predict: function that returns one prediction per sample.
         batch_size: largest number of samples per batch.
         max_wait: seconds that a sample waits for others.
-        max_requests: largest number of accepted requests that are not answered yet.
     """
 
-    def __init__(self, predict: Predict, batch_size: int, max_wait: float, max_requests: int) -> None:
+    def __init__(self, predict: Predict, batch_size: int, max_wait: float) -> None:
         self.predict_batch = predict
         self.batch_size = batch_size
         self.max_wait = max_wait
-        self.max_requests = max_requests
-        self.accepted = 0  # requests that are not answered yet
-        self._opening = 0  # of them, those whose samples are not in the queue yet
+        self._opening = 0  # accepted requests whose samples are not in the queue yet
         self._queue: deque[tuple[Sample, asyncio.Future[Prediction]]] = deque()
         self._changed = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "inference")
-
-    @contextmanager
-    def accept(self) -> Iterator[None]:
-        """Count a request as accepted while its body is read and opened and its answer is computed.
-
-        Raises:
-            QueueFullError: if ``max_requests`` are accepted already.
-        """
-        if self.accepted >= self.max_requests:
-            raise QueueFullError
-        self.accepted += 1
-        try:
-            yield
-        finally:
-            self.accepted -= 1
 
     @contextmanager
     def opening(self) -> Iterator[None]:

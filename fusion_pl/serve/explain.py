@@ -18,12 +18,14 @@ from fusion_pl.explain.explainer import Explainer
 from fusion_pl.explain.explanation import PartEffects
 from fusion_pl.explain.views import View, make_view
 from fusion_pl.messages import did_you_mean, join_names
-from fusion_pl.serve.batching import QueueFullError
+from fusion_pl.serve.memory import Reservation
+from fusion_pl.serve.request_limit import RequestLimit
 from fusion_pl.serve.requests import RequestError
 from fusion_pl.serve.service import Service, failure
 from fusion_pl.types import Sample
 
 MAX_REQUESTS = 8  # accepted requests that are not answered yet; an explanation takes longer than a prediction
+ReadSamples = Callable[[Request, Reservation], Awaitable[tuple[bool, list[Sample]]]]
 MIN_SCALE = 0.1  # effect on the log-odds with the strongest colour, at least; rounding errors have none
 NICENESS = 10  # of the thread of explanations: predictions get the processor first
 
@@ -48,33 +50,29 @@ class Explanations:
         read_samples: function that reads the samples of a request, and returns whether they are a list.
     """
 
-    def __init__(
-        self, service: Service, read_samples: Callable[[Request], Awaitable[tuple[bool, list[Sample]]]]
-    ) -> None:
+    def __init__(self, service: Service, read_samples: ReadSamples) -> None:
         self.service = service
         self.read_samples = read_samples
-        self._accepted = 0
+        self._limit = RequestLimit(MAX_REQUESTS)
         self._thread = ThreadPoolExecutor(1, "explanations", _lower_priority)
 
-    async def answer(self, request: Request) -> Response:
+    async def answer(self, request: Request, reservation: Reservation) -> Response:
         """Answer ``POST /explain``.
 
+        Args:
+            request: the request.
+            reservation: memory of its opened values.
+
         Raises:
-            QueueFullError: if too many requests are accepted already.
-            RequestError: if the request is malformed.
+            RequestError: if the request is malformed, or too many requests are accepted already.
         """
         question = read_question(request, self.service.predictor.classes)
-        if self._accepted >= MAX_REQUESTS:
-            raise QueueFullError
-        self._accepted += 1
-        try:
-            is_list, samples = await self.read_samples(request)
+        with self._limit.accept():
+            is_list, samples = await self.read_samples(request, reservation)
             if is_list:
                 raise RequestError(422, 'this path takes one sample: send its inputs without "samples"')
             loop = asyncio.get_running_loop()
             content = await loop.run_in_executor(self._thread, self.explain, samples[0], question)
-        finally:
-            self._accepted -= 1
         return JSONResponse(content)
 
     def explain(self, sample: Sample, question: Question) -> dict[str, Any]:

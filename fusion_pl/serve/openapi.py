@@ -31,10 +31,8 @@ def openapi_document(service: Service) -> dict[str, Any]:
     if has_token:
         components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     public: dict[str, Any] = {"security": []} if has_token else {}
-    info, ready = (
-        _answer("Inputs, classes, task, versions and hash of the checkpoint."),
-        _answer("The model is loaded."),
-    )
+    info = _answer("Inputs, classes, task, versions and hash of the checkpoint.")
+    ready = _answer("The model is loaded.")
     return {
         "openapi": "3.1.0",
         "info": {"title": "fusion-pl", "version": __version__, "description": "Predictions of one model."},

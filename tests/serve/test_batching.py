@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from fusion_pl.serve.batching import Batcher, QueueFullError
+from fusion_pl.serve.batching import Batcher
 from fusion_pl.types import Prediction, Sample
 
 
 @asynccontextmanager
-async def running(predict, batch_size=4, max_wait=60.0, max_requests=64):
-    batcher = Batcher(predict, batch_size, max_wait, max_requests)
+async def running(predict, batch_size=4, max_wait=60.0):
+    batcher = Batcher(predict, batch_size, max_wait)
     task = asyncio.create_task(batcher.run())
     async with asyncio.timeout(30):  # below max_wait
         yield batcher
@@ -107,12 +107,3 @@ def test_a_failing_batch_with_a_cancelled_request_does_not_end_the_predictions()
             return await batcher.predict(samples("b"))
 
     assert asyncio.run(run()) == [Prediction("b")]
-
-
-def test_a_full_queue_accepts_again_after_an_answer():
-    batcher = Batcher(echo([]), 4, 0.0, max_requests=1)
-    with batcher.accept(), pytest.raises(QueueFullError), batcher.accept():
-        pass
-    with batcher.accept():
-        assert batcher.accepted == 1
-    batcher.close()
