@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -24,10 +25,14 @@ def averaged_weights(trainer: Trainer, model: LightningModule) -> Iterator[None]
 
 
 def add_averaged_weights(trainer: Trainer, model: LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Let a checkpoint without the state of training have the averaged weights; Lightning adds them to others only."""
-    if "callbacks" not in checkpoint and _averaging_callbacks(trainer):
+    """Let a checkpoint have the averaged weights, and the model's other states, such as statistics of the inputs.
+
+    Lightning leaves the trained weights in checkpoints without the state of training, and adds the other states as they
+    were before the training to those with it.
+    """
+    if _averaging_callbacks(trainer):
         with averaged_weights(trainer, model):
-            checkpoint["state_dict"] = {name: value.clone() for name, value in model.state_dict().items()}
+            checkpoint["state_dict"] = deepcopy(model.state_dict())
 
 
 def _averaging_callbacks(trainer: Trainer) -> list[WeightAveraging]:

@@ -6,9 +6,14 @@ import sys
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
-from fusion_pl import Predictor
+from fusion_pl import FusionClassifier, Predictor
 from fusion_pl.cli.run import run
+from fusion_pl.data import ManifestData
+from fusion_pl.encoders import FeatureEncoder
+from fusion_pl.fusion import Mean
 from fusion_pl.tasks.multi_label_metrics import best_thresholds
 from tests import calibrated
 from tests.calibrated import expected_detectors, results, table
@@ -60,3 +65,21 @@ def test_the_results_are_those_of_the_weights():
     measured = validated["metrics"] | validated["per_class"]
     for name, value in (trained["metrics"] | trained["per_class"]).items():
         assert measured[name] == pytest.approx(value, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_statistics_of_numbers_that_are_no_weights_are_saved(weights_only, tmp_path):
+    rows = [f"{row},{'ab'[row % 2]},{'val' if row > 7 else 'train'}" for row in range(10)]
+    (tmp_path / "rows.csv").write_text("\n".join(["size,label,split", *rows]))
+    data = ManifestData(str(tmp_path / "rows.csv"), inputs={"size": ["size"]}, batch_size=4, num_workers=0)
+    model = FusionClassifier({"size": FeatureEncoder(features=1)}, Mean, data.classes)
+    data.processors = model.processors
+    trainer = Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[EMAWeightAveraging(decay=0.9)],
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "saved.ckpt", weights_only=weights_only)
+    loaded = Predictor.from_checkpoint(tmp_path / "saved.ckpt", device="cpu").model.encoders["size"].processor
+    assert (float(loaded.mean), float(loaded.std)) == pytest.approx((3.5, 5.25**0.5))
