@@ -28,6 +28,8 @@ ROWS, VAL_ROWS = 13, 5  # five batches of three per epoch, or three in each of t
 EPOCH = 5
 DDP = ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
 ACCUMULATE = ["--trainer.accumulate_grad_batches", "2"]
+EMA = "lightning.pytorch.callbacks.EMAWeightAveraging"
+AVERAGING = ["--trainer.callbacks+", EMA, "--trainer.callbacks.decay", "0.9"]
 TWO_VALIDATIONS = ["--trainer.val_check_interval", "2"]
 EVERY_STEP, EVERY_THIRD = (["--checkpoint.every_n_train_steps", str(steps)] for steps in (1, 3))
 PLATEAU = [
@@ -167,6 +169,7 @@ def resume(folder, fit, code, *options):
         ({"batches": EPOCH - 1}, []),  # in the last batch of an epoch
         ({"batches": 2 * EPOCH - 1}, ["--trainer.max_steps", "13"]),
         ({"batches": EPOCH, "in_validation": True}, []),
+        ({"batches": EPOCH, "in_validation": True}, AVERAGING),  # which has other weights
         ({"batches": EPOCH + 2}, ACCUMULATE),  # the first batch of two
         ({"batches": EPOCH + 3}, [*ACCUMULATE, "--trainer.val_check_interval", "3"]),  # validates between two steps
         ({"batches": EPOCH + 1}, TWO_VALIDATIONS),  # before a validation

@@ -14,14 +14,18 @@ from lightning.pytorch.callbacks import WeightAveraging
 @contextmanager
 def averaged_weights(trainer: Trainer, model: LightningModule) -> Iterator[None]:
     """Give a model its averaged weights, with which it is validated, if a callback of the Trainer averages them."""
-    callbacks = _averaging_callbacks(trainer)
-    for callback in callbacks:
-        callback.on_validation_epoch_start(trainer, model)  # exchanges the weights
+    for callback in _averaging_callbacks(trainer):
+        callback.on_validation_epoch_start(trainer, model)  # exchanges averaged and trained weights
     try:
         yield
     finally:
-        for callback in callbacks:
-            callback.on_validation_epoch_end(trainer, model)  # exchanges them again
+        restore_trained_weights(trainer, model)
+
+
+def restore_trained_weights(trainer: Trainer, model: LightningModule) -> None:
+    """Give a model that has its averaged weights those that are trained, as at the end of a validation."""
+    for callback in _averaging_callbacks(trainer):
+        callback.on_validation_epoch_end(trainer, model)
 
 
 def add_averaged_weights(trainer: Trainer, model: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich import get_console
 from torch import distributed
 
+from fusion_pl.training.averaging import restore_trained_weights
 from fusion_pl.training.checkpoints import DiskFullError, DivergedError
 
 STOPPING_MESSAGE = "Stopping after this step; press Ctrl-C again to stop at once without saving."
@@ -107,6 +108,7 @@ class SaveWhenStopped(Callback):
     def __init__(self) -> None:
         self.signals = StopSignals()
         self.saved_path: Path | None = None
+        self.has_averages = False  # during a validation, if the run averages weights
 
     def _install_sigterm_handler(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's SIGTERM handler, whose broadcast would collide with collectives of other processes."""
@@ -125,6 +127,14 @@ class SaveWhenStopped(Callback):
         self._install_sigterm_handler(trainer, pl_module)
         if self.signals.is_deferred and trainer.world_size > 1:
             trainer._signal_connector.received_sigterm = False
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the model gets averaged weights, if there are any."""
+        self.has_averages = True
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the model has the trained weights again."""
+        self.has_averages = False
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Stop a validation on one process."""
@@ -163,6 +173,8 @@ class SaveWhenStopped(Callback):
             return  # saving would wait for the failed process
         folder = next((c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         if folder:
+            if self.has_averages:
+                restore_trained_weights(trainer, pl_module)
             path = Path(folder) / "last.ckpt"
             trainer.save_checkpoint(path, weights_only=False)
             self.saved_path = path
