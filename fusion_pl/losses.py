@@ -198,12 +198,12 @@ class Focal(Criterion):
         if target.ndim == 1:
             losses = F.cross_entropy(scores, target, reduction="none")
             class_weights = 1.0 if weights is None else weights[target]
-            return class_weights * (1 - (-losses).exp()) ** self.gamma * losses
+            return class_weights * _power(1 - (-losses).exp(), self.gamma) * losses
         labels = _labels(target, scores)
         losses = F.binary_cross_entropy_with_logits(scores, labels, weights, reduction="none")
         wrong = (scores.sigmoid() - labels).abs()  # 1 - p_t
         balance = 1.0 if self.alpha is None else self.alpha * labels + (1 - self.alpha) * (1 - labels)
-        return (balance * wrong**self.gamma * losses).masked_fill(target < 0, 0.0)
+        return (balance * _power(wrong, self.gamma) * losses).masked_fill(target < 0, 0.0)
 
 
 class Asymmetric(Criterion):
@@ -238,12 +238,12 @@ class Asymmetric(Criterion):
     ) -> Float[Tensor, "B C"]:
         """Return the loss of each label."""
         probability = scores.sigmoid()
-        shifted = (probability - self.margin).clamp(min=0)
-        present = -((1 - probability) ** self.gamma_positive) * F.logsigmoid(scores)
+        factor = _power(probability - self.margin, self.gamma_negative)
+        present = -_power(1 - probability, self.gamma_positive) * F.logsigmoid(scores)
         # 1 - q = min(1 - p + m, 1); computed from sigmoid(-f), which does not underflow.
-        absent = -(shifted**self.gamma_negative) * (scores.neg().sigmoid() + self.margin).clamp(max=1).log()
+        absent = -factor * (scores.neg().sigmoid() + self.margin).clamp(max=1).log()
         if not self.margin:
-            absent = -(shifted**self.gamma_negative) * F.logsigmoid(-scores)
+            absent = -factor * F.logsigmoid(-scores)
         losses = torch.where(target == 1, present, absent) * (1.0 if weights is None else weights)
         return losses.masked_fill(target < 0, 0.0)
 
@@ -251,6 +251,11 @@ class Asymmetric(Criterion):
 def _labels(target: LabelMatrix, scores: Scores) -> Scores:
     """Return the labels as numbers, 0 if unknown."""
     return target.clamp(min=0).to(scores.dtype)
+
+
+def _power(base: Tensor, exponent: float) -> Tensor:
+    """Return ``max(base, 0) ** exponent`` with finite gradients, also of exponents below 1 at 0."""
+    return base.clamp(min=torch.finfo(base.dtype).tiny) ** exponent
 
 
 def _check_number(criterion: str, name: str, value: float) -> None:

@@ -147,3 +147,24 @@ def test_extreme_logits_have_finite_losses_and_gradients(criterion):
 def test_invalid_arguments_are_named(build, text):
     with pytest.raises(UserError, match=text):
         build()
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        Focal(gamma=0.5),
+        Asymmetric(gamma_positive=0.5, gamma_negative=0.5),
+        Asymmetric(gamma_positive=0.5, gamma_negative=0.5, margin=0.0),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_gradients_of_certain_predictions_are_finite(criterion, dtype):
+    """Though 0^γ has an infinite derivative for γ < 1."""
+    logits = torch.tensor([[200.0, -200.0, 0.0]] * len(LABELS), dtype=dtype).requires_grad_()
+    criterion(logits, LABELS, None, 0.0).sum().backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad.any()
+    if criterion.exclusive_classes:
+        logits.grad = None
+        criterion(logits, TARGET * 0, None, 0.0).sum().backward()
+        assert logits.grad.isfinite().all()
