@@ -11,7 +11,7 @@ import pytest
 
 from fusion_pl.cli.run import run
 from tests.parsing import ROOT
-from tests.texts import fit, load
+from tests.texts import RUN, fit, load, results, values
 
 ONE = ["--trainer.max_epochs", "1"]
 
@@ -60,6 +60,9 @@ def test_a_run_with_checkpoints_in_another_folder_is_resumed(fresh):
     assert fit(*given, *ONE) == 2
     assert fit(*given, "--ckpt_path", "last", "--trainer.max_epochs", "2") == 0
     assert load("keep/last.ckpt")["epoch"] == 1
+    (folder,) = {path.parent for path in Path().rglob("metrics.json")} - {RUN}
+    assert results(folder)["epoch"] == 1  # no checkpoint is the best, and the results are those of the last validation
+    assert results(folder)["metrics"]["val/loss"] == pytest.approx(values("val/loss", folder)[-1])
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ PACKAGES = ("fusion-pl", "lightning", "torch", "torchmetrics", "torchvision", "t
 class WriteResults(Callback):
     """Write and print the results of ``fit``, ``validate`` and ``test``.
 
-    The results of ``fit`` are the validation metrics of the best checkpoint.
+    The results of ``fit`` are the metrics of the best checkpoint, or of the last validation if there is none.
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class WriteResults(Callback):
     def _update_best_result(self, trainer: Trainer) -> BestCheckpoint | None:
         """Set the best result to the latest result if a new best checkpoint was written, and return the callback."""
         callback = find_checkpoint_callback(trainer)
-        step = self.latest_step if callback is None else callback.best_step
+        step = self.latest_step if callback is None or callback.best_step is None else callback.best_step
         if self.latest and (not self.best or step != self.best_step):
             self.best, self.best_step = self.latest, step
         return callback
