@@ -167,6 +167,8 @@ class SaveWhenStopped(Callback):
             trainer.strategy.launcher.kill(signal.SIGTERM)  # child processes that did not receive the signal
         if not was_training or trainer.global_step == 0:  # nothing is trained, or the checkpoint is not restored yet
             return
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # of ``--dry_run``, which counts a step
+            return
         if isinstance(exception, (KeyboardInterrupt, StoppedBySignal, DiskFullError, DivergedError)):
             return
         if trainer.world_size > 1 and not isinstance(exception, SIGTERMException):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
@@ -22,8 +22,10 @@ from fusion_pl.data.collate import Collate
 from fusion_pl.fusion import Mean
 from fusion_pl.module import FusionClassifier
 from fusion_pl.training.dry_run import DryRun
+from fusion_pl.types import UserError
 from tests.terminal import Terminal
 from tests.test_cli import config  # noqa: F401 - a fixture
+from tests.texts import fit
 
 DRY_RUN = ["fit", "--config", "config.yaml", "--dry_run"]
 
@@ -120,6 +122,22 @@ class Detached(Mean):
 
     def loss(self, fused, batch, cross_entropy):
         return {name: loss.detach() for name, loss in super().loss(fused, batch, cross_entropy).items()}
+
+
+class FailInValidation(Callback):
+    """Fails after the training batch."""
+
+    def on_validation_batch_end(self, *args, **kwargs):
+        raise UserError("no more")
+
+
+def test_a_dry_run_that_fails_keeps_the_checkpoints_of_other_runs(fresh):
+    last = Path("keep/last.ckpt")
+    last.parent.mkdir()
+    last.write_bytes(b"of another run")
+    options = ["--checkpoint.dirpath", "keep", "--trainer.callbacks", f"{__name__}.FailInValidation"]
+    assert fit("--dry_run", *options) == 2
+    assert last.read_bytes() == b"of another run"
 
 
 class Normalized(Mean):
