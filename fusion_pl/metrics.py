@@ -103,12 +103,15 @@ class EqualMassCalibrationError(Metric):
 def equal_mass_bins(
     confidences: Float[Tensor, " N"], outcomes: Bool[Tensor, " N"], num_bins: int = 15
 ) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"], Int[Tensor, " K"]]:
-    """Return the mean confidence, the share of true outcomes and the number of samples of bins of equal size."""
-    distinct, index, counts = torch.unique(confidences.double(), return_inverse=True, return_counts=True)
-    shares = torch.zeros_like(distinct).index_add_(0, index, outcomes.double()) / counts
+    """Return the mean confidence, the share of true outcomes and the number of samples of bins of equal size.
+
+    They are on the CPU: an Apple GPU has no double precision.
+    """
+    distinct, index, counts = torch.unique(confidences.cpu().double(), return_inverse=True, return_counts=True)
+    shares = torch.zeros_like(distinct).index_add_(0, index, outcomes.cpu().double()) / counts
     ordered = index.sort().values
     parts = [part for part in ordered.tensor_split(num_bins) if len(part)]
-    sizes = torch.tensor([len(part) for part in parts], dtype=torch.long, device=confidences.device)
+    sizes = torch.tensor([len(part) for part in parts], dtype=torch.long)
     if not parts:
         return distinct, shares, sizes
     confidence, share = (torch.stack([values[part].mean() for part in parts]) for values in (distinct, shares))
@@ -135,7 +138,7 @@ def chance_calibration_error(confidences: Float[Tensor, " N"], num_bins: int = 1
         num_bins: number of bins.
         draws: number of simulations; the same random numbers are drawn in every call.
     """
-    ordered = confidences.detach().double().cpu().sort().values
+    ordered = confidences.detach().cpu().double().sort().values
     parts = [part for part in ordered.tensor_split(num_bins) if len(part)]
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros(draws, dtype=torch.float64)
