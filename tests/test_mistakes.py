@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 from argparse import ArgumentParser as PlainParser
+from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import pytest
@@ -29,6 +30,7 @@ from fusion_pl.types import UserError
 
 NOT_A_VALUE = "no-such/value"  # not a number, bool, choice, list, dictionary or class
 PARSERS = {}
+UNREADABLE = Path("/proc/sys/vm/compact_memory")  # write-only
 SPLITS = ("train", "train", "val", "test")
 DIMS = {"dims": {"text": 8, "image": 8}, "num_classes": 2}
 # Options that may be negative, or that a library accepts and ignores.
@@ -251,6 +253,7 @@ def test_every_number_out_of_its_range_is_refused(config, without_training, caps
         ("--checkpoint.monitor val_loss", "no run measures 'val_loss'; did you mean val/loss?"),
         ("--checkpoint.mode sideways", "`mode` can be min, max but got sideways"),
         ("--config broken.yaml", "broken.yaml, line 2, column 1 is not YAML"),
+        ("--config broken.yaml --ckpt_path weights", "broken.yaml, line 2, column 1 is not YAML"),
         ("--config epoch.yaml", "there is no option trainer.max_epoch; did you mean trainer.max_epochs?"),
         ("--config folder", "--config folder is a folder, expected a YAML file"),
         ("--config nowhere.yaml", "data: there is no module 'nowhere' for nowhere.Data"),
@@ -260,6 +263,7 @@ def test_every_number_out_of_its_range_is_refused(config, without_training, caps
 def test_the_message_names_the_error(config, without_training, arguments, match, capsys, tmp_path):
     (tmp_path / "afile").write_text("x")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "weights").write_bytes(b"\x80\x04")
     (tmp_path / "broken.yaml").write_text("model:\n\t- x\n")
     (tmp_path / "epoch.yaml").write_text("trainer: {max_epoch: 3}\n")
     (tmp_path / "levels.yaml").write_text("model: {fusion: {class_path: Evidential, init_args: {doubt: 0.2}}}\n")
@@ -271,19 +275,22 @@ def test_the_message_names_the_error(config, without_training, arguments, match,
     assert match in error_of("fit", ["--config", config, *words], capsys)
 
 
-@pytest.mark.parametrize(
-    ("option", "match"),
-    [
-        (
-            "early_stopping",
-            "--early_stopping.monitor: this run does not measure 'val/weight/text' in validation; there",
-        ),
-        ("checkpoint", "`ModelCheckpoint(monitor='val/weight/text')` could not find the monitored key"),
-    ],
-)
-def test_a_metric_that_the_head_does_not_have_is_refused(config, option, match, capsys):
-    arguments = ["--model.fusion", "Concat", f"--{option}.monitor", "val/weight/text"]
-    assert match in error_of("fit", ["--config", config, *arguments], capsys)
+@pytest.mark.parametrize("option", ["early_stopping", "checkpoint"])
+def test_a_metric_that_the_head_does_not_have_is_refused(config, without_training, option, capsys):
+    weight = [f"--{option}.monitor", "val/weight/text"]
+    message = error_of("fit", ["--config", config, "--model.fusion", "Concat", *weight], capsys)
+    assert message.startswith(f"--{option}.monitor: no run measures 'val/weight/text'; ")
+    assert run("fit", ["--config", config, *weight]) == 0  # Weighted
+
+
+@pytest.mark.parametrize("option", ["early_stopping.check_on_train_epoch_end", "checkpoint.save_on_train_epoch_end"])
+def test_a_metric_of_the_training_is_read_at_the_end_of_an_epoch(config, without_training, option, capsys):
+    name = option.partition(".")[0]
+    arguments = ["--config", config, f"--{name}.monitor", "train/loss", f"--{name}.mode", "min"]
+    message = error_of("fit", arguments, capsys)
+    assert message.startswith(f"--{name}.monitor: 'train/loss' is known at the end of an epoch, after its validation: ")
+    assert f"give --{option} true" in message
+    assert run("fit", [*arguments, f"--{option}", "true"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -296,6 +303,17 @@ def test_a_metric_that_the_head_does_not_have_is_refused(config, option, match, 
 )
 def test_missing_options_are_named(config, without_training, arguments, match, capsys):
     assert match in error_of("fit", arguments.split(), capsys)
+
+
+@pytest.mark.skipif(not UNREADABLE.exists(), reason="Linux has a file that root cannot read either")
+def test_a_configuration_that_cannot_be_read(without_training, capsys):
+    message = error_of("fit", ["--config", str(UNREADABLE)], capsys)
+    assert message == f"cannot read {UNREADABLE}: Permission denied: give a file that you may read"
+
+
+def test_a_file_with_the_name_of_a_default_value_is_allowed(config, without_training, tmp_path):
+    (tmp_path / "auto").write_text("auto")  # jsonargparse reads --trainer.strategy auto from a file of this name
+    assert run("fit", ["--config", config]) == 0
 
 
 def test_options_that_may_be_repeated(config, without_training):

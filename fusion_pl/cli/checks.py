@@ -20,11 +20,12 @@ from fusion_pl.config import config_of
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.encoders.base import Encoder
+from fusion_pl.files import cache_folder
 from fusion_pl.messages import did_you_mean, join_names, truncate
 from fusion_pl.module import FusionClassifier
 from fusion_pl.tasks import MultiClass, Task
 from fusion_pl.training.stage_metrics import StageMetrics
-from fusion_pl.types import UserError
+from fusion_pl.types import Encoded, UserError
 
 # Smallest allowed values of options that Lightning does not check.
 MIN_VALUES = {
@@ -39,8 +40,10 @@ MIN_VALUES = {
 }
 
 
-PREFIXES = ("val/weight/", "val/layer_weight/", "train/loss/")  # of metrics whose names depend on the model
-AUTO = "auto"  # value of an option that follows the task
+PREFIXES = ("val/layer_weight/", "train/loss/")  # of metrics whose names depend on encoders and losses
+# Callback -> its option to read the metric at the end of an epoch instead of after a validation.
+MONITORS = {"early_stopping": "check_on_train_epoch_end", "checkpoint": "save_on_train_epoch_end"}
+AUTO = "auto"  # value of an option that is chosen by the task or the machine
 
 
 def task_class(config: Namespace) -> type[Task]:
@@ -98,16 +101,39 @@ def check_optimizer(model: FusionClassifier) -> None:
         model.lr_scheduler(optimizer)
 
 
-def check_monitor(option: str, metric: str | None, model: FusionClassifier) -> None:
-    """Raise an error for a monitored metric that is never logged; Lightning would raise it only after an epoch."""
+def check_monitors(config: Namespace, model: FusionClassifier) -> None:
+    """Raise an error for a monitored metric that is not logged in time; Lightning raises it only after an epoch."""
     stage_metrics = model.stage_metrics["val"]
     assert isinstance(stage_metrics, StageMetrics)
-    logged = map(str, stage_metrics.predictions.keys(keep_base=False))
-    known = ["val/loss", *logged, "train/loss", f"train/{model.task.score}"]
-    if metric is not None and metric not in known and not metric.startswith(PREFIXES):
-        raise UserError(
-            f"{option}: no run measures {metric!r}" + (did_you_mean(metric, known) or f"; there are {', '.join(known)}")
-        )
+    known = ["val/loss", *map(str, stage_metrics.predictions.keys(keep_base=False))]
+    known += ["train/loss", f"train/{model.task.score}"]
+    for name, at_epoch_end in MONITORS.items():
+        option, metric = f"--{name}.monitor", config[name].monitor
+        if metric is None:
+            continue
+        if metric.startswith("val/weight/") and _has_weights(model):
+            known += [f"val/weight/{name}" for name in model.dims]
+        if metric not in known and not metric.startswith(PREFIXES):
+            hint = did_you_mean(metric, known) or f"; there are {', '.join(known)}"
+            raise UserError(f"{option}: no run measures {metric!r}{hint}")
+        if metric.startswith("train/") and not config[name][at_epoch_end]:
+            raise UserError(
+                f"{option}: {metric!r} is known at the end of an epoch, after its validation: give "
+                f"--{name}.{at_epoch_end} true, or a metric of the validation, such as val/loss"
+            )
+
+
+def _has_weights(model: FusionClassifier) -> bool:
+    """Return whether the fusion head returns input weights, by applying it to zeros."""
+    encoded = {
+        name: Encoded(torch.zeros(1, 1, dim), torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, dim))
+        for name, dim in model.dims.items()
+    }
+    model.fusion.eval()  # without dropout, which would change the random numbers of the run
+    with torch.no_grad():
+        weights = model.fuse(encoded).weights
+    model.fusion.train()
+    return weights is not None
 
 
 def check_options(config: Namespace) -> None:
@@ -119,7 +145,7 @@ def check_options(config: Namespace) -> None:
     if config.trainer.val_check_interval == 0:
         raise UserError("trainer.val_check_interval is 0, expected a share of an epoch, or a number of batches")
     folders = {
-        "--cache": config.cache,
+        "--cache": cache_folder() if config.cache == AUTO else config.cache,
         "--checkpoint.dirpath": config.checkpoint.dirpath,
         "--trainer.default_root_dir": config.trainer.default_root_dir,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 
 import torch
@@ -38,6 +39,13 @@ def user_message(error: BaseException) -> str | None:
         metrics = match[2].replace("`", "")
         return f"--early_stopping.monitor: this run does not measure {match[1]!r} in validation; there are {metrics}"
     if isinstance(error, OSError) and error.errno in WRITE_ERRORS:
-        name = str(error.filename or "a file of the run").removesuffix(".partial")  # suffix of an atomic write
-        return f"cannot write {name}: {error.strerror}: {WRITE_ERRORS[error.errno]}"
+        return _file_message(error)
     return None
+
+
+def _file_message(error: OSError) -> str:
+    """Return the message for a file that cannot be written, or, if it exists and may not be read, cannot be read."""
+    name = str(error.filename or "a file of the run").removesuffix(".partial")  # suffix of an atomic write
+    if os.path.isfile(name) and not os.access(name, os.R_OK):
+        return f"cannot read {name}: {error.strerror}: give a file that you may read"
+    return f"cannot write {name}: {error.strerror}: {WRITE_ERRORS[error.errno or 0]}"

@@ -23,7 +23,7 @@ from fusion_pl.cli import runs
 from fusion_pl.cli.checks import (
     AUTO,
     build,
-    check_monitor,
+    check_monitors,
     check_optimizer,
     check_options,
     choose_monitor,
@@ -196,8 +196,7 @@ class FusionCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         check_optimizer(self.model)
         if not config.trainer.callbacks:  # a user's callback may log other metrics
-            for name in ("early_stopping", "checkpoint"):
-                check_monitor(f"--{name}.monitor", config[name].monitor, self.model)
+            check_monitors(config, self.model)
         if config.cache and not config.dry_run:
             max_bytes = int(config.cache_limit * 2**30) if config.cache_limit is not None else None
             folder = cache_folder() if config.cache == "auto" else Path(config.cache)

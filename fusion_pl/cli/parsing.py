@@ -287,12 +287,13 @@ def _required_error(names: str, keys: Sequence[str]) -> str:
 def _yaml_error(error: yaml.MarkedYAMLError, arguments: Sequence[str]) -> str:
     """Return the message for a file or value that is not valid YAML, with its position."""
     source = "the value of an option"
-    for _, value in cli_options(arguments):
-        if os.path.isfile(value):
+    for key, value in cli_options(arguments):
+        if (key in REPEATABLE_OPTIONS or value.endswith(FILE_SUFFIXES)) and os.path.isfile(value):
             try:
                 yaml.safe_load(Path(value).read_text(encoding="utf-8"))
             except (yaml.YAMLError, UnicodeDecodeError):
                 source = value
+                break
     mark = error.problem_mark
     position = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     return f"{source}{position} is not YAML: {one_line(str(error.problem))}"
