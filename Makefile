@@ -30,7 +30,7 @@ lint: install
 
 lock: install
 	$(BIN)/python -m pip freeze --exclude-editable | grep "==" > $(VENV)/installed.txt
-	$(BIN)/uv pip compile pyproject.toml --extra serve --extra explain --extra hub --constraints $(VENV)/installed.txt \
+	$(BIN)/uv pip compile pyproject.toml --extra serve --extra explain --extra export --extra hub --constraints $(VENV)/installed.txt \
 	  --no-header --no-annotate --no-emit-index-url --quiet --output-file requirements.lock
 
 install: $(VENV)/.installed

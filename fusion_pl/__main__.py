@@ -32,7 +32,7 @@ commands:
                         fusion-pl predict --ckpt_path best.ckpt --data.manifest new.csv --output predictions.csv
   explain   report why: which inputs, words, parts of a picture and moments of a sound matter:
                         fusion-pl explain --ckpt_path best.ckpt --data.manifest new.csv --output reports/why
-  evaluate  write one page about a checkpoint: metrics, calibration, the hardest samples, groups that fare worse:
+  evaluate  write one page about a checkpoint: metrics, calibration, the hardest samples, groups with worse results:
                         fusion-pl evaluate --ckpt_path best.ckpt --data.manifest rows.csv --output reports/best
   serve     answer HTTP requests with predictions, at http://127.0.0.1:8000:
                         fusion-pl serve --ckpt_path best.ckpt
@@ -46,6 +46,8 @@ commands:
   data shard
             write a table and its files to a few large files, for clusters and object stores:
                         fusion-pl data shard --config configs/own.yaml --output data/shards
+
+best.ckpt is the checkpoint of a run, such as lightning_logs/keypad/version_0/checkpoints/best.ckpt.
 
 options:
   --help               show this text; after a command: its main options, for the data set in use

@@ -14,9 +14,8 @@ def test_every_requirement_has_a_version_in_its_range():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     versions = dict(line.split(" ;")[0].split("==") for line in lines)
-    extras = (
-        requirement for name in ("serve", "explain", "hub") for requirement in project["optional-dependencies"][name]
-    )
+    names = ("serve", "explain", "export", "hub")
+    extras = (requirement for name in names for requirement in project["optional-dependencies"][name])
     for text in [*project["dependencies"], *extras]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(versions[requirement.name]), text

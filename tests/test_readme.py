@@ -1,12 +1,16 @@
-"""The commands of README and CONTRIBUTING parse, their Python runs, and their links and files exist."""
+"""The commands of all pages parse, those of the README run in their order, and links and files of the pages exist."""
 
 from __future__ import annotations
 
 import csv
 import importlib.metadata
+import io
 import re
 import shlex
+import shutil
+import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ import soundfile
 from PIL import Image
 
 from fusion_pl.__main__ import COMMANDS
-from fusion_pl.data import ManifestData
+from fusion_pl.cli.run import run
 from fusion_pl.encoders import Encoder
 from fusion_pl.fusion import Mean
 from fusion_pl.module import FusionClassifier
@@ -22,9 +26,9 @@ from fusion_pl.predict import Predictor
 
 from .commands import run_command
 from .parsing import ROOT, parse
-from .test_module import quiet_trainer
 
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "benchmarks/README.md")
+PAGES += tuple(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("docs/*.md")))
 FOLDERS = r"(?:\.ci|\.github|benchmarks|configs|docs|fusion_pl|notebooks|tests)"
 
 every_page = pytest.mark.parametrize("page", PAGES)
@@ -52,7 +56,19 @@ def split_commands(line):
     return [command for command in commands if command]
 
 
-FUSION_PL = [words[1:] for page in PAGES for words in shell_lines(page) if words[0] == "fusion-pl"]
+def without_input(words):
+    """Split ``command < file`` into the words of the command and the content of the file."""
+    if words[-2:-1] != ["<"]:
+        return words, b""
+    return words[:-2], Path(words[-1]).read_bytes() if Path(words[-1]).is_file() else b""
+
+
+def fusion_pl_commands(page):
+    """Return the arguments of the shown commands."""
+    return [without_input(words)[0][1:] for words in shell_lines(page) if words[0] == "fusion-pl"]
+
+
+FUSION_PL = [*dict.fromkeys(tuple(words) for page in PAGES for words in fusion_pl_commands(page))]
 
 
 @pytest.fixture
@@ -77,6 +93,12 @@ def test_a_shown_command_parses(words, folder):
     parse(*words)
 
 
+def test_the_offline_command_reads_all_encoders_from_folders(folder):
+    (words,) = [words for words in fusion_pl_commands("docs/encoders.md") if "models/" in " ".join(words)]
+    encoders = parse(*words).model.encoders
+    assert {encoder.init_args.pretrained.partition("/")[0] for encoder in encoders.values()} == {"models"}
+
+
 def test_a_second_configuration_replaces_all_encoders(folder):
     config = parse("fit", "--config", "configs/own.yaml", "--config", "parts.yaml")
     assert list(config.model.encoders) == ["title", "photo"]
@@ -93,14 +115,25 @@ def test_other_shown_commands_exist(page):
         elif (ROOT / program).is_file():
             assert (ROOT / program).stat().st_mode & 0o100, f"{program} cannot be executed"
         else:
-            assert program in scripts | {"python3", "python", "pre-commit", "."}, words
+            assert program in scripts | {"python3", "python", "pre-commit", ".", "cp", "curl", "docker"}, words
+        if words[1:2] == ["-m"] and words[2] != "venv":
+            assert (ROOT / words[2].replace(".", "/")).with_suffix(".py").is_file() or words[2] == "pytest", words
+
+
+@every_page
+def test_no_shown_command_refuses_the_output_of_another(page):
+    """``compare`` adds to its report; the other commands refuse an output that exists."""
+    commands = [words for words in fusion_pl_commands(page) if words[0] in {"predict", "explain", "evaluate", "export"}]
+    outputs = [words[words.index("--output") + 1] for words in commands if "--output" in words]
+    written = [output for output in outputs if output != "-"]
+    assert sorted(written) == sorted(set(written))
 
 
 @every_page
 def test_every_linked_file_exists(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
         if not target.startswith(("http://", "https://", "#")):
-            assert (ROOT / target.partition("#")[0]).exists(), target
+            assert (ROOT / page).parent.joinpath(target.partition("#")[0]).exists(), target
 
 
 @every_page
@@ -113,7 +146,7 @@ def test_every_named_file_exists(page):
 def test_every_linked_section_exists(page):
     for name, section in re.findall(r"\]\(([^)\s#]*)#([^)\s]+)\)", text_of(page)):
         if not name.startswith("http"):
-            titles = re.findall(r"^#+ (.+)$", text_of(name or page), flags=re.MULTILINE)
+            titles = re.findall(r"^#+ (.+)$", text_of((Path(page).parent / name) if name else page), flags=re.MULTILINE)
             assert section in {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}, section
 
 
@@ -155,19 +188,52 @@ def test_the_training_of_the_readme_runs(folder, manifest):
     assert list(folder.glob("lightning_logs/version_0/checkpoints/best.ckpt"))
 
 
-def test_the_prediction_of_the_readme_runs(folder, manifest, model, capsys):
-    data = ManifestData(str(manifest), batch_size=8, num_workers=0)
-    data.processors = model.processors
-    trainer = quiet_trainer(folder, max_epochs=1)
-    trainer.fit(model, datamodule=data)
-    trainer.save_checkpoint(folder / "best.ckpt")
-    (folder / "photos").mkdir()
-    (folder / "sounds").mkdir()
-    Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(folder / "photos" / "1.jpg")
-    soundfile.write(folder / "sounds" / "1.wav", np.zeros(4000), 8000)
+@pytest.fixture
+def pets(folder):
+    """The table and the files of the README, with more rows of the same kind."""
+    for name in ("photos", "sounds"):
+        (folder / "data/pets" / name).mkdir(parents=True)
+    header, cat, dog = next(block for block in blocks("README.md", "csv")).splitlines()
+    rows = [header, cat, dog]
+    for number in range(1, 17):
+        pixels = np.full((20, 30, 3), 90 + 100 * (number % 2), np.uint8)
+        Image.fromarray(pixels).save(folder / f"data/pets/photos/{number}.jpg")
+        tone = np.sin(np.arange(4000) * (0.1 + number % 2))
+        soundfile.write(folder / f"data/pets/sounds/{number}.wav", 0.3 * tone, 8000)
+        rows.append(f"pet {number},photos/{number}.jpg,sounds/{number}.wav,{('dog', 'cat')[number % 2]}")
+    (folder / "data/pets/manifest.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    films = [
+        "text,image,genres",
+        *(f"film {n},pets/photos/{n}.jpg,{('drama|crime', 'drama')[n % 2]}" for n in range(1, 17)),
+    ]
+    (folder / "data/films.csv").write_text("\n".join(films) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_the_commands_of_the_readme_run_in_their_order(pets, monkeypatch, capfd):
+    """From the table to predictions, with the paths of the page, except commands that need the hub."""
+    monkeypatch.setattr(sys, "argv", ["fusion-pl"])
+    quick = ("--trainer.max_epochs", "1", "--data.num_workers", "0", "--trainer.enable_progress_bar", "false")
+    ran = []
+    for line in shell_lines("README.md"):
+        for path in re.findall(r"(?:image=@?|< )(\S+)", " ".join(line)):
+            assert Path(path).is_file(), line
+        words, standard_input = without_input(line)
+        if words[0] == "cp":
+            shutil.copy(*words[1:])
+        elif words[:2] == ["fusion-pl", "fit"] and "fusion_pl.data.ManifestData" in words:
+            assert run("fit", [*words[2:], *quick]) == 0
+            ran.append("fit")
+        elif words[:2] == ["fusion-pl", "predict"]:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(standard_input)))
+            assert run("predict", words[2:]) == 0
+            ran.append("predict")
+            assert "does not exist" not in str(capfd.readouterr())
+    assert ran == ["fit"] * 3 + ["predict"] * 4
+    assert [path.name for path in sorted(Path("lightning_logs").iterdir())] == ["films", "pets"]
     exec(compile(block_with("README.md", "lost.jpg"), "README.md", "exec"), {})
-    label, *_, lost = capsys.readouterr().out.splitlines()
-    assert label.split()[0] in model.classes
+    label, *_, lost = capfd.readouterr().out.splitlines()
+    assert label.split()[0] in {"cat", "dog"}
     assert lost == "lost.jpg does not exist"
 
 

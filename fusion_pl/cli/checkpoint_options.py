@@ -42,13 +42,9 @@ def add_device_options(parser: ArgumentParser) -> None:
 def add_loading_options(parser: ArgumentParser) -> None:
     """Add the options of what may run, and of where the newest run is."""
     parser.add_argument("--trust", type=str, default=[], help="packages whose encoders and heads may run", nargs="*")
-    for name in ("save_dir", "name"):
-        parser.add_argument(
-            f"--trainer.logger.{name}",
-            type=str,
-            default=LOGGER["init_args"][name],
-            help="folder or name of runs, for --ckpt_path best",
-        )
+    meanings = {"save_dir": "folder of all runs, for --ckpt_path best", "name": "name of the run, for --ckpt_path best"}
+    for name, meaning in meanings.items():
+        parser.add_argument(f"--trainer.logger.{name}", type=str, default=LOGGER["init_args"][name], help=meaning)
 
 
 def add_model_options(parser: ArgumentParser, unused: Collection[str] = TRAINING_OPTIONS) -> None:

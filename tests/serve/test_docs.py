@@ -13,7 +13,7 @@ import pytest
 from fusion_pl.cli.options import options_of
 from fusion_pl.serve.command import serve_parser
 from fusion_pl.serve.openapi import ERRORS
-from tests.parsing import ROOT, parse
+from tests.parsing import ROOT
 from tests.test_readme import shell_lines
 
 OPTIONS = {f"--{key}" for key in options_of(serve_parser())} | {"--help"}
@@ -37,11 +37,6 @@ def test_a_shown_request_is_answered(command, address, sample, tmp_path):
 def test_there_are_requests_of_both_kinds():
     assert any("-F" in command for command in CURL)
     assert any("-d" in command for command in CURL)
-
-
-@pytest.mark.parametrize("words", [words[1:] for words in COMMANDS if words[:1] == ["fusion-pl"]], ids=" ".join)
-def test_a_shown_command_parses(words):
-    parse(*words)
 
 
 def test_the_shown_fields_and_statuses_are_those_of_the_server(client):
