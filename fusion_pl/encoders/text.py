@@ -65,8 +65,8 @@ class SubwordTokenizer(TextProcessor):
                 "torch, or a model with such a file"
             )
         content = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        pad = self.tokenizer.pad_token_id
-        return {"kind": "SubwordText", "tokenizer": content, "max_tokens": self.max_tokens, "pad": pad}
+        settings = {"pad": self.tokenizer.pad_token_id, "truncation_side": self.tokenizer.truncation_side}
+        return {"kind": "SubwordText", "tokenizer": content, "max_tokens": self.max_tokens} | settings
 
     def __call__(self, values: Sequence[str], training: bool = False) -> dict[str, Tensor]:
         """Tokenize P strings; an empty string has at least one token.

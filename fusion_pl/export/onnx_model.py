@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fusion_pl.export import runner
+from fusion_pl.export import preprocess, runner
 from fusion_pl.export.graph import Arguments, ExportedModel, example_arguments, other_arguments, trace
 from fusion_pl.export.quantize import quantize_int8
 from fusion_pl.messages import error_reason
@@ -22,11 +21,11 @@ from fusion_pl.types import UserError
 
 TOLERANCE = 1e-4  # of the probabilities of the examples, between PyTorch and onnxruntime
 MAX_BYTES = 2 * 10**9  # of a protobuf file
-MODEL, PREPROCESSING, RUNNER = "model.onnx", "preprocess.json", "runner.py"
+MODEL, SETTINGS = "model.onnx", "preprocess.json"
 
 
 def write_onnx(model: FusionClassifier, folder: Path, quantize: bool = False) -> None:
-    """Write ``model.onnx``, ``preprocess.json`` and ``runner.py``.
+    """Write ``model.onnx``, ``preprocess.json`` and the program ``runner.py``, which imports ``preprocess.py``.
 
     Args:
         model: a trained classifier, in evaluation mode.
@@ -63,8 +62,11 @@ def write_onnx(model: FusionClassifier, folder: Path, quantize: bool = False) ->
     if quantize:
         quantize_int8(model, folder / MODEL)
         check_outputs(folder / MODEL, model, tolerance=math.inf)
-    (folder / PREPROCESSING).write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
-    shutil.copyfile(str(runner.__file__), folder / RUNNER)
+    (folder / SETTINGS).write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
+    for module in (preprocess, runner):
+        source = Path(str(module.__file__))
+        code = source.read_text(encoding="utf-8").replace("from fusion_pl.export.preprocess", "from preprocess")
+        (folder / source.name).write_text(code, encoding="utf-8")
 
 
 def runner_settings(model: FusionClassifier) -> dict[str, Any]:

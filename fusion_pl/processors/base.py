@@ -151,7 +151,7 @@ class Processor(ABC):
         """Return what the runner of an exported model needs to open and process values without torch, as plain data.
 
         Returns:
-            ``kind``, the name of a class of ``fusion_pl/export/runner.py``, and its arguments.
+            ``kind``, the name of a class of ``fusion_pl/export/preprocess.py``, and its arguments.
 
         Raises:
             UserError: if the runner cannot process this input.

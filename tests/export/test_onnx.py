@@ -34,7 +34,9 @@ from .conftest import INPUTS, error_of, export
 def runner(folder):
     spec = importlib.util.spec_from_file_location("exported_runner", folder / "out" / "runner.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(folder / "out"), *sys.path])
+        spec.loader.exec_module(module)
     return module
 
 
@@ -80,7 +82,17 @@ def test_the_runner_is_a_command_that_needs_no_torch(folder, predictor):
     code = (
         "import runpy, sys; sys.modules.update(torch=None, fusion_pl=None); runpy.run_path('runner.py', {}, '__main__')"
     )
-    words = [sys.executable, "-I", "-c", code, "--input", "my text=a=b", "--input", f"photo={folder / 'photo.png'}"]
+    words = [
+        sys.executable,
+        "-E",
+        "-s",
+        "-c",
+        code,
+        "--input",
+        "my text=a=b",
+        "--input",
+        f"photo={folder / 'photo.png'}",
+    ]
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=folder / "out")
     assert_same(json.loads(done.stdout), predictor.predict({"my text": "a=b", "photo": str(folder / "photo.png")}))
 
@@ -155,7 +167,10 @@ def test_several_labels_and_weights(tmp_path, runner, capsys):
     task.thresholds.copy_(torch.tensor([0.0, 0.48, 1.0]))  # always, by the text, never
     write(model, tmp_path / "model.ckpt")
     assert export("--ckpt_path", tmp_path / "model.ckpt", "--output", tmp_path / "out") == 0
-    assert re.search(r"preprocess\.json \(\d+ bytes\), runner\.py \(1\d\.\d kB\)", capsys.readouterr().err)
+    assert re.search(
+        r"preprocess\.json \(\d+ bytes\), preprocess\.py \(1\d\.\d kB\), runner\.py \(\d\.\d kB\)",
+        capsys.readouterr().err,
+    )
     samples = [{"text": text} for text in ("", "a", "one", "two words", "a longer text of words")]
     expected = Predictor(model, device="cpu").predict(samples)
     for found, one in zip(runner.Runner(tmp_path / "out").predict(samples), expected, strict=True):
