@@ -31,6 +31,8 @@ ACCUMULATE = ["--trainer.accumulate_grad_batches", "2"]
 EMA = "lightning.pytorch.callbacks.EMAWeightAveraging"
 AVERAGING = ["--trainer.callbacks+", EMA, "--trainer.callbacks.decay", "0.9"]
 TWO_VALIDATIONS = ["--trainer.val_check_interval", "2"]
+PART_OF_EPOCH = ["--trainer.max_steps", "13"]  # the last step is within an epoch
+WORKERS = ["--data.num_workers", "2"]
 EVERY_STEP, EVERY_THIRD = (["--checkpoint.every_n_train_steps", str(steps)] for steps in (1, 3))
 PLATEAU = [
     "--model.lr_scheduler",
@@ -154,34 +156,50 @@ def reference(tmp_path_factory):
     yield from reference_runs(write, tmp_path_factory)
 
 
+def resume_after(stops, write, folder, *options):
+    """Return the outcome of a run that is terminated at several moments, and resumed after each."""
+    resumed = []
+    for stop in stops:
+        assert in_process(write(folder, stop), "--config", "stop.yaml", *options, *resumed) == 128 + signal.SIGTERM
+        resumed = ["--ckpt_path", "last"]
+    assert in_process(folder, *options, *resumed) == 0
+    return outcome(folder)
+
+
 def resume(folder, fit, code, *options):
     assert fit(folder, "--config", "stop.yaml", *options) == code
     assert fit(folder, "--ckpt_path", "last", *options) == 0
     return outcome(folder)
 
 
+def names(value):
+    """Return the identifier of a test's stops or options."""
+    return "-".join(str(one) if isinstance(one, str) else ",".join(map(str, one.values())) for one in value)
+
+
 @pytest.mark.parametrize(
-    ("stop", "options"),
+    ("stops", "options"),
     [
-        ({"batches": 0}, []),
-        ({"batches": EPOCH + 2}, []),
-        ({"batches": EPOCH + 2}, ["--data.num_workers", "2"]),
-        ({"batches": EPOCH - 1}, []),  # in the last batch of an epoch
-        ({"batches": 2 * EPOCH - 1}, ["--trainer.max_steps", "13"]),
-        ({"batches": EPOCH, "in_validation": True}, []),
-        ({"batches": EPOCH, "in_validation": True}, AVERAGING),  # which has other weights
-        ({"batches": EPOCH + 2}, ACCUMULATE),  # the first batch of two
-        ({"batches": EPOCH + 3}, [*ACCUMULATE, "--trainer.val_check_interval", "3"]),  # validates between two steps
-        ({"batches": EPOCH + 1}, TWO_VALIDATIONS),  # before a validation
-        ({"batches": EPOCH + 2, "in_validation": True}, TWO_VALIDATIONS),
-        ({"batches": 4 + 2}, ["--trainer.limit_train_batches", "4"]),
-        ({"batches": EPOCH + 2}, ["--model.lr_scheduler", "ConstantLR"]),  # builds the loader after restoring
+        # in the first batch of the run, in the last one of an epoch, in its validation, and within the next epoch
+        (
+            [{"batches": 0}, {"batches": EPOCH - 1}, {"batches": EPOCH, "in_validation": True}, {"batches": EPOCH + 2}],
+            [],
+        ),
+        ([{"batches": EPOCH + 2}], WORKERS),
+        ([{"batches": EPOCH, "in_validation": True}], AVERAGING),  # which has other weights
+        # after the first batch of two, which is completed to a step; with a validation between two steps
+        ([{"batches": EPOCH}, {"batches": EPOCH + 3}], [*ACCUMULATE, "--trainer.val_check_interval", "3"]),
+        # before a validation and in it
+        ([{"batches": EPOCH + 1}, {"batches": EPOCH + 2, "in_validation": True}], [*TWO_VALIDATIONS, *PART_OF_EPOCH]),
+        ([{"batches": 2 * EPOCH - 1}], [*TWO_VALIDATIONS, *PART_OF_EPOCH]),
+        # the scheduler builds the loader after restoring
+        ([{"batches": 4 + 2}], ["--trainer.limit_train_batches", "4", "--model.lr_scheduler", "ConstantLR"]),
     ],
-    ids=lambda value: "-".join(map(str, value.items() if isinstance(value, dict) else value)),
+    ids=names,
 )
-def test_a_terminated_run(stop, options, reference, tmp_path):
-    expected = reference(in_process, *options)
-    assert_same(resume(write(tmp_path / "stopped", stop), in_process, 128 + signal.SIGTERM, *options), expected)
+def test_a_terminated_run(stops, options, reference, tmp_path):
+    expected = reference(in_process, *(options[:-2] if options[-2:] == WORKERS else options))
+    assert_same(resume_after(stops, write, tmp_path / "stopped", *options), expected)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +208,7 @@ def test_a_terminated_run(stop, options, reference, tmp_path):
         ({"batches": 2}, EVERY_STEP),
         ({"batches": 2 * EPOCH - 1}, EVERY_THIRD),  # an epoch after the checkpoint in the middle of another
         ({"batches": EPOCH, "in_validation": True}, EVERY_STEP),  # after the last batch of an epoch
-        ({"batches": EPOCH + 3}, [*EVERY_STEP, *TWO_VALIDATIONS]),
+        ({"batches": EPOCH + 3}, [*EVERY_STEP, *TWO_VALIDATIONS, *PART_OF_EPOCH]),
         ({"batches": EPOCH + 1}, PLATEAU),  # after the checkpoint of the epoch's end
         ({"batches": EPOCH + 1}, [*EVERY_STEP, *PLATEAU]),
     ],
@@ -258,10 +276,24 @@ def test_another_batch_size_continues_with_the_unseen_samples(trained_on, tmp_pa
         assert len(curves(folder)["Validation/loss"]) == 2
 
 
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory):
+    """Return a function that returns the folder of a run of two epochs with some options."""
+
+    @functools.cache
+    def train(*options):
+        folder = write(tmp_path_factory.mktemp("two_epochs"))
+        assert in_process(folder, *PLATEAU, *options, "--trainer.max_epochs", "2") == 0
+        return folder
+
+    return train
+
+
 @pytest.mark.parametrize(("size", "limit"), [("2", []), ("4", []), ("4", ["--trainer.limit_train_batches", "3"])])
-def test_between_two_epochs_another_batch_size_repeats_and_leaves_out_nothing(size, limit, trained_on, tmp_path):
-    folder = write(tmp_path / "run")
-    assert in_process(folder, *PLATEAU, *limit, "--trainer.max_epochs", "2") == 0
+def test_between_two_epochs_another_batch_size_repeats_and_leaves_out_nothing(
+    size, limit, two_epochs, trained_on, tmp_path
+):
+    folder = shutil.copytree(two_epochs(*limit), tmp_path / "run")
     trained_on.clear()
     changed = ["--data.batch_size", size, "--trainer.max_epochs", "3"]
     assert in_process(folder, *PLATEAU, *limit, *changed, "--ckpt_path", "last") == 0

@@ -20,16 +20,19 @@ from tests.test_exact_resume import (
     DDP,
     EPOCH,
     EVERY_STEP,
+    PART_OF_EPOCH,
     PLATEAU,
     ROWS,
     TWO_VALIDATIONS,
     VAL_ROWS,
+    WORKERS,
     assert_same,
     in_new_process,
     in_process,
+    names,
     outcome,
     reference_runs,
-    resume,
+    resume_after,
     write,
 )
 from tests.texts import RUN
@@ -37,7 +40,6 @@ from tests.texts import RUN
 from .test_exact_resume import trained_on  # noqa: F401 - a fixture
 
 STEPS = ["--trainer.max_steps", str(3 * EPOCH)]
-WORKERS = ["--data.num_workers", "2"]
 CONSTANT = ["--model.lr_scheduler", "ConstantLR"]  # needs no number of steps
 
 
@@ -67,25 +69,24 @@ def reference(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("stop", "options"),
+    ("stops", "options"),
     [
-        ({"batches": 0}, STEPS),
-        ({"batches": EPOCH + 2}, STEPS),
-        ({"batches": EPOCH + 2}, [*STEPS, *WORKERS]),
-        ({"batches": EPOCH - 1}, STEPS),  # in the last batch of an epoch
-        ({"batches": EPOCH, "in_validation": True}, STEPS),
-        ({"batches": EPOCH + 2}, ["--trainer.max_steps", "13"]),  # the last step is within an epoch
-        ({"batches": EPOCH + 2, "in_validation": True}, [*STEPS, *TWO_VALIDATIONS]),
-        ({"batches": EPOCH + 2}, [*CONSTANT, *ACCUMULATE]),  # the first batch of two
-        ({"batches": 2 * EPOCH, "in_validation": True}, CONSTANT),
-        ({"batches": 4 + 2}, [*CONSTANT, "--trainer.limit_train_batches", "4"]),
+        # in the first batch of the run, in the last one of an epoch, in its validation, and within the next epoch
+        (
+            [{"batches": 0}, {"batches": EPOCH - 1}, {"batches": EPOCH, "in_validation": True}, {"batches": EPOCH + 2}],
+            STEPS,
+        ),
+        ([{"batches": EPOCH + 2}], [*STEPS, *WORKERS]),
+        ([{"batches": EPOCH + 2, "in_validation": True}, {"batches": EPOCH + 2}], [*PART_OF_EPOCH, *TWO_VALIDATIONS]),
+        ([{"batches": 2 * EPOCH, "in_validation": True}], CONSTANT),
+        # after the first batch of two
+        ([{"batches": 4 + 2}], [*CONSTANT, *ACCUMULATE, "--trainer.limit_train_batches", "4"]),
     ],
-    ids=lambda value: "-".join(map(str, value.items() if isinstance(value, dict) else value)),
+    ids=names,
 )
-def test_a_terminated_run(stop, options, reference, tmp_path):
-    expected = reference(in_process, *(STEPS if options[-2:] == WORKERS else options))
-    folder = write_stream(tmp_path / "stopped", stop)
-    assert_same(resume(folder, in_process, 128 + signal.SIGTERM, *options), expected)
+def test_a_terminated_run(stops, options, reference, tmp_path):
+    expected = reference(in_process, *(options[:-2] if options[-2:] == WORKERS else options))
+    assert_same(resume_after(stops, write_stream, tmp_path / "stopped", *options), expected)
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,7 @@ def test_trains_with_missing_inputs(head, args, count, build, make):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(fusion(inputs).logits, target).backward()
         optimizer.step()
-        if step % 20 == 0:
+        if step % 5 == 0:
             predicted = fusion.eval()(inputs).logits.argmax(-1)
             if torch.equal(predicted, target):
                 return
