@@ -159,7 +159,7 @@ def test_a_flipped_byte_never_changes_a_value(tmp_path):
     (path,) = tmp_path.iterdir()
     write(tmp_path, [4, 5])
     content, generator = path.read_bytes(), np.random.default_rng(0)
-    for place in generator.integers(0, len(content), 300).tolist():
+    for place in generator.integers(0, len(content), 100).tolist():
         damaged = bytearray(content)
         damaged[place] ^= int(generator.integers(1, 256))
         path.write_bytes(damaged)
@@ -207,10 +207,10 @@ def stopped_while_it_writes(writer, folder, left):
 
 
 def test_killed_and_simultaneous_writers_leave_only_complete_shards(tmp_path):
-    """Two processes that write to the same folder, killed at ten moments; the next start removes what is left."""
+    """Two processes that write to the same folder, killed at six moments; the next start removes what is left."""
     torch.set_num_threads(1)  # a forked process has none of OpenMP's threads, and would wait for them without end
     generator, counts = random.Random(0), []
-    for turn in range(5):
+    for turn in range(3):
         writers = [write_until_killed(tmp_path, (2 * turn + number) * 100 * ROWS) for number in range(2)]
         for number, writer in enumerate(writers):
             time.sleep(generator.uniform(0.02, 0.1))

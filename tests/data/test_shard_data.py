@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -143,16 +144,26 @@ def test_another_process_reads_the_same_rows(shards, processors):
     assert_same_sample(pickle.loads(pickle.dumps(samples))[3], samples[3])
 
 
-def test_metrics_are_those_of_the_table(folder, shards, tmp_path, monkeypatch):
-    """Also in validation and test, with workers, and by prediction with the checkpoint."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """A folder with a run on the table, whose logger is named "table"."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("trained"))
+        patch.setattr(sys, "argv", sys.argv)
+        assert run("fit", ["--config", str(folder / "config.yaml"), "--trainer.logger.name", "table"]) == 0
+        return Path.cwd()
+
+
+def test_metrics_are_those_of_the_table(folder, shards, trained, tmp_path, monkeypatch):
+    """Also in validation and test, with workers."""
+    monkeypatch.chdir(shutil.copytree(trained, tmp_path / "runs"))
     config = ["--config", str(folder / "config.yaml")]
     options = ["--data", "fusion_pl.data.ShardData", "--data.shards", str(shards), "--data.shuffle_window", "100"]
+    assert run("fit", [*config, *options, "--trainer.logger.name", "shards"]) == 0
     for name, extra in (("table", []), ("shards", options)):
-        assert run("fit", [*config, *extra, "--trainer.logger.name", name]) == 0
         assert run("test", [*config, *extra, "--trainer.logger.name", name]) == 0
     for version in ("version_0", "version_1"):
-        expected, found = (results(tmp_path / "lightning_logs" / name / version) for name in ("table", "shards"))
+        expected, found = (results(Path("lightning_logs") / name / version) for name in ("table", "shards"))
         assert found["metrics"] == expected["metrics"]
         assert found["metrics"]
 
@@ -244,7 +255,7 @@ def test_a_run_that_goes_on_within_an_epoch_has_the_weights_of_one_that_was_not_
 ):
     monkeypatch.chdir(tmp_path)
     config = ["--config", str(folder / "config.yaml"), "--data", "fusion_pl.data.ShardData"]
-    config += ["--data.shards", str(shards), "--data.shuffle_window", "2"]
+    config += ["--data.shards", str(shards), "--data.shuffle_window", "2", "--data.num_workers", "0"]
     assert run("fit", [*config, "--trainer.logger.name", "whole"]) == 0
     stop = {"class_path": "tests.test_exact_resume.Stop", "init_args": {"batches": 2}}
     (tmp_path / "stop.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [stop]}}))
@@ -284,22 +295,27 @@ def test_every_flipped_bit_of_a_file_is_found(copied, processors):
     assert all("shard-00001.arrow is damaged" in message for message in messages)
 
 
+OTHER_CONTENT = r"shard-00001.arrow is damaged \(the file in column '\w+' of its row \d has another content\)"
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "message", "on_bad_file"),
     [
         (
             lambda path: path.write_bytes(path.read_bytes()[:-300]),
             r"shard-00001.arrow is damaged \(.+\): copy it again",
+            "missing",
         ),
-        (os.remove, r"shard-00001.arrow does not exist: copy the complete folder"),
-        (damage, r"shard-00001.arrow is damaged \(the file in column '\w+' of its row \d has another content\)"),
+        (os.remove, r"shard-00001.arrow does not exist: copy the complete folder", "missing"),
+        (damage, OTHER_CONTENT, "missing"),
+        (damage, OTHER_CONTENT, "raise"),
         (
             lambda path: shutil.copy(path.with_name("shard-00000.arrow"), path),
             r"shard-00001.arrow (does not belong to these shards|is damaged)",
+            "missing",
         ),
     ],
 )
-@pytest.mark.parametrize("on_bad_file", ["raise", "missing"])
 def test_a_damaged_shard_stops_the_run(change, message, on_bad_file, folder, copied, tmp_path, monkeypatch, capfd):
     """Also if unreadable files count as missing: a shard has many files."""
     change(copied / "shard-00001.arrow")
@@ -448,14 +464,13 @@ def test_splits_are_drawn_as_for_the_table(table, folder, manifest, shards, proc
         assert np.array_equal(found.row_splits, build(expected, processors).row_splits[rows])
 
 
-def test_shards_of_rows_that_were_trained_on_are_not_tested(folder, shards, tmp_path, monkeypatch, capfd):
+def test_shards_of_rows_that_were_trained_on_are_not_tested(folder, shards, trained, tmp_path, monkeypatch):
     """With the checkpoint of a run on the table, splits that are drawn with another seed are those of the run."""
-    monkeypatch.chdir(tmp_path)
-    config = ["--config", str(folder / "config.yaml")]
+    monkeypatch.chdir(shutil.copytree(trained, tmp_path / "runs"))
+    config = ["--config", str(folder / "config.yaml"), "--trainer.logger.name", "table"]
     options = ["--data", "fusion_pl.data.ShardData", "--data.shards", str(shards), "--data.split", "null"]
-    assert run("fit", config) == 0
     assert run("test", [*config, *options, "--data.seed", "5", "--ckpt_path", "best"]) == 0
-    splits = [(tmp_path / f"lightning_logs/version_{run}/splits.csv").read_text().splitlines() for run in (0, 1)]
+    splits = [Path(f"lightning_logs/table/version_{run}/splits.csv").read_text().splitlines() for run in (0, 1)]
     assert [row.partition(",")[2] for row in splits[1]] == [row.partition(",")[2] for row in splits[0]]
 
 
