@@ -1,4 +1,4 @@
-"""Atomic file writes, and a check for regular files."""
+"""Atomic writes of files, and what messages and caches need to know about files."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def check_regular_file(path: str | os.PathLike[str]) -> None:
     """
     try:
         mode = os.stat(path).st_mode
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a null byte in the name
         raise MissingFileError(f"{path} does not exist") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
     if not stat.S_ISREG(mode):
         raise UserError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'not a file'}: give the path of a file")

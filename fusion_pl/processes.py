@@ -104,10 +104,18 @@ def share_hardware(number: int, num_processes: int, use_gpus: bool = True) -> No
     # Data loader workers use the default start method: spawned workers would import all libraries again for the
     # training, validation and test of each run.
     multiprocessing.set_start_method(None, force=True)
-    devices = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
-    devices = devices or [str(index) for index in range(torch.cuda.device_count())]
-    if devices and use_gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
-    elif num_processes > 1 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_processes))
+    if use_gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        devices = [device for device in visible if device not in {"", "-1"}]  # -1 = none
+        devices = devices or [str(index) for index in range(torch.cuda.device_count())]
+        if devices:
+            os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+    has_gpu = use_gpus and torch.cuda.device_count() > 0  # there may be none although the variable has some
+    if not has_gpu and num_processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, num_cores() // num_processes))
         os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+
+
+def num_cores() -> int:
+    """Return the number of CPU cores that this process may use, which a cluster limits."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -124,7 +124,8 @@ def write_class_names(data: Any, class_names: Mapping[str, list[str]]) -> Any:
 
     for name, classes in class_names.items():
         if pa.types.is_nested(data[name].type):
-            lists = data[name].combine_chunks().take(pa.array(np.arange(len(data))))  # its offsets begin at 0
+            lists = data[name].cast(pa.list_(data[name].type.value_type))  # those of a fixed size have no offsets
+            lists = lists.combine_chunks().take(pa.array(np.arange(len(data))))  # the offsets begin at 0
             column = pa.ListArray.from_arrays(lists.offsets, _names_of(lists.values, classes), mask=lists.is_null())
         else:
             column = _names_of(data[name], classes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property, partial
 from itertools import islice
@@ -29,7 +28,7 @@ from fusion_pl.data.hub_splits import (
     to_stream,
     write_class_names,
 )
-from fusion_pl.data.labels import check_label_columns
+from fusion_pl.data.labels import check_label_columns, check_label_option
 from fusion_pl.data.manifest import REQUIRED_SPLITS
 from fusion_pl.data.order import EpochLoader, global_seed, identity_collate, world_size_and_rank
 from fusion_pl.data.remote import RemoteFiles
@@ -37,7 +36,6 @@ from fusion_pl.data.row_stream import RowStream, StreamRow, StreamSampler
 from fusion_pl.data.splits import Split
 from fusion_pl.data.stream_batches import RowOpener, StreamBatches, StreamedSamples
 from fusion_pl.data.table import Table, raise_problems
-from fusion_pl.files import cache_folder
 from fusion_pl.messages import join_names
 from fusion_pl.tasks import LabelColumn
 from fusion_pl.types import Batch, Sample, UserError
@@ -104,18 +102,15 @@ class HubStream(FusionData):
         super().__init__(**kwargs)
         if shuffle_buffer < 1:
             raise UserError(f"shuffle_buffer must be 1 or more rows, got {shuffle_buffer}")
-        if classes is not None and len(set(classes)) != len(classes):
-            raise UserError(f"classes contains {Counter(classes).most_common(1)[0][0]!r} more than once")
-        if not 0 < remote_cache_limit < float("inf"):
-            raise UserError(f"remote_cache_limit must be a number above 0, got {remote_cache_limit}")
         check_split_names(split_names)
         self.dataset, self.configuration, self.revision = dataset, configuration, revision
         self.data_files, self.split_names = data_files, split_names
         self.label, self.label_columns = label, label if isinstance(label, list) else [label]
+        check_label_option(self.label_columns, classes, self.task)
         self.configured_classes, self.inputs = classes, dict(inputs or {})
         self.root = os.path.abspath(root or (dataset if os.path.isdir(dataset) else HF_HOME))
         self.shuffle_buffer = shuffle_buffer
-        self.remote = RemoteFiles(remote_cache or cache_folder() / "remote", int(remote_cache_limit * 2**30))
+        self.remote = RemoteFiles.from_options(remote_cache, remote_cache_limit)
 
     @cached_property
     def _parts(self) -> dict[Split, Any]:

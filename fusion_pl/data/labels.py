@@ -22,7 +22,9 @@ SEPARATOR = "\x1f"  # between the items of a list, which are joined to find dist
 
 
 def check_label_option(names: Sequence[str], classes: Sequence[str] | None, task: Task) -> None:
-    """Raise a ``UserError`` if the task does not read so many label columns, or they do not match ``data.classes``."""
+    """Raise a ``UserError`` if the task does not read so many label columns, or ``data.classes`` does not fit."""
+    if classes is not None and len(set(classes)) != len(classes):
+        raise UserError(f"classes contains {Counter(classes).most_common(1)[0][0]!r} more than once")
     several = len(names) > 1
     if not names or (several and not task.several_columns):
         expected = "at least one column" if not names else "one column"

@@ -42,7 +42,6 @@ from fusion_pl.data.sampling import Sampling, check_weights, class_balanced_weig
 from fusion_pl.data.splits import SPLITS, Split
 from fusion_pl.data.table import Problem, Table, raise_problems
 from fusion_pl.data.table_data import DEFAULT_SPLIT, TableData
-from fusion_pl.files import cache_folder
 from fusion_pl.types import UserError
 
 REQUIRED_SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
@@ -108,9 +107,7 @@ class ManifestData(TableData):
         folder = self.manifest if os.path.isdir(self.manifest) else os.path.dirname(strip_query(self.manifest))
         self.root = root or folder or os.curdir
         self.check_files = check_files
-        if not 0 < remote_cache_limit < float("inf"):
-            raise UserError(f"remote_cache_limit must be a number above 0, got {remote_cache_limit}")
-        self.remote = RemoteFiles(remote_cache or cache_folder() / "remote", int(remote_cache_limit * 2**30))
+        self.remote = RemoteFiles.from_options(remote_cache, remote_cache_limit)
 
     @cached_property
     def table(self) -> Table:

@@ -19,6 +19,7 @@ from fusion_pl.types import MissingFileError, UserError
 
 ARROW = (".arrow", ".feather")
 PARQUET = ".parquet"
+BATCH_BYTES, MAX_BATCH_ROWS = 2**26, 2**16  # of a Parquet file, which are read at once
 SHARD_MANIFEST, SHARD_INDEX = "manifest.json", "index.arrow"  # of a folder that ``fusion-pl data shard`` wrote
 FORMATS = "a .csv, .tsv, .jsonl, .ndjson, .parquet, .arrow or .feather file, or a folder of .parquet files"
 INDEX_COLUMN = re.compile(r"(__index_level_\d+__)?")  # index of a saved data frame, which has no name
@@ -108,11 +109,17 @@ def _parquet_batches(files: Sequence[Path], empty: Any) -> Iterator[Any]:
     for file in files:
         try:
             with ParquetFile(file, memory_map=True) as content:
-                for batch in content.iter_batches():
+                for batch in content.iter_batches(_batch_rows(content.metadata)):
                     part = simplify(pa.Table.from_batches([batch]), batch.schema.names)
                     yield pa.concat_tables([empty, part], promote_options="permissive").cast(empty.schema)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise _damaged(str(file), "a Parquet file", error) from error
+
+
+def _batch_rows(metadata: Any) -> int:
+    """Return a number of rows of about 64 MiB; Arrow cannot read more than 2 GiB of a column of media at once."""
+    num_bytes = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+    return int(min(MAX_BATCH_ROWS, max(1, metadata.num_rows * BATCH_BYTES // max(1, num_bytes))))
 
 
 def _build_table(path: str, data: Any, files: tuple[MappedFile, ...] = ()) -> Table:

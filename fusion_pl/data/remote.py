@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
-from fusion_pl.files import PARTIAL, atomic_path
+from fusion_pl.files import PARTIAL, atomic_path, cache_folder
 from fusion_pl.messages import error_reason
 from fusion_pl.processors.base import OPEN_ERRORS
 from fusion_pl.types import MissingFileError, UserError
@@ -22,6 +22,7 @@ from fusion_pl.types import MissingFileError, UserError
 URL = re.compile(r"(https?|s3a?|gs|gcs|hf|az|abfss?)://", re.IGNORECASE)
 ATTEMPTS = 5
 WAIT = 1.0  # seconds before the second attempt; they double with each further one
+COPY_NAME = re.compile("[0-9a-f]{32}(\\.|$)")
 TIMEOUT = 30.0  # seconds without any data after which an attempt fails, for http and https
 TRY_AGAIN = (408, 429)  # client errors of HTTP after which the same request may succeed later
 GONE = (404, 410)
@@ -75,7 +76,7 @@ def is_inside(path: str, folder: str) -> bool:
 class RemoteFiles:
     """Local copies of remote files. A file at a URL must not change, since a copy is never compared with it.
 
-    Several processes may use the same folder. The files that were not used for the longest time are removed. A copy
+    Several processes may use the same folder. The copies that were not used for the longest time are removed. A copy
     gets its name when it is complete, and its content is never executed.
 
     Args:
@@ -86,6 +87,17 @@ class RemoteFiles:
     def __init__(self, folder: str | Path, max_bytes: int) -> None:
         self.folder, self.max_bytes = Path(folder), max_bytes
         self._received = max_bytes  # bytes since the files were last counted
+
+    @classmethod
+    def from_options(cls, folder: str | None, limit: float) -> RemoteFiles:
+        """Return the files of ``data.remote_cache`` (None = the user's cache) and ``data.remote_cache_limit`` in GiB.
+
+        Raises:
+            UserError: if the limit is no number above 0.
+        """
+        if not 0 < limit < float("inf"):
+            raise UserError(f"remote_cache_limit must be a number above 0, got {limit}")
+        return cls(folder or cache_folder() / "remote", int(limit * 2**30))
 
     def open(self, url: str, open_file: Callable[[str], Value]) -> Value:
         """Return ``open_file(path)`` for the path of a local copy.
@@ -151,10 +163,12 @@ class RemoteFiles:
             self._received += partial.stat().st_size  # another process may remove the complete copy at once
 
     def _shrink(self) -> None:
-        """Remove the files that were not used for the longest time, if the cache is nearly full."""
+        """Remove the copies that were not used for the longest time, if the cache is nearly full."""
         files = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
+                if not COPY_NAME.match(entry.name):
+                    continue  # the folder may be the user's, with other files
                 with suppress(FileNotFoundError):  # removed by another process
                     files.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
         size = sum(size for _, size, _ in files)

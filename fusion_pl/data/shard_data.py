@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fusion_pl.data.arrow_cells import is_string
 from fusion_pl.data.columns import Columns, TableInputs
+from fusion_pl.data.labels import check_label_option
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.read_table import read_table
 from fusion_pl.data.remote import LOW, is_url
@@ -67,6 +68,7 @@ class ShardData(ManifestData):
         self.label = label or written.label
         self.label_columns = self.label if isinstance(self.label, list) else [self.label]
         self.configured_classes = classes or (written.classes if self.label == written.label else None)
+        check_label_option(self.label_columns, self.configured_classes, self.task)
         self.shuffle_window = shuffle_window
 
     @cached_property

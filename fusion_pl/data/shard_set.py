@@ -28,6 +28,7 @@ from fusion_pl.data.read_table import SHARD_INDEX, SHARD_MANIFEST
 from fusion_pl.data.remote import RemoteFiles, is_url
 from fusion_pl.data.rows import LoadError
 from fusion_pl.data.table import Cells
+from fusion_pl.files import sha256
 from fusion_pl.messages import error_reason
 from fusion_pl.types import MissingFileError, UserError
 
@@ -233,5 +234,4 @@ def hash_bytes(content: bytes) -> str:
 
 def hash_file(path: str) -> str:
     """Return ``hash_bytes`` of the content of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    return sha256(path)[:32]

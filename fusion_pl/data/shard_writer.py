@@ -30,6 +30,7 @@ from fusion_pl.data.splits import NO_SPLIT, SPLITS
 from fusion_pl.data.table import Table
 from fusion_pl.data.table_data import DEFAULT_SPLIT
 from fusion_pl.files import atomic_path, atomic_write
+from fusion_pl.messages import error_reason
 from fusion_pl.processors.base import OPEN_ERRORS
 from fusion_pl.types import UserError
 
@@ -79,6 +80,7 @@ class ShardWriter:
         """
         for column in self.columns.values():
             self._check_processor(column)
+        self._check_texts()
         try:
             with FileLock(self.folder / LOCK, timeout=0):
                 shards = self._find_complete()
@@ -93,6 +95,19 @@ class ShardWriter:
                 f"the disk of {self.folder} is full: make room there, and repeat the command, which goes on after the "
                 "shards that are complete"
             ) from error
+
+    def _check_texts(self) -> None:
+        """Raise an error for texts of the table that the index cannot hold."""
+        import pyarrow as pa
+
+        for name in set(self.data.table.columns) - {"id"}:
+            try:
+                self.data.table.data[name].validate(full=True)
+            except pa.ArrowInvalid as error:
+                raise UserError(
+                    f"{self.data.manifest}, column {name!r} has half a surrogate pair, which shards cannot hold "
+                    f"({error_reason(error)}): correct the text"
+                ) from error
 
     def _check_processor(self, column: InputColumn) -> None:
         """Raise an error if a processor opens the path of the first file, but not its content."""
@@ -204,7 +219,9 @@ class ShardWriter:
             if name not in self.columns and not _has_bytes(table, name)
         }
         index |= {name: pa.array(hashes, pa.string()) for name, hashes in self.hashes.items()}
-        index["id"] = pa.array([table.sample_id(row) for row in self.rows.tolist()])
+        # Half a surrogate pair, which the index cannot hold, is an escape sequence as in the output of predict.
+        ids = (table.sample_id(row).encode("utf-8", "backslashreplace") for row in self.rows.tolist())
+        index["id"] = pa.array([sample_id.decode() for sample_id in ids])
         index[DEFAULT_SPLIT] = pa.array(np.array(SPLITS)[data.row_splits[self.rows]])
         index[ROW_HASH] = pa.array(data.row_hashes[self.rows])
         content = pa.table(index)

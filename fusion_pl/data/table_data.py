@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -85,8 +84,6 @@ class TableData(FusionData):
                 "val_fraction must lie in (0, 1), test_fraction in [0, 1), and their sum below 1, got "
                 f"{val_fraction} and {test_fraction}"
             )
-        if classes is not None and len(set(classes)) != len(classes):
-            raise UserError(f"classes contains {Counter(classes).most_common(1)[0][0]!r} more than once")
         for name, value, other, other_value in (
             ("time", time, "group", group),
             ("fold", fold, "time", time),

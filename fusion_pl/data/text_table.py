@@ -49,6 +49,11 @@ def read_text_table(path: str) -> Table:
                 return (_map_table if is_mapped else _build_table)(path, chunks, problems)
         except UnicodeDecodeError as error:
             raise _describe_encoding(path) from error
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{path} has half a surrogate pair ({error.object[error.start]!a}) in a list, or in the name of a "
+                "column: replace it"
+            ) from error
 
 
 @contextmanager

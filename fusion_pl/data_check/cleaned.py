@@ -10,9 +10,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from fusion_pl.data.arrow_cells import convert_array, is_media, is_text
 from fusion_pl.data.arrow_file import write_arrow
 from fusion_pl.data.columns import column_names
-from fusion_pl.data.text_table import DELIMITERS
+from fusion_pl.data.table import Table
+from fusion_pl.data.text_table import CHUNK_ROWS, DELIMITERS, JSON_LINES
 from fusion_pl.data_check.check import CheckedTable
 from fusion_pl.files import atomic_path, atomic_write
 from fusion_pl.types import UserError
@@ -64,20 +66,23 @@ def write_cleaned(checked: CheckedTable, path: Path) -> tuple[int, int]:
     return int(keep.sum()), int(sum((mask & keep).sum() for mask in is_wrong.values()))
 
 
+def check_columns(table: Table, path: Path) -> None:
+    """Raise a ``UserError`` if the format of a file to be written cannot hold a column of the table."""
+    is_csv, is_json = path.suffix.lower() in DELIMITERS, path.suffix.lower() in JSON_LINES
+    for field in table.data.schema:
+        if (is_csv and not is_text(field.type)) or (is_json and is_media(field.type)):
+            kind = "media" if is_media(field.type) else field.type
+            raise UserError(f"--cleaned {path} cannot hold the column {field.name!r} of {kind}: write a .parquet file")
+
+
 def _write_csv(data: Any, path: Path, delimiter: str) -> None:
     """Write texts in quotation marks only if they need them, which Arrow cannot; the lines end in a newline."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if binary := next((field for field in data.schema if pa.types.is_binary(field.type)), None):
-        raise TypeError(f"the column {binary.name!r} has bytes")
-    texts = pa.table({name: pc.cast(data[name], pa.string()) for name in data.column_names})
     with atomic_write(path) as file:
         # With the line ending of RFC 4180, the csv module quotes carriage returns, too.
         writer = csv.writer(_UnixLines(file), delimiter=delimiter, lineterminator="\r\n")
-        writer.writerow(texts.column_names)
-        for batch in texts.to_batches():
-            writer.writerows(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+        writer.writerow(data.column_names)
+        for batch in data.to_batches(CHUNK_ROWS):
+            writer.writerows(zip(*(convert_array(column) for column in batch.columns), strict=True))
 
 
 class _UnixLines:
@@ -87,7 +92,8 @@ class _UnixLines:
         self.file = file
 
     def write(self, row: str) -> int:
-        """Write a row."""
+        """Write a row; an error for half a surrogate pair, which the file would contain as an escape sequence."""
+        row.encode()
         return self.file.write(row.removesuffix("\r\n") + "\n")
 
 
@@ -97,7 +103,7 @@ def _write(data: Any, path: Path) -> None:
 
     suffix = path.suffix.lower()
     try:
-        if suffix in {".jsonl", ".ndjson"}:
+        if suffix in JSON_LINES:
             with atomic_write(path) as file:
                 for batch in data.to_batches():
                     file.writelines(json.dumps(row) + "\n" for row in batch.to_pylist())

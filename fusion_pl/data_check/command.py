@@ -18,7 +18,7 @@ from fusion_pl.cli.run import ParserOnly, build_cli, build_parser
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.shard_data import ShardData
 from fusion_pl.data_check.check import CheckedTable, check_table
-from fusion_pl.data_check.cleaned import FORMATS, write_cleaned
+from fusion_pl.data_check.cleaned import FORMATS, check_columns, write_cleaned
 from fusion_pl.data_check.report import write_report
 from fusion_pl.messages import escape_unprintable
 from fusion_pl.training.console import configure_logging
@@ -49,8 +49,8 @@ class CheckCLI(DataCLI):
         """Check the data."""
         if (path := self.options.cleaned) and isinstance(data, ShardData):
             raise UserError(f"--cleaned {path}: shards cannot be cleaned; clean the table and write them again")
-        if path and Path(path).exists() and Path(path).samefile(data.manifest):
-            raise UserError(f"--cleaned {path} is the manifest itself: give it another name")
+        if path:
+            check_columns(data.table, Path(path))
         self.checked = check_table(data)
 
 

@@ -20,10 +20,11 @@ from fusion_pl.processors.audio import AudioProcessor
 from fusion_pl.processors.base import OPEN_ERRORS, Length, Processor
 from fusion_pl.processors.image import FORMATS
 from fusion_pl.training.content_hash import hash_content
-from fusion_pl.types import Waveform
+from fusion_pl.types import UserError, Waveform
 
-# Words of a decoder's message -> kind of the error: the decoders have no other way to tell them apart.
+# Words of a message -> kind of the error: decoders have no other way to tell errors apart.
 ERROR_KINDS = {
+    "has 0 bytes": Kind.EMPTY_FILE,
     "truncated": Kind.TRUNCATED,
     "end of file": Kind.TRUNCATED,
     "Pillow's limit": Kind.ABSURD,
@@ -95,7 +96,7 @@ def _inspect(processor: Processor, cell: Any) -> Inspection:
     if path is not None:
         check_regular_file(path)
     if (path is not None and not os.path.getsize(path)) or (processor.reads_files and cell == b""):
-        return Inspection(Flaw(Kind.EMPTY_FILE, f"{path or 'the file'} has 0 bytes: replace it or empty its cell"))
+        raise UserError(f"{path or 'the file'} has 0 bytes: replace it or empty its cell")
     size = _num_audio_samples(path) if path is not None and isinstance(processor, AudioProcessor) else 0
     is_long = size > MAX_WHOLE_SAMPLES
     value = processor.open(cell) if is_long else processor.open_whole(cell)
@@ -205,7 +206,7 @@ def _ending(path: str) -> str:
 def _compare_ending(path: str, content: str, expected: str | None) -> Iterator[Flaw]:
     """Yield a flaw if the ending of a file name belongs to another format than the content of the file."""
     if expected is not None and BASE_FORMATS.get(content, content) != BASE_FORMATS.get(expected, expected):
-        text = f"{path} ends in {_ending(path)}, but its content is {content}: rename it"
+        text = f"the name of the file ends in {_ending(path)}, but its content is {content}: rename it"
         yield Flaw(Kind.WRONG_ENDING, text)
 
 

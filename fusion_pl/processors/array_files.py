@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import lzma
 import math
-import pickle
 import struct
 import tokenize
 import zipfile
@@ -116,7 +115,7 @@ def _read_npz(archive: zipfile.ZipFile, key: str | None, name: str) -> Tensor:
 def _read_torch(source: Source, key: str | None, name: str) -> Tensor:
     try:
         value = load_torch_file(source if isinstance(source, bytes) else str(source))
-    except (*READ_ERRORS, pickle.UnpicklingError, RefusedFileError) as error:
+    except (*READ_ERRORS, RefusedFileError) as error:
         raise _damaged(name, describe_error(error)) from error
     if isinstance(value, dict):
         value = value[_select([item for item in value if isinstance(item, str)], key, name)]

@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from fusion_pl.processes import num_cores
+
 # In a training step of a smaller model, overheads (conversion to bfloat16, synchronisation of threads) dominate.
 SMALL_MODEL_PARAMETERS = 5_000_000
 # Options of the C function mallopt, from glibc's malloc.h.
@@ -43,7 +45,7 @@ def choose_num_threads(model: nn.Module, num_workers: int) -> int:
     A second thread does not speed up the short steps of a small model, and threads that share cores with data loader
     workers are several times slower. A small model therefore leaves one core to each worker.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     if not _is_small_model(model):
         return cores
     threads = max(1, cores - num_workers)

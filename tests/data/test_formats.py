@@ -125,6 +125,29 @@ def test_half_surrogate_pairs_of_json_are_kept(tmp_path):
     assert row_hashes(table, ()).tolist() == slow_splits.row_hashes(columns, 2, ())
 
 
+@pytest.mark.parametrize("record", [{"text": "a", "tags": ["dr\ud800"]}, {"te\ud800": "a"}])
+def test_half_surrogate_pairs_in_lists_and_names_are_refused(tmp_path, record):
+    with pytest.raises(UserError, match=r"m.jsonl has half a surrogate pair \('\\ud800'\) in a list"):
+        read_table(write(tmp_path, "m.jsonl", [record]))
+
+
+def test_few_rows_of_large_cells_are_read_from_parquet_at_once(tmp_path, monkeypatch):
+    """Arrow cannot read more than 2 GiB of a column of media at once."""
+    contents = [{"bytes": os.urandom(1000), "path": None} for _ in range(50)]
+    pq.write_table(pa.table({"image": contents}), tmp_path / "m.parquet")
+    monkeypatch.setattr("fusion_pl.data.read_table.BATCH_BYTES", 10_000)
+    iter_batches, sizes = pq.ParquetFile.iter_batches, []
+
+    def note_sizes(*arguments):
+        for batch in iter_batches(*arguments):
+            sizes.append(batch.nbytes)
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", note_sizes)
+    assert read_table(str(tmp_path / "m.parquet")).cells("image") == [content["bytes"] for content in contents]
+    assert max(sizes) < 12_000
+
+
 # --------------------------------------------------------------------------------------------------------- chunks
 @pytest.mark.parametrize("max_memory", [0, 2**24])
 def test_a_file_of_many_chunks_is_read_as_a_whole(tmp_path, monkeypatch, max_memory):

@@ -307,6 +307,15 @@ def test_a_data_set_of_the_hub_is_used_from_the_cache_without_a_connection(toy, 
     assert done.stdout.split("\n")[0] == f"12 ['cat', 'dog'] 3 {tmp_path / 'cache'}", done.stderr
 
 
+def test_lists_of_a_fixed_number_of_class_labels(tmp_path):
+    features = Features({"text": Value("string"), "tags": List(ClassLabel(names=["war", "drama"]), length=2)})
+    tags = [[0, 1], None, *([row % 2] * 2 for row in range(10))]
+    part = Dataset.from_dict({"text": [f"text {row}" for row in range(12)], "tags": tags}, features=features)
+    part.save_to_disk(tmp_path / "set")
+    data = HubData(str(tmp_path / "set"), label="tags", task=MultiLabel(), num_workers=0)
+    assert data.table.cells("tags")[:4] == [["war", "drama"], None, ["war", "war"], ["drama", "drama"]]
+
+
 def test_lists_of_class_labels_are_several_labels(tmp_path):
     names = ["war", "drama", "crime"]
     features = Features({"text": Value("string"), "tags": List(ClassLabel(names=names))})

@@ -310,6 +310,8 @@ def test_mistakes_that_are_found_before_rows_are_read(texts, tmp_path, processor
         HubStream(texts, shuffle_buffer=0)
     with pytest.raises(UserError, match=r"classes contains 'a' more than once"):
         HubStream(texts, classes=["a", "a"])
+    with pytest.raises(UserError, match=r"data.label is \['a', 'b'\], but MultiClass reads one column"):
+        HubStream(texts, label=["a", "b"], classes=["a", "b"])
 
 
 # ----------------------------------------------------------------------------------------------------------- a real run

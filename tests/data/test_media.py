@@ -201,7 +201,6 @@ def test_unusable_sound_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize("kind", ["text", "image", "audio"])
 def test_a_placeholder_is_a_value_of_its_kind(kind):
     value = PROCESSORS[kind].placeholder()
-    assert PROCESSORS[kind].open(value) is value or kind != "text"
     assert type(PROCESSORS[kind].open(value)) is type(value)
 
 

@@ -226,6 +226,18 @@ def test_the_cache_is_bounded_and_keeps_what_was_used_last(server, tmp_path):
     assert len(server.requests) == count + 1
 
 
+def test_other_files_in_the_folder_of_the_cache_are_neither_counted_nor_removed(server, files, tmp_path):
+    own = RemoteFiles(tmp_path / "own", 10_000)
+    own.folder.mkdir()
+    (own.folder / "thesis.tex").write_bytes(bytes(9000))
+    (own.folder / "notes").mkdir()
+    for path in own.folder.iterdir():
+        os.utime(path, (1, 1))
+    server.files["/a"] = bytes(2000)
+    own.fetch(f"{server.url}/a")
+    assert sorted(path.name for path in own.folder.iterdir())[1:] == ["notes", "thesis.tex"]
+
+
 @pytest.mark.parametrize("fault", ["", "chunked"])
 def test_a_file_larger_than_half_of_the_cache_is_refused(server, tmp_path, fault):
     files = RemoteFiles(tmp_path / "cache", 2**20)
@@ -547,5 +559,6 @@ def test_the_command_checks_remote_files(toy, server, tmp_path):
     found = {line["row"]: line for line in report["findings"] if line["severity"] == "error"}
     assert found.keys() == {3, 4}
     assert {line["column"] for line in found.values()} == {"image"}
+    assert f"{server.url}/" in found[3]["text"]
     assert "has 0 bytes" in found[3]["text"]
     assert f"{server.url}/data/2%20%C3%BC.png does not exist" in found[4]["text"]

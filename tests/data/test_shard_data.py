@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import pickle
 import re
@@ -30,6 +31,7 @@ from fusion_pl.data.rows import InputColumn, LoadError
 from fusion_pl.data.sampling import Sampling
 from fusion_pl.data.shard_writer import ShardWriter
 from fusion_pl.processors import Processor
+from fusion_pl.tasks import MultiLabel
 from fusion_pl.types import UserError
 from tests.commands import Command
 from tests.data_check.test_command import data_check
@@ -453,6 +455,32 @@ def test_another_label(manifest, processors, tmp_path):
     assert (data.classes, data.class_counts) == (["cat", "dog"], [3, 3])
     other = build(ShardData(str(tmp_path / "out"), label="label", num_workers=0), images)
     assert other.classes == ["high", "low"]
+    with pytest.raises(UserError, match="classes contains 'cat' more than once"):
+        ShardData(str(tmp_path / "out"), classes=["cat", "cat"])
+
+
+def test_several_label_columns_need_their_task(manifest, processors, tmp_path):
+    path = bytes_table(manifest, tmp_path / "rows.parquet", drama=[0, 1] * 6, crime=[1, 1, 0] * 4)
+    data = ManifestData(str(path), label=["drama", "crime"], task=MultiLabel(), num_workers=0)
+    write_shards(data, {"image": processors["image"]}, tmp_path / "out")
+    with pytest.raises(UserError, match=r"data.label is \['drama', 'crime'\], but MultiClass reads one column"):
+        ShardData(str(tmp_path / "out"))
+    assert ShardData(str(tmp_path / "out"), task=MultiLabel()).classes == ["drama", "crime"]
+
+
+def test_half_surrogate_pairs(manifest, processors, tmp_path):
+    """Those of ids are written as in predictions; those of other texts are refused before anything is written."""
+    with manifest.open() as file:
+        rows = [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+    path, options = tmp_path / "rows.jsonl", {"root": str(manifest.parent), "num_workers": 0}
+    path.write_text("\n".join(json.dumps(row | {"id": f"\ud800 {at}"}) for at, row in enumerate(rows)))
+    write_shards(ManifestData(str(path), **options), processors, tmp_path / "out")
+    ids = read_table(str(tmp_path / "out/index.arrow")).cells("id")
+    assert sorted(ids) == sorted(f"\\ud800 {at}" for at in range(len(rows)))
+    path.write_text("\n".join(json.dumps(row | {"text": f"\ud800 {at}"}) for at, row in enumerate(rows)))
+    with pytest.raises(UserError, match=r"rows.jsonl, column 'text' has half a surrogate pair, which shards cannot"):
+        write_shards(ManifestData(str(path), **options), processors, tmp_path / "other")
+    assert not any((tmp_path / "other").iterdir())
 
 
 def test_splits_are_drawn_as_for_the_table(table, folder, manifest, shards, processors):

@@ -20,6 +20,7 @@ from fusion_pl.__main__ import main
 from fusion_pl.cli.run import run
 from fusion_pl.data import Keypad
 from fusion_pl.data.keypad import KEYPAD
+from fusion_pl.data.read_table import read_table
 from tests.data_check.folder import write_folder, write_table
 from tests.terminal import CTRL_C, Terminal
 
@@ -260,7 +261,7 @@ def test_a_table_without_rows_is_not_written(tmp_path, capsys):
     assert "Train with it" not in printed
 
 
-def test_media_in_a_table_stay_bytes_in_the_cleaned_table(tmp_path):
+def test_media_in_a_table_stay_bytes_in_the_cleaned_table(tmp_path, capsys):
     """As Hugging Face's data sets have them; one image is damaged."""
     write_folder(tmp_path, is_damaged=False)
     contents = [(tmp_path / f"{row}.jpg").read_bytes() for row in range(20)]
@@ -276,8 +277,22 @@ def test_media_in_a_table_stay_bytes_in_the_cleaned_table(tmp_path):
     kept = [row for row in range(20) if row != 3]  # it has no other input
     assert cleaned.equals(table.take(kept))
     assert json.loads((tmp_path / "report/report.json").read_text())["findings"][0]["row"] == 4
-    assert data_check(tmp_path, *arguments, "--cleaned", tmp_path / "cleaned.csv") == 2
-    assert not (tmp_path / "cleaned.csv").exists()
+    assert data_check(tmp_path, *arguments, "--cleaned", tmp_path / "cleaned.csv", output="other") == 2
+    assert "cannot hold the column 'image' of media: write a .parquet file" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()  # nothing was opened
+
+
+def test_cells_of_numbers_are_those_of_the_table_in_the_cleaned_text(tmp_path):
+    write_folder(tmp_path, is_damaged=False)
+    columns = {"text": [float("nan"), *map(float, range(19))], "flag": [True, None] * 10, "label": ["a", "b"] * 10}
+    table = pyarrow.table(columns | {"split": ["train"] * 12 + ["val"] * 4 + ["test"] * 4})
+    parquet.write_table(table, tmp_path / "table.parquet")
+    encoder = {"class_path": "fusion_pl.encoders.TinyText"}
+    encoders = json.dumps({"text": encoder, "flag": encoder})
+    paths = [tmp_path / "table.parquet", tmp_path / "cleaned.csv"]
+    data_check(tmp_path, "--data.manifest", paths[0], "--model.encoders", encoders, "--cleaned", paths[1])
+    before, after = map(read_table, map(str, paths))
+    assert {name: after.cells(name) for name in columns} == {name: before.cells(name) for name in columns}
 
 
 def test_an_image_like_that_of_a_row_without_split_is_in_no_other_split(tmp_path):
