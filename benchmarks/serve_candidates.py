@@ -75,7 +75,7 @@ def serve_fastapi(checkpoint: str, port: int) -> None:
     sample_model = create_model("Sample", **dict.fromkeys(service.predictor.processors, (str | None, None)))
 
     async def predict(sample):
-        with server.batcher.accept():
+        with server.limit.accept():
             decoded = decode_values(service.predictor.processors, sample.model_dump(), service.limits)
             opened = open_decoded(service.predictor, "0", decoded)
             (prediction,) = await server.batcher.predict([opened])

@@ -32,8 +32,8 @@ def serve_parser() -> ArgumentParser:
         type=str,
         default=[],
         nargs="*",
-        help="further hosts to which requests are answered (example.com, *.example.com); localhost, 127.0.0.1 and "
-        "[::1] always are, and without this option all hosts if the server listens on another address",
+        help="further hosts to answer requests to (*.example.com, * = all); localhost, 127.0.0.1 and [::1] are always "
+        "allowed, and without this option all hosts if the server listens on another address",
     )
     parser.add_argument(
         "--token_file",

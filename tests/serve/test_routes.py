@@ -134,6 +134,7 @@ def test_probes_send_any_host(local_client):
 
 def test_the_hosts_of_a_server_depend_on_its_address():
     assert allowed_hosts("::1", []) == ("localhost", "127.0.0.1", "[::1]")
+    assert "*" in allowed_hosts("127.0.0.1", ["*"])  # Starlette's word for all hosts
     assert allowed_hosts("0.0.0.0", []) is None
     assert allowed_hosts("0.0.0.0", ["example.com"]) == ("localhost", "127.0.0.1", "[::1]", "example.com")
 

@@ -58,7 +58,7 @@ def server(tmp_path):
 
 def wait_for(condition):
     """Return the value of a condition once it is true."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (value := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
