@@ -12,7 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy.stats import binomtest
 
 from fusion_pl.messages import error_reason
+from fusion_pl.training.calibration_report import calibration_line, describe_calibration
 from fusion_pl.types import UserError
+from fusion_pl.uncertainty.calibration import Calibration
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 SHARES = ("accuracy", "exact_match")  # metrics that are shares of samples, so that Wilson's interval holds
@@ -45,11 +47,20 @@ def write_card(checkpoint: Mapping[str, Any], metrics: Path | None, name: str, f
         encoders=encoders,
         head=_class_name(config["fusion"]),
         task=task,
-        calibration=config.get("calibration"),
+        calibration=_describe_calibration(config),
         example=json.dumps({name: "…" for name, _, _ in encoders}, ensure_ascii=False),
         **({"source": None, "rows": [], "samples": {}} if metrics is None else read_metrics(metrics)),
     )
     (folder / "README.md").write_text(page, encoding="utf-8")
+
+
+def _describe_calibration(config: Mapping[str, Any]) -> str:
+    """Return what a run prints about its calibration, which may have been found useless, or only for subsets."""
+    content = config.get("calibration")
+    calibration = None if content is None else Calibration(**content)
+    described = describe_calibration(calibration, {}, "+".join(config["encoders"]))
+    line = calibration_line(described, f"{described.get('validation_samples')} validation")
+    return line.replace("calibration:", "Calibration of the probabilities:", 1)
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,6 +56,6 @@ def push_folder(folder: Path, name: str) -> str:
     except Exception as error:  # huggingface_hub has no common class of errors
         raise UserError(
             f"{folder} is written, but cannot be uploaded to {name} ({error_reason(error)}): log in with `hf auth "
-            f"login`, and upload it with `hf upload {name} {folder}`"
+            f"login`, and upload it with `hf upload --private {name} {shlex.quote(str(folder))}`"
         ) from error
     return str(address)

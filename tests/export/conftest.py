@@ -51,7 +51,9 @@ def folder(tmp_path_factory):
     }
     encoders["sensors"].fit_statistics(torch.randn(20, 3) * 5 + 2)
     model = FusionClassifier(encoders, lambda dims, count: Concat(dims, count, dim=8), CLASSES, missing="token")
-    model.calibration = Calibration("temperature", [0.7], [0.0], [(["my text"], 3.0), (["photo", "voice"], 0.4)])
+    subsets = [(["my text"], 3.0), (["photo", "voice"], 0.4)]
+    scores = {"ece": 0.2, "brier": 0.6, "nll": 0.9}, {"ece": 0.1, "brier": 0.5, "nll": 0.8}
+    model.calibration = Calibration("temperature", [0.5], [0.0], subsets, 60, *scores)
     logits = torch.randn(60, 3)
     model.validation_scores = ValidationScores.measure(logits, logits.softmax(-1), torch.arange(60) % 3, False)
     model.outlier_detectors = {"photo": OutlierDetector(torch.eye(8), torch.zeros(3, 8), torch.rand(60).double())}

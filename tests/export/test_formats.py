@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
+from dataclasses import asdict
 from math import sqrt
 
 import pytest
@@ -14,11 +17,14 @@ from fusion_pl.export import formats
 from fusion_pl.fusion import Weighted
 from fusion_pl.module import FusionClassifier
 from fusion_pl.predict import Predictor
+from fusion_pl.tasks import MultiClass
 from fusion_pl.types import UserError
+from fusion_pl.uncertainty.calibration import Outputs
+from fusion_pl.uncertainty.calibration_fit import fit_calibration
 
 from ..checkpoint.conftest import write
 from ..encoders.models import save_text
-from .conftest import error_of, export
+from .conftest import INPUTS, error_of, export
 
 SAMPLES = [{"my text": "a", "sensors": [1, 2, None]}, {"sensors": [4, 5, 6]}]
 
@@ -64,6 +70,40 @@ def test_the_card_has_metrics_with_intervals(hub):
     assert "samples: 80 train, 50 val" in card
     assert "| my text | TinyText |  |" in card
     assert "3 classes: high, low, média" in card
+    scores = "NLL 0.900 -\\> 0.800, calibration error 20.0 % -\\> 10.0 % (60 validation samples)"
+    assert f"Calibration of the probabilities: temperature 2.00, 2 for subsets of the inputs; {scores}." in card
+
+
+NO_CALIBRATION = {
+    "too few samples": (45, [], "none, because only 45 validation samples, and a calibration needs at least 50."),
+    "no gain": (60, [], "none, because .*; NLL .*, calibration error .* \\(60 validation samples\\)."),
+    "subset": (
+        60,
+        [(["my text"], 3.0)],
+        r"temperature only for rows that lack inputs \(1 subset\), the others need none;",
+    ),
+    "off": (0, [], "none."),
+}
+
+
+@pytest.mark.parametrize(("count", "subsets", "expected"), NO_CALIBRATION.values(), ids=NO_CALIBRATION)
+def test_the_card_says_why_the_probabilities_are_not_calibrated(folder, tmp_path, count, subsets, expected):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.arange(count) % 3
+    logits = torch.randn(count, 3, generator=generator) + torch.nn.functional.one_hot(target, 3)
+    every = torch.ones(count, 4, dtype=torch.bool)
+    calibration = None
+    if count:
+        fitted = fit_calibration(MultiClass(), Outputs(logits, target, every, every[:, 0]), INPUTS, "temperature")
+        calibration = asdict(fitted) | {"temperatures": subsets}
+    content = torch.load(folder / "model.ckpt", weights_only=True)
+    content["fusion_pl"]["calibration"] = calibration
+    torch.save(content, tmp_path / "model.ckpt")
+    arguments = ["--ckpt_path", tmp_path / "model.ckpt", "--output", tmp_path / "hub", "--format", "safetensors"]
+    assert export(*arguments) == 0
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert re.search(f"^Calibration of the probabilities: {expected}", card, re.MULTILINE), card
+    assert "0.0000" not in card
 
 
 def test_the_card_has_the_intervals_of_an_evaluation(folder, tmp_path, capsys):
@@ -190,5 +230,9 @@ def test_what_is_uploaded_and_what_is_said_without_a_token(hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     assert formats.push_folder(hub, "me/model") == "https://hub/me/model"
     assert calls == [("me/model", True), (hub, "me/model")]
-    with pytest.raises(UserError, match=r"is written, but cannot be uploaded to me/model \(401 Unauthorized\): log in"):
-        formats.push_folder(hub, "me/model")
+    with pytest.raises(
+        UserError, match=r"is written, but cannot be uploaded to me/model \(401 Unauthorized\): log in"
+    ) as raised:
+        formats.push_folder(folder := hub / "my pets", "me/model")
+    command = str(raised.value).split("`")[-2]
+    assert shlex.split(command) == ["hf", "upload", "--private", "me/model", str(folder)]
