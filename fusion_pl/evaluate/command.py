@@ -19,8 +19,10 @@ from fusion_pl.cli.checkpoint_options import (
     set_up_rows,
 )
 from fusion_pl.cli.parsing import parse_checkpoint_command
+from fusion_pl.data.columns import check_input_names
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.split_record import SplitRecord, find_split_record
+from fusion_pl.data.table import raise_problems
 from fusion_pl.evaluate.against import against_section, check_comparable
 from fusion_pl.evaluate.choose_sweeps import parse_sweeps
 from fusion_pl.evaluate.curves import calibration_section, class_section, doubt_section, precision_recall_section
@@ -130,17 +132,19 @@ def load_evaluated_model(config: Namespace, checkpoint: str) -> tuple[EvaluatedM
     path = checkpoint_path(config, checkpoint)
     content = read_checkpoint(path)
     predictor = Predictor.from_content(content, path, config.device, config.trust)
-    options = config.data.as_dict()
+    options, given = config.data.as_dict(), config.data.inputs or {}
+    if config.against is not None:  # the names that neither has are refused when both are known
+        given = {name: columns for name, columns in given.items() if name in predictor.columns}
     data = ManifestData(
         **options
         | {
-            "inputs": predictor.columns | (options["inputs"] or {}),
+            "inputs": predictor.columns | given,
             "label": options["label"] or predictor.label or "label",
             "classes": predictor.classes,
             "task": predictor.task,
         }
     )
-    set_up_rows(data, predictor, options["inputs"])
+    set_up_rows(data, predictor, given)
     state: Any = find_split_record(content, ManifestData)
     content_hash = sha256(path)
     return EvaluatedModel(checkpoint, content_hash, predictor, data), SplitRecord.from_state(state) if state else None
@@ -153,6 +157,8 @@ def load_other_model(config: Namespace, model: EvaluatedModel) -> tuple[Evaluate
     except MissingFileError as error:
         raise MissingFileError(f"--against: {error}") from error
     check_comparable(model, other)
+    names = dict.fromkeys([*model.predictor.columns, *other.predictor.columns])
+    raise_problems(other.data.manifest, list(check_input_names(config.data.inputs or {}, names)))
     return other, record
 
 

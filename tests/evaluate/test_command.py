@@ -339,8 +339,11 @@ def test_a_second_checkpoint_may_have_other_inputs(evaluated, few_resamples, tmp
     assert accuracy["second"] == pytest.approx(sum(right[1]) / len(rows))
     assert accuracy["interval"][0] <= accuracy["difference"] <= accuracy["interval"][1]
     assert results()["overview"]["rows"] == 240  # the other sections have all rows
-    assert evaluate(other, table, "--against", folder / "best.ckpt") == 0
+    both = ["--against", folder / "best.ckpt", "--data.inputs"]
+    assert evaluate(other, table, *both, "{first: first, second: second}") == 0
     assert "is right more often than" in capsys.readouterr().err
+    assert evaluate(other, table, *both, "{third: first}") == 2
+    assert "data.inputs has the input 'third', but the model's inputs are first, second" in capsys.readouterr().err
 
 
 @only_multi_class
