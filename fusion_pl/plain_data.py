@@ -1,7 +1,8 @@
-"""Traversal of nested plain data from untrusted files, with limits on depth and size."""
+"""Traverse nested plain data: of untrusted files, with limits on depth and size, and for JSON, which lacks NaN."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import repeat
 from typing import Any
@@ -42,3 +43,17 @@ def walk(value: Any, max_depth: int, max_values: int) -> Iterator[tuple[Any, Any
             stack.append(iter(content.items()))
         elif isinstance(content, (list, tuple)):
             stack.append(zip(repeat(key), content))  # no strict: repeat is infinite
+
+
+def replace_non_finite(value: Any) -> Any:
+    """Return plain data with None in place of NaN and infinite numbers, which JSON lacks.
+
+    Example:
+        >>> replace_non_finite({"coverage": float("nan"), "interval": (0.5, float("inf"))})
+        {'coverage': None, 'interval': [0.5, None]}
+    """
+    if isinstance(value, dict):
+        return {key: replace_non_finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [replace_non_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

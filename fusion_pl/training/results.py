@@ -18,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from fusion_pl.files import atomic_write
+from fusion_pl.plain_data import replace_non_finite
 from fusion_pl.training.best import BestCheckpoint, find_checkpoint_callback
 from fusion_pl.training.calibrate import FitCalibration
 from fusion_pl.training.calibration_report import describe_bins, describe_calibration, read_bins
@@ -145,7 +146,7 @@ class WriteResults(Callback):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as file:
-                file.write(json.dumps(content, indent=2, default=str) + "\n")
+                file.write(json.dumps(replace_non_finite(content), indent=2, default=str) + "\n")
             step = self.best_step if trainer.state.fn == "fit" else trainer.global_step
             _plot_calibration(trainer, result, path.with_name("calibration.png"), step)
         print_results(content, path)
