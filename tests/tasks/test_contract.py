@@ -18,7 +18,7 @@ from fusion_pl.fusion import Concat, Mean, Vote
 from fusion_pl.losses import Criterion
 from fusion_pl.tasks import LabelColumn, Task
 from fusion_pl.training.loss import Loss, TrainingLoss, total_loss
-from fusion_pl.types import Batch, Encoded, Fused
+from fusion_pl.types import Batch, Encoded, Fused, UserError
 
 NAMES = ["1", "2", "3", "4"]
 COLUMN = LabelColumn("label", np.array([0, 1, 2, 3, 0, 3, 2, 1, 1]), [*NAMES])
@@ -37,7 +37,12 @@ CRITERIA = [
     for _, member in inspect.getmembers(fusion_pl.losses, inspect.isclass)
     if issubclass(member, Criterion) and not inspect.isabstract(member)
 ]
+PAIRS = [(task, criterion) for task in TASKS for criterion in CRITERIA]
 every_task = pytest.mark.parametrize("cls", TASKS)
+
+
+def fits(task, criterion):
+    return criterion.exclusive_classes if task.exclusive_classes else criterion.several_labels
 
 
 @pytest.fixture
@@ -133,12 +138,8 @@ def test_a_checkpoint_can_store_the_task(task):
     assert config_of(rebuilt) == config
 
 
-@every_task
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize(("cls", "criterion"), [pair for pair in PAIRS if fits(*pair)])
 def test_every_criterion_that_fits_trains_every_logit(task, targets, criterion):
-    fits = criterion.exclusive_classes if task.exclusive_classes else criterion.several_labels
-    if not fits:
-        return
     options = Loss(criterion=criterion(), class_weights=[1.0, 2.0, 1.0, 0.5])
     loss = TrainingLoss(options, task, NAMES)
     loss.criterion.set_counts([2, 3, 2, 2], [7, 6, 7, 7])
@@ -153,6 +154,12 @@ def test_every_criterion_that_fits_trains_every_logit(task, targets, criterion):
     assert total.isfinite()
     assert total > 0
     assert (logits.grad != 0).any(0).all()
+
+
+@pytest.mark.parametrize(("cls", "criterion"), [pair for pair in PAIRS if not fits(*pair)])
+def test_a_criterion_that_does_not_fit_is_refused(cls, task, criterion):
+    with pytest.raises(UserError, match=f"criterion {criterion.__name__} does not fit the task {cls.__name__}: give"):
+        TrainingLoss(Loss(criterion=criterion()), task, NAMES)
 
 
 @every_task
