@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
 import io
 import re
@@ -10,6 +9,7 @@ import shlex
 import shutil
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -150,27 +150,18 @@ def test_every_linked_section_exists(page):
             assert section in {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}, section
 
 
+def test_the_layers_of_contributing_are_those_that_are_enforced():
+    (shown,) = re.findall(r"^```\n(__main__\n.*?)^```", text_of("CONTRIBUTING.md"), flags=re.DOTALL | re.MULTILINE)
+    enforced = tomllib.loads(text_of("pyproject.toml"))["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert [re.split(r" \| |, ", re.split(r"  +", line)[0]) for line in shown.splitlines()] == [
+        re.split(r" [|:] ", layer.replace("fusion_pl.", "")) for layer in enforced
+    ]
+
+
 def block_with(page, words):
     """Return the one Python block of a page that contains some words."""
     (block,) = [block for block in blocks(page, "python") if words in block]
     return block
-
-
-def test_a_folder_per_class_becomes_the_table_of_the_readme(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("cat/1.jpg", "cat/1.wav", "dog/1.wav", "dog/2.flac"):
-        path = tmp_path / "data/pets" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    (tmp_path / "data/pets/cat/1.txt").write_text("on a sofa,\nasleep\n")
-    exec(block_with("README.md", "folder.glob"), {})
-    with open("data/pets/manifest.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert rows == [
-        {"text": "on a sofa,\nasleep", "image": "cat/1.jpg", "audio": "cat/1.wav", "label": "cat"},
-        {"text": "", "image": "", "audio": "dog/1.wav", "label": "dog"},
-        {"text": "", "image": "", "audio": "dog/2.flac", "label": "dog"},
-    ]
 
 
 def test_the_training_of_the_readme_runs(folder, manifest):
@@ -221,15 +212,15 @@ def test_the_commands_of_the_readme_run_in_their_order(pets, monkeypatch, capfd)
         words, standard_input = without_input(line)
         if words[0] == "cp":
             shutil.copy(*words[1:])
-        elif words[:2] == ["fusion-pl", "fit"] and "fusion_pl.data.ManifestData" in words:
-            assert run("fit", [*words[2:], *quick]) == 0
-            ran.append("fit")
+        elif words[:1] == ["fusion-pl"] and words[1] in {"fit", "test"} and "fusion_pl.data.ManifestData" in words:
+            assert run(words[1], [*words[2:], *quick]) == 0
+            ran.append(words[1])
         elif words[:2] == ["fusion-pl", "predict"]:
             monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(standard_input)))
             assert run("predict", words[2:]) == 0
             ran.append("predict")
             assert "does not exist" not in str(capfd.readouterr())
-    assert ran == ["fit"] * 3 + ["predict"] * 4
+    assert ran == ["fit", "test"] + ["fit"] * 2 + ["predict"] * 4
     assert [path.name for path in sorted(Path("lightning_logs").iterdir())] == ["films", "pets"]
     exec(compile(block_with("README.md", "lost.jpg"), "README.md", "exec"), {})
     label, *_, lost = capfd.readouterr().out.splitlines()

@@ -32,7 +32,7 @@ DESCRIPTIONS = {
     "validate": "Evaluate a checkpoint on the validation split, with the configuration of its training.",
     "test": "Evaluate a checkpoint on the test split, with the configuration of its training.",
     "predict": "Classify the rows of a table with a checkpoint file alone, without a configuration or the hub. Rows "
-    "are written in the order of the table as they are predicted; after a kill, the same command goes on. --input "
+    "are written in the order of the table as they are predicted; after a kill, the same command continues. --input "
     "gives a single sample instead, and --select the rows that are most worth labelling. The exit code is 0 if at "
     "least one row could be predicted, 1 if none could, 2 if an option is wrong.",
     "explain": "Explain the predictions for the rows of a table with a checkpoint file alone: how much each input "
@@ -42,7 +42,7 @@ DESCRIPTIONS = {
     "says cat, or does not, for two rows. The exit code is that of predict.",
     "evaluate": "Write one page about a checkpoint, on the labelled rows of a table: metrics with intervals, "
     "confusion, calibration, the hardest and the most doubtful samples, metrics by group with a warning for groups "
-    "on which the model is worse, and a second checkpoint beside it. The same command goes on after it was stopped.",
+    "on which the model is worse, and a second checkpoint beside it. The same command continues after it was stopped.",
     "serve": "Answer HTTP requests with the predictions of a checkpoint: POST /predict takes JSON or multipart, GET "
     "/openapi.json describes it, /health, /ready, /info and /metrics are for its operator. Samples of concurrent "
     "requests are predicted together. Only this machine can reach the server unless --host is given. Ctrl-C and "
@@ -61,7 +61,7 @@ DESCRIPTIONS = {
     "is wrong.",
     "data shard": "Write the table and its files to shards, a few large files that fusion_pl.data.ShardData reads from "
     "a folder or a URL: for file systems and object stores that are slow with many small files. The table is checked "
-    "first; the split and the hash of every row are kept. The same command goes on after it was stopped.",
+    "first; the split and the hash of every row are kept. The same command continues after it was stopped.",
 }
 EXAMPLES = {
     "fit": "--config configs/keypad.yaml --data.batch_size 16 --trainer.max_epochs 5 --model.fusion CrossAttention",

@@ -1,9 +1,11 @@
-"""Write the manifest of a public data set from its own files.
+"""Write the manifest of a folder per class, or of a public data set, from its files.
 
+    python -m fusion_pl.data.manifests folder FOLDER
     python -m fusion_pl.data.manifests cremad FOLDER
     python -m fusion_pl.data.manifests hateful_memes FOLDER
 
-FOLDER is the unpacked data set; its ``manifest.csv`` is written into it. No other file is changed.
+FOLDER contains a folder per class, or is the unpacked data set; its ``manifest.csv`` is written into it. No other file
+is changed.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fusion_pl.data.class_folders import class_folder_rows
 from fusion_pl.files import atomic_write
 from fusion_pl.types import UserError
 
@@ -154,7 +157,11 @@ def _hateful_memes_split(path: Path, split: str) -> list[Row]:
     return rows
 
 
-LAYOUTS: dict[str, Callable[[Path], list[Row]]] = {"cremad": cremad_rows, "hateful_memes": hateful_memes_rows}
+LAYOUTS: dict[str, Callable[[Path], list[Row]]] = {
+    "folder": class_folder_rows,
+    "cremad": cremad_rows,
+    "hateful_memes": hateful_memes_rows,
+}
 
 
 def write_manifest(layout: str, folder: str | Path) -> Path:
@@ -162,7 +169,7 @@ def write_manifest(layout: str, folder: str | Path) -> Path:
 
     Args:
         layout: a key of ``LAYOUTS``.
-        folder: the unpacked data set.
+        folder: folder that contains a folder per class, or the unpacked data set.
 
     Raises:
         UserError: if the folder has another layout, or a ``manifest.csv`` with another content.
@@ -178,16 +185,20 @@ def write_manifest(layout: str, folder: str | Path) -> Path:
         raise UserError(f"{path} exists and has another content: remove or rename it, so that it can be written")
     with atomic_write(path) as file:
         file.write(content.getvalue())
-    counts = Counter(row["split"] for row in rows)
-    print(f"{path}: {', '.join(f'{counts[split]:,} {split}' for split in ('train', 'val', 'test'))} rows")
+    if "split" in rows[0]:
+        counts = Counter(row["split"] for row in rows)
+        print(f"{path}: {', '.join(f'{counts[split]:,} {split}' for split in ('train', 'val', 'test'))} rows")
+    else:
+        labels = {row["label"] for row in rows}
+        print(f"{path}: {len(rows):,} rows of {len(labels):,} classes, with the columns {', '.join(rows[0])}")
     return path
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 2 after an error that the user can fix."""
     parser = argparse.ArgumentParser("python -m fusion_pl.data.manifests", description=__doc__.splitlines()[0])
-    parser.add_argument("layout", choices=list(LAYOUTS), help="which data set")
-    parser.add_argument("folder", help="folder of the unpacked data set, into which manifest.csv is written")
+    parser.add_argument("layout", choices=list(LAYOUTS), help="a folder per class, or which data set")
+    parser.add_argument("folder", help="folder of the classes or of the data set, into which manifest.csv is written")
     options = parser.parse_args(arguments)
     try:
         write_manifest(options.layout, options.folder)

@@ -13,7 +13,9 @@ import soundfile
 from PIL import Image
 
 from fusion_pl.cli.run import run
+from fusion_pl.data.class_folders import ENDINGS
 from fusion_pl.data.manifests import CREMAD_EMOTIONS, CREMAD_SENTENCES, main, write_manifest
+from fusion_pl.processors.image import FORMATS
 from fusion_pl.types import UserError
 from tests.commands import run_command
 
@@ -127,6 +129,63 @@ def test_another_layout_is_refused(layout, name, content, message, tmp_path):
 def test_a_folder_without_the_data_set_is_refused(layout, message, tmp_path):
     with pytest.raises(UserError, match=message):
         write_manifest(layout, tmp_path / "nothing")
+
+
+def write_pets(folder, *names):
+    """Files of a folder per class; only texts have a content."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes("on a sofa,\r\nasleep ü\n".encode() if name.endswith(".txt") else b"")
+    return folder
+
+
+def test_a_folder_per_class(tmp_path, capsys):
+    names = ["cat/1.JPG", "cat/1.wav", "cat/1.txt", "dog/1.ogg", "dog/2.flac", "dog/rex the 3rd.v2.tiff"]
+    folder = write_pets(tmp_path, *names, "cat/.DS_Store", ".cache/1.jpg", "notes.md")
+    assert main(["folder", str(folder)]) == 0
+    path = folder / "manifest.csv"
+    assert capsys.readouterr().out == f"{path}: 4 rows of 2 classes, with the columns text, image, audio, label\n"
+    assert rows_of(path) == [
+        {"text": "on a sofa,\nasleep ü", "image": "cat/1.JPG", "audio": "cat/1.wav", "label": "cat"},
+        {"text": "", "image": "", "audio": "dog/1.ogg", "label": "dog"},
+        {"text": "", "image": "", "audio": "dog/2.flac", "label": "dog"},
+        {"text": "", "image": "dog/rex the 3rd.v2.tiff", "audio": "", "label": "dog"},
+    ]
+
+
+def test_a_folder_per_class_has_the_columns_that_occur(tmp_path):
+    assert list(rows_of(write_manifest("folder", write_pets(tmp_path, "cat/1.wav", "dog/1.wav")))[0]) == [
+        "audio",
+        "label",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], r"has no folder with files: expected a folder per class, such as .*/cat/rex\.jpg"),
+        (["cat/1.heic"], r"cat/1\.heic has another format: .*\.jpeg.* \(image\); \.wav.*; convert it"),
+        (["cat/1.m4a"], r"cat/1\.m4a has another format"),
+        (["cat/old/1.jpg"], r"cat/old is a folder: .* move it elsewhere"),
+        (["cat/1.jpg", "cat/1.png"], r"cat/1\.jpg and .*cat/1\.png are both the image of one sample.*: rename one"),
+    ],
+)
+def test_files_that_are_no_sample_of_a_class_are_refused(names, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        write_manifest("folder", write_pets(tmp_path, *names))
+
+
+def test_a_text_file_in_another_encoding_is_refused(tmp_path):
+    write_pets(tmp_path, "cat/1.txt")
+    (tmp_path / "cat/1.txt").write_bytes("Café".encode("latin-1"))
+    with pytest.raises(UserError, match=r"cat/1\.txt is not in UTF-8 .*: save it in UTF-8"):
+        write_manifest("folder", tmp_path)
+
+
+def test_the_endings_of_a_folder_per_class_are_those_of_the_processors():
+    images = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+    assert set(ENDINGS["image"]) <= images
+    assert {f".{name.lower()}" for name in soundfile.available_formats()} >= {*ENDINGS["audio"]} - {".mp3"}
 
 
 def test_two_actors_are_too_few(tmp_path):
