@@ -64,7 +64,7 @@ def integrated_gradients(scores: SampleScores, name: str, index: int) -> PartEff
             f"from the change of the log-odds, {difference:+.3g}; use --method occlusion."
         )
     effects = effects_of_spans(attributions, found.positions, processor.spans(value))
-    remainder = float(attributions.double().sum()) - sum(effects.values())
+    remainder = float(attributions.cpu().double().sum()) - sum(effects.values())
     return PartEffects(effects, remainder=remainder, error=error)
 
 
@@ -87,7 +87,7 @@ def differentiable_input(scores: SampleScores, name: str, index: int) -> Differe
     baseline = torch.zeros_like(x) if x.dim() == 3 else x.mean((-2, -1), keepdim=True).expand_as(x)
 
     def log_odds(rows: Tensor) -> Tensor:
-        return scores.log_odds(scores.fuse_with(name, encode(rows)), index)
+        return scores.log_odds(scores.fuse_with(name, encode(rows)), index).to(rows)
 
     return DifferentiableInput(x, baseline, log_odds, positions)
 
@@ -142,14 +142,15 @@ def integrate(
             low, high = (
                 baseline + edge.view(-1, *[1] * (x.dim() - 1)) * (x - baseline) for edge in (some, some + width)
             )
-            attributions, errors = method.attribute(
-                high, low, n_steps=POINTS, method="gausslegendre", return_convergence_delta=True
-            )
+            with torch.backends.cudnn.flags(enabled=False):  # its recurrent layers have gradients in training only
+                attributions, errors = method.attribute(
+                    high, low, n_steps=POINTS, method="gausslegendre", return_convergence_delta=True
+                )
             large = errors.abs() > SMALL * tolerance
             total, rest = total + attributions[~large].sum(0), rest + attributions[large].sum(0)
             divided.append(some[large])
         points += POINTS * len(starts)
-        error = abs((total + rest).detach().double().sum().item() - difference)
+        error = abs((total + rest).detach().cpu().double().sum().item() - difference)
         if error <= tolerance or points >= MAX_POINTS or not any(map(len, divided)):
             return (total + rest).detach()[0], difference, error
         width /= DIVISIONS
@@ -166,7 +167,7 @@ def effects_of_spans(
         positions: part of the value of each position; one that lies in several spans counts in each by its common part.
         spans: parts of the value.
     """
-    sums = attributions.sum(-1 if attributions.dim() == 2 else 0).double().cpu().numpy()
+    sums = attributions.sum(-1 if attributions.dim() == 2 else 0).cpu().double().numpy()
     effects = {}
     for span in spans:
         total = sums

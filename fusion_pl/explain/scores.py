@@ -89,8 +89,8 @@ class SampleScores:
         return model.calibrate(model.fuse(inputs).logits, present)
 
     def log_odds(self, logits: Float[Tensor, "S L"], index: int) -> Float[Tensor, " S"]:
-        """Return the log-odds of a class."""
-        return self.predictor.task.log_odds(logits, index)
+        """Return the log-odds of a class, on the CPU: an Apple GPU has no double precision."""
+        return self.predictor.task.log_odds(logits.cpu(), index)
 
 
 def num_bytes(value: Any) -> int:
