@@ -47,11 +47,12 @@ class TensorBoardFigures(Callback):
             return
         self.outcomes = metrics_of_stage(trainer, pl_module).outcomes.compute().cpu()  # on every process: synchronizes
         if trainer.testing and pl_module.outputs.update_called:
-            outputs = pl_module.outputs.gather()
+            outputs = pl_module.outputs.gather()  # on every process, too
+            if not _should_log(trainer):
+                return
             wrong = ~pl_module.task.is_correct(calibrate_outputs(pl_module, outputs), outputs.target)
             figure = plot_risk_coverage(doubts_of(pl_module, outputs), wrong, evaluation_stage(trainer))
-            if _should_log(trainer):
-                _add_figure(trainer, "test/risk_coverage", figure, trainer.global_step)
+            _add_figure(trainer, "test/risk_coverage", figure, trainer.global_step)
 
     on_validation_epoch_end = on_test_epoch_end = _compute_outcomes
 
