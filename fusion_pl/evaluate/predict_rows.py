@@ -91,7 +91,8 @@ def predict_rows(model: EvaluatedModel, rows: NDArray[np.int64], parts: Parts, c
     """
     size = model.data.batch_size * PART_BATCHES
     starts = range(0, len(rows), size)
-    stored = {start: parts.load(f"predictions-{start}") for start in starts}
+    names = {start: f"predictions-{start}-{size}" for start in starts}
+    stored = {start: parts.load(name) for start, name in names.items()}
     missing = [start for start in starts if stored[start] is None]
     batches = _predict_batches(model, np.concatenate([rows[start : start + size] for start in missing] or [rows[:0]]))
     count = sum(-(-len(rows[start : start + size]) // model.data.batch_size) for start in missing)
@@ -101,7 +102,7 @@ def predict_rows(model: EvaluatedModel, rows: NDArray[np.int64], parts: Parts, c
         while sum(len(part["logits"]) for part in found) < wanted:
             found.append(next(tracked))
         stored[start] = part = _concatenate(found)
-        parts.store(f"predictions-{start}", part)
+        parts.store(names[start], part)
     next(tracked, None)  # ends the progress bar
     return _make_evaluation(model, rows, _concatenate([part for part in stored.values() if part is not None]))
 

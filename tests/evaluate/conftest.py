@@ -32,8 +32,13 @@ def evaluated(request, tmp_path_factory):
 def evaluation(evaluated, tmp_path_factory):
     """The predictions of that model."""
     folder, _ = evaluated
+    model, rows = load_rows(folder)
+    return predict_rows(model, rows, Parts(tmp_path_factory.mktemp("partial"), "key"), Console(quiet=True))
+
+
+def load_rows(folder):
+    """Return the model of ``best.ckpt`` with its table, and the rows of the test split."""
     arguments = ["--ckpt_path", folder / "best.ckpt", "--data.manifest", folder / "rows.csv", "--output", "out"]
     config = parse(evaluate_parser(), [*map(str, arguments), "--device", "cpu", "--data.num_workers", "0"])
     model, record = load_evaluated_model(config, config.ckpt_path)
-    rows = select_rows(model.data, "test", record).rows
-    return predict_rows(model, rows, Parts(tmp_path_factory.mktemp("partial"), "key"), Console(quiet=True))
+    return model, select_rows(model.data, "test", record).rows

@@ -12,17 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from fusion_pl import FusionClassifier
 from fusion_pl.data import ManifestData
 from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
 from fusion_pl.evaluate import scores
 from fusion_pl.evaluate.parts import Parts
+from fusion_pl.evaluate.predict_rows import predict_rows
 from fusion_pl.fusion import Concat
 from fusion_pl.predict import Predictor
 from tests.analysis.test_report import Page
 from tests.commands import run_command
 from tests.evaluate import models
+from tests.evaluate.conftest import load_rows
 from tests.evaluate.models import SPOILT, fit_model, read, results, write_table
 from tests.test_module import quiet_trainer
 
@@ -313,6 +316,17 @@ def test_a_killed_command_goes_on(evaluated, few_resamples, tmp_path, monkeypatc
     assert len(stored) == 2 * 1440 / 32 - len(kept)
     assert results() == results("whole")
     assert not Path("out/partial").exists()
+
+
+@only_multi_class
+def test_parts_of_another_batch_size_are_not_used(evaluated, tmp_path):
+    """After a stop for lack of memory, the command is repeated with smaller batches."""
+    folder, _ = evaluated
+    model, rows = load_rows(folder)
+    parts = Parts(tmp_path, "key")
+    for batch_size, size in ((8, 64), (5, 80)):  # of the first part alone, then of all rows
+        model.data.batch_size = batch_size
+        assert len(predict_rows(model, rows[:size], parts, Console(quiet=True))) == size
 
 
 @only_multi_class
