@@ -65,7 +65,8 @@ class Reference:
         if scores is None or not scores.predicted or "probability" not in scores.doubts:
             raise UserError(
                 "--reference needs the scores and the predictions of the validation samples, and the checkpoint has "
-                "none: train with fusion-pl fit of this version, which writes them"
+                "none: train with fusion-pl fit of this version, which writes them, or use best.ckpt instead of a "
+                "last.ckpt from within an epoch"
             )
         self.predictor, total = predictor, len(scores.conformity)
         confidences = 1 - scores.doubts["probability"]

@@ -80,6 +80,13 @@ class FitCalibration(Callback):
 
     on_validation_start = on_test_start = _discard_outputs
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        """Discard the scores and detectors of the last validation, because a step changes the weights.
+
+        The temperature is kept: that of slightly older weights is better than none.
+        """
+        pl_module.validation_scores, pl_module.outlier_detectors = None, {}
+
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Fit the calibration, and store the scores of the samples; all processes have the calibration of rank 0."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or not pl_module.outputs.update_called:
@@ -98,9 +105,11 @@ class FitCalibration(Callback):
         is_finite = bool(whole.logits.isfinite().all())
         self.reliability = reliability_bins(task, {"before": whole.logits} | after, whole.target) if is_finite else {}
         probabilities = task.probabilities(calibrated)
-        task.choose_thresholds(probabilities, whole.target)
+        every = Outputs(*(values[outputs.complete] for values in outputs))
+        predictions = task.probabilities(calibrate_outputs(pl_module, every)), every.target
+        task.choose_thresholds(*predictions)
         with averaged_weights(trainer, pl_module):  # those of the validation and of the checkpoint
-            task.choose_thresholds(probabilities, whole.target)
+            task.choose_thresholds(*predictions)  # again: thresholds are exchanged with the weights
             pl_module.outlier_detectors = fit_outlier_detectors(trainer, pl_module)
         pl_module.embeddings.reset()
         pl_module.validation_scores = None

@@ -97,7 +97,7 @@ def decision_rules(
     if scores is None:
         raise UserError(
             f"{option} needs the scores of the validation samples, and the checkpoint has none: train with fusion-pl "
-            "fit of this version, which writes them"
+            "fit of this version, which writes them, or use best.ckpt instead of a last.ckpt from within an epoch"
         )
     if coverage_by_class and scores.target is None:
         raise UserError(

@@ -24,8 +24,10 @@ from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Concat
 from fusion_pl.losses import Focal
 from fusion_pl.tasks import MultiClass, MultiLabel, Ordinal
+from fusion_pl.tasks.multi_label_metrics import best_thresholds
 from fusion_pl.training import Loss
 from fusion_pl.types import UserError
+from fusion_pl.uncertainty import calibration
 from tests.commands import fork_spawned_processes, run_command
 
 TAGS = ["crime", "drama", "war"]
@@ -110,6 +112,20 @@ def test_validate_reports_what_fit_reported(here):
 
 
 BEST = "lightning_logs/version_0/checkpoints/best.ckpt"
+
+
+def test_thresholds_are_chosen_with_all_rows_of_a_large_validation(here, monkeypatch):
+    """The calibration is fitted on an even selection of them."""
+    monkeypatch.setattr(calibration, "MAX_SAMPLES", 8)
+    assert run("fit", ["--config", "config.yaml", "--trainer.logger.name", "large", "--trainer.max_epochs", "1"]) == 0
+    predictor = Predictor.from_checkpoint("lightning_logs/large/version_0/checkpoints/best.ckpt", device="cpu")
+    with open("rows.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "val"]
+    found = [one.probabilities for one in predictor.predict([{"text": row["text"]} for row in rows])]
+    probabilities = torch.tensor([[one[name] for name in TAGS] for one in found])
+    target = torch.tensor([[int(name in row["tags"].split("|")) for name in TAGS] for row in rows])
+    expected = best_thresholds(probabilities, target)
+    torch.testing.assert_close(predictor.model.task.thresholds, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_predictions_have_labels_above_their_thresholds(here, capsys):

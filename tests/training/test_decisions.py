@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from fusion_pl import Predictor
 from fusion_pl.checkpoint import build_model, read_checkpoint
 from fusion_pl.cli.run import run
 from fusion_pl.types import UserError
 from tests.calibrated import DATA, best, fit, predict, results, table, write_table
-from tests.texts import BEST
+from tests.texts import BEST, load
 
 
 def validation_rows():
@@ -94,13 +95,40 @@ def test_rules_that_cannot_be_followed_are_refused(options, message, here, capsy
 
 
 def test_the_head_evidential_has_its_own_doubt(here):
-    assert fit("--trainer.logger.init_args.save_dir", "evidence", epochs=1, head="Evidential") == 0
+    options = ["--trainer.logger.init_args.save_dir", "evidence", "--model.calibration", "none"]
+    assert fit(*options, epochs=1, head="Evidential") == 0
     checkpoint = str(best("evidence"))
     options = ["--output", "evidence.jsonl", "--abstain", "0.5", "--doubt", "evidential"]
     assert run("predict", ["--ckpt_path", checkpoint, *DATA, *options]) == 0
     lines = [json.loads(line) for line in Path("evidence.jsonl").read_text().splitlines()]
     rows = validation_rows()
     assert sum(not lines[row]["abstained"] for row in rows) == pytest.approx(len(rows) / 2, abs=2)
+    config = "evidence/version_0/config.yaml"
+    assert run("test", ["--config", config, "--ckpt_path", checkpoint]) == 0
+    assert set(results(1, "evidence")["prediction_sets"]) == {"0.8", "0.9", "0.95"}  # also without calibration
+
+
+class FailWithinEpoch(Callback):
+    """Fail in the second epoch, after a step that follows the best validation."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == 1:
+            raise UserError("no more")
+
+
+def test_a_checkpoint_from_within_an_epoch_has_no_scores_of_older_weights(here, capsys):
+    options = ["--trainer.logger.init_args.save_dir", "stopped", "--trainer.callbacks", f"{__name__}.FailWithinEpoch"]
+    assert fit(*options, epochs=2) == 2
+    last = best("stopped").with_name("last.ckpt")
+    assert load(best("stopped"))["fusion_pl"]["outlier_detectors"]
+    content = load(last)["fusion_pl"]
+    assert (content["validation_scores"], content["outlier_detectors"]) == (None, {})
+    assert content["calibration"] == load(best("stopped"))["fusion_pl"]["calibration"]
+    for option in (["--coverage", "0.9"], ["--abstain", "0.7"], ["--outliers", "true"]):
+        assert run("predict", ["--ckpt_path", str(last), *DATA, "--output", "last.csv", *option]) == 2
+        message = capsys.readouterr().err
+        assert "the checkpoint has none" in message
+        assert "use best.ckpt" in message
 
 
 @pytest.fixture(scope="module")
