@@ -1,4 +1,4 @@
-"""The processes of a server: stop, replacement, ports and tokens, as a user meets them."""
+"""The process of a server: mistakes, stop, ports and tokens, as a user meets them."""
 
 from __future__ import annotations
 
