@@ -1,9 +1,8 @@
-"""Train a step with FSDP on two processes and write the parameter groups to a file: python -m tests.sharded."""
+"""Train a step with FSDP on two processes and write the parameter groups to a file."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -67,7 +66,3 @@ def main(manifest: str, path: str) -> None:
         found["joined"] = str(error)
     if trainer.is_global_zero:
         Path(path).write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

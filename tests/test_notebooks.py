@@ -10,14 +10,14 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-BUDGET = {"EPOCHS": "1", "BATCH_SIZE": "32"}  # what a test changes of the cell that is tagged "parameters"
+BUDGET = {"EPOCHS": "1", "BATCH_SIZE": "16"}  # what a test changes of the cell that is tagged "parameters"
 FEWER_SAMPLES = """
 from dataclasses import replace
 
 from fusion_pl.data import Keypad, Street
 
 for demo in (Keypad, Street):
-    demo.dataset = replace(demo.dataset, sizes={"train": 400, "val": 100, "test": 100})
+    demo.dataset = replace(demo.dataset, sizes={"train": 160, "val": 80, "test": 60})
 """
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

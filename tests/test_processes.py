@@ -144,8 +144,8 @@ def test_one_process_resumes_a_run_of_two(folder, fitted, tmp_path, monkeypatch)
 def sharded(manifest, tmp_path_factory):
     """Parameter groups with FSDP, and the path of its checkpoint."""
     folder = tmp_path_factory.mktemp("sharded")
-    call = [sys.executable, "-m", "tests.sharded", str(manifest), str(folder / "found.json")]
-    done = subprocess.run(call, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
+    code = "import sys; from tests.sharded import main; main(*sys.argv[1:])"
+    done = run_command(manifest, folder / "found.json", processes=2, code=code)
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "found.json").read_text()), folder / "sharded.ckpt"
 

@@ -228,7 +228,6 @@ def test_the_trainer_draws_by_weight_on_two_processes(toy, processors, tmp_path)
 
 # ------------------------------------------------------------------------------------------------------------- command
 SAMPLINGS = [
-    ["--data.sampling", "class_balanced"],
     ["--data.sample_weight", "weight"],
     ["--data.bucket_by_length", "true"],
     ["--data.sampling", "class_balanced", "--data.bucket_by_length", "true"],
