@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,17 @@ from fusion_pl.encoders.layer_mixing import Combine
 from fusion_pl.encoders.pretrained import PretrainedEncoder
 from fusion_pl.fusion import Mean
 from fusion_pl.types import Encoded, UserError
+
+
+def families_and_combinations(families: Iterable[str], examples: Iterable[str]) -> list[tuple[str, Combine]]:
+    """Return pairs for ``check_combined_hidden_layers``: the layers depend on the family, what combines them does not.
+
+    Args:
+        families: all families of models.
+        examples: families whose layers are combined in every way.
+    """
+    others: tuple[Combine, ...] = ("concat", "attention")
+    return [*((name, "sum") for name in families), *((name, combine) for name in examples for combine in others)]
 
 
 def encode(encoder: PretrainedEncoder, values: Sequence[Any]) -> Encoded:

@@ -89,11 +89,13 @@ def test_invalid_hidden_layers_are_refused(named):
     contract.check_hidden_layers_errors(AudioEncoder, folder)
 
 
-@pytest.mark.parametrize("combine", ["concat", "sum", "attention"])
+@pytest.mark.parametrize(
+    ("named", "combine"),
+    contract.families_and_combinations([name for name in AUDIOS if name != "clap"], ["wav2vec2-layer", "ast"]),
+    indirect=["named"],
+)
 def test_combined_hidden_layers(named, combine):
-    name, folder = named
-    if name != "clap":
-        contract.check_combined_hidden_layers(AudioEncoder, folder, CLIPS, combine)
+    contract.check_combined_hidden_layers(AudioEncoder, named[1], CLIPS, combine)
 
 
 def test_tokens_are_those_of_the_saved_model(named, encoder):

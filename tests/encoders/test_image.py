@@ -89,14 +89,20 @@ def test_invalid_hidden_layers_are_refused(folder):
     contract.check_hidden_layers_errors(ImageEncoder, folder)
 
 
-@pytest.mark.parametrize("combine", ["concat", "sum", "attention", "pyramid"])
+@pytest.mark.parametrize(
+    ("named", "combine"), contract.families_and_combinations(IMAGES, ["vit", "resnet"]), indirect=["named"]
+)
 def test_combined_hidden_layers(named, combine):
+    contract.check_combined_hidden_layers(ImageEncoder, named[1], PICTURES, combine)
+
+
+def test_a_pyramid_of_hidden_layers(named):
     name, folder = named
-    if combine == "pyramid" and name not in (*CONVOLUTIONAL, "swin"):
-        with pytest.raises(UserError, match="are sequences, and a pyramid needs feature maps"):
-            ImageEncoder(str(folder), hidden_layers=[0, -1], combine=combine)
-    else:
-        contract.check_combined_hidden_layers(ImageEncoder, folder, PICTURES, combine)
+    if name in (*CONVOLUTIONAL, "swin"):
+        contract.check_combined_hidden_layers(ImageEncoder, folder, PICTURES, "pyramid")
+        return
+    with pytest.raises(UserError, match="are sequences, and a pyramid needs feature maps"):
+        ImageEncoder(str(folder), hidden_layers=[0, -1], combine="pyramid")
 
 
 def reference(name, folder, pictures):

@@ -84,7 +84,9 @@ def test_invalid_hidden_layers_are_refused(folder):
     contract.check_hidden_layers_errors(TextEncoder, folder)
 
 
-@pytest.mark.parametrize("combine", ["concat", "sum", "attention"])
+@pytest.mark.parametrize(
+    ("folder", "combine"), contract.families_and_combinations(TEXTS, ["bert", "t5"]), indirect=["folder"]
+)
 def test_combined_hidden_layers(folder, combine):
     contract.check_combined_hidden_layers(TextEncoder, folder, TEXTS_OF_A_BATCH, combine)
 
