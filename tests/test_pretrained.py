@@ -91,7 +91,7 @@ def test_a_real_model_learns_from_a_handful_of_sentences(tmp_path):
     table = ["text,label,split", *(f"{row},train" for row in rows), *held_out]
     (tmp_path / "m.csv").write_text("\n".join(table) + "\n")
     encoder = {"class_path": "fusion_pl.encoders.TextEncoder", "init_args": {"pretrained": "minilm", "freeze": "all"}}
-    config = write_config(tmp_path / "c.yaml", {"text": encoder}, {"manifest": "m.csv", "batch_size": 5}, max_epochs=15)
+    config = write_config(tmp_path / "c.yaml", {"text": encoder}, {"manifest": "m.csv", "batch_size": 2}, max_epochs=6)
     assert run("fit", ["--config", config]) == 0
     shutil.rmtree(tmp_path / "minilm")
     predictor = Predictor.from_checkpoint("lightning_logs/version_0/checkpoints/last.ckpt")
