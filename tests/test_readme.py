@@ -150,6 +150,12 @@ def test_every_linked_section_exists(page):
             assert section in {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}, section
 
 
+def test_the_page_of_the_benchmarks_shows_every_script():
+    shown = {words[2] for words in shell_lines("benchmarks/README.md") if words[:2] == ["python", "-m"]}
+    scripts = {path for path in ROOT.glob("benchmarks/*.py") if '"__main__"' in path.read_text(encoding="utf-8")}
+    assert shown == {f"benchmarks.{path.stem}" for path in scripts}
+
+
 def test_the_layers_of_contributing_are_those_that_are_enforced():
     (shown,) = re.findall(r"^```\n(__main__\n.*?)^```", text_of("CONTRIBUTING.md"), flags=re.DOTALL | re.MULTILINE)
     enforced = tomllib.loads(text_of("pyproject.toml"))["tool"]["importlinter"]["contracts"][0]["layers"]
