@@ -85,6 +85,8 @@ class Pixels:
             if pixels > (Image.MAX_IMAGE_PIXELS or math.inf) or pixels * scans > 2**30:
                 raise ValueError(f"{pixels} pixels in {scans} scans are too many")
         image = ImageOps.exif_transpose(value)
+        if not image.width or not image.height:
+            raise ValueError("it has no pixels")
         if image.mode in ("L", "RGB") and "transparency" not in image.info:
             return image
         if image.mode == "F" or image.mode.startswith("I"):
@@ -230,9 +232,11 @@ class Vectors:
         if isinstance(value, (list, tuple, int, float)):
             value = value if isinstance(value, (list, tuple)) else [value]
             missing = [is_missing(one) for row in value for one in (row if isinstance(row, (list, tuple)) else [row])]
-            if (count := sum(missing)) and (all(missing) or not self.flags):
+            if any(missing) and (all(missing) or not self.flags):
                 return None
-            value = np.array(value, np.float64)
+            numbers = np.array(value, np.float64)
+            count = sum(is_missing(number) for number in np.array(value, object).flat) if self.flags else 0
+            value = numbers
         elif not isinstance(value, np.ndarray):
             value = self._read(_content(value, "a vector", "an array or a list"))
         has_shape = value.ndim in (1, 2) and value.shape[-1] == len(self.mean) and len(value)

@@ -142,7 +142,7 @@ def _convert_audio(value: Any) -> Waveform:
     if not (isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], (Tensor, np.ndarray))):
         raise type_error
     raw, rate = value
-    if not (isinstance(rate, (int, float, np.integer)) and rate > 0 and int(rate) == rate):
+    if not (isinstance(rate, (int, float, np.integer)) and rate > 0 and rate % 1 == 0):
         raise UserError(f"the rate of an audio input must be a positive whole number of Hz, got {rate!r}")
     samples = np.atleast_2d(raw.detach().cpu().float().numpy() if isinstance(raw, Tensor) else raw)
     name = str(raw.dtype).removeprefix("torch.")

@@ -191,8 +191,10 @@ def read_bytes(source: Source) -> bytes:
 
 def describe_type(value: Any) -> str:
     """Return the type of a value, with shape and element type for arrays, for messages."""
-    shape = getattr(value, "shape", None)
-    return type(value).__name__ + ("" if shape is None else f" of shape {tuple(shape)} and type {value.dtype}")
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)  # a memoryview has the first alone
+    return type(value).__name__ + (
+        "" if dtype is None or shape is None else f" of shape {tuple(shape)} and type {dtype}"
+    )
 
 
 def check_path(name: str, processor: Processor, value: Any, open_paths: bool) -> None:

@@ -140,7 +140,9 @@ def _convert_image(value: Any) -> Image.Image:
 
 
 def to_eight_bit(image: Image.Image) -> Image.Image:
-    """Convert an image to mode L or RGB; return the same object if it already has this mode."""
+    """Convert an image to mode L or RGB, or return the same object if it has this mode; refuse one without pixels."""
+    if not image.width or not image.height:
+        raise ValueError(f"it has {image.width} × {image.height} pixels")
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
