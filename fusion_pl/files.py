@@ -90,3 +90,9 @@ def check_regular_file(path: str | os.PathLike[str]) -> None:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
     if not stat.S_ISREG(mode):
         raise UserError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'not a file'}: give the path of a file")
+
+
+def check_output_folder(output: Path) -> None:
+    """Raise a ``UserError`` if the folder of ``--output`` cannot be made, because it is, or lies below, a file."""
+    if any(path.is_file() for path in (output, *output.parents)):
+        raise UserError(f"--output {output} is, or lies below, a file: give a folder")

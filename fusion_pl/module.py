@@ -181,6 +181,10 @@ class FusionClassifier(FusionCore, LightningModule):
         """
         return logits.float() if self.calibration is None else self.calibration.apply(logits, present)
 
+    def calibrated_logits(self, encoded: dict[str, Encoded], present: Present) -> Tensor:
+        """Return the logits of encoded inputs, calibrated as for predictions with these inputs."""
+        return self.calibrate(self.fuse(encoded).logits, present)
+
     def compute_losses(self, batch: Batch) -> tuple[dict[str, Tensor], Fused]:
         """Return the terms of the training loss of a batch with targets, and the output of the fusion head."""
         encoded, pairs = self.encode(batch), None

@@ -114,3 +114,11 @@ def _check_pickle(data: bytes) -> None:
                 raise RefusedFileError("it contains bytes in a form that torch.save does not write")
         elif pushed == (BYTES_GLOBAL,):
             expected = ["text", "latin1", "TUPLE2", "REDUCE"]
+
+
+def is_complete_tensor(value: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+    """Return whether a value of a file is a dense tensor of finite numbers, each of which the file contains."""
+    if type(value) is not torch.Tensor or value.layout != torch.strided or value.is_meta:
+        return False
+    is_complete = value.shape == shape and value.dtype == dtype and value.nbytes <= value.untyped_storage().nbytes()
+    return is_complete and bool(value.isfinite().all())

@@ -16,6 +16,7 @@ from fusion_pl.cli.run import ParserOnly, build_cli, build_parser
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.shard_data import ShardData
 from fusion_pl.data.shard_writer import ShardWriter
+from fusion_pl.files import check_output_folder
 from fusion_pl.training.console import configure_logging
 from fusion_pl.training.interrupt import StopSignals
 from fusion_pl.types import UserError
@@ -40,9 +41,8 @@ class ShardCLI(DataCLI):
 
     def check_options(self) -> None:
         """Raise an error for options out of range."""
-        output, size = Path(self.options.output), self.options.shard_size
-        if any(path.is_file() for path in (output, *output.parents)):
-            raise UserError(f"--output {output} is, or lies below, a file: give a folder")
+        size = self.options.shard_size
+        check_output_folder(Path(self.options.output))
         if not 0 < size < float("inf"):
             raise UserError(f"--shard_size must be a number of MiB above 0, not {size}")
 

@@ -20,6 +20,7 @@ from fusion_pl.data.shard_data import ShardData
 from fusion_pl.data_check.check import CheckedTable, check_table
 from fusion_pl.data_check.cleaned import FORMATS, check_columns, write_cleaned
 from fusion_pl.data_check.report import write_report
+from fusion_pl.files import check_output_folder
 from fusion_pl.messages import escape_unprintable
 from fusion_pl.training.console import configure_logging
 from fusion_pl.training.interrupt import StopSignals
@@ -119,8 +120,7 @@ def _count(number: int, noun: str) -> str:
 
 def _check_paths(output: Path, cleaned: Path | None) -> None:
     """Raise an error, before anything is opened, for files that cannot be written."""
-    if any(path.is_file() for path in (output, *output.parents)):
-        raise UserError(f"--output {output} is, or lies below, a file: give a folder")
+    check_output_folder(output)
     if cleaned is None:
         return
     if cleaned.suffix.lower() not in FORMATS:

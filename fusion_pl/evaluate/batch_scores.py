@@ -44,7 +44,7 @@ class BatchScores:
                 name: value if torch.equal(masks[name], self.batch.present[name]) else keep_rows(value, masks[name])
                 for name, value in self.encoded.items()
             }
-            return self._fuse(inputs, masks)
+            return self.predictor.model.calibrated_logits(inputs, masks).cpu()
 
     def of_values(self, name: str, tensors: Mapping[str, Tensor]) -> Float[Tensor, "B L"]:
         """Return the logits with other values of one input.
@@ -57,9 +57,5 @@ class BatchScores:
         assert isinstance(encoder, Encoder)
         with torch.inference_mode():
             rows = encoder(**{key: tensor.to(self.predictor.device) for key, tensor in tensors.items()})
-            return self._fuse(self.encoded | {name: scatter_rows(rows, present[name])}, present)
-
-    def _fuse(self, inputs: dict[str, Encoded], present: Mapping[str, Bool[Tensor, " B"]]) -> Float[Tensor, "B L"]:
-        """Return the logits of the head, calibrated as for predictions with these inputs."""
-        model = self.predictor.model
-        return model.calibrate(model.fuse(inputs).logits, present).cpu()
+            inputs = self.encoded | {name: scatter_rows(rows, present[name])}
+            return self.predictor.model.calibrated_logits(inputs, present).cpu()

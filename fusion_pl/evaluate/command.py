@@ -38,7 +38,7 @@ from fusion_pl.evaluate.rows import EvaluatedSplit, LabelledRows, select_rows, t
 from fusion_pl.evaluate.samples import doubtful_section, hardest_section
 from fusion_pl.evaluate.scores import metrics_section, resample
 from fusion_pl.evaluate.section import EvaluationSection
-from fusion_pl.files import sha256
+from fusion_pl.files import check_output_folder, sha256
 from fusion_pl.messages import escape_unprintable
 from fusion_pl.predict import Predictor
 from fusion_pl.training.interrupt import StopSignals
@@ -97,8 +97,7 @@ def evaluate_command(arguments: list[str]) -> int:
     """Run ``fusion-pl evaluate``."""
     config = parse_checkpoint_command(evaluate_parser(), arguments)
     output = Path(config.output)
-    if any(path.is_file() for path in (output, *output.parents)):
-        raise UserError(f"--output {output} is, or lies below, a file: give a folder")
+    check_output_folder(output)
     if config.max_samples < 1:
         raise UserError(f"--max_samples is {config.max_samples}, expected a number of rows of at least 1")
     model, record = load_evaluated_model(config, config.ckpt_path)

@@ -14,7 +14,7 @@ from torchmetrics.functional.classification import binary_average_precision, bin
 from fusion_pl.analysis.page import Table
 from fusion_pl.evaluate.evaluation import Evaluation
 from fusion_pl.evaluate.section import EvaluationSection, make_pictures, percent
-from fusion_pl.metrics import equal_mass_bins
+from fusion_pl.training.calibration_report import reliability_bins
 from fusion_pl.training.decision_report import describe_decisions
 from fusion_pl.training.figures import plot_reliability, plot_risk_coverage
 from fusion_pl.uncertainty.calibration import calibration_scores
@@ -104,10 +104,7 @@ def calibration_section(evaluation: Evaluation) -> EvaluationSection:
     if calibration is not None:
         logits["after"] = evaluation.logits
     scores = {moment: calibration_scores(task, values, target) for moment, values in logits.items()}
-    bins = {
-        moment: equal_mass_bins(*task.confidences(task.probabilities(values), target))
-        for moment, values in logits.items()
-    }
+    bins = reliability_bins(task, logits, target)
     lines = [
         (moment, f"{percent(values['ece'])} %", f"{values['brier']:.4f}", f"{values['nll']:.4f}")
         for moment, values in scores.items()

@@ -18,6 +18,7 @@ from fusion_pl.evaluate.section import ALPHA, EvaluationSection, interval_text, 
 from fusion_pl.messages import join_names
 
 MIN_ROWS = 10  # of a group that is tested
+MAX_GROUPS = 20  # of a column whose smaller groups are shown, too
 TEXT = (
     "A group is compared with all other rows. The p-value is that of a one-sided permutation test: the probability "
     "that as many rows, drawn at random, have a mean {error} at least as large as that of the group. It is corrected "
@@ -122,6 +123,7 @@ def _measure_group(evaluation: Evaluation, name: str, in_group: NDArray[np.bool_
 def _table(evaluation: Evaluation, name: str, groups: Sequence[Group]) -> Table:
     score, error = (text.replace("_", " ") for text in (evaluation.task.score, evaluation.task.error))
     has_error = evaluation.task.error != "error_rate"
+    shown = [group for group in groups if group.rows >= MIN_ROWS or len(groups) <= MAX_GROUPS]
     header = (
         "group",
         "rows",
@@ -141,10 +143,8 @@ def _table(evaluation: Evaluation, name: str, groups: Sequence[Group]) -> Table:
             f"{group.loss:.3f}",
             "too few rows" if group.rows < MIN_ROWS else p_value_text(group.p_value),
         )
-        for group in groups
-        if group.rows >= MIN_ROWS or len(groups) <= 20
+        for group in shown
     ]
-    shown = [group for group in groups if group.rows >= MIN_ROWS or len(groups) <= 20]
     worse = [index for index, group in enumerate(shown) if group.is_worse]
     return Table(header, lines, caption=name, highlighted=worse)
 

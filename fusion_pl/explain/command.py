@@ -16,7 +16,7 @@ from fusion_pl.data.rows import ManifestRows
 from fusion_pl.explain.explainer import Explainer, Method
 from fusion_pl.explain.explanation import Explanation
 from fusion_pl.explain.report import Section, make_section, write_page
-from fusion_pl.files import atomic_write
+from fusion_pl.files import atomic_write, check_output_folder
 from fusion_pl.messages import did_you_mean, escape_unprintable
 from fusion_pl.training.interrupt import StopSignals
 from fusion_pl.types import UserError
@@ -58,8 +58,7 @@ def explain_command(arguments: list[str]) -> int:
     """Run ``fusion-pl explain``; return 1 if no row could be explained, else 0."""
     config = parse_checkpoint_command(explain_parser(), arguments)
     output = Path(config.output)
-    if any(path.is_file() for path in (output, *output.parents)):
-        raise UserError(f"--output {output} is, or lies below, a file: give a folder")
+    check_output_folder(output)
     if config.limit < 1:
         raise UserError(f"--limit is {config.limit}, expected a number of rows of at least 1")
     predictor, data = load_model(config)

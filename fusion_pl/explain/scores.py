@@ -60,7 +60,7 @@ class SampleScores:
             present = {name: given.get(name, rows.new_zeros(len(rows))) for name in self.encoded}
             with torch.no_grad():
                 inputs = {name: _repeat(value, present[name]) for name, value in self.encoded.items()}
-                logits.append(self._fuse(inputs, present).cpu())
+                logits.append(self.predictor.model.calibrated_logits(inputs, present).cpu())
         return torch.cat(logits)
 
     def of_values(self, name: str, values: Iterable[Any]) -> Float[Tensor, "S L"]:
@@ -81,12 +81,7 @@ class SampleScores:
         rows = torch.ones(len(replaced.embedding), dtype=torch.bool, device=replaced.embedding.device)
         present = {other: rows & (other in self.names) for other in self.encoded}
         inputs = {other: _repeat(value, present[other]) for other, value in self.encoded.items()}
-        return self._fuse(inputs | {name: replaced}, present)
-
-    def _fuse(self, inputs: dict[str, Encoded], present: dict[str, Bool[Tensor, " S"]]) -> Float[Tensor, "S L"]:
-        """Return the logits of the head, calibrated as for predictions with these inputs."""
-        model = self.predictor.model
-        return model.calibrate(model.fuse(inputs).logits, present)
+        return self.predictor.model.calibrated_logits(inputs | {name: replaced}, present)
 
     def log_odds(self, logits: Float[Tensor, "S L"], index: int) -> Float[Tensor, " S"]:
         """Return the log-odds of a class, on the CPU: an Apple GPU has no double precision."""

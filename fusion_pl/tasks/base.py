@@ -212,3 +212,8 @@ class Task(Configurable, nn.Module, ABC):
     def format_decision(self, value: Any) -> Any:
         """Return a value of ``prediction_fields`` as a cell of a table."""
         return value
+
+
+def cell_text(cell: str | tuple[str, ...]) -> str:
+    """Return a cell of a ``LabelColumn`` as one text, without spaces around it."""
+    return cell.strip() if isinstance(cell, str) else ", ".join(cell)

@@ -14,7 +14,7 @@ from torchmetrics import Metric, MetricCollection
 
 from fusion_pl.messages import did_you_mean, join_names
 from fusion_pl.metrics import classification_metrics, confusion_matrix, per_class_metrics
-from fusion_pl.tasks.base import LabelColumn, Logits, Probabilities, Target, Targets, Task
+from fusion_pl.tasks.base import LabelColumn, Logits, Probabilities, Target, Targets, Task, cell_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,13 +29,13 @@ class MultiClass(Task):
 
     def infer_classes(self, columns: Sequence[LabelColumn]) -> list[str]:
         """Return the distinct labels, in numeric order if all are integers, else in alphabetical order."""
-        return sorted_classes(_text(cell) for cell in columns[0].cells)
+        return sorted_classes(cell_text(cell) for cell in columns[0].cells)
 
     def read_targets(self, columns: Sequence[LabelColumn], classes: Sequence[str]) -> Targets:
         """Return the class index of each row, -1 if its label is not one of the classes."""
         index = {name: target for target, name in enumerate(classes)}
         (column,) = columns
-        return np.array([*(index.get(_text(cell), -1) for cell in column.cells), -1], np.int64)[column.codes]
+        return np.array([*(index.get(cell_text(cell), -1) for cell in column.cells), -1], np.int64)[column.codes]
 
     def find_invalid(self, columns: Sequence[LabelColumn], classes: Sequence[str]) -> list[NDArray[np.bool_]]:
         """Return for each row whether its label is empty or not one of the classes."""
@@ -43,7 +43,7 @@ class MultiClass(Task):
 
     def explain_invalid(self, cell: str | tuple[str, ...] | None, classes: Sequence[str], several_columns: bool) -> str:
         """Return what is wrong with a label, and what to do."""
-        if not (label := _text(cell or "")):
+        if not (label := cell_text(cell or "")):
             return "the label is empty: give the row a class, or remove it"
         text = f"{label!r} is not one of the classes {join_names(classes)}{did_you_mean(label, classes)}"
         if set(label.split("|")) <= set(classes):
@@ -151,7 +151,3 @@ def sorted_classes(names: Iterable[str]) -> list[str]:
     if all(name.removeprefix("-").isdecimal() for name in distinct):
         return sorted(distinct, key=lambda name: (int(name), name))
     return sorted(distinct)
-
-
-def _text(cell: str | tuple[str, ...]) -> str:
-    return cell.strip() if isinstance(cell, str) else ", ".join(cell)

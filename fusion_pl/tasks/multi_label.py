@@ -16,7 +16,7 @@ from torchmetrics import Metric, MetricCollection
 
 from fusion_pl.losses import BinaryCrossEntropy
 from fusion_pl.messages import did_you_mean, join_names
-from fusion_pl.tasks.base import LabelColumn, Logits, Probabilities, Target, Targets, Task
+from fusion_pl.tasks.base import LabelColumn, Logits, Probabilities, Target, Targets, Task, cell_text
 from fusion_pl.tasks.multi_class import sorted_classes
 from fusion_pl.tasks.multi_label_metrics import Outcomes, best_thresholds, f1_scores, multi_label_metrics
 from fusion_pl.types import UserError
@@ -102,7 +102,7 @@ class MultiLabel(Task):
     def find_invalid(self, columns: Sequence[LabelColumn], classes: Sequence[str]) -> list[NDArray[np.bool_]]:
         """Return whether each cell has unknown names; of several columns, whether it is not 1, 0 or empty."""
         if len(columns) > 1:
-            flags = [[_text(cell).lower() in {*FLAGS, ""} for cell in column.cells] for column in columns]
+            flags = [[cell_text(cell).lower() in {*FLAGS, ""} for cell in column.cells] for column in columns]
         else:
             names = [self.read_names(cell) for cell in columns[0].cells]
             flags = [[found is not None and set(found) <= set(classes) for found in names]]
@@ -120,7 +120,7 @@ class MultiLabel(Task):
         return f"{unknown!r} is not one of the labels {join_names(classes)}{did_you_mean(unknown, classes)}"
 
     def _read_flags(self, column: LabelColumn) -> NDArray[np.int64]:
-        values = [FLAGS.get(_text(cell).lower(), UNKNOWN) for cell in column.cells]
+        values = [FLAGS.get(cell_text(cell).lower(), UNKNOWN) for cell in column.cells]
         return np.array([*values, UNKNOWN], np.int64)[column.codes]
 
     def read_names(self, cell: str | tuple[str, ...]) -> list[str] | None:
@@ -285,7 +285,3 @@ class MultiLabel(Task):
     def format_decision(self, value: Any) -> Any:
         """Return the labels as one text."""
         return None if value is None else self.separator.join(value)
-
-
-def _text(cell: str | tuple[str, ...]) -> str:
-    return cell.strip() if isinstance(cell, str) else ", ".join(cell)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fusion_pl.torch_files import is_complete_tensor
 from fusion_pl.types import Encoded, Fused, UserError
 
 MIN_SAMPLES = 50  # of training, and of validation
@@ -174,21 +175,15 @@ def read_detectors(config: Mapping[str, Any], dims: Mapping[str, int]) -> dict[s
     detectors = {}
     try:
         for name, content in (config.get("outlier_detectors") or {}).items():
-            dim = dims.get(name, content["whitening"].shape[-1])  # the model tells that of the fused embedding later
+            whitening, means, scores = (content[key] for key in ("whitening", "means", "scores"))
+            dim = dims.get(name, whitening.shape[-1])  # the model tells that of the fused embedding later
             shape = (min(dim, MAX_DIM), dim)
-            is_valid = name in {*dims, "+".join(dims)} and _is_tensor(content["whitening"], torch.float32, shape)
-            is_valid = is_valid and _is_tensor(content["means"], torch.float32, (len(content["means"]), shape[0]))
-            is_valid = is_valid and _is_tensor(content["scores"], torch.float64, (len(content["scores"]),))
-            if not is_valid or 0 in (len(content["means"]), len(content["scores"])):
+            is_valid = name in {*dims, "+".join(dims)} and is_complete_tensor(whitening, torch.float32, shape)
+            is_valid = is_valid and is_complete_tensor(means, torch.float32, (len(means), shape[0]))
+            is_valid = is_valid and is_complete_tensor(scores, torch.float64, (len(scores),))
+            if not is_valid or 0 in (len(means), len(scores)):
                 raise UserError("its outlier detectors are damaged (a number is missing or not finite)")
-            detectors[name] = OutlierDetector(content["whitening"], content["means"], content["scores"])
+            detectors[name] = OutlierDetector(whitening, means, scores)
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"its outlier detectors are damaged ({type(error).__name__})") from error
     return detectors
-
-
-def _is_tensor(value: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
-    if type(value) is not Tensor or value.layout != torch.strided or value.is_meta:
-        return False
-    is_complete = value.shape == shape and value.dtype == dtype and value.nbytes <= value.untyped_storage().nbytes()
-    return is_complete and bool(value.isfinite().all())

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fusion_pl.torch_files import is_complete_tensor
 from fusion_pl.types import UserError
 from fusion_pl.uncertainty.conformal import sample_scores
 from fusion_pl.uncertainty.doubt import doubt_scores
@@ -68,8 +69,8 @@ def read_validation_scores(config: Mapping[str, Any]) -> ValidationScores | None
         conformity, target = content["conformity"], content["target"]
         counts = [_read_counts(content.get(name, {}), len(conformity)) for name in ("predicted", "inputs")]
         count, num_classes = len(conformity), len(config["classes"])
-        is_valid = all(_is_vector(values, torch.float64, count) for values in (conformity, *doubts.values()))
-        is_valid &= count > 0 and (target is None or _is_vector(target, torch.int64, count))
+        is_valid = all(is_complete_tensor(values, torch.float64, (count,)) for values in (conformity, *doubts.values()))
+        is_valid &= count > 0 and (target is None or is_complete_tensor(target, torch.int64, (count,)))
         is_valid = is_valid and (target is None or bool(((target >= 0) & (target < num_classes)).all()))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"its validation scores are damaged ({type(error).__name__})") from error
@@ -83,12 +84,3 @@ def _read_counts(content: Mapping[str, Any], samples: int) -> dict[str, int]:
     if any(count < 1 for count in counts.values()) or sum(counts.values()) > samples:
         raise ValueError("the numbers of samples are wrong")
     return counts
-
-
-def _is_vector(values: Any, dtype: torch.dtype, count: int) -> bool:
-    if type(values) is not Tensor or values.layout != torch.strided or values.is_meta:
-        return False
-    is_complete = (
-        values.shape == (count,) and values.dtype == dtype and values.nbytes <= values.untyped_storage().nbytes()
-    )
-    return is_complete and bool(values.isfinite().all())
