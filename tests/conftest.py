@@ -5,6 +5,7 @@ The fixtures import the libraries, because the process of pytest-xdist that runs
 
 from __future__ import annotations
 
+import copy
 import csv
 import gc
 import logging
@@ -84,8 +85,7 @@ def manifest(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def encoders():
+def tiny_encoders():
     import torch
 
     from fusion_pl.encoders import TinyAudio, TinyImage, TinyText
@@ -99,6 +99,11 @@ def encoders():
 
 
 @pytest.fixture
+def encoders():
+    return tiny_encoders()
+
+
+@pytest.fixture
 def model(encoders):
     from fusion_pl.fusion import Weighted
     from fusion_pl.module import FusionClassifier
@@ -106,19 +111,24 @@ def model(encoders):
     return FusionClassifier(encoders, Weighted, CLASSES)
 
 
-@pytest.fixture
-def batch(manifest, encoders):
-    """The 24 training rows, the same ones each time; some inputs are missing."""
+@pytest.fixture(scope="session")
+def training_batch(manifest):
     from fusion_pl.data import ManifestData
     from fusion_pl.data.collate import Collate
 
     data = ManifestData(str(manifest), batch_size=12, num_workers=0)
-    data.processors = {name: encoder.processor for name, encoder in encoders.items()}
+    data.processors = {name: encoder.processor for name, encoder in tiny_encoders().items()}
     data.setup("fit")
     samples = data.samples("train")
     found = Collate(data.processors, training=True)([samples[row] for row in range(24)])
     assert not all(present.all() for present in found.present.values()), "the tests need a missing input"
     return found
+
+
+@pytest.fixture
+def batch(training_batch):
+    """The 24 training rows, the same ones each time; some inputs are missing."""
+    return copy.deepcopy(training_batch)
 
 
 @pytest.fixture(scope="session")
