@@ -17,7 +17,7 @@ demo: install
 	@echo
 	@echo "Next, try:"
 	@echo "  $(BIN)/tensorboard --logdir lightning_logs                  # curves, confusion matrix, weights of the inputs"
-	@echo "  $(BIN)/fusion-pl predict --ckpt_path best --trainer.logger.name keypad --data.manifest data/keypad/manifest.csv --output predictions.csv"
+	@echo "  $(BIN)/fusion-pl predict --ckpt_path best --trainer.logger.name keypad --data.manifest data/keypad/manifest.csv --output keypad.csv"
 	@echo "  $(BIN)/fusion-pl fit --config configs/own.yaml --data.manifest your.csv   # your own files: see README.md"
 
 test: install
