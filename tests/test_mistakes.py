@@ -283,6 +283,12 @@ def test_a_metric_that_the_head_does_not_have_is_refused(config, without_trainin
     assert run("fit", ["--config", config, *weight]) == 0  # Weighted
 
 
+def test_a_metric_that_no_encoder_has_is_refused_after_the_first_validation(config, capsys):
+    arguments = ["--config", config, "--early_stopping.monitor", "val/layer_weight/text/1"]
+    message = error_of("fit", arguments, capsys)
+    assert message.startswith("--early_stopping.monitor: this run does not measure 'val/layer_weight/text/1' in ")
+
+
 @pytest.mark.parametrize("option", ["early_stopping.check_on_train_epoch_end", "checkpoint.save_on_train_epoch_end"])
 def test_a_metric_of_the_training_is_read_at_the_end_of_an_epoch(config, without_training, option, capsys):
     name = option.partition(".")[0]
