@@ -121,7 +121,8 @@ class RowStream:
         except Exception as error:  # each format and each file system has its own classes of errors
             raise UserError(
                 f"{self.name} cannot be read after row {number} of shard {shard + 1} of {self.num_shards} "
-                f"({error_reason(error)}): check the connection and the files; then go on (fit: with --ckpt_path last)"
+                f"({error_reason(error)}): check the connection and the files, then continue (fit: "
+                "with --ckpt_path last)"
             ) from error
 
     def _prepare(self, chunk: Any) -> Any:

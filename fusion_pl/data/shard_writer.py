@@ -44,7 +44,7 @@ Contents = dict[str, bytes | None]  # column -> content of the file of one row; 
 class ShardWriter:
     """Write the rows of a table that belong to a split to a folder of shards, see ``shard_set``.
 
-    A writer that was killed goes on after the last complete shard when it is started again with the same table and
+    A writer that was killed continues after the last complete shard when it is started again with the same table and
     options; the files must not change in between. The memory that it needs is that of a shard and of the files of
     ``READ_AHEAD`` rows.
 
@@ -92,8 +92,8 @@ class ShardWriter:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise UserError(
-                f"the disk of {self.folder} is full: make room there, and repeat the command, which goes on after the "
-                "shards that are complete"
+                f"the disk of {self.folder} is full: make room there, and repeat the command, which continues after "
+                "the shards that are complete"
             ) from error
 
     def _check_texts(self) -> None:

@@ -1,4 +1,4 @@
-"""Results that a command stores one after another, so that it goes on after it was killed."""
+"""Results that a command stores one after another, so that it continues after it was killed."""
 
 from __future__ import annotations
 

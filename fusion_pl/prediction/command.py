@@ -64,7 +64,7 @@ def _predict_to_file(config: Namespace, output: Path) -> int:
             predictor.output_format(output).join([partial.part(number).path for number in range(len(ranges))], output)
         except StoppedBySignal as stop:
             rows = partial.num_rows(len(ranges))
-            text = f"Stopped after {rows:,} rows; the same command goes on with the next one."
+            text = f"Stopped after {rows:,} rows; the same command continues with the next one."
             raise StoppedBySignal(stop.signum, text) from None
         partial.remove()
     _print(console, _summary(config, predictor, counts, total))

@@ -1,4 +1,4 @@
-"""Files beside the output in which predictions are collected, so that the command goes on after it was killed."""
+"""Files beside the output in which predictions are collected, so that the command continues after it was killed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class PartialOutput:
         if key != self.key:
             raise UserError(
                 f"the {_differences(key, self.key)} changed after predictions to {self.output} had begun: restore it, "
-                "and the same command goes on, or pass --overwrite to begin anew"
+                "and the same command continues, or pass --overwrite to begin anew"
             )
 
     def part(self, number: int) -> PartialFile:
@@ -94,7 +94,8 @@ class PartialOutput:
             if isinstance(found, dict) and not overwrite and any(self.folder.glob("rows-*.json")):
                 raise UserError(
                     f"{self.folder} contains predictions that were begun with another "
-                    f"{_differences(found, self.key)}: repeat that command to go on, or pass --overwrite to begin anew"
+                    f"{_differences(found, self.key)}: repeat that command to continue, or pass "
+                    "--overwrite to begin anew"
                 )
             for file in self.folder.glob("rows-*"):
                 file.unlink()

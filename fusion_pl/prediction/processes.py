@@ -100,7 +100,7 @@ def _receive(connection: Connection, process: BaseProcess, name: str) -> int | C
         process.join()
         raise UserError(
             f"{name} ended with exit code {process.exitcode}, perhaps because the memory is full: the same command "
-            "goes on with the rows that are left"
+            "continues with the rows that are left"
         ) from None
     if isinstance(received, Exception):
         raise received

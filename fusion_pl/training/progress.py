@@ -1,4 +1,4 @@
-"""Check the counters of Lightning's loops in a checkpoint, so that training goes on after the last batch trained on."""
+"""Check the counters of Lightning's loops in a checkpoint, so that training continues after its last batch."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def spawned_processes(pid):
 
 
 def test_two_processes_with_an_odd_number_of_rows_are_killed(folder, predict, text_checkpoint, monkeypatch, capfd):
-    """The first one, a new interpreter, is behind when all are killed; the same command goes on with its rows alone.
+    """The first one, a new interpreter, is behind when all are killed; the same command continues with its rows alone.
 
     The first batch is the range of the first process, so that one process forms the same batches.
     """

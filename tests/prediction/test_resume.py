@@ -31,7 +31,7 @@ def test_a_stopped_command_goes_on(suffix, folder, predict, stop_after, monkeypa
     told = capsys.readouterr().err.replace("whole.", "p.")
     stop_after(4)
     assert predict("--columns", "number", output=f"p.{suffix}") == 130
-    assert "Stopped after 16 rows; the same command goes on with the next one." in capsys.readouterr().err
+    assert "Stopped after 16 rows; the same command continues with the next one." in capsys.readouterr().err
     assert not Path(f"p.{suffix}").exists()
     assert predict("--columns", "number", output=f"p.{suffix}") == 0
     message = capsys.readouterr().err
@@ -90,7 +90,7 @@ def test_a_stop_while_the_output_is_joined_tells_what_is_saved(folder, predict, 
     with monkeypatch.context() as patch:
         patch.setattr(Csv, "join", lambda *arguments: signal.raise_signal(signal.SIGINT))
         assert predict() == 130
-    assert f"Stopped after {NUM_ROWS} rows; the same command goes on" in capsys.readouterr().err
+    assert f"Stopped after {NUM_ROWS} rows; the same command continues" in capsys.readouterr().err
     assert predict() == 0
     assert len(Path("p.csv").read_text().splitlines()) == NUM_ROWS + 1
 
