@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -179,7 +180,8 @@ class Clip:
 
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             samples, rate, log = file.read(dtype="float32", always_2d=True), file.samplerate, file.extra_info
-            is_short = len(samples) < file.frames and file.format != "MP3"  # whose length may be an estimate
+            is_mp3 = file.format == "MP3"
+        is_short = _is_truncated_mp3(content) if is_mp3 else len(samples) < file.frames
         sizes = re.findall(r"(?m)^ *(?:data|Data Size|SSND|riff) *: (\d+) \(should be (\d+)\)", log)
         is_short |= any(int(size) < int(promised) < 0x7FFFF000 for promised, size in sizes)  # larger = unknown
         if is_short or "Junk after the last page" in log or "lacks an end-of-stream bit" in log:
@@ -203,6 +205,15 @@ class Clip:
             samples = resample(samples, near.numerator, near.denominator)[: self.max_samples]
         samples = np.pad(samples, (0, max(0, self.min_samples - len(samples))))
         return (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7) if self.normalise else samples
+
+
+def _is_truncated_mp3(content: bytes) -> bool:
+    """Return whether a file is shorter than its Xing header says; without one, its length is unknown."""
+    # An ID3 tag may be before it, whose size is stored as 7 bits in each of four bytes.
+    start = 10 + sum(byte << 7 * i for i, byte in enumerate(content[9:5:-1])) if content.startswith(b"ID3") else 0
+    header = re.search(rb"(?s)(?:Xing|Info)(.{12})", content[start : start + 512])
+    flags, _, promised = struct.unpack(">3I", header[1]) if header else (0, 0, 0)
+    return bool(flags & 3 == 3 and len(content) - start < promised)
 
 
 def resample(samples: Array, rate: int, target: int) -> Array:

@@ -68,6 +68,9 @@ def odd_sounds():
     ends[0] = middle[4500] = np.nan
     files = [sound_file(values, subtype="FLOAT") for values in (clip, ends, middle, clip[:0])]
     files += [sound_file(clip), sound_file(clip)[:-5000], b"", b"no sound"]
+    mp3 = sound_file(clip, format="MP3")
+    tag = b"ID3\x04\0\0\0\0\x07\x6c" + bytes(1004)  # longer than the part of the file in which the header is
+    files += [mp3, mp3[:-2000], tag + mp3, tag + mp3[:-1500]]
     files += [sound_file(clip, format="FLAC"), sound_file(clip, format="FLAC")[:-5000]]
     files += [
         sound_file(clip, format="OGG"),
