@@ -12,6 +12,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import repeat, takewhile
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -179,9 +180,11 @@ class Clip:
         import soundfile
 
         with soundfile.SoundFile(io.BytesIO(content)) as file:
-            samples, rate, log = file.read(dtype="float32", always_2d=True), file.samplerate, file.extra_info
-            is_mp3 = file.format == "MP3"
-        is_short = _is_truncated_mp3(content) if is_mp3 else len(samples) < file.frames
+            rate, frames, is_mp3, log = file.samplerate, file.frames, file.format == "MP3", file.extra_info
+            file.seekable = lambda: False  # the length in the header may be unknown, or too large for the memory
+            blocks = list(takewhile(len, (file.read(2**20, "float32", always_2d=True) for _ in repeat(None))))
+        samples = np.concatenate(blocks or [np.empty((0, 1), np.float32)])
+        is_short = _is_truncated_mp3(content) if is_mp3 else len(samples) < frames < 2**62  # larger = unknown
         sizes = re.findall(r"(?m)^ *(?:data|Data Size|SSND|riff) *: (\d+) \(should be (\d+)\)", log)
         is_short |= any(int(size) < int(promised) < 0x7FFFF000 for promised, size in sizes)  # larger = unknown
         if is_short or "Junk after the last page" in log or "lacks an end-of-stream bit" in log:

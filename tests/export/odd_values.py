@@ -70,7 +70,9 @@ def odd_sounds():
     files += [sound_file(clip), sound_file(clip)[:-5000], b"", b"no sound"]
     mp3 = sound_file(clip, format="MP3")
     tag = b"ID3\x04\0\0\0\0\x07\x6c" + bytes(1004)  # longer than the part of the file in which the header is
-    files += [mp3, mp3[:-2000], tag + mp3, tag + mp3[:-1500]]
+    streamed = bytearray(sound_file(clip, format="FLAC"))
+    streamed[22:26] = bytes(4)  # its length is not known
+    files += [bytes(streamed), bytes(streamed[:-4000]), mp3, mp3[:-2000], tag + mp3, tag + mp3[:-1500]]
     files += [sound_file(clip, format="FLAC"), sound_file(clip, format="FLAC")[:-5000]]
     files += [
         sound_file(clip, format="OGG"),
