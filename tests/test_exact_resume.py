@@ -189,9 +189,11 @@ def names(value):
         ([{"batches": EPOCH, "in_validation": True}], AVERAGING),  # which has other weights
         # after the first batch of two, which is completed to a step; with a validation between two steps
         ([{"batches": EPOCH}, {"batches": EPOCH + 3}], [*ACCUMULATE, "--trainer.val_check_interval", "3"]),
-        # before a validation and in it
-        ([{"batches": EPOCH + 1}, {"batches": EPOCH + 2, "in_validation": True}], [*TWO_VALIDATIONS, *PART_OF_EPOCH]),
-        ([{"batches": 2 * EPOCH - 1}], [*TWO_VALIDATIONS, *PART_OF_EPOCH]),
+        # before a validation, in it, and in the last batch of an epoch, after which there is none
+        (
+            [{"batches": EPOCH + 1}, {"batches": EPOCH + 2, "in_validation": True}, {"batches": 2 * EPOCH - 1}],
+            [*TWO_VALIDATIONS, *PART_OF_EPOCH],
+        ),
         # the scheduler builds the loader after restoring
         ([{"batches": 4 + 2}], ["--trainer.limit_train_batches", "4", "--model.lr_scheduler", "ConstantLR"]),
     ],

@@ -56,6 +56,9 @@ def check_loops(trainer: Trainer, checkpoint: dict[str, Any]) -> bool:
             "current": dict.fromkeys(loops[VALIDATION_PROGRESS]["current"], 0),
             "is_last_batch": False,
         }
+    else:  # a validation that was stopped and repeated has counted a batch that it did not complete
+        counters = loops[VALIDATION_PROGRESS]["total"]
+        counters.update(dict.fromkeys(counters, counters["completed"]))
     max_epochs = trainer.max_epochs
     if max_epochs is not None and -1 < max_epochs < trained_epochs:
         raise UserError(
