@@ -8,18 +8,40 @@ from __future__ import annotations
 import copy
 import csv
 import gc
+import importlib
 import logging
 import math
 import shutil
 import signal
 import sys
 
+import jaxtyping
 import pytest
 
+from tests.annotations import check_annotations
+
 CLASSES = ["high", "low"]
+jaxtyping.jaxtyped = check_annotations  # which --jaxtyping-packages uses in every module that is imported from now on
 gc.disable()  # while tests and libraries are imported
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell in the background; tests send Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection(session):
+    """Import the libraries first: what jaxtyping's hook imports for the package is compiled once more.
+
+    Not in the process of pytest-xdist that runs no test.
+    """
+    if hasattr(session.config, "workerinput") or not session.config.getoption("numprocesses", None):
+        for name in (
+            "lightning.pytorch.cli",
+            "scipy.signal",
+            "scipy.stats",
+            "torchaudio",
+            "torchvision",
+            "transformers",
+        ):
+            importlib.import_module(name)
 
 
 def pytest_collection_finish():

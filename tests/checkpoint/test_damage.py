@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,7 +15,6 @@ import torch
 
 from fusion_pl.checkpoint import read_checkpoint
 from fusion_pl.cli.run import run
-from fusion_pl.encoders import TinyText
 from fusion_pl.messages import escape_unprintable
 from fusion_pl.predict import Predictor
 from fusion_pl.types import UserError
@@ -103,31 +103,36 @@ def test_a_tokenizer_of_another_model_is_refused(full, tmp_path):
         predict(normalizer={"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""})
 
 
-class Broken(TinyText):
-    """An encoder of the user that raises."""
+BROKEN = """
+from fusion_pl.encoders import TinyText
 
+
+class Broken(TinyText):
     def __init__(self, dim, fault):
         super().__init__(dim=dim)
-        self.fault = fault
-        if fault != "none":
-            raise {"attribute": AttributeError, "import": ImportError, "type": TypeError}[fault]("of the user's own")
+        raise {"attribute": AttributeError, "import": ImportError, "type": TypeError}[fault]("of the user's own")
+"""
 
 
 @pytest.mark.parametrize("fault", ["attribute", "import", "type"])
-def test_an_error_of_a_trusted_class_keeps_its_traceback(fault, small, tmp_path):
+def test_an_error_of_a_trusted_class_keeps_its_traceback(fault, small, tmp_path, monkeypatch):
+    (tmp_path / "broken_encoder.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "broken_encoder", raising=False)
+
     def change(checkpoint):
-        part = {"class_path": f"{__name__}.Broken", "init_args": {"dim": 8, "fault": fault}}
+        part = {"class_path": "broken_encoder.Broken", "init_args": {"dim": 8, "fault": fault}}
         checkpoint["fusion_pl"]["encoders"]["text"] = part
 
     torch.save(changed(small, change), tmp_path / "x")
     with pytest.raises((AttributeError, ImportError, TypeError), match="of the user's own"):
-        Predictor.from_checkpoint(tmp_path / "x", trust=["tests"])
+        Predictor.from_checkpoint(tmp_path / "x", trust=["broken_encoder"])
     torch.save(
         changed(small, lambda c: (change(c), c["fusion_pl"]["encoders"]["text"]["init_args"].pop("fault"))),
         tmp_path / "x",
     )
     with pytest.raises(UserError, match="is inconsistent"):  # the arguments' fault, not the class's
-        Predictor.from_checkpoint(tmp_path / "x", trust=["tests"])
+        Predictor.from_checkpoint(tmp_path / "x", trust=["broken_encoder"])
 
 
 @pytest.mark.parametrize(

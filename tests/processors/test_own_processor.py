@@ -66,6 +66,7 @@ def read_data(manifest, **options):
 
 
 def test_it_opens_the_files_of_a_table_and_values_in_memory(manifest, tmp_path):
+    torch.manual_seed(0)
     model = FusionClassifier({"vector": VectorEncoder()}, Mean, ["a", "b"], partial(torch.optim.SGD, lr=0.5))
     data = read_data(manifest)
     data.processors = model.processors
