@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import shutil
 from functools import partial
 
 import jaxtyping
@@ -18,23 +19,31 @@ from fusion_pl.module import FusionClassifier
 from fusion_pl.predict import Predictor
 from fusion_pl.types import MissingFileError, UserError, Waveform
 
-from .conftest import CLASSES
+from .conftest import CLASSES, tiny_encoders
 from .test_module import quiet_trainer
 
 
-@pytest.fixture
-def checkpoint(manifest, model, tmp_path):
-    """Trained for two epochs and saved."""
+@pytest.fixture(scope="module")
+def trained_model(manifest, tmp_path_factory):
+    """Trained for two epochs, with its checkpoint."""
+    model = FusionClassifier(tiny_encoders(), Weighted, CLASSES)
     data = ManifestData(str(manifest), batch_size=6, num_workers=0)
     data.processors = model.processors
-    trainer: Trainer = quiet_trainer(tmp_path, max_epochs=2)
+    folder = tmp_path_factory.mktemp("trained_model")
+    trainer: Trainer = quiet_trainer(folder, max_epochs=2)
     trainer.fit(model, datamodule=data)
-    path = tmp_path / "model.ckpt"
-    trainer.save_checkpoint(path)
-    return path
+    trainer.save_checkpoint(folder / "model.ckpt")
+    return model, folder / "model.ckpt"
 
 
-def test_a_model_from_a_checkpoint_predicts_the_same(checkpoint, model, manifest):
+@pytest.fixture
+def checkpoint(trained_model, tmp_path):
+    """A copy of that checkpoint, to change."""
+    return shutil.copy(trained_model[1], tmp_path / "model.ckpt")
+
+
+def test_a_model_from_a_checkpoint_predicts_the_same(checkpoint, trained_model, manifest):
+    model, _ = trained_model
     predictor = Predictor.from_checkpoint(checkpoint, device="cpu")
     folder = manifest.parent
     samples = [

@@ -14,6 +14,7 @@ import torch
 from fusion_pl.analysis.plan import Run
 from fusion_pl.analysis.result import RunResult
 from fusion_pl.analysis.workers import ProcessFailure, WorkerPool
+from tests.commands import fork_spawned_processes
 
 
 def job(run):
@@ -57,20 +58,13 @@ def state(outcome):
     return json.loads(outcome.reason)
 
 
-@pytest.fixture(scope="module")
-def pool():
-    """Three processes, which the tests share because each of them imports the libraries."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-        with WorkerPool(job, size=3) as pool:
-            yield pool
-
-
-def test_each_process_has_its_own_gpu(pool):
+def test_each_process_has_its_own_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     runs = [make_run("report", seed) for seed in range(3)]
-    first = [state(outcome) for outcome in outcomes(pool, runs).values()]
-    assert pool.num_free_processes == 3
-    (again,) = outcomes(pool, runs[:1]).values()
+    with WorkerPool(job, size=3) as pool:
+        first = [state(outcome) for outcome in outcomes(pool, runs).values()]
+        assert pool.num_free_processes == 3
+        (again,) = outcomes(pool, runs[:1]).values()
     assert sorted(one["gpu"] for one in first) == [
         "3",
         "3",
@@ -83,14 +77,16 @@ def test_each_process_has_its_own_gpu(pool):
     assert {one["start_method"] for one in first} == {multiprocessing.get_start_method()}
 
 
-def test_a_process_that_dies_does_not_stop_the_others(pool):
+def test_a_process_that_dies_does_not_stop_the_others(monkeypatch):
+    fork_spawned_processes(monkeypatch)
     kill, leave, report = make_run("kill"), make_run("exit"), make_run("report")
-    ended = outcomes(pool, [kill, leave, report])
-    assert state(ended.pop(report))
-    assert ended == {kill: ProcessFailure("killed by SIGKILL"), leave: ProcessFailure("exit code 7")}
-    assert state(outcomes(pool, [make_run("report", 1)])[make_run("report", 1)])  # the pool is still usable
-    with pytest.raises(OSError, match="disk full"):
-        outcomes(pool, [make_run("raise")])
+    with WorkerPool(job, size=3) as pool:
+        ended = outcomes(pool, [kill, leave, report])
+        assert state(ended.pop(report))
+        assert ended == {kill: ProcessFailure("killed by SIGKILL"), leave: ProcessFailure("exit code 7")}
+        assert state(outcomes(pool, [make_run("report", 1)])[make_run("report", 1)])  # the pool is still usable
+        with pytest.raises(OSError, match="disk full"):
+            outcomes(pool, [make_run("raise")])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="cores are shared on machines without a GPU only")

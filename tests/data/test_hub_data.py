@@ -256,7 +256,7 @@ def run_fit(folder, data, monkeypatch):
         "seed_everything": 0,
         "model": {"encoders": encoders, "fusion": {"class_path": "fusion_pl.fusion.Concat", "init_args": {"dim": 8}}},
         "data": data,
-        "trainer": {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     run("fit", ["--config", "config.yaml"])

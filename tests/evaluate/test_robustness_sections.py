@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import re
 import signal
-import time
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 from scipy.stats import binom
 
 from fusion_pl.evaluate import scores, sweeps
-from tests.commands import Command
+from tests.commands import run_command
 from tests.evaluate.models import TASKS, WORDS, evaluate, fit_model, results, write_table
 
 CHANCE = 1 / 3
@@ -143,30 +142,44 @@ def test_a_part_of_the_sweeps_on_some_of_the_rows(planted, tmp_path):
     assert "corrupted_inputs" not in results(tmp_path)
 
 
+KILLED = """
+import os
+import signal
+
+from fusion_pl.__main__ import main
+from fusion_pl.evaluate.parts import Parts
+
+store = Parts.store
+
+
+def store_or_kill(self, name, arrays):
+    if name == "sweeps-00002":
+        os.kill(os.getpid(), signal.SIGKILL)
+    store(self, name, arrays)
+
+
+Parts.store = store_or_kill
+main()
+"""
+
+
 def test_a_command_that_is_killed_in_a_sweep_goes_on_after_the_last_batch(planted, tmp_path, monkeypatch):
-    table, checkpoint, output = planted
-    sweep, total = ["--sweeps", "typos", "--data.batch_size", "4"], 240 // 4
+    _, checkpoint, _ = planted
+    table = write_planted_table(tmp_path / "rows.csv", rows=48)
+    sweep, total = ["--sweeps", "typos", "--data.batch_size", "4"], 24 // 4
     words = ["--ckpt_path", checkpoint, "--data.manifest", table, "--output", tmp_path / "out", "--device", "cpu"]
-    process = Command(["evaluate", *words, "--data.num_workers", "0", *sweep], [tmp_path / "log"] * 2)
-
-    def stored():
-        return len(list((tmp_path / "out/partial").glob("sweeps-*.npz")))
-
-    while stored() < 2 and process.poll() is None:
-        time.sleep(0.005)
-    process.kill()
-    kept = stored()
-    assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
-    assert 2 <= kept < total
+    ran = run_command("evaluate", *words, "--data.num_workers", "0", *sweep, code=KILLED)
+    kept = len(list((tmp_path / "out/partial").glob("sweeps-*.npz")))
+    assert (ran.returncode, kept) == (-signal.SIGKILL, 2), ran.stderr
     encode, encoded = sweeps.BatchScores.encode, []
     monkeypatch.setattr(
         sweeps.BatchScores, "encode", lambda *arguments: encoded.append(arguments) or encode(*arguments)
     )
     assert evaluate(checkpoint, table, *sweep, output=tmp_path / "out") == 0
     assert len(encoded) == total - kept
-    expected = results(output)["corrupted_inputs"]["inputs"]["first"]["typos"]["values"]
-    assert results(tmp_path / "out")["corrupted_inputs"]["inputs"]["first"]["typos"]["values"] == expected
     assert not (tmp_path / "out/partial").exists()
+    assert evaluate(checkpoint, table, *sweep, output=tmp_path / "whole") == 0
+    assert results(tmp_path / "out") == results(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("task", ["Ordinal", "MultiLabel"])

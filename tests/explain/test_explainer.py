@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from itertools import permutations
+from itertools import combinations, permutations
 
 import pytest
 import torch
@@ -59,11 +59,12 @@ def test_shapley_values_of_every_head_equal_the_mean_over_all_orders(head):
         prediction.label,
         pytest.approx(prediction.probability, abs=1e-5),
     )
+    subsets = [names for size in range(len(SAMPLE) + 1) for names in combinations(SAMPLE, size)]
+    log_odds = {frozenset(names): log_odds_of(predictor, names, explanation.target) for names in subsets}
     totals = dict.fromkeys(SAMPLE, 0.0)
     for order in permutations(SAMPLE):
         for place, name in enumerate(order):
-            with_input = log_odds_of(predictor, order[: place + 1], explanation.target)
-            totals[name] += with_input - log_odds_of(predictor, order[:place], explanation.target)
+            totals[name] += log_odds[frozenset(order[: place + 1])] - log_odds[frozenset(order[:place])]
     for name, total in totals.items():
         assert explanation.inputs[name].shapley == pytest.approx(total / 6, abs=1e-4)
     values = sum(effect.shapley for effect in explanation.inputs.values())

@@ -39,8 +39,8 @@ def error_of(capsys, *arguments):
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """A checkpoint of four inputs with a calibration by subset, its export, and a file of each kind."""
+def unexported(tmp_path_factory):
+    """A folder with a checkpoint of four inputs with a calibration by subset."""
     folder = tmp_path_factory.mktemp("onnx")
     torch.manual_seed(0)
     encoders = {
@@ -60,6 +60,13 @@ def folder(tmp_path_factory):
     for embedding in model.missing_embeddings.values():
         embedding.data.mul_(50)  # so that it matters
     write(model, folder / "model.ckpt")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folder(unexported):
+    """That checkpoint, its export, which takes seconds, and a file of each kind."""
+    folder = unexported
     assert export("--ckpt_path", folder / "model.ckpt", "--output", folder / "out") == 0
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (40, 23, 4), dtype=np.uint8), "RGBA").save(folder / "photo.png")
@@ -69,5 +76,5 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def predictor(folder):
-    return Predictor.from_checkpoint(folder / "model.ckpt", device="cpu")
+def predictor(unexported):
+    return Predictor.from_checkpoint(unexported / "model.ckpt", device="cpu")

@@ -30,15 +30,15 @@ SAMPLES = [{"my text": "a", "sensors": [1, 2, None]}, {"sensors": [4, 5, 6]}]
 
 
 @pytest.fixture(scope="module")
-def hub(folder):
+def hub(unexported):
     """The checkpoint in the layout of the hub."""
-    run = folder / "run" / "checkpoints"
+    run = unexported / "run" / "checkpoints"
     run.mkdir(parents=True)
-    shutil.copy(folder / "model.ckpt", run / "best.ckpt")
+    shutil.copy(unexported / "model.ckpt", run / "best.ckpt")
     metrics = {"command": "fit", "metrics": {"val/accuracy": 0.9, "val/loss": 0.3}, "samples": {"train": 80, "val": 50}}
-    (folder / "run" / "metrics.json").write_text(json.dumps(metrics | {"checkpoint": str(run / "best.ckpt")}))
-    assert export("--ckpt_path", run / "best.ckpt", "--output", folder / "hub", "--format", "safetensors") == 0
-    return folder / "hub"
+    (unexported / "run" / "metrics.json").write_text(json.dumps(metrics | {"checkpoint": str(run / "best.ckpt")}))
+    assert export("--ckpt_path", run / "best.ckpt", "--output", unexported / "hub", "--format", "safetensors") == 0
+    return unexported / "hub"
 
 
 def test_a_folder_predicts_as_its_checkpoint(hub, predictor):
@@ -106,10 +106,10 @@ def test_the_card_says_why_the_probabilities_are_not_calibrated(folder, tmp_path
     assert "0.0000" not in card
 
 
-def test_the_card_has_the_intervals_of_an_evaluation(folder, tmp_path, capsys):
+def test_the_card_has_the_intervals_of_an_evaluation(unexported, tmp_path, capsys):
     results = tmp_path / "results.json"
     results.write_text(json.dumps({"metrics": {"auroc": {"value": 0.8, "interval": [0.7, 0.85]}}}))
-    arguments = ["--ckpt_path", folder / "model.ckpt", "--format", "safetensors", "--metrics", results, "--output"]
+    arguments = ["--ckpt_path", unexported / "model.ckpt", "--format", "safetensors", "--metrics", results, "--output"]
     assert export(*arguments, tmp_path / "hub") == 0
     assert "| auroc | 0.8000 | 0.7000 to 0.8500 |" in (tmp_path / "hub" / "README.md").read_text()
     results.write_text("[]")
@@ -192,8 +192,8 @@ def test_a_graph_of_torch_has_the_classes_and_the_same_probabilities(tmp_path):
         assert outputs["weights"][row].tolist() == pytest.approx(list(one.weights.values()), abs=1e-5)
 
 
-def test_a_checkpoint_loses_the_state_of_the_optimizer_only(folder, predictor, tmp_path):
-    content = torch.load(folder / "model.ckpt", weights_only=True)
+def test_a_checkpoint_loses_the_state_of_the_optimizer_only(unexported, predictor, tmp_path):
+    content = torch.load(unexported / "model.ckpt", weights_only=True)
     torch.save(
         content | {"optimizer_states": [{"state": torch.zeros(9)}], "callbacks": {"a": 1}}, tmp_path / "last.ckpt"
     )
@@ -206,8 +206,8 @@ def test_a_checkpoint_loses_the_state_of_the_optimizer_only(folder, predictor, t
 
 
 @pytest.mark.parametrize("option", ["--quantize int8", "--metrics a.json", "--push me/model"])
-def test_an_option_of_another_format_is_one_sentence(folder, tmp_path, capsys, option):
-    arguments = ["--ckpt_path", folder / "model.ckpt", "--output", tmp_path / "out", "--format", "torch"]
+def test_an_option_of_another_format_is_one_sentence(unexported, tmp_path, capsys, option):
+    arguments = ["--ckpt_path", unexported / "model.ckpt", "--output", tmp_path / "out", "--format", "torch"]
     line = error_of(capsys, *arguments, *option.split())
     assert f"{option.split()[0]} belongs to --format" in line
     assert not (tmp_path / "out").exists()
