@@ -15,13 +15,9 @@ import shutil
 import signal
 import sys
 
-import jaxtyping
 import pytest
 
-from tests.annotations import check_annotations
-
 CLASSES = ["high", "low"]
-jaxtyping.jaxtyped = check_annotations  # which --jaxtyping-packages uses in every module that is imported from now on
 gc.disable()  # while tests and libraries are imported
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell in the background; tests send Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)
