@@ -134,7 +134,7 @@ def test_other_inputs_say_that_gradients_are_not_available():
 
 
 def test_without_captum_the_command_to_install_it_is_given(monkeypatch):
-    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    monkeypatch.setitem(sys.modules, "captum", None)
     predictor = small_model(TinyText(dim=8))
     assert Explainer(predictor).explain({"input": "a"}).error is None
     with pytest.raises(UserError, match=r"need captum: pip install 'fusion-pl\[explain\]'"):
