@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from fusion_pl.config import config_of
 from fusion_pl.core import FusionCore, Present
-from fusion_pl.data.hashes import stable_hash
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.order import global_seed, seed_generators
-from fusion_pl.data.split_record import find_split_record
 from fusion_pl.encoders.base import Encoder
 from fusion_pl.fusion.base import Fusion
+from fusion_pl.tables.hashes import stable_hash
+from fusion_pl.tables.split_record import find_split_record
 from fusion_pl.tasks import MultiClass, Task
 from fusion_pl.training.averaging import add_averaged_weights
 from fusion_pl.training.calibrate import FitCalibration, StoredOutputs

@@ -391,7 +391,7 @@ def test_a_folder_instead_of_a_file_is_refused(tmp_path):
 
 
 def test_a_long_text_is_read(tmp_path):
-    from fusion_pl.data.read_table import read_table
+    from fusion_pl.tables.read_table import read_table
 
     text = "word " * 50_000
     (tmp_path / "long.csv").write_text(f"text,label\n{text},a\n")

@@ -21,8 +21,8 @@ from fusion_pl.cli.checks import build
 from fusion_pl.cli.options import cli_options
 from fusion_pl.cli.parsing import parse
 from fusion_pl.data.base import FusionData
-from fusion_pl.data.read_table import table_files
 from fusion_pl.module import FusionClassifier
+from fusion_pl.tables.read_table import table_files
 from fusion_pl.training.cache_keys import code_versions
 
 BASE_CLASSES = (nn.Module, FusionData, Optimizer, LRScheduler)  # a short class name is one of their subclasses

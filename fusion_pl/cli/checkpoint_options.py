@@ -8,10 +8,10 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from fusion_pl.cli.runs import LOGGER, find_checkpoint
-from fusion_pl.data.columns import check_input_columns
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.data.table import raise_problems
 from fusion_pl.predict import Predictor
+from fusion_pl.tables.columns import check_input_columns
+from fusion_pl.tables.table import raise_problems
 
 # Data options that prediction does not use, because they concern training or labels.
 TRAINING_OPTIONS = {

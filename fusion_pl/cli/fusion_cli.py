@@ -34,8 +34,8 @@ from fusion_pl.cli.parsing import explain_parse_error, refuse_linked_options
 from fusion_pl.cli.seed import choose_seed
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.data.split_record import find_split_record
 from fusion_pl.files import cache_folder
+from fusion_pl.tables.split_record import find_split_record
 from fusion_pl.training.best import BestCheckpoint
 from fusion_pl.training.calibrate import FitCalibration
 from fusion_pl.training.checkpoints import add_checkpoint_io

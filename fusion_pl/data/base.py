@@ -28,9 +28,9 @@ from fusion_pl.data.order import (
 )
 from fusion_pl.data.rows import ManifestRows, OnBadFile
 from fusion_pl.data.sampling import Sampling
-from fusion_pl.data.splits import Split
 from fusion_pl.data.workers import BAR_MIN_ITEMS, iterate_in_workers, worker_options
 from fusion_pl.processors import Processor
+from fusion_pl.tables.splits import Split
 from fusion_pl.tasks import MultiClass, Task
 from fusion_pl.types import Batch, Sample, UserError
 

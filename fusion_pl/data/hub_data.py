@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from huggingface_hub.constants import HF_HOME
 
-from fusion_pl.data.arrow_file import MappedFile, open_columns, simplify
 from fusion_pl.data.hub_splits import (
     check_split_names,
     find_class_names,
@@ -21,9 +20,10 @@ from fusion_pl.data.hub_splits import (
     write_class_names,
 )
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.data.table import Table, check_column_names
 from fusion_pl.data.table_data import DEFAULT_SPLIT
 from fusion_pl.messages import error_reason
+from fusion_pl.tables.arrow_file import MappedFile, open_columns, simplify
+from fusion_pl.tables.table import Table, check_column_names
 from fusion_pl.types import UserError
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
-from fusion_pl.data.splits import SPLITS, Split, parse_split
 from fusion_pl.extras import check_extra
 from fusion_pl.messages import error_reason, join_names
+from fusion_pl.tables.splits import SPLITS, Split, parse_split
 from fusion_pl.types import UserError
 
 SAVED = ("state.json", "dataset_dict.json")  # files of a folder that ``save_to_disk`` wrote

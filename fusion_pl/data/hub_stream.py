@@ -15,11 +15,8 @@ from huggingface_hub.constants import HF_HOME
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from fusion_pl.data.arrow_file import simplify
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.collate import Collate
-from fusion_pl.data.columns import Columns, TableInputs, check_input_names, check_prediction_columns, column_names
-from fusion_pl.data.hashes import stable_hash
 from fusion_pl.data.hub_splits import (
     check_split_names,
     find_class_names,
@@ -28,15 +25,18 @@ from fusion_pl.data.hub_splits import (
     to_stream,
     write_class_names,
 )
-from fusion_pl.data.labels import check_label_columns, check_label_option
 from fusion_pl.data.manifest import REQUIRED_SPLITS
 from fusion_pl.data.order import EpochLoader, global_seed, identity_collate, world_size_and_rank
-from fusion_pl.data.remote import RemoteFiles
 from fusion_pl.data.row_stream import RowStream, StreamRow, StreamSampler
-from fusion_pl.data.splits import Split
 from fusion_pl.data.stream_batches import RowOpener, StreamBatches, StreamedSamples
-from fusion_pl.data.table import Table, raise_problems
 from fusion_pl.messages import join_names
+from fusion_pl.tables.arrow_file import simplify
+from fusion_pl.tables.columns import Columns, TableInputs, check_input_names, check_prediction_columns, column_names
+from fusion_pl.tables.hashes import stable_hash
+from fusion_pl.tables.labels import check_label_columns, check_label_option
+from fusion_pl.tables.remote import RemoteFiles
+from fusion_pl.tables.splits import Split
+from fusion_pl.tables.table import Table, raise_problems
 from fusion_pl.tasks import LabelColumn
 from fusion_pl.types import Batch, Sample, UserError
 

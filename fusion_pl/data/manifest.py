@@ -13,7 +13,10 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
-from fusion_pl.data.checks import (
+from fusion_pl.data.rows import InputColumn, ManifestRows
+from fusion_pl.data.sampling import Sampling, check_weights, class_balanced_weights, read_weights, relative_lengths
+from fusion_pl.data.table_data import DEFAULT_SPLIT, TableData
+from fusion_pl.tables.checks import (
     NUM_TEXTS,
     check_empty_rows,
     check_ids,
@@ -21,27 +24,24 @@ from fusion_pl.data.checks import (
     check_text_column,
     count_text_paths,
 )
-from fusion_pl.data.columns import (
+from fusion_pl.tables.columns import (
     Columns,
     TableInputs,
     check_input_columns,
     check_input_names,
     check_prediction_columns,
 )
-from fusion_pl.data.labels import (
+from fusion_pl.tables.labels import (
     check_label_columns,
     check_labels,
     find_untrained_classes,
     replace_label_problems,
     unsuitable_labels,
 )
-from fusion_pl.data.read_table import read_table, table_files
-from fusion_pl.data.remote import RemoteFiles, is_url, strip_query
-from fusion_pl.data.rows import InputColumn, ManifestRows
-from fusion_pl.data.sampling import Sampling, check_weights, class_balanced_weights, read_weights, relative_lengths
-from fusion_pl.data.splits import SPLITS, Split
-from fusion_pl.data.table import Problem, Table, raise_problems
-from fusion_pl.data.table_data import DEFAULT_SPLIT, TableData
+from fusion_pl.tables.read_table import read_table, table_files
+from fusion_pl.tables.remote import RemoteFiles, is_url, strip_query
+from fusion_pl.tables.splits import SPLITS, Split
+from fusion_pl.tables.table import Problem, Table, raise_problems
 from fusion_pl.types import UserError
 
 REQUIRED_SPLITS: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}

@@ -16,8 +16,8 @@ from torch import distributed
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.distributed import DistributedSampler
 
-from fusion_pl.data.hashes import stable_hash
 from fusion_pl.data.sampling import Sampling
+from fusion_pl.tables.hashes import stable_hash
 from fusion_pl.types import Batch, Sample
 
 

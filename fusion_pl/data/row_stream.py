@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data.distributed import DistributedSampler
 
-from fusion_pl.data.arrow_file import simplify
 from fusion_pl.data.hub_splits import find_class_names, write_class_names
-from fusion_pl.data.table import Table
 from fusion_pl.messages import error_reason
 from fusion_pl.processes import abandon
+from fusion_pl.tables.arrow_file import simplify
+from fusion_pl.tables.table import Table
 from fusion_pl.types import UserError
 
 CHUNK_ROWS = 32  # rows that are read, and passed to the main thread, at once

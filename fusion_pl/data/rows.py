@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset
 
-from fusion_pl.data.arrow_cells import is_string
-from fusion_pl.data.remote import RemoteFiles, is_url
-from fusion_pl.data.table import Cells, Table
 from fusion_pl.processors.base import OPEN_ERRORS, Processor
+from fusion_pl.tables.arrow_cells import is_string
+from fusion_pl.tables.remote import RemoteFiles, is_url
+from fusion_pl.tables.table import Cells, Table
 from fusion_pl.types import Sample, UserError
 
 OnBadFile = Literal["raise", "missing"]

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from fusion_pl.data.checks import Rows, check_text_column, map_in_threads, row_problems
 from fusion_pl.data.rows import InputColumn
-from fusion_pl.data.table import Problem, Table
 from fusion_pl.processors.base import OPEN_ERRORS, Processor
+from fusion_pl.tables.checks import Rows, check_text_column, map_in_threads, row_problems
+from fusion_pl.tables.table import Problem, Table
 
 POOL_BATCHES = 400  # number of random batches that are sorted by length together; more: less padding, less random
 LENGTH_NOISE = 0.02  # relative noise of the lengths, so that the batches differ in each epoch

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_pl.data.arrow_cells import is_string
-from fusion_pl.data.columns import Columns, TableInputs
-from fusion_pl.data.labels import check_label_option
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.data.read_table import read_table
-from fusion_pl.data.remote import LOW, is_url
 from fusion_pl.data.sampling import Sampling
 from fusion_pl.data.shard_set import ShardCells, ShardSet
-from fusion_pl.data.table import Cells, Problem, Table
 from fusion_pl.processors import Processor
+from fusion_pl.tables.arrow_cells import is_string
+from fusion_pl.tables.columns import Columns, TableInputs
+from fusion_pl.tables.labels import check_label_option
+from fusion_pl.tables.read_table import read_table
+from fusion_pl.tables.remote import LOW, is_url
+from fusion_pl.tables.table import Cells, Problem, Table
 from fusion_pl.types import UserError
 
 

@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_pl.data.arrow_file import open_arrow
-from fusion_pl.data.read_table import SHARD_INDEX, SHARD_MANIFEST
-from fusion_pl.data.remote import RemoteFiles, is_url
 from fusion_pl.data.rows import LoadError
-from fusion_pl.data.table import Cells
 from fusion_pl.files import sha256
 from fusion_pl.messages import error_reason
+from fusion_pl.tables.arrow_file import open_arrow
+from fusion_pl.tables.read_table import SHARD_INDEX, SHARD_MANIFEST
+from fusion_pl.tables.remote import RemoteFiles, is_url
+from fusion_pl.tables.table import Cells
 from fusion_pl.types import MissingFileError, UserError
 
 FORMAT = 1

@@ -19,19 +19,19 @@ from numpy.typing import NDArray
 from rich import get_console
 from rich.progress import Progress
 
-from fusion_pl.data.arrow_cells import is_media, is_string
-from fusion_pl.data.arrow_file import write_arrow
-from fusion_pl.data.hashes import ROW_HASH, table_hash
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.data.read_table import SHARD_INDEX, SHARD_MANIFEST
 from fusion_pl.data.rows import InputColumn
 from fusion_pl.data.shard_set import ShardManifest, hash_bytes, hash_file, open_shard
-from fusion_pl.data.splits import NO_SPLIT, SPLITS
-from fusion_pl.data.table import Table
 from fusion_pl.data.table_data import DEFAULT_SPLIT
 from fusion_pl.files import atomic_path, atomic_write
 from fusion_pl.messages import error_reason
 from fusion_pl.processors.base import OPEN_ERRORS
+from fusion_pl.tables.arrow_cells import is_media, is_string
+from fusion_pl.tables.arrow_file import write_arrow
+from fusion_pl.tables.hashes import ROW_HASH, table_hash
+from fusion_pl.tables.read_table import SHARD_INDEX, SHARD_MANIFEST
+from fusion_pl.tables.splits import NO_SPLIT, SPLITS
+from fusion_pl.tables.table import Table
 from fusion_pl.types import UserError
 
 LOCK = ".lock"

@@ -12,15 +12,15 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from fusion_pl.data.collate import Collate
-from fusion_pl.data.columns import Columns, TableInputs
-from fusion_pl.data.hashes import stable_hash
-from fusion_pl.data.labels import check_labels, read_label_column
 from fusion_pl.data.order import temporary_seed
-from fusion_pl.data.remote import RemoteFiles
 from fusion_pl.data.row_stream import StreamRow
 from fusion_pl.data.rows import InputColumn, LoadError, ManifestRows, OnBadFile
-from fusion_pl.data.table import Table
 from fusion_pl.processors import Processor
+from fusion_pl.tables.columns import Columns, TableInputs
+from fusion_pl.tables.hashes import stable_hash
+from fusion_pl.tables.labels import check_labels, read_label_column
+from fusion_pl.tables.remote import RemoteFiles
+from fusion_pl.tables.table import Table
 from fusion_pl.tasks import Task
 from fusion_pl.tasks.base import Targets
 from fusion_pl.types import Batch, Sample

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import distributed
 
 from fusion_pl.data.base import FusionData
-from fusion_pl.data.folds import parse_fold
-from fusion_pl.data.labels import (
+from fusion_pl.tables.folds import parse_fold
+from fusion_pl.tables.labels import (
     check_label_columns,
     check_label_option,
     describe_joined_labels,
@@ -23,12 +23,12 @@ from fusion_pl.data.labels import (
     has_label_columns,
     read_label_column,
 )
-from fusion_pl.data.read_table import read_table, table_files
-from fusion_pl.data.split_file import write_split_file
-from fusion_pl.data.split_record import SplitRecord
-from fusion_pl.data.splits import NO_SPLIT, Split, column_splits, splits_to_draw
-from fusion_pl.data.table import Problem, Table, raise_problems
-from fusion_pl.data.table_splits import SplitOptions, TableSplits
+from fusion_pl.tables.read_table import read_table, table_files
+from fusion_pl.tables.split_file import write_split_file
+from fusion_pl.tables.split_record import SplitRecord
+from fusion_pl.tables.splits import NO_SPLIT, Split, column_splits, splits_to_draw
+from fusion_pl.tables.table import Problem, Table, raise_problems
+from fusion_pl.tables.table_splits import SplitOptions, TableSplits
 from fusion_pl.tasks import LabelColumn
 from fusion_pl.types import UserError
 

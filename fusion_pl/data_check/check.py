@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_pl.data.checks import count_text_paths
-from fusion_pl.data.columns import column_names
-from fusion_pl.data.labels import check_label_columns
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.data.splits import NO_SPLIT, SPLITS
-from fusion_pl.data.table import Problem, raise_problems
 from fusion_pl.data_check.duplicates import combine_hashes, find_duplicates, find_near_duplicates
 from fusion_pl.data_check.findings import Finding, Kind
 from fusion_pl.data_check.inputs import InputCheck, check_inputs
 from fusion_pl.data_check.statistics import Statistics, compute_statistics, find_unbalanced
+from fusion_pl.tables.checks import count_text_paths
+from fusion_pl.tables.columns import column_names
+from fusion_pl.tables.labels import check_label_columns
+from fusion_pl.tables.splits import NO_SPLIT, SPLITS
+from fusion_pl.tables.table import Problem, raise_problems
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from fusion_pl.data.arrow_cells import convert_array, is_media, is_text
-from fusion_pl.data.arrow_file import write_arrow
-from fusion_pl.data.columns import column_names
-from fusion_pl.data.table import Table
-from fusion_pl.data.text_table import CHUNK_ROWS, DELIMITERS, JSON_LINES
 from fusion_pl.data_check.check import CheckedTable
 from fusion_pl.files import atomic_path, atomic_write
+from fusion_pl.tables.arrow_cells import convert_array, is_media, is_text
+from fusion_pl.tables.arrow_file import write_arrow
+from fusion_pl.tables.columns import column_names
+from fusion_pl.tables.table import Table
+from fusion_pl.tables.text_table import CHUNK_ROWS, DELIMITERS, JSON_LINES
 from fusion_pl.types import UserError
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather")

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from fusion_pl.data.rows import InputColumn
-from fusion_pl.data.table import Cells
 from fusion_pl.data.workers import iterate_in_workers
 from fusion_pl.data_check.findings import Kind
 from fusion_pl.data_check.values import GREY_SIZE, Flaw, Inspection, inspect_cell
+from fusion_pl.tables.table import Cells
 from fusion_pl.types import UserError
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fusion_pl import __version__
-from fusion_pl.data.splits import NO_SPLIT, SPLITS
 from fusion_pl.data_check.check import CheckedTable
 from fusion_pl.data_check.findings import Finding
 from fusion_pl.files import atomic_write
 from fusion_pl.html import Preview, preview, render_page
 from fusion_pl.processors.base import OPEN_ERRORS
+from fusion_pl.tables.splits import NO_SPLIT, SPLITS
 
 MAX_SHOWN = 24  # findings per kind in the HTML file
 

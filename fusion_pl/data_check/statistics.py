@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.data.splits import NO_SPLIT, SPLITS
 from fusion_pl.data_check.findings import Finding, Kind
 from fusion_pl.data_check.inputs import InputCheck
+from fusion_pl.tables.splits import NO_SPLIT, SPLITS
 
 MAX_IMBALANCE = 10  # largest ratio of the sizes of two classes in the training split
 MAX_MISSING = 0.5  # largest fraction of the rows of a split without an input

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from fusion_pl.data.hashes import stable_hashes
 from fusion_pl.data.rows import ManifestRows
 from fusion_pl.evaluate.corrupt_images import IMAGE_CORRUPTIONS, is_image
 from fusion_pl.evaluate.corrupt_sounds import SOUND_CORRUPTIONS
@@ -16,6 +15,7 @@ from fusion_pl.evaluate.corrupt_texts import TEXT_CORRUPTIONS
 from fusion_pl.evaluate.corruption import Corruption, Sweep
 from fusion_pl.messages import did_you_mean, join_names
 from fusion_pl.processors.base import describe_type
+from fusion_pl.tables.hashes import stable_hashes
 from fusion_pl.types import UserError, Waveform
 
 CORRUPTIONS = (*IMAGE_CORRUPTIONS, *SOUND_CORRUPTIONS, *TEXT_CORRUPTIONS)

@@ -19,10 +19,7 @@ from fusion_pl.cli.checkpoint_options import (
     set_up_rows,
 )
 from fusion_pl.cli.parsing import parse_checkpoint_command
-from fusion_pl.data.columns import check_input_names
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.data.split_record import SplitRecord, find_split_record
-from fusion_pl.data.table import raise_problems
 from fusion_pl.evaluate.against import against_section, check_comparable
 from fusion_pl.evaluate.choose_sweeps import parse_sweeps
 from fusion_pl.evaluate.curves import calibration_section, class_section, doubt_section, precision_recall_section
@@ -41,6 +38,9 @@ from fusion_pl.evaluate.section import EvaluationSection
 from fusion_pl.files import check_output_folder, sha256
 from fusion_pl.messages import escape_unprintable
 from fusion_pl.predict import Predictor
+from fusion_pl.tables.columns import check_input_names
+from fusion_pl.tables.split_record import SplitRecord, find_split_record
+from fusion_pl.tables.table import raise_problems
 from fusion_pl.training.interrupt import StopSignals
 from fusion_pl.types import MissingFileError, UserError
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fusion_pl.data.hashes import stable_hash
 from fusion_pl.data.order import temporary_seed
+from fusion_pl.tables.hashes import stable_hash
 
 SEVERITIES = (1, 2, 3, 4, 5)
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from fusion_pl.data.hashes import stable_hashes
 from fusion_pl.metrics import subsets
+from fusion_pl.tables.hashes import stable_hashes
 
 EXACT_INPUTS = 5  # with more inputs, only some of the subsets are measured
 NUM_SUBSETS = 2**EXACT_INPUTS  # that are measured then

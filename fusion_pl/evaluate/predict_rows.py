@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader
 
 from fusion_pl import __version__
 from fusion_pl.data.collate import Collate
-from fusion_pl.data.hashes import table_hash
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.data.remote import is_url
 from fusion_pl.data.workers import worker_options
 from fusion_pl.evaluate.evaluation import Evaluation
 from fusion_pl.evaluate.parts import Arrays, Parts
 from fusion_pl.predict import Predictor
+from fusion_pl.tables.hashes import table_hash
+from fusion_pl.tables.remote import is_url
 from fusion_pl.types import Batch, Sample, UserError, Waveform
 from fusion_pl.uncertainty.calibration import Outputs
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from fusion_pl.data.table import Table
 from fusion_pl.predict import Predictor
+from fusion_pl.tables.table import Table
 from fusion_pl.types import Prediction
 
 Kind = Literal["text", "number", "flag", "texts", "numbers"]

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from fusion_pl.cli.checkpoint_options import checkpoint_path
-from fusion_pl.data.remote import is_url
 from fusion_pl.data.rows import ManifestRows
 from fusion_pl.messages import escape_unprintable
 from fusion_pl.prediction.counts import Counts
@@ -22,6 +21,7 @@ from fusion_pl.prediction.rows import RowPredictor, make_key
 from fusion_pl.prediction.sample import predict_sample
 from fusion_pl.prediction.selection import Selector
 from fusion_pl.prediction.source import standard_input
+from fusion_pl.tables.remote import is_url
 from fusion_pl.training.interrupt import StoppedBySignal
 from fusion_pl.types import UserError
 

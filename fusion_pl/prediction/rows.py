@@ -14,11 +14,8 @@ from jsonargparse import Namespace
 from fusion_pl import __version__
 from fusion_pl.checkpoint import read_checkpoint
 from fusion_pl.cli.checkpoint_options import RULES, checkpoint_path
-from fusion_pl.data.checks import check_text_column
 from fusion_pl.data.collate import Collate
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.data.split_record import SplitRecord, find_split_record
-from fusion_pl.data.table import Table, raise_problems
 from fusion_pl.files import sha256
 from fusion_pl.predict import Predictor
 from fusion_pl.prediction.columns import OutputColumns
@@ -26,6 +23,9 @@ from fusion_pl.prediction.counts import Counts, KnownLabels
 from fusion_pl.prediction.formats import FORMATS, Format, JsonLines
 from fusion_pl.prediction.partial import PartialFile
 from fusion_pl.prediction.source import Source, open_source
+from fusion_pl.tables.checks import check_text_column
+from fusion_pl.tables.split_record import SplitRecord, find_split_record
+from fusion_pl.tables.table import Table, raise_problems
 from fusion_pl.types import Prediction, UserError
 from fusion_pl.uncertainty.rules import DecisionRules
 

@@ -20,12 +20,12 @@ from jsonargparse import Namespace
 from fusion_pl.cli.checkpoint_options import set_up_rows
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.data.read_table import read_table, table_files
-from fusion_pl.data.remote import is_url
-from fusion_pl.data.table import Table
 from fusion_pl.data.table_data import TableData
 from fusion_pl.files import sha256
 from fusion_pl.predict import Predictor
+from fusion_pl.tables.read_table import read_table, table_files
+from fusion_pl.tables.remote import is_url
+from fusion_pl.tables.table import Table
 from fusion_pl.types import UserError
 
 # Options without effect on the rows; the content of the manifest has its own hash.

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from fusion_pl.data.base import FusionData
 from fusion_pl.data.manifest import REQUIRED_SPLITS
 from fusion_pl.data.rows import ManifestRows
-from fusion_pl.data.splits import SPLITS, Split
 from fusion_pl.data.workers import iterate_in_workers
 from fusion_pl.messages import join_lines
+from fusion_pl.tables.splits import SPLITS, Split
 from fusion_pl.types import Batch, UserError
 
 MAX_LISTED = 10  # damaged files in the message

@@ -21,11 +21,11 @@ from fusion_pl.data.base import FusionData
 from fusion_pl.data.feature_shards import folder_bytes
 from fusion_pl.data.manifest import REQUIRED_SPLITS
 from fusion_pl.data.rows import ManifestRows
-from fusion_pl.data.splits import Split
 from fusion_pl.encoders.base import Encoder, is_frozen
 from fusion_pl.files import cache_folder
 from fusion_pl.messages import join_names
 from fusion_pl.processors import AudioProcessor
+from fusion_pl.tables.splits import Split
 from fusion_pl.training.cache_keys import encoder_key
 from fusion_pl.training.encoding import EncodingPass, InputValueDataset
 from fusion_pl.training.stored_input import Storage, StoredInput, format_bytes

@@ -18,7 +18,7 @@ from torch import distributed
 from fusion_pl.data.feature_shards import FeatureShards, find_shards, folder_bytes, unique_keys
 from fusion_pl.data.features import FeatureStore, StoredCells, bytes_per_value, write_features
 from fusion_pl.data.rows import LoadError, ManifestRows
-from fusion_pl.data.splits import Split
+from fusion_pl.tables.splits import Split
 from fusion_pl.training.encoding import EncodingPass, InputValueDataset
 from fusion_pl.types import Encoded, UserError
 

@@ -17,7 +17,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 
 from fusion_pl.data.feature_shards import KEY_BYTES, KEYS, FeatureShards, Keys, join_keys, write_shard
-from fusion_pl.data.remote import is_url
+from fusion_pl.tables.remote import is_url
 from fusion_pl.training.content_hash import hash_content
 
 FILES_FOLDER = "files"  # shards with the hashes of files

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from fusion_pl.data import ManifestData
-from fusion_pl.data.read_table import read_table
 from fusion_pl.encoders import FeatureEncoder, TinyText
+from fusion_pl.tables.read_table import read_table
 from fusion_pl.types import UserError
 from tests.data.conftest import write_manifest
 
@@ -148,7 +148,7 @@ def test_lists_of_parquet_and_array_files(tmp_path):
 
 @pytest.mark.parametrize("chunk_rows", [1, 2, 10_000])
 def test_json_lists_are_those_of_parquet(tmp_path, monkeypatch, chunk_rows):
-    monkeypatch.setattr("fusion_pl.data.text_table.CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr("fusion_pl.tables.text_table.CHUNK_ROWS", chunk_rows)
     lists = [[], [1, 2.5], None, [3, -4e300], [5, 6], [7, 2**60 + 1]]
     nested = [[[1, 2]], None, [[3, 4], [5, None]], [[0, 0]] * 3, None, None]
     rows = [row | {"list": a, "nested": b} for row, a, b in zip(records(), lists, nested, strict=True)]

@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from fusion_pl.data import ManifestData, text_table
-from fusion_pl.data.checks import find_outside_paths
-from fusion_pl.data.hashes import row_hashes, table_hash
-from fusion_pl.data.read_table import read_table
-from fusion_pl.data.splits import SPLITS
+from fusion_pl.data import ManifestData
+from fusion_pl.tables import text_table
+from fusion_pl.tables.checks import find_outside_paths
+from fusion_pl.tables.hashes import row_hashes, table_hash
+from fusion_pl.tables.read_table import read_table
+from fusion_pl.tables.splits import SPLITS
 from fusion_pl.types import UserError
 from tests.commands import forkserver_context, run_command
 from tests.data import slow_splits
@@ -99,7 +100,7 @@ def test_every_format_gives_the_same_samples_ids_splits_and_hashes(toy, processo
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("with_id", [True, False])
 def test_hashes_are_those_of_a_slow_direct_version(tmp_path, monkeypatch, name, with_id):
-    monkeypatch.setattr("fusion_pl.data.hashes.CHUNK_ROWS", 3)
+    monkeypatch.setattr("fusion_pl.tables.hashes.CHUNK_ROWS", 3)
     rng = random.Random(0)
     records = [
         {"text": rng.choice([None, 'ü"\\\n x', "\N{PILE OF POO}", "plain"]), "b": rng.choice([None, 3, -7])}
@@ -135,7 +136,7 @@ def test_few_rows_of_large_cells_are_read_from_parquet_at_once(tmp_path, monkeyp
     """Arrow cannot read more than 2 GiB of a column of media at once."""
     contents = [{"bytes": os.urandom(1000), "path": None} for _ in range(50)]
     pq.write_table(pa.table({"image": contents}), tmp_path / "m.parquet")
-    monkeypatch.setattr("fusion_pl.data.read_table.BATCH_BYTES", 10_000)
+    monkeypatch.setattr("fusion_pl.tables.read_table.BATCH_BYTES", 10_000)
     iter_batches, sizes = pq.ParquetFile.iter_batches, []
 
     def note_sizes(*arguments):
@@ -171,7 +172,7 @@ def test_a_file_of_many_chunks_is_read_as_a_whole(tmp_path, monkeypatch, max_mem
 def test_a_large_table_needs_space_for_a_temporary_file(tmp_path, monkeypatch, name):
     path = write(tmp_path, name, [{"a": "x" * 1000, "b": str(at)} for at in range(200)])
     for module in ("text_table", "read_table"):
-        monkeypatch.setattr(f"fusion_pl.data.{module}.MAX_MEMORY_BYTES", 1000)
+        monkeypatch.setattr(f"fusion_pl.tables.{module}.MAX_MEMORY_BYTES", 1000)
     with small_disk(tmp_path / "small", "64k") as small:
         monkeypatch.setattr("tempfile.tempdir", str(small))
         message = (
@@ -253,7 +254,7 @@ NOT_TEXT = {"bytes", "lists", "media"}
 @pytest.mark.parametrize(("suffix", "mapped_bytes"), [("arrow", 0), ("parquet", 0), ("parquet", 10**9)])
 @pytest.mark.parametrize("name", TYPED)
 def test_cells_of_an_arrow_column(tmp_path, monkeypatch, name, suffix, mapped_bytes):
-    monkeypatch.setattr("fusion_pl.data.read_table.MAX_MEMORY_BYTES", mapped_bytes)
+    monkeypatch.setattr("fusion_pl.tables.read_table.MAX_MEMORY_BYTES", mapped_bytes)
     if name == "views" and suffix == "parquet":
         pytest.skip("older versions of pyarrow do not write this type to Parquet")
     kind, values, expected = TYPED[name]
@@ -285,8 +286,8 @@ def read_in_worker(table, rows):
 
 @pytest.mark.parametrize("name", ["m.csv", "m.arrow", "m.parquet", "m.feather"])
 def test_a_large_table_is_memory_mapped_by_other_processes(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("fusion_pl.data.table.MAX_PIPED_BYTES", 1000)
-    monkeypatch.setattr("fusion_pl.data.read_table.MAX_MEMORY_BYTES", 1000)
+    monkeypatch.setattr("fusion_pl.tables.table.MAX_PIPED_BYTES", 1000)
+    monkeypatch.setattr("fusion_pl.tables.read_table.MAX_MEMORY_BYTES", 1000)
     records = [{"text": f"text {at}", "other": None} for at in range(2000)]
     table = read_table(write(tmp_path, name, records)).select(["text"])
     assert len(pickle.dumps(table)) < 20_000 + table.row_numbers.nbytes
@@ -303,7 +304,7 @@ def test_a_large_table_is_memory_mapped_by_other_processes(tmp_path, monkeypatch
 @pytest.mark.parametrize("change", ["replaced", "removed"])
 def test_a_file_that_changes_before_other_processes_read_it_is_refused(tmp_path, monkeypatch, change, is_pickled):
     """Other rows of the same size must not stand in for those that were read."""
-    monkeypatch.setattr("fusion_pl.data.table.MAX_PIPED_BYTES", 0)
+    monkeypatch.setattr("fusion_pl.tables.table.MAX_PIPED_BYTES", 0)
     path = tmp_path / "m.arrow"
     table = read_table(write(tmp_path, "m.arrow", [{"text": f"text {at}"} for at in range(9)]))
     pickled = pickle.dumps(table) if is_pickled else b""
@@ -316,7 +317,7 @@ def test_a_file_that_changes_before_other_processes_read_it_is_refused(tmp_path,
 
 
 def test_computed_columns_are_written_without_the_columns_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("fusion_pl.data.table.MAX_PIPED_BYTES", 0)
+    monkeypatch.setattr("fusion_pl.tables.table.MAX_PIPED_BYTES", 0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     content = [bytes([at]) * 10_000 for at in range(20)]
     write_arrow(tmp_path / "m.arrow", pa.table({"image": content, "old": list(range(20))}))
@@ -337,8 +338,8 @@ def test_computed_columns_are_written_without_the_columns_of_the_file(tmp_path, 
 def test_a_temporary_file_is_removed_at_exit_of_its_process_only(tmp_path):
     code = (
         "import multiprocessing, os, pickle, sys\n"
-        "from fusion_pl.data import table\n"
-        "from fusion_pl.data.read_table import read_table\n"
+        "from fusion_pl.tables import table\n"
+        "from fusion_pl.tables.read_table import read_table\n"
         "table.MAX_PIPED_BYTES = 0\n"
         "found = read_table(sys.argv[1])\n"
         "(file,) = pickle.loads(pickle.dumps(found)).files\n"

@@ -106,8 +106,8 @@ def test_samples_are_those_of_the_table(toy, processors, from_table, as_bytes):
 
 
 def test_workers_memory_map_the_files_of_the_data_set(toy, processors, from_table, monkeypatch):
-    monkeypatch.setattr("fusion_pl.data.table.MAX_PIPED_BYTES", 0)
-    monkeypatch.setattr("fusion_pl.data.table.write_temporary", None)  # nothing is copied
+    monkeypatch.setattr("fusion_pl.tables.table.MAX_PIPED_BYTES", 0)
+    monkeypatch.setattr("fusion_pl.tables.table.write_temporary", None)  # nothing is copied
     data = build(processors, save(toy.folder, toy.records))
     samples = pickle.loads(pickle.dumps(data.samples("val")))
     assert [file.path for file in samples.table.files] == list(map(str, data.files))
@@ -119,7 +119,7 @@ def test_workers_memory_map_the_files_of_the_data_set(toy, processors, from_tabl
 
 
 def test_class_names_that_are_an_input_reach_the_workers(toy, processors, monkeypatch):
-    monkeypatch.setattr("fusion_pl.data.table.MAX_PIPED_BYTES", 0)
+    monkeypatch.setattr("fusion_pl.tables.table.MAX_PIPED_BYTES", 0)
     data = build({"text": processors["text"]}, save(toy.folder, toy.records), inputs={"text": "label"})
     samples = pickle.loads(pickle.dumps(data.samples("train")))
     assert [samples[row].inputs["text"] for row in range(3)] == ["dog", "cat", "dog"]
@@ -127,7 +127,7 @@ def test_class_names_that_are_an_input_reach_the_workers(toy, processors, monkey
 
 def test_images_are_not_copied_for_a_column_that_no_file_has(toy, processors, from_table, monkeypatch):
     """Class names are an input beside images: only the names are written to a temporary file."""
-    monkeypatch.setattr("fusion_pl.data.table.MAX_PIPED_BYTES", 0)
+    monkeypatch.setattr("fusion_pl.tables.table.MAX_PIPED_BYTES", 0)
     monkeypatch.setattr("tempfile.tempdir", str(toy.folder))
     parts = {"text": processors["text"], "image": processors["image"]}
     data = build(parts, save(toy.folder, toy.records), inputs={"text": "label"})

@@ -9,7 +9,7 @@ import pytest
 
 from fusion_pl.data import ManifestData
 from fusion_pl.data.rows import LoadError
-from fusion_pl.data.splits import SPLITS
+from fusion_pl.tables.splits import SPLITS
 from fusion_pl.types import MissingFileError, UserError
 
 

@@ -14,7 +14,7 @@ import yaml
 from fusion_pl.cli.run import run
 from fusion_pl.data import ManifestData
 from fusion_pl.data.rows import InputColumn
-from fusion_pl.data.table import Cells, Table
+from fusion_pl.tables.table import Cells, Table
 from fusion_pl.types import UserError
 
 URL = "http://127.0.0.1:9/secret.png"  # no request is sent

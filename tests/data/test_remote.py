@@ -23,9 +23,10 @@ from lightning.pytorch import Trainer
 from PIL import Image
 
 from fusion_pl.cli.run import run
-from fusion_pl.data import ManifestData, remote
-from fusion_pl.data.remote import RemoteFiles, is_inside, join_url
-from fusion_pl.data.table import resolve_path
+from fusion_pl.data import ManifestData
+from fusion_pl.tables import remote
+from fusion_pl.tables.remote import RemoteFiles, is_inside, join_url
+from fusion_pl.tables.table import resolve_path
 from fusion_pl.types import MissingFileError, UserError
 from tests.data.test_base import Watch
 from tests.data_check.test_command import data_check
@@ -383,8 +384,8 @@ def test_the_root_of_a_table_whose_url_has_a_query_is_its_folder(toy, processors
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 def test_a_large_remote_table_has_one_temporary_copy(toy, processors, server, monkeypatch, tmp_path, suffix):
     """A copy of the cache may be removed at any time, the temporary one of a Parquet table is kept."""
-    monkeypatch.setattr("fusion_pl.data.table.MAX_PIPED_BYTES", 0)
-    monkeypatch.setattr("fusion_pl.data.read_table.MAX_MEMORY_BYTES", 0)
+    monkeypatch.setattr("fusion_pl.tables.table.MAX_PIPED_BYTES", 0)
+    monkeypatch.setattr("fusion_pl.tables.read_table.MAX_MEMORY_BYTES", 0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     serve(server, toy.folder)
     content, columns = io.BytesIO(), pa.table({name: [row[name] for row in toy.records] for name in toy.records[0]})

@@ -24,13 +24,14 @@ from filelock import FileLock
 
 from fusion_pl.__main__ import main
 from fusion_pl.cli.run import run
-from fusion_pl.data import ManifestData, ShardData, remote
+from fusion_pl.data import ManifestData, ShardData
 from fusion_pl.data.order import EpochSampler
-from fusion_pl.data.read_table import read_table
 from fusion_pl.data.rows import InputColumn, LoadError
 from fusion_pl.data.sampling import Sampling
 from fusion_pl.data.shard_writer import ShardWriter
 from fusion_pl.processors import Processor
+from fusion_pl.tables import remote
+from fusion_pl.tables.read_table import read_table
 from fusion_pl.tasks import MultiLabel
 from fusion_pl.types import UserError
 from tests.commands import Command

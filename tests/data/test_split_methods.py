@@ -15,10 +15,10 @@ import yaml
 
 from fusion_pl.cli.run import run
 from fusion_pl.data import ManifestData
-from fusion_pl.data.folds import draw_folds, parse_fold
-from fusion_pl.data.split_times import split_by_time
-from fusion_pl.data.splits import SPLITS, TEST, TRAIN, VAL
 from fusion_pl.encoders import TinyText
+from fusion_pl.tables.folds import draw_folds, parse_fold
+from fusion_pl.tables.split_times import split_by_time
+from fusion_pl.tables.splits import SPLITS, TEST, TRAIN, VAL
 from fusion_pl.types import UserError
 from tests.texts import RUN, fit, load, write_config
 

@@ -17,11 +17,11 @@ from lightning.pytorch import Trainer
 
 from fusion_pl.cli.run import run
 from fusion_pl.data import ManifestData
-from fusion_pl.data.split_record import SplitRecord
-from fusion_pl.data.splits import SPLITS
 from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Mean
 from fusion_pl.module import FusionClassifier
+from fusion_pl.tables.split_record import SplitRecord
+from fusion_pl.tables.splits import SPLITS
 from fusion_pl.types import UserError
 
 MORE = ["--ckpt_path", "last", "--trainer.max_epochs", "2"]

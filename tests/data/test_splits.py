@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from fusion_pl.data.splits import NO_SPLIT, SPLITS, assign_splits, draw_splits, parse_split
+from fusion_pl.tables.splits import NO_SPLIT, SPLITS, assign_splits, draw_splits, parse_split
 from tests.data import slow_splits
 
 FRACTIONS = {"val": 0.1, "test": 0.2}

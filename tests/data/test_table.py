@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from fusion_pl.data.read_table import read_table
-from fusion_pl.data.table import Problem, raise_problems
+from fusion_pl.tables.read_table import read_table
+from fusion_pl.tables.table import Problem, raise_problems
 from fusion_pl.types import MissingFileError, UserError
 
 
 @pytest.fixture(params=[0, 2**24], ids=["memory-mapped", "in memory"], autouse=True)
 def max_memory_bytes(request, monkeypatch):
-    monkeypatch.setattr("fusion_pl.data.text_table.MAX_MEMORY_BYTES", request.param)
+    monkeypatch.setattr("fusion_pl.tables.text_table.MAX_MEMORY_BYTES", request.param)
 
 
 def cells(table):

@@ -20,7 +20,7 @@ from fusion_pl.__main__ import main
 from fusion_pl.cli.run import run
 from fusion_pl.data import Keypad
 from fusion_pl.data.keypad import KEYPAD
-from fusion_pl.data.read_table import read_table
+from fusion_pl.tables.read_table import read_table
 from tests.data_check.folder import write_folder, write_table
 from tests.terminal import CTRL_C, Terminal
 

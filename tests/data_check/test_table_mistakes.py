@@ -11,7 +11,7 @@ import yaml
 
 from fusion_pl.__main__ import main
 from fusion_pl.cli.run import run
-from fusion_pl.data.labels import describe_joined_labels
+from fusion_pl.tables.labels import describe_joined_labels
 from tests.data_check.folder import CONFIG, write_table
 
 SIZE = 30

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import binom, fisher_exact
 
-from fusion_pl.data.read_table import read_table
 from fusion_pl.evaluate import group_tests
 from fusion_pl.evaluate.group_section import MIN_ROWS, group_section, measure_groups
 from fusion_pl.evaluate.group_tests import group_p_value
 from fusion_pl.evaluate.groups import Grouping, group_by_column, group_by_number
+from fusion_pl.tables.read_table import read_table
 from tests.evaluate.models import SPOILT
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from fusion_pl.cli.run import run
-from fusion_pl.data.read_table import read_table
 from fusion_pl.encoders import TinyText
 from fusion_pl.fusion import Average, Concat
 from fusion_pl.predict import Predictor
@@ -21,6 +20,7 @@ from fusion_pl.prediction import selection
 from fusion_pl.prediction.counts import KnownLabels
 from fusion_pl.prediction.formats import Csv
 from fusion_pl.prediction.selection import Selector, dropout, k_centre_greedy
+from fusion_pl.tables.read_table import read_table
 
 
 def read(path):

@@ -15,8 +15,8 @@ from torchmetrics.functional.classification import (
 )
 
 from fusion_pl.data import ManifestData
-from fusion_pl.data.labels import read_label_column
-from fusion_pl.data.read_table import read_table
+from fusion_pl.tables.labels import read_label_column
+from fusion_pl.tables.read_table import read_table
 from fusion_pl.tasks import MultiClass, MultiLabel
 from fusion_pl.tasks.multi_label_metrics import best_thresholds
 from fusion_pl.types import UserError

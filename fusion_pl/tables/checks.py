@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from rich import get_console
 from rich.progress import track
 
-from fusion_pl.data.remote import RemoteFiles, is_inside, is_url
-from fusion_pl.data.splits import NO_SPLIT, column_splits
-from fusion_pl.data.table import Problem, Table, describe_outside, resolve_path
 from fusion_pl.messages import did_you_mean, join_names
+from fusion_pl.tables.remote import RemoteFiles, is_inside, is_url
+from fusion_pl.tables.splits import NO_SPLIT, column_splits
+from fusion_pl.tables.table import Problem, Table, describe_outside, resolve_path
 
 Rows = NDArray[np.int64]
 

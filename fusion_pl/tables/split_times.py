@@ -10,9 +10,9 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_pl.data.checks import row_problems
-from fusion_pl.data.splits import NO_SPLIT, SPLITS, TEST, TRAIN, VAL, Split
-from fusion_pl.data.table import Problem, Table
+from fusion_pl.tables.checks import row_problems
+from fusion_pl.tables.splits import NO_SPLIT, SPLITS, TEST, TRAIN, VAL, Split
+from fusion_pl.tables.table import Problem, Table
 
 
 def read_times(table: Table, column: str) -> NDArray[np.float64]:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_pl.data.hashes import stable_hashes
-from fusion_pl.data.splits import TEST, TRAIN, VAL, Groups
+from fusion_pl.tables.hashes import stable_hashes
+from fusion_pl.tables.splits import TEST, TRAIN, VAL, Groups
 from fusion_pl.types import UserError
 
 MIN_FOLDS = 3  # test, val and at least one fold of train

@@ -15,8 +15,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from fusion_pl.data.arrow_file import MAX_MEMORY_BYTES, open_arrow, write_temporary
-from fusion_pl.data.table import Problem, Table, check_column_names
+from fusion_pl.tables.arrow_file import MAX_MEMORY_BYTES, open_arrow, write_temporary
+from fusion_pl.tables.table import Problem, Table, check_column_names
 from fusion_pl.types import UserError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from fusion_pl.data.arrow_cells import is_text
-from fusion_pl.data.checks import check_text_column, row_problems
-from fusion_pl.data.table import Problem, Table
 from fusion_pl.messages import did_you_mean, join_names, truncate
+from fusion_pl.tables.arrow_cells import is_text
+from fusion_pl.tables.checks import check_text_column, row_problems
+from fusion_pl.tables.table import Problem, Table
 from fusion_pl.tasks import LabelColumn, MultiLabel, Task
 from fusion_pl.tasks.base import Targets
 from fusion_pl.types import UserError

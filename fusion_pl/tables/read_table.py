@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from fusion_pl.data.arrow_file import MAX_MEMORY_BYTES, MappedFile, open_arrow, simplify, write_temporary
-from fusion_pl.data.table import Table, check_column_names, raise_problems
-from fusion_pl.data.text_table import DELIMITERS, JSON_LINES, read_text_table
 from fusion_pl.files import looked_for
 from fusion_pl.messages import error_reason
+from fusion_pl.tables.arrow_file import MAX_MEMORY_BYTES, MappedFile, open_arrow, simplify, write_temporary
+from fusion_pl.tables.table import Table, check_column_names, raise_problems
+from fusion_pl.tables.text_table import DELIMITERS, JSON_LINES, read_text_table
 from fusion_pl.types import MissingFileError, UserError
 
 ARROW = (".arrow", ".feather")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fusion_pl.data.splits import NO_SPLIT, SPLITS, Split
+from fusion_pl.tables.splits import NO_SPLIT, SPLITS, Split
 from fusion_pl.types import UserError
 
 

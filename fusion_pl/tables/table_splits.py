@@ -9,14 +9,14 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_pl.data.checks import check_text_column
-from fusion_pl.data.folds import Fold, draw_folds
-from fusion_pl.data.hashes import row_hashes, stable_hashes, table_hash
-from fusion_pl.data.split_file import FileSplits, read_split_file
-from fusion_pl.data.split_record import SplitRecord
-from fusion_pl.data.split_times import check_time_order, check_times, read_times, split_by_time
-from fusion_pl.data.splits import NO_SPLIT, SPLITS, TRAIN, VAL, Split, assign_splits, column_splits, splits_to_draw
-from fusion_pl.data.table import MAX_SHOWN, Problem, Table
+from fusion_pl.tables.checks import check_text_column
+from fusion_pl.tables.folds import Fold, draw_folds
+from fusion_pl.tables.hashes import row_hashes, stable_hashes, table_hash
+from fusion_pl.tables.split_file import FileSplits, read_split_file
+from fusion_pl.tables.split_record import SplitRecord
+from fusion_pl.tables.split_times import check_time_order, check_times, read_times, split_by_time
+from fusion_pl.tables.splits import NO_SPLIT, SPLITS, TRAIN, VAL, Split, assign_splits, column_splits, splits_to_draw
+from fusion_pl.tables.table import MAX_SHOWN, Problem, Table
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TableSplits:
 
     @cached_property
     def table_hash(self) -> str:
-        """Hash of all cells, see ``fusion_pl.data.hashes.table_hash``."""
+        """Hash of all cells, see ``fusion_pl.tables.hashes.table_hash``."""
         return table_hash(self.table)
 
     @cached_property

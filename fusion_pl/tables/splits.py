@@ -12,8 +12,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_pl.data.hashes import stable_hashes
-from fusion_pl.data.table import Table
+from fusion_pl.tables.hashes import stable_hashes
+from fusion_pl.tables.table import Table
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -64,7 +64,7 @@ def assign_splits(
 
     Args:
         targets: class index of each row; a row with a negative index gets no split.
-        row_hashes: one hash per row, from ``fusion_pl.data.hashes.row_hashes``; None if no split must be drawn.
+        row_hashes: one hash per row, from ``fusion_pl.tables.hashes.row_hashes``; None if no split must be drawn.
         column: split of each row in the manifest; None if there is no such column.
         fractions: expected fractions of the drawn splits val and test: of all rows, or of the train rows of ``column``.
         seed: random seed of the draw.

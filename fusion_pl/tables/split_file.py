@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_pl.data.checks import check_splits, check_text_column
-from fusion_pl.data.hashes import id_hashes
-from fusion_pl.data.read_table import read_table
-from fusion_pl.data.splits import NO_SPLIT, SPLITS, column_splits
-from fusion_pl.data.table import Problem, Table, raise_problems
 from fusion_pl.files import atomic_write
+from fusion_pl.tables.checks import check_splits, check_text_column
+from fusion_pl.tables.hashes import id_hashes
+from fusion_pl.tables.read_table import read_table
+from fusion_pl.tables.splits import NO_SPLIT, SPLITS, column_splits
+from fusion_pl.tables.table import Problem, Table, raise_problems
 
 HASH_DIGITS = 16
 HASH = re.compile(rf"[0-7][0-9a-f]{{{HASH_DIGITS - 1}}}")

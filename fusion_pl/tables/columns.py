@@ -10,7 +10,9 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
-from fusion_pl.data.checks import (
+from fusion_pl.messages import join_names
+from fusion_pl.processors import Processor
+from fusion_pl.tables.checks import (
     check_column,
     check_files,
     check_text_column,
@@ -18,10 +20,8 @@ from fusion_pl.data.checks import (
     find_outside_paths,
     row_problems,
 )
-from fusion_pl.data.remote import RemoteFiles
-from fusion_pl.data.table import Cells, Problem, Table, raise_problems
-from fusion_pl.messages import join_names
-from fusion_pl.processors import Processor
+from fusion_pl.tables.remote import RemoteFiles
+from fusion_pl.tables.table import Cells, Problem, Table, raise_problems
 
 Columns = str | list[str]  # a column, or several columns of one input
 ROWS_AT_ONCE = 10_000  # of lists, in which missing numbers are looked for

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_pl.data.arrow_cells import cell_converter, convert_array, is_media, is_string, is_text
-from fusion_pl.data.arrow_file import MappedFile, check_unchanged, open_columns, write_arrow, write_temporary
-from fusion_pl.data.remote import is_inside, is_url, join_url
 from fusion_pl.messages import join_lines
+from fusion_pl.tables.arrow_cells import cell_converter, convert_array, is_media, is_string, is_text
+from fusion_pl.tables.arrow_file import MappedFile, check_unchanged, open_columns, write_arrow, write_temporary
+from fusion_pl.tables.remote import is_inside, is_url, join_url
 from fusion_pl.types import MAX_PIPED_BYTES, UserError
 
 MAX_SHOWN = 10

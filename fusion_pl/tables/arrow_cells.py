@@ -1,4 +1,4 @@
-"""Convert Arrow values to cells of a manifest, see ``fusion_pl.data.table.Table.cell``."""
+"""Convert Arrow values to cells of a manifest, see ``fusion_pl.tables.table.Table.cell``."""
 
 from __future__ import annotations
 

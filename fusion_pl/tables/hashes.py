@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_pl.data.table import Table
+from fusion_pl.tables.table import Table
 
 CHUNK_ROWS = 10_000  # number of rows whose cells are Python objects at the same time
 ROW_HASH = "fusion_pl.row_hash"  # column of the index of shards

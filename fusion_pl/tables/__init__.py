@@ -1,0 +1,1 @@
+"""Tables of samples: reading, checks of cells, labels and paths, and splits."""
