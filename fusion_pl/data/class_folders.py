@@ -33,6 +33,10 @@ def class_folder_rows(folder: Path) -> list[dict[str, str]]:
     """
     files: dict[tuple[str, str], dict[str, Path]] = {}
     for path in sorted(folder.glob("[!.]*/[!.]*")):
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the name of {str(path)!a} is not in UTF-8, as the table is: rename the file") from error
         name = INPUTS.get(path.suffix.lower())
         if name is None or path.is_dir():
             expected = "; ".join(f"{', '.join(endings)} ({name})" for name, endings in ENDINGS.items())

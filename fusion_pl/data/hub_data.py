@@ -20,9 +20,9 @@ from fusion_pl.data.hub_splits import (
     write_class_names,
 )
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.data.table_data import DEFAULT_SPLIT
 from fusion_pl.messages import error_reason
 from fusion_pl.tables.arrow_file import MappedFile, open_columns, simplify
+from fusion_pl.tables.splits import DEFAULT_SPLIT
 from fusion_pl.tables.table import Table, check_column_names
 from fusion_pl.types import UserError
 

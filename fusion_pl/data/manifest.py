@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fusion_pl.data.rows import InputColumn, ManifestRows
 from fusion_pl.data.sampling import Sampling, check_weights, class_balanced_weights, read_weights, relative_lengths
-from fusion_pl.data.table_data import DEFAULT_SPLIT, TableData
+from fusion_pl.data.table_data import TableData
 from fusion_pl.tables.checks import (
     NUM_TEXTS,
     check_empty_rows,
@@ -40,7 +40,7 @@ from fusion_pl.tables.labels import (
 )
 from fusion_pl.tables.read_table import read_table, table_files
 from fusion_pl.tables.remote import RemoteFiles, is_url, strip_query
-from fusion_pl.tables.splits import SPLITS, Split
+from fusion_pl.tables.splits import DEFAULT_SPLIT, SPLITS, Split
 from fusion_pl.tables.table import Problem, Table, raise_problems
 from fusion_pl.types import UserError
 

@@ -22,7 +22,6 @@ from rich.progress import Progress
 from fusion_pl.data.manifest import ManifestData
 from fusion_pl.data.rows import InputColumn
 from fusion_pl.data.shard_set import ShardManifest, hash_bytes, hash_file, open_shard
-from fusion_pl.data.table_data import DEFAULT_SPLIT
 from fusion_pl.files import atomic_path, atomic_write
 from fusion_pl.messages import error_reason
 from fusion_pl.processors.base import OPEN_ERRORS
@@ -30,7 +29,7 @@ from fusion_pl.tables.arrow_cells import is_media, is_string
 from fusion_pl.tables.arrow_file import write_arrow
 from fusion_pl.tables.hashes import ROW_HASH, table_hash
 from fusion_pl.tables.read_table import SHARD_INDEX, SHARD_MANIFEST
-from fusion_pl.tables.splits import NO_SPLIT, SPLITS
+from fusion_pl.tables.splits import DEFAULT_SPLIT, NO_SPLIT, SPLITS
 from fusion_pl.tables.table import Table
 from fusion_pl.types import UserError
 
@@ -96,11 +95,17 @@ class ShardWriter:
                 "the shards that are complete"
             ) from error
 
+    def _index_columns(self) -> list[str]:
+        """Return the columns of the table that are in the index as they are."""
+        table = self.data.table
+        left_out = {"id", *self.columns}
+        return [name for name in table.columns if name not in left_out and not _has_bytes(table, name)]
+
     def _check_texts(self) -> None:
         """Raise an error for texts of the table that the index cannot hold."""
         import pyarrow as pa
 
-        for name in set(self.data.table.columns) - {"id"}:
+        for name in self._index_columns():
             try:
                 self.data.table.data[name].validate(full=True)
             except pa.ArrowInvalid as error:
@@ -213,11 +218,7 @@ class ShardWriter:
         import pyarrow as pa
 
         data, table, rows = self.data, self.data.table, pa.array(self.rows)
-        index = {
-            name: _large(table.data[name]).take(rows)
-            for name in table.columns
-            if name not in self.columns and not _has_bytes(table, name)
-        }
+        index = {name: _large(table.data[name]).take(rows) for name in self._index_columns()}
         index |= {name: pa.array(hashes, pa.string()) for name, hashes in self.hashes.items()}
         # Half a surrogate pair, which the index cannot hold, is an escape sequence as in the output of predict.
         ids = (table.sample_id(row).encode("utf-8", "backslashreplace") for row in self.rows.tolist())

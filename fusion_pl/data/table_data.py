@@ -26,13 +26,12 @@ from fusion_pl.tables.labels import (
 from fusion_pl.tables.read_table import read_table, table_files
 from fusion_pl.tables.split_file import write_split_file
 from fusion_pl.tables.split_record import SplitRecord
-from fusion_pl.tables.splits import NO_SPLIT, Split, column_splits, splits_to_draw
+from fusion_pl.tables.splits import DEFAULT_SPLIT, NO_SPLIT, Split, column_splits, splits_to_draw
 from fusion_pl.tables.table import Problem, Table, raise_problems
 from fusion_pl.tables.table_splits import SplitOptions, TableSplits
 from fusion_pl.tasks import LabelColumn
 from fusion_pl.types import UserError
 
-DEFAULT_SPLIT = "split"
 DEFAULT_FRACTION = 0.15  # of val and of test rows
 
 

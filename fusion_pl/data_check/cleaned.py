@@ -12,7 +12,7 @@ import numpy as np
 
 from fusion_pl.data_check.check import CheckedTable
 from fusion_pl.files import atomic_path, atomic_write
-from fusion_pl.tables.arrow_cells import convert_array, is_media, is_text
+from fusion_pl.tables.arrow_cells import convert_array, is_media, is_string, is_text
 from fusion_pl.tables.arrow_file import write_arrow
 from fusion_pl.tables.columns import column_names
 from fusion_pl.tables.table import Table
@@ -41,6 +41,7 @@ def write_cleaned(checked: CheckedTable, path: Path) -> tuple[int, int]:
     import pyarrow.compute as pc
 
     table, inputs = checked.data.table, checked.data.input_table
+    check_columns(table, path)
     keep, has_input = np.ones(len(table), bool), np.zeros(len(table), bool)
     columns = {check.column.input: column_names(checked.data.columns[check.column.input]) for check in checked.inputs}
     is_wrong = {column: np.zeros(len(table), bool) for names in columns.values() for column in names}
@@ -70,9 +71,19 @@ def check_columns(table: Table, path: Path) -> None:
     """Raise a ``UserError`` if the format of a file to be written cannot hold a column of the table."""
     is_csv, is_json = path.suffix.lower() in DELIMITERS, path.suffix.lower() in JSON_LINES
     for field in table.data.schema:
-        if (is_csv and not is_text(field.type)) or (is_json and is_media(field.type)):
+        if (is_csv and not is_text(field.type)) or (is_json and not _is_json(field.type)):
             kind = "media" if is_media(field.type) else field.type
             raise UserError(f"--cleaned {path} cannot hold the column {field.name!r} of {kind}: write a .parquet file")
+
+
+def _is_json(kind: Any) -> bool:
+    """Return whether JSON has the values of an Arrow type, or of all parts of a nested one."""
+    from pyarrow import types
+
+    if types.is_nested(kind):
+        return all(_is_json(kind.field(index).type) for index in range(kind.num_fields))
+    known = (is_string, types.is_integer, types.is_floating, types.is_boolean, types.is_null)
+    return any(is_type(kind) for is_type in known)
 
 
 def _write_csv(data: Any, path: Path, delimiter: str) -> None:

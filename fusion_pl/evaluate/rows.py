@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusion_pl.data.manifest import ManifestData
-from fusion_pl.data.table_data import DEFAULT_SPLIT
 from fusion_pl.tables.checks import check_text_column
 from fusion_pl.tables.labels import check_label_columns
 from fusion_pl.tables.split_record import SplitRecord
-from fusion_pl.tables.splits import NO_SPLIT, SPLITS, TRAIN, column_splits, splits_to_draw
+from fusion_pl.tables.splits import DEFAULT_SPLIT, NO_SPLIT, SPLITS, TRAIN, column_splits, splits_to_draw
 from fusion_pl.tables.table import raise_problems
 from fusion_pl.types import UserError
 

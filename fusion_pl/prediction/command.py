@@ -53,7 +53,7 @@ def _predict_to_file(config: Namespace, output: Path) -> int:
     with partial.lock(config.overwrite):
         check_output(output, config.overwrite)  # again: another command may have finished in the meantime
         if found := partial.num_rows(len(ranges)):
-            _print(console, [f"{found:,} rows are predicted already; going on with the next one"])
+            _print(console, [f"{found:,} rows are predicted already; continuing with the next one"])
         try:
             with _progress(console) as progress:
                 task = progress.add_task("Predicting", total=predictor.source.num_rows)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_pl.data.table_data import DEFAULT_SPLIT
 from fusion_pl.predict import Predictor
 from fusion_pl.tables.hashes import row_hashes
 from fusion_pl.tables.labels import has_label_columns, read_label_column
 from fusion_pl.tables.split_record import SplitRecord
+from fusion_pl.tables.splits import DEFAULT_SPLIT
 from fusion_pl.tables.table import Table
 from fusion_pl.tasks import LabelColumn
 from fusion_pl.types import Prediction

@@ -19,6 +19,7 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 TRAIN, VAL, TEST = range(3)
 NO_SPLIT = -1
+DEFAULT_SPLIT = "split"  # name of the split column
 ALIASES: dict[str, Split] = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
 ALIASES |= {split: split for split in SPLITS}
 

@@ -167,6 +167,7 @@ def test_a_folder_per_class_has_the_columns_that_occur(tmp_path):
         (["cat/1.heic"], r"cat/1\.heic has another format: .*\.jpeg.* \(image\); \.wav.*; convert it"),
         (["cat/1.m4a"], r"cat/1\.m4a has another format"),
         (["cat/old/1.jpg"], r"cat/old is a folder: .* move it elsewhere"),
+        (["cat/caf\udce9.jpg"], r"the name of '.*cat/caf\\udce9\.jpg' is not in UTF-8, .*: rename the file"),
         (["cat/1.jpg", "cat/1.png"], r"cat/1\.jpg and .*cat/1\.png are both the image of one sample.*: rename one"),
     ],
 )

@@ -470,10 +470,13 @@ def test_several_label_columns_need_their_task(manifest, processors, tmp_path):
 
 
 def test_half_surrogate_pairs(manifest, processors, tmp_path):
-    """Those of ids are written as in predictions; those of other texts are refused before anything is written."""
+    """Those of ids are written as in predictions, those of paths not at all; other texts with them are refused."""
     with manifest.open() as file:
         rows = [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)]
-    path, options = tmp_path / "rows.jsonl", {"root": str(manifest.parent), "num_workers": 0}
+    path, options = tmp_path / "rows.jsonl", {"root": str(tmp_path), "num_workers": 0}
+    shutil.copytree(manifest.parent, tmp_path, dirs_exist_ok=True)
+    image = (tmp_path / rows[0]["image"]).rename(tmp_path / "caf\udce9.png")
+    rows[0]["image"] = image.name
     path.write_text("\n".join(json.dumps(row | {"id": f"\ud800 {at}"}) for at, row in enumerate(rows)))
     write_shards(ManifestData(str(path), **options), processors, tmp_path / "out")
     ids = read_table(str(tmp_path / "out/index.arrow")).cells("id")

@@ -279,6 +279,10 @@ def test_media_in_a_table_stay_bytes_in_the_cleaned_table(tmp_path, capsys):
     assert json.loads((tmp_path / "report/report.json").read_text())["findings"][0]["row"] == 4
     assert data_check(tmp_path, *arguments, "--cleaned", tmp_path / "cleaned.csv", output="other") == 2
     assert "cannot hold the column 'image' of media: write a .parquet file" in capsys.readouterr().err
+    table = table.set_column(0, "image", pyarrow.array(contents))
+    parquet.write_table(table, tmp_path / "table.parquet")
+    assert data_check(tmp_path, *arguments, "--cleaned", tmp_path / "cleaned.jsonl", output="other") == 2
+    assert "cannot hold the column 'image' of binary: write a .parquet file" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()  # nothing was opened
 
 

@@ -35,7 +35,7 @@ def test_a_stopped_command_goes_on(suffix, folder, predict, stop_after, monkeypa
     assert not Path(f"p.{suffix}").exists()
     assert predict("--columns", "number", output=f"p.{suffix}") == 0
     message = capsys.readouterr().err
-    assert "16 rows are predicted already; going on with the next one" in message
+    assert "16 rows are predicted already; continuing with the next one" in message
     assert message.endswith(told.strip("\n") + "\n")
     assert "20 of 23 rows predicted" in message
     assert Path(f"p.{suffix}").read_bytes() == Path(f"whole.{suffix}").read_bytes()

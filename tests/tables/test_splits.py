@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fusion_pl.tables.splits import NO_SPLIT, SPLITS, assign_splits, draw_splits, parse_split
-from tests.data import slow_splits
+from tests.tables import slow_splits
 
 FRACTIONS = {"val": 0.1, "test": 0.2}
 

@@ -26,9 +26,9 @@ from fusion_pl.tables.read_table import read_table
 from fusion_pl.tables.splits import SPLITS
 from fusion_pl.types import UserError
 from tests.commands import forkserver_context, run_command
-from tests.data import slow_splits
 from tests.data.conftest import write_manifest
 from tests.disk import small_disk
+from tests.tables import slow_splits
 
 FORMATS = ["m.csv", "m.tsv", "m.jsonl", "m.parquet", "m.feather", "m.arrow", "parts"]
 
