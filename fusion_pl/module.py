@@ -288,7 +288,7 @@ class FusionClassifier(FusionCore, LightningModule):
         """Restore the calibration, and the splits of a data class with another name than that of the run."""
         calibration = read_calibration(checkpoint["fusion_pl"], list(self.encoders), self.task)
         self.calibration = None if self.calibration_method == "none" else calibration
-        if self.calibration is calibration:  # the scores are those of the probabilities with it
+        if self.calibration_method != "none" or calibration is None:  # the scores are those of calibrated probabilities
             self.validation_scores = read_validation_scores(checkpoint["fusion_pl"])
         self.outlier_detectors = read_detectors(checkpoint["fusion_pl"], self.dims)
         data = getattr(self._trainer, "datamodule", None)

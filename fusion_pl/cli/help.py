@@ -49,8 +49,8 @@ DESCRIPTIONS = {
     "SIGTERM stop it after it has answered what it has accepted; the exit code is then 0.",
     "export": "Write a folder with which the model of a checkpoint runs without it. The format onnx has model.onnx, "
     "whose batch size and lengths are variable, with missing inputs and calibrated probabilities; preprocess.json; and "
-    "runner.py, which predicts with preprocess.py, without torch and without fusion-pl. The formats torch, safetensors "
-    "and ckpt are for torch, the Hugging Face hub and fusion-pl.",
+    "runner.py, which predicts with fusion_pl_preprocess.py, without torch and without fusion-pl. The formats torch, "
+    "safetensors and ckpt are for torch, the Hugging Face hub and fusion-pl.",
     "compare": "Train heads and single inputs with one configuration over several seeds, and report which is best. "
     "Options of fusion-pl fit (--trainer.max_epochs 5) apply to every run.",
     "data check": "Open every row and file of a table in parallel, before anything is trained, with the configuration "

@@ -57,7 +57,9 @@ def integrated_gradients(scores: SampleScores, name: str, index: int) -> PartEff
     if found is None:
         parts = f"{type(scores.encoder(name)).__name__} with {type(processor).__name__}"
         return PartEffects(note=f"Integrated gradients are not available for {parts}: use --method occlusion.")
-    attributions, difference, error = integrate(found.log_odds, found.x, found.baseline)
+    # Without cuDNN, whose recurrent layers have gradients in training only, and whose convolutions have other digits.
+    with torch.backends.cudnn.flags(enabled=False):
+        attributions, difference, error = integrate(found.log_odds, found.x, found.baseline)
     if not error <= TOLERANCE * max(1.0, abs(difference)):
         return PartEffects(
             note=f"Integrated gradients did not converge: with {MAX_POINTS} steps, their sum differs by {error:.3g} "
@@ -142,10 +144,9 @@ def integrate(
             low, high = (
                 baseline + edge.view(-1, *[1] * (x.dim() - 1)) * (x - baseline) for edge in (some, some + width)
             )
-            with torch.backends.cudnn.flags(enabled=False):  # its recurrent layers have gradients in training only
-                attributions, errors = method.attribute(
-                    high, low, n_steps=POINTS, method="gausslegendre", return_convergence_delta=True
-                )
+            attributions, errors = method.attribute(
+                high, low, n_steps=POINTS, method="gausslegendre", return_convergence_delta=True
+            )
             large = errors.abs() > SMALL * tolerance
             total, rest = total + attributions[~large].sum(0), rest + attributions[large].sum(0)
             divided.append(some[large])

@@ -57,9 +57,12 @@ def write_card(checkpoint: Mapping[str, Any], metrics: Path | None, name: str, f
 def _describe_calibration(config: Mapping[str, Any]) -> str:
     """Return what a run prints about its calibration, which may have been found useless, or only for subsets."""
     content = config.get("calibration")
-    calibration = None if content is None else Calibration(**content)
-    described = describe_calibration(calibration, {}, "+".join(config["encoders"]))
-    line = calibration_line(described, f"{described.get('validation_samples')} validation")
+    try:
+        calibration = None if content is None else Calibration(**content)
+        described = describe_calibration(calibration, {}, "+".join(config["encoders"]))
+        line = calibration_line(described, f"{described.get('validation_samples')} validation")
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"the calibration in the checkpoint is damaged ({error_reason(error)}): train again") from error
     return line.replace("calibration:", "Calibration of the probabilities:", 1)
 
 

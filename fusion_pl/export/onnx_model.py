@@ -21,11 +21,12 @@ from fusion_pl.types import UserError
 
 TOLERANCE = 1e-4  # of the probabilities of the examples, between PyTorch and onnxruntime
 MAX_BYTES = 2 * 10**9  # of a protobuf file
-MODEL, SETTINGS = "model.onnx", "preprocess.json"
+MODEL, SETTINGS, RUNNER = "model.onnx", "preprocess.json", "runner.py"
+PREPROCESS = "fusion_pl_preprocess.py"  # a name that no module of a user has
 
 
 def write_onnx(model: FusionClassifier, folder: Path, quantize: bool = False) -> None:
-    """Write ``model.onnx``, ``preprocess.json`` and the program ``runner.py``, which imports ``preprocess.py``.
+    """Write ``model.onnx``, its ``preprocess.json``, ``runner.py``, and ``fusion_pl_preprocess.py``, which it imports.
 
     Args:
         model: a trained classifier, in evaluation mode.
@@ -63,10 +64,10 @@ def write_onnx(model: FusionClassifier, folder: Path, quantize: bool = False) ->
         quantize_int8(model, folder / MODEL)
         check_outputs(folder / MODEL, model, tolerance=math.inf)
     (folder / SETTINGS).write_text(json.dumps(settings, ensure_ascii=False), encoding="utf-8")
-    for module in (preprocess, runner):
-        source = Path(str(module.__file__))
-        code = source.read_text(encoding="utf-8").replace("from fusion_pl.export.preprocess", "from preprocess")
-        (folder / source.name).write_text(code, encoding="utf-8")
+    for module, file in ((preprocess, PREPROCESS), (runner, RUNNER)):
+        code = Path(str(module.__file__)).read_text(encoding="utf-8")
+        code = code.replace("from fusion_pl.export.preprocess", f"from {Path(PREPROCESS).stem}")
+        (folder / file).write_text(code, encoding="utf-8")
 
 
 def runner_settings(model: FusionClassifier) -> dict[str, Any]:

@@ -182,8 +182,13 @@ class Task(Configurable, nn.Module, ABC):
     ) -> tuple[Float[Tensor, ""], Tensor | int]:
         """Return the sum of the Brier scores and their number."""
 
+    @property
+    def has_chosen_thresholds(self) -> bool:
+        """Whether the decision has thresholds that are chosen on validation."""
+        return False
+
     def choose_thresholds(self, probabilities: Probabilities, target: Target) -> None:
-        """Choose the thresholds of the decision, if it has any, with all calibrated predictions of the validation."""
+        """Choose the thresholds of the decision with all calibrated predictions of the validation."""
 
     @abstractmethod
     def metrics(self, num_classes: int, prefix: str) -> MetricCollection:

@@ -239,10 +239,14 @@ class MultiLabel(Task):
         """Return the sum of the squared errors of the probabilities of all known labels, and their number."""
         return (probabilities - target).square().masked_fill(target < 0, 0.0).sum(), (target >= 0).sum()
 
+    @property
+    def has_chosen_thresholds(self) -> bool:
+        """Whether the thresholds are chosen on validation."""
+        return self.threshold == "validation"
+
     def choose_thresholds(self, probabilities: Probabilities, target: Target) -> None:
-        """Choose the threshold of each label with the largest F1, if they are chosen on validation."""
-        if self.threshold == "validation":
-            self.thresholds.copy_(best_thresholds(probabilities, target))
+        """Choose the threshold of each label with the largest F1."""
+        self.thresholds.copy_(best_thresholds(probabilities, target))
 
     def metrics(self, num_classes: int, prefix: str) -> MetricCollection:
         """Return macro average precision, macro AUROC, macro- and micro-F1, and exact match."""

@@ -105,11 +105,13 @@ class FitCalibration(Callback):
         is_finite = bool(whole.logits.isfinite().all())
         self.reliability = reliability_bins(task, {"before": whole.logits} | after, whole.target) if is_finite else {}
         probabilities = task.probabilities(calibrated)
-        every = Outputs(*(values[outputs.complete] for values in outputs))
-        predictions = task.probabilities(calibrate_outputs(pl_module, every)), every.target
-        task.choose_thresholds(*predictions)
+        if task.has_chosen_thresholds:
+            every = Outputs(*(values[outputs.complete] for values in outputs))
+            predictions = task.probabilities(calibrate_outputs(pl_module, every)), every.target
+            task.choose_thresholds(*predictions)
         with averaged_weights(trainer, pl_module):  # those of the validation and of the checkpoint
-            task.choose_thresholds(*predictions)  # again: thresholds are exchanged with the weights
+            if task.has_chosen_thresholds:
+                task.choose_thresholds(*predictions)  # again: thresholds are exchanged with the weights
             pl_module.outlier_detectors = fit_outlier_detectors(trainer, pl_module)
         pl_module.embeddings.reset()
         pl_module.validation_scores = None

@@ -108,7 +108,7 @@ class SaveWhenStopped(Callback):
     def __init__(self) -> None:
         self.signals = StopSignals()
         self.saved_path: Path | None = None
-        self.has_averages = False  # during a validation, if the run averages weights
+        self.in_validation = False
 
     def _install_sigterm_handler(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's SIGTERM handler, whose broadcast would collide with collectives of other processes."""
@@ -129,12 +129,12 @@ class SaveWhenStopped(Callback):
             trainer._signal_connector.received_sigterm = False
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the model gets averaged weights, if there are any."""
-        self.has_averages = True
+        """Note that the model gets averaged weights, if the run averages them."""
+        self.in_validation = True
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that the model has the trained weights again."""
-        self.has_averages = False
+        self.in_validation = False
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         """Stop a validation on one process."""
@@ -162,6 +162,9 @@ class SaveWhenStopped(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save the checkpoint for ``--ckpt_path last``."""
+        if self.in_validation:  # before this or another callback saves a checkpoint
+            self.in_validation = False
+            restore_trained_weights(trainer, pl_module)
         was_training, self.signals.is_deferred = self.signals.is_deferred, False
         if isinstance(exception, StoppedBySignal) and trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGTERM)  # child processes that did not receive the signal
@@ -175,8 +178,6 @@ class SaveWhenStopped(Callback):
             return  # saving would wait for the failed process
         folder = next((c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         if folder:
-            if self.has_averages:
-                restore_trained_weights(trainer, pl_module)
             path = Path(folder) / "last.ckpt"
             trainer.save_checkpoint(path, weights_only=False)
             self.saved_path = path

@@ -8,8 +8,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 
+from fusion_pl.messages import error_reason
 from fusion_pl.training.best import find_checkpoint_callback
 from fusion_pl.training.calibrate import calibrate_outputs
 from fusion_pl.training.checkpoints import DiskFullError
@@ -82,9 +84,12 @@ class TensorBoardFigures(Callback):
             self.figures()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Plot the last validation of a run that fails or is stopped, unless it stops at once or the disk is full."""
+        """Plot the last validation of a run that is stopped or fails, unless at once or because of a file."""
         if self.figures is not None and not isinstance(exception, IMMEDIATE):
-            self.figures()
+            try:
+                self.figures()
+            except Exception as error:  # of any library; it must not replace the reason why the run fails
+                rank_zero_warn(f"the last validation is not plotted: {error_reason(error)}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the hyperparameters and the best value of the monitored metric."""

@@ -106,6 +106,14 @@ def test_the_card_says_why_the_probabilities_are_not_calibrated(folder, tmp_path
     assert "0.0000" not in card
 
 
+def test_a_damaged_calibration_is_one_sentence(unexported, tmp_path, capsys):
+    content = torch.load(unexported / "model.ckpt", weights_only=True)
+    content["fusion_pl"]["calibration"] = {"method": "temperature", "unknown": 1}
+    torch.save(content, tmp_path / "model.ckpt")
+    arguments = ["--ckpt_path", tmp_path / "model.ckpt", "--output", tmp_path / "hub", "--format", "safetensors"]
+    assert "the calibration in the checkpoint is damaged" in error_of(capsys, *arguments)
+
+
 def test_the_card_has_the_intervals_of_an_evaluation(unexported, tmp_path, capsys):
     results = tmp_path / "results.json"
     results.write_text(json.dumps({"metrics": {"auroc": {"value": 0.8, "interval": [0.7, 0.85]}}}))

@@ -168,7 +168,7 @@ def test_several_labels_and_weights(tmp_path, runner, capsys):
     write(model, tmp_path / "model.ckpt")
     assert export("--ckpt_path", tmp_path / "model.ckpt", "--output", tmp_path / "out") == 0
     assert re.search(
-        r"preprocess\.json \(\d+ bytes\), preprocess\.py \(1\d\.\d kB\), runner\.py \(\d\.\d kB\)",
+        r"fusion_pl_preprocess\.py \(1\d\.\d kB\), .*preprocess\.json \(\d+ bytes\), runner\.py \(\d\.\d kB\)",
         capsys.readouterr().err,
     )
     samples = [{"text": text} for text in ("", "a", "one", "two words", "a longer text of words")]

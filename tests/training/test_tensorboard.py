@@ -76,3 +76,13 @@ def test_a_run_that_fails_or_is_stopped_plots_its_last_validation(signum, code, 
 def test_a_measurement_writes_no_single_points(again):
     assert run("validate", ["--config", "config.yaml"]) == 0
     assert scalars("lightning_logs/version_1") == {}
+
+
+def test_a_drawing_that_fails_does_not_replace_the_reason_why_a_run_fails():
+    def draw():
+        raise RuntimeError("no space")
+
+    callback = tensorboard.TensorBoardFigures({})
+    callback.figures = draw
+    with pytest.warns(UserWarning, match="the last validation is not plotted: no space"):
+        callback.on_exception(None, None, UserError("the reason"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from copy import deepcopy
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from fusion_pl import FusionClassifier, Predictor
 from fusion_pl.cli.run import run
@@ -15,6 +17,7 @@ from fusion_pl.data import ManifestData
 from fusion_pl.encoders import FeatureEncoder
 from fusion_pl.fusion import Mean
 from fusion_pl.tasks.multi_label_metrics import best_thresholds
+from fusion_pl.training.interrupt import SaveWhenStopped, StoppedBySignal
 from tests import calibrated
 from tests.calibrated import expected_detectors, results, table
 from tests.texts import BEST, LAST, load
@@ -83,3 +86,31 @@ def test_statistics_of_numbers_that_are_no_weights_are_saved(weights_only, tmp_p
     trainer.save_checkpoint(tmp_path / "saved.ckpt", weights_only=weights_only)
     loaded = Predictor.from_checkpoint(tmp_path / "saved.ckpt", device="cpu").model.encoders["size"].processor
     assert (float(loaded.mean), float(loaded.std)) == pytest.approx((3.5, 5.25**0.5))
+
+
+class Stop(Callback):
+    """Stop at once in the validation of the second epoch, as a second Ctrl-C does."""
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.trained = deepcopy(pl_module.state_dict())
+
+    def on_validation_batch_end(self, trainer, *args):
+        if trainer.current_epoch:
+            raise StoppedBySignal(signal.SIGINT)
+
+
+def test_a_checkpoint_that_another_callback_saves_in_a_validation_has_both_sets_of_weights(model, manifest, tmp_path):
+    data, stop = ManifestData(str(manifest), batch_size=8, num_workers=0), Stop()
+    data.processors = model.processors
+    checkpoint = ModelCheckpoint(tmp_path, "saved", save_on_exception=True)
+    trainer = Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, callbacks=[EMAWeightAveraging(decay=0.9), SaveWhenStopped(), stop, checkpoint],
+    )  # fmt: skip
+    with pytest.raises(StoppedBySignal):
+        trainer.fit(model, datamodule=data)
+    (path,) = [path for path in tmp_path.iterdir() if load(path)["global_step"] == 6]
+    saved = load(path)
+    name = "fusion.classifier.weight" if "fusion.classifier.weight" in stop.trained else next(iter(stop.trained))
+    torch.testing.assert_close(saved["current_model_state"][name], stop.trained[name], rtol=0, atol=0)
+    assert (saved["state_dict"][name] != stop.trained[name]).any()
