@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from fusion_pl.encoders.base import Encoder
+from fusion_pl.encoders.base import Encoder, is_frozen
 from fusion_pl.fusion.base import Fusion
 from fusion_pl.layers import fill_missing, keep_rows, mark_missing, scatter_rows
 from fusion_pl.processors import Processor
@@ -62,7 +62,11 @@ class FusionCore(nn.Module):
         encoded = {}
         for name, encoder in self.named_encoders():
             rows = inputs[name]
-            encoded[name] = scatter_rows(rows if isinstance(rows, Encoded) else encoder(**rows), present[name])
+            if not isinstance(rows, Encoded):
+                # Some encoders of transformers draw a number without effect, which would change the head's dropout.
+                with torch.random.fork_rng(devices=[], enabled=self.training and is_frozen(encoder)):
+                    rows = encoder(**rows)
+            encoded[name] = scatter_rows(rows, present[name])
         return encoded
 
     def encode_all(self, inputs: Mapping[str, dict[str, Tensor]], present: Present) -> dict[str, Encoded]:

@@ -46,7 +46,7 @@ class Parts:
         """Write a part."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.path(name)) as path, path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # a key may have the name of an argument
 
     def compute(self, name: str, function: Callable[[], Arrays]) -> Arrays:
         """Return a stored part; if there is none, call a function and store its result."""

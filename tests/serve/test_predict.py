@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import queue
+import sys
 import threading
 from itertools import combinations
 from pathlib import Path
@@ -28,6 +29,8 @@ from tests.serve.conftest import LIMITS, png, wav
 from tests.test_module import quiet_trainer
 
 BINARY = ("photo", "voice")
+# The json module of Python 3.11 cannot read it.
+DEEP = (200, "no input 'a'") if sys.version_info >= (3, 12) else (422, "the body is not JSON (it is nested too deeply)")
 
 
 def as_json(sample):
@@ -143,7 +146,7 @@ def part(name, value="1"):
         (JSON, '{"title": "a", "title": "b"}', 422, "a key is given twice"),
         (JSON, "[" * 900 + "]" * 900, 422, "not an object"),
         (JSON, '{"a":' * 50 + "1" + "}" * 50, 200, "no input 'a'"),
-        (JSON, '{"a":' * 990 + "1" + "}" * 990, 422, "the body is not JSON (it is nested too deeply)"),
+        (JSON, '{"a":' * 990 + "1" + "}" * 990, *DEEP),
         (JSON, "[" * 1001, 422, "more than 1,000 values"),
         (JSON, json.dumps({"samples": []}), 422, '"samples" is empty: send at least one sample'),
         (JSON, json.dumps({"samples": [{"title": "a"}, 7]}), 422, "samples[1] is a number, expected an object"),

@@ -153,6 +153,20 @@ def test_metrics_weights_and_logits_are_the_same_with_and_without(folders, manif
         torch.testing.assert_close(results[0], other, rtol=1e-4, atol=1e-4)
 
 
+class Drawing(Embedding):
+    """Draws a number without effect, as Wav2Vec2 of transformers 5.20 does."""
+
+    def forward(self, ids, mask):
+        torch.rand([])
+        return super().forward(ids, mask)
+
+
+def test_a_frozen_encoder_changes_no_dropout(manifest, tmp_path):
+    models = [build({"text": Drawing().requires_grad_(False)}) for _ in range(2)]
+    expected, found = fit(models[0], manifest), fit(models[1], manifest, tmp_path / "cache")
+    torch.testing.assert_close(metrics(found), metrics(expected))
+
+
 def test_each_distinct_value_is_encoded_once_for_all_epochs_and_runs(table, tmp_path):
     class ReadStatistics(Callback):
         def on_validation_end(self, trainer, model):
