@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fusion_pl.data.rows import InputColumn
 from fusion_pl.processors.base import OPEN_ERRORS, Processor
-from fusion_pl.tables.checks import Rows, check_text_column, map_in_threads, row_problems
+from fusion_pl.tables.checks import Rows, check_text_column, map_in_threads, parse_number, row_problems
 from fusion_pl.tables.table import Problem, Table
 
 POOL_BATCHES = 400  # number of random batches that are sorted by length together; more: less padding, less random
@@ -91,11 +91,8 @@ def read_weights(table: Table, column: str) -> NDArray[np.float64]:
 
 
 def _parse_weight(text: str) -> float:
-    try:
-        weight = float(text)
-    except ValueError:
-        return np.nan
-    return weight if 0 <= weight < np.inf else np.nan
+    weight = parse_number(text)
+    return weight if weight >= 0 else np.nan
 
 
 def check_weights(table: Table, column: str, rows: Rows) -> Iterator[Problem]:

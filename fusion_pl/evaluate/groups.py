@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from fusion_pl.evaluate.evaluation import Evaluation
 from fusion_pl.messages import truncate
-from fusion_pl.tables.checks import check_text_column
-from fusion_pl.tables.split_times import parse_number
+from fusion_pl.tables.checks import check_text_column, parse_number
 from fusion_pl.tables.table import Table, raise_problems
 
 MAX_NUMBERS = 10  # a column with more distinct numbers is divided into bins

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -96,12 +97,13 @@ def check_ids(table: Table) -> Iterator[Problem]:
     yield from row_problems(table, np.flatnonzero(first[codes] != rows), "id", describe)
 
 
-def find_empty_rows(table: Table, columns: Sequence[str]) -> NDArray[np.bool_]:
-    """Return for each row whether it is missing in all of the columns."""
-    empty = np.ones(len(table), bool)
-    for column in columns:
-        empty &= table.is_missing(column)
-    return empty
+def parse_number(text: str) -> float:
+    """Return a finite number, NaN for another text."""
+    try:
+        number = float(text)
+    except ValueError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def check_empty_rows(table: Table, columns: Sequence[str], empty: NDArray[np.bool_]) -> Iterator[Problem]:

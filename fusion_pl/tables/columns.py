@@ -16,7 +16,6 @@ from fusion_pl.tables.checks import (
     check_column,
     check_files,
     check_text_column,
-    find_empty_rows,
     find_outside_paths,
     row_problems,
 )
@@ -97,7 +96,10 @@ class TableInputs:
 
     def find_empty_rows(self) -> NDArray[np.bool_]:
         """Return for each row whether all inputs are missing."""
-        return find_empty_rows(self.table, list(self.names.values()))
+        empty = np.ones(len(self.table), bool)
+        for column in self.names.values():
+            empty &= self.table.is_missing(column)
+        return empty
 
     def cells(self, name: str, rows: NDArray[np.int64]) -> Cells:
         """Return the cells of an input in some rows."""

@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from fusion_pl.tables.checks import row_problems
+from fusion_pl.tables.checks import parse_number, row_problems
 from fusion_pl.tables.splits import NO_SPLIT, SPLITS, TEST, TRAIN, VAL, Split
 from fusion_pl.tables.table import Problem, Table
 
@@ -25,15 +25,6 @@ def read_times(table: Table, column: str) -> NDArray[np.float64]:
     numbers = [parse_number(text) for text in texts]
     times = numbers if any(map(math.isfinite, numbers)) else [_parse_date(text) for text in texts]
     return np.array([*times, math.nan])[codes]
-
-
-def parse_number(text: str) -> float:
-    """Return a finite number, NaN for another text."""
-    try:
-        number = float(text)
-    except ValueError:
-        return math.nan
-    return number if math.isfinite(number) else math.nan
 
 
 def _parse_date(text: str) -> float:

@@ -78,11 +78,11 @@ def test_a_measurement_writes_no_single_points(again):
     assert scalars("lightning_logs/version_1") == {}
 
 
-def test_a_drawing_that_fails_does_not_replace_the_reason_why_a_run_fails():
-    def draw():
-        raise RuntimeError("no space")
+@pytest.mark.filterwarnings("ignore:the last validation is not plotted:UserWarning")
+def test_a_drawing_that_fails_does_not_replace_the_reason_why_a_run_fails(fresh, monkeypatch, capsys):
+    def fail(*arguments):
+        raise RuntimeError("no space for pictures")
 
-    callback = tensorboard.TensorBoardFigures({})
-    callback.figures = draw
-    with pytest.warns(UserWarning, match="the last validation is not plotted: no space"):
-        callback.on_exception(None, None, UserError("the reason"))
+    monkeypatch.setattr(tensorboard, "plot_missing_inputs", fail)
+    assert fit("--trainer.callbacks", f"{__name__}.Fail", "--trainer.callbacks.signum", "null") == 2
+    assert "fusion-pl: error: no more" in capsys.readouterr().err
